@@ -1,0 +1,44 @@
+# Every verb sets itself up in .venv first; the machine needs Python 3.11, make and git.
+
+PYTHON ?= $(shell for p in python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+# What .venv holds already, else the CPU lock: after `make setup REQUIREMENTS=requirements/cuda.txt` all verbs keep it.
+REQUIREMENTS ?= $(firstword $(patsubst .venv/installed-%,requirements/%.txt,$(wildcard .venv/installed-*)) requirements/cpu.txt)
+STAMP := .venv/installed-$(basename $(notdir $(REQUIREMENTS)))
+
+.PHONY: setup train test test-slow test-gpu check bench
+
+setup: $(STAMP)
+
+# The CPU and the CUDA build of fbgemm share a folder, so a change of lock starts from an empty .venv.
+$(STAMP): $(REQUIREMENTS) setup.cfg pyproject.toml
+	$(if $(PYTHON),,$(error Python 3.11 must be on PATH as python3.11 or python3: found none; install it or name it with PYTHON=...))
+	$(if $(filter-out $@,$(wildcard .venv/installed-*)),rm -rf .venv)
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install -c $(REQUIREMENTS) torch
+	.venv/bin/pip install --no-deps -r $(REQUIREMENTS)
+	.venv/bin/pip install --no-deps --no-build-isolation -e .
+	touch $@
+
+# two processes share the cores (torchrun's own default is one thread for each)
+train: export OMP_NUM_THREADS ?= $(shell n=$$(nproc); echo $$(( n > 1 ? n / 2 : 1 )))
+train: setup
+	.venv/bin/torchrun --standalone --nproc_per_node 2 recipes/train_dlrm.py
+
+test: setup
+	.venv/bin/pytest -m 'not slow and not gpu'
+
+test-slow: setup
+	.venv/bin/pytest -m 'slow and not gpu'
+
+test-gpu: setup
+	.venv/bin/pytest -m gpu
+
+check: setup
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+bench: setup
+	@set -e; for benchmark in benchmarks/*.py; do echo "== $$benchmark"; .venv/bin/python $$benchmark; done

@@ -1,0 +1,48 @@
+"""The batch every stream yields and every model takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass
+class Batch(Pipelineable):
+    """One rank's share of one global batch.
+
+    All ranks hold the same number ``B`` of rows, as the collectives require. The last ``B - num_rows`` are
+    padding (zeros and empty bags), present only at an uneven end of an epoch: a loss or a metric reads
+    ``[:num_rows]``, and a mean divides by ``global_rows``, so padding is neither trained on nor counted.
+    """
+
+    dense_features: torch.Tensor  # (B, D) float32
+    sparse_features: KeyedJaggedTensor  # F keys, stride B, int64 values
+    labels: torch.Tensor  # (B,) float32, 0 or 1
+    num_rows: int  # real rows on this rank, 0..B
+    global_rows: int  # real rows over all ranks
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        return Batch(
+            dense_features=self.dense_features.to(device, non_blocking=non_blocking),
+            sparse_features=self.sparse_features.to(device, non_blocking=non_blocking),
+            labels=self.labels.to(device, non_blocking=non_blocking),
+            num_rows=self.num_rows,
+            global_rows=self.global_rows,
+        )
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        self.dense_features.record_stream(stream)
+        self.sparse_features.record_stream(stream)
+        self.labels.record_stream(stream)
+
+    def pin_memory(self) -> Batch:
+        return Batch(
+            dense_features=self.dense_features.pin_memory(),
+            sparse_features=self.sparse_features.pin_memory(),
+            labels=self.labels.pin_memory(),
+            num_rows=self.num_rows,
+            global_rows=self.global_rows,
+        )

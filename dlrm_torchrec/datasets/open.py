@@ -1,0 +1,67 @@
+"""The streams of a run: prepared data, or synthetic data of the same shape."""
+
+from __future__ import annotations
+
+from dlrm_torchrec.datasets.manifest import Manifest
+
+# from dlrm_torchrec.datasets.parquet import ParquetStream
+from dlrm_torchrec.datasets.stream import Ranks, Stream
+from dlrm_torchrec.datasets.synthetic import SyntheticStream
+from dlrm_torchrec.schema import DatasetSpec
+
+SYNTHETIC = "synthetic"
+_HELD_OUT_ROWS = 65_536  # of each synthetic evaluation split
+
+
+def load_spec(data: str, shape: DatasetSpec) -> DatasetSpec:
+    """The spec of the prepared folder ``data``; ``shape`` itself when ``data`` is ``synthetic``."""
+    return shape if data == SYNTHETIC else Manifest.load(data).spec
+
+
+def open_streams(
+    data: str,
+    spec: DatasetSpec,
+    ranks: Ranks,
+    rows: int,
+    epochs: int,
+    seed: int,
+    lanes: int,
+) -> dict[str, Stream]:
+    """One stream per split, always with ``train`` and ``val``; only ``train`` is shuffled and repeated.
+
+    ``rows`` is the length of a synthetic epoch; prepared data has its own. ``lanes`` is explained in ``order``.
+    """
+    if data == SYNTHETIC:
+        return {
+            split: SyntheticStream(
+                spec,
+                split=split,
+                num_rows=rows * epochs if split == "train" else _HELD_OUT_ROWS,
+                global_batch_size=ranks.global_batch_size,
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                seed=seed,
+            )
+            for split in ("train", "val")
+        }
+    splits = Manifest.load(data).splits
+    for needed in ("train", "val"):
+        if needed not in splits:
+            raise ValueError(
+                f"prepared data must have a {needed!r} split to train with: got {sorted(splits)} in {data}; "
+                "prepare it again with that split"
+            )
+    return {
+        split: ParquetStream(
+            data,
+            split,
+            global_batch_size=ranks.global_batch_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            seed=seed,
+            shuffle=split == "train",
+            epochs=epochs if split == "train" else 1,
+            lanes=lanes,
+        )
+        for split in splits
+    }

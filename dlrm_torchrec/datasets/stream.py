@@ -1,0 +1,73 @@
+"""What every stream of batches offers, and how a global batch is shared among ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.schema import DatasetSpec
+
+
+class Stream(Protocol):
+    """Batches positioned purely by step: there is no state to save.
+
+    The rows of global batch ``t`` over all ranks together are the same for every world size, so a run may stop on
+    some ranks and go on with more or fewer.
+    """
+
+    @property
+    def spec(self) -> DatasetSpec: ...
+
+    @property
+    def num_steps(self) -> int:
+        """Global batches in the whole stream, all epochs together."""
+
+    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+        """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows of one global batch that one rank holds."""
+
+    first: int  # index of the first one in the global batch
+    num_rows: int
+    padded_rows: int  # the same on every rank
+    global_rows: int
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A global batch cut into ``world_size`` contiguous pieces, of which this is piece ``rank``."""
+
+    global_batch_size: int
+    rank: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(
+                f"rank must be in [0, world_size): got {self.rank} of {self.world_size}; pass the process group's"
+            )
+        if self.global_batch_size < 1 or self.global_batch_size % self.world_size:
+            raise ValueError(
+                f"global_batch_size must be a positive multiple of world_size {self.world_size}: "
+                f"got {self.global_batch_size}; choose a multiple"
+            )
+
+    def share(self, global_rows: int) -> Share:
+        """This rank's piece of a batch of ``global_rows`` rows, fewer than the full size at the end of an epoch."""
+        padded = -(-global_rows // self.world_size)
+        first = min(self.rank * padded, global_rows)
+        return Share(first, min(padded, global_rows - first), padded, global_rows)
+
+
+def check_start_step(start_step: int, num_steps: int) -> None:
+    """ValueError unless ``start_step`` is a step of the stream, or its end."""
+    if not 0 <= start_step <= num_steps:
+        raise ValueError(
+            f"start_step must be in [0, {num_steps}], the steps of this stream: got {start_step}; "
+            "resume with the batch size, rows and epochs that the run began with"
+        )

@@ -1,0 +1,45 @@
+"""Ids with a bounded Zipf distribution: a few popular rows, a long tail, any table size, no table of weights."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Zipf:
+    """Ids in ``[0, rows)``, where the k-th most popular has weight ∫ x^-exponent dx over [k, k + 1), k = 1..rows.
+
+    This is a bounded Pareto variable rounded down, so its inverse CDF has a closed form. Popularity ranks are spread
+    over the table by a fixed bijection, so that popular ids are not neighbours.
+    """
+
+    def __init__(self, rows: int, exponent: float) -> None:
+        if exponent <= 1:
+            raise ValueError(f"the Zipf exponent must be above 1: got {exponent}; 1.05 to 1.2 is usual for click logs")
+        self.rows = rows
+        self._power = 1.0 - exponent
+        self._mass = 1.0 - (rows + 1.0) ** self._power
+        # Near the golden section of the table, then up to the next number that makes the map one-to-one.
+        self._multiplier = max(1, int(rows * 0.6180339887))
+        while math.gcd(self._multiplier, rows) != 1:
+            self._multiplier += 1
+
+    def ids(self, uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The ids at these points of the CDF, each point in [0, 1)."""
+        position = np.power(1.0 - uniforms * self._mass, 1.0 / self._power)
+        # Rounding may lift a point next to 1 just past the last row.
+        rank = np.minimum(position.astype(np.int64) - 1, self.rows - 1)
+        return self.scatter(rank)
+
+    def scatter(self, rank: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The id of each popularity rank, 0 the most popular: a bijection of [0, rows)."""
+        return rank * self._multiplier % self.rows
+
+    def probabilities(self) -> NDArray[np.float64]:
+        """The exact probability of every id: (rows,)."""
+        edges = (1.0 - np.arange(1, self.rows + 2, dtype=np.float64) ** self._power) / self._mass
+        result = np.empty(self.rows)
+        result[self.scatter(np.arange(self.rows))] = np.diff(edges)
+        return result

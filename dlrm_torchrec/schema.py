@@ -1,0 +1,116 @@
+"""The nouns of a ranking data set: features, tables, and the spec that joins them.
+
+A spec describes *prepared* data: Parquet columns that a stream can read without looking anything up.
+It is stored in ``dataset.json`` beside the data and inside every checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Encoding = Literal["id", "vocab", "hash"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseFeature:
+    """One float column; ``default`` replaces a missing value before ``log1p`` is applied."""
+
+    name: str
+    default: float = 0.0
+    log1p: bool = False  # preparation stores log(1 + max(x, 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseFeature:
+    """One categorical column: an integer per row, or a list of integers when ``multi_hot``.
+
+    ``encoding`` says how a raw value becomes an id in ``[0, rows)``:
+
+    - ``id``: it is one already;
+    - ``vocab``: id 0 is missing, id 1 is unseen, then the values seen at least ``min_count`` times;
+    - ``hash``: id 0 is missing, then a stable 64-bit hash folded into ``[1, rows)``.
+
+    ``rows`` may be 0 only for ``vocab`` before preparation has counted the values.
+    """
+
+    name: str
+    rows: int
+    encoding: Encoding = "id"
+    multi_hot: bool = False
+    min_count: int = 1  # a value seen less often than this is unseen (vocab only)
+    pooling_factor: float = 1.0  # mean ids per row: measured by preparation, used by planner and synthetic data
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 and not (self.encoding == "vocab" and self.rows == 0):
+            raise ValueError(
+                f"rows of feature {self.name!r} must be at least 1: got {self.rows}; "
+                "name the number of distinct ids (0 is for a vocabulary that is still to be counted)"
+            )
+        if self.encoding == "hash" and self.rows < 2:
+            raise ValueError(
+                f"rows of hashed feature {self.name!r} must be at least 2 (id 0 is 'missing'): "
+                f"got {self.rows}; raise it"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One embedding table: ``rows`` x ``dim``, looked up by ``features`` and summed over each bag."""
+
+    name: str
+    rows: int
+    dim: int
+    features: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.dim < 1:
+            raise ValueError(
+                f"table {self.name!r} must have rows and dim of at least 1: got {self.rows} x {self.dim}; raise them"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """What a batch holds: a binary label, dense columns and sparse columns, in model order."""
+
+    name: str
+    label: str
+    dense: tuple[DenseFeature, ...]
+    sparse: tuple[SparseFeature, ...]
+    positive_label: str | None = None  # the text that means 1; None: the column is 0 / 1 already
+
+    def __post_init__(self) -> None:
+        if not self.sparse:
+            raise ValueError(f"spec {self.name!r} must have a sparse feature: got none; add one to 'sparse'")
+        names = Counter([self.label, *(f.name for f in self.dense), *(f.name for f in self.sparse)])
+        twice = sorted(name for name, count in names.items() if count > 1)
+        if twice:
+            raise ValueError(f"columns of spec {self.name!r} must have distinct names: got {twice} twice; rename them")
+
+    def tables(self, dim: int) -> tuple[Table, ...]:
+        """One table of width ``dim`` per sparse feature, named ``t_<feature>``."""
+        return tuple(
+            Table(name=f"t_{feature.name}", rows=feature.rows, dim=dim, features=(feature.name,))
+            for feature in self.sparse
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries and lists, the inverse of ``from_json``."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> DatasetSpec:
+        """The spec that ``to_json`` wrote; ValueError when keys are missing or unknown."""
+        try:
+            fields = dict(data)
+            dense = tuple(DenseFeature(**feature) for feature in fields.pop("dense"))
+            sparse = tuple(SparseFeature(**feature) for feature in fields.pop("sparse"))
+            return cls(dense=dense, sparse=sparse, **fields)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"a dataset spec must have the fields of DatasetSpec: got {error}; compare it with a dataset.json "
+                "that this version wrote"
+            ) from error

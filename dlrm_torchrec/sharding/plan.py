@@ -1,0 +1,180 @@
+"""One plan for training and dry runs: which rank holds which piece of which table."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch.distributed as dist
+from torch import nn
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
+from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.sharding.sharder import CHANGED_BY, ExactSharder, table_optimizer
+
+ShardingKind = Literal[
+    "auto",
+    "data_parallel",
+    "table_wise",
+    "column_wise",
+    "table_column_wise",
+    "row_wise",
+    "table_row_wise",
+    "grid_shard",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardingConfig:
+    """How tables are sharded; ``auto`` leaves it to the planner."""
+
+    kind: ShardingKind = "auto"  # of every table
+    tables: dict[str, ShardingKind] = field(default_factory=dict)  # of single tables, by name, before 'kind'
+
+    def of(self, table: str) -> ShardingKind:
+        return self.tables.get(table, self.kind)
+
+
+def sharders(tables: EmbeddingBagCollection) -> list[ModuleSharder[nn.Module]]:
+    """The sharders to plan and to shard with."""
+    return [ExactSharder(table_optimizer(tables))]
+
+
+def make_plan(
+    model: nn.Module,
+    tables: EmbeddingBagCollection,
+    topology: Topology,
+    batch_size: int,
+    config: ShardingConfig,
+    spec: DatasetSpec,
+    group: dist.ProcessGroup | None = None,
+) -> ShardingPlan:
+    """The planner's plan for ``tables`` inside ``model`` (both on meta), ``batch_size`` rows per rank.
+
+    With ``group``, rank 0 plans and all its ranks get the same plan. Raises ValueError when a table is named that
+    does not exist, when a sharding type is impossible for it, or when nothing fits.
+    """
+    constraints = _constraints(tables, topology, config, spec)
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        batch_size=batch_size,
+        constraints=constraints,
+        storage_reservation=_reservation(model),
+        stats=[],
+        debug=False,
+    )
+    try:
+        if group is None:
+            return planner.plan(model, sharders(tables))
+        return planner.collective_plan(model, sharders(tables), group)
+    except PlannerError as error:
+        raise ValueError(
+            f"tables must fit the memory of {topology.world_size} {topology.compute_device} ranks: got "
+            f"{str(error).splitlines()[0]}; add ranks, or shrink tables"
+        ) from error
+
+
+def _reservation(model: nn.Module) -> HeuristicalStorageReservation:
+    """15 % of the memory, and what is not sharded: dense parameters, gradients and at most two moments."""
+    dense_bytes = 4 * sum(p.numel() * p.element_size() for p in model.parameters() if not p.is_meta)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # it warns of planning without the estimate that we give
+        return HeuristicalStorageReservation(percentage=0.15, dense_tensor_estimate=dense_bytes)
+
+
+def _constraints(
+    tables: EmbeddingBagCollection, topology: Topology, config: ShardingConfig, spec: DatasetSpec
+) -> dict[str, ParameterConstraints]:
+    pooling = {feature.name: feature.pooling_factor for feature in spec.sparse}
+    names = {table.name for table in tables.embedding_bag_configs()}
+    unknown = sorted(config.tables.keys() - names)
+    if unknown:
+        raise ValueError(f"sharded tables must exist: got {unknown}; the model has {sorted(names)}")
+    optimizer = table_optimizer(tables)
+    constraints = {}
+    for table in tables.embedding_bag_configs():
+        kind = config.of(table.name)
+        if kind not in get_args(ShardingKind):
+            raise ValueError(
+                f"sharding of table {table.name!r} must be one of {get_args(ShardingKind)}: got {kind!r}; name one"
+            )
+        excluded, reason = CHANGED_BY.get(optimizer, ([], ""))
+        if kind in excluded:
+            raise ValueError(
+                f"sharding of table {table.name!r} must leave {optimizer.__name__}'s arithmetic unchanged: got "
+                f"{kind!r}, with which {reason}; choose another sharding or optimizer"
+            )
+        # column shards as equal as the ranks allow; FBGEMM wants multiples of 4
+        columns = max(4, table.embedding_dim // topology.world_size // 4 * 4)
+        constraints[table.name] = ParameterConstraints(
+            sharding_types=None if kind == "auto" else [kind],
+            min_partition=columns if kind in ("column_wise", "table_column_wise", "grid_shard") else None,
+            pooling_factors=[pooling[name] for name in table.feature_names],
+        )
+    return constraints
+
+
+def plan_to_json(plan: ShardingPlan) -> dict[str, Any]:
+    """Per table: sharding type, kernel, and shards with rank, offset and size."""
+    return {
+        table: {
+            "sharding_type": parameter.sharding_type,
+            "compute_kernel": parameter.compute_kernel,
+            "shards": [
+                {"rank": rank, "offset": list(offset), "size": list(size)}
+                for rank, offset, size in _shards(parameter, None)
+            ],
+        }
+        for table, parameter in _parameters(plan)
+    }
+
+
+def describe_plan(plan: ShardingPlan, tables: EmbeddingBagCollection, world_size: int) -> str:
+    """The plan as a table for a terminal: per table where it lies, then the bytes of weights per rank."""
+    configs = {table.name: table for table in tables.embedding_bag_configs()}
+    width = max(5, *(len(name) for name in configs))
+    lines = [f"{'table':<{width}}  {'rows':>11}  {'dim':>4}  {'sharding':<17}  {'kernel':<6}  ranks"]
+    rank_bytes = [0] * world_size
+    for name, parameter in _parameters(plan):
+        table = configs[name]
+        whole = (table.num_embeddings, table.embedding_dim)
+        ranks = []
+        for rank, _, size in _shards(parameter, whole):
+            ranks.append(rank)
+            rank_bytes[rank] += 4 * size[0] * size[1]
+        lines.append(
+            f"{name:<{width}}  {whole[0]:>11,}  {whole[1]:>4}  {parameter.sharding_type:<17}  "
+            f"{parameter.compute_kernel:<6}  {_ranges(sorted(set(ranks)))}"
+        )
+    lines += [f"rank {rank}: {count / 2**20:,.1f} MiB of table weights" for rank, count in enumerate(rank_bytes)]
+    return "\n".join(lines)
+
+
+def _parameters(plan: ShardingPlan) -> list[tuple[str, Any]]:
+    found = []
+    for module in plan.plan.values():
+        assert isinstance(module, EmbeddingModuleShardingPlan)
+        found += list(module.items())
+    return found
+
+
+def _shards(parameter: Any, whole: tuple[int, int] | None) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
+    """(rank, offset, size) of each shard; a replicated table is whole on each of its ranks."""
+    if parameter.sharding_spec is None:
+        return [(rank, (0, 0), whole or ()) for rank in parameter.ranks]
+    return [
+        (shard.placement.rank(), tuple(shard.shard_offsets), tuple(shard.shard_sizes))
+        for shard in parameter.sharding_spec.shards
+    ]
+
+
+def _ranges(ranks: list[int]) -> str:
+    """Ranks for people: ``0-3`` for a run, otherwise a list."""
+    if len(ranks) > 2 and ranks == list(range(ranks[0], ranks[-1] + 1)):
+        return f"{ranks[0]}-{ranks[-1]}"
+    return ",".join(map(str, ranks))

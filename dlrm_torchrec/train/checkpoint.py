@@ -1,0 +1,221 @@
+"""Checkpoints that are visible only when whole, and that load on another world size or sharding."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from iopath.common.file_io import g_pathmgr
+from torch import nn
+from torchrec.optim.fused import FusedOptimizer
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
+
+from dlrm_torchrec.train.storage import IoPathReader, IoPathWriter
+from dlrm_torchrec.train.world import World
+
+FORMAT = 1
+MARKER = "checkpoint.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When and how to save."""
+
+    every: int = 0  # steps between checkpoints; 0: only at the end and on SIGTERM
+    keep: int = 2  # newest checkpoints to keep
+    asynchronous: bool = False  # write in the background while training goes on
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"number of checkpoints to keep must be at least 1: got {self.keep}; raise it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands: everything beside tensors that an exact resume needs."""
+
+    identity: dict[str, Any]  # what defines model and data; a checkpoint of another identity is refused
+    lanes: int  # parallel cuts of the data order, fixed for the life of a run
+    step: int = 0  # optimizer steps done; the data stream is positioned by it
+    last: dict[str, float] = field(default_factory=dict)  # newest validation metrics
+    best: dict[str, float] = field(default_factory=dict)  # those of the highest AUC so far
+    plan: Any = None  # the sharding plan as JSON, for people and for the dry run
+
+    def validated(self, metrics: dict[str, float]) -> Progress:
+        """This progress with new validation metrics, which are the best ones if their AUC is the highest."""
+        best = metrics if metrics["auc"] > self.best.get("auc", 0.0) else self.best
+        return dataclasses.replace(self, last=metrics, best=best)
+
+
+class Checkpoints:
+    """The checkpoints of one run: ``<folder>/step-00000123/``, committed by writing ``checkpoint.json`` last.
+
+    Tables are saved as sharded tensors under their TorchRec names, so that DCP reshards them on load. Everything
+    that is not a tensor is JSON.
+    """
+
+    def __init__(self, folder: str, config: CheckpointConfig, world: World) -> None:
+        self.folder = folder.rstrip("/")
+        self.config = config
+        self.world = world
+        self._pending: Future[Any] | None = None
+        self._pending_progress: Progress | None = None
+        self._newest = -1
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, oldest first."""
+        if not g_pathmgr.isdir(self.folder):
+            return []
+        names = [name.rstrip("/") for name in g_pathmgr.ls(self.folder) if name.startswith("step-")]
+        return sorted(int(name[5:]) for name in names if g_pathmgr.exists(f"{self.folder}/{name}/{MARKER}"))
+
+    def save(self, model: nn.Module, optimizer: CombinedOptimizer, progress: Progress) -> None:
+        """Write a checkpoint (all ranks call this), unless the newest one is of this step already.
+
+        The previous one survives until this one is whole.
+        """
+        self.wait()
+        if progress.step == self._newest:
+            return
+        self._newest = progress.step
+        path = self._path(progress.step)
+        if self.world.is_main:
+            g_pathmgr.mkdirs(path)
+        dist.barrier(self.world.control)
+        state = {"model": model.state_dict(), "optimizer": _optimizer_tensors(optimizer)}
+        self._pending_progress = progress
+        if self.config.asynchronous:
+            saving = dcp.async_save(state, storage_writer=IoPathWriter(path), process_group=self.world.control)
+            assert isinstance(saving, Future)
+            self._pending = saving
+        else:
+            dcp.save(state, storage_writer=IoPathWriter(path), process_group=self.world.control)
+            self._commit()
+
+    def wait(self) -> None:
+        """Finish an asynchronous save, if one is under way."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+            self._commit()
+
+    def load(self, model: nn.Module, optimizer: CombinedOptimizer, identity: dict[str, Any]) -> Progress | None:
+        """Restore the newest complete checkpoint in place; None when there is none.
+
+        Raises ValueError when it is of another format or of a run that differs in ``identity``.
+        """
+        steps = self.steps() if self.world.is_main else []
+        newest = [steps[-1] if steps else -1]
+        dist.broadcast_object_list(newest, src=0, group=self.world.control)
+        if newest[0] < 0:
+            return None
+        path = self._path(newest[0])
+        progress = read_progress(path, identity)
+        materialise_state(optimizer)
+        state = {"model": model.state_dict(), "optimizer": _optimizer_tensors(optimizer)}
+        _refuse_foreign_tensors(path, state)
+        dcp.load(state, storage_reader=IoPathReader(path), process_group=self.world.control)
+        model.load_state_dict(state["model"])
+        saved = optimizer.state_dict()
+        optimizer.load_state_dict({**saved, "state": _unflatten(saved["state"], state["optimizer"])})
+        optimizer.set_optimizer_step(progress.step)
+        self._newest = progress.step
+        return progress
+
+    def _path(self, step: int) -> str:
+        return f"{self.folder}/step-{step:08d}"
+
+    def _commit(self) -> None:
+        progress = self._pending_progress
+        if progress is None or not self.world.is_main:
+            return
+        marker = f"{self._path(progress.step)}/{MARKER}"
+        with g_pathmgr.open(f"{marker}.tmp", "w") as stream:
+            json.dump({"format": FORMAT, "torch": torch.__version__, **dataclasses.asdict(progress)}, stream, indent=1)
+        g_pathmgr.mv(f"{marker}.tmp", marker)
+        self._remove_old(self.steps()[-self.config.keep :])
+
+    def _remove_old(self, keep: list[int]) -> None:
+        """Remove older checkpoints, and what a killed save left behind."""
+        for name in g_pathmgr.ls(self.folder):
+            path = f"{self.folder}/{name.rstrip('/')}"
+            if name.startswith("step-") and int(name.rstrip("/")[5:]) not in keep:
+                if g_pathmgr.exists(f"{path}/{MARKER}"):
+                    g_pathmgr.rm(f"{path}/{MARKER}")  # first it stops being a checkpoint, then it goes
+                _remove_folder(path)
+
+
+def read_progress(path: str, identity: dict[str, Any]) -> Progress:
+    """The JSON half of a checkpoint; ValueError when this code or this run cannot use it."""
+    with g_pathmgr.open(f"{path}/{MARKER}", "r") as stream:
+        data = json.load(stream)
+    if data.get("format") != FORMAT:
+        raise ValueError(
+            f"checkpoint {path} must have format {FORMAT}: got {data.get('format')!r}; "
+            "use the version of dlrm-torchrec that wrote it, or another run folder"
+        )
+    fields = {field.name for field in dataclasses.fields(Progress)}
+    progress = Progress(**{name: value for name, value in data.items() if name in fields})
+    wanted = json.loads(json.dumps(identity))
+    for name in sorted(wanted.keys() | progress.identity.keys()):
+        if wanted.get(name) != progress.identity.get(name):
+            raise ValueError(
+                f"{name} must be what the checkpoint {path} was trained with, {_short(progress.identity.get(name))}: "
+                f"got {_short(wanted.get(name))}; restore it, or start anew in another --run-dir"
+            )
+    return progress
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _refuse_foreign_tensors(path: str, state: dict[str, dict[str, Any]]) -> None:
+    """Compare names and shapes with the file before any tensor is touched."""
+    saved = IoPathReader(path).read_metadata().state_dict_metadata
+    wanted = {f"{part}.{name}": value for part, tensors in state.items() for name, value in tensors.items()}
+    for name, value in wanted.items():
+        size = getattr(saved.get(name), "size", None)
+        if size is None or tuple(size) != tuple(value.size()):
+            found = "no tensor of that name" if size is None else f"one of shape {tuple(size)}"
+            raise ValueError(
+                f"checkpoint {path} must hold {name} of shape {tuple(value.size())}: got {found}; "
+                "it belongs to another model or optimizer, so start anew in another --run-dir"
+            )
+
+
+def materialise_state(optimizer: CombinedOptimizer) -> None:
+    """Create the state that torch's optimizers allocate at their first step, so that it can be loaded in place."""
+    for _, part in optimizer.optimizers:
+        if not isinstance(part, FusedOptimizer | CombinedOptimizer):
+            part.init_state()
+            part.zero_grad()
+
+
+def _optimizer_tensors(optimizer: KeyedOptimizer) -> dict[str, Any]:
+    """Optimizer state as one flat dictionary of tensors, ``<parameter>.<state>``."""
+    return {
+        f"{parameter}/{name}": value
+        for parameter, states in optimizer.state_dict()["state"].items()
+        for name, value in states.items()
+    }
+
+
+def _unflatten(template: dict[str, Any], flat: dict[str, Any]) -> dict[str, Any]:
+    return {parameter: {name: flat[f"{parameter}/{name}"] for name in states} for parameter, states in template.items()}
+
+
+def _remove_folder(path: str) -> None:
+    if "://" not in path:
+        shutil.rmtree(path)
+        return
+    for name in g_pathmgr.ls(path):  # object stores have no folders to remove
+        g_pathmgr.rm(f"{path}/{name}")

@@ -1,0 +1,57 @@
+"""Checks that stop a run which trains on garbage, each with one sentence that says what to look at."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+LEARNING_STEPS = 200  # after the warm-up: even a slow start is away from AUC 0.5 by then
+
+
+class TrainingError(ValueError):
+    """The run cannot go on; the message says what to look at."""
+
+
+def check_loss(loss: float, first_step: int, last_step: int) -> None:
+    """Raise TrainingError when the summed loss of the steps is not finite."""
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"training loss must be finite: got {loss} between steps {first_step} and {last_step}; "
+            "look at the learning rate, and at dense columns for values that are huge or not finite"
+        )
+
+
+def check_evaluation(logits: torch.Tensor, metrics: dict[str, float], *, learned: bool) -> None:
+    """Raise TrainingError when an evaluation shows that the model is broken.
+
+    Always: empty data, logits that are not finite, labels of one class. With ``learned`` (after the warm-up) also
+    constant logits and an AUC within three standard errors of 0.5 (Hanley and McNeil, 1982: sqrt((P+N+1)/(12PN))
+    under the null).
+    """
+    positives, samples = metrics["positives"], metrics["samples"]
+    if samples == 0:
+        raise TrainingError("validation split must hold rows: got none; look at the splits in dataset.json")
+    if not bool(torch.isfinite(logits).all()):
+        raise TrainingError(
+            "logits must be finite: got NaN or infinity in evaluation; look at the learning rate and at the dense "
+            "columns of the validation split"
+        )
+    if not 0 < positives < samples:
+        raise TrainingError(
+            f"validation labels must be of both classes: got {positives:.0f} positives in {samples:.0f} rows; "
+            "look at the label column and 'positive_label' of the spec"
+        )
+    if not learned:
+        return
+    if float(logits.std()) < 1e-6:
+        raise TrainingError(
+            f"logits must differ between rows: got {float(logits[0]):.6g} for all; look at the learning rate "
+            "(too high kills every ReLU) and at the dense columns"
+        )
+    error = math.sqrt((samples + 1) / (12 * positives * (samples - positives)))
+    if error < 0.01 and abs(metrics["auc"] - 0.5) < 3 * error:
+        raise TrainingError(
+            f"validation AUC must have left 0.5 after the warm-up: got {metrics['auc']:.4f} (standard error "
+            f"{error:.4f}); look at the learning rate (too high is the usual cause), then at whether labels match rows"
+        )

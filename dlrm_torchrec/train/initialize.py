@@ -1,0 +1,60 @@
+"""Initial table weights that do not depend on how the tables are sharded."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+
+_BLOCK_ELEMENTS = 1 << 22  # bounds the temporaries to a few hundred MB
+
+
+@torch.no_grad()
+def initialize_tables(model: nn.Module, seed: int) -> None:
+    """Draw every table of a sharded model as ``fill_table`` does, each rank its own pieces."""
+    for module in model.modules():
+        if isinstance(module, ShardedEmbeddingBagCollection):
+            for name, weight in module.state_dict().items():
+                table = name.removeprefix("embedding_bags.").removesuffix(".weight")
+                if isinstance(weight, ShardedTensor):
+                    num_rows = weight.metadata().size[0]
+                    for shard in weight.local_shards():
+                        row, column = shard.metadata.shard_offsets
+                        fill_table(shard.tensor, seed, table, num_rows, row, column)
+                else:  # replicated
+                    fill_table(weight, seed, table, len(weight))
+
+
+@torch.no_grad()
+def fill_table(values: torch.Tensor, seed: int, table: str, num_rows: int, row: int = 0, column: int = 0) -> None:
+    """Fill the piece of a table that begins at (row, column) from U(-sqrt(1/num_rows), sqrt(1/num_rows)).
+
+    The distribution is that of DLRM (arXiv 1906.00091). An element is a function of (seed, table, its row, its
+    column) only, so that any number of ranks and any sharding start from the same model; TorchRec's own
+    initialisation draws from each rank's generator instead.
+    """
+    columns = torch.arange(column, column + values.size(1), device=values.device)
+    salt = _table_seed(seed, table)
+    limit = num_rows**-0.5
+    step = max(1, _BLOCK_ELEMENTS // max(1, values.size(1)))
+    for start in range(0, values.size(0), step):
+        stop = min(start + step, values.size(0))
+        rows = torch.arange(row + start, row + stop, device=values.device)
+        bits = _mix(((rows[:, None] << 20) + columns[None, :]) ^ salt)  # a dim is far below 2^20
+        uniform = (bits >> 40 & 0xFFFFFF).to(torch.float32) * 2.0**-24
+        values[start:stop] = (uniform * 2 - 1) * limit
+
+
+def _table_seed(seed: int, table: str) -> int:
+    digest = hashlib.blake2b(f"{seed}/{table}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's finaliser (Steele et al., OOPSLA 2014) on int64, whose products wrap around."""
+    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return x ^ (x >> 31 & 0x1FFFFFFFF)

@@ -1,0 +1,136 @@
+"""What a run writes for people and programs: progress, metrics.jsonl, config.json, TensorBoard, a profile."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from iopath.common.file_io import g_pathmgr
+from tqdm import tqdm
+
+from dlrm_torchrec.train.gates import check_loss
+from dlrm_torchrec.train.world import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """How much to write."""
+
+    every: int = 50  # steps between log records
+    tensorboard: bool = False  # also write TensorBoard events into the run folder
+    profile: tuple[int, int] | None = None  # first and last step of a torch.profiler trace, on rank 0
+
+
+class RunLog:
+    """Records of one run, written by rank 0; ``metrics.jsonl`` has one JSON object per line with its step.
+
+    Losses stay on the device until a record is due, because reading one waits for the device.
+    """
+
+    def __init__(self, folder: str, config: LogConfig, world: World, run: dict[str, Any]) -> None:
+        self.folder, self.config, self.world = folder.rstrip("/"), config, world
+        self._losses: list[torch.Tensor] = []
+        self._bar: tqdm[Any] | None = None
+        self._samples, self._train_s = 0, 0.0
+        self._clock = time.perf_counter()
+        if not world.is_main:
+            return
+        g_pathmgr.mkdirs(self.folder)
+        with g_pathmgr.open(f"{self.folder}/config.json", "w") as stream:
+            json.dump(run, stream, indent=1, default=_plain)
+        if config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # an extra: needed only when asked for
+
+            self._tensorboard = SummaryWriter(self.folder)
+
+    def start(self, step: int, num_steps: int) -> None:
+        """Begin at ``step``; records of later steps, from before an interruption, are dropped."""
+        self._clock = time.perf_counter()
+        if not self.world.is_main:
+            return
+        path = f"{self.folder}/metrics.jsonl"
+        kept = []
+        if g_pathmgr.exists(path):
+            with g_pathmgr.open(path, "r") as stream:
+                kept = [line for line in stream if line.endswith("\n") and json.loads(line)["step"] <= step]
+        with g_pathmgr.open(path, "w") as stream:
+            stream.writelines(kept)
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True)
+
+    def step(self, step: int, loss: torch.Tensor, global_rows: int) -> None:
+        """Count one training step of ``global_rows`` samples; writes a record every ``config.every`` steps.
+
+        Raises TrainingError when a loss of the window was not finite.
+        """
+        self._losses.append(loss)
+        self._samples += global_rows
+        if self._bar is not None:
+            self._bar.update()
+        if step % self.config.every == 0:
+            self.flush(step)
+
+    def flush(self, step: int) -> None:
+        """Write the mean training loss over the window and over all ranks, if there was a step since the last one."""
+        if not self._losses:
+            return
+        total = torch.stack(self._losses).double().sum().reshape(1).cpu()
+        dist.all_reduce(total, group=self.world.control)
+        window, self._losses = len(self._losses), []
+        check_loss(float(total), step - window + 1, step)
+        record = {"train/loss": float(total) / window / self.world.size, "samples_per_s": self.samples_per_s()}
+        self.write(step, record)
+
+    def write(self, step: int, record: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and a line on the terminal."""
+        if not self.world.is_main:
+            return
+        with g_pathmgr.open(f"{self.folder}/metrics.jsonl", "a") as stream:
+            stream.write(json.dumps({"step": step, **record}) + "\n")
+        if self.config.tensorboard:
+            for name, value in record.items():
+                self._tensorboard.add_scalar(name, value, step)
+        text = "  ".join(f"{name} {value:.6g}" for name, value in record.items())
+        self.say(f"step {step}  {text}")
+
+    def say(self, text: str) -> None:
+        """A line for people, on rank 0, that does not break the progress bar."""
+        if self.world.is_main:
+            tqdm.write(text, file=sys.stderr) if self._bar is not None else print(text, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock: what happens inside (an evaluation, a save) is not training time."""
+        self._train_s += time.perf_counter() - self._clock
+        yield
+        self._clock = time.perf_counter()
+
+    def samples_per_s(self) -> float:
+        """Training samples of all ranks per second of training time, since this process began."""
+        return self._samples / max(1e-9, self._train_s + time.perf_counter() - self._clock)
+
+    def finish(self, metrics: dict[str, float]) -> None:
+        """Close everything and print the final metrics as the last line of standard output, one JSON object."""
+        if self._bar is not None:
+            self._bar.close()
+        if self.world.is_main:
+            if self.config.tensorboard:
+                self._tensorboard.close()
+            print(json.dumps(metrics), flush=True)
+
+
+def prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
+    """The same metrics, their names led by ``prefix``."""
+    return {f"{prefix}{name}": value for name, value in metrics.items()}
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else str(value)

@@ -1,0 +1,124 @@
+"""Optimizers of tables (in backward) and of dense parameters, and their common learning-rate schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward as apply_in_backward
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim import RowWiseAdagrad
+from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+Kind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
+CLASSES: dict[Kind, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+    "rowwise_adagrad": RowWiseAdagrad,
+    "adam": torch.optim.Adam,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """One optimizer; ``eps`` and ``weight_decay`` mean the same for fused and dense kernels."""
+
+    kind: Kind
+    lr: float  # learning rate after warm-up
+    eps: float = 1e-8  # added to the root of the second moment (not used by sgd)
+    weight_decay: float = 0.0  # L2, added to the gradient
+
+    def __post_init__(self) -> None:
+        if self.kind not in CLASSES:
+            raise ValueError(f"optimizer kind must be one of {sorted(CLASSES)}: got {self.kind!r}; name one of them")
+        if self.lr <= 0:
+            raise ValueError(f"learning rate must be positive: got {self.lr}; try 0.01")
+
+    def arguments(self) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
+        return arguments if self.kind == "sgd" else {**arguments, "eps": self.eps}
+
+
+def optimize_tables_in_backward(tables: nn.Module, config: OptimizerConfig) -> None:
+    """Mark the parameters of ``tables``: FBGEMM updates the touched rows inside backward.
+
+    Call it on the meta model before planning, because the planner counts optimizer state by this mark.
+    """
+    apply_in_backward(CLASSES[config.kind], tables.parameters(), config.arguments())
+
+
+def build_optimizer(
+    model: DistributedModelParallel, tables: OptimizerConfig, dense: OptimizerConfig, clip_norm: float = 0.0
+) -> CombinedOptimizer:
+    """One optimizer over the fused tables, the data-parallel tables and the dense parameters.
+
+    A data-parallel table is not fused, so it is stepped here, by the tables' optimizer and not by the dense one.
+    ``clip_norm`` > 0 clips the norm of the dense gradients (equal on all ranks after DDP's average).
+    """
+    replicated: dict[str, nn.Parameter] = {}
+    parameters: dict[str, nn.Parameter] = {}
+    for name, parameter in in_backward_optimizer_filter(model.named_parameters()):
+        (replicated if ".embedding_bags." in name else parameters)[name] = parameter
+    optimizers: list[KeyedOptimizer | tuple[str, KeyedOptimizer]] = [model.fused_optimizer]
+    if replicated:
+        optimizers.append(("tables", _keyed(replicated, tables)))
+    dense_optimizer = _keyed(parameters, dense)
+    if clip_norm > 0:
+        dense_optimizer = GradientClippingOptimizer(dense_optimizer, GradientClipping.NORM, max_gradient=clip_norm)
+    optimizers.append(("dense", dense_optimizer))
+    return CombinedOptimizer(optimizers)
+
+
+def _keyed(parameters: dict[str, nn.Parameter], config: OptimizerConfig) -> KeyedOptimizer:
+    def build(values: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return CLASSES[config.kind](values, **config.arguments())
+
+    return KeyedOptimizerWrapper(parameters, build)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warm-up, a plateau, then polynomial decay to zero (MLPerf DLRM uses power 2)."""
+
+    warmup_steps: int = 0
+    decay_start: int = 0  # first step that decays; only read when decay_steps > 0
+    decay_steps: int = 0  # 0: no decay
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.decay_steps > 0 and self.decay_start < self.warmup_steps:
+            raise ValueError(
+                f"decay_start must not lie inside the warm-up of {self.warmup_steps} steps: got {self.decay_start}; "
+                "raise it or shorten the warm-up"
+            )
+
+    def factor(self, step: int) -> float:
+        """What the learning rate is multiplied by at ``step``, 0..1.
+
+        >>> [Schedule(warmup_steps=4, decay_start=4, decay_steps=2, power=1).factor(s) for s in range(7)]
+        [0.25, 0.5, 0.75, 1.0, 1.0, 0.5, 0.0]
+        """
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.decay_steps > 0 and step >= self.decay_start:
+            return float(max(0.0, 1.0 - (step - self.decay_start) / self.decay_steps) ** self.power)
+        return 1.0
+
+
+class ScheduledLearningRate:
+    """Sets every learning rate from the step alone, so that there is no state to save."""
+
+    def __init__(self, optimizer: KeyedOptimizer, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.groups = [(group, group["lr"]) for group in optimizer.param_groups]
+
+    def set(self, step: int) -> None:
+        """Take effect at ``step``: call it before the step's ``zero_grad``, where fused tables read it."""
+        factor = self.schedule.factor(step)
+        for group, base in self.groups:
+            group["lr"] = base * factor

@@ -1,0 +1,42 @@
+"""SIGTERM, agreed on by all ranks, so that they stop after the same step."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from dlrm_torchrec.train.world import World
+
+
+class StopRequest:
+    """Turns SIGTERM on any rank into one decision of all ranks.
+
+    The flag travels in an asynchronous all-reduce that overlaps the next step, so asking costs no waiting.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._group = world.control
+        self._received = False
+        self._flag = torch.zeros(1)
+        self._work: dist.Work | None = None
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def agreed(self) -> bool:
+        """True on every rank one step after any rank got SIGTERM; call it once per step on all ranks."""
+        self.settle()
+        stop = bool(self._flag.item())
+        self._flag.fill_(float(self._received))
+        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return stop
+
+    def settle(self) -> None:
+        """Wait for the all-reduce under way; call it before the process group goes."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._received = True

@@ -1,0 +1,95 @@
+"""Checkpoint storage on iopath, and a metadata reader that cannot run code."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from iopath.common.file_io import g_pathmgr
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemBase
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+
+_ALLOWED_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+_ALLOWED_NAMES = {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("torch._utils", "_rebuild_dtype"),
+    ("collections", "OrderedDict"),
+    ("builtins", "set"),
+}
+
+
+class IoPathFileSystem(FileSystemBase):
+    """Files of ``torch.distributed.checkpoint`` through iopath, so that a user's ``s3://`` handler serves here too."""
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        with g_pathmgr.open(os.fspath(path), mode) as stream:
+            yield stream
+
+    def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
+        return f"{os.fspath(path).rstrip('/')}/{suffix}"
+
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        g_pathmgr.mv(os.fspath(path), os.fspath(new_path))
+
+    def init_path(self, path: str | os.PathLike[str]) -> str:
+        return os.fspath(path)
+
+    def mkdir(self, path: str | os.PathLike[str]) -> None:
+        g_pathmgr.mkdirs(os.fspath(path))
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return bool(os.fspath(checkpoint_id))
+
+    def exists(self, path: str | os.PathLike[str]) -> bool:
+        return bool(g_pathmgr.exists(os.fspath(path)))
+
+    def rm_file(self, path: str | os.PathLike[str]) -> None:
+        g_pathmgr.rm(os.fspath(path))
+
+
+class IoPathWriter(FileSystemWriter):
+    """A checkpoint writer; every file is synced to disk before the metadata appears."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.fs = IoPathFileSystem()  # type: ignore[assignment]  # torch types the base class as its local one
+        self.path = self.fs.init_path(path)
+
+
+class IoPathReader(FileSystemReader):
+    """A checkpoint reader that unpickles nothing but the plain records of the metadata file."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.fs = IoPathFileSystem()  # type: ignore[assignment]  # torch types the base class as its local one
+        self.path = self.fs.init_path(path)
+
+    def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
+        with self.fs.create_stream(self.fs.concat_path(self.path, ".metadata"), "rb") as stream:
+            metadata = _MetadataUnpickler(stream).load()
+        if not isinstance(metadata, Metadata):
+            raise ValueError(f"checkpoint metadata must be a Metadata record: got {type(metadata)}; delete {self.path}")
+        if metadata.storage_meta is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """TorchDCP's metadata is a pickle; only its own record types may be named in it."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if "." not in name and (module in _ALLOWED_MODULES or (module, name) in _ALLOWED_NAMES):
+            return super().find_class(module, name)
+        raise ValueError(
+            f"checkpoint metadata must name only checkpoint records: got {module}.{name}; "
+            "do not load this checkpoint, it may run foreign code"
+        )

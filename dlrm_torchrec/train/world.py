@@ -1,0 +1,69 @@
+"""Who am I among the ranks: process groups, device and seeds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of them."""
+
+    rank: int  # 0..size-1
+    size: int
+    local_size: int  # ranks on this host
+    device: torch.device
+    control: dist.ProcessGroup  # gloo on every machine: flags, metrics and checkpoint plans travel here
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def join_world(seed: int, timeout_s: float = 600) -> Iterator[World]:
+    """The world that torchrun or TorchX started, or a world of one when the script was started by hand.
+
+    Dense weights are seeded alike on every rank; tables are initialised by ``initialize_tables``.
+    """
+    _quiet_libraries()
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    cuda = torch.cuda.is_available()
+    if cuda and local_size > torch.cuda.device_count():
+        raise ValueError(
+            f"ranks per host must not exceed its GPUs: got {local_size} ranks for {torch.cuda.device_count()} GPUs; "
+            "lower --nproc_per_node, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on CPU"
+        )
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    timeout = timedelta(seconds=timeout_s)
+    backend = "nccl" if cuda else "gloo"
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    try:
+        torch.manual_seed(seed)
+        control = dist.new_group(backend="gloo", timeout=timeout)
+        yield World(rank=rank, size=size, local_size=local_size, device=device, control=control)
+    finally:
+        dist.destroy_process_group()
+
+
+def _quiet_libraries() -> None:
+    """Keep the terminal for the run: what torch and torchrec deprecate among themselves is not the user's concern."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(rec)?\.")
+    for name in ("torchrec", "torch.fx._symbolic_trace"):
+        logging.getLogger(name).setLevel(logging.ERROR)

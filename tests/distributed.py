@@ -1,0 +1,118 @@
+"""``run_ranks``: a function run by several real processes, as under torchrun, with failures and hangs explained."""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import pickle
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+# Children are forked from one clean, single-threaded process that has imported torchrec and done nothing else,
+# which saves each of them the seconds that this import takes.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torchrec"])
+
+
+def run_ranks(
+    world_size: int, function: Callable[..., T], *args: Any, timeout_s: float = 120.0, join: bool = True
+) -> list[T]:
+    """What ``function(*args)`` returned on each of ``world_size`` processes, ordered by rank.
+
+    Every process has one thread, torchrun's environment variables and an initialised gloo process group (without
+    ``join``, the function initialises its own, as a recipe does). The function must be importable (top level of a module); arguments and results are pickled.
+
+    Raises RuntimeError with the rank and its traceback as soon as one rank fails or dies, and TimeoutError with
+    the stacks of the ranks that are still running after ``timeout_s``. No process survives the call.
+    """
+    # The parent owns the rendezvous store, as torchrun's agent does: the port is taken before anyone is told of it.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    work = pickle.dumps((function, args, join))
+    with tempfile.TemporaryDirectory() as folder:
+        stacks = [Path(folder, f"rank{rank}.txt") for rank in range(world_size)]
+        ranks = [_start(rank, world_size, store.port, stacks[rank], work) for rank in range(world_size)]
+        try:
+            return _collect(ranks, stacks, timeout_s)
+        finally:
+            for process, _ in ranks:
+                process.kill()
+                process.join()
+
+
+def _start(rank: int, world_size: int, port: int, stack: Path, work: bytes) -> tuple[ForkServerProcess, Connection]:
+    receiver, sender = _context.Pipe(duplex=False)
+    environment = {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 connects to the parent's store, too
+    }
+    process = _context.Process(target=_rank_main, args=(environment, stack, work, sender), daemon=True)
+    process.start()
+    sender.close()  # so that the death of the child is the end of the pipe
+    return process, receiver
+
+
+def _rank_main(environment: dict[str, str], stack: Path, work: bytes, sender: Connection) -> None:
+    os.environ.update(environment)
+    with stack.open("w") as file:
+        faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
+        try:
+            torch.set_num_threads(1)
+            function, args, join = pickle.loads(work)
+            if join:
+                dist.init_process_group("gloo")
+            message = (True, pickle.dumps(function(*args)))
+            if dist.is_initialized():  # the function may have left the group itself
+                dist.destroy_process_group()
+        except BaseException:  # SystemExit as well; reported before the peers notice that this rank is gone
+            message = (False, traceback.format_exc())
+        sender.send(message)
+
+
+def _collect(ranks: list[tuple[ForkServerProcess, Connection]], stacks: list[Path], timeout_s: float) -> list[Any]:
+    deadline = time.monotonic() + timeout_s
+    running = {receiver: rank for rank, (_, receiver) in enumerate(ranks)}
+    results: dict[int, Any] = {}
+    while running:
+        ready = wait(list(running), timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            hanging = [(rank, ranks[rank][0], stacks[rank]) for rank in running.values()]
+            raise TimeoutError(_hang_report(hanging, timeout_s))
+        for receiver in ready:
+            rank = running.pop(receiver)
+            try:
+                succeeded, content = receiver.recv()
+            except EOFError:
+                process = ranks[rank][0]
+                process.join()
+                raise RuntimeError(f"rank {rank} died with exit code {process.exitcode}") from None
+            if not succeeded:
+                raise RuntimeError(f"rank {rank} failed:\n{content}")
+            results[rank] = pickle.loads(content)
+    return [results[rank] for rank in range(len(ranks))]
+
+
+def _hang_report(hanging: list[tuple[int, ForkServerProcess, Path]], timeout_s: float) -> str:
+    for _, process, _ in hanging:
+        os.kill(process.pid, signal.SIGUSR1)
+    time.sleep(0.5)  # for faulthandler to write
+    names = ", ".join(str(rank) for rank, _, _ in hanging)
+    dumps = [f"rank {rank} is at\n{stack.read_text()}" for rank, _, stack in hanging]
+    return "\n".join([f"rank {names} still running after {timeout_s} s", *dumps])

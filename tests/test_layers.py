@@ -1,0 +1,176 @@
+"""The import law: which part of the tree may import which, and how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = "dlrm_torchrec"
+
+# The parts of the library that each part may import besides itself; cli stands above them all.
+ALLOWED = {
+    "schema": set[str](),
+    "presets": set[str](),
+    "train": set[str](),
+    "datasets": {"schema"},
+    "embeddings": {"schema"},
+    "models": {"embeddings", "schema"},
+    "sharding": {"embeddings", "schema"},
+    "inference": {"embeddings", "schema"},
+}
+ALLOWED["cli"] = set(ALLOWED)
+
+# Folders of scripts: nobody imports them, and a script does not import its neighbours either.
+SCRIPTS = ("recipes", "data", "benchmarks")
+
+MAX_LINES = {LIBRARY: 400, "recipes": 150}
+
+
+def violations(root: Path) -> list[str]:
+    """One line per broken rule in the tree under ``root``; empty when the law holds."""
+    found = []
+    for folder in (LIBRARY, "torchx_components", "tests", *SCRIPTS):
+        for file in sorted(_python_files(root / folder)):
+            name = file.relative_to(root)
+            source = file.read_text()
+            found += [f"{name}: {fault}" for fault in _length_faults(folder, source)]
+            for line, module in _imports(ast.parse(source), name):
+                found += [f"{name}:{line}: {fault}" for fault in _import_faults(file, name, module)]
+    return found
+
+
+def _python_files(folder: Path) -> Iterator[Path]:
+    """Python files below ``folder``, without following links (the library links to the recipes)."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            yield from _python_files(path)
+        elif path.suffix == ".py":
+            yield path
+
+
+def _length_faults(folder: str, source: str) -> list[str]:
+    lines, limit = len(source.splitlines()), MAX_LINES.get(folder, sys.maxsize)
+    return [f"{lines} lines; at most {limit} in {folder}"] if lines > limit else []
+
+
+def _imports(tree: ast.Module, name: Path) -> Iterator[tuple[int, str]]:
+    """Line and absolute dotted name of everything imported; ``from a import b`` gives ``a.b``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = list(name.parent.parts[: len(name.parent.parts) - node.level + 1]) if node.level else []
+            base += [node.module] if node.module else []
+            for alias in node.names:
+                yield node.lineno, ".".join([*base, alias.name])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"__import__", "importlib.import_module"}:
+            yield from ((node.lineno, str(first.value)) for first in node.args[:1] if isinstance(first, ast.Constant))
+
+
+def _import_faults(file: Path, name: Path, module: str) -> list[str]:
+    target = module.split(".")
+    folder = name.parts[0]
+    if target[0] in SCRIPTS or (target[0] == LIBRARY and target[1:2] and target[1] in SCRIPTS):
+        return [f"imports {module}; nothing imports {', '.join(SCRIPTS)}"]
+    if target[0] == "tests" and folder != "tests":
+        return [f"imports {module}; only tests import tests"]
+    if folder in SCRIPTS and target[0] in {neighbour.stem for neighbour in file.parent.glob("*.py")}:
+        return [f"imports {module}; a script does not import its neighbours"]
+    if folder == "torchx_components" and target[0] not in {"torchx", folder, *sys.stdlib_module_names}:
+        return [f"imports {module}; torchx_components import torchx and the standard library only"]
+    return _library_faults(name, target) if folder == LIBRARY else []
+
+
+def _library_faults(name: Path, target: list[str]) -> list[str]:
+    part = name.with_suffix("").parts[1]  # a folder, or a file beside __init__.py
+    if target[0] == "torchx_components":
+        return [f"imports {'.'.join(target)}; the library does not know its launcher"]
+    if part == "schema" and target[0] not in sys.stdlib_module_names:
+        return [f"imports {'.'.join(target)}; schema imports the standard library only"]
+    if target[0] != LIBRARY or len(target) == 1 or target[1].startswith("__"):
+        return []  # another package, or a name of the library's own __init__
+    if part not in ALLOWED:
+        return [f"imports {'.'.join(target)}; {part} is not in the import law: add it to ALLOWED and to the design"]
+    if target[1] != part and target[1] not in ALLOWED[part]:
+        return [f"imports {'.'.join(target)}; {part} may import {sorted(ALLOWED[part]) or 'no other part'}"]
+    return []
+
+
+def test_the_tree_obeys() -> None:
+    assert violations(ROOT) == []
+
+
+def test_every_part_of_the_library_is_under_the_law() -> None:
+    files = {path.relative_to(ROOT / LIBRARY).with_suffix("").parts[0] for path in _python_files(ROOT / LIBRARY)}
+    assert files - {"__init__"} <= set(ALLOWED)
+    assert {"schema", "datasets", "sharding", "train"} <= files
+
+
+GOOD = {
+    "dlrm_torchrec/__init__.py": "__version__ = '1'",
+    "dlrm_torchrec/schema.py": "import dataclasses\nfrom __future__ import annotations",
+    "dlrm_torchrec/datasets/stream.py": "import torch\nfrom dlrm_torchrec.schema import Table\nfrom . import batch",
+    "dlrm_torchrec/models/fm.py": "from ..embeddings import rows\nfrom dlrm_torchrec.models import base",
+    "dlrm_torchrec/train/log.py": "from dlrm_torchrec import __version__\nimport torchrec",
+    "dlrm_torchrec/cli.py": "from dlrm_torchrec.sharding.plan import make_plan",
+    "recipes/train_a.py": "from dlrm_torchrec.train import log",
+    "recipes/train_b.py": "import torchrec",
+    "data/a/prepare.py": "from dlrm_torchrec.datasets import stream",
+    "benchmarks/speed.py": "import torch",
+    "torchx_components/dist.py": "import sys\nfrom torchx.components import dist",
+    "tests/test_a.py": "from tests.distributed import run_ranks",
+}
+
+
+def write(root: Path, files: dict[str, str]) -> None:
+    for name, source in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(source)
+
+
+def test_a_lawful_tree_has_no_violations(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    assert violations(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "fault"),
+    [
+        ("dlrm_torchrec/schema.py", "import torch", "schema imports the standard library only"),
+        ("dlrm_torchrec/schema.py", "from dlrm_torchrec.train import log", "schema imports the standard library only"),
+        ("dlrm_torchrec/train/log.py", "from dlrm_torchrec.schema import Table", "train may import no other part"),
+        ("dlrm_torchrec/train/log.py", "from dlrm_torchrec import datasets", "train may import no other part"),
+        ("dlrm_torchrec/train/log.py", "from ..datasets import stream", "train may import no other part"),
+        ("dlrm_torchrec/train/log.py", "def f():\n  import dlrm_torchrec.cli", "train may import no other part"),
+        ("dlrm_torchrec/datasets/x.py", "import dlrm_torchrec.models.fm", "datasets may import ['schema']"),
+        ("dlrm_torchrec/embeddings/x.py", "import dlrm_torchrec.sharding", "embeddings may import ['schema']"),
+        ("dlrm_torchrec/sharding/x.py", "import dlrm_torchrec.train", "sharding may import ['embeddings', 'schema']"),
+        ("dlrm_torchrec/other/x.py", "import dlrm_torchrec.train", "other is not in the import law"),
+        ("dlrm_torchrec/train/x.py", "import torchx_components.dist", "the library does not know its launcher"),
+        ("dlrm_torchrec/train/x.py", "import recipes.train_a", "nothing imports recipes, data, benchmarks"),
+        ("dlrm_torchrec/train/x.py", "from dlrm_torchrec.recipes import train_a", "nothing imports recipes"),
+        ("dlrm_torchrec/train/x.py", "import tests.distributed", "only tests import tests"),
+        ("dlrm_torchrec/train/x.py", "import importlib\nimportlib.import_module('data.a')", "nothing imports recipes"),
+        ("dlrm_torchrec/train/x.py", "\n" * 401, "401 lines; at most 400 in dlrm_torchrec"),
+        ("recipes/train_a.py", "import train_b", "a script does not import its neighbours"),
+        ("recipes/train_a.py", "from . import train_b", "nothing imports recipes"),
+        ("recipes/train_a.py", "import benchmarks.speed", "nothing imports recipes"),
+        ("recipes/train_a.py", "\n" * 151, "151 lines; at most 150 in recipes"),
+        ("data/a/prepare.py", "from recipes import train_a", "nothing imports recipes"),
+        ("tests/test_a.py", "from recipes.train_a import main", "nothing imports recipes"),
+        ("torchx_components/dist.py", "import torch", "torchx and the standard library only"),
+        ("torchx_components/dist.py", "from dlrm_torchrec import cli", "torchx and the standard library only"),
+    ],
+)
+def test_each_offence_is_found(tmp_path: Path, file: str, source: str, fault: str) -> None:
+    write(tmp_path, {**GOOD, file: source})
+    found = violations(tmp_path)
+    assert len(found) == 1
+    assert found[0].startswith(file)
+    assert fault in found[0]

@@ -1,0 +1,152 @@
+"""What an installation holds: the wheel's files, the locks, and the environment against the lock."""
+
+from __future__ import annotations
+
+import configparser
+import importlib.metadata
+import importlib.resources
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "dlrm-torchrec"
+UNPACKAGED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "prepared")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from a copy of the tree, so that the build leaves nothing behind."""
+    folder = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=UNPACKAGED)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", "."]
+    subprocess.run([*build, "./source"], cwd=folder, check=True, timeout=120)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def shipped_scripts() -> set[str]:
+    """Recipes and data preparation, as paths from the root."""
+    patterns = ("recipes/*.py", "data/*/prepare.py", "data/*/README.md")
+    return {str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)}
+
+
+def test_wheel_holds_library_components_recipes_and_nothing_else(wheel: Path) -> None:
+    modules = {
+        str(path.relative_to(ROOT))
+        for folder in ("dlrm_torchrec", "torchx_components")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.relative_to(ROOT).parts[1] not in ("recipes", "data")
+    }
+    scripts = {f"dlrm_torchrec/{name}" for name in shipped_scripts()}
+    assert "dlrm_torchrec/recipes/train_dlrm.py" in scripts
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert held == modules | scripts
+
+
+def test_wheel_metadata_names_licence_and_components(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {Path(name).name: name for name in archive.namelist() if ".dist-info/" in name}
+        metadata = archive.read(names["METADATA"]).decode()
+        entry_points = configparser.ConfigParser()
+        entry_points.read_string(archive.read(names["entry_points.txt"]).decode())
+    assert "License-Expression: BSD-3-Clause" in metadata
+    assert "LICENSE" in names
+    # the launcher reads them in this order and the last one wins
+    expected = [("_", "torchx.components"), ("dist", "torchx_components.dist")]
+    assert list(entry_points["torchx.components"].items()) == expected
+
+
+def test_installed_wheel_finds_and_runs_its_recipes_anywhere(wheel: Path, tmp_path: Path) -> None:
+    target, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
+    subprocess.run(install, check=True, timeout=120)
+    script = (
+        "import importlib.resources, importlib.util, runpy, sys\n"
+        "assert importlib.util.find_spec('recipes') is None\n"
+        "recipe = importlib.resources.files('dlrm_torchrec') / 'recipes' / 'train_dlrm.py'\n"
+        "sys.argv = [str(recipe), '--help']\n"
+        "runpy.run_path(str(recipe), run_name='__main__')\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=empty,
+        env={**os.environ, "PYTHONPATH": str(target)},
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert f"usage: {target}/dlrm_torchrec/recipes/train_dlrm.py" in finished.stdout
+
+
+def test_clone_finds_its_recipes_by_the_same_name() -> None:
+    package = importlib.resources.files("dlrm_torchrec")
+    with importlib.resources.as_file(package / "recipes") as recipes:
+        assert {path.name for path in recipes.glob("*.py")} == {path.name for path in (ROOT / "recipes").glob("*.py")}
+
+
+def lock(name: str) -> dict[str, str]:
+    """Package name -> version of a lock file, which may hold nothing but exact versions and comments."""
+    pins = {}
+    for line in (ROOT / "requirements" / name).read_text().splitlines():
+        if line and not line.startswith("#"):
+            package, equals, version = line.partition("==")
+            assert equals, f"requirements/{name} must pin exact versions: got {line!r}"
+            assert package == canonicalize_name(package)
+            assert package not in pins
+            pins[package] = version
+    return pins
+
+
+def test_locks_differ_in_fbgemm_only() -> None:
+    cpu, cuda = lock("cpu.txt"), lock("cuda.txt")
+    assert cpu.pop("fbgemm-gpu-cpu") == cuda.pop("fbgemm-gpu")
+    assert cpu == cuda
+
+
+def closure(package: str, extras: tuple[str, ...] = ()) -> Iterator[str]:
+    """Every package that ``package`` needs on this machine, itself included, by the installed metadata."""
+    seen: set[tuple[str, str]] = set()
+    todo = [(package, extra) for extra in ("", *extras)]
+    while todo:
+        name, extra = todo.pop()
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        for text in importlib.metadata.requires(name) or []:
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                needed = canonicalize_name(requirement.name)
+                if needed == "fbgemm-gpu":
+                    needed = installed_fbgemm()
+                todo += [(needed, wanted) for wanted in ("", *requirement.extras)]
+    yield from sorted({name for name, _ in seen})
+
+
+def installed_fbgemm() -> str:
+    names = {canonicalize_name(found.name) for found in importlib.metadata.distributions()}
+    (name,) = names & {"fbgemm-gpu", "fbgemm-gpu-cpu"}  # both at once overwrite each other
+    return name
+
+
+def test_lock_holds_what_is_needed_and_no_more() -> None:
+    pins = lock("cpu.txt" if installed_fbgemm() == "fbgemm-gpu-cpu" else "cuda.txt")
+    needed = set(closure(PACKAGE, ("launch", "tensorboard", "dev"))) - {PACKAGE}
+    cuda_libraries = {name for name in needed if name.startswith(("nvidia-", "cuda-", "triton"))}
+    assert needed - cuda_libraries == set(pins)
+
+
+def test_environment_is_the_lock() -> None:
+    pins = lock("cpu.txt" if installed_fbgemm() == "fbgemm-gpu-cpu" else "cuda.txt")
+    installed = {name: importlib.metadata.version(name).partition("+")[0] for name in pins}
+    assert installed == pins
