@@ -93,7 +93,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
 
         identity = {
             "spec": spec.to_json(),
-            **{k: asdict(cfg)[k] for k in ("rows", "batch_size", "bottom", "top", "seed")},
+            **{k: asdict(cfg)[k] for k in ("batch_size", "bottom", "top", "seed")},
         }
         checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world)
         progress = checkpoints.load(model, optimizer, identity) or Progress(identity=identity, lanes=world.size)
@@ -122,6 +122,8 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
                 with log.paused():
                     checkpoints.save(model, optimizer, progress)
         stop.settle()
+        if progress.step < train.num_steps:
+            log.say(f"stopped by SIGTERM after step {progress.step}: the same command continues")
         log.flush(progress.step)
         checkpoints.save(model, optimizer, progress)
         checkpoints.wait()

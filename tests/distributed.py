@@ -33,7 +33,8 @@ def run_ranks(
     """What ``function(*args)`` returned on each of ``world_size`` processes, ordered by rank.
 
     Every process has one thread, torchrun's environment variables and an initialised gloo process group (without
-    ``join``, the function initialises its own, as a recipe does). The function must be importable (top level of a module); arguments and results are pickled.
+    ``join``, the function initialises its own, as a recipe does). The function must be importable (top level of a
+    module); arguments and results are pickled.
 
     Raises RuntimeError with the rank and its traceback as soon as one rank fails or dies, and TimeoutError with
     the stacks of the ranks that are still running after ``timeout_s``. No process survives the call.
@@ -53,7 +54,7 @@ def run_ranks(
 
 
 def _start(rank: int, world_size: int, port: int, stack: Path, work: bytes) -> tuple[ForkServerProcess, Connection]:
-    receiver, sender = _context.Pipe(duplex=False)
+    link, far_end = _context.Pipe()
     environment = {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),
@@ -63,13 +64,13 @@ def _start(rank: int, world_size: int, port: int, stack: Path, work: bytes) -> t
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 connects to the parent's store, too
     }
-    process = _context.Process(target=_rank_main, args=(environment, stack, work, sender), daemon=True)
+    process = _context.Process(target=_rank_main, args=(environment, stack, work, far_end), daemon=True)
     process.start()
-    sender.close()  # so that the death of the child is the end of the pipe
-    return process, receiver
+    far_end.close()  # so that the death of the child is the end of the pipe
+    return process, link
 
 
-def _rank_main(environment: dict[str, str], stack: Path, work: bytes, sender: Connection) -> None:
+def _rank_main(environment: dict[str, str], stack: Path, work: bytes, link: Connection) -> None:
     os.environ.update(environment)
     with stack.open("w") as file:
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
@@ -79,33 +80,42 @@ def _rank_main(environment: dict[str, str], stack: Path, work: bytes, sender: Co
             if join:
                 dist.init_process_group("gloo")
             message = (True, pickle.dumps(function(*args)))
-            if dist.is_initialized():  # the function may have left the group itself
-                dist.destroy_process_group()
-        except BaseException:  # SystemExit as well; reported before the peers notice that this rank is gone
+        except BaseException:  # SystemExit as well
             message = (False, traceback.format_exc())
-        sender.send(message)
+        link.send(message)
+        link.recv()  # until all are done: whoever left now would break a peer that is still joining or receiving
+        if dist.is_initialized():  # the function may have left the group itself
+            dist.destroy_process_group()
 
 
 def _collect(ranks: list[tuple[ForkServerProcess, Connection]], stacks: list[Path], timeout_s: float) -> list[Any]:
     deadline = time.monotonic() + timeout_s
-    running = {receiver: rank for rank, (_, receiver) in enumerate(ranks)}
+    running = {link: rank for rank, (_, link) in enumerate(ranks)}
     results: dict[int, Any] = {}
+    failures: dict[int, str] = {}
     while running:
         ready = wait(list(running), timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
             hanging = [(rank, ranks[rank][0], stacks[rank]) for rank in running.values()]
             raise TimeoutError(_hang_report(hanging, timeout_s))
-        for receiver in ready:
-            rank = running.pop(receiver)
+        for link in ready:
+            rank = running.pop(link)
             try:
-                succeeded, content = receiver.recv()
-            except EOFError:
+                succeeded, content = link.recv()
+            except EOFError:  # told at once: what else is ready may be a peer that missed this rank
                 process = ranks[rank][0]
                 process.join()
                 raise RuntimeError(f"rank {rank} died with exit code {process.exitcode}") from None
-            if not succeeded:
-                raise RuntimeError(f"rank {rank} failed:\n{content}")
-            results[rank] = pickle.loads(content)
+            if succeeded:
+                results[rank] = pickle.loads(content)
+            else:
+                failures[rank] = content
+        if failures:
+            raise RuntimeError("\n".join(f"rank {rank} failed:\n{failure}" for rank, failure in failures.items()))
+    for _, link in ranks:
+        link.send(None)
+    for process, _ in ranks:
+        process.join(timeout=10)
     return [results[rank] for rank in range(len(ranks))]
 
 

@@ -46,6 +46,16 @@ def test_results_come_by_rank() -> None:
         torch.testing.assert_close(total, torch.tensor([111.0, 222.0]))
 
 
+def join_oneself() -> int:
+    assert not dist.is_initialized()
+    dist.init_process_group("gloo")
+    return dist.get_world_size()
+
+
+def test_a_function_may_join_by_itself() -> None:
+    assert run_ranks(2, join_oneself, join=False) == [2, 2]
+
+
 def test_failure_names_rank_and_line() -> None:
     with pytest.raises(RuntimeError, match=r"(?s)rank 1 failed:.*in fail_on_rank_one.*KeyError: 'the culprit'"):
         run_ranks(2, fail_on_rank_one)

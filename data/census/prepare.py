@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import tyro
 
+from dlrm_torchrec.datasets.columns import Columns
 from dlrm_torchrec.datasets.manifest import join
 from dlrm_torchrec.datasets.prepare import Source, prepare
-from dlrm_torchrec.datasets.columns import Columns
 from dlrm_torchrec.datasets.raw_parquet import ParquetReader
 from dlrm_torchrec.datasets.splits import ByHash, Whole
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
+from dlrm_torchrec.schema import DatasetSpec, DenseFeature, Encoding, SparseFeature
 
 LABEL = "label"
 DENSE_NAMES = tuple(f"int_{i}" for i in range(13))
 SPARSE_NAMES = tuple(f"cat_{i}" for i in range(26))
+DENSE = tuple(DenseFeature(name=name, log1p=True) for name in DENSE_NAMES)
 
 MAX_IND_RANGE = 40_000_000  # MLPerf folds every category below this before it numbers them
 
@@ -47,6 +48,21 @@ def criteo_1tb_multi_hot_spec() -> DatasetSpec:
     return _spec("criteo-1tb-multi-hot", TERABYTE_ROWS, MULTI_HOT_SIZES)
 
 
+def criteo_raw_spec(
+    name: str, rows: Sequence[int], encoding: Encoding, min_count: int = 1, max_ind_range: int = 1 << 32
+) -> DatasetSpec:
+    """What raw Criteo is prepared through: vocabularies to be counted, or hashes into ``rows`` (26) plus one.
+
+    ``max_ind_range`` bounds the hashed rows; a vocabulary is bounded by the reader, which folds the raw values.
+    """
+    sizes = [0 if encoding == "vocab" else min(count, max_ind_range) + 1 for count in rows]
+    sparse = tuple(
+        SparseFeature(name=feature, rows=size, encoding=encoding, min_count=min_count)
+        for feature, size in zip(SPARSE_NAMES, sizes, strict=True)
+    )
+    return DatasetSpec(name=name, label=LABEL, dense=DENSE, sparse=sparse)
+
+
 def _spec(name: str, rows: Sequence[int], sizes: Sequence[int] | None = None) -> DatasetSpec:
     sparse = tuple(
         SparseFeature(
@@ -57,5 +73,4 @@ def _spec(name: str, rows: Sequence[int], sizes: Sequence[int] | None = None) ->
         )
         for i, (feature, count) in enumerate(zip(SPARSE_NAMES, rows, strict=True))
     )
-    dense = tuple(DenseFeature(name=feature, log1p=True) for feature in DENSE_NAMES)
-    return DatasetSpec(name=name, label=LABEL, dense=dense, sparse=sparse)
+    return DatasetSpec(name=name, label=LABEL, dense=DENSE, sparse=sparse)

@@ -20,6 +20,7 @@ MAX_LINE_BYTES = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_BOM = b"\xef\xbb\xbf"
 _NEWLINE, _RETURN = 0x0A, 0x0D
+_TRIMMED_BYTES = len(_UTF8_BOM) + 1  # a mark and a carriage return do not count towards a line's length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +59,14 @@ class Lines:
             checks.reject(np.searchsorted(nul, self.ends) > np.searchsorted(nul, self.starts), "NUL byte")
 
 
-class _Damaged(Exception):
+class _DamageError(Exception):
     """A compressed file cannot be read further; all bytes before the break were yielded."""
 
 
 def read_lines(path: str, block_bytes: int = BLOCK_BYTES, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Lines]:
     """All lines of a file in blocks of about ``block_bytes``; a UTF-8 byte order mark is skipped.
 
-    Of a line too long only the first ``max_line_bytes + 2`` bytes are kept, so that memory stays bounded. A gzip file
+    Of a longer line little more than ``max_line_bytes`` are kept, so that memory stays bounded. A gzip file
     that breaks off yields the lines before the break, then the fragment with ``damage`` set.
     """
     number, rest, skipping, damage = 1, b"", False, ""
@@ -75,7 +76,7 @@ def read_lines(path: str, block_bytes: int = BLOCK_BYTES, max_line_bytes: int = 
             block = next(blocks)
         except StopIteration:
             break
-        except _Damaged as error:
+        except _DamageError as error:
             damage = str(error)
             break
         if skipping:
@@ -89,8 +90,8 @@ def read_lines(path: str, block_bytes: int = BLOCK_BYTES, max_line_bytes: int = 
             lines = _split(rest[:end], number)
             yield lines
             number, rest = number + len(lines), rest[end:]
-        if len(rest) > max_line_bytes + 1:  # even without a carriage return at its end
-            yield _split(rest[: max_line_bytes + 2], number)
+        if len(rest) > max_line_bytes + _TRIMMED_BYTES:
+            yield _split(rest[: max_line_bytes + _TRIMMED_BYTES + 1], number)
             number, rest, skipping = number + 1, b"", True
     if rest or damage:
         yield _split(rest, number, damage)
@@ -142,7 +143,7 @@ def _gunzip(chunks: Iterator[bytes], block_bytes: int) -> Iterator[bytes]:
                 yield member.decompress(chunk, block_bytes)
             except zlib.error as error:
                 yield _salvage(before, chunk)
-                raise _Damaged(f"damaged gzip stream: {error}") from error
+                raise _DamageError(f"damaged gzip stream: {error}") from error
             inside = True
             chunk = member.unconsumed_tail
             if member.eof:
@@ -150,7 +151,7 @@ def _gunzip(chunks: Iterator[bytes], block_bytes: int) -> Iterator[bytes]:
                 member, inside = zlib.decompressobj(wbits=31), False
     if inside:
         yield member.flush()
-        raise _Damaged("truncated gzip stream")
+        raise _DamageError("truncated gzip stream")
 
 
 def _salvage(member: Any, chunk: bytes) -> bytes:

@@ -11,6 +11,7 @@ from dlrm_torchrec.schema import DatasetSpec
 
 SYNTHETIC = "synthetic"
 _HELD_OUT_ROWS = 65_536  # of each synthetic evaluation split
+_EVALUATION_BATCH = 8_192  # at least: an evaluation has no reason for small batches
 
 
 def load_spec(data: str, shape: DatasetSpec) -> DatasetSpec:
@@ -31,13 +32,14 @@ def open_streams(
 
     ``rows`` is the length of a synthetic epoch; prepared data has its own. ``lanes`` is explained in ``order``.
     """
+    held_out_batch = ranks.global_batch_size * -(-_EVALUATION_BATCH // ranks.global_batch_size)
     if data == SYNTHETIC:
         return {
             split: SyntheticStream(
                 spec,
                 split=split,
                 num_rows=rows * epochs if split == "train" else _HELD_OUT_ROWS,
-                global_batch_size=ranks.global_batch_size,
+                global_batch_size=ranks.global_batch_size if split == "train" else held_out_batch,
                 rank=ranks.rank,
                 world_size=ranks.world_size,
                 seed=seed,
@@ -55,7 +57,7 @@ def open_streams(
         split: ParquetStream(
             data,
             split,
-            global_batch_size=ranks.global_batch_size,
+            global_batch_size=ranks.global_batch_size if split == "train" else held_out_batch,
             rank=ranks.rank,
             world_size=ranks.world_size,
             seed=seed,

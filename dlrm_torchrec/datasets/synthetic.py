@@ -123,8 +123,8 @@ def _row_keys(seed: int, split: str, first: int, last: int) -> counter.Words:
 
 def demo_spec() -> DatasetSpec:
     """A small click log: 8 dense columns, 8 one-hot features of 50 to 20,000 rows and 2 multi-hot ones."""
-    one_hot = (50, 100, 200, 500, 1_000, 2_000, 5_000, 20_000)
-    multi_hot = (500, 5_000)
+    one_hot = (50, 100, 200, 300, 500, 1_000, 2_000, 20_000)
+    multi_hot = (200, 1_000)
     return DatasetSpec(
         name="demo",
         label="click",

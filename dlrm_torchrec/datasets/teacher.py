@@ -14,7 +14,7 @@ from dlrm_torchrec.schema import DatasetSpec
 Floats = NDArray[np.float64]
 
 # Shares of the logit's variance: the dense columns alone, the ids alone, and the two together.
-_SHARES = np.array([0.30, 0.50, 0.20])
+_SHARES = np.array([0.30, 0.55, 0.15])
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -56,7 +56,8 @@ class Teacher:
         return _sigmoid(self._logits(self._terms(dense, sparse)))
 
     def _logits(self, terms: Floats) -> Floats:
-        return self._bias + (self._scale * (terms - self._mean)).sum(axis=0)
+        scaled: Floats = self._scale * (terms - self._mean)
+        return self._bias + scaled.sum(axis=0)
 
     def _terms(self, dense: NDArray[np.float32], sparse: Sequence[Bags]) -> Floats:
         """The three terms of the logit, unscaled: (3, n)."""

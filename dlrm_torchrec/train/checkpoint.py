@@ -163,19 +163,25 @@ def read_progress(path: str, identity: dict[str, Any]) -> Progress:
         )
     fields = {field.name for field in dataclasses.fields(Progress)}
     progress = Progress(**{name: value for name, value in data.items() if name in fields})
-    wanted = json.loads(json.dumps(identity))
-    for name in sorted(wanted.keys() | progress.identity.keys()):
-        if wanted.get(name) != progress.identity.get(name):
-            raise ValueError(
-                f"{name} must be what the checkpoint {path} was trained with, {_short(progress.identity.get(name))}: "
-                f"got {_short(wanted.get(name))}; restore it, or start anew in another --run-dir"
-            )
+    difference = _first_difference("", progress.identity, json.loads(json.dumps(identity)))
+    if difference is not None:
+        name, saved, wanted = difference
+        raise ValueError(
+            f"{name} must be what the checkpoint {path} was trained with, {saved}: got {wanted}; "
+            "restore it, or start anew in another --run-dir"
+        )
     return progress
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _first_difference(name: str, saved: Any, wanted: Any) -> tuple[str, Any, Any] | None:
+    """The path and both values of the first place where two JSON values differ."""
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        pairs = [(f"{name}.{key}".strip("."), saved.get(key), wanted.get(key)) for key in {**saved, **wanted}]
+    elif isinstance(saved, list) and isinstance(wanted, list) and len(saved) == len(wanted):
+        pairs = [(f"{name}[{i}]", *values) for i, values in enumerate(zip(saved, wanted, strict=True))]
+    else:
+        return None if saved == wanted else (name, saved, wanted)
+    return next((found for pair in pairs if (found := _first_difference(*pair)) is not None), None)
 
 
 def _refuse_foreign_tensors(path: str, state: dict[str, dict[str, Any]]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from iopath.common.file_io import g_pathmgr
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.filesystem import FileSystemBase
@@ -87,7 +88,8 @@ class _MetadataUnpickler(pickle.Unpickler):
     """TorchDCP's metadata is a pickle; only its own record types may be named in it."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if "." not in name and (module in _ALLOWED_MODULES or (module, name) in _ALLOWED_NAMES):
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or ("." not in name and (module in _ALLOWED_MODULES or (module, name) in _ALLOWED_NAMES)):
             return super().find_class(module, name)
         raise ValueError(
             f"checkpoint metadata must name only checkpoint records: got {module}.{name}; "

@@ -1,0 +1,136 @@
+"""Prepare click logs for training: Criteo Kaggle, Criteo 1TB, or any CSV / Parquet described by a DatasetSpec.
+
+    python data/criteo/prepare.py kaggle --input train.txt --output prepared/criteo-kaggle
+    python data/criteo/prepare.py 1tb --input day_*.gz --output prepared/criteo-1tb
+    python data/criteo/prepare.py table --spec spec.json --input log.csv --val_share 0.1 --output prepared/log
+
+Malformed rows go to quarantine.tsv in the output folder and are counted in its report.json. Files may be gzip.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+from iopath.common.file_io import g_pathmgr
+
+from dlrm_torchrec.datasets.columns import Columns
+from dlrm_torchrec.datasets.criteo import KAGGLE_ROWS, MAX_IND_RANGE, TERABYTE_ROWS, criteo_raw_spec
+from dlrm_torchrec.datasets.lines import count_lines
+from dlrm_torchrec.datasets.prepare import Source, prepare
+from dlrm_torchrec.datasets.raw_criteo import CriteoReader
+from dlrm_torchrec.datasets.raw_csv import CsvReader
+from dlrm_torchrec.datasets.raw_parquet import ParquetReader
+from dlrm_torchrec.datasets.rows import Reader
+from dlrm_torchrec.datasets.splits import Assignment, ByHash, ByPosition, Whole
+from dlrm_torchrec.schema import DatasetSpec
+
+DAYS_OF_KAGGLE = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    kind: tyro.conf.Positional[Literal["kaggle", "1tb", "table"]]  # what the input is
+    input: tuple[str, ...]  # labelled files: train.txt, day_0 to day_23, or tables (.parquet, else delimited text)
+    output: str  # folder to prepare, new or empty
+    val: tuple[str, ...] = ()  # files of split 'val'; with these or --test, --input is training data only
+    test: tuple[str, ...] = ()  # files of split 'test'
+    unlabelled: tuple[str, ...] = ()  # files without a label column, such as test.txt: split 'unlabelled', label 0
+    val_share: float = 0.0  # random share of --input for 'val' instead of the last day of Criteo
+    test_share: float = 0.0  # the same for 'test'
+    encoding: Literal["vocab", "hash"] = "vocab"  # Criteo: number the values seen, or hash them into the published rows
+    min_count: int = 1  # Criteo, vocab: a value seen less often in training is 'unseen'
+    max_ind_range: int = 0  # Criteo: at most so many ids per feature; 0: 40,000,000 for 1tb, unlimited for kaggle
+    spec: str = ""  # table: JSON file of a DatasetSpec
+    separator: str = ","  # table, text: one character
+    negative_label: str | None = None  # table: the label text that means 0; otherwise any but the spec's positive_label
+    max_bad_share: float = 0.01  # more malformed rows than this are an error
+    overwrite: bool = False  # replace a folder that is prepared already
+
+
+def columns(cfg: Config) -> DatasetSpec:
+    """The spec to prepare; vocabularies are still to be counted."""
+    if cfg.kind == "table":
+        if not cfg.spec:
+            raise ValueError(
+                "--spec must name the JSON file of a DatasetSpec: got none; write one (README.md shows how)"
+            )
+        with g_pathmgr.open(cfg.spec, "r") as file:
+            try:
+                return DatasetSpec.from_json(json.load(file))
+            except ValueError as error:
+                raise ValueError(f"--spec {cfg.spec} must hold a DatasetSpec: got {error}") from error
+    rows = KAGGLE_ROWS if cfg.kind == "kaggle" else TERABYTE_ROWS
+    return criteo_raw_spec(f"criteo-{cfg.kind}", rows, cfg.encoding, cfg.min_count, ind_range(cfg))
+
+
+def ind_range(cfg: Config) -> int:
+    return cfg.max_ind_range or (MAX_IND_RANGE if cfg.kind == "1tb" else 1 << 32)
+
+
+def reader(cfg: Config, spec: DatasetSpec, path: str, labelled: bool) -> Reader:
+    if cfg.kind != "table":
+        folded = ind_range(cfg) if cfg.encoding == "vocab" else 1 << 32
+        return CriteoReader(labelled=labelled, max_ind_range=folded)
+    wanted = Columns(spec=spec, negative_label=cfg.negative_label, labelled=labelled)
+    if path.endswith(".parquet"):
+        return ParquetReader(columns=wanted)
+    return CsvReader(columns=wanted, separator=cfg.separator)
+
+
+def assignments(cfg: Config) -> list[tuple[str, Assignment]]:
+    """Each labelled file of --input, in time order, and where its rows go."""
+    paths = sorted(cfg.input, key=natural)
+    shares = tuple((name, share) for name, share in (("val", cfg.val_share), ("test", cfg.test_share)) if share)
+    if shares:
+        return [(path, ByHash("train", shares)) for path in paths]
+    if cfg.val or cfg.test or cfg.kind == "table":
+        return [(path, Whole("train")) for path in paths]
+    if cfg.kind == "1tb" and len(paths) == 1:
+        raise ValueError(f"--input must hold at least two days: got {paths[0]}; add days, or set --val or --val_share")
+    if cfg.kind == "kaggle" and len(paths) > 1:
+        raise ValueError(f"--input must be one file for kaggle: got {paths}; name train.txt only, or use 1tb for days")
+    return [*((path, Whole("train")) for path in paths[:-1]), (paths[-1], last_day(cfg, paths[-1]))]
+
+
+def last_day(cfg: Config, path: str) -> ByPosition:
+    """The first half of the last day is 'val', the second 'test'; Kaggle's file holds seven days of equal size."""
+    lines = count_lines(path)
+    day = lines // DAYS_OF_KAGGLE if cfg.kind == "kaggle" else lines
+    before = (("train", lines - day),) if cfg.kind == "kaggle" else ()
+    return ByPosition((*before, ("val", lines - day // 2)), "test")
+
+
+def natural(path: str) -> list[tuple[int, str]]:
+    """Key that sorts day_2 before day_10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path)]
+
+
+def main(cfg: Config) -> None:
+    spec = columns(cfg)
+    files: list[tuple[str, Assignment, bool]] = [(path, place, True) for path, place in assignments(cfg)]
+    files += [(path, Whole("val"), True) for path in sorted(cfg.val, key=natural)]
+    files += [(path, Whole("test"), True) for path in sorted(cfg.test, key=natural)]
+    files += [(path, Whole("unlabelled"), False) for path in sorted(cfg.unlabelled, key=natural)]
+    sources = [
+        Source(path=path, reader=reader(cfg, spec, path, labelled), assignment=place) for path, place, labelled in files
+    ]
+    manifest = prepare(spec, sources, cfg.output, max_bad_share=cfg.max_bad_share, overwrite=cfg.overwrite)
+    rows = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())
+    print(f"{cfg.output}: {rows} rows; {manifest.report['rows_quarantined']:,} malformed rows in quarantine.tsv")
+    for source in manifest.report["sources"]:
+        if source["damage"]:
+            print(
+                f"warning: {source['path']}: {source['damage']}; the {source['rows_written']:,} rows before were kept"
+            )
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,118 @@
+"""Exact resume, resume on other ranks and shardings, and refusals."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from dlrm_torchrec.train.storage import IoPathReader
+from tests.recipe import records, run_recipe
+
+BATCH = 128
+
+
+def train(folder: Path, steps: int, world_size: int, *options: str) -> dict[str, float]:
+    """Train the demo to ``steps`` steps; a longer run continues a shorter one of the same folder."""
+    arguments = [
+        "demo", f"--rows={steps * BATCH}", f"--batch-size={BATCH}", f"--run-dir={folder}", "--log.every=1",
+        "--eval-every=4", *options,
+    ]  # fmt: skip
+    metrics = run_recipe("train_dlrm", arguments, world_size)
+    return {name: value for name, value in metrics.items() if name != "samples_per_s"}
+
+
+def steps_saved(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob("demo/checkpoints/*/checkpoint.json"))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rowwise_adagrad", "adam"])
+def test_resumed_run_equals_uninterrupted_one_bit_for_bit(tmp_path: Path, optimizer: str, world_size: int) -> None:
+    options = [f"--tables.kind={optimizer}", f"--dense.kind={optimizer}", "--tables.lr=0.02", "--dense.lr=0.02"]
+    options += ["--schedule.warmup-steps=8", "--schedule.decay-start=8", "--schedule.decay-steps=10", "--clip-norm=1"]
+    whole = train(tmp_path / "whole", 12, world_size, *options)
+    train(tmp_path / "parts", 5, world_size, *options)
+    train(tmp_path / "parts", 9, world_size, *options)
+    assert train(tmp_path / "parts", 12, world_size, *options) == whole
+    losses = [
+        [r["train/loss"] for r in records(tmp_path / f / "demo") if "train/loss" in r] for f in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_resume_on_other_ranks_and_shardings(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", 12, 2, "--sharding.kind=table_wise", "--tables.kind=adagrad")
+    train(tmp_path / "parts", 4, 2, "--sharding.kind=table_wise", "--tables.kind=adagrad")
+    train(tmp_path / "parts", 6, 1, "--sharding.kind=row_wise", "--tables.kind=adagrad")
+    train(tmp_path / "parts", 8, 2, "--sharding.kind=column_wise", "--tables.kind=adagrad")
+    train(tmp_path / "parts", 10, 2, "--sharding.kind=data_parallel", "--tables.kind=adagrad")
+    parts = train(tmp_path / "parts", 12, 2, "--sharding.kind=row_wise", "--tables.kind=adagrad")
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_finished_run_prints_its_metrics_again(tmp_path: Path) -> None:
+    first = train(tmp_path, 4, 1)
+    lines = records(tmp_path / "demo")
+    assert train(tmp_path, 4, 1) == first
+    assert records(tmp_path / "demo") == lines
+
+
+@pytest.mark.parametrize("asynchronous", ["--checkpoint.asynchronous", "--checkpoint.no-asynchronous"])
+def test_keeps_the_last_k(tmp_path: Path, asynchronous: str) -> None:
+    left_by_a_killed_save = tmp_path / "demo/checkpoints/step-00000001"
+    left_by_a_killed_save.mkdir(parents=True)
+    (left_by_a_killed_save / "__0_0.distcp").write_bytes(b"half")
+    options = ["--checkpoint.every=2", "--checkpoint.keep=2", asynchronous]
+    metrics = train(tmp_path / "saved", 9, 2, *options)
+    assert steps_saved(tmp_path / "saved") == ["step-00000008", "step-00000009"]
+    assert metrics == train(tmp_path / "plain", 9, 2)
+    train(tmp_path, 3, 1, *options)
+    assert steps_saved(tmp_path) == ["step-00000002", "step-00000003"]
+    assert not left_by_a_killed_save.exists()
+
+
+def test_an_unfinished_checkpoint_is_not_seen(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", 6, 1)
+    train(tmp_path / "parts", 3, 1)
+    half = tmp_path / "parts/demo/checkpoints/step-00000005"
+    half.mkdir()
+    (half / ".metadata").write_bytes(b"half")
+    assert train(tmp_path / "parts", 6, 1) == whole
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--bottom 32 8", r"bottom must be what the checkpoint .* was trained with, \[64, 16\]: got \[32, 8\]; restore"),
+        ("--seed 1", r"seed must be what the checkpoint .* was trained with, 0: got 1; restore it, or start anew"),
+        ("--tables.kind adam", r"must hold optimizer\..* it belongs to another model or optimizer"),
+    ],
+)
+def test_foreign_checkpoint_is_refused(tmp_path: Path, option: str, message: str) -> None:
+    train(tmp_path, 3, 1)
+    with pytest.raises(RuntimeError, match=message):
+        train(tmp_path, 6, 1, *option.split())
+
+
+def test_older_format_is_refused(tmp_path: Path) -> None:
+    train(tmp_path, 3, 1)
+    marker = next(tmp_path.glob("demo/checkpoints/*/checkpoint.json"))
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "format": 0}))
+    with pytest.raises(RuntimeError, match=r"must have format 1: got 0; use the version of dlrm-torchrec that wrote"):
+        train(tmp_path, 6, 1)
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (exec, ("raise SystemExit('foreign code ran')",))
+
+
+@pytest.mark.parametrize("content", [_Evil(), torch.nn.Linear(1, 1)])
+def test_metadata_cannot_run_code(tmp_path: Path, content: object) -> None:
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=r"must name only checkpoint records: got .*; do not load this checkpoint"):
+        IoPathReader(str(tmp_path)).read_metadata()
