@@ -9,6 +9,7 @@ The same command continues an interrupted run, on any number of ranks. Copy this
 """
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -17,6 +18,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.models.dlrm import DLRM
 from tyro.conf import Suppress
 
+from dlrm_torchrec.datasets.criteo import criteo_1tb_spec, criteo_kaggle_spec
 from dlrm_torchrec.datasets.open import load_spec, open_streams
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic import SyntheticStream, demo_spec
@@ -26,17 +28,11 @@ from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.plan import ShardingConfig, describe_plan, make_plan, plan_to_json, sharders
 from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.checkpoint import CheckpointConfig, Checkpoints, Progress
-from dlrm_torchrec.train.gates import LEARNING_STEPS
 from dlrm_torchrec.train.initialize import initialize_tables
 from dlrm_torchrec.train.log import LogConfig, RunLog, prefixed
 from dlrm_torchrec.train.metrics import evaluate
-from dlrm_torchrec.train.optimizers import (
-    OptimizerConfig,
-    Schedule,
-    ScheduledLearningRate,
-    build_optimizer,
-    optimize_tables_in_backward,
-)
+from dlrm_torchrec.train.optimizers import OptimizerConfig, build_optimizer, optimize_tables_in_backward
+from dlrm_torchrec.train.schedule import Schedule, ScheduledLearningRate
 from dlrm_torchrec.train.stop import StopRequest
 from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.world import join_world
@@ -64,10 +60,21 @@ class Config:
     seed: int = 0
 
 
-DEMO = Config()
+SGD = partial(OptimizerConfig, kind="sgd")
 PRESETS = {
-    "demo": DEMO,
-}
+    "demo": Config(),
+    "criteo-kaggle": Config(  # arXiv 1906.00091, section 5.1: accuracy 0.789 on the last day's test half
+        data="prepared/criteo-kaggle", shape=criteo_kaggle_spec(), batch_size=128, bottom=(512, 256, 64, 16),
+        top=(512, 256, 1), tables=SGD(lr=0.1), dense=SGD(lr=0.1), eval_every=10_240,
+        checkpoint=CheckpointConfig(every=10_240),
+    ),
+    "criteo-1tb": Config(  # MLPerf DLRM v1: AUC 0.8025 within one epoch
+        data="prepared/criteo-1tb", shape=criteo_1tb_spec(), batch_size=55_296, bottom=(512, 256, 128),
+        top=(1024, 1024, 512, 256, 1), tables=SGD(lr=24.0), dense=SGD(lr=24.0),
+        schedule=Schedule(warmup_steps=2750, decay_start=49_315, decay_steps=27_772), bf16=True,
+        eval_every=3793, checkpoint=CheckpointConfig(every=3793, asynchronous=True),
+    ),
+}  # fmt: skip
 
 
 @record
@@ -91,10 +98,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         optimizer = build_optimizer(model, cfg.tables, cfg.dense, cfg.clip_norm)
         learning_rate = ScheduledLearningRate(optimizer, cfg.schedule)
 
-        identity = {
-            "spec": spec.to_json(),
-            **{k: asdict(cfg)[k] for k in ("batch_size", "bottom", "top", "seed")},
-        }
+        identity = {"spec": spec.to_json(), **{k: asdict(cfg)[k] for k in ("batch_size", "bottom", "top", "seed")}}
         checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world)
         progress = checkpoints.load(model, optimizer, identity) or Progress(identity=identity, lanes=world.size)
         progress = replace(progress, plan=plan_to_json(plan))
@@ -113,9 +117,9 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
             log.step(step, loss, global_rows)
             if step == train.num_steps or (cfg.eval_every and step % cfg.eval_every == 0):
                 with log.paused():
-                    learned = step >= cfg.schedule.warmup_steps + LEARNING_STEPS
-                    progress = progress.validated(evaluate(pipeline.detach(), val.batches(), world, learned=learned))
+                    found = evaluate(pipeline.detach(), val.batches(), world, learned=cfg.schedule.settled(step))
                     pipeline.attach()
+                    progress = progress.validated(found)
                 log.write(step, prefixed("val/", progress.last))
             if cfg.checkpoint.every and step % cfg.checkpoint.every == 0:
                 log.flush(step)
@@ -129,11 +133,12 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         checkpoints.wait()
 
         metrics = {**prefixed("val/", progress.last), **prefixed("best/val/", progress.best), "steps": progress.step}
+        if "test" in streams and progress.step == train.num_steps:
+            found = evaluate(pipeline.detach(), streams["test"].batches(), world, learned=False)
+            metrics |= prefixed("test/", found)
         if isinstance(val, SyntheticStream):
             metrics["teacher/auc"] = val.best_auc()
-        metrics["samples_per_s"] = log.samples_per_s()
-        log.finish(metrics)
-        return metrics
+        return log.finish(metrics)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from dlrm_torchrec.datasets.raw_parquet import ParquetReader
 from dlrm_torchrec.datasets.splits import ByHash, Whole
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
-# money is spread over five orders of magnitude, hence its logarithm; so are ages and weeks kept near the scale of 1
+# stored as log(1 + x): amounts of money span five orders of magnitude, and a bottom MLP wants inputs of a like scale
 DENSE = (
     "age",
     "wage_per_hour",

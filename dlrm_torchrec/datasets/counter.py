@@ -41,3 +41,11 @@ def uniforms(bits: Words) -> NDArray[np.float64]:
 def normals(bits: Words) -> NDArray[np.float32]:
     """Standard normal float32, four per word: shape (..., W) gives (..., 4 W)."""
     return _NORMAL.take(np.ascontiguousarray(bits).view(np.uint16))
+
+
+def permutation(size: int, *key: int) -> NDArray[np.int64]:
+    """A random order of ``range(size)``, the same for the same key on every machine and version of NumPy."""
+    state: Words = np.zeros(1, dtype=np.uint64)
+    for part in key:
+        state = words(state, part)
+    return np.argsort(words(state, np.arange(size)))

@@ -43,7 +43,6 @@ def split_fields(lines: Lines, separator: str, columns: int) -> tuple[Fields, Ma
     separators = np.flatnonzero(lines.data == ord(separator))
     first = np.searchsorted(separators, lines.starts)
     malformed = np.searchsorted(separators, lines.ends) - first != columns - 1
-    first[malformed] = 0
     at = np.append(separators, np.zeros(columns, np.int64))[first[:, None] + np.arange(columns - 1)]
     starts = np.concatenate([lines.starts[:, None], at + 1], axis=1)
     ends = np.concatenate([at, lines.ends[:, None]], axis=1)

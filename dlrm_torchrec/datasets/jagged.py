@@ -1,4 +1,4 @@
-"""NumPy columns to one Batch: padding, and bags to a KeyedJaggedTensor."""
+"""NumPy columns to one Batch: pieces joined, bags to a KeyedJaggedTensor, the end padded."""
 
 from __future__ import annotations
 
@@ -12,40 +12,81 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.stream import Share
+from dlrm_torchrec.schema import DatasetSpec
 
 
 @dataclass(frozen=True)
 class Bags:
-    """One sparse feature of n rows: the ids of row i are the next ``lengths[i]`` of ``values``."""
+    """One sparse feature of n rows: the ids of row i are ``values[offsets[i]:offsets[i + 1]]``."""
 
-    lengths: NDArray[np.int32]  # (n,)
-    values: NDArray[np.int64]  # (sum of lengths,)
+    values: NDArray[np.integer]  # (V,)
+    offsets: NDArray[np.int64] | None = None  # (n + 1,), from 0 to V; None: every row has one id
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Ids per row: (n,)."""
+        return np.ones(len(self.values), dtype=np.int64) if self.offsets is None else np.diff(self.offsets)
+
+    def slice(self, first: int, last: int) -> Bags:
+        """The rows ``first`` .. ``last - 1``, a view."""
+        if self.offsets is None:
+            return Bags(self.values[first:last])
+        offsets = self.offsets[first : last + 1]
+        return Bags(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+    def take(self, rows: NDArray[np.int64]) -> Bags:
+        """The rows ``rows[0]``, ``rows[1]``, ..., a copy."""
+        if self.offsets is None:
+            return Bags(self.values[rows])
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        index = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        return Bags(self.values[index], offsets)
 
 
 @dataclass(frozen=True)
-class Rows:
-    """n rows of every column, in spec order."""
+class Columns:
+    """Every column of n rows, in spec order."""
 
     labels: NDArray[np.float32]  # (n,)
     dense: NDArray[np.float32]  # (n, D)
     sparse: Sequence[Bags]  # F of n rows each
 
+    def __len__(self) -> int:
+        return len(self.labels)
 
-def to_batch(rows: Rows, keys: Sequence[str], share: Share) -> Batch:
-    """A Batch of ``share.padded_rows`` rows: the ``share.num_rows`` given ones, then zeros and empty bags."""
-    padded, real = share.padded_rows, share.num_rows
-    labels = torch.zeros(padded)
-    labels[:real] = torch.from_numpy(rows.labels)
-    dense = torch.zeros(padded, rows.dense.shape[1])
-    dense[:real] = torch.from_numpy(rows.dense)
-    lengths = torch.zeros(len(keys), padded, dtype=torch.int32)
-    for row, bags in zip(lengths, rows.sparse, strict=True):
-        row[:real] = torch.from_numpy(bags.lengths)
-    values = torch.from_numpy(np.concatenate([bags.values for bags in rows.sparse]))
+    def slice(self, first: int, last: int) -> Columns:
+        """The rows ``first`` .. ``last - 1``, a view."""
+        sparse = [bags.slice(first, last) for bags in self.sparse]
+        return Columns(self.labels[first:last], self.dense[first:last], sparse)
+
+    def take(self, rows: NDArray[np.int64]) -> Columns:
+        """The rows ``rows[0]``, ``rows[1]``, ..., a copy."""
+        return Columns(self.labels[rows], self.dense[rows], [bags.take(rows) for bags in self.sparse])
+
+
+def to_batch(spec: DatasetSpec, pieces: Sequence[Columns], share: Share) -> Batch:
+    """A Batch of ``share.padded_rows`` rows: those of ``pieces`` in order, then zeros and empty bags."""
+    labels = np.zeros(share.padded_rows, dtype=np.float32)
+    dense = np.zeros((share.padded_rows, len(spec.dense)), dtype=np.float32)
+    lengths = np.zeros((len(spec.sparse), share.padded_rows), dtype=np.int32)
+    first = 0
+    for piece in pieces:
+        rows = slice(first, first + len(piece))
+        labels[rows], dense[rows] = piece.labels, piece.dense
+        for row, bags in zip(lengths, piece.sparse, strict=True):
+            row[rows] = bags.lengths
+        first = rows.stop
+    assert first == share.num_rows
+    values = [piece.sparse[index].values for index in range(len(spec.sparse)) for piece in pieces]
     return Batch(
-        dense_features=dense,
-        sparse_features=KeyedJaggedTensor(keys=list(keys), values=values, lengths=lengths.view(-1)),
-        labels=labels,
-        num_rows=real,
+        dense_features=torch.from_numpy(dense),
+        sparse_features=KeyedJaggedTensor(
+            keys=[feature.name for feature in spec.sparse],
+            values=torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *values], dtype=np.int64)),
+            lengths=torch.from_numpy(lengths).view(-1),
+        ),
+        labels=torch.from_numpy(labels),
+        num_rows=share.num_rows,
         global_rows=share.global_rows,
     )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dlrm_torchrec.datasets.manifest import Manifest
-
-# from dlrm_torchrec.datasets.parquet import ParquetStream
+from dlrm_torchrec.datasets.parquet import ParquetStream
 from dlrm_torchrec.datasets.stream import Ranks, Stream
 from dlrm_torchrec.datasets.synthetic import SyntheticStream
 from dlrm_torchrec.schema import DatasetSpec

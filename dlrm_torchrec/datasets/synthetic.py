@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from dlrm_torchrec.datasets import counter
 from dlrm_torchrec.datasets.batch import Batch
-from dlrm_torchrec.datasets.jagged import Bags, Rows, to_batch
+from dlrm_torchrec.datasets.jagged import Bags, Columns, to_batch
 from dlrm_torchrec.datasets.stream import Ranks, check_start_step
 from dlrm_torchrec.datasets.teacher import Teacher
 from dlrm_torchrec.datasets.zipf import Zipf
@@ -48,12 +48,13 @@ class SyntheticStream:
         logit_std: float = 1.75,
     ) -> None:
         self.spec = spec
+        if num_rows < 1:
+            raise ValueError(f"num_rows must be positive: got {num_rows}; a demo takes about a million")
         self.num_rows = num_rows
-        self.num_steps = -(-num_rows // global_batch_size)
         self._ranks = Ranks(global_batch_size, rank, world_size)
+        self.num_steps = -(-num_rows // global_batch_size)
         self._split: Split = split
         self._seed = seed
-        self._keys = [feature.name for feature in spec.sparse]
         self._zipf = [Zipf(feature.rows, exponent) for feature in spec.sparse]
         self._max_lengths = [round(2 * f.pooling_factor) if f.multi_hot else None for f in spec.sparse]
         self._teacher = Teacher(spec, seed, positive_rate, logit_std)
@@ -66,14 +67,14 @@ class SyntheticStream:
         for step in range(start_step, self.num_steps):
             share = self._ranks.share(min(size, self.num_rows - step * size))
             first = step * size + share.first
-            yield to_batch(self.rows(first, first + share.num_rows), self._keys, share)
+            yield to_batch(self.spec, [self.rows(first, first + share.num_rows)], share)
 
-    def rows(self, first: int, last: int) -> Rows:
+    def rows(self, first: int, last: int) -> Columns:
         """The rows ``first`` .. ``last - 1`` of the split, whatever rank asks."""
         row_keys = _row_keys(self._seed, self._split, first, last)
         dense, sparse = self._features(row_keys)
         labels = counter.uniforms(counter.words(row_keys, 0)) < self._teacher.probabilities(dense, sparse)
-        return Rows(labels.astype(np.float32), dense, sparse)
+        return Columns(labels.astype(np.float32), dense, sparse)
 
     def probabilities(self) -> torch.Tensor:
         """The teacher's P(label = 1) of every row of the split: (num_rows,) float64."""
@@ -103,15 +104,15 @@ class SyntheticStream:
         for index, (zipf, max_length) in enumerate(zip(self._zipf, self._max_lengths, strict=True)):
             first = (index + 1) << 32
             if max_length is None:
-                lengths = np.ones(len(row_keys), dtype=np.int32)
+                offsets = None
                 bits = counter.words(row_keys, first + 1)
             else:
                 draw = counter.uniforms(counter.words(row_keys, first))
-                lengths = (draw * (max_length + 1)).astype(np.int32)
-                ends = np.cumsum(lengths)
-                position = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+                lengths = (draw * (max_length + 1)).astype(np.int64)
+                offsets = np.concatenate([[0], np.cumsum(lengths)])
+                position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
                 bits = counter.words(np.repeat(row_keys, lengths), first + 1 + position)
-            sparse.append(Bags(lengths, zipf.ids(counter.uniforms(bits))))
+            sparse.append(Bags(zipf.ids(counter.uniforms(bits)), offsets))
         return dense[:, :num_dense], sparse
 
 

@@ -57,7 +57,8 @@ class Teacher:
 
     def _logits(self, terms: Floats) -> Floats:
         scaled: Floats = self._scale * (terms - self._mean)
-        return self._bias + scaled.sum(axis=0)
+        logits: Floats = self._bias + scaled.sum(axis=0)
+        return logits
 
     def _terms(self, dense: NDArray[np.float32], sparse: Sequence[Bags]) -> Floats:
         """The three terms of the logit, unscaled: (3, n)."""
@@ -66,17 +67,20 @@ class Teacher:
         for column, weights in zip(dense.T, self._dense_weights, strict=True):
             from_dense += weights[:, None] * column
         for bags, key, scale in zip(sparse, self._sparse_keys, self._bag_scale, strict=True):
-            from_ids += _sum_bags(_weights(key, bags.values), bags.lengths) * scale
+            from_ids += _sum_bags(_weights(key, bags.values), bags) * scale
         return np.stack([from_dense[0], from_ids[0], from_dense[1] * from_ids[1]])
 
 
-def _weights(key: np.uint64, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+def _weights(key: np.uint64, ids: NDArray[np.integer]) -> NDArray[np.float32]:
     """The effect and the slope of every id, standard normal: (V,) gives (V, 2)."""
     return counter.normals(counter.words(key, ids)[:, None])[:, :2]
 
 
-def _sum_bags(per_id: NDArray[np.float32], lengths: NDArray[np.int32]) -> Floats:
-    """Sums over each bag, in the order of its ids: (V, K) and (n,) give (K, n)."""
+def _sum_bags(per_id: NDArray[np.float32], bags: Bags) -> Floats:
+    """Sums over the bags of n rows, each in the order of its ids: (V, K) gives (K, n)."""
+    if bags.offsets is None:
+        return per_id.T.astype(np.float64)
+    lengths = bags.lengths
     bag = np.repeat(np.arange(len(lengths)), lengths)
     return np.stack([np.bincount(bag, weights=column, minlength=len(lengths)) for column in per_id.T])
 

@@ -18,6 +18,8 @@ class Zipf:
     def __init__(self, rows: int, exponent: float) -> None:
         if exponent <= 1:
             raise ValueError(f"the Zipf exponent must be above 1: got {exponent}; 1.05 to 1.2 is usual for click logs")
+        if rows < 1:
+            raise ValueError(f"a table must have at least one row to draw ids of: got {rows}; count its ids first")
         self.rows = rows
         self._power = 1.0 - exponent
         self._mass = 1.0 - (rows + 1.0) ** self._power

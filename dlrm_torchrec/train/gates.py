@@ -6,8 +6,6 @@ import math
 
 import torch
 
-LEARNING_STEPS = 200  # after the warm-up: even a slow start is away from AUC 0.5 by then
-
 
 class TrainingError(ValueError):
     """The run cannot go on; the message says what to look at."""
@@ -22,14 +20,9 @@ def check_loss(loss: float, first_step: int, last_step: int) -> None:
         )
 
 
-def check_evaluation(logits: torch.Tensor, metrics: dict[str, float], *, learned: bool) -> None:
-    """Raise TrainingError when an evaluation shows that the model is broken.
-
-    Always: empty data, logits that are not finite, labels of one class. With ``learned`` (after the warm-up) also
-    constant logits and an AUC within three standard errors of 0.5 (Hanley and McNeil, 1982: sqrt((P+N+1)/(12PN))
-    under the null).
-    """
-    positives, samples = metrics["positives"], metrics["samples"]
+def check_scores(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """Raise TrainingError when metrics of these (N,) scores would mean nothing."""
+    positives, samples = int(labels.sum()), len(labels)
     if samples == 0:
         raise TrainingError("validation split must hold rows: got none; look at the splits in dataset.json")
     if not bool(torch.isfinite(logits).all()):
@@ -39,11 +32,18 @@ def check_evaluation(logits: torch.Tensor, metrics: dict[str, float], *, learned
         )
     if not 0 < positives < samples:
         raise TrainingError(
-            f"validation labels must be of both classes: got {positives:.0f} positives in {samples:.0f} rows; "
+            f"validation labels must be of both classes: got {positives} positives in {samples} rows; "
             "look at the label column and 'positive_label' of the spec"
         )
-    if not learned:
-        return
+
+
+def check_learned(logits: torch.Tensor, metrics: dict[str, float]) -> None:
+    """Raise TrainingError when a model that had time to learn has constant logits or an AUC of 0.5.
+
+    0.5 means within three standard errors of it, sqrt((P + N + 1) / (12 P N)) for a model that knows nothing (Hanley
+    and McNeil, 1982); a split too small to tell is let through.
+    """
+    positives, samples = metrics["positives"], metrics["samples"]
     if float(logits.std()) < 1e-6:
         raise TrainingError(
             f"logits must differ between rows: got {float(logits[0]):.6g} for all; look at the learning rate "

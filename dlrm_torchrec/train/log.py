@@ -26,7 +26,15 @@ class LogConfig:
 
     every: int = 50  # steps between log records
     tensorboard: bool = False  # also write TensorBoard events into the run folder
-    profile: tuple[int, int] | None = None  # first and last step of a torch.profiler trace, on rank 0
+    profile: tuple[int, int] | None = None  # first and last step of a torch.profiler trace of every rank
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"steps between log records must be at least 1: got {self.every}; raise it")
+        if self.profile is not None and not 1 <= self.profile[0] <= self.profile[1]:
+            raise ValueError(
+                f"profiled steps must be a first and a last one, from 1: got {self.profile}; name two steps in order"
+            )
 
 
 class RunLog:
@@ -40,6 +48,7 @@ class RunLog:
         self._losses: list[torch.Tensor] = []
         self._bar: tqdm[Any] | None = None
         self._samples, self._train_s = 0, 0.0
+        self._profiler: torch.profiler.profile | None = None
         self._clock = time.perf_counter()
         if not world.is_main:
             return
@@ -54,6 +63,7 @@ class RunLog:
     def start(self, step: int, num_steps: int) -> None:
         """Begin at ``step``; records of later steps, from before an interruption, are dropped."""
         self._clock = time.perf_counter()
+        self._profile(step)
         if not self.world.is_main:
             return
         path = f"{self.folder}/metrics.jsonl"
@@ -73,6 +83,7 @@ class RunLog:
         """
         self._losses.append(loss)
         self._samples += global_rows
+        self._profile(step)
         if self._bar is not None:
             self._bar.update()
         if step % self.config.every == 0:
@@ -113,18 +124,31 @@ class RunLog:
         yield
         self._clock = time.perf_counter()
 
+    def _profile(self, step: int) -> None:
+        """Open or close the profiler's window after ``step`` steps; the trace is for chrome://tracing or Perfetto."""
+        if self.config.profile is None:
+            return
+        if step == self.config.profile[0] - 1:
+            self._profiler = torch.profiler.profile()
+            self._profiler.start()
+        elif step == self.config.profile[1] and self._profiler is not None:
+            self._profiler.stop()
+            self._profiler.export_chrome_trace(f"{self.folder}/trace-rank{self.world.rank}.json")
+
     def samples_per_s(self) -> float:
         """Training samples of all ranks per second of training time, since this process began."""
         return self._samples / max(1e-9, self._train_s + time.perf_counter() - self._clock)
 
-    def finish(self, metrics: dict[str, float]) -> None:
+    def finish(self, metrics: dict[str, float]) -> dict[str, float]:
         """Close everything and print the final metrics as the last line of standard output, one JSON object."""
+        final = {**metrics, "samples_per_s": self.samples_per_s()}
         if self._bar is not None:
             self._bar.close()
         if self.world.is_main:
             if self.config.tensorboard:
                 self._tensorboard.close()
-            print(json.dumps(metrics), flush=True)
+            print(json.dumps(final), flush=True)
+        return final
 
 
 def prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:

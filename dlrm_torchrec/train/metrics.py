@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import binary_auroc
 from torchrec.metrics.calibration import compute_calibration
 from torchrec.metrics.ne import compute_ne, get_ne_states
 
-from dlrm_torchrec.train.gates import check_evaluation
+from dlrm_torchrec.train.gates import check_learned, check_scores
 from dlrm_torchrec.train.task import RankingBatch
 from dlrm_torchrec.train.world import World
 
@@ -59,9 +59,10 @@ def evaluate(model: nn.Module, batches: Iterable[RankingBatch], world: World, *,
     answer: list[dict[str, float] | ValueError] = [{}]
     if everything is not None:
         try:
-            metrics = ranking_metrics(everything[0], everything[1])
-            check_evaluation(everything[0], metrics, learned=learned)
-            answer[0] = metrics
+            check_scores(everything[0], everything[1])
+            answer[0] = metrics = ranking_metrics(everything[0], everything[1])
+            if learned:
+                check_learned(everything[0], metrics)
         except ValueError as error:
             answer[0] = error
     dist.broadcast_object_list(answer, src=0, group=world.control)

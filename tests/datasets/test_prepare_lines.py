@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from dlrm_torchrec.datasets.fields import parse_hex32, parse_int64, split_fields, split_line
 from dlrm_torchrec.datasets.lines import Lines, count_lines, read_lines
 from dlrm_torchrec.datasets.rows import Checks
+from tests.datasets import criteo_files
 
 
 def texts(path: Path, block_bytes: int = 1 << 20, max_line_bytes: int = 1 << 20) -> list[tuple[int, bytes]]:
@@ -64,6 +66,36 @@ def test_truncated_gzip_yields_every_byte_before_the_break(tmp_path: Path) -> No
     whole = got[: -len(blocks[-1])] if len(blocks[-1]) else got
     assert len(whole) > 1000
     assert whole == [(i + 1, b"%d" % i) for i in range(len(whole))]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 3, 1000])
+def test_gzip_cut_anywhere_yields_what_zlib_can_read(tmp_path: Path, block_bytes: int) -> None:
+    packed = gzip.compress(b"again and again\n" * 60 + b"x" * 700 + b"\nend\n", mtime=0)
+    for cut in range(2, len(packed)):
+        (tmp_path / "f").write_bytes(packed[:cut])
+        data, _ = criteo_files.gunzip(packed[:cut])
+        assert b"\n".join(text for _, text in texts(tmp_path / "f", block_bytes)) == data.removesuffix(b"\n")
+        assert list(read_lines(str(tmp_path / "f"), block_bytes))[-1].damage == "truncated gzip stream"
+
+
+@pytest.mark.parametrize("block_bytes", [1, 7, 1000])
+def test_gzip_members_may_be_padded_with_zeros(tmp_path: Path, block_bytes: int) -> None:
+    (tmp_path / "f").write_bytes(gzip.compress(b"1\n") + bytes(20) + gzip.compress(b"2\n") + bytes(5))
+    assert texts(tmp_path / "f", block_bytes) == [(1, b"1"), (2, b"2")]
+    assert not any(lines.damage for lines in read_lines(str(tmp_path / "f"), block_bytes))
+
+
+def test_fragment_that_looks_whole_is_rejected(tmp_path: Path) -> None:
+    member = zlib.compressobj(wbits=31)
+    (tmp_path / "f").write_bytes(member.compress(b"1\n23") + member.flush(zlib.Z_SYNC_FLUSH))
+    kept, rejected = [], []
+    for lines in read_lines(str(tmp_path / "f")):
+        checks = Checks(len(lines))
+        lines.check(checks, 10)
+        kept += [int(number) for number in lines.numbers[checks.good]]
+        rejected += lines.rejected(checks, 10)
+    assert kept == [1]
+    assert rejected == [(2, "the file breaks off in this line", b"23")]
 
 
 def test_damaged_gzip_says_so(tmp_path: Path) -> None:

@@ -220,14 +220,16 @@ def prepared_csv(tmp_path: Path, data: bytes, **options: object) -> Manifest:
     return prepare(SPEC, [source(tmp_path / "log.csv", reader)], str(tmp_path / "out"), **options)  # type: ignore[arg-type]
 
 
-def test_a_random_share_is_split_off(tmp_path: Path) -> None:
-    path = tmp_path / "log.csv"
-    path.write_bytes(as_csv(random_rows(500)))
+def test_a_random_share_is_split_off_and_kept_out_of_the_vocabulary(tmp_path: Path) -> None:
+    path, rows = tmp_path / "log.csv", [row | {"tags": ["t"]} for row in random_rows(500)]
+    path.write_bytes(as_csv(rows))
     reader = CsvReader(columns=Columns(spec=SPEC))
     assignment = ByHash("train", (("val", 0.3),))
-    manifest = prepare(SPEC, [Source(path=str(path), reader=reader, assignment=assignment)], str(tmp_path / "out"))
-    expected = int((assignment(np.arange(2, 502)) == 0).sum())
-    assert (manifest.splits["val"].rows, manifest.splits["train"].rows) == (expected, 500 - expected)
+    prepare(SPEC, [Source(path=str(path), reader=reader, assignment=assignment)], str(tmp_path / "out"))
+    in_val = assignment(np.arange(2, 502)) == 0  # line numbers, after the header
+    train = [row for row, val in zip(rows, in_val, strict=True) if not val]
+    assert read(tmp_path / "out", "train") == reference(train, train)
+    assert read(tmp_path / "out", "val") == reference([row for row in rows if row not in train], train)
 
 
 @pytest.mark.parametrize(

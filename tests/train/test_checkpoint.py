@@ -87,7 +87,10 @@ def test_an_unfinished_checkpoint_is_not_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--bottom 32 8", r"bottom must be what the checkpoint .* was trained with, \[64, 16\]: got \[32, 8\]; restore"),
+        (
+            "--bottom 32 8",
+            r"bottom must be what the checkpoint .* was trained with, \[64, 16\]: got \[32, 8\]; restore",
+        ),
         ("--seed 1", r"seed must be what the checkpoint .* was trained with, 0: got 1; restore it, or start anew"),
         ("--tables.kind adam", r"must hold optimizer\..* it belongs to another model or optimizer"),
     ],

@@ -1,0 +1,102 @@
+"""One Parquet row group to NumPy columns, checked against the spec once, with no loop over rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dlrm_torchrec.datasets.jagged import Bags, Columns
+from dlrm_torchrec.schema import DatasetSpec, SparseFeature
+
+
+def check_schema(schema: pa.Schema, spec: DatasetSpec, path: str) -> None:
+    """ValueError, naming column and file, unless every column of the spec is there with a type that fits."""
+    expected = [(spec.label, "a number or a boolean", _is_label)]
+    expected += [(feature.name, "a number", _is_number) for feature in spec.dense]
+    expected += [
+        (f.name, "a list of integers", _is_integers) if f.multi_hot else (f.name, "an integer", pa.types.is_integer)
+        for f in spec.sparse
+    ]
+    for name, wanted, fits in expected:
+        index = schema.get_field_index(name)
+        if index < 0:
+            raise ValueError(
+                f"file {path} must have the column {name!r} of its spec: got {schema.names}; "
+                "prepare it again or correct the spec"
+            )
+        if not fits(schema.field(index).type):
+            raise ValueError(
+                f"column {name!r} of {path} must be {wanted} per row: got {schema.field(index).type}; "
+                "prepare it again or correct the spec"
+            )
+
+
+def read_row_group(file: pq.ParquetFile, group: int, spec: DatasetSpec, path: str) -> Columns:
+    """All rows of one row group; ValueError, naming column, file and row group, where a value breaks the spec."""
+    names = [spec.label, *(feature.name for feature in spec.dense), *(feature.name for feature in spec.sparse)]
+    table = file.read_row_group(group, columns=names, use_threads=False)
+    where = f"{path}, row group {group}"
+
+    labels = _values(table, spec.label, where).astype(np.float32)
+    _check((labels != 0) & (labels != 1), labels, f"label {spec.label!r} of {where} must be 0 or 1")
+    dense = np.empty((table.num_rows, len(spec.dense)), dtype=np.float32)
+    for index, feature in enumerate(spec.dense):
+        column = _values(table, feature.name, where)
+        dense[:, index] = column
+        _check(~np.isfinite(dense[:, index]), column, f"column {feature.name!r} of {where} must hold finite float32s")
+    return Columns(labels, dense, [_bags(table, feature, where) for feature in spec.sparse])
+
+
+def _bags(table: pa.Table, feature: SparseFeature, where: str) -> Bags:
+    column = _array(table, feature.name, where)
+    if feature.multi_hot:
+        offsets = column.offsets.to_numpy().astype(np.int64)
+        column = _without_nulls(column.flatten(), feature.name, where)  # only what the offsets span
+        bags = Bags(column.to_numpy(), offsets - offsets[0])
+    else:
+        bags = Bags(column.to_numpy())
+    values = bags.values
+    if len(values) and not (values.min() >= 0 and values.max() < feature.rows):
+        rule = f"column {feature.name!r} of {where} must hold ids in [0, {feature.rows}), the rows of its table"
+        _check((values < 0) | (values >= feature.rows), values, rule)
+    return bags
+
+
+def _values(table: pa.Table, name: str, where: str) -> NDArray[Any]:
+    column = _array(table, name, where)
+    values: NDArray[Any] = column.to_numpy(zero_copy_only=not pa.types.is_boolean(column.type))
+    return values
+
+
+def _array(table: pa.Table, name: str, where: str) -> pa.Array:
+    return _without_nulls(table.column(name).combine_chunks(), name, where)
+
+
+def _without_nulls(array: pa.Array, name: str, where: str) -> pa.Array:
+    if array.null_count:
+        raise ValueError(
+            f"column {name!r} of {where} must have no nulls: got {array.null_count}; "
+            "fill them when preparing (an empty list is a bag without ids)"
+        )
+    return array
+
+
+def _check(wrong: NDArray[np.bool_], values: NDArray[Any], rule: str) -> None:
+    if wrong.any():
+        raise ValueError(f"{rule}: got {values[wrong.argmax()]}; prepare the data again or correct the spec")
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _is_label(kind: pa.DataType) -> bool:
+    return _is_number(kind) or bool(pa.types.is_boolean(kind))
+
+
+def _is_integers(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind)) and bool(pa.types.is_integer(kind.value_type))

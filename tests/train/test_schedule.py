@@ -1,0 +1,42 @@
+"""The learning rate: its shape, and that fused and dense parameters really train with it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchrec.optim.keyed import KeyedOptimizerWrapper
+
+from dlrm_torchrec.train.schedule import Schedule, ScheduledLearningRate
+
+
+def test_mlperf_shape() -> None:
+    schedule = Schedule(warmup_steps=2750, decay_start=49_315, decay_steps=27_772, power=2)
+    assert schedule.factor(0) == 1 / 2750
+    assert schedule.factor(2749) == schedule.factor(2750) == schedule.factor(49_315) == 1.0
+    assert schedule.factor(49_315 + 13_886) == pytest.approx(0.25)
+    assert schedule.factor(49_315 + 27_772) == schedule.factor(10**9) == 0.0
+
+
+def test_default_is_constant() -> None:
+    assert {Schedule().factor(step) for step in range(100)} == {1.0}
+
+
+def test_decay_inside_the_warm_up_is_refused() -> None:
+    with pytest.raises(ValueError, match="decay_start must not lie inside the warm-up of 9 steps: got 5; raise it"):
+        Schedule(warmup_steps=9, decay_start=5, decay_steps=3)
+
+
+def test_every_group_keeps_its_own_base() -> None:
+    weights = {name: torch.nn.Parameter(torch.zeros(1)) for name in "ab"}
+    groups = [{"params": [weights["a"]], "lr": 1.0}, {"params": [weights["b"]], "lr": 0.1}]
+    optimizer = KeyedOptimizerWrapper(weights, lambda _: torch.optim.SGD(groups))
+    rates = ScheduledLearningRate(optimizer, Schedule(warmup_steps=2))
+    rates.set(0)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.05]
+    rates.set(1)
+    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 0.1]
+
+
+def test_settled_only_after_the_warm_up() -> None:
+    schedule = Schedule(warmup_steps=100)
+    assert [schedule.settled(step) for step in (100, 299, 300)] == [False, False, True]
