@@ -28,4 +28,6 @@ def parse(presets: Mapping[str, Config], argv: Sequence[str] | None = None) -> t
     if name not in presets:
         raise ValueError(f"preset must be one of {', '.join(presets)}: got {name!r}; name one of them, or none")
     default = presets[name]
-    return name, tyro.cli(type(default), default=default, args=arguments, prog=f"{sys.argv[0]} [PRESET]")
+    text = f"{sys.modules[type(default).__module__].__doc__}\nPresets: {', '.join(presets)}; shown: {name}."
+    parsed = tyro.cli(type(default), default=default, args=arguments, prog=f"{sys.argv[0]} [PRESET]", description=text)
+    return name, parsed

@@ -84,6 +84,7 @@ class Config:
     output: str  # folder to prepare
     val_share: float = 0.0  # share of the training rows that become the split 'val'
     min_count: int = 1  # a category seen less often in training is 'unseen'
+    row_group_rows: int = 8_192  # what one rank reads at a time: small, so that several ranks share the rows evenly
     overwrite: bool = False  # replace a folder that is prepared already
 
 
@@ -95,7 +96,7 @@ def main(cfg: Config) -> None:
         Source(path=join(cfg.input, "train.parquet"), reader=reader, assignment=train),
         Source(path=join(cfg.input, "test.parquet"), reader=reader, assignment=Whole("test")),
     ]
-    manifest = prepare(columns, sources, cfg.output, overwrite=cfg.overwrite)
+    manifest = prepare(columns, sources, cfg.output, overwrite=cfg.overwrite, row_group_rows=cfg.row_group_rows)
     rows = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())
     print(f"{cfg.output}: {rows} rows; {manifest.report['rows_quarantined']} malformed")
 

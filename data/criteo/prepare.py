@@ -27,6 +27,7 @@ from dlrm_torchrec.datasets.raw_csv import CsvReader
 from dlrm_torchrec.datasets.raw_parquet import ParquetReader
 from dlrm_torchrec.datasets.rows import Reader
 from dlrm_torchrec.datasets.splits import Assignment, ByHash, ByPosition, Whole
+from dlrm_torchrec.datasets.writer import ROW_GROUP_ROWS
 from dlrm_torchrec.schema import DatasetSpec
 
 DAYS_OF_KAGGLE = 7
@@ -49,6 +50,7 @@ class Config:
     separator: str = ","  # table, text: one character
     negative_label: str | None = None  # table: the label text that means 0; otherwise any but the spec's positive_label
     max_bad_share: float = 0.01  # more malformed rows than this are an error
+    row_group_rows: int = ROW_GROUP_ROWS  # what one rank reads at a time
     overwrite: bool = False  # replace a folder that is prepared already
 
 
@@ -119,7 +121,14 @@ def main(cfg: Config) -> None:
     sources = [
         Source(path=path, reader=reader(cfg, spec, path, labelled), assignment=place) for path, place, labelled in files
     ]
-    manifest = prepare(spec, sources, cfg.output, max_bad_share=cfg.max_bad_share, overwrite=cfg.overwrite)
+    manifest = prepare(
+        spec,
+        sources,
+        cfg.output,
+        max_bad_share=cfg.max_bad_share,
+        overwrite=cfg.overwrite,
+        row_group_rows=cfg.row_group_rows,
+    )
     rows = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())
     print(f"{cfg.output}: {rows} rows; {manifest.report['rows_quarantined']:,} malformed rows in quarantine.tsv")
     for source in manifest.report["sources"]:

@@ -37,11 +37,11 @@ class Bags:
     def take(self, rows: NDArray[np.int64]) -> Bags:
         """The rows ``rows[0]``, ``rows[1]``, ..., a copy."""
         if self.offsets is None:
-            return Bags(self.values[rows])
+            return Bags(self.values.take(rows))
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         index = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
-        return Bags(self.values[index], offsets)
+        return Bags(self.values.take(index), offsets)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Columns:
 
     def take(self, rows: NDArray[np.int64]) -> Columns:
         """The rows ``rows[0]``, ``rows[1]``, ..., a copy."""
-        return Columns(self.labels[rows], self.dense[rows], [bags.take(rows) for bags in self.sparse])
+        # ndarray.take copies whole rows, which indexing does not.
+        return Columns(self.labels.take(rows), self.dense.take(rows, axis=0), [bags.take(rows) for bags in self.sparse])
 
 
 def to_batch(spec: DatasetSpec, pieces: Sequence[Columns], share: Share) -> Batch:
