@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
@@ -96,6 +97,11 @@ def _constraints(
     if unknown:
         raise ValueError(f"sharded tables must exist: got {unknown}; the model has {sorted(names)}")
     optimizer = table_optimizer(tables)
+    if topology.compute_device == "cpu" and optimizer is torch.optim.Adam:
+        raise ValueError(
+            "the tables' optimizer must have an FBGEMM kernel on cpu: got Adam; "
+            "choose sgd, adagrad or rowwise_adagrad, or train on a GPU"
+        )
     constraints = {}
     for table in tables.embedding_bag_configs():
         kind = config.of(table.name)

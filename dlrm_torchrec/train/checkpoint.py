@@ -14,9 +14,9 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from iopath.common.file_io import g_pathmgr
 from torch import nn
-from torchrec.optim.fused import FusedOptimizer
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
+from torchrec.optim.keyed import CombinedOptimizer
 
+from dlrm_torchrec.train.state import materialise_state, run_tensors
 from dlrm_torchrec.train.storage import IoPathReader, IoPathWriter
 from dlrm_torchrec.train.world import World
 
@@ -65,6 +65,7 @@ class Checkpoints:
         self.folder = folder.rstrip("/")
         self.config = config
         self.world = world
+        self.group = dist.new_group(backend="gloo")  # its own: an asynchronous save talks while training does
         self._pending: Future[Any] | None = None
         self._pending_progress: Progress | None = None
         self._newest = -1
@@ -88,15 +89,15 @@ class Checkpoints:
         path = self._path(progress.step)
         if self.world.is_main:
             g_pathmgr.mkdirs(path)
-        dist.barrier(self.world.control)
-        state = {"model": model.state_dict(), "optimizer": _optimizer_tensors(optimizer)}
+        dist.barrier(self.group)
+        state = run_tensors(model, optimizer)
         self._pending_progress = progress
         if self.config.asynchronous:
-            saving = dcp.async_save(state, storage_writer=IoPathWriter(path), process_group=self.world.control)
+            saving = dcp.async_save(state, storage_writer=IoPathWriter(path), process_group=self.group)
             assert isinstance(saving, Future)
             self._pending = saving
         else:
-            dcp.save(state, storage_writer=IoPathWriter(path), process_group=self.world.control)
+            dcp.save(state, storage_writer=IoPathWriter(path), process_group=self.group)
             self._commit()
 
     def wait(self) -> None:
@@ -113,18 +114,15 @@ class Checkpoints:
         """
         steps = self.steps() if self.world.is_main else []
         newest = [steps[-1] if steps else -1]
-        dist.broadcast_object_list(newest, src=0, group=self.world.control)
+        dist.broadcast_object_list(newest, src=0, group=self.group)
         if newest[0] < 0:
             return None
         path = self._path(newest[0])
         progress = read_progress(path, identity)
         materialise_state(optimizer)
-        state = {"model": model.state_dict(), "optimizer": _optimizer_tensors(optimizer)}
+        state = run_tensors(model, optimizer)
         _refuse_foreign_tensors(path, state)
-        dcp.load(state, storage_reader=IoPathReader(path), process_group=self.world.control)
-        model.load_state_dict(state["model"])
-        saved = optimizer.state_dict()
-        optimizer.load_state_dict({**saved, "state": _unflatten(saved["state"], state["optimizer"])})
+        dcp.load(state, storage_reader=IoPathReader(path), process_group=self.group)
         optimizer.set_optimizer_step(progress.step)
         self._newest = progress.step
         return progress
@@ -177,11 +175,15 @@ def _first_difference(name: str, saved: Any, wanted: Any) -> tuple[str, Any, Any
     """The path and both values of the first place where two JSON values differ."""
     if isinstance(saved, dict) and isinstance(wanted, dict):
         pairs = [(f"{name}.{key}".strip("."), saved.get(key), wanted.get(key)) for key in {**saved, **wanted}]
-    elif isinstance(saved, list) and isinstance(wanted, list) and len(saved) == len(wanted):
+    elif _are_records(saved) and _are_records(wanted) and len(saved) == len(wanted):
         pairs = [(f"{name}[{i}]", *values) for i, values in enumerate(zip(saved, wanted, strict=True))]
     else:
         return None if saved == wanted else (name, saved, wanted)
     return next((found for pair in pairs if (found := _first_difference(*pair)) is not None), None)
+
+
+def _are_records(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def _refuse_foreign_tensors(path: str, state: dict[str, dict[str, Any]]) -> None:
@@ -196,27 +198,6 @@ def _refuse_foreign_tensors(path: str, state: dict[str, dict[str, Any]]) -> None
                 f"checkpoint {path} must hold {name} of shape {tuple(value.size())}: got {found}; "
                 "it belongs to another model or optimizer, so start anew in another --run-dir"
             )
-
-
-def materialise_state(optimizer: CombinedOptimizer) -> None:
-    """Create the state that torch's optimizers allocate at their first step, so that it can be loaded in place."""
-    for _, part in optimizer.optimizers:
-        if not isinstance(part, FusedOptimizer | CombinedOptimizer):
-            part.init_state()
-            part.zero_grad()
-
-
-def _optimizer_tensors(optimizer: KeyedOptimizer) -> dict[str, Any]:
-    """Optimizer state as one flat dictionary of tensors, ``<parameter>.<state>``."""
-    return {
-        f"{parameter}/{name}": value
-        for parameter, states in optimizer.state_dict()["state"].items()
-        for name, value in states.items()
-    }
-
-
-def _unflatten(template: dict[str, Any], flat: dict[str, Any]) -> dict[str, Any]:
-    return {parameter: {name: flat[f"{parameter}/{name}"] for name in states} for parameter, states in template.items()}
 
 
 def _remove_folder(path: str) -> None:

@@ -15,6 +15,7 @@ from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
+REPLICATED = "replicated"  # the key of the optimizer of data-parallel tables
 Kind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
 CLASSES: dict[Kind, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -66,7 +67,7 @@ def build_optimizer(
         (replicated if ".embedding_bags." in name else parameters)[name] = parameter
     optimizers: list[KeyedOptimizer | tuple[str, KeyedOptimizer]] = [model.fused_optimizer]
     if replicated:
-        optimizers.append(("tables", _keyed(replicated, tables)))
+        optimizers.append((REPLICATED, _keyed(replicated, tables)))
     dense_optimizer = _keyed(parameters, dense)
     if clip_norm > 0:
         dense_optimizer = GradientClippingOptimizer(dense_optimizer, GradientClipping.NORM, max_gradient=clip_norm)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,42 +14,92 @@ from tests.data import load_script
 ROOT = Path(__file__).parents[2]
 CENSUS = ROOT.parent / "shared/data/census_income_kdd"
 
+needs_census = pytest.mark.skipif(
+    not CENSUS.exists(), reason=f"the census files are not in {CENSUS.name}/ beside the repository"
+)
+
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     return load_script(ROOT / "data/census/prepare.py")
 
 
-@pytest.mark.skipif(not CENSUS.exists(), reason=f"the census files are not in {CENSUS.name}/ beside the repository")
-@pytest.mark.parametrize("val_share", [0.0, 0.1])
-def test_all_rows_are_prepared(tmp_path: Path, script: ModuleType, val_share: float) -> None:
+@needs_census
+@pytest.mark.parametrize(("val_share", "held_out"), [(0.0, "val"), (0.1, "test")])
+def test_every_row_is_in_its_split(tmp_path: Path, script: ModuleType, val_share: float, held_out: str) -> None:
     script.main(script.Config(input=str(CENSUS), output=str(tmp_path), val_share=val_share))
     manifest = Manifest.load(str(tmp_path))
     rows = {name: split.rows for name, split in manifest.splits.items()}
-    assert rows["train"] + rows.get("val", 0) == 159_618
-    assert rows["test"] == 39_905
+    assert rows.pop(held_out) == 39_905
+    assert sum(rows.values()) == 159_618
     assert rows.get("val", 0) == pytest.approx(val_share * 159_618, rel=0.02)
     assert manifest.report["rows_quarantined"] == 0
-    assert (len(manifest.spec.dense), len(manifest.spec.sparse)) == (7, 33)
-    raw = pq.read_table(CENSUS / "test.parquet")
-    got = pq.read_table(tmp_path / manifest.splits["test"].files[0].path)
-    assert got["income_50k"].to_pylist() == [float(text == "' 50000+.'") for text in raw["income_50k"].to_pylist()]
-    for name in script.SPARSE:
-        values = pq.read_table(tmp_path / "vocab" / f"{name}.parquet")["value"].to_pylist()
-        number = {value: i for i, value in enumerate(values, start=2)}
-        assert got[name].to_pylist() == [
-            0 if value is None else number.get(value, 1) for value in raw[name].to_pylist()
-        ]
+
+
+@needs_census
+def test_the_features_are_those_of_the_raw_files(tmp_path: Path, script: ModuleType) -> None:
+    script.main(script.Config(input=str(CENSUS), output=str(tmp_path)))
+    manifest = Manifest.load(str(tmp_path))
+    raw = pq.read_table(CENSUS / "test.parquet").to_pydict()
+    got = pq.read_table(tmp_path / manifest.splits["val"].files[0].path)
+    assert got["income_50k"].to_pylist() == [float(text == "' 50000+.'") for text in raw["income_50k"]]
+    for name in script.DENSE:
+        np.testing.assert_allclose(got[name].to_numpy(), np.log1p(raw[name]), rtol=1e-6)
+    expected = {name: raw[name] for name in script.SPARSE}
+    expected |= {f"{name}_value": raw[name] for name in script.DENSE}
+    # 1 + floor(2 log2 x) = 1 + floor(log2 x^2), which is the number of binary digits of x^2, and 0 for x = 0
+    expected |= {f"{name}_bucket": [(x * x).bit_length() for x in raw[name]] for name in script.AMOUNTS}
+    assert [feature.name for feature in manifest.spec.sparse] == list(expected)
+    assert (len(manifest.spec.dense), len(expected)) == (7, 44)
+    for name, values in expected.items():
+        number = {value: i for i, value in enumerate(vocabulary(tmp_path, name), start=2)}
+        assert got[name].to_pylist() == [0 if value is None else number.get(value, 1) for value in values], name
+
+
+@needs_census
+def test_a_category_seen_once_is_unseen(tmp_path: Path, script: ModuleType) -> None:
+    script.main(script.Config(input=str(CENSUS), output=str(tmp_path)))
+    raw = pq.read_table(CENSUS / "train.parquet", columns=["wage_per_hour"])["wage_per_hour"].to_pylist()
+    values, counts = np.unique(raw, return_counts=True)
+    assert (counts == 1).any()
+    assert sorted(vocabulary(tmp_path, "wage_per_hour_value")) == values[counts > 1].tolist()
+
+
+def test_missing_and_negative_numbers(tmp_path: Path, script: ModuleType) -> None:
+    """A missing number is the category 'missing'; a loss below zero is a value of its own in the bucket of zero."""
+    gains = [None, 0, -5, 1, 2, 3, 4, 99_999] * 2
+    write_census(tmp_path, script, capital_gains=gains)
+    script.main(script.Config(input=str(tmp_path), output=str(tmp_path / "out")))
+    got = pq.read_table(tmp_path / "out/train/part-00000.parquet")
+    values, buckets = (vocabulary(tmp_path / "out", f"capital_gains_{kind}") for kind in ("value", "bucket"))
+    assert [None if i == 0 else values[i - 2] for i in got["capital_gains_value"].to_pylist()] == gains
+    expected = [None, 0, 0, 1, 3, 4, 5, 34] * 2
+    assert [None if i == 0 else buckets[i - 2] for i in got["capital_gains_bucket"].to_pylist()] == expected
 
 
 def test_unknown_labels_are_quarantined(tmp_path: Path, script: ModuleType) -> None:
     count = 400
-    columns = dict.fromkeys(script.DENSE, [1.0] * count) | dict.fromkeys(script.SPARSE, ["' x'"] * count)
     labels = [script.POSITIVE, script.NEGATIVE] * (count // 2)
     for name, odd in (("train", "50000"), ("test", None)):
-        table = pa.table(columns | {"income_50k": [odd, *labels[1:]]})
-        pq.write_table(table, tmp_path / f"{name}.parquet")
+        write_file(tmp_path / f"{name}.parquet", script, income_50k=[odd, *labels[1:]])
     script.main(script.Config(input=str(tmp_path), output=str(tmp_path / "out")))
     manifest = Manifest.load(str(tmp_path / "out"))
-    assert {name: split.rows for name, split in manifest.splits.items()} == {"train": count - 1, "test": count - 1}
+    assert {name: split.rows for name, split in manifest.splits.items()} == {"train": count - 1, "val": count - 1}
     assert manifest.report["reasons"] == {"income_50k is not a known label": 2}
+
+
+def vocabulary(folder: Path, feature: str) -> list[object]:
+    values: list[object] = pq.read_table(folder / "vocab" / f"{feature}.parquet")["value"].to_pylist()
+    return values
+
+
+def write_census(folder: Path, script: ModuleType, **columns: list[object]) -> None:
+    for name in ("train", "test"):
+        write_file(folder / f"{name}.parquet", script, **columns)
+
+
+def write_file(path: Path, script: ModuleType, **columns: list[object]) -> None:
+    """A raw file in which the columns that are not given hold one value in all rows."""
+    count = len(next(iter(columns.values())))
+    default = dict.fromkeys(script.DENSE, [1.0] * count) | dict.fromkeys(script.SPARSE, ["' x'"] * count)
+    pq.write_table(pa.table(default | {"income_50k": [script.POSITIVE] * count} | columns), path)

@@ -17,9 +17,11 @@ class Columns(NamedTuple):
 def concatenate(batches: Iterable[Batch]) -> Columns:
     """The real rows of the batches, one batch after the other."""
     batches = list(batches)
-    sparse: list[list[list[int]]] = [[] for _ in batches[0].sparse_features.keys()]
+    keys = batches[0].sparse_features.keys()
+    sparse: list[list[list[int]]] = [[] for _ in keys]
     for batch in batches:
-        for rows, key in zip(sparse, batch.sparse_features.keys(), strict=True):
+        assert batch.sparse_features.keys() == keys
+        for rows, key in zip(sparse, keys, strict=True):
             feature = batch.sparse_features[key]
             assert feature.lengths()[batch.num_rows :].sum() == 0
             values = iter(feature.values().tolist())

@@ -70,7 +70,7 @@ REFUSED = [
         ShardingConfig(kind="column_wise"),
         "must leave RowWiseAdagrad's arithmetic unchanged: got 'col",
     ),
-    ("adam", ShardingConfig(kind="data_parallel"), "must leave Adam's arithmetic unchanged: got 'data_parallel', with"),
+    ("adam", ShardingConfig(), "tables' optimizer must have an FBGEMM kernel on cpu: got Adam; choose sgd, adagrad"),
 ]
 
 
@@ -78,6 +78,18 @@ REFUSED = [
 def test_impossible_sharding_is_refused(optimizer: Kind, config: ShardingConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan(optimizer)(config)
+
+
+def test_adam_is_planned_for_gpus_without_replicas() -> None:
+    spec = demo_spec()
+    tables = build_tables(spec.tables(dim=16))
+    optimize_tables_in_backward(tables, OptimizerConfig(kind="adam", lr=0.1))
+    machine = Topology(world_size=2, local_world_size=2, compute_device="cuda")
+    model = torch.nn.Sequential(tables)
+    found = plan_to_json(make_plan(model, tables, machine, 128, ShardingConfig(), spec))
+    assert "data_parallel" not in {table["sharding_type"] for table in found.values()}
+    with pytest.raises(ValueError, match="must leave Adam's arithmetic unchanged: got 'data_parallel', with which"):
+        make_plan(model, tables, machine, 128, ShardingConfig(kind="data_parallel"), spec)
 
 
 def test_tables_that_do_not_fit_are_refused() -> None:

@@ -1,0 +1,95 @@
+"""Step time of recipes/train_dlrm.py as shipped, over the same TorchRec model in a bare loop (goal: <= 1.03).
+
+    python benchmarks/step_overhead.py
+    torchrun --standalone --nproc_per_node 2 benchmarks/step_overhead.py
+
+Both train the demo from the same stream, plan, optimizers and initial weights; they alternate in one process and
+each pair gives one ratio. Only the recipe has the pipeline, the log, the schedule and the stop signal.
+"""
+
+import contextlib
+import importlib.util
+import io
+import os
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import torch
+import tyro
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.models.dlrm import DLRM
+
+from dlrm_torchrec.datasets.open import open_streams
+from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.embeddings.tables import build_tables
+from dlrm_torchrec.sharding.plan import make_plan, sharders
+from dlrm_torchrec.sharding.topology import live_topology
+from dlrm_torchrec.train.initialize import initialize_tables
+from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
+from dlrm_torchrec.train.task import BinaryRankingTask
+from dlrm_torchrec.train.world import join_world
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "train_dlrm.py"
+
+
+def bare_samples_per_s(cfg) -> float:
+    """Samples per second of zero_grad, forward, backward, step, in a plain loop over the same batches."""
+    with join_world(cfg.seed) as world:
+        spec = cfg.shape
+        tables = build_tables(spec.tables(dim=cfg.bottom[-1]))
+        dlrm = DLRM(tables, len(spec.dense), list(cfg.bottom), list(cfg.top), dense_device=world.device)
+        model = BinaryRankingTask(dlrm, world.size)
+        optimize_tables_in_backward(tables, cfg.tables)
+        topology = live_topology(world.size, world.local_size, world.device)
+        plan = make_plan(model, tables, topology, cfg.batch_size // world.size, cfg.sharding, spec, world.control)
+        model = DistributedModelParallel(model, device=world.device, plan=plan, sharders=sharders(tables))
+        initialize_tables(model, cfg.seed)
+        optimizer = build_optimizer(model, cfg.tables, cfg.dense)
+        ranks = Ranks(cfg.batch_size, world.rank, world.size)
+        stream = open_streams(cfg.data, spec, ranks, cfg.rows, cfg.epochs, cfg.seed, world.size)["train"]
+        begin = time.perf_counter()
+        for batch in stream.batches():
+            optimizer.zero_grad()
+            loss, _ = model(batch.to(world.device))
+            loss.backward()
+            optimizer.step()
+        loss.item()
+        return stream.num_steps * cfg.batch_size / (time.perf_counter() - begin)
+
+
+def recipe_samples_per_s(recipe: ModuleType, cfg) -> float:
+    """Samples per second that the recipe reports of its own run."""
+    folder = [tempfile.mkdtemp()]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return recipe.main("overhead", replace(cfg, run_dir=f"{folder[0]}/{os.environ.get('RANK', 0)}"))["samples_per_s"]
+
+
+def main(steps: int = 300, pairs: int = 5) -> None:
+    spec = importlib.util.spec_from_file_location("recipe", RECIPE)
+    recipe = importlib.util.module_from_spec(spec)
+    sys.modules["recipe"] = recipe
+    spec.loader.exec_module(recipe)
+    demo = recipe.PRESETS["demo"]
+    cfg = replace(demo, rows=steps * demo.batch_size, eval_every=0)
+    ratios = []
+    for pair in range(pairs + 1):  # the first pair warms up
+        shipped = recipe_samples_per_s(recipe, cfg)
+        bare = bare_samples_per_s(cfg)
+        if pair:
+            ratios.append(bare / shipped)
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"pair {pair}: recipe {shipped:,.0f} samples/s, bare loop {bare:,.0f} samples/s", flush=True)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(
+            f"step time, recipe over bare loop: median {statistics.median(ratios):.3f} "
+            f"({min(ratios):.3f} to {max(ratios):.3f}, {pairs} pairs of {steps} steps, torch {torch.__version__})"
+        )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
