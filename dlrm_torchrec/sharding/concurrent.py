@@ -1,34 +1,149 @@
-"""Table lookups of one rank on several CPU cores.
+"""Table lookups of one rank on all of its CPU cores.
 
-FBGEMM's published CPU wheels are built without OpenMP: one table-batched lookup, forward or backward, keeps one core
-busy whatever ``torch.get_num_threads`` says. Tables are independent, so here they are dealt into as many lookups as
-there are threads, and each thread runs its own.
+FBGEMM's published CPU wheels are built without OpenMP: a lookup, forward or backward, keeps one core busy whatever
+``torch.get_num_threads()`` says. Tables are independent, so a rank's tables are dealt into one lookup per thread.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from threading import Barrier
 from typing import Any
 
 import torch
-from torch.autograd.function import FunctionCtx
 from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
 from torchrec.distributed.embedding_sharding import EmbeddingShardingInfo
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel, KJTList
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionContext, ShardedEmbeddingBagCollection
-from torchrec.distributed.types import LazyAwaitable
+from torchrec.distributed.embeddingbag import (
+    EmbeddingBagCollectionContext,
+    EmbeddingBagCollectionSharder,
+    ShardedEmbeddingBagCollection,
+)
+from torchrec.distributed.types import LazyAwaitable, ParameterSharding, ShardingEnv
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+Function = Callable[[], torch.Tensor]
+
+
+class ConcurrentShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
+    """A ``ShardedEmbeddingBagCollection`` whose fused tables are read and updated by ``get_num_threads()`` threads.
+
+    Each table stays in one lookup, so results are those of TorchRec bit for bit.
+    """
+
+    @classmethod
+    def create_grouped_sharding_infos(cls, *args: Any, **kwargs: Any) -> dict[str, list[EmbeddingShardingInfo]]:
+        grouped: dict[str, list[EmbeddingShardingInfo]] = super().create_grouped_sharding_infos(*args, **kwargs)
+        for tables in grouped.values():
+            by_rank: dict[int, list[EmbeddingShardingInfo]] = defaultdict(list)
+            for table in tables:
+                if table.param_sharding.compute_kernel == EmbeddingComputeKernel.FUSED.value:
+                    by_rank[table.param_sharding.ranks[0]].append(table)
+            for local in by_rank.values():
+                numbers = [
+                    table.embedding_config.embedding_dim * table.embedding_config.num_features() for table in local
+                ]
+                for table, part in zip(local, deal(numbers, torch.get_num_threads()), strict=True):
+                    table.fused_params["_batch_key"] = part  # TorchRec makes one lookup of the tables with equal keys
+        return grouped
+
+    def compute(self, ctx: EmbeddingBagCollectionContext, dist_input: KJTList) -> list[torch.Tensor]:  # noqa: ARG002
+        return [look_up(lookup, features) for lookup, features in zip(self._lookups, dist_input, strict=True)]
+
+    def compute_and_output_dist(self, ctx: EmbeddingBagCollectionContext, input: KJTList) -> LazyAwaitable[KeyedTensor]:
+        return self.output_dist(ctx, self.compute(ctx, input))
+
+
+class ConcurrentSharder(EmbeddingBagCollectionSharder):
+    """TorchRec's sharder, with concurrent lookups where the rank is on a CPU with several threads."""
+
+    def shard(
+        self,
+        module: EmbeddingBagCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+    ) -> ShardedEmbeddingBagCollection:
+        if device is None or device.type != "cpu" or torch.get_num_threads() == 1:
+            return super().shard(module, params, env, device, module_fqn)
+        return ConcurrentShardedEmbeddingBagCollection(
+            module,
+            params,
+            env,
+            self.fused_params,
+            device,
+            qcomm_codecs_registry=self.qcomm_codecs_registry,
+            module_fqn=module_fqn,
+        )
+
+
+def deal(work: Sequence[int], parts: int) -> list[int]:
+    """The part, 0..parts - 1, of each item: runs of neighbours with about equal sums of ``work``.
+
+    >>> deal([1, 1, 1, 1], 2), deal([8, 1, 1, 1, 1], 2)
+    ([0, 0, 1, 1], [0, 1, 1, 1, 1])
+    """
+    total = 2 * sum(work)
+    middles = [2 * sum(work[:position]) + item for position, item in enumerate(work)]
+    return [middle * parts // total for middle in middles]
+
+
+def look_up(lookup: torch.nn.Module, features: KeyedJaggedTensor) -> torch.Tensor:
+    """Pooled embeddings (B, sum of dims) of ``lookup``'s tables, by TorchRec itself where threads cannot help."""
+    weights = features.weights_or_none()
+    if (
+        not isinstance(lookup, GroupedPooledEmbeddingsLookup)
+        or len(lookup.grouped_configs) < 2
+        or features.variable_stride_per_key()
+        or (weights is not None and weights.requires_grad)
+    ):
+        pooled: torch.Tensor = lookup(features)
+        return pooled
+    parts = features.split(lookup._feature_splits)
+    return torch.cat(
+        concurrently([partial(module, part) for module, part in zip(lookup._emb_modules, parts, strict=True)]), dim=1
+    )
+
+
+def concurrently(functions: Sequence[Function]) -> tuple[torch.Tensor, ...]:
+    """What each function returns; they run at the same time, and so do their backward passes."""
+    pool = thread_pool(torch.get_num_threads())
+    if torch.is_grad_enabled():
+        anchor = torch.empty(0, requires_grad=True)  # autograd records only what depends on a tensor with a gradient
+        outputs: tuple[torch.Tensor, ...] = _Concurrently.apply(  # type: ignore[no-untyped-call]  # untyped in torch
+            pool, functions, anchor
+        )
+        return outputs
+    return tuple(pool.map(torch.no_grad()(_call), functions))
+
+
+class _Concurrently(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, pool: ThreadPoolExecutor, functions: Sequence[Function], _anchor: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.pool, ctx.outputs = pool, list(pool.map(torch.enable_grad()(_call), functions))
+        return tuple(output.detach() for output in ctx.outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, None, None]:
+        list(ctx.pool.map(torch.autograd.backward, ctx.outputs, gradients))
+        return None, None, None
+
+
+def _call(function: Function) -> torch.Tensor:
+    return function()
 
 
 @cache
 def thread_pool(threads: int) -> ThreadPoolExecutor:
-    """``threads`` workers, each of which runs its torch operators on one core."""
+    """``threads`` threads, each of which runs torch's operators on one core."""
     started = Barrier(threads + 1)
-    intra_op_threads = torch.get_num_threads()
 
     def start() -> None:
         torch.set_num_threads(1)
@@ -38,26 +153,5 @@ def thread_pool(threads: int) -> ThreadPoolExecutor:
     for _ in range(threads):
         pool.submit(int)
     started.wait()
-    torch.set_num_threads(intra_op_threads)  # the workers' call also set what threads yet to come will use
+    torch.set_num_threads(threads)  # `start` also changed the number for threads that torch has yet to meet
     return pool
-
-
-class _Concurrently(torch.autograd.Function):
-    """Runs functions, and later their backward passes, on the threads of a pool."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, pool: ThreadPoolExecutor, functions: list[Callable[[], torch.Tensor]], _: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        def record(function: Callable[[], torch.Tensor]) -> torch.Tensor:
-            with torch.enable_grad():
-                return function()
-
-        ctx.pool, ctx.outputs = pool, list(pool.map(record, functions))
-        return tuple(output.detach() for output in ctx.outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, None, None]:
-        for _ in ctx.pool.map(torch.autograd.backward, ctx.outputs, gradients):
-            pass
-        return None, None, None

@@ -137,7 +137,8 @@ class Checkpoints:
         marker = f"{self._path(progress.step)}/{MARKER}"
         with g_pathmgr.open(f"{marker}.tmp", "w") as stream:
             json.dump({"format": FORMAT, "torch": torch.__version__, **dataclasses.asdict(progress)}, stream, indent=1)
-        g_pathmgr.mv(f"{marker}.tmp", marker)
+        if not g_pathmgr.mv(f"{marker}.tmp", marker):
+            raise OSError(f"cannot write {marker}; check the permissions of the run folder")
         self._remove_old(self.steps()[-self.config.keep :])
 
     def _remove_old(self, keep: list[int]) -> None:

@@ -2,6 +2,8 @@
 
 import itertools
 import threading
+import time
+import weakref
 from collections import Counter
 
 import numpy as np
@@ -119,28 +121,30 @@ def test_epochs_are_shuffled_differently_and_repeatably(tmp_path):
     assert other != rows
 
 
-def test_shuffling_moves_rows_far_and_groups_too(tmp_path):
+def test_shuffling_permutes_row_groups_and_rows_anew_in_each_epoch(tmp_path):
     write_folder(tmp_path, [[50] * 10])
-    users = np.array([row[2][0][0] for batch in stream(tmp_path).batches() for row in rows_of([batch])])
-    groups = users.reshape(10, 50) // 50
+    batches = stream(tmp_path, batch=50, epochs=2).batches()
+    users = np.array([[row[2][0][0] for row in rows_of([batch])] for batch in batches])  # a row group per batch
+    groups = users // 50
     assert (groups == groups[:, :1]).all()
-    assert sorted(groups[:, 0]) == list(range(10))
-    assert list(groups[:, 0]) != list(range(10))
-    orders = {tuple(np.argsort(within)) for within in users.reshape(10, 50)}
-    assert len(orders) == 10
+    first, second = groups[:10, 0].tolist(), groups[10:, 0].tolist()
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert list(range(10)) != first != second
+    assert len({tuple(within) for within in users % 50}) == 20
 
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Grows by one with every row group that is decoded."""
-    read_row_group, calls = parquet.read_row_group, []
+    """Grows by one weak reference with every row group that is decoded."""
+    read_row_group, columns = parquet.read_row_group, []
 
-    def count(file, group, spec, path):
-        calls.append((path, group))
-        return read_row_group(file, group, spec, path)
+    def record(*args):
+        result = read_row_group(*args)
+        columns.append(weakref.ref(result))
+        return result
 
-    monkeypatch.setattr(parquet, "read_row_group", count)
-    return calls
+    monkeypatch.setattr(parquet, "read_row_group", record)
+    return columns
 
 
 def test_each_rank_decodes_about_its_own_rows_only(tmp_path, decoded):
@@ -150,14 +154,18 @@ def test_each_rank_decodes_about_its_own_rows_only(tmp_path, decoded):
     assert len(decoded) <= 9 + 1  # nine row groups, of which one lies across the boundary of the two lanes
 
 
-def test_reading_ahead_is_bounded(tmp_path, decoded):
+def test_the_next_row_group_is_decoded_ahead_and_past_ones_are_released(tmp_path, decoded):
     write_folder(tmp_path, [[24] * 10])
-    batches = stream(tmp_path).batches()
+    batches = stream(tmp_path, shuffle=False).batches()
     for taken in range(1, 21):
         next(batches)
         reached = -(-taken * 12 // 24)
-        assert reached <= len(decoded) <= reached + 1
-    batches.close()
+        deadline = time.monotonic() + 60
+        while len(decoded) < min(reached + 1, 10) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert len(decoded) == min(reached + 1, 10)
+        # The one in use, the one ahead, and one that the thread may not have let go of yet.
+        assert sum(columns() is not None for columns in decoded) <= 3
 
 
 def test_the_thread_ends_with_the_stream_and_with_its_abandonment(tmp_path):

@@ -1,0 +1,57 @@
+"""The recipes on one CUDA device: the same losses as on CPU, every optimizer, exact resume."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed import run_ranks
+from tests.recipe import records, run_recipe
+
+pytestmark = pytest.mark.gpu
+
+STEPS, BATCH = 20, 256
+ARGUMENTS = ["demo", f"--rows={STEPS * BATCH}", f"--batch-size={BATCH}", "--log.every=1", "--eval-every=10"]
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["train/loss"] for record in records(folder / "demo") if "train/loss" in record]
+
+
+def _run_on_cpu(arguments: list[str]) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    from tests.recipe import _run
+
+    _run("train_dlrm", arguments)
+
+
+def test_the_device_is_there() -> None:
+    assert torch.cuda.is_available(), "make test-gpu needs a CUDA device"
+
+
+@pytest.mark.parametrize("kind", ["table_wise", "row_wise", "column_wise", "data_parallel"])
+def test_losses_equal_those_of_the_cpu(tmp_path: Path, kind: str) -> None:
+    options = [*ARGUMENTS, "--tables.kind=adagrad", "--dense.kind=sgd", "--dense.lr=0.1", f"--sharding.kind={kind}"]
+    run_recipe("train_dlrm", [*options, f"--run-dir={tmp_path}/gpu"], 1)
+    run_ranks(1, _run_on_cpu, [*options, f"--run-dir={tmp_path}/cpu"], join=False)
+    assert losses(tmp_path / "gpu") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rowwise_adagrad", "adam"])
+def test_resumed_run_equals_uninterrupted_one(tmp_path: Path, optimizer: str) -> None:
+    options = [*ARGUMENTS, f"--tables.kind={optimizer}", "--tables.lr=0.02", "--checkpoint.asynchronous"]
+    run_recipe("train_dlrm", [*options, f"--run-dir={tmp_path}/whole"], 1)
+    half = [f"--rows={STEPS // 2 * BATCH}" if option.startswith("--rows") else option for option in options]
+    run_recipe("train_dlrm", [*half, f"--run-dir={tmp_path}/parts"], 1)
+    run_recipe("train_dlrm", [*options, f"--run-dir={tmp_path}/parts"], 1)
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["train_dlrm", "train_dcnv2"])
+@pytest.mark.parametrize("bf16", ["--bf16", "--no-bf16"])
+def test_demo_reaches_its_value(tmp_path: Path, recipe: str, bf16: str) -> None:
+    metrics = run_recipe(recipe, ["demo", "--rows=409600", "--eval-every=0", bf16, f"--run-dir={tmp_path}"], 1)
+    assert (metrics["val/auc"] - 0.5) / (metrics["teacher/auc"] - 0.5) > 0.9
