@@ -41,20 +41,20 @@ from dlrm_torchrec.train.world import join_world
 class Config:
     data: str = "synthetic"  # a prepared folder (see data/), or 'synthetic' rows with a known teacher
     shape: Suppress[DatasetSpec] = field(default_factory=demo_spec)  # of the synthetic rows
-    rows: int = 1_500_000  # synthetic training rows per epoch
+    rows: int = 2_457_600  # synthetic training rows per epoch
     epochs: int = 1
     batch_size: int = 2048  # rows of a global batch, over all ranks
     bottom: tuple[int, ...] = (64, 16)  # widths of the bottom MLP; the last one is the tables' dim
     top: tuple[int, ...] = (64, 32, 1)  # widths of the top MLP
     cross_layers: int = 2  # DCNv2 layers x0 * (W (V x) + b) + x
     cross_rank: int = 32  # columns of V
-    tables: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.05)  # optimizer of the tables
-    dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.002)  # optimizer of everything else
-    schedule: Schedule = Schedule()  # of both learning rates
+    tables: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.1)  # optimizer of the tables
+    dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # optimizer of everything else
+    schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # of both learning rates
     clip_norm: float = 0.0  # largest norm of the dense gradients; 0: any
     bf16: bool = False  # autocast the dense parts to bfloat16
     sharding: ShardingConfig = ShardingConfig()  # who holds which table
-    eval_every: int = 250  # steps between evaluations; 0: only at the end
+    eval_every: int = 300  # steps between evaluations; 0: only at the end
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     run_dir: str = "runs/train_dcnv2"  # the preset's name is appended
@@ -66,7 +66,8 @@ PRESETS = {
     "mlperf": Config(  # MLPerf training v3.0 to v6.0: AUC 0.80275 within one epoch, 0.004 at batches to 102,400
         data="prepared/criteo-1tb-multi-hot", shape=criteo_1tb_multi_hot_spec(), batch_size=65_536,
         bottom=(512, 256, 128), top=(1024, 1024, 512, 256, 1), cross_layers=3, cross_rank=512,
-        tables=OptimizerConfig(kind="adagrad", lr=0.004), dense=OptimizerConfig(kind="adagrad", lr=0.004), bf16=True,
+        tables=OptimizerConfig(kind="adagrad", lr=0.004), dense=OptimizerConfig(kind="adagrad", lr=0.004),
+        schedule=Schedule(), bf16=True,
         eval_every=3200, checkpoint=CheckpointConfig(every=3200, asynchronous=True),
     ),
 }  # fmt: skip
@@ -93,7 +94,6 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         model = DistributedModelParallel(model, device=world.device, plan=plan, sharders=sharders(tables))
         initialize_tables(model, cfg.seed)
         optimizer = build_optimizer(model, cfg.tables, cfg.dense, cfg.clip_norm)
-        learning_rate = ScheduledLearningRate(optimizer, cfg.schedule)
 
         identity = {"spec": spec.to_json(), **{k: asdict(cfg)[k] for k in ("batch_size", "bottom", "top", "seed")}}
         checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world)
@@ -102,6 +102,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         streams = open_streams(cfg.data, spec, ranks, cfg.rows, cfg.epochs, cfg.seed, progress.lanes)
         train, val = streams["train"], streams["val"]
 
+        learning_rate = ScheduledLearningRate(optimizer, cfg.schedule, train.num_steps)
         pipeline = TrainPipelineSparseDist(model, optimizer, world.device)
         batches = train.batches(progress.step)
         stop = StopRequest(world)

@@ -42,18 +42,18 @@ from dlrm_torchrec.train.world import join_world
 class Config:
     data: str = "synthetic"  # a prepared folder (see data/), or 'synthetic' rows with a known teacher
     shape: Suppress[DatasetSpec] = field(default_factory=demo_spec)  # of the synthetic rows
-    rows: int = 1_500_000  # synthetic training rows per epoch
+    rows: int = 2_457_600  # synthetic training rows per epoch
     epochs: int = 1
     batch_size: int = 2048  # rows of a global batch, over all ranks
     bottom: tuple[int, ...] = (64, 16)  # widths of the bottom MLP; the last one is the tables' dim
     top: tuple[int, ...] = (64, 32, 1)  # widths of the top MLP
-    tables: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.05)  # optimizer of the tables
-    dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.002)  # optimizer of everything else
-    schedule: Schedule = Schedule()  # of both learning rates
+    tables: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.1)  # optimizer of the tables
+    dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # optimizer of everything else
+    schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # of both learning rates
     clip_norm: float = 0.0  # largest norm of the dense gradients; 0: any
     bf16: bool = False  # autocast the dense parts to bfloat16
     sharding: ShardingConfig = ShardingConfig()  # who holds which table
-    eval_every: int = 250  # steps between evaluations; 0: only at the end
+    eval_every: int = 300  # steps between evaluations; 0: only at the end
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     run_dir: str = "runs/train_dlrm"  # the preset's name is appended
@@ -65,7 +65,7 @@ PRESETS = {
     "demo": Config(),
     "criteo-kaggle": Config(  # arXiv 1906.00091, section 5.1: accuracy 0.789 on the last day's test half
         data="prepared/criteo-kaggle", shape=criteo_kaggle_spec(), batch_size=128, bottom=(512, 256, 64, 16),
-        top=(512, 256, 1), tables=SGD(lr=0.1), dense=SGD(lr=0.1), eval_every=10_240,
+        top=(512, 256, 1), tables=SGD(lr=0.1), dense=SGD(lr=0.1), schedule=Schedule(), eval_every=10_240,
         checkpoint=CheckpointConfig(every=10_240),
     ),
     "criteo-1tb": Config(  # MLPerf DLRM v1: AUC 0.8025 within one epoch
@@ -96,7 +96,6 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         model = DistributedModelParallel(model, device=world.device, plan=plan, sharders=sharders(tables))
         initialize_tables(model, cfg.seed)
         optimizer = build_optimizer(model, cfg.tables, cfg.dense, cfg.clip_norm)
-        learning_rate = ScheduledLearningRate(optimizer, cfg.schedule)
 
         identity = {"spec": spec.to_json(), **{k: asdict(cfg)[k] for k in ("batch_size", "bottom", "top", "seed")}}
         checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world)
@@ -105,6 +104,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         streams = open_streams(cfg.data, spec, ranks, cfg.rows, cfg.epochs, cfg.seed, progress.lanes)
         train, val = streams["train"], streams["val"]
 
+        learning_rate = ScheduledLearningRate(optimizer, cfg.schedule, train.num_steps)
         pipeline = TrainPipelineSparseDist(model, optimizer, world.device)
         batches = train.batches(progress.step)
         stop = StopRequest(world)

@@ -48,7 +48,8 @@ class ConcurrentShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
                     table.embedding_config.embedding_dim * table.embedding_config.num_features() for table in local
                 ]
                 for table, part in zip(local, deal(numbers, torch.get_num_threads()), strict=True):
-                    table.fused_params["_batch_key"] = part  # TorchRec makes one lookup of the tables with equal keys
+                    # TorchRec makes one lookup of the tables with equal keys
+                    table.fused_params = {**(table.fused_params or {}), "_batch_key": part}
         return grouped
 
     def compute(self, ctx: EmbeddingBagCollectionContext, dist_input: KJTList) -> list[torch.Tensor]:  # noqa: ARG002

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.gpu
 
 STEPS, BATCH = 20, 256
 ARGUMENTS = ["demo", f"--rows={STEPS * BATCH}", f"--batch-size={BATCH}", "--log.every=1", "--eval-every=10"]
+ARGUMENTS += ["--schedule.decay-steps=0"]
 
 
 def losses(folder: Path) -> list[float]:

@@ -67,7 +67,7 @@ def test_uneven_row_groups_and_a_last_batch_of_one_row(tmp_path: Path, world_siz
 def test_a_last_batch_of_one_row_trains_alike_on_one_and_two_ranks(tmp_path: Path) -> None:
     data = write_prepared(tmp_path / "data", {"train": [[100], [29]], "val": [[64]]})  # 129 = 2 x 64 + 1
     options = ["demo", f"--data={data}", "--batch-size=64", "--eval-every=0", "--bottom", "16", "8", "--top", "8", "1"]
-    options += ["--log.every=1", "--tables.kind=adagrad", "--dense.kind=sgd", "--dense.lr=0.1"]
+    options += ["--log.every=1", "--tables.kind=adagrad", "--dense.kind=sgd", "--schedule.decay-steps=0"]
     run_recipe("train_dlrm", [*options, "--epochs=2", f"--run-dir={tmp_path}/one"], 1)
     run_recipe("train_dlrm", [*options, "--epochs=1", f"--run-dir={tmp_path}/two"], 1)  # begun by one rank: the same
     for kind in ("row_wise", "table_wise"):  # batches when two ranks go on, the last one with an empty rank
@@ -169,7 +169,7 @@ def test_every_preset_has_its_published_shape(recipe: str) -> None:
 
 
 def test_dcnv2_learns_and_continues(tmp_path: Path) -> None:
-    options = ["demo", "--batch-size=1024", "--eval-every=10"]
+    options = ["demo", "--batch-size=1024", "--eval-every=10", "--schedule.decay-steps=0"]
     whole = run_recipe("train_dcnv2", [*options, "--rows=61440", f"--run-dir={tmp_path}/whole"], 2)
     run_recipe("train_dcnv2", [*options, "--rows=30720", f"--run-dir={tmp_path}/parts"], 2)
     parts = run_recipe("train_dcnv2", [*options, "--rows=61440", f"--run-dir={tmp_path}/parts"], 2)

@@ -7,10 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_in_backward
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.sharding_plan import (
-    ParameterShardingGenerator,
     column_wise,
     construct_module_sharding_plan,
     data_parallel,
@@ -25,7 +25,6 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.sharding.concurrent import (
-    ConcurrentShardedEmbeddingBagCollection,
     ConcurrentSharder,
     concurrently,
     deal,
@@ -35,16 +34,32 @@ from tests.distributed import run_ranks
 TABLES, ROWS, DIM, BATCH = 5, 40, 8, 6
 
 
-def placements(kind: str, ranks: int) -> dict[str, ParameterShardingGenerator]:
+def shard(
+    tables: EmbeddingBagCollection, kind: str, sharder: EmbeddingBagCollectionSharder
+) -> DistributedModelParallel:
+    ranks = dist.get_world_size()
     generators = {
         "table_wise": lambda i: table_wise(rank=i % ranks),
         "column_wise": lambda i: column_wise(ranks=[i % ranks, (i + 1) % ranks]),
         "row_wise": lambda _: row_wise(),
         "table_row_wise": lambda _: table_row_wise(host_index=0),
         "data_parallel": lambda _: data_parallel(),
-        "mixed": lambda i: data_parallel() if i == 0 else row_wise() if i < 3 else table_wise(rank=i % ranks),
     }
-    return {f"t{i}": generators[kind](i) for i in range(TABLES)}
+    mixed = ["data_parallel", "row_wise", "row_wise", "table_wise", "table_wise"]
+    plan: EmbeddingModuleShardingPlan = construct_module_sharding_plan(
+        tables,
+        {f"t{i}": generators[mixed[i] if kind == "mixed" else kind](i) for i in range(TABLES)},
+        sharder,
+        local_size=ranks,
+        world_size=ranks,
+        device_type="cpu",
+    )
+    for placed in plan.values():
+        if placed.sharding_type != "data_parallel":
+            placed.compute_kernel = EmbeddingComputeKernel.FUSED.value
+    return DistributedModelParallel(
+        Pooled(tables), device=torch.device("cpu"), plan=ShardingPlan({"tables": plan}), sharders=[sharder]
+    )
 
 
 class Pooled(nn.Module):
@@ -59,7 +74,6 @@ class Pooled(nn.Module):
 
 def train(sharder: EmbeddingBagCollectionSharder, kind: str, weighted: bool) -> list[torch.Tensor]:
     """The pooled embeddings of three steps and of one without gradients, then all local shards' weights."""
-    ranks, rank = dist.get_world_size(), dist.get_rank()
     tables = EmbeddingBagCollection(
         is_weighted=weighted,
         device=torch.device("meta"),
@@ -69,14 +83,9 @@ def train(sharder: EmbeddingBagCollectionSharder, kind: str, weighted: bool) -> 
         ],
     )
     apply_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": 0.1, "eps": 1e-8})
-    placed: EmbeddingModuleShardingPlan = construct_module_sharding_plan(
-        tables, placements(kind, ranks), sharder, local_size=ranks, world_size=ranks, device_type="cpu"
-    )
-    model = DistributedModelParallel(
-        Pooled(tables), device=torch.device("cpu"), plan=ShardingPlan({"tables": placed}), sharders=[sharder]
-    )
-    expected_type = ConcurrentShardedEmbeddingBagCollection if type(sharder) is ConcurrentSharder else object
-    assert isinstance(model.module.tables, expected_type)
+    model = shard(tables, kind, sharder)
+    lookups = max(len(getattr(lookup, "grouped_configs", [])) for lookup in model.module.tables._lookups)
+    assert (lookups > 1) == (type(sharder) is ConcurrentSharder and kind != "data_parallel")
     shards = [
         shard
         for value in model.state_dict().values()
@@ -85,7 +94,7 @@ def train(sharder: EmbeddingBagCollectionSharder, kind: str, weighted: bool) -> 
     with torch.no_grad():
         for number, shard in enumerate(shards):
             shard.copy_(torch.rand(shard.shape, generator=torch.Generator().manual_seed(number)))
-    generator = torch.Generator().manual_seed(rank)
+    generator = torch.Generator().manual_seed(dist.get_rank())
     seen = []
     for step in range(4):
         lengths = torch.randint(0, 4, (6 * BATCH,), generator=generator)
@@ -137,13 +146,7 @@ def lookups_per_thread_count(threads: int) -> int:
             for i in range(TABLES)
         ],
     )
-    sharder = ConcurrentSharder()
-    plan = construct_module_sharding_plan(
-        tables, placements("table_wise", 1), sharder, local_size=1, world_size=1, device_type="cpu"
-    )
-    model = DistributedModelParallel(
-        Pooled(tables), device=torch.device("cpu"), plan=ShardingPlan({"tables": plan}), sharders=[sharder]
-    )
+    model = shard(tables, "table_wise", ConcurrentSharder())
     (lookup,) = model.module.tables._lookups
     return len(lookup.grouped_configs)
 

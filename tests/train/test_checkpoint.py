@@ -19,7 +19,7 @@ def train(folder: Path, steps: int, world_size: int, *options: str) -> dict[str,
     """Train the demo to ``steps`` steps; a longer run continues a shorter one of the same folder."""
     arguments = [
         "demo", f"--rows={steps * BATCH}", f"--batch-size={BATCH}", f"--run-dir={folder}", "--log.every=1",
-        "--eval-every=4", *options,
+        "--eval-every=4", "--schedule.decay-steps=0", *options,
     ]  # fmt: skip
     metrics = run_recipe("train_dlrm", arguments, world_size)
     return {name: value for name, value in metrics.items() if name != "samples_per_s"}

@@ -65,6 +65,7 @@ def recipe_losses(folder: Path, optimizer: str, sharding: str, world_size: int) 
         "demo", f"--rows={STEPS * BATCH}", f"--batch-size={BATCH}", f"--seed={SEED}", f"--run-dir={folder}",
         f"--tables.kind={optimizer}", f"--tables.lr={lr}", "--dense.kind=sgd", "--dense.lr=0.1",
         f"--sharding.kind={sharding}", "--log.every=1", "--eval-every=0",
+        "--schedule.warmup-steps=0", "--schedule.decay-steps=0",
     ]  # fmt: skip
     run_recipe("train_dlrm", arguments, world_size)
     return [record["train/loss"] for record in records(folder / "demo") if "train/loss" in record]

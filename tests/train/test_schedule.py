@@ -11,14 +11,19 @@ from dlrm_torchrec.train.schedule import Schedule, ScheduledLearningRate
 
 def test_mlperf_shape() -> None:
     schedule = Schedule(warmup_steps=2750, decay_start=49_315, decay_steps=27_772, power=2)
-    assert schedule.factor(0) == 1 / 2750
-    assert schedule.factor(2749) == schedule.factor(2750) == schedule.factor(49_315) == 1.0
-    assert schedule.factor(49_315 + 13_886) == pytest.approx(0.25)
-    assert schedule.factor(49_315 + 27_772) == schedule.factor(10**9) == 0.0
+    assert schedule.factor(0, 75_000) == 1 / 2750
+    assert schedule.factor(2749, 75_000) == schedule.factor(2750, 75_000) == schedule.factor(49_315, 75_000) == 1.0
+    assert schedule.factor(49_315 + 13_886, 75_000) == pytest.approx(0.25)
+    assert schedule.factor(49_315 + 27_772, 75_000) == schedule.factor(10**9, 75_000) == 0.0
 
 
 def test_default_is_constant() -> None:
-    assert {Schedule().factor(step) for step in range(100)} == {1.0}
+    assert {Schedule().factor(step, 100) for step in range(100)} == {1.0}
+
+
+def test_decay_until_the_end_of_the_run() -> None:
+    schedule = Schedule(warmup_steps=10, decay_start=20, decay_steps=-1, power=1)
+    assert [schedule.factor(step, 120) for step in (20, 70, 119)] == pytest.approx([1.0, 0.5, 0.01])
 
 
 def test_decay_inside_the_warm_up_is_refused() -> None:
@@ -30,7 +35,7 @@ def test_every_group_keeps_its_own_base() -> None:
     weights = {name: torch.nn.Parameter(torch.zeros(1)) for name in "ab"}
     groups = [{"params": [weights["a"]], "lr": 1.0}, {"params": [weights["b"]], "lr": 0.1}]
     optimizer = KeyedOptimizerWrapper(weights, lambda _: torch.optim.SGD(groups))
-    rates = ScheduledLearningRate(optimizer, Schedule(warmup_steps=2))
+    rates = ScheduledLearningRate(optimizer, Schedule(warmup_steps=2), 10)
     rates.set(0)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.05]
     rates.set(1)
