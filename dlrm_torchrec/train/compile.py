@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchrec.models.dlrm import DLRM, InteractionArch, SparseArch
+from torchrec.models.dlrm import DLRM, InteractionArch, OverArch, SparseArch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 
@@ -16,14 +16,15 @@ def compile_dense(model: DLRM) -> None:
     """Compile, in place, all of ``model`` but its tables; call it before the tables are sharded.
 
     Parameter names do not change, so checkpoints fit with and without. The first step of each batch size takes
-    seconds to minutes. Of TorchRec's models DLRM itself also gets ``DotInteraction``.
+    seconds to minutes. A model with DLRM's own interaction gets ``DotInteraction``, compiled together with the top MLP.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise ValueError(f"compiling needs a C++ compiler: got {compiler!r}, not found; install it or do not compile")
     model.sparse_arch = OrderedSparseArch(model.sparse_arch.embedding_bag_collection)
     if type(model.inter_arch) is InteractionArch:
-        model.inter_arch = DotInteraction(model.inter_arch.F).to(model.inter_arch.triu_indices.device)
+        interaction = DotInteraction(model.inter_arch.F).to(model.inter_arch.triu_indices.device)
+        model.inter_arch, model.over_arch = Pair(), InteractionAndTop(interaction, model.over_arch)
     for part in (model.dense_arch, model.inter_arch, model.over_arch):
         part.compile(dynamic=False)
 
@@ -41,6 +42,27 @@ class OrderedSparseArch(SparseArch):
 def in_order(pooled: KeyedTensor, names: list[str]) -> torch.Tensor:
     """(B, sum of dims), the columns in the order of ``names``."""
     return pooled.values() if pooled.keys() == names else torch.cat([pooled[name] for name in names], dim=1)
+
+
+class Pair(nn.Module):
+    """Hands both inputs of the interaction on to ``InteractionAndTop``."""
+
+    def forward(self, dense_features: torch.Tensor, sparse_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return dense_features, sparse_features
+
+
+class InteractionAndTop(nn.Module):
+    """An ``OverArch``, with its parameter names, that starts at the interaction: one graph to compile, not two."""
+
+    def __init__(self, interaction: DotInteraction, over_arch: OverArch) -> None:
+        super().__init__()
+        self.interaction = interaction
+        self.model = over_arch.model
+
+    def forward(self, vectors: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Logits (B, 1) from dense (B, D) and sparse (B, F, D)."""
+        logits: torch.Tensor = self.model(self.interaction(*vectors))
+        return logits
 
 
 class DotInteraction(InteractionArch):

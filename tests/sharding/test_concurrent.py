@@ -34,7 +34,7 @@ from tests.distributed import run_ranks
 TABLES, ROWS, DIM, BATCH = 5, 40, 8, 6
 
 
-def shard(
+def build_sharded(
     tables: EmbeddingBagCollection, kind: str, sharder: EmbeddingBagCollectionSharder
 ) -> DistributedModelParallel:
     ranks = dist.get_world_size()
@@ -83,7 +83,7 @@ def train(sharder: EmbeddingBagCollectionSharder, kind: str, weighted: bool) -> 
         ],
     )
     apply_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": 0.1, "eps": 1e-8})
-    model = shard(tables, kind, sharder)
+    model = build_sharded(tables, kind, sharder)
     lookups = max(len(getattr(lookup, "grouped_configs", [])) for lookup in model.module.tables._lookups)
     assert (lookups > 1) == (type(sharder) is ConcurrentSharder and kind != "data_parallel")
     shards = [
@@ -146,7 +146,7 @@ def lookups_per_thread_count(threads: int) -> int:
             for i in range(TABLES)
         ],
     )
-    model = shard(tables, "table_wise", ConcurrentSharder())
+    model = build_sharded(tables, "table_wise", ConcurrentSharder())
     (lookup,) = model.module.tables._lookups
     return len(lookup.grouped_configs)
 

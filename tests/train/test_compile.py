@@ -11,7 +11,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from dlrm_torchrec.train.compile import DotInteraction, OrderedSparseArch, compile_dense, in_order
+from dlrm_torchrec.train.compile import DotInteraction, InteractionAndTop, OrderedSparseArch, compile_dense, in_order
 
 
 @pytest.mark.parametrize(("features", "dim"), [(0, 4), (1, 4), (5, 3), (26, 16)])
@@ -62,7 +62,7 @@ def test_compiled_model_equals_the_original_by_parameter_name() -> None:
     original = build()
     compiled = copy.deepcopy(original)
     compile_dense(compiled)
-    assert isinstance(compiled.inter_arch, DotInteraction)
+    assert isinstance(compiled.over_arch, InteractionAndTop)
     assert isinstance(compiled.sparse_arch, OrderedSparseArch)
     assert compiled.state_dict().keys() == original.state_dict().keys()
     for rows in (6, 11):

@@ -1,0 +1,142 @@
+"""Every command in the README is executed; so are the docstring examples of the library."""
+
+from __future__ import annotations
+
+import doctest
+import gzip
+import importlib
+import json
+import os
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dlrm_torchrec
+from tests.recipe import ROOT
+
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for line in block.splitlines()
+]
+SHARED = ROOT.parent / "shared" / "data" / "census_income_kdd"
+# Options that make a command short where it would take minutes; make test-slow runs them as they stand.
+SHORT = {
+    "recipes/train_dlrm.py": " demo --rows 40960 --batch-size 1024",
+    "recipes/train_dlrm.py demo": " --rows 40960 --batch-size 1024",
+    "recipes/train_dlrm.py census": " --epochs 1 --batch-size 2048",
+    "recipes/train_dlrm.py demo --data prepared/clicks": " --batch-size 100",
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's files in a fresh folder, with small raw files of one's own."""
+    folder = tmp_path_factory.mktemp("home") / "project"
+    folder.mkdir()
+    for name in ("recipes", "data", "Makefile", ".torchxconfig", "setup.cfg", "pyproject.toml", "requirements"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    if SHARED.exists():
+        (folder.parent / "shared").symlink_to(ROOT.parent / "shared")
+    random = np.random.default_rng(0)
+    criteo = []
+    for _ in range(700):
+        values = [str(int(random.integers(0, 100))) for _ in range(13)]
+        categories = [f"{int(random.integers(0, 50)):08x}" for _ in range(26)]
+        criteo.append("\t".join([str(int(random.integers(0, 2))), *values, *categories]))
+    (folder / "train.txt").write_text("\n".join(criteo) + "\n")
+    with gzip.open(folder / "train.txt.gz", "wt") as stream:
+        stream.write("\n".join(criteo) + "\n")
+    rows = [
+        f"{['no', 'yes'][int(random.integers(0, 2))]},{random.random():.3f},c{int(random.integers(0, 9))},1|2"
+        for _ in range(3000)
+    ]
+    (folder / "clicks.csv").write_text("\n".join(["clicked,price,city,tags", *rows]) + "\n")
+    spec = {
+        "name": "clicks", "label": "clicked", "positive_label": "yes",
+        "dense": [{"name": "price", "log1p": True}],
+        "sparse": [
+            {"name": "city", "rows": 0, "encoding": "vocab"},
+            {"name": "tags", "rows": 0, "encoding": "vocab", "multi_hot": True},
+        ],
+    }  # fmt: skip
+    (folder / "spec.json").write_text(json.dumps(spec))
+    return folder
+
+
+def typed(command: str, folder: Path, timeout_s: float = 280) -> str:
+    """What a command printed, run as typed with .venv activated; the test fails with its output if it fails."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout_s
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def final_metrics(output: str) -> dict[str, float]:
+    line = [line for line in output.splitlines() if '"val/auc"' in line][-1]
+    return json.loads(line[line.index("{") :])
+
+
+def test_the_readme_has_commands_and_fits_two_screens() -> None:
+    assert len(COMMANDS) >= 12
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str, project: Path) -> None:
+    if command.startswith("make"):  # what they run is tested here and by CI, which calls make itself
+        assert subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, capture_output=True).returncode == 0
+        return
+    if "census" in command and not SHARED.exists():
+        pytest.skip("Census-Income (KDD) is not at ../shared/data/census_income_kdd")
+    shortest = max((end for end in SHORT if command.endswith(end)), key=len, default="")
+    output = typed(command + SHORT.get(shortest, ""), project)
+    if "--dryrun" in command:
+        assert "sbatch" in output or "srun" in output or "#SBATCH" in output
+    elif "recipes/" in command and "--help" not in command:
+        metrics = final_metrics(output)
+        assert metrics["steps"] >= 20
+        assert metrics["val/auc"] > 0.4
+        shutil.rmtree(project / "runs")  # the next command is another run
+
+
+def test_every_relative_link_leads_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text())
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_file_map_names_what_is_there() -> None:
+    text = (ROOT / "README.md").read_text().split("## Files")[1]
+    for folder in ("recipes", "data", "torchx_components", "benchmarks", "tests"):
+        assert f"{folder}/" in text
+    for part in sorted(path.parent.name for path in (ROOT / "dlrm_torchrec").glob("*/__init__.py")):
+        assert f"{part}/" in text, part
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_two_nodes_of_eight_as_typed(project: Path) -> None:
+    metrics = final_metrics(typed("torchx run dist.ddp -j 2x8 recipes/train_dlrm.py", project, timeout_s=1400))
+    assert (metrics["val/auc"] - 0.5) / (metrics["teacher/auc"] - 0.5) >= 0.97
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        module.name
+        for module in pkgutil.walk_packages(dlrm_torchrec.__path__, "dlrm_torchrec.")
+        if not module.name.startswith(("dlrm_torchrec.recipes", "dlrm_torchrec.data."))
+    ],
+)
+def test_docstring_examples(module: str) -> None:
+    assert doctest.testmod(importlib.import_module(module)).failed == 0
