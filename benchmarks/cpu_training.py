@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,9 +138,14 @@ class Contender:
                 table = value.local_shards()[0].tensor
                 table.uniform_(-((1 / len(table)) ** 0.5), (1 / len(table)) ** 0.5, generator=same)
 
-        dense_kind = torch.optim.SGD if optimizer == "sgd" else torch.optim.Adagrad
+        def dense_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+            if optimizer == "sgd":
+                return torch.optim.SGD(parameters, lr=dense_rate)
+            # from zero, Adagrad's first step is the sign of the gradient: chaos to compare, with any rounding
+            return torch.optim.Adagrad(parameters, lr=dense_rate, initial_accumulator_value=0.1)
+
         parameters = dict(in_backward_optimizer_filter(self.model.named_parameters()))
-        dense = KeyedOptimizerWrapper(parameters, lambda values: dense_kind(values, lr=dense_rate))
+        dense = KeyedOptimizerWrapper(parameters, dense_optimizer)
         self.optimizer = CombinedOptimizer([self.model.fused_optimizer, ("dense", dense)])
         self.loss = nn.BCEWithLogitsLoss()
         self.losses: list[float] = []

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from iopath.common.file_io import PathHandler, g_pathmgr
+from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.columns import Columns
 from dlrm_torchrec.datasets.manifest import Manifest
@@ -23,6 +23,7 @@ from dlrm_torchrec.datasets.rows import Reader
 from dlrm_torchrec.datasets.splits import ByHash, Whole
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from tests.datasets.test_prepare_ids import fnv1a, splitmix64
+from tests.elsewhere import Elsewhere
 
 SPEC = DatasetSpec(
     name="log",
@@ -300,45 +301,6 @@ def test_missing_source_is_refused(tmp_path: Path) -> None:
 def test_separator_of_two_characters_is_refused() -> None:
     with pytest.raises(ValueError, match="separator must be one ASCII character"):
         CsvReader(columns=Columns(spec=SPEC), separator="||")
-
-
-class Elsewhere(PathHandler):  # type: ignore[misc]
-    """Files below a local folder under the name ``elsewhere://``, as the handler of a user's store serves them."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__()
-        self.root = root
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return ["elsewhere://"]
-
-    def _path(self, path: str) -> Path:
-        return self.root / path.removeprefix("elsewhere://")
-
-    def _open(self, path: str, mode: str = "r", **_: object) -> object:
-        return self._path(path).open(mode)
-
-    def _exists(self, path: str, **_: object) -> bool:
-        return self._path(path).exists()
-
-    def _isfile(self, path: str, **_: object) -> bool:
-        return self._path(path).is_file()
-
-    def _isdir(self, path: str, **_: object) -> bool:
-        return self._path(path).is_dir()
-
-    def _ls(self, path: str, **_: object) -> list[str]:
-        return [entry.name for entry in self._path(path).iterdir()]
-
-    def _mkdirs(self, path: str, **_: object) -> None:
-        self._path(path).mkdir(parents=True, exist_ok=True)
-
-    def _rm(self, path: str, **_: object) -> None:
-        self._path(path).unlink()
-
-    def _mv(self, source: str, target: str, **_: object) -> bool:
-        self._path(source).rename(self._path(target))
-        return True
 
 
 def test_files_of_a_users_store_are_read_and_written(tmp_path: Path) -> None:

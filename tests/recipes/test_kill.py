@@ -74,22 +74,25 @@ def kill_and_restart(folder: Path, kills: int, seed: int, *options: str) -> dict
     return finish(start(folder, *options))
 
 
-def test_killed_run_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
-    whole = finish(start(tmp_path / "whole"))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """Final metrics of the undisturbed run."""
+    return finish(start(tmp_path_factory.mktemp("whole")))
+
+
+def test_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, whole: dict[str, float]) -> None:
     assert kill_and_restart(tmp_path / "killed", 2, 0) == whole
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("options", [[], ["--checkpoint.asynchronous", "--checkpoint.keep=1"]])
-def test_ten_kills(tmp_path: Path, options: list[str]) -> None:
-    whole = finish(start(tmp_path / "whole", *options))
+def test_ten_kills(tmp_path: Path, options: list[str], whole: dict[str, float]) -> None:
     assert kill_and_restart(tmp_path / "killed", 10, 1, *options) == whole
 
 
-def test_sigterm_saves_and_exits_cleanly(tmp_path: Path) -> None:
+def test_sigterm_saves_and_exits_cleanly(tmp_path: Path, whole: dict[str, float]) -> None:
     options = ["--checkpoint.every=0"]
-    whole = finish(start(tmp_path / "whole"))
     agent = start(tmp_path / "stopped", *options)
     while not (tmp_path / "stopped/demo/metrics.jsonl").exists() or not records(tmp_path / "stopped/demo"):
         assert agent.poll() is None
@@ -103,8 +106,7 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path: Path) -> None:
     assert finish(start(tmp_path / "stopped", *options)) == whole
 
 
-def test_elastic_restart_continues(tmp_path: Path) -> None:
-    whole = finish(start(tmp_path / "whole"))
+def test_elastic_restart_continues(tmp_path: Path, whole: dict[str, float]) -> None:
     agent = subprocess.Popen(
         [*command(tmp_path / "killed")[:5], "--max-restarts=2", *command(tmp_path / "killed")[5:]],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -1,0 +1,260 @@
+"""What this project learned about its stack and relies on: when one of these fails after an upgrade, think again."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice, SplitTableBatchedEmbeddingBagsCodegen
+from iopath.common.file_io import g_pathmgr
+from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward as apply_in_backward
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.metrics.ne import compute_logloss, get_ne_states
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.optim import RowWiseAdagrad
+from torchrec.optim.keyed import CombinedOptimizer
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.sharding.sharder import ROW_TYPES
+from dlrm_torchrec.train.storage import IoPathWriter
+from tests.distributed import run_ranks
+
+CPU = torch.device("cpu")
+
+
+class Tables(nn.Module):
+    """One table of 8 rows and dim 8, marked with an optimizer; column c of a pooled vector adds c times itself to the loss."""
+
+    def __init__(self, optimizer: type[torch.optim.Optimizer] | None, lr: float = 0.1) -> None:
+        super().__init__()
+        config = EmbeddingBagConfig(name="t", num_embeddings=8, embedding_dim=8, feature_names=["f"])
+        self.tables = EmbeddingBagCollection(tables=[config], device=torch.device("meta"))
+        if optimizer is not None:
+            apply_in_backward(optimizer, self.tables.parameters(), {"lr": lr})
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled = self.tables(batch.sparse_features)["f"]
+        return (pooled * torch.arange(8)).sum(), pooled.detach()
+
+
+class Sharder(EmbeddingBagCollectionSharder):
+    """TorchRec's sharder without its limits on CPU."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return [*super().sharding_types(compute_device_type), "row_wise", "table_row_wise"]
+
+
+def batch(rows: int) -> Batch:
+    features = KeyedJaggedTensor(["f"], torch.arange(rows) % 8, lengths=torch.ones(rows, dtype=torch.int32))
+    return Batch(torch.zeros(rows, 1), features, torch.zeros(rows), rows, rows)
+
+
+def shard(optimizer: type[torch.optim.Optimizer], kind: str, min_partition: int | None = None) -> Any:
+    """``Tables`` sharded over the current process group."""
+    model, ranks = Tables(optimizer), dist.get_world_size()
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(world_size=ranks, local_world_size=ranks, compute_device="cpu"),
+        constraints={"t": ParameterConstraints(sharding_types=[kind], min_partition=min_partition)},
+        stats=[],
+    )
+    plan = planner.collective_plan(model, [Sharder()], dist.group.WORLD)
+    return DistributedModelParallel(model, device=CPU, plan=plan, sharders=[Sharder()])
+
+
+def options(optimizer: type[torch.optim.Optimizer] | None, constraint: ParameterConstraints | None = None) -> Any:
+    """The planner's sharding options for ``Tables`` on two CPU ranks."""
+    topology = Topology(world_size=2, compute_device="cpu")
+    enumerator = EmbeddingEnumerator(topology, batch_size=4, constraints={"t": constraint} if constraint else None)
+    return enumerator.enumerate(Tables(optimizer), [Sharder()])
+
+
+def test_fbgemm_has_no_adam_on_cpu() -> None:
+    """``make_plan`` refuses Adam tables on a CPU with a sentence of its own."""
+    table = [(8, 8, EmbeddingLocation.HOST, ComputeDevice.CPU)]
+    with pytest.raises(AssertionError, match="not supported in CPU mode"):
+        SplitTableBatchedEmbeddingBagsCodegen(table, optimizer=EmbOptimType.ADAM)
+
+
+def test_torchrec_hides_row_types_on_cpu_only() -> None:
+    """``ExactSharder.sharding_types`` puts them back."""
+    sharder = EmbeddingBagCollectionSharder()
+    assert set(ROW_TYPES) - set(sharder.sharding_types("cuda")) == set()
+    assert set(ROW_TYPES) & set(sharder.sharding_types("cpu")) == set()
+
+
+def marked_and_moved() -> list[tuple[bool, bool]]:
+    """Whether a sharded parameter says that backward updates it, and whether backward does."""
+    found = []
+    for kind in ("table_wise", "data_parallel"):
+        model = shard(torch.optim.SGD, kind)
+        (parameter,) = model.parameters()
+        before = parameter.detach().clone()
+        model(batch(4))[0].backward()
+        found.append((hasattr(parameter, "_in_backward_optimizers"), not torch.equal(parameter, before)))
+    return found
+
+
+def test_backward_leaves_data_parallel_tables_alone() -> None:
+    """``build_optimizer`` gives them an optimizer, told from fused tables by the missing mark."""
+    assert run_ranks(1, marked_and_moved) == [[(True, True), (False, False)]]
+
+
+def test_logloss_of_torchrec_is_in_bits() -> None:
+    """``ranking_metrics`` turns it into nats."""
+    ones = torch.ones(4, dtype=torch.float64)
+    states = get_ne_states(torch.tensor([0.0, 1, 1, 0]).double(), ones / 2, ones, 1e-12)
+    zeros = torch.zeros(())  # no threshold on the number of samples
+    loss = compute_logloss(states["cross_entropy_sum"], states["pos_labels"], states["neg_labels"], zeros)
+    assert float(loss) == pytest.approx(1.0)
+
+
+def test_planner_counts_optimizer_state_only_of_marked_parameters() -> None:
+    """``optimize_tables_in_backward`` must come before ``make_plan``."""
+    found = [
+        next(o.total_storage.ddr for o in options(kind) if o.sharding_type == "table_wise")
+        for kind in (None, torch.optim.SGD, torch.optim.Adagrad, torch.optim.Adam)
+    ]
+    weights = 4 * 8 * 8
+    assert [count - found[0] for count in found] == [0, 0, weights, 2 * weights]
+
+
+def test_constraint_without_sharding_types_leaves_the_choice_open() -> None:
+    """``ShardingConfig(kind="auto")`` passes None."""
+    kinds = {option.sharding_type for option in options(None, ParameterConstraints(sharding_types=None))}
+    assert kinds >= {"data_parallel", "table_wise", "column_wise", "row_wise", "table_row_wise"}
+
+
+def moved_by_a_changed_rate() -> list[float]:
+    """How far SGD of rate 0.1 moves column 1 when the rate becomes 5 before zero_grad, or after it."""
+    found = []
+    for early in (True, False):
+        model = shard(torch.optim.SGD, "table_wise")
+        (parameter,) = model.parameters()
+        before = parameter[0, 1].item()
+        if early:
+            model.fused_optimizer.param_groups[0]["lr"] = 5.0
+        model.fused_optimizer.zero_grad()
+        model.fused_optimizer.param_groups[0]["lr"] = 5.0
+        model(batch(1))[0].backward()
+        found.append(before - parameter[0, 1].item())
+    return found
+
+
+def test_fused_tables_read_the_learning_rate_in_zero_grad() -> None:
+    """``ScheduledLearningRate.set`` comes before the step's ``zero_grad``, which ``pipeline.progress`` calls."""
+    assert run_ranks(1, moved_by_a_changed_rate) == [[pytest.approx(5.0), pytest.approx(0.1)]]
+
+
+def train_uneven() -> list[str]:
+    """What comes of a step with 2 rows on rank 0 and 3 on rank 1, table-wise and row-wise."""
+    found = []
+    for kind in ("table_wise", "row_wise"):
+        loss, _ = shard(torch.optim.SGD, kind)(batch(2 + dist.get_rank()))
+        try:
+            loss.backward()
+            found.append("trained")
+        except RuntimeError as error:
+            found.append(str(error))
+    return found
+
+
+def test_row_wise_backward_needs_equal_batches() -> None:
+    """``Batch`` is padded to the same number of rows on every rank."""
+    for table_wise, row_wise in run_ranks(2, train_uneven):
+        print(row_wise)
+        assert table_wise == "trained"
+        assert row_wise != "trained"
+
+
+class NamingUnpickler(pickle.Unpickler):
+    """Keeps the names of what it imports."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self.names: set[str] = set()
+
+    def find_class(self, module: str, name: str) -> Any:
+        self.names.add(f"{module}.{name}")
+        return super().find_class(module, name)
+
+
+def test_checkpoint_metadata_is_a_pickle_of_these_names(tmp_path: Path) -> None:
+    """``IoPathReader`` unpickles with an allow-list: a name that is new here must be added there."""
+    state = {"model": nn.Linear(3, 2).state_dict(), "optimizer": {"step": torch.zeros((), dtype=torch.bfloat16)}}
+    with pytest.warns(UserWarning, match="single process"):
+        dcp.save(state, storage_writer=IoPathWriter(str(tmp_path)))
+    with (tmp_path / ".metadata").open("rb") as stream:
+        unpickler = NamingUnpickler(stream)
+        unpickler.load()
+    records = ["Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "TensorProperties"]
+    records += ["ChunkStorageMetadata", "_MEM_FORMAT_ENCODING"]
+    assert unpickler.names == {
+        *(f"torch.distributed.checkpoint.metadata.{name}" for name in records),
+        "torch.distributed.checkpoint.filesystem._StorageInfo",
+        "torch.serialization._get_layout",
+        "torch.Size",
+        "torch.float32",
+        "torch.bfloat16",
+    }
+
+
+def test_mv_of_iopath_refuses_to_replace(tmp_path: Path) -> None:
+    """``Checkpoints`` checks its answer, and never writes over a marker."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("old")
+    new.write_text("new")
+    assert g_pathmgr.mv(str(new), str(old)) is False
+    assert (old.read_text(), new.read_text()) == ("old", "new")
+
+
+def read_ahead() -> list[int]:
+    """How many batches the pipeline has taken when it has trained 1, 2, 3, ... of 5."""
+    model = shard(torch.optim.SGD, "table_wise")
+    pipeline = TrainPipelineSparseDist(model, CombinedOptimizer([model.fused_optimizer]), CPU)
+    taken = []
+    batches = (taken.append(number) or batch(2) for number in range(5))
+    counts = []
+    for _ in range(5):
+        pipeline.progress(batches)
+        counts.append(len(taken))
+    return counts
+
+
+def test_pipeline_reads_two_batches_ahead() -> None:
+    """A checkpoint counts steps trained, not batches read, and the stream is positioned by it."""
+    assert run_ranks(1, read_ahead) == [[3, 4, 5, 5, 5]]
+
+
+def moments_of_row_0() -> list[list[float]]:
+    """The row-wise Adagrad moments of row 0 after one step, per shard, table-wise and column-wise."""
+    found = []
+    for kind in ("table_wise", "column_wise"):
+        model = shard(RowWiseAdagrad, kind, min_partition=4 if kind == "column_wise" else None)
+        model(batch(1))[0].backward()
+        (state,) = model.fused_optimizer.state_dict()["state"].values()
+        (moment,) = state.values()
+        found.append([shard.tensor.flatten()[0].item() for shard in moment.local_shards()])
+    return found
+
+
+def test_row_wise_adagrad_differs_between_column_shards() -> None:
+    """``CHANGED_BY`` keeps column types from it: a moment is the mean over the shard's columns, not the row's."""
+    ((table_wise, column_wise),) = run_ranks(1, moments_of_row_0)
+    squares = [column**2 for column in range(8)]
+    assert table_wise == pytest.approx([sum(squares) / 8])
+    assert column_wise == pytest.approx([sum(squares[:4]) / 4, sum(squares[4:]) / 4])
