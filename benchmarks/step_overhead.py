@@ -47,7 +47,9 @@ def bare_samples_per_s(cfg) -> float:
         optimize_tables_in_backward(tables, cfg.tables)
         topology = live_topology(world.size, world.local_size, world.device)
         plan = make_plan(model, tables, topology, cfg.batch_size // world.size, cfg.sharding, spec, world.control)
-        model = DistributedModelParallel(model, device=world.device, plan=plan, sharders=sharders(tables))
+        model = DistributedModelParallel(
+            model, device=world.device, plan=plan, sharders=sharders(tables), init_data_parallel=world.needs_ddp
+        )
         initialize_tables(model, cfg.seed)
         optimizer = build_optimizer(model, cfg.tables, cfg.dense)
         ranks = Ranks(cfg.batch_size, world.rank, world.size)
@@ -64,9 +66,13 @@ def bare_samples_per_s(cfg) -> float:
 
 def recipe_samples_per_s(recipe: ModuleType, cfg) -> float:
     """Samples per second that the recipe reports of its own run."""
-    folder = [tempfile.mkdtemp()]
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return recipe.main("overhead", replace(cfg, run_dir=f"{folder[0]}/{os.environ.get('RANK', 0)}"))["samples_per_s"]
+    silent = io.StringIO()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(silent),
+        contextlib.redirect_stderr(silent),
+    ):
+        return recipe.main("overhead", replace(cfg, run_dir=folder))["samples_per_s"]
 
 
 def main(steps: int = 300, pairs: int = 5) -> None:

@@ -27,6 +27,7 @@ from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.plan import ShardingConfig, describe_plan, make_plan, plan_to_json, sharders
 from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.checkpoint import CheckpointConfig, Checkpoints, Progress
+from dlrm_torchrec.train.compile import compile_dense
 from dlrm_torchrec.train.initialize import initialize_tables
 from dlrm_torchrec.train.log import LogConfig, RunLog, prefixed
 from dlrm_torchrec.train.metrics import evaluate
@@ -53,6 +54,7 @@ class Config:
     schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # of both learning rates
     clip_norm: float = 0.0  # largest norm of the dense gradients; 0: any
     bf16: bool = False  # autocast the dense parts to bfloat16
+    compile: bool = False  # compile the dense parts; needs a C++ compiler
     sharding: ShardingConfig = ShardingConfig()  # who holds which table
     eval_every: int = 300  # steps between evaluations; 0: only at the end
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -68,8 +70,7 @@ PRESETS = {
         bottom=(512, 256, 128), top=(1024, 1024, 512, 256, 1), cross_layers=3, cross_rank=512,
         tables=OptimizerConfig(kind="adagrad", lr=0.004), dense=OptimizerConfig(kind="adagrad", lr=0.004),
         schedule=Schedule(), bf16=True,
-        eval_every=3200, checkpoint=CheckpointConfig(every=3200, asynchronous=True),
-    ),
+        eval_every=3200, checkpoint=CheckpointConfig(every=3200, asynchronous=True)),
 }  # fmt: skip
 
 
@@ -85,13 +86,17 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         dcn = DLRM_DCN(
             tables, len(spec.dense), list(cfg.bottom), list(cfg.top), cfg.cross_layers, cfg.cross_rank, world.device
         )  # fmt: skip
+        if cfg.compile:
+            compile_dense(dcn)
         model = BinaryRankingTask(dcn, world.size, autocast=torch.bfloat16 if cfg.bf16 else None)
         optimize_tables_in_backward(tables, cfg.tables)
 
         topology = live_topology(world.size, world.local_size, world.device)
         plan = make_plan(model, tables, topology, cfg.batch_size // world.size, cfg.sharding, spec, world.control)
         log.say(describe_plan(plan, tables, world.size))
-        model = DistributedModelParallel(model, device=world.device, plan=plan, sharders=sharders(tables))
+        model = DistributedModelParallel(
+            model, device=world.device, plan=plan, sharders=sharders(tables), init_data_parallel=world.needs_ddp
+        )
         initialize_tables(model, cfg.seed)
         optimizer = build_optimizer(model, cfg.tables, cfg.dense, cfg.clip_norm)
 
@@ -124,16 +129,12 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
                 with log.paused():
                     checkpoints.save(model, optimizer, progress)
         stop.settle()
-        if progress.step < train.num_steps:
-            log.say(f"stopped by SIGTERM after step {progress.step}: the same command continues")
         log.flush(progress.step)
-        checkpoints.save(model, optimizer, progress)
-        checkpoints.wait()
+        checkpoints.finish(model, optimizer, progress)
 
         metrics = {**prefixed("val/", progress.last), **prefixed("best/val/", progress.best), "steps": progress.step}
         if "test" in streams and progress.step == train.num_steps:
-            found = evaluate(pipeline.detach(), streams["test"].batches(), world, learned=False)
-            metrics |= prefixed("test/", found)
+            metrics |= prefixed("test/", evaluate(pipeline.detach(), streams["test"].batches(), world, learned=False))
         if isinstance(val, SyntheticStream):
             metrics["teacher/auc"] = val.best_auc()
         return log.finish(metrics)

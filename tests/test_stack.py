@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -29,58 +31,50 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.keyed import CombinedOptimizer
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm_torchrec.datasets.batch import Batch
-from dlrm_torchrec.sharding.sharder import ROW_TYPES
+from dlrm_torchrec.sharding.sharder import ROW_TYPES, ExactSharder
 from dlrm_torchrec.train.storage import IoPathWriter
 from tests.distributed import run_ranks
 
 CPU = torch.device("cpu")
+SHARDERS: Any = [ExactSharder(torch.optim.SGD)]  # every sharding type on CPU
 
 
-class Tables(nn.Module):
-    """One table of 8 rows and dim 8, marked with an optimizer; column c of a pooled vector adds c times itself to the loss."""
+class Model(nn.Module):
+    """A table of 8 rows and dim 8; the loss of a pooled vector is its product with 0..7."""
 
-    def __init__(self, optimizer: type[torch.optim.Optimizer] | None, lr: float = 0.1) -> None:
+    def __init__(self, optimizer: type[torch.optim.Optimizer] | None) -> None:
         super().__init__()
         config = EmbeddingBagConfig(name="t", num_embeddings=8, embedding_dim=8, feature_names=["f"])
         self.tables = EmbeddingBagCollection(tables=[config], device=torch.device("meta"))
         if optimizer is not None:
-            apply_in_backward(optimizer, self.tables.parameters(), {"lr": lr})
+            apply_in_backward(optimizer, self.tables.parameters(), {"lr": 0.1})
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        pooled = self.tables(batch.sparse_features)["f"]
+    def forward(self, ids: KeyedJaggedTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled = self.tables(ids)["f"]
         return (pooled * torch.arange(8)).sum(), pooled.detach()
 
 
-class Sharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder without its limits on CPU."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        return [*super().sharding_types(compute_device_type), "row_wise", "table_row_wise"]
+def batch(rows: int) -> KeyedJaggedTensor:
+    """One id per row: 0, 1, 2, ..."""
+    return KeyedJaggedTensor(["f"], torch.arange(rows), lengths=torch.ones(rows, dtype=torch.int32))
 
 
-def batch(rows: int) -> Batch:
-    features = KeyedJaggedTensor(["f"], torch.arange(rows) % 8, lengths=torch.ones(rows, dtype=torch.int32))
-    return Batch(torch.zeros(rows, 1), features, torch.zeros(rows), rows, rows)
-
-
-def shard(optimizer: type[torch.optim.Optimizer], kind: str, min_partition: int | None = None) -> Any:
-    """``Tables`` sharded over the current process group."""
-    model, ranks = Tables(optimizer), dist.get_world_size()
+def shard(optimizer: type[torch.optim.Optimizer], kind: str) -> Any:
+    """``Model`` sharded over the current process group, in halves where ``kind`` is column-wise."""
+    model, ranks = Model(optimizer), dist.get_world_size()
     planner = EmbeddingShardingPlanner(
         topology=Topology(world_size=ranks, local_world_size=ranks, compute_device="cpu"),
-        constraints={"t": ParameterConstraints(sharding_types=[kind], min_partition=min_partition)},
+        constraints={"t": ParameterConstraints(sharding_types=[kind], min_partition=4)},
         stats=[],
     )
-    plan = planner.collective_plan(model, [Sharder()], dist.group.WORLD)
-    return DistributedModelParallel(model, device=CPU, plan=plan, sharders=[Sharder()])
+    plan = planner.collective_plan(model, SHARDERS, dist.group.WORLD)
+    return DistributedModelParallel(model, device=CPU, plan=plan, sharders=SHARDERS)
 
 
-def options(optimizer: type[torch.optim.Optimizer] | None, constraint: ParameterConstraints | None = None) -> Any:
-    """The planner's sharding options for ``Tables`` on two CPU ranks."""
+def options(optimizer: type[torch.optim.Optimizer] | None, constraint: ParameterConstraints) -> Any:
+    """The sharding options that the planner may choose from for ``Model`` on two CPU ranks."""
     topology = Topology(world_size=2, compute_device="cpu")
-    enumerator = EmbeddingEnumerator(topology, batch_size=4, constraints={"t": constraint} if constraint else None)
-    return enumerator.enumerate(Tables(optimizer), [Sharder()])
+    return EmbeddingEnumerator(topology, 4, constraints={"t": constraint}).enumerate(Model(optimizer), SHARDERS)
 
 
 def test_fbgemm_has_no_adam_on_cpu() -> None:
@@ -126,8 +120,8 @@ def test_logloss_of_torchrec_is_in_bits() -> None:
 def test_planner_counts_optimizer_state_only_of_marked_parameters() -> None:
     """``optimize_tables_in_backward`` must come before ``make_plan``."""
     found = [
-        next(o.total_storage.ddr for o in options(kind) if o.sharding_type == "table_wise")
-        for kind in (None, torch.optim.SGD, torch.optim.Adagrad, torch.optim.Adam)
+        options(optimizer, ParameterConstraints(sharding_types=["table_wise"]))[0].total_storage.ddr
+        for optimizer in (None, torch.optim.SGD, torch.optim.Adagrad, torch.optim.Adam)
     ]
     weights = 4 * 8 * 8
     assert [count - found[0] for count in found] == [0, 0, weights, 2 * weights]
@@ -160,7 +154,7 @@ def test_fused_tables_read_the_learning_rate_in_zero_grad() -> None:
     assert run_ranks(1, moved_by_a_changed_rate) == [[pytest.approx(5.0), pytest.approx(0.1)]]
 
 
-def train_uneven() -> list[str]:
+def uneven_steps() -> list[str]:
     """What comes of a step with 2 rows on rank 0 and 3 on rank 1, table-wise and row-wise."""
     found = []
     for kind in ("table_wise", "row_wise"):
@@ -173,43 +167,31 @@ def train_uneven() -> list[str]:
     return found
 
 
-def test_row_wise_backward_needs_equal_batches() -> None:
+def test_row_wise_backward_needs_equal_batches_on_gloo() -> None:
     """``Batch`` is padded to the same number of rows on every rank."""
-    for table_wise, row_wise in run_ranks(2, train_uneven):
-        print(row_wise)
-        assert table_wise == "trained"
-        assert row_wise != "trained"
-
-
-class NamingUnpickler(pickle.Unpickler):
-    """Keeps the names of what it imports."""
-
-    def __init__(self, file: Any) -> None:
-        super().__init__(file)
-        self.names: set[str] = set()
-
-    def find_class(self, module: str, name: str) -> Any:
-        self.names.add(f"{module}.{name}")
-        return super().find_class(module, name)
+    found = run_ranks(2, uneven_steps)
+    assert [table_wise for table_wise, _ in found] == ["trained", "trained"]
+    assert all("size" in row_wise for _, row_wise in found), found
 
 
 def test_checkpoint_metadata_is_a_pickle_of_these_names(tmp_path: Path) -> None:
     """``IoPathReader`` unpickles with an allow-list: a name that is new here must be added there."""
+    names = set()
+
+    class Naming(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            names.add(f"{module}.{name}".removeprefix("torch.distributed.checkpoint."))
+            return super().find_class(module, name)
+
     state = {"model": nn.Linear(3, 2).state_dict(), "optimizer": {"step": torch.zeros((), dtype=torch.bfloat16)}}
     with pytest.warns(UserWarning, match="single process"):
         dcp.save(state, storage_writer=IoPathWriter(str(tmp_path)))
-    with (tmp_path / ".metadata").open("rb") as stream:
-        unpickler = NamingUnpickler(stream)
-        unpickler.load()
+    Naming(io.BytesIO((tmp_path / ".metadata").read_bytes())).load()
     records = ["Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "TensorProperties"]
-    records += ["ChunkStorageMetadata", "_MEM_FORMAT_ENCODING"]
-    assert unpickler.names == {
-        *(f"torch.distributed.checkpoint.metadata.{name}" for name in records),
-        "torch.distributed.checkpoint.filesystem._StorageInfo",
-        "torch.serialization._get_layout",
-        "torch.Size",
-        "torch.float32",
-        "torch.bfloat16",
+    assert names == {
+        *(f"metadata.{name}" for name in (*records, "ChunkStorageMetadata", "_MEM_FORMAT_ENCODING")),
+        *("filesystem._StorageInfo", "torch.serialization._get_layout"),
+        *("torch.Size", "torch.float32", "torch.bfloat16"),
     }
 
 
@@ -222,29 +204,28 @@ def test_mv_of_iopath_refuses_to_replace(tmp_path: Path) -> None:
     assert (old.read_text(), new.read_text()) == ("old", "new")
 
 
-def read_ahead() -> list[int]:
-    """How many batches the pipeline has taken when it has trained 1, 2, 3, ... of 5."""
+def batches_read() -> list[int]:
+    """How many of 5 batches the pipeline has read when it has trained 1, 2, 3, 4, 5."""
     model = shard(torch.optim.SGD, "table_wise")
     pipeline = TrainPipelineSparseDist(model, CombinedOptimizer([model.fused_optimizer]), CPU)
-    taken = []
-    batches = (taken.append(number) or batch(2) for number in range(5))
-    counts = []
+    numbers, read = iter(range(5)), []
+    batches = (batch(2) for _ in numbers)
     for _ in range(5):
         pipeline.progress(batches)
-        counts.append(len(taken))
-    return counts
+        read.append(5 - length_hint(numbers))
+    return read
 
 
 def test_pipeline_reads_two_batches_ahead() -> None:
     """A checkpoint counts steps trained, not batches read, and the stream is positioned by it."""
-    assert run_ranks(1, read_ahead) == [[3, 4, 5, 5, 5]]
+    assert run_ranks(1, batches_read) == [[3, 4, 5, 5, 5]]
 
 
 def moments_of_row_0() -> list[list[float]]:
     """The row-wise Adagrad moments of row 0 after one step, per shard, table-wise and column-wise."""
     found = []
     for kind in ("table_wise", "column_wise"):
-        model = shard(RowWiseAdagrad, kind, min_partition=4 if kind == "column_wise" else None)
+        model = shard(RowWiseAdagrad, kind)
         model(batch(1))[0].backward()
         (state,) = model.fused_optimizer.state_dict()["state"].values()
         (moment,) = state.values()

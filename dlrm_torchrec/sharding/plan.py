@@ -118,11 +118,18 @@ def _constraints(
         # column shards as equal as the ranks allow; FBGEMM wants multiples of 4
         columns = max(4, table.embedding_dim // topology.world_size // 4 * 4)
         constraints[table.name] = ParameterConstraints(
-            sharding_types=None if kind == "auto" else [kind],
+            sharding_types=_allowed(kind, topology),
             min_partition=columns if kind in ("column_wise", "table_column_wise", "grid_shard") else None,
             pooling_factors=[pooling[name] for name in table.feature_names],
         )
     return constraints
+
+
+def _allowed(kind: ShardingKind, topology: Topology) -> list[str] | None:
+    """Sharding types that the planner may choose from; None: any."""
+    if kind != "auto":
+        return [kind]
+    return ["table_wise"] if topology.world_size == 1 else None  # one rank: nothing to share, and the fused kernel
 
 
 def plan_to_json(plan: ShardingPlan) -> dict[str, Any]:

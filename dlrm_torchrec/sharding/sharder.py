@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.optim import RowWiseAdagrad
+
+from dlrm_torchrec.sharding.concurrent import ConcurrentSharder
 
 ROW_TYPES = ["row_wise", "table_row_wise", "grid_shard"]
 
@@ -23,11 +24,11 @@ CHANGED_BY = {
 }
 
 
-class ExactSharder(EmbeddingBagCollectionSharder):
+class ExactSharder(ConcurrentSharder):
     """TorchRec's sharder, on any device, kept to plans that train the same model.
 
-    Row-wise types also run on CPU with gloo, where TorchRec hides them. Kernels that move tables out of device
-    memory are not offered: a plan that does not fit should say so.
+    Row-wise types also run on CPU with gloo, where TorchRec hides them. Kernels that move tables out of device memory
+    are not offered: a plan that does not fit should say so.
     """
 
     def __init__(self, optimizer: type[torch.optim.Optimizer]) -> None:

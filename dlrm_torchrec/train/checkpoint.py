@@ -100,6 +100,11 @@ class Checkpoints:
             dcp.save(state, storage_writer=IoPathWriter(path), process_group=self.group)
             self._commit()
 
+    def finish(self, model: nn.Module, optimizer: CombinedOptimizer, progress: Progress) -> None:
+        """Save, if the newest checkpoint is older, and return when it is whole."""
+        self.save(model, optimizer, progress)
+        self.wait()
+
     def wait(self) -> None:
         """Finish an asynchronous save, if one is under way."""
         if self._pending is not None:

@@ -144,6 +144,8 @@ class RunLog:
         final = {**metrics, "samples_per_s": self.samples_per_s()}
         if self._bar is not None:
             self._bar.close()
+        if "teacher/auc" in metrics and "val/auc" in metrics:
+            self.say(f"val/auc {metrics['val/auc']:.4f}; the best that can be reached is {metrics['teacher/auc']:.4f}")
         if self.world.is_main:
             if self.config.tensorboard:
                 self._tensorboard.close()

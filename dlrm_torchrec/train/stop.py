@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from types import FrameType
 
 import torch
@@ -18,7 +19,7 @@ class StopRequest:
     """
 
     def __init__(self, world: World) -> None:
-        self._group = world.control
+        self._world = world
         self._received = False
         self._flag = torch.zeros(1)
         self._work: dist.Work | None = None
@@ -27,10 +28,13 @@ class StopRequest:
     def agreed(self) -> bool:
         """True on every rank one step after any rank got SIGTERM; call it once per step on all ranks."""
         self.settle()
-        stop = bool(self._flag.item())
+        if self._flag.item():
+            if self._world.is_main:
+                print("stopped by SIGTERM: the same command continues", file=sys.stderr, flush=True)
+            return True
         self._flag.fill_(float(self._received))
-        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-        return stop
+        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._world.control, async_op=True)
+        return False
 
     def settle(self) -> None:
         """Wait for the all-reduce under way; call it before the process group goes."""

@@ -28,6 +28,11 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def needs_ddp(self) -> bool:
+        """Whether to wrap dense parts in DDP; around one CPU rank it only costs time."""
+        return self.size > 1 or self.device.type == "cuda"
+
 
 @contextmanager
 def join_world(seed: int, timeout_s: float = 600) -> Iterator[World]:

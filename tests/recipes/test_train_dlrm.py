@@ -168,6 +168,48 @@ def test_every_preset_has_its_published_shape(recipe: str) -> None:
     assert shapes
 
 
+CENSUS = ROOT.parent / "shared" / "data" / "census_income_kdd"
+
+
+@pytest.fixture(scope="module")
+def census(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Census-Income (KDD), prepared."""
+    if not CENSUS.exists():
+        pytest.skip("Census-Income (KDD) is not at ../shared/data/census_income_kdd")
+    folder = tmp_path_factory.mktemp("census") / "prepared"
+    command = [sys.executable, "data/census/prepare.py", "--input", str(CENSUS), "--output", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    return folder
+
+
+def test_census_reaches_its_value(tmp_path: Path, census: Path) -> None:
+    metrics = run_recipe("train_dlrm", ["census", f"--data={census}", f"--run-dir={tmp_path}"], 2)
+    assert metrics["val/samples"] == 39_905
+    assert metrics["steps"] == 1248
+    assert metrics["val/auc"] >= 0.9550  # seeds 0 to 8: 0.9558 to 0.9570
+    assert metrics["val/logloss"] <= 0.1100
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_census_median_of_three_seeds(tmp_path: Path, census: Path) -> None:
+    found = []
+    for seed in (0, 1, 2):
+        options = ["census", f"--data={census}", f"--seed={seed}", f"--run-dir={tmp_path}/{seed}"]
+        found.append(run_recipe("train_dlrm", options, 2, timeout_s=480)["val/auc"])
+    assert sorted(found)[1] >= 0.9560
+
+
+@pytest.mark.parametrize("recipe", ["train_dlrm", "train_dcnv2"])
+def test_compiled_bfloat16_run_continues_a_plain_one(tmp_path: Path, recipe: str) -> None:
+    options = ["demo", "--batch-size=1024", "--eval-every=0", "--schedule.decay-steps=0", "--tables.kind=rowwise_sgd"]
+    plain = run_recipe(recipe, [*options, "--rows=40960", f"--run-dir={tmp_path}/plain"], 1)
+    run_recipe(recipe, [*options, "--rows=20480", f"--run-dir={tmp_path}/fast"], 1)
+    fast = run_recipe(recipe, [*options, "--rows=40960", f"--run-dir={tmp_path}/fast", "--compile", "--bf16"], 1)
+    assert fast["val/auc"] == pytest.approx(plain["val/auc"], abs=0.01)
+    assert fast["val/auc"] != plain["val/auc"]
+
+
 def test_dcnv2_learns_and_continues(tmp_path: Path) -> None:
     options = ["demo", "--batch-size=1024", "--eval-every=10", "--schedule.decay-steps=0"]
     whole = run_recipe("train_dcnv2", [*options, "--rows=61440", f"--run-dir={tmp_path}/whole"], 2)

@@ -22,6 +22,7 @@ STEPS, BATCH, SEED = 20, 256, 3
 OPTIMIZERS = {
     "sgd": (torch.optim.SGD, {"lr": 0.5}),
     "adagrad": (torch.optim.Adagrad, {"lr": 0.05, "eps": 1e-8}),
+    "rowwise_sgd": (torch.optim.SGD, {"lr": 0.5}),
     "rowwise_adagrad": (RowWiseAdagrad, {"lr": 0.05, "eps": 1e-8}),
 }
 
@@ -75,6 +76,7 @@ KINDS = ["data_parallel", "table_wise", "column_wise", "row_wise", "table_row_wi
 CASES = [
     *(("sgd", kind) for kind in KINDS),
     *(("adagrad", kind) for kind in KINDS),
+    *(("rowwise_sgd", kind) for kind in ("table_wise", "data_parallel")),
     *(("rowwise_adagrad", kind) for kind in KINDS if kind != "column_wise"),
 ]
 
