@@ -15,14 +15,16 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
-_ALLOWED_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+# No record of bytes: torch.distributed.checkpoint unpickles what such a record points to. We save tensors only.
 _ALLOWED_NAMES = {
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("torch._utils", "_rebuild_dtype"),
-    ("collections", "OrderedDict"),
-    ("builtins", "set"),
-}
+    "torch.distributed.checkpoint.metadata": {
+        "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size"},
+}  # fmt: skip
 
 
 class IoPathFileSystem(FileSystemBase):
@@ -89,7 +91,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or ("." not in name and (module in _ALLOWED_MODULES or (module, name) in _ALLOWED_NAMES)):
+        if is_dtype or name in _ALLOWED_NAMES.get(module, ()):
             return super().find_class(module, name)
         raise ValueError(
             f"checkpoint metadata must name only checkpoint records: got {module}.{name}; "

@@ -123,8 +123,24 @@ class _Evil:
         return (exec, ("raise SystemExit('foreign code ran')",))
 
 
-@pytest.mark.parametrize("content", [_Evil(), torch.nn.Linear(1, 1)])
-def test_metadata_cannot_run_code(tmp_path: Path, content: object) -> None:
-    (tmp_path / ".metadata").write_bytes(pickle.dumps(content))
+def _chain_of_allowed_modules() -> bytes:
+    """A pickle that reaches ``exec`` through a helper of the file system module: modules alone are no allow-list."""
+
+    def text(value: bytes) -> bytes:
+        return b"X" + len(value).to_bytes(4, "little") + value
+
+    def attribute_of_torch(name: bytes) -> bytes:
+        return b"ctorch.distributed.checkpoint.filesystem\n_get_device_module\n" + text(name) + b"\x85R"
+
+    swap = attribute_of_torch(b"_utils") + b"N}" + text(b"torch") + attribute_of_torch(b"builtins") + b"s\x86b0"
+    return b"\x80\x02" + swap + attribute_of_torch(b"exec") + text(b"raise SystemExit('foreign code ran')") + b"\x85R."
+
+
+FOREIGN = [pickle.dumps(_Evil()), pickle.dumps(torch.nn.Linear(1, 1)), _chain_of_allowed_modules()]
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_metadata_cannot_run_code(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / ".metadata").write_bytes(content)
     with pytest.raises(ValueError, match=r"must name only checkpoint records: got .*; do not load this checkpoint"):
         IoPathReader(str(tmp_path)).read_metadata()
