@@ -1,7 +1,6 @@
 """Step time of recipes/train_dlrm.py as shipped, over the same TorchRec model in a bare loop (goal: <= 1.03).
 
-    python benchmarks/step_overhead.py
-    torchrun --standalone --nproc_per_node 2 benchmarks/step_overhead.py
+    OMP_NUM_THREADS=1 python benchmarks/step_overhead.py      # one thread: two disturb each other on a small machine
 
 Both train the demo from the same stream, plan, optimizers and initial weights; they alternate in one process and
 each pair gives one ratio. Only the recipe has the pipeline, the log, the schedule and the stop signal.

@@ -14,7 +14,6 @@ from functools import partial
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.models.dlrm import DLRM
 from tyro.conf import Suppress
 
@@ -33,6 +32,7 @@ from dlrm_torchrec.train.initialize import initialize_tables
 from dlrm_torchrec.train.log import LogConfig, RunLog, prefixed
 from dlrm_torchrec.train.metrics import evaluate
 from dlrm_torchrec.train.optimizers import OptimizerConfig, build_optimizer, optimize_tables_in_backward
+from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.schedule import Schedule, ScheduledLearningRate
 from dlrm_torchrec.train.stop import StopRequest
 from dlrm_torchrec.train.task import BinaryRankingTask
@@ -113,7 +113,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         train, val = streams["train"], streams["val"]
 
         learning_rate = ScheduledLearningRate(optimizer, cfg.schedule, train.num_steps)
-        pipeline = TrainPipelineSparseDist(model, optimizer, world.device)
+        pipeline = train_pipeline(model, optimizer, world)
         batches = train.batches(progress.step)
         stop = StopRequest(world)
         log.start(progress.step, train.num_steps)
@@ -134,7 +134,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
                 with log.paused():
                     checkpoints.save(model, optimizer, progress)
         stop.settle()
-        log.flush(progress.step)
+        log.stop(progress.step)
         checkpoints.finish(model, optimizer, progress)
 
         metrics = {**prefixed("val/", progress.last), **prefixed("best/val/", progress.best), "steps": progress.step}

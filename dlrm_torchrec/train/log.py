@@ -49,7 +49,7 @@ class RunLog:
         self._bar: tqdm[Any] | None = None
         self._samples, self._train_s = 0, 0.0
         self._profiler: torch.profiler.profile | None = None
-        self._clock = time.perf_counter()
+        self._clock: float | None = None
         if not world.is_main:
             return
         g_pathmgr.mkdirs(self.folder)
@@ -120,9 +120,16 @@ class RunLog:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Stop the clock: what happens inside (an evaluation, a save) is not training time."""
-        self._train_s += time.perf_counter() - self._clock
+        self._train_s = self._elapsed_s()
+        self._clock = None
         yield
         self._clock = time.perf_counter()
+
+    def stop(self, step: int) -> None:
+        """Training ends after ``step``: write the last record and stop the clock."""
+        self.flush(step)
+        self._train_s = self._elapsed_s()
+        self._clock = None
 
     def _profile(self, step: int) -> None:
         """Open or close the profiler's window after ``step`` steps; the trace is for chrome://tracing or Perfetto."""
@@ -137,7 +144,10 @@ class RunLog:
 
     def samples_per_s(self) -> float:
         """Training samples of all ranks per second of training time, since this process began."""
-        return self._samples / max(1e-9, self._train_s + time.perf_counter() - self._clock)
+        return self._samples / max(1e-9, self._elapsed_s())
+
+    def _elapsed_s(self) -> float:
+        return self._train_s + (0.0 if self._clock is None else time.perf_counter() - self._clock)
 
     def finish(self, metrics: dict[str, float]) -> dict[str, float]:
         """Close everything and print the final metrics as the last line of standard output, one JSON object."""

@@ -28,13 +28,13 @@ class StopRequest:
     def agreed(self) -> bool:
         """True on every rank one step after any rank got SIGTERM; call it once per step on all ranks."""
         self.settle()
-        if self._flag.item():
-            if self._world.is_main:
-                print("stopped by SIGTERM: the same command continues", file=sys.stderr, flush=True)
-            return True
-        self._flag.fill_(float(self._received))
-        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._world.control, async_op=True)
-        return False
+        stop = bool(self._flag.item()) if self._world.size > 1 else self._received
+        if stop and self._world.is_main:
+            print("stopped by SIGTERM: the same command continues", file=sys.stderr, flush=True)
+        if not stop and self._world.size > 1:
+            self._flag.fill_(float(self._received))
+            self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, self._world.control, async_op=True)
+        return stop
 
     def settle(self) -> None:
         """Wait for the all-reduce under way; call it before the process group goes."""
