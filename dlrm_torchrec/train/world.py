@@ -13,6 +13,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from dlrm_torchrec.train.rendezvous import attempt_store
+
 
 @dataclass(frozen=True)
 class World:
@@ -55,9 +57,11 @@ def join_world(seed: int, timeout_s: float = 600) -> Iterator[World]:
     timeout = timedelta(seconds=timeout_s)
     backend = "nccl" if cuda else "gloo"
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        agents_store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+        store = attempt_store(agents_store, rank, size, timeout)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        store = dist.HashStore()
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         torch.manual_seed(seed)
         control = dist.new_group(backend="gloo", timeout=timeout)

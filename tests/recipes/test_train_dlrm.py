@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.prepared import write_prepared
@@ -208,3 +209,38 @@ def test_dcnv2_learns_and_continues(tmp_path: Path) -> None:
     del whole["samples_per_s"], parts["samples_per_s"]
     assert parts == whole
     assert (whole["val/auc"] - 0.5) / (whole["teacher/auc"] - 0.5) > 0.7
+
+
+@pytest.fixture(scope="module")
+def criteo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Criteo's Kaggle format, 1,400 rows whose label follows the first integer, prepared."""
+    folder = tmp_path_factory.mktemp("criteo")
+    random = np.random.default_rng(0)
+    lines = []
+    for _ in range(1400):
+        integers = random.integers(0, 50, 13)
+        categories = [f"{value:08x}" for value in random.integers(0, 20, 26)]
+        lines.append("\t".join([str(int(integers[0] > 25)), *map(str, integers), *categories]))
+    (folder / "train.txt").write_text("\n".join(lines) + "\n")
+    command = [sys.executable, "data/criteo/prepare.py", "kaggle", "--input", f"{folder}/train.txt"]
+    subprocess.run([*command, "--output", f"{folder}/prepared"], cwd=ROOT, check=True, timeout=120)
+    return folder / "prepared"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "preset", "epochs", "steps"),
+    [("train_dlrm", "criteo-kaggle", 20, 200), ("train_dlrm", "criteo-1tb", 3, 3), ("train_dcnv2", "mlperf", 3, 3)],
+)
+def test_criteo_presets_train_on_prepared_criteo(
+    tmp_path: Path, criteo: Path, recipe: str, preset: str, epochs: int, steps: int
+) -> None:
+    options = [preset, f"--data={criteo}", f"--epochs={epochs}", f"--run-dir={tmp_path}", "--log.every=1"]
+    metrics = run_recipe(recipe, options, 2)
+    assert metrics["steps"] == steps
+    assert metrics["val/samples"] == metrics["test/samples"] == 100
+    losses = [record["train/loss"] for record in records(tmp_path / preset) if "train/loss" in record]
+    assert len(losses) == steps
+    if preset == "criteo-kaggle":
+        assert metrics["test/auc"] > 0.9
+    else:
+        assert losses[0] == pytest.approx(0.69, abs=0.1)  # ln 2: an untrained model that knows nothing
