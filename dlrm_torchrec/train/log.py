@@ -44,7 +44,7 @@ class RunLog:
     """
 
     def __init__(self, folder: str, config: LogConfig, world: World, run: dict[str, Any]) -> None:
-        self.folder, self.config, self.world = folder.rstrip("/"), config, world
+        self.folder, self.config, self.world, self._run = folder.rstrip("/"), config, world, run
         self._losses: list[torch.Tensor] = []
         self._bar: tqdm[Any] | None = None
         self._samples, self._train_s = 0, 0.0
@@ -53,19 +53,19 @@ class RunLog:
         if not world.is_main:
             return
         g_pathmgr.mkdirs(self.folder)
-        with g_pathmgr.open(f"{self.folder}/config.json", "w") as stream:
-            json.dump(run, stream, indent=1, default=_plain)
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # an extra: needed only when asked for
 
             self._tensorboard = SummaryWriter(self.folder)
 
     def start(self, step: int, num_steps: int) -> None:
-        """Begin at ``step``; records of later steps, from before an interruption, are dropped."""
+        """Begin at ``step``: write config.json, and drop records of later steps, from before an interruption."""
         self._clock = time.perf_counter()
         self._profile(step)
         if not self.world.is_main:
             return
+        with g_pathmgr.open(f"{self.folder}/config.json", "w") as stream:
+            json.dump(self._run, stream, indent=1, default=_plain)
         path = f"{self.folder}/metrics.jsonl"
         kept = []
         if g_pathmgr.exists(path):

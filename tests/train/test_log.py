@@ -1,0 +1,99 @@
+"""What a run writes: config, records, the progress bar, the clock."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from dlrm_torchrec.train.gates import TrainingError
+from dlrm_torchrec.train.log import LogConfig, RunLog
+from dlrm_torchrec.train.world import World
+from tests.distributed import run_ranks
+
+
+def here() -> World:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    return World(rank=rank, size=size, local_size=size, device=torch.device("cpu"), control=dist.group.WORLD)
+
+
+def _two_windows(folder: str) -> None:
+    log = RunLog(folder, LogConfig(every=2), here(), {"lr": 0.5})
+    log.start(0, 5)
+    for step in range(1, 6):
+        log.step(step, torch.tensor(float(step + dist.get_rank())), 100)
+    log.stop(5)
+
+
+def test_losses_are_means_over_window_and_ranks(tmp_path: Path) -> None:
+    run_ranks(2, _two_windows, str(tmp_path))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["train/loss"]) for line in lines] == [(2, 2.0), (4, 4.0), (5, 5.5)]
+    assert json.loads((tmp_path / "config.json").read_text()) == {"lr": 0.5}
+
+
+def _resume(folder: str, step: int) -> None:
+    RunLog(folder, LogConfig(), here(), {}).start(step, 10)
+
+
+def test_records_after_the_checkpoint_and_half_lines_are_dropped(tmp_path: Path) -> None:
+    lines = ['{"step": 2, "train/loss": 1}\n', '{"step": 4, "train/loss": 2}\n', '{"step": 6, "tra']
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    run_ranks(1, _resume, str(tmp_path), 3)
+    assert (tmp_path / "metrics.jsonl").read_text() == lines[0]
+
+
+def _loss_of_one_rank(folder: str, value: float) -> None:
+    log = RunLog(folder, LogConfig(every=1), here(), {})
+    log.start(0, 1)
+    log.step(1, torch.tensor(value if dist.get_rank() else 0.5), 10)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all(tmp_path: Path, value: float) -> None:
+    with pytest.raises(
+        RuntimeError, match=r"training loss must be finite: got (nan|inf) between steps 1 and 1; look at"
+    ):
+        run_ranks(2, _loss_of_one_rank, str(tmp_path), value)
+    assert not (tmp_path / "metrics.jsonl").read_text()
+    assert issubclass(TrainingError, ValueError)
+
+
+def _rate(folder: str) -> float:
+    log = RunLog(folder, LogConfig(), here(), {})
+    log.start(0, 2)
+    time.sleep(0.2)
+    log.step(1, torch.tensor(0.5), 100)
+    with log.paused():
+        time.sleep(1.0)
+    log.stop(1)
+    time.sleep(1.0)
+    return log.finish({})["samples_per_s"]
+
+
+def test_the_clock_counts_training_alone(tmp_path: Path) -> None:
+    assert 100 / 1.0 < run_ranks(1, _rate, str(tmp_path))[0] <= 100 / 0.2
+
+
+def _on_a_terminal(folder: str) -> str:
+    ours, theirs = pty.openpty()
+    os.dup2(theirs, 2)
+    log = RunLog(folder, LogConfig(every=1), here(), {})
+    log.start(0, 3)
+    for step in (1, 2, 3):
+        log.step(step, torch.tensor(0.5), 10)
+    log.stop(3)
+    log.finish({})
+    return os.read(ours, 10_000).decode()
+
+
+def test_a_terminal_gets_a_progress_bar(tmp_path: Path) -> None:
+    shown = run_ranks(1, _on_a_terminal, str(tmp_path))[0]
+    assert "3/3" in shown
+    assert "train/loss 0.5" in shown
