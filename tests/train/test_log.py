@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import termios
 import time
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def test_the_clock_counts_training_alone(tmp_path: Path) -> None:
 
 def _on_a_terminal(folder: str) -> str:
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
     os.dup2(theirs, 2)
     log = RunLog(folder, LogConfig(every=1), here(), {})
     log.start(0, 3)
@@ -90,7 +92,9 @@ def _on_a_terminal(folder: str) -> str:
         log.step(step, torch.tensor(0.5), 10)
     log.stop(3)
     log.finish({})
-    return os.read(ours, 10_000).decode()
+    os.set_blocking(ours, False)
+    time.sleep(0.2)
+    return os.read(ours, 100_000).decode()
 
 
 def test_a_terminal_gets_a_progress_bar(tmp_path: Path) -> None:
