@@ -73,7 +73,9 @@ class RunLog:
                 kept = [line for line in stream if line.endswith("\n") and json.loads(line)["step"] <= step]
         with g_pathmgr.open(path, "w") as stream:
             stream.writelines(kept)
-        if sys.stderr.isatty():
+        if step >= num_steps:
+            self.say(f"{self.folder} holds a finished run of {step} steps: name another --run-dir to train again")
+        elif sys.stderr.isatty():
             self._bar = tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True)
 
     def step(self, step: int, loss: torch.Tensor, global_rows: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import pty
@@ -48,6 +50,18 @@ def test_records_after_the_checkpoint_and_half_lines_are_dropped(tmp_path: Path)
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
     run_ranks(1, _resume, str(tmp_path), 3)
     assert (tmp_path / "metrics.jsonl").read_text() == lines[0]
+
+
+def _what_a_finished_run_says(folder: str) -> str:
+    shown = io.StringIO()
+    with contextlib.redirect_stderr(shown):
+        RunLog(folder, LogConfig(), here(), {}).start(10, 10)
+    return shown.getvalue()
+
+
+def test_a_finished_run_says_so(tmp_path: Path) -> None:
+    shown = run_ranks(1, _what_a_finished_run_says, str(tmp_path))[0]
+    assert "holds a finished run of 10 steps: name another --run-dir to train again" in shown
 
 
 def _loss_of_one_rank(folder: str, value: float) -> None:
