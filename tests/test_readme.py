@@ -105,7 +105,8 @@ def test_command(command: str, project: Path) -> None:
     elif "recipes/" in command and "--help" not in command:
         metrics = final_metrics(output)
         assert metrics["steps"] >= 20
-        assert metrics["val/auc"] > 0.4
+        if "teacher/auc" in metrics:  # the rows of one's own are drawn at random
+            assert metrics["val/auc"] > 0.6
         shutil.rmtree(project / "runs")  # the next command is another run
 
 

@@ -90,7 +90,7 @@ def test_options_of_the_log_and_the_model(tmp_path: Path) -> None:
     assert list((tmp_path / "demo").glob("events.out.tfevents.*"))
     for rank in (0, 1):
         trace = json.loads((tmp_path / f"demo/trace-rank{rank}.json").read_text())
-        assert sum("## forward" in event.get("name", "") for event in trace["traceEvents"]) in (2, 4)
+        assert sum("## forward" in event.get("name", "") for event in trace["traceEvents"]) == 2
     plan = json.loads((tmp_path / "demo/checkpoints/step-00000020/checkpoint.json").read_text())["plan"]
     assert plan["t_id_7"]["sharding_type"] == "row_wise"
 
