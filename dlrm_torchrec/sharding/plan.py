@@ -13,9 +13,14 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from dlrm_torchrec.embeddings.collection import physical_configs
+from dlrm_torchrec.embeddings.config import StackedEmbeddingBagConfig
 from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.sharding.composed_shardings import check_sharding, offered_types
+from dlrm_torchrec.sharding.compositional import CompositionalEmbeddingBagCollectionSharder
 from dlrm_torchrec.sharding.sharder import CHANGED_BY, ExactSharder, table_optimizer
 
 ShardingKind = Literal[
@@ -43,7 +48,8 @@ class ShardingConfig:
 
 def sharders(tables: EmbeddingBagCollection) -> list[ModuleSharder[nn.Module]]:
     """The sharders to plan and to shard with."""
-    return [ExactSharder(table_optimizer(tables))]
+    optimizer = table_optimizer(tables)
+    return [ExactSharder(optimizer), CompositionalEmbeddingBagCollectionSharder(optimizer)]
 
 
 def make_plan(
@@ -60,7 +66,7 @@ def make_plan(
     With ``group``, rank 0 plans and all its ranks get the same plan. Raises ValueError when a table is named that
     does not exist, when a sharding type is impossible for it, or when nothing fits.
     """
-    constraints = _constraints(tables, topology, config, spec)
+    constraints = _constraints(tables, topology, config, spec, batch_size)
     planner = EmbeddingShardingPlanner(
         topology=topology,
         batch_size=batch_size,
@@ -89,10 +95,10 @@ def _reservation(model: nn.Module) -> HeuristicalStorageReservation:
 
 
 def _constraints(
-    tables: EmbeddingBagCollection, topology: Topology, config: ShardingConfig, spec: DatasetSpec
+    tables: EmbeddingBagCollection, topology: Topology, config: ShardingConfig, spec: DatasetSpec, batch_size: int
 ) -> dict[str, ParameterConstraints]:
     pooling = {feature.name: feature.pooling_factor for feature in spec.sparse}
-    names = {table.name for table in tables.embedding_bag_configs()}
+    names = {table.name for table in physical_configs(tables)}
     unknown = sorted(config.tables.keys() - names)
     if unknown:
         raise ValueError(f"sharded tables must exist: got {unknown}; the model has {sorted(names)}")
@@ -103,7 +109,7 @@ def _constraints(
             "choose sgd, adagrad or rowwise_adagrad, or train on a GPU"
         )
     constraints = {}
-    for table in tables.embedding_bag_configs():
+    for table in physical_configs(tables):
         kind = config.of(table.name)
         if kind not in get_args(ShardingKind):
             raise ValueError(
@@ -115,21 +121,28 @@ def _constraints(
                 f"sharding of table {table.name!r} must leave {optimizer.__name__}'s arithmetic unchanged: got "
                 f"{kind!r}, with which {reason}; choose another sharding or optimizer"
             )
+        stacked = isinstance(table, StackedEmbeddingBagConfig)
+        if stacked and kind != "auto":
+            check_sharding(table, kind)
         # column shards as equal as the ranks allow; FBGEMM wants multiples of 4
         columns = max(4, table.embedding_dim // topology.world_size // 4 * 4)
         constraints[table.name] = ParameterConstraints(
-            sharding_types=_allowed(kind, topology),
+            sharding_types=_allowed(kind, topology, table),
             min_partition=columns if kind in ("column_wise", "table_column_wise", "grid_shard") else None,
-            pooling_factors=[pooling[name] for name in table.feature_names],
+            pooling_factors=table.pooling_factors(pooling, batch_size)
+            if stacked
+            else [pooling[name] for name in table.feature_names],
         )
     return constraints
 
 
-def _allowed(kind: ShardingKind, topology: Topology) -> list[str] | None:
+def _allowed(kind: ShardingKind, topology: Topology, table: EmbeddingBagConfig) -> list[str] | None:
     """Sharding types that the planner may choose from; None: any."""
     if kind != "auto":
         return [kind]
-    return ["table_wise"] if topology.world_size == 1 else None  # one rank: nothing to share, and the fused kernel
+    if topology.world_size == 1:
+        return ["table_wise"]  # nothing to share, and the fused kernel
+    return offered_types(table) if isinstance(table, StackedEmbeddingBagConfig) else None
 
 
 def plan_to_json(plan: ShardingPlan) -> dict[str, Any]:
@@ -149,7 +162,7 @@ def plan_to_json(plan: ShardingPlan) -> dict[str, Any]:
 
 def describe_plan(plan: ShardingPlan, tables: EmbeddingBagCollection, world_size: int) -> str:
     """The plan as a table for a terminal: per table where it lies, then the bytes of weights per rank."""
-    configs = {table.name: table for table in tables.embedding_bag_configs()}
+    configs = {table.name: table for table in physical_configs(tables)}
     width = max(5, *(len(name) for name in configs))
     lines = [f"{'table':<{width}}  {'rows':>11}  {'dim':>4}  {'sharding':<17}  {'kernel':<6}  ranks"]
     rank_bytes = [0] * world_size

@@ -10,11 +10,12 @@ from torchrec.optim import RowWiseAdagrad
 from dlrm_torchrec.sharding.concurrent import ConcurrentSharder
 
 ROW_TYPES = ["row_wise", "table_row_wise", "grid_shard"]
+COLUMN_TYPES = ["column_wise", "table_column_wise", "grid_shard"]
 
 # A sharding type that would change the arithmetic of an optimizer is not offered with it.
 CHANGED_BY = {
     RowWiseAdagrad: (
-        ["column_wise", "table_column_wise", "grid_shard"],
+        COLUMN_TYPES,
         "its one moment per row would become one per column shard",
     ),
     torch.optim.Adam: (

@@ -1,0 +1,41 @@
+"""Small networks, one per class, each applied to the vectors of its class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+_BLOCK = 32  # vectors that share one copy of a class's weights
+
+
+def grouped_linear(
+    vectors: torch.Tensor, classes: torch.Tensor, layers: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
+) -> torch.Tensor:
+    """``vectors`` (N, in) through the layers of their ``classes`` (N,), with ReLU between layers: (N, out).
+
+    A layer is a weight (num classes, in, out) and a bias (num classes, out) or None. Vectors are laid out in blocks
+    of one class each, so that a layer is one batched product whose shape depends on N and the number of classes only:
+    a class that gets most of the vectors costs no more than an even split, and no count leaves the device.
+    """
+    num_classes = len(layers[0][0])
+    num_blocks = -(-len(vectors) // _BLOCK) + num_classes
+    counts = torch.bincount(classes, minlength=num_classes)
+    last_block = (-(-counts // _BLOCK)).cumsum(0)
+    block_class = torch.searchsorted(last_block, torch.arange(num_blocks, device=classes.device), right=True)
+    block_class = block_class.clamp(max=num_classes - 1)  # blocks that nothing was left for
+
+    order = classes.argsort(stable=True)
+    first_slot = torch.cat([last_block.new_zeros(1), last_block[:-1]]) * _BLOCK - (counts.cumsum(0) - counts)
+    positions = torch.arange(len(classes), device=classes.device)
+    slots = torch.empty_like(classes).index_copy(0, order, positions + first_slot[classes[order]])
+
+    blocks = vectors.new_zeros(num_blocks * _BLOCK, vectors.size(1)).index_copy(0, slots, vectors)
+    blocks = blocks.view(num_blocks, _BLOCK, -1)
+    for number, (weight, bias) in enumerate(layers):
+        if number:
+            blocks = blocks.relu()
+        blocks = blocks @ weight[block_class]
+        if bias is not None:
+            blocks = blocks + bias[block_class].unsqueeze(1)
+    return blocks.reshape(-1, blocks.size(-1))[slots]

@@ -1,0 +1,216 @@
+"""Partitions: which class of each of k small tables an id belongs to, in exact int64 arithmetic.
+
+Partitions are complementary when any two ids differ in at least one class, so that the k classes name the id.
+Definitions: Shi et al. 2019, "Compositional embeddings using complementary partitions" (arXiv 1909.02107), section 3.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import combinations
+from math import gcd, isqrt, prod
+
+import torch
+
+INT64_MAX = torch.iinfo(torch.int64).max
+# Residues multiply below this without leaving int64.
+_LARGEST_FACTOR = isqrt(INT64_MAX)
+
+
+class Partition(ABC):
+    """k ways, taken together, to put the ids 0 .. num_ids - 1 into classes."""
+
+    num_ids: int
+
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[int, ...]:
+        """Number of classes of each of the k partitions."""
+
+    @property
+    @abstractmethod
+    def complementary(self) -> bool:
+        """Whether any two ids differ in at least one of their k classes."""
+
+    @abstractmethod
+    def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The k classes of every id: int64, shaped like ``ids``, which must lie in [0, num_ids)."""
+
+
+class Complementary(Partition):
+    """Partitions whose k classes name an id."""
+
+    @property
+    def complementary(self) -> bool:
+        return True
+
+    @abstractmethod
+    def ids_of(self, *classes: torch.Tensor) -> torch.Tensor:
+        """The ids that have these k classes, the inverse of ``of``; classes that no id has give no meaningful id."""
+
+
+def check_count(name: str, value: int) -> None:
+    """ValueError unless ``value`` is an integer from 1 to 2^63 - 1: a float would make the classes inexact."""
+    if not isinstance(value, int) or not 1 <= value <= INT64_MAX:
+        raise ValueError(
+            f"{name} must be an integer from 1 to 2^63 - 1: got {value!r}; give a whole number of that range"
+        )
+
+
+def _check_product(name: str, factors: tuple[int, ...], num_ids: int) -> None:
+    check_count("num_ids", num_ids)
+    for factor in factors:
+        check_count(f"each of the {name}", factor)
+    if not factors or prod(factors) < num_ids:
+        raise ValueError(
+            f"{name} must have a product of at least num_ids = {num_ids}: "
+            f"got {factors}, whose product is {prod(factors)}; add one or raise one"
+        )
+
+
+def _divmod(ids: torch.Tensor, divisor: int) -> tuple[torch.Tensor, torch.Tensor]:
+    quotient = ids // divisor
+    return quotient, torch.sub(ids, quotient, alpha=divisor)  # % would divide, the slow part, a second time
+
+
+@dataclass(frozen=True)
+class Naive(Complementary):
+    """Every id is a class of its own: the plain table."""
+
+    num_ids: int
+
+    def __post_init__(self) -> None:
+        check_count("num_ids", self.num_ids)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return (self.num_ids,)
+
+    def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (ids.long(),)
+
+    def ids_of(self, *classes: torch.Tensor) -> torch.Tensor:
+        (ids,) = classes
+        return ids.long()
+
+
+@dataclass(frozen=True)
+class Hash(Partition):
+    """The hashing trick, id mod ``num_classes``: ids collide unless there are as many classes as ids."""
+
+    num_ids: int
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        check_count("num_ids", self.num_ids)
+        check_count("num_classes", self.num_classes)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return (self.num_classes,)
+
+    @property
+    def complementary(self) -> bool:
+        return self.num_classes >= self.num_ids
+
+    def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (ids.long() % self.num_classes,)
+
+
+@dataclass(frozen=True)
+class QuotientRemainder(Complementary):
+    """The quotient id \\ m, then the remainder id mod m, for m = ``num_remainders``: ceil(n / m) and m classes."""
+
+    num_ids: int
+    num_remainders: int
+
+    def __post_init__(self) -> None:
+        check_count("num_ids", self.num_ids)
+        check_count("num_remainders", self.num_remainders)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return -(-self.num_ids // self.num_remainders), self.num_remainders
+
+    def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return _divmod(ids.long(), self.num_remainders)
+
+    def ids_of(self, *classes: torch.Tensor) -> torch.Tensor:
+        quotient, remainder = classes
+        return quotient.long() * self.num_remainders + remainder
+
+
+@dataclass(frozen=True)
+class MixedRadix(Complementary):
+    """Generalised quotient-remainder: the digits of the id in mixed radix, least significant first.
+
+    P_1 = id mod m_1 and P_j = (id \\ (m_1 ... m_(j-1))) mod m_j, for radices m_j of a product of at least ``num_ids``.
+    """
+
+    num_ids: int
+    radices: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_product("radices", self.radices, self.num_ids)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.radices
+
+    def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        digits, rest = [], ids.long()
+        for radix in self.radices[:-1]:
+            rest, digit = _divmod(rest, radix)
+            digits.append(digit)
+        return *digits, rest  # below the last radix, as the product of all is at least num_ids
+
+    def ids_of(self, *classes: torch.Tensor) -> torch.Tensor:
+        ids = torch.zeros_like(classes[0], dtype=torch.int64)
+        for radix, digit in reversed(list(zip(self.radices, classes, strict=True))):
+            ids = ids * radix + digit
+        return ids
+
+
+@dataclass(frozen=True)
+class ChineseRemainder(Complementary):
+    """P_j = id mod m_j, for pairwise coprime moduli m_j of a product of at least ``num_ids``."""
+
+    num_ids: int
+    moduli: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_product("moduli", self.moduli, self.num_ids)
+        for one, other in combinations(self.moduli, 2):
+            if gcd(one, other) > 1:
+                raise ValueError(
+                    f"moduli must be pairwise coprime: got {one} and {other}, both divisible by {gcd(one, other)}; "
+                    "change one of them"
+                )
+        for modulus in sorted(self.moduli)[:-1]:
+            if modulus > _LARGEST_FACTOR:
+                raise ValueError(
+                    f"moduli other than the largest must be at most {_LARGEST_FACTOR}, so that products stay in "
+                    f"int64: got {modulus}; lower it"
+                )
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.moduli
+
+    def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ids = ids.long()
+        return tuple(ids % modulus for modulus in self.moduli)
+
+    def ids_of(self, *classes: torch.Tensor) -> torch.Tensor:
+        # Garner's algorithm: after each modulus ids is id mod product, so nothing summed ever exceeds the id itself.
+        # The largest modulus comes first because it alone is never squared.
+        (product, ids), *rest = sorted(zip(self.moduli, classes, strict=True), key=lambda pair: -pair[0])
+        ids = ids.long()
+        for modulus, residue in rest:
+            if product >= self.num_ids:
+                break
+            digit = (residue - ids) % modulus * pow(product, -1, modulus) % modulus
+            ids = ids + digit * product
+            product *= modulus
+        return ids
