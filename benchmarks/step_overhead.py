@@ -25,10 +25,10 @@ from torchrec.models.dlrm import DLRM
 
 from dlrm_torchrec.datasets.open import open_streams
 from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.plan import make_plan, sharders
 from dlrm_torchrec.sharding.topology import live_topology
-from dlrm_torchrec.train.initialize import initialize_tables
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.world import join_world
@@ -43,14 +43,14 @@ def bare_samples_per_s(cfg) -> float:
         tables = build_tables(spec.tables(dim=cfg.bottom[-1]))
         dlrm = DLRM(tables, len(spec.dense), list(cfg.bottom), list(cfg.top), dense_device=world.device)
         model = BinaryRankingTask(dlrm, world.size)
-        optimize_tables_in_backward(tables, cfg.tables)
+        optimize_tables_in_backward(tables, cfg.sparse)
         topology = live_topology(world.size, world.local_size, world.device)
         plan = make_plan(model, tables, topology, cfg.batch_size // world.size, cfg.sharding, spec, world.control)
         model = DistributedModelParallel(
             model, device=world.device, plan=plan, sharders=sharders(tables), init_data_parallel=world.needs_ddp
         )
         initialize_tables(model, cfg.seed)
-        optimizer = build_optimizer(model, cfg.tables, cfg.dense)
+        optimizer = build_optimizer(model, cfg.sparse, cfg.dense)
         ranks = Ranks(cfg.batch_size, world.rank, world.size)
         stream = open_streams(cfg.data, spec, ranks, cfg.rows, cfg.epochs, cfg.seed, world.size)["train"]
         begin = time.perf_counter()

@@ -20,14 +20,14 @@ from dlrm_torchrec.datasets.criteo import criteo_1tb_multi_hot_spec
 from dlrm_torchrec.datasets.open import load_spec, open_streams
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic import SyntheticStream, demo_spec
-from dlrm_torchrec.embeddings.tables import build_tables
+from dlrm_torchrec.embeddings.initialize import initialize_tables
+from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables
 from dlrm_torchrec.presets import parse
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.plan import ShardingConfig, describe_plan, make_plan, plan_to_json, sharders
 from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.checkpoint import CheckpointConfig, Checkpoints, Progress
 from dlrm_torchrec.train.compile import compile_dense
-from dlrm_torchrec.train.initialize import initialize_tables
 from dlrm_torchrec.train.log import LogConfig, RunLog, prefixed
 from dlrm_torchrec.train.metrics import evaluate
 from dlrm_torchrec.train.optimizers import OptimizerConfig, build_optimizer, optimize_tables_in_backward
@@ -49,7 +49,8 @@ class Config:
     top: tuple[int, ...] = (64, 32, 1)  # widths of the top MLP
     cross_layers: int = 2  # DCNv2 layers x0 * (W (V x) + b) + x
     cross_rank: int = 32  # columns of V
-    tables: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.1)  # optimizer of the tables
+    tables: TablesConfig = TablesConfig()  # how tables are stored: plain, or compositional, or of mixed dims
+    sparse: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.1)  # optimizer of the tables
     dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # optimizer of everything else
     schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # of both learning rates
     clip_norm: float = 0.0  # largest norm of the dense gradients; 0: any
@@ -68,7 +69,7 @@ PRESETS = {
     "mlperf": Config(  # MLPerf training v3.0 to v6.0: AUC 0.80275 within one epoch, 0.004 at batches to 102,400
         data="prepared/criteo-1tb-multi-hot", shape=criteo_1tb_multi_hot_spec(), batch_size=65_536,
         bottom=(512, 256, 128), top=(1024, 1024, 512, 256, 1), cross_layers=3, cross_rank=512,
-        tables=OptimizerConfig(kind="adagrad", lr=0.004), dense=OptimizerConfig(kind="adagrad", lr=0.004),
+        sparse=OptimizerConfig(kind="adagrad", lr=0.004), dense=OptimizerConfig(kind="adagrad", lr=0.004),
         schedule=Schedule(), bf16=True,
         eval_every=3200, checkpoint=CheckpointConfig(every=3200, asynchronous=True)),
 }  # fmt: skip
@@ -78,18 +79,17 @@ PRESETS = {
 def main(preset: str, cfg: Config) -> dict[str, float]:
     spec = load_spec(cfg.data, cfg.shape)
     with join_world(cfg.seed) as world:
-        ranks = Ranks(cfg.batch_size, world.rank, world.size)
-        run_dir = f"{cfg.run_dir}/{preset}"
+        ranks, run_dir = Ranks(cfg.batch_size, world.rank, world.size), f"{cfg.run_dir}/{preset}"
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
 
-        tables = build_tables(spec.tables(dim=cfg.bottom[-1]))
+        tables = build_tables(spec.tables(dim=cfg.bottom[-1]), cfg.tables, world.device)
         dcn = DLRM_DCN(
             tables, len(spec.dense), list(cfg.bottom), list(cfg.top), cfg.cross_layers, cfg.cross_rank, world.device
         )  # fmt: skip
         if cfg.compile:
             compile_dense(dcn)
         model = BinaryRankingTask(dcn, world.size, autocast=torch.bfloat16 if cfg.bf16 else None)
-        optimize_tables_in_backward(tables, cfg.tables)
+        optimize_tables_in_backward(tables, cfg.sparse)
 
         topology = live_topology(world.size, world.local_size, world.device)
         plan = make_plan(model, tables, topology, cfg.batch_size // world.size, cfg.sharding, spec, world.control)
@@ -98,9 +98,10 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
             model, device=world.device, plan=plan, sharders=sharders(tables), init_data_parallel=world.needs_ddp
         )
         initialize_tables(model, cfg.seed)
-        optimizer = build_optimizer(model, cfg.tables, cfg.dense, cfg.clip_norm)
+        optimizer = build_optimizer(model, cfg.sparse, cfg.dense, cfg.clip_norm)
 
-        identity = {"spec": spec.to_json(), **{k: asdict(cfg)[k] for k in ("batch_size", "bottom", "top", "seed")}}
+        shape = ("batch_size", "bottom", "top", "tables", "seed")
+        identity = {"spec": spec.to_json(), **{k: asdict(cfg)[k] for k in shape}}
         checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world)
         progress = checkpoints.load(model, optimizer, identity) or Progress(identity=identity, lanes=world.size)
         progress = replace(progress, plan=plan_to_json(plan))

@@ -21,14 +21,14 @@ from dlrm_torchrec.datasets.criteo import criteo_1tb_spec, criteo_kaggle_spec
 from dlrm_torchrec.datasets.open import load_spec, open_streams
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic import SyntheticStream, demo_spec
-from dlrm_torchrec.embeddings.tables import build_tables
+from dlrm_torchrec.embeddings.initialize import initialize_tables
+from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables
 from dlrm_torchrec.presets import parse
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.plan import ShardingConfig, describe_plan, make_plan, plan_to_json, sharders
 from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.checkpoint import CheckpointConfig, Checkpoints, Progress
 from dlrm_torchrec.train.compile import compile_dense
-from dlrm_torchrec.train.initialize import initialize_tables
 from dlrm_torchrec.train.log import LogConfig, RunLog, prefixed
 from dlrm_torchrec.train.metrics import evaluate
 from dlrm_torchrec.train.optimizers import OptimizerConfig, build_optimizer, optimize_tables_in_backward
@@ -48,7 +48,8 @@ class Config:
     batch_size: int = 2048  # rows of a global batch, over all ranks
     bottom: tuple[int, ...] = (64, 16)  # widths of the bottom MLP; the last one is the tables' dim
     top: tuple[int, ...] = (64, 32, 1)  # widths of the top MLP
-    tables: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.1)  # optimizer of the tables
+    tables: TablesConfig = TablesConfig()  # how tables are stored: plain, or compositional, or of mixed dims
+    sparse: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.1)  # optimizer of the tables
     dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # optimizer of everything else
     schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # of both learning rates
     clip_norm: float = 0.0  # largest norm of the dense gradients; 0: any
@@ -67,15 +68,15 @@ PRESETS = {
     "demo": Config(),
     "census": Config(  # Census-Income (KDD): AUC 0.956 on the published test rows, in half a minute on 2 CPU cores
         data="prepared/census", epochs=2, batch_size=256, bottom=(32, 16), top=(64, 1),
-        tables=OptimizerConfig(kind="rowwise_adagrad", lr=0.15), dense=OptimizerConfig(kind="adam", lr=0.003),
+        sparse=OptimizerConfig(kind="rowwise_adagrad", lr=0.15), dense=OptimizerConfig(kind="adam", lr=0.003),
         schedule=Schedule(warmup_steps=100, decay_start=100, decay_steps=-1, power=1), eval_every=0),
     "criteo-kaggle": Config(  # arXiv 1906.00091, section 5.1: accuracy 0.789 on the last day's test half
         data="prepared/criteo-kaggle", shape=criteo_kaggle_spec(), batch_size=128, bottom=(512, 256, 64, 16),
-        top=(512, 256, 1), tables=SGD(lr=0.1), dense=SGD(lr=0.1), schedule=Schedule(), eval_every=10_240,
+        top=(512, 256, 1), sparse=SGD(lr=0.1), dense=SGD(lr=0.1), schedule=Schedule(), eval_every=10_240,
         checkpoint=CheckpointConfig(every=10_240)),
     "criteo-1tb": Config(  # MLPerf DLRM v1: AUC 0.8025 within one epoch
         data="prepared/criteo-1tb", shape=criteo_1tb_spec(), batch_size=55_296, bottom=(512, 256, 128),
-        top=(1024, 1024, 512, 256, 1), tables=SGD(lr=24.0), dense=SGD(lr=24.0),
+        top=(1024, 1024, 512, 256, 1), sparse=SGD(lr=24.0), dense=SGD(lr=24.0),
         schedule=Schedule(warmup_steps=2750, decay_start=49_315, decay_steps=27_772), bf16=True,
         eval_every=3793, checkpoint=CheckpointConfig(every=3793, asynchronous=True)),
 }  # fmt: skip
@@ -85,16 +86,15 @@ PRESETS = {
 def main(preset: str, cfg: Config) -> dict[str, float]:
     spec = load_spec(cfg.data, cfg.shape)
     with join_world(cfg.seed) as world:
-        ranks = Ranks(cfg.batch_size, world.rank, world.size)
-        run_dir = f"{cfg.run_dir}/{preset}"
+        ranks, run_dir = Ranks(cfg.batch_size, world.rank, world.size), f"{cfg.run_dir}/{preset}"
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
 
-        tables = build_tables(spec.tables(dim=cfg.bottom[-1]))
+        tables = build_tables(spec.tables(dim=cfg.bottom[-1]), cfg.tables, world.device)
         dlrm = DLRM(tables, len(spec.dense), list(cfg.bottom), list(cfg.top), dense_device=world.device)
         if cfg.compile:
             compile_dense(dlrm)
         model = BinaryRankingTask(dlrm, world.size, autocast=torch.bfloat16 if cfg.bf16 else None)
-        optimize_tables_in_backward(tables, cfg.tables)
+        optimize_tables_in_backward(tables, cfg.sparse)
 
         topology = live_topology(world.size, world.local_size, world.device)
         plan = make_plan(model, tables, topology, cfg.batch_size // world.size, cfg.sharding, spec, world.control)
@@ -103,9 +103,10 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
             model, device=world.device, plan=plan, sharders=sharders(tables), init_data_parallel=world.needs_ddp
         )
         initialize_tables(model, cfg.seed)
-        optimizer = build_optimizer(model, cfg.tables, cfg.dense, cfg.clip_norm)
+        optimizer = build_optimizer(model, cfg.sparse, cfg.dense, cfg.clip_norm)
 
-        identity = {"spec": spec.to_json(), **{k: asdict(cfg)[k] for k in ("batch_size", "bottom", "top", "seed")}}
+        shape = ("batch_size", "bottom", "top", "tables", "seed")
+        identity = {"spec": spec.to_json(), **{k: asdict(cfg)[k] for k in shape}}
         checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world)
         progress = checkpoints.load(model, optimizer, identity) or Progress(identity=identity, lanes=world.size)
         progress = replace(progress, plan=plan_to_json(plan))

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, get_embedding_names_by_table
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollection,
+    get_embedding_names_by_table,
+    process_pooled_embeddings,
+    reorder_inverse_indices,
+)
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from dlrm_torchrec.embeddings.config import CompositionalEmbeddingBagConfig, StackedEmbeddingBagConfig
@@ -38,6 +43,7 @@ class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):
             else:
                 physical.append(config)
                 model.append(config)
+        _check_names(tables, physical)
         super().__init__(physical, is_weighted, device)
         self._model_configs = model
         self._keys = [key for keys in get_embedding_names_by_table(model) for key in keys]
@@ -69,7 +75,8 @@ class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         jagged = features.to_dict()
-        pooled = []
+        names: list[str] = []
+        pooled: list[torch.Tensor] = []
         for config in self.physical_configs():
             bag = self.embedding_bags[config.name]
             stacked = isinstance(config, StackedEmbeddingBagConfig)
@@ -78,19 +85,28 @@ class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):
                 weights = ids.weights() if self.is_weighted() else None
                 if stacked:
                     bags = Bags(ids.values().long(), ids.lengths().long(), weights)
-                    pooled.append(config.pooled(bags, LookUpIn(bag.weight)).float())
+                    vectors = config.pooled(bags, LookUpIn(bag.weight), [feature])
                 else:
-                    pooled.append(bag(ids.values(), ids.offsets(), per_sample_weights=weights).float())
+                    vectors = bag(ids.values(), ids.offsets(), per_sample_weights=weights)
+                names.append(feature)
+                pooled.append(vectors.float())
         dims = [config.embedding_dim for config in self._model_configs for _ in config.feature_names]
-        return KeyedTensor(keys=self._keys, length_per_key=dims, values=torch.cat(pooled, dim=1))
+        inverse = reorder_inverse_indices(features.inverse_indices_or_none(), names)
+        return KeyedTensor(keys=self._keys, length_per_key=dims, values=process_pooled_embeddings(pooled, inverse))
 
 
-def physical_configs(tables: EmbeddingBagCollection) -> list[EmbeddingBagConfig]:
-    """The tables of a collection as they are stored."""
-    if isinstance(tables, CompositionalEmbeddingBagCollection):
-        return tables.physical_configs()
-    configs: list[EmbeddingBagConfig] = tables.embedding_bag_configs()
-    return configs
+def _check_names(tables: Sequence[EmbeddingBagConfig], physical: Sequence[EmbeddingBagConfig]) -> None:
+    """ValueError where a feature is called like an output of another one."""
+    outputs = {
+        name for config in physical if isinstance(config, StackedEmbeddingBagConfig) for name in config.feature_names
+    }
+    for config in tables:
+        for feature in config.feature_names:
+            if feature in outputs:
+                raise ValueError(
+                    f"features must not be called like an output of a compositional table: got {feature!r} in table "
+                    f"{config.name!r}; rename it"
+                )
 
 
 class LookUpIn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 
@@ -17,15 +17,21 @@ from dlrm_torchrec.embeddings.partitions import Partition
 class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
     """A table of ``num_embeddings`` ids, of which each vector is composed of the rows of its classes.
 
-    Raises ValueError where the partition is of another number of ids, or the operation does not fit it.
+    Raises ValueError where the partition is of another number of ids, or the operation does not fit it; also where
+    initial weights are given, which depend on the operation.
     """
 
     partition: Partition
     operation: Operation = field(default_factory=Mult)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        self.feature_names: list[str] = self.feature_names or [self.name]  # as TorchRec does
         k = len(self.partition.classes)
+        if (self.init_fn, self.weight_init_min, self.weight_init_max) != (None, None, None):
+            raise ValueError(
+                f"initial weights of table {self.name!r} must be left to its operation: got an init_fn or limits; "
+                "leave them out"
+            )
         if self.partition.num_ids != self.num_embeddings:
             raise ValueError(
                 f"partition of table {self.name!r} must be of its {self.num_embeddings} ids: got one of "
@@ -119,18 +125,19 @@ class StackedEmbeddingBagConfig(EmbeddingBagConfig):
         """Initial weights of each run of rows."""
         return self.operation.blocks(self.stack, self.logical.embedding_dim)
 
-    def pooled(self, bags: Bags, look_up: LookUp) -> torch.Tensor:
+    def pooled(self, bags: Bags, look_up: LookUp, features: Sequence[str] = ()) -> torch.Tensor:
         """Sums or means (bags, columns) over bags of ids; a mean divides by the number of ids, also with weights.
 
-        Raises ValueError for an id outside of [0, number of ids).
+        The bags are of ``features``, of all that the table has by default, one after another. Raises ValueError for
+        an id outside of [0, number of ids).
         """
-        self.check(bags)
+        self.check(bags, features)
         pooled = self.operation.pooled(self.stack, bags, look_up)
         if self.pooling is PoolingType.MEAN:
             pooled = pooled / bags.lengths.clamp(min=1)[:, None]
         return pooled
 
-    def check(self, bags: Bags) -> None:
+    def check(self, bags: Bags, features: Sequence[str] = ()) -> None:
         """ValueError for an id outside of [0, number of ids); on a GPU the device asserts, without a wait for it."""
         ids, num_ids = bags.values, self.stack.partition.num_ids
         if not len(ids):
@@ -142,7 +149,8 @@ class StackedEmbeddingBagConfig(EmbeddingBagConfig):
             value = int(low if low < 0 else high)
             position = int((ids == value).nonzero()[0])
             bag = int(torch.searchsorted(bags.lengths.cumsum(0), position, right=True))
-            feature = self.logical.feature_names[bag * len(self.logical.feature_names) // len(bags.lengths)]
+            features = features or self.logical.feature_names
+            feature = features[bag * len(features) // len(bags.lengths)]
             raise ValueError(
                 f"ids of feature {feature!r} must be in [0, {num_ids}), the ids of table {self.name!r}: got {value}; "
                 "look at the preparation of that column"

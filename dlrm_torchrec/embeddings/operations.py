@@ -37,6 +37,11 @@ class Block(NamedTuple):
     center: float
     limit: float
 
+    @classmethod
+    def plain(cls, rows: int) -> Block:
+        """DLRM's, for a plain table."""
+        return cls(rows, 0.0, rows**-0.5)
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -106,8 +111,8 @@ class Summed(Operation):
     def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
         rows = self.rows(stack, bags)
         sums = look_up(rows.values, offsets_of(rows.lengths), rows.weights)
-        num_bags = len(bags.lengths)
-        return sums.view(-1, num_bags, sums.size(1)).transpose(0, 1).reshape(num_bags, -1)
+        outputs = self.num_outputs(len(stack.sizes))
+        return sums.view(outputs, len(bags.lengths), sums.size(1)).transpose(0, 1).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -147,27 +152,24 @@ class Add(Summed):
 class Mult(Operation):
     """The element-wise product of the k rows, per id and then summed: a product of sums would be another model.
 
-    The first factor is U(-a, a); the others are ``center`` + U(-spread, spread), or of the first one's distribution
-    where ``center`` is 0. Around 1, an id starts as its first row and gradients pass at full size; around 0, every
-    gradient is scaled by a factor as small as the weights.
+    Factors after the first start as ``center`` + U(-spread, spread), the first small enough for the product.
     """
 
-    center: float = 1.0
-    spread: float = 0.5
+    center: float = 0.0
+    spread: float = 3**0.5
 
     def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002
         first, *others = stack.sizes
-        variance = 1 / (3 * stack.partition.num_ids)
-        if self.center == 0:
-            return [Block(stack.rows, 0.0, (3 * variance ** (1 / len(stack.sizes))) ** 0.5)]
         second_moment = self.center**2 + self.spread**2 / 3
-        limit = (3 * variance / second_moment ** len(others)) ** 0.5
+        limit = (stack.partition.num_ids * second_moment ** len(others)) ** -0.5
         return [Block(first, 0.0, limit), Block(sum(others), self.center, self.spread)]
 
     def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
         num_combinations = prod(stack.partition.classes[1:])
-        learned_weights = bags.weights is not None and bags.weights.requires_grad
-        if num_combinations * len(bags.lengths) <= len(bags.values) and not learned_weights:
+        weights = bags.weights
+        # FBGEMM's bucketizing passes no gradient on to weights, and takes float32 ones only
+        sortable = weights is None or (weights.dtype == torch.float32 and not weights.requires_grad)
+        if num_combinations * len(bags.lengths) <= len(bags.values) and sortable:
             return self._pooled_by_class(stack, num_combinations, bags, look_up)
         rows = torch.cat(stack.rows_of(bags.values))
         first, *others = torch.split(look_up(rows, one_each(rows), None), [len(bags.values)] * len(stack.sizes))

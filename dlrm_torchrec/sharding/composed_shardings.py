@@ -17,7 +17,7 @@ from torchrec.distributed.sharding.rw_sharding import RwPooledEmbeddingSharding
 from torchrec.distributed.sharding.tw_sharding import TwPooledEmbeddingSharding
 from torchrec.distributed.sharding.twcw_sharding import TwCwPooledEmbeddingSharding
 from torchrec.distributed.sharding.twrw_sharding import TwRwPooledEmbeddingSharding
-from torchrec.modules.embedding_configs import EmbeddingTableConfig, PoolingType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingTableConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.config import StackedEmbeddingBagConfig, output_names
@@ -28,28 +28,30 @@ from dlrm_torchrec.sharding.sharder import COLUMN_TYPES, ROW_TYPES
 Stacked = dict[str, StackedEmbeddingBagConfig]  # by the name of the table
 
 
-def refusal(config: StackedEmbeddingBagConfig, kind: str) -> str | None:
-    """Why a compositional table cannot be sharded so; None: it can."""
+def refusal(config: EmbeddingBagConfig, kind: str) -> str | None:
+    """Why a table, plain or compositional, cannot be sharded so; None: it can."""
+    if kind in ROW_TYPES and config.pooling is PoolingType.MEAN:  # TorchRec divides the vectors of other tables, too
+        return "a rank with a part of the rows does not know how many ids a bag has"
+    if not isinstance(config, StackedEmbeddingBagConfig):
+        return None
     if kind in ROW_TYPES and not config.operation.row_wise:
         return "the rows of an id must lie on one rank, to be combined before the bag is summed"
-    if kind in ROW_TYPES and config.pooling is PoolingType.MEAN:
-        return "a rank with a part of the rows does not know how many ids a bag has"
     if kind in COLUMN_TYPES and not config.operation.column_wise:
         return "the networks of a path mix all columns"
     return None
 
 
-def check_sharding(config: StackedEmbeddingBagConfig, kind: str) -> None:
+def check_sharding(config: EmbeddingBagConfig, kind: str) -> None:
     """ValueError where ``kind`` is a sharding type that the table cannot have."""
     reason = refusal(config, kind)
     if reason is not None:
         raise ValueError(
-            f"sharding of compositional table {config.name!r} must be one of {offered_types(config)}: got {kind!r}, "
+            f"sharding of table {config.name!r} must be one of {offered_types(config)}: got {kind!r}, "
             f"with which {reason}; choose one of them"
         )
 
 
-def offered_types(config: StackedEmbeddingBagConfig) -> list[str]:
+def offered_types(config: EmbeddingBagConfig) -> list[str]:
     """Sharding types that the table can have."""
     return [kind for kind in SHARDINGS if refusal(config, kind) is None]
 

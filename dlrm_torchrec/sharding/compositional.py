@@ -9,8 +9,9 @@ from torchrec.distributed.embedding_sharding import EmbeddingSharding, Embedding
 from torchrec.distributed.types import ParameterSharding, ShardingEnv
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from dlrm_torchrec.embeddings.collection import CompositionalEmbeddingBagCollection, physical_configs
+from dlrm_torchrec.embeddings.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.config import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.sharding.composed_shardings import SHARDINGS, check_sharding
 from dlrm_torchrec.sharding.concurrent import ConcurrentShardedEmbeddingBagCollection
 from dlrm_torchrec.sharding.sharder import ROW_TYPES, ExactSharder
@@ -30,10 +31,10 @@ class ShardedCompositionalEmbeddingBagCollection(ConcurrentShardedEmbeddingBagCo
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        self._stacked = stacked_tables(module)  # before TorchRec's __init__, which creates the shardings
+        self.stacked = stacked_tables(module)  # before TorchRec's __init__, which creates the shardings
         self._model_keys = module.model_keys()
-        for name, config in self._stacked.items():
-            check_sharding(config, table_name_to_parameter_sharding[name].sharding_type)
+        for config in module.physical_configs():
+            check_sharding(config, table_name_to_parameter_sharding[config.name].sharding_type)
         super().__init__(module.physical(), table_name_to_parameter_sharding, *args, **kwargs)
 
     @classmethod
@@ -63,7 +64,7 @@ class ShardedCompositionalEmbeddingBagCollection(ConcurrentShardedEmbeddingBagCo
             options["qcomm_codecs_registry"] = qcomm_codecs_registry
         if kind in ("column_wise", "table_column_wise"):
             options["permute_embeddings"] = permute_embeddings
-        return SHARDINGS[kind](self._stacked, sharding_infos, env, device, **options)
+        return SHARDINGS[kind](self.stacked, sharding_infos, env, device, **options)
 
     def _create_output_dist(self) -> None:
         super()._create_output_dist()

@@ -14,10 +14,9 @@ from torchrec.distributed.planner.storage_reservations import HeuristicalStorage
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from dlrm_torchrec.embeddings.collection import physical_configs
 from dlrm_torchrec.embeddings.config import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.tables import Tables, physical_configs
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.composed_shardings import check_sharding, offered_types
 from dlrm_torchrec.sharding.compositional import CompositionalEmbeddingBagCollectionSharder
@@ -46,7 +45,7 @@ class ShardingConfig:
         return self.tables.get(table, self.kind)
 
 
-def sharders(tables: EmbeddingBagCollection) -> list[ModuleSharder[nn.Module]]:
+def sharders(tables: Tables) -> list[ModuleSharder[nn.Module]]:
     """The sharders to plan and to shard with."""
     optimizer = table_optimizer(tables)
     return [ExactSharder(optimizer), CompositionalEmbeddingBagCollectionSharder(optimizer)]
@@ -54,7 +53,7 @@ def sharders(tables: EmbeddingBagCollection) -> list[ModuleSharder[nn.Module]]:
 
 def make_plan(
     model: nn.Module,
-    tables: EmbeddingBagCollection,
+    tables: Tables,
     topology: Topology,
     batch_size: int,
     config: ShardingConfig,
@@ -95,7 +94,7 @@ def _reservation(model: nn.Module) -> HeuristicalStorageReservation:
 
 
 def _constraints(
-    tables: EmbeddingBagCollection, topology: Topology, config: ShardingConfig, spec: DatasetSpec, batch_size: int
+    tables: Tables, topology: Topology, config: ShardingConfig, spec: DatasetSpec, batch_size: int
 ) -> dict[str, ParameterConstraints]:
     pooling = {feature.name: feature.pooling_factor for feature in spec.sparse}
     names = {table.name for table in physical_configs(tables)}
@@ -160,7 +159,7 @@ def plan_to_json(plan: ShardingPlan) -> dict[str, Any]:
     }
 
 
-def describe_plan(plan: ShardingPlan, tables: EmbeddingBagCollection, world_size: int) -> str:
+def describe_plan(plan: ShardingPlan, tables: Tables, world_size: int) -> str:
     """The plan as a table for a terminal: per table where it lies, then the bytes of weights per rank."""
     configs = {table.name: table for table in physical_configs(tables)}
     width = max(5, *(len(name) for name in configs))

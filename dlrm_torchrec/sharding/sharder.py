@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.types import QuantizedCommCodecs
 from torchrec.optim import RowWiseAdagrad
 
 from dlrm_torchrec.sharding.concurrent import ConcurrentSharder
@@ -32,8 +33,12 @@ class ExactSharder(ConcurrentSharder):
     are not offered: a plan that does not fit should say so.
     """
 
-    def __init__(self, optimizer: type[torch.optim.Optimizer]) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        optimizer: type[torch.optim.Optimizer],
+        qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None,
+    ) -> None:
+        super().__init__(qcomm_codecs_registry=qcomm_codecs_registry)
         self.optimizer = optimizer
 
     def sharding_types(self, compute_device_type: str) -> list[str]:

@@ -52,11 +52,12 @@ class OptimizerConfig:
 
 
 def optimize_tables_in_backward(tables: nn.Module, config: OptimizerConfig) -> None:
-    """Mark the parameters of ``tables``: FBGEMM updates the touched rows inside backward.
+    """Mark the embedding tables in ``tables``: FBGEMM updates the touched rows inside backward.
 
     Call it on the meta model before planning, because the planner counts optimizer state by this mark.
     """
-    apply_in_backward(CLASSES[config.kind], tables.parameters(), config.arguments())
+    weights = [weight for name, weight in tables.named_parameters() if "embedding_bags." in name]
+    apply_in_backward(CLASSES[config.kind], weights, config.arguments())
 
 
 def build_optimizer(

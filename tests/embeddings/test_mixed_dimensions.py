@@ -22,11 +22,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
+from dlrm_torchrec.embeddings.initialize import fill_table, initialize_tables
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
+from dlrm_torchrec.embeddings.operations import Block
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from dlrm_torchrec.sharding.plan import ShardingConfig, make_plan, sharders
 from dlrm_torchrec.sharding.topology import live_topology
-from dlrm_torchrec.train.initialize import fill_table, initialize_tables
 from dlrm_torchrec.train.optimizers import OptimizerConfig, build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.task import BinaryRankingTask
@@ -316,7 +317,12 @@ def train_unsharded() -> tuple[list[list[torch.Tensor]], dict[str, torch.Tensor]
     """The logits of each step by rank, and of one more forward, of plain PyTorch; then the weights."""
     dlrm, collection = build(CPU)
     for table in configs():
-        fill_table(collection.tables.embedding_bags[table.name].weight.data, SEED, table.name, table.num_embeddings)
+        fill_table(
+            collection.tables.embedding_bags[table.name].weight.data,
+            SEED,
+            table.name,
+            [Block.plain(table.num_embeddings)],
+        )
     optimizer = torch.optim.SGD(dlrm.parameters(), lr=SGD.lr)
     logits = []
     for step in range(STEPS + 1):

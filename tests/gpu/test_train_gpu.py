@@ -35,7 +35,7 @@ def test_the_device_is_there() -> None:
 
 @pytest.mark.parametrize("kind", ["table_wise", "row_wise", "column_wise", "data_parallel"])
 def test_losses_equal_those_of_the_cpu(tmp_path: Path, kind: str) -> None:
-    options = [*ARGUMENTS, "--tables.kind=adagrad", "--dense.kind=sgd", "--dense.lr=0.1", f"--sharding.kind={kind}"]
+    options = [*ARGUMENTS, "--sparse.kind=adagrad", "--dense.kind=sgd", "--dense.lr=0.1", f"--sharding.kind={kind}"]
     run_recipe("train_dlrm", [*options, f"--run-dir={tmp_path}/gpu"], 1)
     run_ranks(1, _run_on_cpu, [*options, f"--run-dir={tmp_path}/cpu"], join=False)
     assert losses(tmp_path / "gpu") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-5)
@@ -43,7 +43,7 @@ def test_losses_equal_those_of_the_cpu(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rowwise_adagrad", "adam"])
 def test_resumed_run_equals_uninterrupted_one(tmp_path: Path, optimizer: str) -> None:
-    options = [*ARGUMENTS, f"--tables.kind={optimizer}", "--tables.lr=0.02", "--checkpoint.asynchronous"]
+    options = [*ARGUMENTS, f"--sparse.kind={optimizer}", "--sparse.lr=0.02", "--checkpoint.asynchronous"]
     run_recipe("train_dlrm", [*options, f"--run-dir={tmp_path}/whole"], 1)
     half = [f"--rows={STEPS // 2 * BATCH}" if option.startswith("--rows") else option for option in options]
     run_recipe("train_dlrm", [*half, f"--run-dir={tmp_path}/parts"], 1)

@@ -34,7 +34,7 @@ def steps_saved(folder: Path) -> list[str]:
 def test_resumed_run_equals_uninterrupted_one_bit_for_bit(
     tmp_path: Path, optimizer: str, dense: str, world_size: int
 ) -> None:
-    options = [f"--tables.kind={optimizer}", f"--dense.kind={dense}", "--tables.lr=0.02", "--dense.lr=0.02"]
+    options = [f"--sparse.kind={optimizer}", f"--dense.kind={dense}", "--sparse.lr=0.02", "--dense.lr=0.02"]
     options += ["--schedule.warmup-steps=8", "--schedule.decay-start=8", "--schedule.decay-steps=10", "--clip-norm=1"]
     whole = train(tmp_path / "whole", 12, world_size, *options)
     train(tmp_path / "parts", 4, world_size, *options)
@@ -47,12 +47,12 @@ def test_resumed_run_equals_uninterrupted_one_bit_for_bit(
 
 
 def test_resume_on_other_ranks_and_shardings(tmp_path: Path) -> None:
-    whole = train(tmp_path / "whole", 20, 2, "--sharding.kind=table_wise", "--tables.kind=adagrad")
-    train(tmp_path / "parts", 4, 2, "--sharding.kind=table_wise", "--tables.kind=adagrad")
-    train(tmp_path / "parts", 8, 1, "--sharding.kind=row_wise", "--tables.kind=adagrad")
-    train(tmp_path / "parts", 12, 2, "--sharding.kind=column_wise", "--tables.kind=adagrad")
-    train(tmp_path / "parts", 16, 2, "--sharding.kind=data_parallel", "--tables.kind=adagrad")
-    parts = train(tmp_path / "parts", 20, 2, "--sharding.kind=row_wise", "--tables.kind=adagrad")
+    whole = train(tmp_path / "whole", 20, 2, "--sharding.kind=table_wise", "--sparse.kind=adagrad")
+    train(tmp_path / "parts", 4, 2, "--sharding.kind=table_wise", "--sparse.kind=adagrad")
+    train(tmp_path / "parts", 8, 1, "--sharding.kind=row_wise", "--sparse.kind=adagrad")
+    train(tmp_path / "parts", 12, 2, "--sharding.kind=column_wise", "--sparse.kind=adagrad")
+    train(tmp_path / "parts", 16, 2, "--sharding.kind=data_parallel", "--sparse.kind=adagrad")
+    parts = train(tmp_path / "parts", 20, 2, "--sharding.kind=row_wise", "--sparse.kind=adagrad")
     assert parts == pytest.approx(whole, rel=1e-5)
 
 
@@ -101,7 +101,7 @@ def test_an_unfinished_checkpoint_is_not_seen(tmp_path: Path) -> None:
             r"bottom must be what the checkpoint .* was trained with, \[64, 16\]: got \[32, 8\]; restore",
         ),
         ("--seed 1", r"seed must be what the checkpoint .* was trained with, 0: got 1; restore it, or start anew"),
-        ("--tables.kind adagrad", r"must hold optimizer\..* it belongs to another model or optimizer"),
+        ("--sparse.kind adagrad", r"must hold optimizer\..* it belongs to another model or optimizer"),
     ],
 )
 def test_foreign_checkpoint_is_refused(tmp_path: Path, option: str, message: str) -> None:

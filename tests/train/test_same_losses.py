@@ -15,7 +15,8 @@ from torchrec.models.dlrm import DLRM
 from torchrec.optim import RowWiseAdagrad
 
 from dlrm_torchrec.datasets.synthetic import SyntheticStream, demo_spec
-from dlrm_torchrec.train.initialize import fill_table
+from dlrm_torchrec.embeddings.initialize import fill_table
+from dlrm_torchrec.embeddings.operations import Block
 from tests.recipe import records, run_recipe
 
 STEPS, BATCH, SEED = 20, 256, 3
@@ -40,7 +41,7 @@ def plain_losses(optimizer: str, bottom: list[int], top: list[int]) -> list[floa
     torch.manual_seed(SEED)  # the dense weights are the first draws of a recipe, whose tables are on meta
     model = DLRM(tables, len(spec.dense), bottom, top)
     for table in tables.embedding_bag_configs():
-        fill_table(tables.embedding_bags[table.name].weight.data, SEED, table.name, table.num_embeddings)
+        fill_table(tables.embedding_bags[table.name].weight.data, SEED, table.name, [Block.plain(table.num_embeddings)])
     kind, arguments = OPTIMIZERS[optimizer]
     table_optimizer = kind(tables.parameters(), **arguments)
     dense = [p for name, p in model.named_parameters() if ".embedding_bags." not in name]
@@ -64,7 +65,7 @@ def recipe_losses(folder: Path, optimizer: str, sharding: str, world_size: int) 
     lr = OPTIMIZERS[optimizer][1]["lr"]
     arguments = [
         "demo", f"--rows={STEPS * BATCH}", f"--batch-size={BATCH}", f"--seed={SEED}", f"--run-dir={folder}",
-        f"--tables.kind={optimizer}", f"--tables.lr={lr}", "--dense.kind=sgd", "--dense.lr=0.1",
+        f"--sparse.kind={optimizer}", f"--sparse.lr={lr}", "--dense.kind=sgd", "--dense.lr=0.1",
         f"--sharding.kind={sharding}", "--log.every=1", "--eval-every=0",
         "--schedule.warmup-steps=0", "--schedule.decay-steps=0",
     ]  # fmt: skip

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+
+from dlrm_torchrec.embeddings.config import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.operations import Block
 
 _BLOCK_ELEMENTS = 1 << 22  # bounds the temporaries to a few hundred MB
 
@@ -17,35 +21,46 @@ def initialize_tables(model: nn.Module, seed: int) -> None:
     """Draw every table of a sharded model as ``fill_table`` does, each rank its own pieces."""
     for module in model.modules():
         if isinstance(module, ShardedEmbeddingBagCollection):
+            stacked: Mapping[str, StackedEmbeddingBagConfig] = getattr(module, "stacked", {})
             for name, weight in module.state_dict().items():
                 table = name.removeprefix("embedding_bags.").removesuffix(".weight")
+                num_rows = weight.size(0)
+                blocks = stacked[table].blocks() if table in stacked else [Block.plain(num_rows)]
                 if isinstance(weight, ShardedTensor):
-                    num_rows = weight.metadata().size[0]
                     for shard in weight.local_shards():
                         row, column = shard.metadata.shard_offsets
-                        fill_table(shard.tensor, seed, table, num_rows, row, column)
+                        fill_table(shard.tensor, seed, table, blocks, row, column)
                 else:  # replicated
-                    fill_table(weight, seed, table, len(weight))
+                    fill_table(weight, seed, table, blocks)
 
 
 @torch.no_grad()
-def fill_table(values: torch.Tensor, seed: int, table: str, num_rows: int, row: int = 0, column: int = 0) -> None:
-    """Fill the piece of a table that begins at (row, column) from U(-sqrt(1/num_rows), sqrt(1/num_rows)).
+def fill_table(
+    values: torch.Tensor, seed: int, table: str, blocks: Sequence[Block], row: int = 0, column: int = 0
+) -> None:
+    """Fill the piece of a table of ``blocks`` that begins at (row, column), each block from its own distribution.
 
-    The distribution is that of DLRM (arXiv 1906.00091). An element is a function of (seed, table, its row, its
-    column) only, so that any number of ranks and any sharding start from the same model; TorchRec's own
-    initialisation draws from each rank's generator instead.
+    A plain table of n rows is one block, U(-sqrt(1/n), sqrt(1/n)) as in DLRM (arXiv 1906.00091). An element is a
+    function of (seed, table, its row, its column) only, so that any number of ranks and any sharding start from the
+    same model; TorchRec's own initialisation draws from each rank's generator instead.
     """
+    start = 0
+    for block in blocks:
+        first, last = max(start, row), min(start + block.rows, row + len(values))
+        if first < last:
+            _fill(values[first - row : last - row], _table_seed(seed, table), block, first, column)
+        start += block.rows
+
+
+def _fill(values: torch.Tensor, salt: int, block: Block, row: int, column: int) -> None:
     columns = torch.arange(column, column + values.size(1), device=values.device)
-    salt = _table_seed(seed, table)
-    limit = num_rows**-0.5
     step = max(1, _BLOCK_ELEMENTS // max(1, values.size(1)))
     for start in range(0, values.size(0), step):
         stop = min(start + step, values.size(0))
         rows = torch.arange(row + start, row + stop, device=values.device)
         bits = _mix(((rows[:, None] << 20) + columns[None, :]) ^ salt)  # a dim is far below 2^20
         uniform = (bits >> 40 & 0xFFFFFF).to(torch.float32) * 2.0**-24
-        values[start:stop] = (uniform * 2 - 1) * limit
+        values[start:stop] = (uniform * 2 - 1) * block.limit + block.center
 
 
 def _table_seed(seed: int, table: str) -> int:
