@@ -1,0 +1,100 @@
+"""Tables as a recipe's config wants them: kinds, sizes, thresholds, and the checkpoints that tell them apart."""
+
+from __future__ import annotations
+
+import pytest
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
+from dlrm_torchrec.datasets.synthetic import demo_spec
+from dlrm_torchrec.embeddings.collection import CompositionalEmbeddingBagCollection
+from dlrm_torchrec.embeddings.config import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
+from dlrm_torchrec.embeddings.operations import Path
+from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables, physical_configs
+from dlrm_torchrec.schema import Table
+
+TABLES = [Table(name=f"t{rows}", rows=rows, dim=16, features=(f"f{rows}",)) for rows in (50, 900, 10_000)]
+
+
+def rows(config: TablesConfig) -> list[int]:
+    return [table.num_embeddings for table in physical_configs(build_tables(TABLES, config))]
+
+
+def test_plain_by_default_and_where_the_threshold_spares_every_table() -> None:
+    for config in (TablesConfig(), TablesConfig(kind="quotient_remainder", threshold=10_000)):
+        tables = build_tables(TABLES, config)
+        assert type(tables) is EmbeddingBagCollection
+        assert rows(config) == [50, 900, 10_000]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (TablesConfig(kind="hash"), [50, 225, 2500]),
+        (TablesConfig(kind="hash", operation="path"), [50, 225, 2500]),  # one row per id: nothing to combine
+        (TablesConfig(kind="quotient_remainder"), [50, 225 + 4, 2500 + 4]),
+        (TablesConfig(kind="quotient_remainder", threshold=900), [50, 900, 2504]),
+        (TablesConfig(kind="quotient_remainder", threshold=0), [13 + 4, 229, 2504]),
+        (TablesConfig(kind="quotient_remainder", collisions=0), [50, 30 + 30, 100 + 100]),
+        (TablesConfig(kind="mixed_radix", partitions=3), [50, 225 + 2 + 2, 2500 + 2 + 2]),
+        (TablesConfig(kind="mixed_radix", partitions=4, collisions=0), [50, 6 + 6 + 5 + 5, 40]),
+        (TablesConfig(kind="chinese_remainder"), [50, 225 + 4, 2501 + 4]),
+        (TablesConfig(kind="quotient_remainder", operation="path", hidden=16), [50, 225 + 4 * 34, 2500 + 4 * 34]),
+        (TablesConfig(kind="quotient_remainder", operation="path", hidden=0), [50, 225 + 4 * 16, 2500 + 4 * 16]),
+    ],
+)
+def test_physical_rows(config: TablesConfig, expected: list[int]) -> None:
+    assert rows(config) == expected
+    tables = build_tables(TABLES, config)
+    assert isinstance(tables, CompositionalEmbeddingBagCollection)
+    assert [(t.num_embeddings, t.embedding_dim) for t in tables.embedding_bag_configs()] == [
+        (t.rows, t.dim) for t in TABLES
+    ]
+
+
+def test_hidden_units_reach_the_operation() -> None:
+    stacked = physical_configs(
+        build_tables(TABLES, TablesConfig(kind="quotient_remainder", operation="path", hidden=7))
+    )
+    assert isinstance(stacked[1], StackedEmbeddingBagConfig)
+    assert stacked[1].operation == Path(hidden=7)
+
+
+def test_concat_halves_the_physical_dim() -> None:
+    tables = build_tables(TABLES, TablesConfig(kind="quotient_remainder", operation="concat"))
+    assert [table.embedding_dim for table in physical_configs(tables)] == [16, 8, 8]
+    assert [table.embedding_dim for table in tables.embedding_bag_configs()] == [16, 16, 16]
+
+
+def test_mixed_dims_fall_with_the_rows_of_the_tables_above_the_threshold() -> None:
+    tables = build_tables(TABLES, TablesConfig(kind="mixed_dimension", alpha=0.5))
+    assert isinstance(tables, MixedDimensionEmbeddingBagCollection)
+    assert [table.embedding_dim for table in physical_configs(tables)] == [16, 16, 4]  # 16 * (900 / 10,000)^0.5 = 4.8
+
+
+def test_every_kind_builds_the_demo_and_criteo() -> None:
+    for spec in (demo_spec(), criteo_kaggle_spec()):
+        plain = sum(table.rows for table in spec.tables(dim=16))
+        for kind in ("hash", "quotient_remainder", "mixed_radix", "chinese_remainder"):
+            stored = physical_configs(build_tables(spec.tables(dim=16), TablesConfig(kind=kind)))
+            assert sum(table.num_embeddings for table in stored) < 0.35 * plain
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "qr"}, r"kind of tables must be one of \('plain', .*\): got 'qr'; name one of them"),
+        ({"operation": "sum"}, r"operation of tables must be one of \('concat', .*\): got 'sum'; name one of them"),
+        ({"kind": "hash", "collisions": 0}, r"collisions of hash tables must be at least 1: got 0; try 4"),
+        ({"collisions": -1}, r"collisions of plain tables must be at least 0: got -1; try 4"),
+    ],
+)
+def test_errors(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TablesConfig(**options)
+
+
+def test_dims_that_do_not_divide_for_concat() -> None:
+    with pytest.raises(ValueError, match=r"dim of table 't900' must be a multiple of its 3 partitions for concat"):
+        build_tables(TABLES, TablesConfig(kind="mixed_radix", partitions=3, operation="concat"))
