@@ -16,7 +16,7 @@ from torchrec.modules.embedding_modules import (
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from dlrm_torchrec.embeddings.config import CompositionalEmbeddingBagConfig, StackedEmbeddingBagConfig
-from dlrm_torchrec.embeddings.operations import Bags
+from dlrm_torchrec.embeddings.stack import Bags
 
 
 class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):

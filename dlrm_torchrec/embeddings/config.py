@@ -9,8 +9,9 @@ from functools import cached_property
 import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
-from dlrm_torchrec.embeddings.operations import Bags, Block, LookUp, Mult, Operation, Stack
+from dlrm_torchrec.embeddings.operations import Mult, Operation
 from dlrm_torchrec.embeddings.partitions import Partition
+from dlrm_torchrec.embeddings.stack import Bags, Block, LookUp, Stack
 
 
 @dataclass(kw_only=True)
@@ -74,7 +75,6 @@ class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
                 "num_embeddings": stack.rows,
                 "embedding_dim": self.operation.row_dim(self.embedding_dim, k),
                 "feature_names": [name for feature in self.feature_names for name in output_names(feature, outputs)],
-                "init_fn": None,
             },
             logical=self,
             stack=stack,
@@ -95,12 +95,16 @@ class StackedEmbeddingBagConfig(EmbeddingBagConfig):
         return self.logical.operation
 
     def pooling_factors(self, ids_per_bag: Mapping[str, float], batch_size: int) -> list[float]:
-        """Rows that a bag of each physical feature looks up, for the planner: k per id, and a path's networks."""
+        """Rows that a bag of each physical feature looks up, for the planner: k per id, and a share of the networks.
+
+        A path reads its networks once per batch of a rank, for all features together.
+        """
+        num_bags = batch_size * len(self.logical.feature_names)
         outputs = self.operation.num_outputs(len(self.stack.sizes))
         factors = []
         for feature in self.logical.feature_names:
             rows = sum(
-                ids_per_bag[feature] if class_rows == 1 else size / batch_size
+                ids_per_bag[feature] if class_rows == 1 else size / num_bags
                 for class_rows, size in zip(self.stack.class_rows, self.stack.sizes, strict=True)
             )
             factors += [rows / outputs] * outputs

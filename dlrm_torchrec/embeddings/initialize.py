@@ -11,7 +11,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
 from dlrm_torchrec.embeddings.config import StackedEmbeddingBagConfig
-from dlrm_torchrec.embeddings.operations import Block
+from dlrm_torchrec.embeddings.stack import Block
 
 _BLOCK_ELEMENTS = 1 << 22  # bounds the temporaries to a few hundred MB
 

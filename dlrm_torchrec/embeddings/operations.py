@@ -8,63 +8,16 @@ rows, PyTorch's or FBGEMM's, sharded or not, fused with its optimizer or not, al
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
+from torch.nn import functional
 
 from dlrm_torchrec.embeddings.grouped import grouped_linear
-from dlrm_torchrec.embeddings.partitions import Partition
-
-# (rows (R,), offsets (bags + 1,), weights (R,) or None) -> sums (bags, row dim)
-LookUp = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-
-
-class Bags(NamedTuple):
-    """Ids or rows of bags: ``values`` (R,) int64, ``lengths`` (bags,), ``weights`` (R,) or None."""
-
-    values: torch.Tensor
-    lengths: torch.Tensor
-    weights: torch.Tensor | None
-
-
-class Block(NamedTuple):
-    """Initial weights of ``rows`` consecutive rows: U(center - limit, center + limit)."""
-
-    rows: int
-    center: float
-    limit: float
-
-    @classmethod
-    def plain(cls, rows: int) -> Block:
-        """DLRM's, for a plain table."""
-        return cls(rows, 0.0, rows**-0.5)
-
-
-@dataclass(frozen=True)
-class Stack:
-    """k partitions in one table: partition j begins at row ``first_rows[j]``, a class has ``class_rows[j]`` rows."""
-
-    partition: Partition
-    class_rows: tuple[int, ...]
-
-    @property
-    def sizes(self) -> list[int]:
-        return [classes * rows for classes, rows in zip(self.partition.classes, self.class_rows, strict=True)]
-
-    @property
-    def rows(self) -> int:
-        return sum(self.sizes)
-
-    @property
-    def first_rows(self) -> list[int]:
-        return [sum(self.sizes[:j]) for j in range(len(self.sizes))]
-
-    def rows_of(self, ids: torch.Tensor) -> list[torch.Tensor]:
-        """The row of each of the k classes of every id, for classes of one row each."""
-        return [first + classes for first, classes in zip(self.first_rows, self.partition.of(ids), strict=True)]
+from dlrm_torchrec.embeddings.stack import Bags, Block, LookUp, Stack, offsets_of, one_each, pool, side_by_side
 
 
 class Operation(ABC):
@@ -104,15 +57,14 @@ class Summed(Operation):
 
     def rows(self, stack: Stack, bags: Bags) -> Bags:
         """Bags of physical rows: of all bags the first output, then of all bags the second, ..."""
-        rows = stack.rows_of(bags.values)
-        weights = None if bags.weights is None else bags.weights.repeat(len(rows))
-        return Bags(torch.cat(rows), bags.lengths.repeat(len(rows)), weights)
+        return side_by_side(stack.rows_of(bags.values), bags)
 
     def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
-        rows = self.rows(stack, bags)
-        sums = look_up(rows.values, offsets_of(rows.lengths), rows.weights)
-        outputs = self.num_outputs(len(stack.sizes))
-        return sums.view(outputs, len(bags.lengths), sums.size(1)).transpose(0, 1).flatten(1)
+        return self.join(_sums(stack, bags, look_up))
+
+    def join(self, sums: list[torch.Tensor]) -> torch.Tensor:
+        """One sum (bags, row dim) per partition as the outputs of a bag."""
+        return torch.cat(sums, dim=1)
 
 
 @dataclass(frozen=True)
@@ -147,6 +99,41 @@ class Add(Summed):
         weights = None if bags.weights is None else bags.weights.repeat_interleave(k)
         return Bags(rows.view(-1), bags.lengths * k, weights)
 
+    def join(self, sums: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]
+
+
+def _sums(stack: Stack, bags: Bags, look_up: LookUp) -> list[torch.Tensor]:
+    """The sum over each bag of its ids' rows (bags, row dim), one tensor per partition.
+
+    Rows of a partition with few classes are read once each, and multiplied by how often each bag has them.
+    """
+    num_bags, rows = len(bags.lengths), stack.rows_of(bags.values)
+    few = [j for j, size in enumerate(stack.sizes) if size * num_bags <= len(bags.values)]
+    many = [j for j in range(len(rows)) if j not in few]
+    asked = side_by_side([rows[j] for j in many], bags)
+    spans = [torch.arange(stack.sizes[j], device=bags.values.device) + stack.first_rows[j] for j in few]
+    single = torch.cat([asked.values[:0], *spans])
+    lengths = torch.cat([asked.lengths, asked.lengths.new_ones(len(single))])
+    weights = None if asked.weights is None else torch.cat([asked.weights, asked.weights.new_ones(len(single))])
+    read = look_up(torch.cat([asked.values, single]), offsets_of(lengths), weights)
+    read = read.to(torch.promote_types(read.dtype, torch.float32))  # float16 cannot count beyond 2048
+    pieces = torch.split(read, [num_bags] * len(many) + [len(span) for span in spans])
+    sums = dict(zip(many + few, pieces, strict=True))
+    for j in few:
+        sums[j] = _counts(bags, rows[j] - stack.first_rows[j], stack.sizes[j], read.dtype) @ sums[j]
+    return [sums[j] for j in range(len(rows))]
+
+
+def _counts(bags: Bags, classes: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
+    """How often, or with how much weight, each bag has each class: (bags, num_classes)."""
+    num_bags = len(bags.lengths)
+    numbers = torch.arange(num_bags, device=classes.device)
+    bag = torch.repeat_interleave(numbers, bags.lengths, output_size=len(classes))
+    each = torch.ones_like(classes, dtype=dtype) if bags.weights is None else bags.weights.to(dtype)
+    counts = torch.zeros(num_bags * num_classes, dtype=dtype, device=classes.device)
+    return counts.scatter_add(0, bag * num_classes + classes, each).view(num_bags, num_classes)
+
 
 @dataclass(frozen=True)
 class Mult(Operation):
@@ -157,6 +144,13 @@ class Mult(Operation):
 
     center: float = 0.0
     spread: float = 3**0.5
+
+    def __post_init__(self) -> None:
+        if self.spread < 0 or self.center == self.spread == 0:
+            raise ValueError(
+                f"factors of a product must start as center + U(-spread, spread), spread not negative and not both 0: "
+                f"got center {self.center} and spread {self.spread}; leave the defaults"
+            )
 
     def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002
         first, *others = stack.sizes
@@ -183,16 +177,13 @@ class Mult(Operation):
         sum_x w1[p1(x)] * w2[p2(x)] = sum_c w2[c] * sum_{x: p2(x) = c} w1[p1(x)]. The sums over x are a plain lookup,
         and what is left is one product per bag and class instead of one per id.
         """
-        first, *later = stack.partition.of(bags.values)
-        combination, later_rows = torch.zeros_like(first), []
-        repeats = num_combinations
-        index = torch.arange(num_combinations, device=first.device)
-        for classes, row, count in zip(later, stack.first_rows[1:], stack.partition.classes[1:], strict=True):
+        later_rows, repeats = [], num_combinations
+        index = torch.arange(num_combinations, device=bags.values.device)
+        for row, count in zip(stack.first_rows[1:], stack.partition.classes[1:], strict=True):
             repeats //= count
-            combination = combination * count + classes
             later_rows.append(row + index // repeats % count)
         lengths, values, weights, *_ = torch.ops.fbgemm.bucketize_sparse_features(
-            bags.lengths, first * num_combinations + combination, False, num_combinations, bags.weights
+            bags.lengths, stack.partition.ordinals(bags.values), False, num_combinations, bags.weights
         )
         rows = torch.cat([values, *later_rows])
         ones = lengths.new_ones(len(rows) - len(values))
@@ -200,8 +191,10 @@ class Mult(Operation):
             weights = torch.cat([weights, weights.new_ones(len(ones))])
         sums = look_up(rows, offsets_of(torch.cat([lengths, ones])), weights)
         by_class, factors = torch.split(sums, [len(lengths), len(ones)])
-        factor = factors.view(len(later), num_combinations, 1, sums.size(1)).prod(0)
-        return (by_class.view(num_combinations, len(bags.lengths), sums.size(1)) * factor).sum(0)
+        products = by_class.view(num_combinations, len(bags.lengths), sums.size(1))
+        if later_rows:
+            products = products * reduce(torch.mul, torch.chunk(factors, len(later_rows))).unsqueeze(1)
+        return products.sum(0)
 
 
 @dataclass(frozen=True)
@@ -237,13 +230,21 @@ class Path(Operation):
         return [Block(stack.sizes[0], 0.0, stack.partition.num_ids**-0.5), *network * num_networks]
 
     def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
-        first, *later = stack.partition.of(bags.values)
+        ids, places = torch.unique(bags.values, return_inverse=True)  # a network sees an id of the batch once
+        first, *later = stack.partition.of(ids)
         networks = torch.arange(stack.sizes[0], stack.rows, device=first.device)
         rows = torch.cat([first, networks])
         vectors, *parameters = torch.split(look_up(rows, one_each(rows), None), [len(first), *stack.sizes[1:]])
         for classes, parameter in zip(later, parameters, strict=True):
             vectors = self._apply(vectors, classes, parameter.view(-1, stack.class_rows[1], vectors.size(1)))
-        return pool(vectors, bags)
+        return functional.embedding_bag(
+            places,
+            vectors,
+            offsets_of(bags.lengths),
+            mode="sum",
+            per_sample_weights=None if bags.weights is None else bags.weights.to(vectors.dtype),
+            include_last_offset=True,
+        )
 
     def _apply(self, vectors: torch.Tensor, classes: torch.Tensor, networks: torch.Tensor) -> torch.Tensor:
         """``vectors`` (N, dim) through the network of their class, ``networks`` (num classes, rows, dim)."""
@@ -252,21 +253,3 @@ class Path(Operation):
             return grouped_linear(vectors, classes, [(networks, None)])
         w1, b1, w2, b2 = torch.split(networks, self._network_rows(dim), dim=1)
         return grouped_linear(vectors, classes, [(w1.mT, b1.flatten(1)[:, : self.hidden]), (w2, b2.squeeze(1))])
-
-
-def one_each(rows: torch.Tensor) -> torch.Tensor:
-    """Offsets of bags of one row."""
-    return torch.arange(len(rows) + 1, device=rows.device)
-
-
-def offsets_of(lengths: torch.Tensor) -> torch.Tensor:
-    """Offsets (bags + 1,) of bags of these lengths."""
-    offsets: torch.Tensor = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
-    return offsets
-
-
-def pool(vectors: torch.Tensor, bags: Bags) -> torch.Tensor:
-    """Sums (bags, dim) over each bag of one (weighted) vector per id."""
-    if bags.weights is not None:
-        vectors = vectors * bags.weights[:, None]
-    return torch.segment_reduce(vectors, "sum", lengths=bags.lengths, axis=0, unsafe=True)

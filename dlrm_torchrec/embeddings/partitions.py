@@ -37,6 +37,13 @@ class Partition(ABC):
     def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The k classes of every id: int64, shaped like ``ids``, which must lie in [0, num_ids)."""
 
+    def ordinals(self, ids: torch.Tensor) -> torch.Tensor:
+        """The k classes of every id as one number in mixed radix, the first class its highest digit."""
+        ordinals, *later = self.of(ids)
+        for classes, count in zip(later, self.classes[1:], strict=True):
+            ordinals = ordinals * count + classes
+        return ordinals
+
 
 class Complementary(Partition):
     """Partitions whose k classes name an id."""
@@ -135,6 +142,9 @@ class QuotientRemainder(Complementary):
 
     def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return _divmod(ids.long(), self.num_remainders)
+
+    def ordinals(self, ids: torch.Tensor) -> torch.Tensor:
+        return ids.long()
 
     def ids_of(self, *classes: torch.Tensor) -> torch.Tensor:
         quotient, remainder = classes

@@ -13,7 +13,7 @@ from torchrec.modules.embedding_configs import EmbeddingTableConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.config import StackedEmbeddingBagConfig
-from dlrm_torchrec.embeddings.operations import Bags, offsets_of
+from dlrm_torchrec.embeddings.stack import Bags, offsets_of
 
 
 class CompositionalLookup(GroupedPooledEmbeddingsLookup):
@@ -61,6 +61,11 @@ class _Composed:
 
     def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
         """Pooled vectors (B, sum over shards of features x outputs x columns); every shard brings the same ids."""
+        if features.variable_stride_per_key():
+            raise ValueError(
+                f"features of compositional table {self.stacked.name!r} must have one batch size: got several; "
+                "pad them, or keep the table plain"
+            )
         num_features = len(self.stacked.logical.feature_names)
         columns = [table.local_cols for table in self.config.embedding_tables]
         if len(columns) > 1:

@@ -21,7 +21,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingTabl
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.config import StackedEmbeddingBagConfig, output_names
-from dlrm_torchrec.embeddings.operations import Bags, Summed
+from dlrm_torchrec.embeddings.operations import Summed
+from dlrm_torchrec.embeddings.stack import Bags
 from dlrm_torchrec.sharding.composed_kernels import CompositionalLookup, sources
 from dlrm_torchrec.sharding.sharder import COLUMN_TYPES, ROW_TYPES
 
@@ -114,7 +115,7 @@ def _ids_to_rows(
         if config is None:
             keys += feature.keys()
         else:
-            config.check(bags)
+            config.check(bags, feature.keys())
             assert isinstance(config.operation, Summed)
             bags = config.operation.rows(config.stack, bags)
             keys += output_names(feature.keys()[0], len(bags.lengths) // ids.stride())

@@ -205,3 +205,17 @@ def test_classes_are_int64_shaped_like_the_ids(
 def test_errors(build: Callable[[], Partition], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    "partition",
+    [Naive(95), Hash(95, 24), QuotientRemainder(95, 4), MixedRadix(95, (5, 5, 4)), ChineseRemainder(95, (10, 11))],
+)
+def test_ordinals_write_the_classes_as_digits(partition: Partition) -> None:
+    for x, ordinal in enumerate(partition.ordinals(torch.arange(95)).tolist()):
+        digits = []
+        for classes in reversed(partition.classes):
+            ordinal, digit = divmod(ordinal, classes)
+            digits.append(digit)
+        assert ordinal == 0
+        assert tuple(reversed(digits)) == classes_of(partition, x)

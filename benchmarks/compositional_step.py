@@ -1,0 +1,150 @@
+"""Step time of a DLRM with compositional tables over the same DLRM with plain ones (goal: <= 1.15).
+
+    python benchmarks/compositional_step.py                                                   # one process
+    OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 benchmarks/compositional_step.py
+    python benchmarks/compositional_step.py --shapes rm --operations mult path --hidden 16
+
+All contenders get the same batches of ids, in turns; the ratio is the median over rounds of the ratio of the round's
+median steps. A plain table has 4 rows for each of its compositional rival's, and the same dim and lookups.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+import warnings
+from dataclasses import dataclass
+from itertools import islice
+
+import tyro
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.models.dlrm import DLRM
+
+from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.datasets.synthetic import SyntheticStream
+from dlrm_torchrec.embeddings.initialize import initialize_tables
+from dlrm_torchrec.embeddings.tables import OperationName, TablesConfig, build_tables
+from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
+from dlrm_torchrec.sharding.plan import ShardingConfig, ShardingKind, make_plan, sharders
+from dlrm_torchrec.sharding.topology import live_topology
+from dlrm_torchrec.train.optimizers import Kind, OptimizerConfig, build_optimizer, optimize_tables_in_backward
+from dlrm_torchrec.train.task import BinaryRankingTask
+from dlrm_torchrec.train.world import World, join_world
+
+# rows of Criteo Kaggle's 26 columns, capped at 100,000
+KAGGLE_ROWS = [1460, 583, 100000, 100000, 305, 24, 12517, 633, 3, 93145, 5683, 100000, 3194]
+KAGGLE_ROWS += [27, 14992, 100000, 10, 5652, 2173, 4, 100000, 18, 15, 100000, 105, 100000]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    rows: list[int]
+    dim: int
+    lookups: int  # ids per bag; on average where there is more than one
+    bottom: list[int]
+    top: list[int]
+
+    def spec(self) -> DatasetSpec:
+        many = self.lookups > 1
+        return DatasetSpec(
+            name="benchmark",
+            label="click",
+            dense=tuple(DenseFeature(name=f"dense_{i}") for i in range(13)),
+            sparse=tuple(
+                SparseFeature(name=f"f{i}", rows=rows, multi_hot=many, pooling_factor=self.lookups)
+                for i, rows in enumerate(self.rows)
+            ),
+        )
+
+
+SHAPES = {
+    "kaggle": Shape(rows=KAGGLE_ROWS, dim=16, lookups=1, bottom=[512, 256, 64, 16], top=[512, 256, 1]),
+    "rm": Shape(rows=[200_000] * 32, dim=64, lookups=20, bottom=[256, 128, 64], top=[128, 64, 1]),
+}
+
+
+class Contender:
+    """A sharded model with its optimizers."""
+
+    def __init__(self, shape: Shape, config: TablesConfig, kind: Kind, sharding: ShardingKind, world: World) -> None:
+        spec = shape.spec()
+        tables = build_tables(spec.tables(dim=shape.dim), config, world.device)
+        dlrm = DLRM(tables, len(spec.dense), shape.bottom, shape.top, dense_device=world.device)
+        model = BinaryRankingTask(dlrm, world.size)
+        sparse, dense = OptimizerConfig(kind=kind, lr=0.01), OptimizerConfig(kind="sgd", lr=0.01)
+        optimize_tables_in_backward(tables, sparse)
+        topology = live_topology(world.size, world.local_size, world.device)
+        plan = make_plan(model, tables, topology, 2048, ShardingConfig(kind=sharding), spec, world.control)
+        self.model = DistributedModelParallel(
+            model, device=world.device, plan=plan, sharders=sharders(tables), init_data_parallel=world.needs_ddp
+        )
+        initialize_tables(self.model, seed=0)
+        self.optimizer = build_optimizer(self.model, sparse, dense)
+
+    def run(self, batches: list[Batch]) -> float:
+        """The median milliseconds of a step over ``batches``."""
+        milliseconds = []
+        for batch in batches:
+            start = time.perf_counter()
+            self.optimizer.zero_grad()
+            loss, _ = self.model(batch)
+            loss.backward()
+            self.optimizer.step()
+            loss.item()  # waits for a GPU
+            milliseconds.append(1e3 * (time.perf_counter() - start))
+        return statistics.median(milliseconds)
+
+
+def compare(
+    name: str, configs: dict[str, TablesConfig], kind: Kind, sharding: ShardingKind, world: World, rounds: int
+) -> None:
+    shape = SHAPES[name]
+    stream = SyntheticStream(
+        shape.spec(), num_rows=8 * 2048, global_batch_size=2048, rank=world.rank, world_size=world.size
+    )
+    batches = [batch.to(world.device) for batch in islice(stream.batches(), 8)]
+    contenders = {title: Contender(shape, config, kind, sharding, world) for title, config in configs.items()}
+    medians: dict[str, list[float]] = {title: [] for title in contenders}
+    for number in range(-1, rounds):  # the first round warms up
+        for title in contenders if number % 2 else reversed(contenders):
+            milliseconds = contenders[title].run(batches)
+            if number >= 0:
+                medians[title].append(milliseconds)
+    if world.rank == 0:
+        print(f"\n{name}-like, {kind}, {sharding}, {world.size} ranks, batch 2048, {rounds} rounds of 8 steps")
+        for title, values in medians.items():
+            ratios = [ours / plain for ours, plain in zip(values, medians["plain"], strict=True)]
+            print(
+                f"  {title:20s} {statistics.median(values):7.1f} ms  {statistics.median(ratios):5.2f} of plain "
+                f"({min(ratios):.2f} to {max(ratios):.2f})",
+                flush=True,
+            )
+
+
+def main(
+    shapes: tuple[str, ...] = ("kaggle", "rm"),
+    operations: tuple[OperationName, ...] = ("mult", "add", "concat", "path"),
+    optimizers: tuple[Kind, ...] = ("sgd", "rowwise_adagrad"),
+    sharding: ShardingKind = "table_wise",
+    collisions: int = 4,
+    hidden: int = 16,
+    rounds: int = 7,
+) -> None:
+    """Prints one table per shape and optimizer."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    configs = {"plain": TablesConfig()} | {
+        operation: TablesConfig(
+            kind="quotient_remainder", operation=operation, collisions=collisions, hidden=hidden, threshold=200
+        )
+        for operation in operations
+    }
+    with join_world(seed=0) as world:
+        for name in shapes:
+            for kind in optimizers:
+                compare(name, configs, kind, sharding, world, rounds)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
