@@ -61,11 +61,6 @@ class _Composed:
 
     def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
         """Pooled vectors (B, sum over shards of features x outputs x columns); every shard brings the same ids."""
-        if features.variable_stride_per_key():
-            raise ValueError(
-                f"features of compositional table {self.stacked.name!r} must have one batch size: got several; "
-                "pad them, or keep the table plain"
-            )
         num_features = len(self.stacked.logical.feature_names)
         columns = [table.local_cols for table in self.config.embedding_tables]
         if len(columns) > 1:

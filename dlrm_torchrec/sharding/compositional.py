@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torchrec.distributed.embedding_sharding import EmbeddingSharding, EmbeddingShardingInfo
-from torchrec.distributed.types import ParameterSharding, ShardingEnv
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionContext
+from torchrec.distributed.types import Awaitable, ParameterSharding, ShardingEnv
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.config import StackedEmbeddingBagConfig
@@ -65,6 +67,14 @@ class ShardedCompositionalEmbeddingBagCollection(ConcurrentShardedEmbeddingBagCo
         if kind in ("column_wise", "table_column_wise"):
             options["permute_embeddings"] = permute_embeddings
         return SHARDINGS[kind](self.stacked, sharding_infos, env, device, **options)
+
+    def input_dist(self, ctx: EmbeddingBagCollectionContext, features: KeyedJaggedTensor) -> Awaitable[Any]:
+        if features.variable_stride_per_key():
+            raise ValueError(
+                f"features of a collection with compositional tables must have one batch size: got "
+                f"{features.stride_per_key()}; pad them, or keep its tables plain"
+            )
+        return super().input_dist(ctx, features)
 
     def _create_output_dist(self) -> None:
         super()._create_output_dist()

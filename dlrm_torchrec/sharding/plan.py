@@ -121,7 +121,7 @@ def _constraints(
                 f"{kind!r}, with which {reason}; choose another sharding or optimizer"
             )
         stacked = isinstance(table, StackedEmbeddingBagConfig)
-        if stacked and kind != "auto":
+        if kind != "auto":
             check_sharding(table, kind)
         # column shards as equal as the ranks allow; FBGEMM wants multiples of 4
         columns = max(4, table.embedding_dim // topology.world_size // 4 * 4)
@@ -135,13 +135,13 @@ def _constraints(
     return constraints
 
 
-def _allowed(kind: ShardingKind, topology: Topology, table: EmbeddingBagConfig) -> list[str] | None:
-    """Sharding types that the planner may choose from; None: any."""
+def _allowed(kind: ShardingKind, topology: Topology, table: EmbeddingBagConfig) -> list[str]:
+    """Sharding types that the planner may choose from."""
     if kind != "auto":
         return [kind]
     if topology.world_size == 1:
         return ["table_wise"]  # nothing to share, and the fused kernel
-    return offered_types(table) if isinstance(table, StackedEmbeddingBagConfig) else None
+    return offered_types(table)
 
 
 def plan_to_json(plan: ShardingPlan) -> dict[str, Any]:

@@ -1,0 +1,243 @@
+"""What the planner is told of compositional tables, and what planner, sharder and sharded module refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.types import ShardingOption, Stats
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dlrm_torchrec.embeddings.collection import CompositionalEmbeddingBagCollection
+from dlrm_torchrec.embeddings.config import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
+from dlrm_torchrec.embeddings.partitions import QuotientRemainder
+from dlrm_torchrec.schema import DatasetSpec, SparseFeature
+from dlrm_torchrec.sharding import plan as plan_module
+from dlrm_torchrec.sharding.composed_shardings import SHARDINGS, offered_types
+from dlrm_torchrec.sharding.plan import ShardingConfig, make_plan
+from dlrm_torchrec.train.optimizers import Kind, OptimizerConfig, optimize_tables_in_backward
+from tests.distributed import run_ranks
+from tests.sharding.sharded import features, shard
+
+IDS, DIM, POOLING = 100_000, 64, 6.0
+FEATURES = ["f", "g"]
+SPEC = DatasetSpec(
+    name="test",
+    label="label",
+    dense=(),
+    sparse=tuple(SparseFeature(name=name, rows=IDS, multi_hot=True, pooling_factor=POOLING) for name in FEATURES),
+)
+OPERATIONS: list[Operation] = [Add(), Concat(), Mult(), FeatureGeneration(), Path(hidden=16)]
+
+
+def collection(
+    operation: Operation | None, ids: int = IDS, pooling: PoolingType = PoolingType.SUM
+) -> CompositionalEmbeddingBagCollection:
+    """One table on meta; a plain one without an operation."""
+    shared: dict[str, Any] = {
+        "name": "t",
+        "num_embeddings": ids,
+        "embedding_dim": DIM,
+        "feature_names": FEATURES,
+        "pooling": pooling,
+    }
+    config = (
+        EmbeddingBagConfig(**shared)
+        if operation is None
+        else CompositionalEmbeddingBagConfig(**shared, partition=QuotientRemainder(ids, 20), operation=operation)
+    )
+    return CompositionalEmbeddingBagCollection([config], device=torch.device("meta"))
+
+
+class Recorder(Stats):
+    """Keeps what the planner estimated for its plan."""
+
+    def __init__(self) -> None:
+        self.chosen: list[ShardingOption] = []
+
+    def log(self, *_: Any, best_plan: list[ShardingOption], **__: Any) -> None:
+        self.chosen = best_plan
+
+
+def planned(
+    tables: CompositionalEmbeddingBagCollection,
+    topology: Topology,
+    monkeypatch: pytest.MonkeyPatch,
+    config: ShardingConfig | None = None,
+    batch_size: int = 128,
+    optimizer: Kind = "sgd",
+) -> ShardingOption:
+    """The planner's choice for the one table, with its estimates."""
+    recorder = Recorder()
+    monkeypatch.setattr(
+        plan_module,
+        "EmbeddingShardingPlanner",
+        lambda **options: EmbeddingShardingPlanner(**{**options, "stats": [recorder]}),
+    )
+    optimize_tables_in_backward(tables, OptimizerConfig(kind=optimizer, lr=0.1))
+    make_plan(torch.nn.Sequential(tables), tables, topology, batch_size, config or ShardingConfig(), SPEC)
+    (chosen,) = recorder.chosen
+    return chosen
+
+
+def cpus(world_size: int = 2) -> Topology:
+    return Topology(world_size=world_size, local_world_size=world_size, compute_device="cpu")
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+@pytest.mark.parametrize("batch_size", [64, 512])
+def test_rows_and_pooling_factors_are_the_true_ones(
+    operation: Operation, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ShardingConfig(kind="table_wise")
+    option = planned(collection(operation), cpus(), monkeypatch, config, batch_size)
+    quotients, remainders = IDS // 20, 20
+    network = 16 + 1 + 16 + 1  # rows of W1, b1, W2, b2
+    rows = quotients + remainders * (network if isinstance(operation, Path) else 1)
+    assert tuple(option.tensor.shape) == (rows, DIM // 2 if isinstance(operation, Concat) else DIM)
+    assert (
+        option.input_lengths
+        == {
+            "Add": [2 * POOLING] * 2,  # k rows per id
+            "Mult": [2 * POOLING] * 2,
+            "Concat": [POOLING] * 4,  # k outputs of one row per id
+            "FeatureGeneration": [POOLING] * 4,
+            "Path": [POOLING + remainders * network / batch_size / 2] * 2,  # networks once per batch, for both features
+        }[type(operation).__name__]
+    )
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+@pytest.mark.parametrize(("optimizer", "state"), [("sgd", 0), ("rowwise_adagrad", 1 / DIM), ("adagrad", 1)])
+def test_storage_is_that_of_the_rows_and_their_optimizer_state(
+    operation: Operation, optimizer: Kind, state: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not grow with the batch, as ids and vectors do; ``state`` is relative to the weights."""
+    ddr = []
+    for batch_size in (1000, 2000):
+        config = ShardingConfig(kind="table_wise")
+        option = planned(collection(operation), cpus(), monkeypatch, config, batch_size, optimizer)
+        ddr.append(option.shards[0].storage.ddr)
+    rows, dim = option.tensor.shape
+    if isinstance(operation, Concat) and optimizer == "rowwise_adagrad":
+        state *= 2  # a moment per row of half the dim
+    networks = 8 * 2 * 20 * 34 if isinstance(operation, Path) else 0  # as ids, from each of two ranks
+    assert 2 * ddr[0] - ddr[1] == 4 * rows * dim * (1 + state) + networks
+
+
+@pytest.mark.parametrize("world_size", [2, 16])
+@pytest.mark.parametrize("operation", [*OPERATIONS, Path(hidden=0)], ids=str)
+def test_auto_keeps_to_what_is_offered(operation: Operation, world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where TorchRec would cut a plain table of as many rows by rows or columns."""
+    machine = Topology(world_size=world_size, local_world_size=min(world_size, 8), compute_device="cuda")
+    tables = collection(operation, ids=100_000_000)
+    (stored,) = tables.physical_configs()
+    plain = planned(collection(None, ids=stored.num_embeddings), machine, monkeypatch)
+    composed = planned(tables, machine, monkeypatch)
+    assert plain.sharding_type not in ("table_wise", "data_parallel")
+    assert composed.sharding_type in offered_types(stored)
+    if isinstance(operation, Path):
+        assert composed.sharding_type in ("table_wise", "data_parallel")
+
+
+ROWS_APART = "with which the rows of an id must lie on one rank, to be combined before the bag is summed; choose one"
+PART_OF_BAG = "with which a rank with a part of the rows does not know how many ids a bag has; choose one of them"
+COLUMNS_APART = "with which the networks of a path mix all columns; choose one of them"
+ROW_KINDS, COLUMN_KINDS = ["row_wise", "table_row_wise"], ["column_wise", "table_column_wise"]
+REFUSED: list[tuple[Operation | None, PoolingType, str, str]] = [
+    *((Mult(), PoolingType.SUM, kind, ROWS_APART) for kind in [*ROW_KINDS, "grid_shard"]),
+    *((Path(), PoolingType.SUM, kind, ROWS_APART) for kind in [*ROW_KINDS, "grid_shard"]),
+    *((Path(), PoolingType.SUM, kind, COLUMNS_APART) for kind in COLUMN_KINDS),
+    *((Add(), PoolingType.MEAN, kind, PART_OF_BAG) for kind in [*ROW_KINDS, "grid_shard"]),
+    (Concat(), PoolingType.MEAN, "row_wise", PART_OF_BAG),
+    (FeatureGeneration(), PoolingType.MEAN, "row_wise", PART_OF_BAG),
+    (None, PoolingType.MEAN, "row_wise", PART_OF_BAG),
+]
+
+
+def messages_of_sharder() -> list[str]:
+    found = []
+    for operation, pooling, kind, _ in REFUSED:
+        try:
+            shard(collection(operation, 1000, pooling), {"t": kind})
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+def test_sharder_refuses_a_plan_that_cannot_be() -> None:
+    ((*messages,),) = run_ranks(1, messages_of_sharder, timeout_s=60)
+    for message, (operation, pooling, kind, reason) in zip(messages, REFUSED, strict=True):
+        (stored,) = collection(operation, 1000, pooling).physical_configs()
+        offered = offered_types(stored)
+        assert kind not in offered
+        assert f"sharding of table 't' must be one of {offered}: got '{kind}', {reason}" in message
+
+
+@pytest.mark.parametrize(("operation", "pooling", "kind", "reason"), REFUSED)
+def test_planner_refuses_what_cannot_be(
+    operation: Operation | None, pooling: PoolingType, kind: Any, reason: str
+) -> None:
+    tables = collection(operation, pooling=pooling)
+    optimize_tables_in_backward(tables, OptimizerConfig(kind="sgd", lr=0.1))
+    with pytest.raises(ValueError, match=f"sharding of table 't' must be one of .*: got '{kind}', {reason}"):
+        make_plan(torch.nn.Sequential(tables), tables, cpus(), 128, ShardingConfig(kind=kind), SPEC)
+
+
+BAD_IDS = [(kind, feature, value) for kind in SHARDINGS for feature, value in (("f", -1), ("g", -7), ("f", 1000))]
+
+
+def look_up(kind: str, feature: str, value: int) -> None:
+    """Sharded Add of a batch in which the last rank has a bad id."""
+    tables = collection(Add(), 1000).to_empty(device="cpu")
+    model = shard(tables, {"t": kind})
+    ids = features({"f": 1000, "g": 1000}, batch_size=8, longest=4, weighted=False, seed=dist.get_rank())
+    if dist.get_rank() == dist.get_world_size() - 1:
+        ids[feature].values()[-1] = value
+    model(ids).wait()
+
+
+def messages_of_bad_ids() -> list[str]:
+    found = []
+    for kind, feature, value in BAD_IDS:
+        try:
+            look_up(kind, feature, value)
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+def test_ids_out_of_range_are_named_whichever_rank_composes() -> None:
+    (messages,) = run_ranks(1, messages_of_bad_ids, timeout_s=60)
+    assert messages == [
+        f"ids of feature {feature!r} must be in [0, 1000), the ids of table 't': got {value}; look at the "
+        "preparation of that column"
+        for kind, feature, value in BAD_IDS
+    ]
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("table_wise", 0), ("row_wise", 1)])
+def test_ids_of_rank_1_are_named_on_the_rank_that_composes(kind: str, rank: int) -> None:
+    with pytest.raises(
+        RuntimeError, match=rf"rank {rank} failed:(?s:.*)ids of feature 'g' must be in \[0, 1000\), the"
+    ):
+        run_ranks(2, look_up, kind, "g", 1000, timeout_s=60)
+
+
+def several_batch_sizes() -> None:
+    model = shard(collection(Add()).to_empty(device="cpu"), {"t": "table_wise"})
+    ids = KeyedJaggedTensor(
+        keys=["f", "g"], values=torch.arange(5), lengths=torch.tensor([1, 2, 2]), stride_per_key_per_rank=[[1], [2]]
+    )
+    model(ids)
+
+
+def test_features_of_several_batch_sizes_are_refused() -> None:
+    message = r"features of a collection with compositional tables must have one batch size: got \[1, 2\]; pad them"
+    with pytest.raises(RuntimeError, match=message):
+        run_ranks(1, several_batch_sizes, timeout_s=60)
