@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -122,10 +122,10 @@ def _row_keys(seed: int, split: str, first: int, last: int) -> counter.Words:
     return counter.words(split_key, np.arange(first, last))
 
 
-def demo_spec() -> DatasetSpec:
-    """A small click log: 8 dense columns, 8 one-hot features of 50 to 20,000 rows and 2 multi-hot ones."""
-    one_hot = (50, 100, 200, 300, 500, 1_000, 2_000, 20_000)
-    multi_hot = (200, 1_000)
+def demo_spec(
+    one_hot: Sequence[int] = (50, 100, 200, 300, 500, 1_000, 2_000, 20_000), multi_hot: Sequence[int] = (200, 1_000)
+) -> DatasetSpec:
+    """A small click log: 8 dense columns, one-hot features of so many rows, and multi-hot ones."""
     return DatasetSpec(
         name="demo",
         label="click",

@@ -24,7 +24,7 @@ def initialize_tables(model: nn.Module, seed: int) -> None:
             stacked: Mapping[str, StackedEmbeddingBagConfig] = getattr(module, "stacked", {})
             for name, weight in module.state_dict().items():
                 table = name.removeprefix("embedding_bags.").removesuffix(".weight")
-                num_rows = weight.size(0)
+                num_rows = weight.metadata().size[0] if isinstance(weight, ShardedTensor) else len(weight)
                 blocks = stacked[table].blocks() if table in stacked else [Block.plain(num_rows)]
                 if isinstance(weight, ShardedTensor):
                     for shard in weight.local_shards():

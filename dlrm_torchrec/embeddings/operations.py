@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from dlrm_torchrec.embeddings.grouped import grouped_linear
-from dlrm_torchrec.embeddings.stack import Bags, Block, LookUp, Stack, offsets_of, one_each, pool, side_by_side
+from dlrm_torchrec.embeddings.stack import Bags, Block, LookUp, Stack, offsets_of, one_each, pool
 
 
 class Operation(ABC):
@@ -57,13 +57,34 @@ class Summed(Operation):
 
     def rows(self, stack: Stack, bags: Bags) -> Bags:
         """Bags of physical rows: of all bags the first output, then of all bags the second, ..."""
-        return side_by_side(stack.rows_of(bags.values), bags)
+        return self.ask(stack.rows_of(bags.values), bags)
+
+    def ask(self, rows: list[torch.Tensor], bags: Bags) -> Bags:
+        """Bags of the ``rows`` of some partitions: ``num_outputs`` for each of ``bags``."""
+        weights = None if bags.weights is None else bags.weights.repeat(len(rows))
+        return Bags(torch.cat([bags.values[:0], *rows]), bags.lengths.repeat(len(rows)), weights)
 
     def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
-        return self.join(_sums(stack, bags, look_up))
+        """Rows of a partition with few classes are read once each, and multiplied by how often each bag has them."""
+        num_bags, rows = len(bags.lengths), stack.rows_of(bags.values)
+        few = [j for j, size in enumerate(stack.sizes) if size * num_bags <= len(bags.values)]
+        many = [j for j in range(len(rows)) if j not in few]
+        asked = self.ask([rows[j] for j in many], bags)
+        spans = [torch.arange(stack.sizes[j], device=bags.values.device) + stack.first_rows[j] for j in few]
+        single = torch.cat([asked.values[:0], *spans])
+        lengths = torch.cat([asked.lengths, asked.lengths.new_ones(len(single))])
+        weights = None if asked.weights is None else torch.cat([asked.weights, asked.weights.new_ones(len(single))])
+        read = look_up(torch.cat([asked.values, single]), offsets_of(lengths), weights)
+        read = read.to(torch.promote_types(read.dtype, torch.float32))  # float16 cannot count beyond 2048
+        whole = many[: self.num_outputs(len(many))]
+        pieces = torch.split(read, [num_bags] * len(whole) + [len(span) for span in spans])
+        sums = dict(zip(whole + few, pieces, strict=True))
+        for j in few:
+            sums[j] = _counts(bags, rows[j] - stack.first_rows[j], stack.sizes[j], read.dtype) @ sums[j]
+        return self.join([sums[j] for j in sorted(sums)])
 
     def join(self, sums: list[torch.Tensor]) -> torch.Tensor:
-        """One sum (bags, row dim) per partition as the outputs of a bag."""
+        """The outputs of each bag, of one sum (bags, row dim) per partition."""
         return torch.cat(sums, dim=1)
 
 
@@ -93,36 +114,14 @@ class Add(Summed):
     def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002
         return [Block(stack.rows, 0.0, (len(stack.class_rows) * stack.partition.num_ids) ** -0.5)]
 
-    def rows(self, stack: Stack, bags: Bags) -> Bags:
-        rows = torch.stack(stack.rows_of(bags.values), dim=1)
-        k = rows.size(1)
+    def ask(self, rows: list[torch.Tensor], bags: Bags) -> Bags:
+        k = len(rows)
+        values = torch.stack(rows, dim=1).view(-1) if rows else bags.values[:0]
         weights = None if bags.weights is None else bags.weights.repeat_interleave(k)
-        return Bags(rows.view(-1), bags.lengths * k, weights)
+        return Bags(values, bags.lengths.repeat(min(k, 1)) * k, weights)
 
     def join(self, sums: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]
-
-
-def _sums(stack: Stack, bags: Bags, look_up: LookUp) -> list[torch.Tensor]:
-    """The sum over each bag of its ids' rows (bags, row dim), one tensor per partition.
-
-    Rows of a partition with few classes are read once each, and multiplied by how often each bag has them.
-    """
-    num_bags, rows = len(bags.lengths), stack.rows_of(bags.values)
-    few = [j for j, size in enumerate(stack.sizes) if size * num_bags <= len(bags.values)]
-    many = [j for j in range(len(rows)) if j not in few]
-    asked = side_by_side([rows[j] for j in many], bags)
-    spans = [torch.arange(stack.sizes[j], device=bags.values.device) + stack.first_rows[j] for j in few]
-    single = torch.cat([asked.values[:0], *spans])
-    lengths = torch.cat([asked.lengths, asked.lengths.new_ones(len(single))])
-    weights = None if asked.weights is None else torch.cat([asked.weights, asked.weights.new_ones(len(single))])
-    read = look_up(torch.cat([asked.values, single]), offsets_of(lengths), weights)
-    read = read.to(torch.promote_types(read.dtype, torch.float32))  # float16 cannot count beyond 2048
-    pieces = torch.split(read, [num_bags] * len(many) + [len(span) for span in spans])
-    sums = dict(zip(many + few, pieces, strict=True))
-    for j in few:
-        sums[j] = _counts(bags, rows[j] - stack.first_rows[j], stack.sizes[j], read.dtype) @ sums[j]
-    return [sums[j] for j in range(len(rows))]
+        return reduce(torch.add, sums)
 
 
 def _counts(bags: Bags, classes: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:

@@ -59,12 +59,6 @@ class Stack:
         return [first + classes for first, classes in zip(self.first_rows, self.partition.of(ids), strict=True)]
 
 
-def side_by_side(rows: list[torch.Tensor], bags: Bags) -> Bags:
-    """``bags`` once for each of ``rows``, which has a row per id."""
-    weights = None if bags.weights is None else bags.weights.repeat(len(rows))
-    return Bags(torch.cat([bags.values[:0], *rows]), bags.lengths.repeat(len(rows)), weights)
-
-
 def one_each(rows: torch.Tensor) -> torch.Tensor:
     """Offsets of bags of one row."""
     return torch.arange(len(rows) + 1, device=rows.device)
@@ -80,4 +74,6 @@ def pool(vectors: torch.Tensor, bags: Bags) -> torch.Tensor:
     """Sums (bags, dim) over each bag of one (weighted) vector per id."""
     if bags.weights is not None:
         vectors = vectors * bags.weights[:, None]
+    if len(vectors) == len(bags.lengths) and not vectors.is_cuda and bool((bags.lengths == 1).all()):
+        return vectors  # one-hot; a GPU would have to be waited for to know
     return torch.segment_reduce(vectors, "sum", lengths=bags.lengths, axis=0, unsafe=True)

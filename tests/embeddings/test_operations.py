@@ -192,7 +192,7 @@ def test_sums_read_the_rows_of_few_classes_once(operation: Operation) -> None:
         for bags, looked_up in [
             (LONG, len(LONG) + remainders),
             (at_the_limit, 2 + remainders),
-            (below_the_limit, 2 * 2),
+            (below_the_limit, 2 * operation.num_outputs(2)),
             (all_few, quotients + remainders),
         ]:
             drawn = None if weights is None else weights(sum(map(len, bags)))
