@@ -343,7 +343,9 @@ MIXED = {"t0": "row_wise", "t1": "table_wise", "t2": "data_parallel", "t3": "col
 @pytest.mark.parametrize(
     "kinds",
     [
-        *(ShardingConfig(kind=kind) for kind in ("table_wise", "row_wise", "column_wise")),
+        ShardingConfig(kind="table_wise"),
+        ShardingConfig(kind="row_wise", tables={"t2": "table_wise"}),  # t2 is averaged
+        ShardingConfig(kind="column_wise"),
         ShardingConfig(tables=MIXED),  # type: ignore[arg-type]  # literals
     ],
     ids=["table_wise", "row_wise", "column_wise", "mixed"],
