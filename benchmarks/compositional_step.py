@@ -5,7 +5,8 @@
     python benchmarks/compositional_step.py --shapes rm --operations mult path --hidden 16
 
 All contenders get the same batches of ids, in turns; the ratio is the median over rounds of the ratio of the round's
-median steps. A plain table has 4 rows for each of its compositional rival's, and the same dim and lookups.
+median steps. A plain table has 4 rows for each of its compositional rival's and the same dim; it reads one row per id
+where its rival reads two. "plain, equal lookups" gets twice the ids, and so reads as many rows as its rivals.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import logging
 import statistics
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
+import torch
 import tyro
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.models.dlrm import DLRM
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.synthetic import SyntheticStream
@@ -35,6 +38,9 @@ from dlrm_torchrec.train.world import World, join_world
 # rows of Criteo Kaggle's 26 columns, capped at 100,000
 KAGGLE_ROWS = [1460, 583, 100000, 100000, 305, 24, 12517, 633, 3, 93145, 5683, 100000, 3194]
 KAGGLE_ROWS += [27, 14992, 100000, 10, 5652, 2173, 4, 100000, 18, 15, 100000, 105, 100000]
+
+
+EQUAL_LOOKUPS = "plain, equal lookups"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,14 @@ SHAPES = {
     "kaggle": Shape(rows=KAGGLE_ROWS, dim=16, lookups=1, bottom=[512, 256, 64, 16], top=[512, 256, 1]),
     "rm": Shape(rows=[200_000] * 32, dim=64, lookups=20, bottom=[256, 128, 64], top=[128, 64, 1]),
 }
+
+
+def doubled(ids: KeyedJaggedTensor, rows: list[int]) -> KeyedJaggedTensor:
+    """Each id and another one of the same table."""
+    lengths = ids.lengths().view(len(rows), -1).sum(1)
+    size = torch.repeat_interleave(torch.tensor(rows), lengths.cpu()).to(ids.device())
+    values = torch.stack([ids.values(), (ids.values() + size // 2) % size], dim=1).view(-1)
+    return KeyedJaggedTensor(keys=ids.keys(), values=values, lengths=ids.lengths() * 2)
 
 
 class Contender:
@@ -105,10 +119,11 @@ def compare(
     )
     batches = [batch.to(world.device) for batch in islice(stream.batches(), 8)]
     contenders = {title: Contender(shape, config, kind, sharding, world) for title, config in configs.items()}
+    twice = [replace(batch, sparse_features=doubled(batch.sparse_features, shape.rows)) for batch in batches]
     medians: dict[str, list[float]] = {title: [] for title in contenders}
     for number in range(-1, rounds):  # the first round warms up
         for title in contenders if number % 2 else reversed(contenders):
-            milliseconds = contenders[title].run(batches)
+            milliseconds = contenders[title].run(twice if title == EQUAL_LOOKUPS else batches)
             if number >= 0:
                 medians[title].append(milliseconds)
     if world.rank == 0:
@@ -134,7 +149,7 @@ def main(
     """Prints one table per shape and optimizer."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    configs = {"plain": TablesConfig()} | {
+    configs = {"plain": TablesConfig(), EQUAL_LOOKUPS: TablesConfig()} | {
         operation: TablesConfig(
             kind="quotient_remainder", operation=operation, collisions=collisions, hidden=hidden, threshold=200
         )

@@ -29,6 +29,8 @@ SHARED = ROOT.parent / "shared" / "data" / "census_income_kdd"
 # Options that make a command short where it would take minutes; make test-slow runs them as they stand.
 SHORT = {
     "recipes/train_dlrm.py": " demo --rows 40960 --batch-size 1024",
+    "recipes/train_dlrm_compositional.py": " --rows 40960 --batch-size 1024",
+    "--tables.kind hash --run-dir runs/hashed": " --rows 40960 --batch-size 1024",
     "recipes/train_dlrm.py demo": " --rows 40960 --batch-size 1024",
     "recipes/train_dlrm.py census": " --epochs 1 --batch-size 2048",
     "recipes/train_dlrm.py demo --data prepared/clicks --run-dir runs/clicks": " --batch-size 100",
@@ -102,6 +104,8 @@ def test_command(command: str, project: Path) -> None:
     output = typed(command + SHORT.get(shortest, ""), project)
     if "--dryrun" in command:
         assert "sbatch" in output or "srun" in output or "#SBATCH" in output
+    elif "--count" in command:
+        assert "540,201,232" in output
     elif "recipes/" in command and "--help" not in command:
         metrics = final_metrics(output)
         assert metrics["steps"] >= 20

@@ -21,6 +21,7 @@ from dlrm_torchrec.embeddings.partition_sizes import (
     optimal_chinese_remainder,
     optimal_mixed_radix,
     quotient_remainder_for_collisions,
+    quotient_remainder_for_rows,
 )
 from dlrm_torchrec.embeddings.partitions import Partition
 from dlrm_torchrec.schema import Table
@@ -37,6 +38,7 @@ class TablesConfig:
     kind: Kind = "plain"
     operation: OperationName = "mult"  # what combines the rows of an id
     collisions: int = 4  # ids per row of the largest partition; 0: what gives the fewest rows in all
+    max_rows: int = 0  # of a quotient_remainder table, with the fewest collisions, in place of 'collisions'; 0: any
     partitions: int = 2  # of mixed_radix and chinese_remainder
     threshold: int = 200  # a table of at most so many rows stays plain
     hidden: int = 64  # units of a path's networks; 0: linear
@@ -54,6 +56,11 @@ class TablesConfig:
                 f"collisions of {self.kind} tables must be at least {int(self.kind == 'hash')}: got "
                 f"{self.collisions}; try 4"
             )
+        if self.max_rows < 0 or (self.max_rows and self.kind != "quotient_remainder"):
+            raise ValueError(
+                f"max_rows must be 0 or more, and is for quotient_remainder tables: got {self.max_rows} for "
+                f"{self.kind}; use collisions"
+            )
 
     def partition(self, rows: int) -> Partition:
         """The partition of a table of ``rows`` ids."""
@@ -67,6 +74,8 @@ class TablesConfig:
             if self.collisions:
                 return mixed_radix_for_collisions(rows, self.collisions, self.partitions)
             return optimal_mixed_radix(rows, self.partitions)
+        if self.max_rows:
+            return quotient_remainder_for_rows(rows, self.max_rows)
         return quotient_remainder_for_collisions(rows, self.collisions or optimal_mixed_radix(rows, 2).radices[1])
 
     def combine(self) -> Operation:

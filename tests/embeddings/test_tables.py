@@ -37,6 +37,7 @@ def test_plain_by_default_and_where_the_threshold_spares_every_table() -> None:
         (TablesConfig(kind="quotient_remainder", threshold=900), [50, 900, 2504]),
         (TablesConfig(kind="quotient_remainder", threshold=0), [13 + 4, 229, 2504]),
         (TablesConfig(kind="quotient_remainder", collisions=0), [50, 30 + 30, 100 + 100]),
+        (TablesConfig(kind="quotient_remainder", max_rows=1010), [50, 900 + 1, 1000 + 10]),
         (TablesConfig(kind="mixed_radix", partitions=3), [50, 225 + 2 + 2, 2500 + 2 + 2]),
         (TablesConfig(kind="mixed_radix", partitions=4, collisions=0), [50, 6 + 6 + 5 + 5, 40]),
         (TablesConfig(kind="chinese_remainder"), [50, 225 + 4, 2501 + 4]),
@@ -87,6 +88,7 @@ def test_every_kind_builds_the_demo_and_criteo() -> None:
         ({"kind": "qr"}, r"kind of tables must be one of \('plain', .*\): got 'qr'; name one of them"),
         ({"operation": "sum"}, r"operation of tables must be one of \('concat', .*\): got 'sum'; name one of them"),
         ({"kind": "hash", "collisions": 0}, r"collisions of hash tables must be at least 1: got 0; try 4"),
+        ({"kind": "hash", "max_rows": 5}, r"max_rows must be 0 or more, and is for .*: got 5 for hash; use collisions"),
         ({"collisions": -1}, r"collisions of plain tables must be at least 0: got -1; try 4"),
     ],
 )
