@@ -43,6 +43,7 @@ class TablesConfig:
     threshold: int = 200  # a table of at most so many rows stays plain
     hidden: int = 64  # units of a path's networks; 0: linear
     alpha: float = 0.3  # of mixed_dimension: the power of the rows by which the dim falls
+    budget: int = 0  # of mixed_dimension: most elements of the tables above the threshold; 0: what alpha gives
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -60,6 +61,11 @@ class TablesConfig:
             raise ValueError(
                 f"max_rows must be 0 or more, and is for quotient_remainder tables: got {self.max_rows} for "
                 f"{self.kind}; use collisions"
+            )
+        if self.budget < 0 or (self.budget and self.kind != "mixed_dimension"):
+            raise ValueError(
+                f"budget must be 0 or more, and is for mixed_dimension tables: got {self.budget} for {self.kind}; "
+                "use collisions or max_rows"
             )
 
     def partition(self, rows: int) -> Partition:
@@ -114,7 +120,8 @@ def build_tables(
         return EmbeddingBagCollection(device=meta, tables=configs)
     if config.kind == "mixed_dimension":
         common = configs[0].embedding_dim
-        dims = power_rule_dims([plain.num_embeddings for plain in large], common, config.alpha)
+        rows = [plain.num_embeddings for plain in large]
+        dims = power_rule_dims(rows, common, config.alpha, budget=config.budget or None)
         for plain, dim in zip(large, dims, strict=True):
             plain.embedding_dim = dim
         return MixedDimensionEmbeddingBagCollection(configs, common, device=meta, dense_device=dense_device)

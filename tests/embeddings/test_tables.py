@@ -74,6 +74,12 @@ def test_mixed_dims_fall_with_the_rows_of_the_tables_above_the_threshold() -> No
     assert [table.embedding_dim for table in physical_configs(tables)] == [16, 16, 4]  # 16 * (900 / 10,000)^0.5 = 4.8
 
 
+def test_mixed_dims_keep_a_budget() -> None:
+    for budget, dims in ((900 * 16 + 10_000 * 8, [16, 16, 8]), (900 * 16 + 10_000 * 8 - 1, [16, 16, 4])):
+        tables = build_tables(TABLES, TablesConfig(kind="mixed_dimension", budget=budget))
+        assert [table.embedding_dim for table in physical_configs(tables)] == dims
+
+
 def test_every_kind_builds_the_demo_and_criteo() -> None:
     for spec in (demo_spec(), criteo_kaggle_spec()):
         plain = sum(table.rows for table in spec.tables(dim=16))
@@ -89,6 +95,7 @@ def test_every_kind_builds_the_demo_and_criteo() -> None:
         ({"operation": "sum"}, r"operation of tables must be one of \('concat', .*\): got 'sum'; name one of them"),
         ({"kind": "hash", "collisions": 0}, r"collisions of hash tables must be at least 1: got 0; try 4"),
         ({"kind": "hash", "max_rows": 5}, r"max_rows must be 0 or more, and is for .*: got 5 for hash; use collisions"),
+        ({"budget": 5}, r"budget must be 0 or more, and is for mixed_dimension tables: got 5 for plain; use coll"),
         ({"collisions": -1}, r"collisions of plain tables must be at least 0: got -1; try 4"),
     ],
 )
