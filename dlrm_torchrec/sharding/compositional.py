@@ -102,24 +102,6 @@ class ShardedCompositionalEmbeddingBagCollection(ConcurrentShardedEmbeddingBagCo
 class CompositionalEmbeddingBagCollectionSharder(ExactSharder):
     """Shards a ``CompositionalEmbeddingBagCollection`` for ``DistributedModelParallel`` and TorchRec's planner."""
 
-    def shard(
-        self,
-        module: CompositionalEmbeddingBagCollection,
-        params: dict[str, ParameterSharding],
-        env: ShardingEnv,
-        device: torch.device | None = None,
-        module_fqn: str | None = None,
-    ) -> ShardedCompositionalEmbeddingBagCollection:
-        return ShardedCompositionalEmbeddingBagCollection(
-            module,
-            params,
-            env,
-            self.fused_params,
-            device,
-            qcomm_codecs_registry=self.qcomm_codecs_registry,
-            module_fqn=module_fqn,
-        )
-
     @property
     def module_type(self) -> type[CompositionalEmbeddingBagCollection]:
         return CompositionalEmbeddingBagCollection

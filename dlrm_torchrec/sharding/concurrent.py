@@ -41,7 +41,7 @@ class ConcurrentShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
         for tables in grouped.values():
             by_rank: dict[int, list[EmbeddingShardingInfo]] = defaultdict(list)
             for table in tables:
-                if table.param_sharding.compute_kernel == EmbeddingComputeKernel.FUSED.value:
+                if table.param_sharding.compute_kernel == EmbeddingComputeKernel.FUSED.value and _on_cpu(table):
                     by_rank[table.param_sharding.ranks[0]].append(table)
             for local in by_rank.values():
                 numbers = [
@@ -62,6 +62,10 @@ class ConcurrentShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
 class ConcurrentSharder(EmbeddingBagCollectionSharder):
     """TorchRec's sharder, with concurrent lookups where the rank is on a CPU with several threads."""
 
+    @property
+    def sharded_module_type(self) -> type[ConcurrentShardedEmbeddingBagCollection]:
+        return ConcurrentShardedEmbeddingBagCollection
+
     def shard(
         self,
         module: EmbeddingBagCollection,
@@ -70,9 +74,7 @@ class ConcurrentSharder(EmbeddingBagCollectionSharder):
         device: torch.device | None = None,
         module_fqn: str | None = None,
     ) -> ShardedEmbeddingBagCollection:
-        if device is None or device.type != "cpu" or torch.get_num_threads() == 1:
-            return super().shard(module, params, env, device, module_fqn)
-        return ConcurrentShardedEmbeddingBagCollection(
+        return self.sharded_module_type(
             module,
             params,
             env,
@@ -81,6 +83,11 @@ class ConcurrentSharder(EmbeddingBagCollectionSharder):
             qcomm_codecs_registry=self.qcomm_codecs_registry,
             module_fqn=module_fqn,
         )
+
+
+def _on_cpu(table: EmbeddingShardingInfo) -> bool:
+    placement = table.param_sharding.sharding_spec.shards[0].placement
+    return bool(placement.device().type == "cpu")
 
 
 def deal(work: Sequence[int], parts: int) -> list[int]:
