@@ -22,12 +22,12 @@ from dlrm_torchrec.datasets.open import load_spec, open_streams
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic import SyntheticStream, demo_spec
 from dlrm_torchrec.embeddings.initialize import initialize_tables
-from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables
+from dlrm_torchrec.embeddings.tables import Tables, TablesConfig, build_tables
 from dlrm_torchrec.presets import parse
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.plan import ShardingConfig, describe_plan, make_plan, plan_to_json, sharders
 from dlrm_torchrec.sharding.topology import live_topology
-from dlrm_torchrec.train.checkpoint import CheckpointConfig, Checkpoints, Progress
+from dlrm_torchrec.train.checkpoint import CheckpointConfig, Checkpoints, Progress, identity_of
 from dlrm_torchrec.train.compile import compile_dense
 from dlrm_torchrec.train.log import LogConfig, RunLog, prefixed
 from dlrm_torchrec.train.metrics import evaluate
@@ -82,20 +82,22 @@ PRESETS = {
 }  # fmt: skip
 
 
+def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device) -> tuple[BinaryRankingTask, Tables]:
+    tables = build_tables(spec.tables(dim=cfg.bottom[-1]), cfg.tables, device)
+    dlrm = DLRM(tables, len(spec.dense), list(cfg.bottom), list(cfg.top), dense_device=device)
+    if cfg.compile:
+        compile_dense(dlrm)
+    optimize_tables_in_backward(tables, cfg.sparse)
+    return BinaryRankingTask(dlrm, world_size, autocast=torch.bfloat16 if cfg.bf16 else None), tables
+
+
 @record
 def main(preset: str, cfg: Config) -> dict[str, float]:
     spec = load_spec(cfg.data, cfg.shape)
     with join_world(cfg.seed) as world:
         ranks, run_dir = Ranks(cfg.batch_size, world.rank, world.size), f"{cfg.run_dir}/{preset}"
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
-
-        tables = build_tables(spec.tables(dim=cfg.bottom[-1]), cfg.tables, world.device)
-        dlrm = DLRM(tables, len(spec.dense), list(cfg.bottom), list(cfg.top), dense_device=world.device)
-        if cfg.compile:
-            compile_dense(dlrm)
-        model = BinaryRankingTask(dlrm, world.size, autocast=torch.bfloat16 if cfg.bf16 else None)
-        optimize_tables_in_backward(tables, cfg.sparse)
-
+        model, tables = build(cfg, spec, world.size, world.device)
         topology = live_topology(world.size, world.local_size, world.device)
         plan = make_plan(model, tables, topology, cfg.batch_size // world.size, cfg.sharding, spec, world.control)
         log.say(describe_plan(plan, tables, world.size))
@@ -104,9 +106,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         )
         initialize_tables(model, cfg.seed)
         optimizer = build_optimizer(model, cfg.sparse, cfg.dense, cfg.clip_norm)
-
-        shape = ("batch_size", "bottom", "top", "tables", "seed")
-        identity = {"spec": spec.to_json(), **{k: asdict(cfg)[k] for k in shape}}
+        identity = identity_of(spec.to_json(), asdict(cfg))
         checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world)
         progress = checkpoints.load(model, optimizer, identity) or Progress(identity=identity, lanes=world.size)
         progress = replace(progress, plan=plan_to_json(plan))

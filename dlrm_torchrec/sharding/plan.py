@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
-from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
+from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, Stats
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
@@ -45,6 +45,10 @@ class ShardingConfig:
         return self.tables.get(table, self.kind)
 
 
+class DoesNotFitError(ValueError):
+    """No plan fits the memory of the ranks."""
+
+
 def sharders(tables: Tables) -> list[ModuleSharder[nn.Module]]:
     """The sharders to plan and to shard with."""
     optimizer = table_optimizer(tables)
@@ -59,11 +63,12 @@ def make_plan(
     config: ShardingConfig,
     spec: DatasetSpec,
     group: dist.ProcessGroup | None = None,
+    stats: Stats | None = None,
 ) -> ShardingPlan:
     """The planner's plan for ``tables`` inside ``model`` (both on meta), ``batch_size`` rows per rank.
 
-    With ``group``, rank 0 plans and all its ranks get the same plan. Raises ValueError when a table is named that
-    does not exist, when a sharding type is impossible for it, or when nothing fits.
+    With ``group``, rank 0 plans and all its ranks get the same plan; ``stats`` is told its estimates. Raises
+    ValueError when a table is named that does not exist or a sharding type is impossible for it, and DoesNotFitError.
     """
     constraints = _constraints(tables, topology, config, spec, batch_size)
     planner = EmbeddingShardingPlanner(
@@ -71,7 +76,7 @@ def make_plan(
         batch_size=batch_size,
         constraints=constraints,
         storage_reservation=_reservation(model),
-        stats=[],
+        stats=[stats] if stats else [],
         debug=False,
     )
     try:
@@ -79,7 +84,7 @@ def make_plan(
             return planner.plan(model, sharders(tables))
         return planner.collective_plan(model, sharders(tables), group)
     except PlannerError as error:
-        raise ValueError(
+        raise DoesNotFitError(
             f"tables must fit the memory of {topology.world_size} {topology.compute_device} ranks: got "
             f"{str(error).splitlines()[0]}; add ranks, or shrink tables"
         ) from error

@@ -156,6 +156,11 @@ class Checkpoints:
                 _remove_folder(path)
 
 
+def identity_of(spec: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint must have in common with the run that loads it: data, model, and how they are drawn."""
+    return {"spec": spec, **{name: settings[name] for name in ("batch_size", "bottom", "top", "tables", "seed")}}
+
+
 def read_progress(path: str, identity: dict[str, Any]) -> Progress:
     """The JSON half of a checkpoint; ValueError when this code or this run cannot use it."""
     with g_pathmgr.open(f"{path}/{MARKER}", "r") as stream:

@@ -1,0 +1,105 @@
+"""recipes/plan_sharding.py, as typed: plans for machines that are not there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlrm_torchrec.datasets.criteo import criteo_1tb_multi_hot_spec
+from tests.recipe import ROOT
+
+
+def plan(folder: Path, *arguments: str, code: int = 0) -> tuple[list[dict[str, Any]], str]:
+    """The estimates in plan.json, and what was printed."""
+    output = folder / "plan.json"
+    command = [
+        sys.executable,
+        str(ROOT / "recipes/plan_sharding.py"),
+        arguments[0],
+        f"--output={output}",
+        *arguments[1:],
+    ]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == code, done.stdout + done.stderr
+    return json.loads(output.read_text()) if output.exists() else [], done.stdout + done.stderr
+
+
+def rank_bytes(estimate: dict[str, Any]) -> list[int]:
+    total = [0] * len(estimate["hbm_capacity"])
+    for table in estimate["tables"]:
+        for shard in table["shards"]:
+            total[shard["rank"]] += shard["hbm_bytes"]
+    return total
+
+
+def test_two_topologies_of_mlperf(tmp_path: Path) -> None:
+    estimates, printed = plan(tmp_path, "train_dcnv2", "mlperf", "--topology", "2x8:h100", "1x8:a100-80")
+    features = criteo_1tb_multi_hot_spec().sparse
+    for estimate, (name, ranks) in zip(estimates, [("2x8:h100", 16), ("1x8:a100-80", 8)], strict=True):
+        assert estimate["version"] == 1
+        assert estimate["topology"] == name
+        assert estimate["batch_size"] == 65_536 // ranks
+        assert len(estimate["hbm_capacity"]) == ranks
+        assert all(
+            used < capacity for used, capacity in zip(rank_bytes(estimate), estimate["hbm_capacity"], strict=True)
+        )
+        tables = {table["name"]: table for table in estimate["tables"]}
+        for feature in features:
+            table = tables[f"t_{feature.name}"]
+            assert (table["rows"], table["dim"]) == (feature.rows, 128)
+            assert table["pooling_factors"] == [feature.pooling_factor]
+            copies = ranks if table["sharding_type"] == "data_parallel" else 1
+            assert sum(prod(shard["size"]) for shard in table["shards"]) == copies * feature.rows * 128
+            weights = sum(4 * prod(shard["size"]) for shard in table["shards"])
+            assert sum(shard["hbm_bytes"] for shard in table["shards"]) >= 2 * weights  # Adagrad keeps as much again
+            assert all(sum(shard["milliseconds"].values()) > 0 for shard in table["shards"])
+    lines = {line.split()[0]: line for line in printed.splitlines() if line.startswith(("2x8:h100 ", "1x8:a100-80 "))}
+    assert f"{max(rank_bytes(estimates[0])) / 1e9:.2f}" in lines["2x8:h100"]
+    assert printed.count("<- critical") == 2
+
+
+def test_the_recipe_s_options_shrink_its_tables(tmp_path: Path) -> None:
+    options = ["--", "--tables.kind=quotient_remainder", "--tables.collisions=4", "--batch-size=16384"]
+    (estimate,), _ = plan(tmp_path, "train_dlrm", "criteo-1tb", "--topology", "1x8:h100", *options)
+    tables = {table["name"]: table for table in estimate["tables"]}
+    assert tables["t_cat_0"]["rows"] == 10_000_000 + 4
+    assert tables["t_cat_0"]["pooling_factors"] == [2]
+    assert estimate["batch_size"] == 2048
+    assert not {"row_wise", "table_row_wise", "grid_shard"} & {tables["t_cat_0"]["sharding_type"]}
+
+
+def test_what_does_not_fit_ends_with_3_and_still_plans_the_others(tmp_path: Path) -> None:
+    estimates, printed = plan(tmp_path, "train_dcnv2", "mlperf", "--topology", "1x1:a100-40", "1x8:a100-80", code=3)
+    assert [estimate["topology"] for estimate in estimates] == ["1x8:a100-80"]
+    assert "1x1:a100-40: tables must fit the memory of 1 cuda ranks: got" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train_dlmr"], "recipe must be a file, or the name of one beside this: got 'train_dlmr'; try train_dlrm"),
+        (["train_dlrm", "criteo"], "preset must be one of demo, census, criteo-kaggle, criteo-1tb: got 'criteo'"),
+        (["train_dlrm", "--topology", "1x8:h1000"], "h1000"),
+        (["train_dlrm", "--topologies", "1x8:h100"], "--topologies"),
+    ],
+)
+def test_bad_arguments_end_with_2(tmp_path: Path, arguments: list[str], message: str) -> None:
+    _, printed = plan(tmp_path, *arguments, code=2)
+    assert message in printed
+
+
+def test_a_copied_recipe_is_planned_by_its_path(tmp_path: Path) -> None:
+    copy = tmp_path / "mine.py"
+    copy.write_text(
+        (ROOT / "recipes/train_dlrm.py")
+        .read_text()
+        .replace("bottom: tuple[int, ...] = (64, 16)", "bottom: tuple[int, ...] = (64, 32)")
+    )
+    (estimate,), _ = plan(tmp_path, str(copy), "--topology", "1x2:cpu")
+    assert {table["dim"] for table in estimate["tables"]} == {32}
