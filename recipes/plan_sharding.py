@@ -4,9 +4,10 @@
     python recipes/plan_sharding.py train_dlrm criteo-1tb --topology 1x8:a100-40 1x8:h100 p5.48xlarge
     python recipes/plan_sharding.py train_dlrm criteo-1tb --topology cluster.toml -- --tables.kind quotient_remainder
 
-Options after ``--`` are the recipe's. Prints where every table lies, memory and estimated time per rank, and one line
-per topology; writes plan.json. Exit code 0: fits; 3: a topology does not; 2: bad arguments. The first one takes
-seconds: 15.7 of 80 GB on the fullest of 16 ranks, 4.0 ms per step for the tables of the slowest.
+Options after ``--`` are the recipe's, which trains this very plan with ``--sharding.plan plan.json``. Prints where
+every table lies, memory and estimated time per rank, and one line per topology; writes plan.json. Exit code 0: fits;
+3: a topology does not; 2: bad arguments. The first one takes seconds: 15.7 of 80 GB on the fullest of 16 ranks, 4.0 ms
+per step for the tables of the slowest.
 """
 
 import importlib.util

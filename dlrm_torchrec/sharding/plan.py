@@ -18,6 +18,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from dlrm_torchrec.embeddings.config import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
 from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.sharding.adopt import adopt_plan
 from dlrm_torchrec.sharding.composed_shardings import check_sharding, offered_types
 from dlrm_torchrec.sharding.compositional import CompositionalEmbeddingBagCollectionSharder
 from dlrm_torchrec.sharding.sharder import CHANGED_BY, ExactSharder, table_optimizer
@@ -40,6 +41,7 @@ class ShardingConfig:
 
     kind: ShardingKind = "auto"  # of every table
     tables: dict[str, ShardingKind] = field(default_factory=dict)  # of single tables, by name, before 'kind'
+    plan: str = ""  # a file of recipes/plan_sharding.py, to be taken as it is
 
     def of(self, table: str) -> ShardingKind:
         return self.tables.get(table, self.kind)
@@ -65,12 +67,14 @@ def make_plan(
     group: dist.ProcessGroup | None = None,
     stats: Stats | None = None,
 ) -> ShardingPlan:
-    """The planner's plan for ``tables`` inside ``model`` (both on meta), ``batch_size`` rows per rank.
+    """The planner's plan for ``tables`` inside ``model`` (both on meta), ``batch_size`` rows per rank, or a saved one.
 
     With ``group``, rank 0 plans and all its ranks get the same plan; ``stats`` is told its estimates. Raises
     ValueError when a table is named that does not exist or a sharding type is impossible for it, and DoesNotFitError.
     """
     constraints = _constraints(tables, topology, config, spec, batch_size)
+    if config.plan:
+        return adopt_plan(config.plan, model, sharders(tables), topology, batch_size, constraints)
     planner = EmbeddingShardingPlanner(
         topology=topology,
         batch_size=batch_size,

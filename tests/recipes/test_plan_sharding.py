@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dlrm_torchrec.datasets.criteo import criteo_1tb_multi_hot_spec
-from tests.recipe import ROOT
+from tests.recipe import ROOT, run_recipe
 
 
 def plan(folder: Path, *arguments: str, code: int = 0) -> tuple[list[dict[str, Any]], str]:
@@ -103,3 +103,56 @@ def test_a_copied_recipe_is_planned_by_its_path(tmp_path: Path) -> None:
     )
     (estimate,), _ = plan(tmp_path, str(copy), "--topology", "1x2:cpu")
     assert {table["dim"] for table in estimate["tables"]} == {32}
+
+
+SMALL = ["--rows=20480", "--batch-size=1024", "--eval-every=0", "--sparse.kind=sgd", "--sparse.lr=0.5"]
+
+
+def shards(plan: dict[str, Any]) -> dict[str, Any]:
+    """Type and shards of every table, of an estimate or of a checkpoint's plan."""
+    tables = plan["tables"] if "tables" in plan else [{"name": name, **table} for name, table in plan.items()]
+    return {
+        table["name"]: (table["sharding_type"], [(s["rank"], s["offset"], s["size"]) for s in table["shards"]])
+        for table in tables
+        if table["sharding_type"] != "data_parallel"
+    }
+
+
+def test_the_plan_of_the_dry_run_is_the_plan_that_is_trained(tmp_path: Path) -> None:
+    (planned,), _ = plan(tmp_path, "train_dlrm_compositional", "--topology", "1x2:cpu", "--", *SMALL)
+    plan_file = tmp_path / "plan.json"
+    moved = json.loads(plan_file.read_text())
+    for table in moved[0]["tables"]:  # what no planner would choose: every rank in the other's place
+        for shard in table["shards"]:
+            shard["rank"] = 1 - shard["rank"]
+    plan_file.write_text(json.dumps(moved))
+    options = ["demo", *SMALL, f"--sharding.plan={plan_file}", f"--run-dir={tmp_path}/run"]
+    assert run_recipe("train_dlrm_compositional", options, 2)["steps"] == 20
+    (saved,) = (tmp_path / "run/demo/checkpoints").glob("*/checkpoint.json")
+    trained = json.loads(saved.read_text())["plan"]
+    assert shards(trained) == shards(moved[0])
+    assert shards(trained) != shards(planned)
+
+
+@pytest.mark.parametrize(
+    ("options", "world_size", "message"),
+    [
+        (
+            [],
+            1,
+            r"plan .*plan.json must hold one plan for 1 ranks: got plans for \[2\]; plan one such",
+        ),
+        (
+            ["--bottom", "64", "32"],
+            2,
+            r"table 't_.*' of the plan .* must be cut as for this model and these hosts: got",
+        ),
+    ],
+)
+def test_a_plan_of_another_model_or_size_is_refused(
+    tmp_path: Path, options: list[str], world_size: int, message: str
+) -> None:
+    plan(tmp_path, "train_dlrm", "--topology", "1x2:cpu", "--", *SMALL)
+    arguments = ["demo", *SMALL, *options, f"--sharding.plan={tmp_path}/plan.json", f"--run-dir={tmp_path}/run"]
+    with pytest.raises(RuntimeError, match=message):
+        run_recipe("train_dlrm", arguments, world_size)
