@@ -3,6 +3,7 @@
     python recipes/plan_sharding.py train_dcnv2 mlperf --topology 2x8:h100
     python recipes/plan_sharding.py train_dlrm criteo-1tb --topology 1x8:a100-40 1x8:h100 p5.48xlarge
     python recipes/plan_sharding.py train_dlrm criteo-1tb --topology cluster.toml -- --tables.kind quotient_remainder
+    python recipes/plan_sharding.py train_dcnv2 mlperf --explain t_cat_0 --since plan.json
 
 Options after ``--`` are the recipe's, which trains this very plan with ``--sharding.plan plan.json``. Prints where
 every table lies, memory and estimated time per rank, and one line per topology; writes plan.json. Exit code 0: fits;
@@ -25,7 +26,8 @@ from tyro.conf import Positional
 
 from dlrm_torchrec.datasets.open import load_spec
 from dlrm_torchrec.presets import parse
-from dlrm_torchrec.sharding.estimate import EstimateStats, compare, describe_ranks
+from dlrm_torchrec.sharding.estimate import EstimateStats, read_estimates
+from dlrm_torchrec.sharding.estimate_text import compare, describe_ranks, diff, explain
 from dlrm_torchrec.sharding.plan import DoesNotFitError, describe_plan, make_plan
 from dlrm_torchrec.sharding.topology import parse_topology
 
@@ -37,6 +39,8 @@ class Config:
     recipe: Positional[str]  # a training recipe: its name here, or the path of your copy
     preset: Positional[str] = ""  # of the recipe; its first one by default
     topology: tuple[str, ...] = ("1x8:h100",)  # hosts x devices : machine, a cloud instance, or a TOML file
+    explain: tuple[str, ...] = ()  # tables to say why they are sharded as they are
+    since: str = ""  # an older plan.json, to be compared topology by topology
     output: str = "plan.json"
 
 
@@ -77,7 +81,12 @@ def main(cfg: Config, options: list[str]) -> int:
         assert stats.found is not None
         estimates.append(stats.found)
         print(f"\n{text}, {batch_size} rows per rank\n{describe_plan(plan, tables, topology.world_size)}")
-        print(describe_ranks(stats.found))
+        print("\n".join([describe_ranks(stats.found), *(explain(stats.found, table) for table in cfg.explain)]))
+    older = {estimate.topology: estimate for estimate in read_estimates(cfg.since)} if cfg.since else {}
+    for estimate in estimates:
+        if estimate.topology in older:
+            changes = diff(older[estimate.topology], estimate) or "the same plan"
+            print(f"\n{estimate.topology} since {cfg.since}\n{changes}")
     if estimates:
         print(f"\n{compare(estimates)}")
         with g_pathmgr.open(cfg.output, "w") as stream:
@@ -86,12 +95,17 @@ def main(cfg: Config, options: list[str]) -> int:
     return DOES_NOT_FIT if refused else FITS
 
 
-if __name__ == "__main__":
-    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+def command(arguments: list[str]) -> int:
+    """The exit code of a command line."""
+    split = arguments.index("--") if "--" in arguments else len(arguments)
     logging.disable(logging.WARNING)  # TorchRec's, of tables that every rank holds
-    config = tyro.cli(Config, args=sys.argv[1:split], description=__doc__)
+    config = tyro.cli(Config, args=arguments[:split], description=__doc__)
     try:
-        sys.exit(main(config, sys.argv[split + 1 :]))
+        return main(config, arguments[split + 1 :])
     except ValueError as error:
         print(error, file=sys.stderr)
-        sys.exit(BAD_ARGUMENTS)
+        return BAD_ARGUMENTS
+
+
+if __name__ == "__main__":
+    sys.exit(command(sys.argv[1:]))

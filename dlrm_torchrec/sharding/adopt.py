@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
-from iopath.common.file_io import g_pathmgr
 from torch import nn
 from torchrec.distributed.planner import Topology
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
@@ -14,7 +11,7 @@ from torchrec.distributed.planner.planners import to_sharding_plan
 from torchrec.distributed.planner.types import ParameterConstraints, ShardingOption
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
-from dlrm_torchrec.sharding.estimate import VERSION
+from dlrm_torchrec.sharding.estimate import Estimate, TableEstimate, read_estimates
 
 
 def adopt_plan(
@@ -30,7 +27,7 @@ def adopt_plan(
     Raises ValueError when it is of another format, of another number of ranks, or of other tables: every table must
     have the shards that the planner would cut for this model and these ranks.
     """
-    saved = {table["name"]: table for table in _of_size(path, topology.world_size)["tables"]}
+    saved = {table.name: table for table in _of_size(path, topology.world_size).tables}
     enumerator = EmbeddingEnumerator(topology=topology, batch_size=batch_size, constraints=dict(constraints))
     options: dict[str, list[ShardingOption]] = {}
     for option in enumerator.enumerate(model, sharders):
@@ -43,33 +40,29 @@ def adopt_plan(
     return to_sharding_plan([_placed(options[name], table, path) for name, table in saved.items()], topology)
 
 
-def _of_size(path: str, world_size: int) -> dict[str, Any]:
-    with g_pathmgr.open(path, "r") as stream:
-        plans: list[dict[str, Any]] = json.load(stream)
-    versions = {plan.get("version") for plan in plans}
-    if versions != {VERSION}:
-        raise ValueError(f"plan {path} must be of version {VERSION}: got {versions}; plan again with this release")
-    found = [plan for plan in plans if len(plan["hbm_capacity"]) == world_size]
+def _of_size(path: str, world_size: int) -> Estimate:
+    plans = read_estimates(path)
+    found = [plan for plan in plans if plan.world_size == world_size]
     if len(found) != 1:
-        sizes = [len(plan["hbm_capacity"]) for plan in plans]
         raise ValueError(
-            f"plan {path} must hold one plan for {world_size} ranks: got plans for {sizes}; plan one such topology"
+            f"plan {path} must hold one plan for {world_size} ranks: got plans for "
+            f"{[plan.world_size for plan in plans]}; plan one such topology"
         )
     return found[0]
 
 
-def _placed(options: list[ShardingOption], table: dict[str, Any], path: str) -> ShardingOption:
+def _placed(options: list[ShardingOption], table: TableEstimate, path: str) -> ShardingOption:
     """The option that cuts the table as the plan does, with the plan's ranks."""
-    wanted = [(tuple(shard["size"]), tuple(shard["offset"])) for shard in table["shards"]]
+    wanted = [(shard.size, shard.offset) for shard in table.shards]
     for option in options:
         cut = [(tuple(shard.size), tuple(shard.offset)) for shard in option.shards]
-        same = (option.sharding_type, option.compute_kernel) == (table["sharding_type"], table["compute_kernel"])
+        same = (option.sharding_type, option.compute_kernel) == (table.sharding_type, table.compute_kernel)
         if same and cut == wanted:
-            for shard, saved in zip(option.shards, table["shards"], strict=True):
-                shard.rank = saved["rank"]
+            for shard, saved in zip(option.shards, table.shards, strict=True):
+                shard.rank = saved.rank
             return option
     raise ValueError(
-        f"table {table['name']!r} of the plan {path} must be cut as for this model and these hosts: got "
-        f"{table['sharding_type']} of {table['rows']} x {table['dim']} in {len(wanted)} shards; plan again with the "
-        "same options and topology"
+        f"table {table.name!r} of the plan {path} must be cut as for this model and these hosts: got "
+        f"{table.sharding_type} of {table.rows} x {table.dim} in {len(wanted)} shards; plan again with the same "
+        "options and topology"
     )

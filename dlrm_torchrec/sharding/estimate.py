@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from iopath.common.file_io import g_pathmgr
 from torchrec.distributed.planner import Topology
 from torchrec.distributed.planner.types import ShardingOption, Stats
 
@@ -25,6 +27,18 @@ class ShardEstimate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """One way to shard a table, whether or not it would fit beside the others."""
+
+    sharding_type: str
+    compute_kernel: str
+    num_shards: int
+    slowest_shard_ms: float
+    all_shards_ms: float
+    largest_shard_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TableEstimate:
     name: str
     rows: int
@@ -33,6 +47,7 @@ class TableEstimate:
     sharding_type: str
     compute_kernel: str
     shards: tuple[ShardEstimate, ...]
+    alternatives: tuple[Alternative, ...]  # all that were considered, the chosen one among them, fastest first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +91,38 @@ class Estimate:
         return [shard for table in self.tables for shard in table.shards]
 
 
+def read_estimates(path: str) -> list[Estimate]:
+    """The estimates in a file of ``to_json``s; ValueError when it is of another version."""
+    with g_pathmgr.open(path, "r") as stream:
+        plans: list[dict[str, Any]] = json.load(stream)
+    versions = sorted({str(plan.pop("version", None)) for plan in plans})
+    if versions != [str(VERSION)]:
+        raise ValueError(f"plan {path} must be of version {VERSION}: got {versions}; plan again with this release")
+    return [
+        Estimate(
+            topology=plan["topology"],
+            batch_size=plan["batch_size"],
+            hbm_capacity=tuple(plan["hbm_capacity"]),
+            ddr_capacity=tuple(plan["ddr_capacity"]),
+            tables=tuple(map(_read_table, plan["tables"])),
+        )
+        for plan in plans
+    ]
+
+
+def _read_table(table: dict[str, Any]) -> TableEstimate:
+    shards = [
+        ShardEstimate(**{**shard, "offset": tuple(shard["offset"]), "size": tuple(shard["size"])})
+        for shard in table["shards"]
+    ]
+    rest = {
+        "pooling_factors": tuple(table["pooling_factors"]),
+        "shards": tuple(shards),
+        "alternatives": tuple(Alternative(**way) for way in table["alternatives"]),
+    }
+    return TableEstimate(**{**table, **rest})
+
+
 class EstimateStats(Stats):
     """Keeps the estimates of the plan that the planner chose in ``found``."""
 
@@ -94,19 +141,26 @@ class EstimateStats(Stats):
         run_time: float,  # noqa: ARG002
         best_plan: list[ShardingOption],
         *_: Any,
+        enumerator: Any = None,
         **__: Any,
     ) -> None:
         if best_plan:
+            considered: dict[str, list[ShardingOption]] = {}
+            for option in enumerator.last_stored_search_space:
+                considered.setdefault(option.name, []).append(option)
             self.found = Estimate(
                 topology=self._topology,
                 batch_size=batch_size,
                 hbm_capacity=tuple(device.storage.hbm for device in topology.devices),
                 ddr_capacity=tuple(device.storage.ddr for device in topology.devices),
-                tables=tuple(_table(option) for option in sorted(best_plan, key=lambda option: str(option.name))),
+                tables=tuple(
+                    _table(option, considered[option.name])
+                    for option in sorted(best_plan, key=lambda option: str(option.name))
+                ),
             )
 
 
-def _table(option: ShardingOption) -> TableEstimate:
+def _table(option: ShardingOption, considered: list[ShardingOption]) -> TableEstimate:
     return TableEstimate(
         name=option.name,
         rows=option.tensor.size(0),
@@ -125,39 +179,17 @@ def _table(option: ShardingOption) -> TableEstimate:
             )
             for shard in option.shards
         ),
+        alternatives=tuple(sorted(map(_alternative, considered), key=lambda found: found.slowest_shard_ms)),
     )
 
 
-def describe_ranks(estimate: Estimate) -> str:
-    """Memory and estimated time per rank, as a table for a terminal; the rank that the others wait for is marked."""
-    lines = [f"{'rank':>4}  {'HBM GB':>14}  {'DDR GB':>15}  {'ms':>7}  " + "  ".join(f"{p:>16}" for p in PARTS)]
-    rows = zip(
-        estimate.rank_bytes("hbm"),
-        estimate.hbm_capacity,
-        estimate.rank_bytes("ddr"),
-        estimate.ddr_capacity,
-        estimate.rank_milliseconds(),
-        strict=True,
+def _alternative(option: ShardingOption) -> Alternative:
+    milliseconds = [sum(getattr(shard.perf, part) for part in PARTS) for shard in option.shards]
+    return Alternative(
+        sharding_type=option.sharding_type,
+        compute_kernel=option.compute_kernel,
+        num_shards=len(option.shards),
+        slowest_shard_ms=max(milliseconds),
+        all_shards_ms=sum(milliseconds),
+        largest_shard_bytes=max(shard.storage.hbm + shard.storage.ddr for shard in option.shards),
     )
-    for rank, (hbm, hbm_capacity, ddr, ddr_capacity, parts) in enumerate(rows):
-        mark = "  <- critical" if rank == estimate.critical_rank() else ""
-        lines.append(
-            f"{rank:>4}  {hbm / 1e9:>6.2f} / {hbm_capacity / 1e9:>5.1f}  {ddr / 1e9:>6.2f} / {ddr_capacity / 1e9:>6.1f}"
-            f"  {sum(parts.values()):>7.3f}  " + "  ".join(f"{parts[part]:>16.3f}" for part in PARTS) + mark
-        )
-    return "\n".join(lines)
-
-
-def compare(estimates: list[Estimate]) -> str:
-    """One line per topology: what the fullest rank holds, and what the slowest one takes."""
-    lines = [
-        f"{'topology':<20}  {'ranks':>5}  {'HBM GB, fullest':>15}  {'of':>6}  {'ms, slowest':>11}  rows/s of tables"
-    ]
-    for estimate in estimates:
-        milliseconds = sum(estimate.rank_milliseconds()[estimate.critical_rank()].values())
-        lines.append(
-            f"{estimate.topology:<20}  {estimate.world_size:>5}  {max(estimate.rank_bytes('hbm')) / 1e9:>15.2f}  "
-            f"{max(estimate.hbm_capacity) / 1e9:>6.1f}  {milliseconds:>11.3f}  "
-            f"{1e3 * estimate.batch_size * estimate.world_size / milliseconds:,.0f}"
-        )
-    return "\n".join(lines)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import subprocess
 import sys
 from math import prod
@@ -12,22 +15,29 @@ from typing import Any
 import pytest
 
 from dlrm_torchrec.datasets.criteo import criteo_1tb_multi_hot_spec
-from tests.recipe import ROOT, run_recipe
+from tests.recipe import ROOT, load_recipe, run_recipe
 
 
 def plan(folder: Path, *arguments: str, code: int = 0) -> tuple[list[dict[str, Any]], str]:
-    """The estimates in plan.json, and what was printed."""
-    output = folder / "plan.json"
-    command = [
-        sys.executable,
-        str(ROOT / "recipes/plan_sharding.py"),
-        arguments[0],
-        f"--output={output}",
-        *arguments[1:],
-    ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
-    assert done.returncode == code, done.stdout + done.stderr
-    return json.loads(output.read_text()) if output.exists() else [], done.stdout + done.stderr
+    """The estimates in plan.json, and what was printed, for a command line."""
+    output, printed = folder / "plan.json", io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        try:
+            found = load_recipe("plan_sharding").command([arguments[0], f"--output={output}", *arguments[1:]])
+        except SystemExit as ended:  # tyro's, for options that do not exist
+            found = ended.code
+        finally:
+            logging.disable(logging.NOTSET)
+    assert found == code, printed.getvalue()
+    return json.loads(output.read_text()) if output.exists() else [], printed.getvalue()
+
+
+def test_as_a_command_from_another_folder(tmp_path: Path) -> None:
+    recipe = str(ROOT / "recipes/plan_sharding.py")
+    typed = [sys.executable, recipe, "train_dlrm", "--topology", "1x2:cpu", "1x1:a100-40", "--", "--bottom", "64", "16"]
+    done = subprocess.run(typed, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert [estimate["topology"] for estimate in json.loads((tmp_path / "plan.json").read_text())] == typed[4:6]
 
 
 def rank_bytes(estimate: dict[str, Any]) -> list[int]:
@@ -156,3 +166,38 @@ def test_a_plan_of_another_model_or_size_is_refused(
     arguments = ["demo", *SMALL, *options, f"--sharding.plan={tmp_path}/plan.json", f"--run-dir={tmp_path}/run"]
     with pytest.raises(RuntimeError, match=message):
         run_recipe("train_dlrm", arguments, world_size)
+
+
+def test_a_table_is_explained_and_an_older_plan_compared(tmp_path: Path) -> None:
+    arguments = ["train_dlrm", "demo", "--topology", "1x4:h100"]
+    (estimate,), printed = plan(tmp_path, *arguments, "--explain", "t_id_7")
+    (table,) = [table for table in estimate["tables"] if table["name"] == "t_id_7"]
+    ways = table["alternatives"]
+    assert len({(way["sharding_type"], way["compute_kernel"]) for way in ways}) == len(ways) >= 4
+    assert ways == sorted(ways, key=lambda way: way["slowest_shard_ms"])
+    (chosen,) = [way for way in ways if way["sharding_type"] == table["sharding_type"]]
+    slowest = max(sum(shard["milliseconds"].values()) for shard in table["shards"])
+    assert chosen["slowest_shard_ms"] == pytest.approx(slowest)
+    (line,) = [line for line in printed.splitlines() if line.endswith("<- chosen")]
+    assert line.split()[0] == table["sharding_type"]
+    assert f"{slowest:.4f}" in line
+
+    _, printed = plan(tmp_path, *arguments, f"--since={tmp_path}/plan.json")
+    assert "the same plan" in printed
+    smaller = ["--", "--tables.kind=hash", "--tables.threshold=10000"]
+    _, printed = plan(tmp_path, *arguments, f"--since={tmp_path}/plan.json", *smaller)
+    (changed,) = [line for line in printed.splitlines() if line.startswith("t_id_7: ")]
+    assert changed.startswith("t_id_7: 20,000 x 16 ")
+    assert "-> 5,000 x 16 " in changed
+    assert "slowest rank: " in printed
+
+
+def test_an_unknown_table_cannot_be_explained(tmp_path: Path) -> None:
+    _, printed = plan(tmp_path, "train_dlrm", "--topology", "1x2:cpu", "--explain", "t_id_8", code=2)
+    assert "explained table must be in the plan: got 't_id_8'; the plan has ['t_id_0'," in printed
+
+
+def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text('[{"version": 0}]')
+    _, printed = plan(tmp_path, "train_dlrm", "--topology", "1x2:cpu", f"--since={tmp_path}/old.json", code=2)
+    assert "must be of version 1: got ['0']; plan again with this release" in printed
