@@ -3,6 +3,10 @@
 Bandwidths are peaks, in one direction: NVIDIA's data sheets add both directions of NVLink and PCIe, so half of their
 figure stands here. A cloud's network is shared equally by the devices of a host. The host's memory bandwidth is that of
 its processors' memory channels, all populated.
+
+A ``source`` is where to check a figure, not a proof that it was: no document could be opened when this was written.
+Most were seen quoted elsewhere; from memory are H100's bandwidth, hosts' memory channels, PCIe generations, DGX host
+memory, the networks of p4d, p4de, p5e, p5en, p6-b200, g6e, A3 and ND H200, and p6-b200's memory.
 """
 
 from __future__ import annotations
