@@ -20,7 +20,7 @@ def grouped_linear(
     """
     num_classes = len(layers[0][0])
     num_blocks = -(-len(vectors) // _BLOCK) + num_classes
-    counts = torch.bincount(classes, minlength=num_classes)
+    counts = classes.new_zeros(num_classes).scatter_add(0, classes, torch.ones_like(classes))
     last_block = (-(-counts // _BLOCK)).cumsum(0)
     block_class = torch.searchsorted(last_block, torch.arange(num_blocks, device=classes.device), right=True)
     block_class = block_class.clamp(max=num_classes - 1)  # blocks that nothing was left for

@@ -229,7 +229,7 @@ class Path(Operation):
         return [Block(stack.sizes[0], 0.0, stack.partition.num_ids**-0.5), *network * num_networks]
 
     def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
-        ids, places = torch.unique(bags.values, return_inverse=True)  # a network sees an id of the batch once
+        ids, places = torch.unique(bags.values, return_inverse=True)  # a network sees an id once; waits for a GPU
         first, *later = stack.partition.of(ids)
         networks = torch.arange(stack.sizes[0], stack.rows, device=first.device)
         rows = torch.cat([first, networks])

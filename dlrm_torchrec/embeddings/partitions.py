@@ -28,11 +28,6 @@ class Partition(ABC):
     def classes(self) -> tuple[int, ...]:
         """Number of classes of each of the k partitions."""
 
-    @property
-    @abstractmethod
-    def complementary(self) -> bool:
-        """Whether any two ids differ in at least one of their k classes."""
-
     @abstractmethod
     def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The k classes of every id: int64, shaped like ``ids``, which must lie in [0, num_ids)."""
@@ -47,10 +42,6 @@ class Partition(ABC):
 
 class Complementary(Partition):
     """Partitions whose k classes name an id."""
-
-    @property
-    def complementary(self) -> bool:
-        return True
 
     @abstractmethod
     def ids_of(self, *classes: torch.Tensor) -> torch.Tensor:
@@ -116,10 +107,6 @@ class Hash(Partition):
     @property
     def classes(self) -> tuple[int, ...]:
         return (self.num_classes,)
-
-    @property
-    def complementary(self) -> bool:
-        return self.num_classes >= self.num_ids
 
     def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (ids.long() % self.num_classes,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -42,15 +43,15 @@ class Stack:
     partition: Partition
     class_rows: tuple[int, ...]
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         return [classes * rows for classes, rows in zip(self.partition.classes, self.class_rows, strict=True)]
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return sum(self.sizes)
 
-    @property
+    @cached_property
     def first_rows(self) -> list[int]:
         return [sum(self.sizes[:j]) for j in range(len(self.sizes))]
 

@@ -68,6 +68,8 @@ class _Composed:
         bags = Bags(features.values().long(), features.lengths().long(), features.weights_or_none())
         pooled = self.stacked.pooled(bags, self._sums)
         pooled = pooled.view(num_features, features.stride(), -1, sum(columns)).transpose(0, 1)
+        if len(columns) == 1:
+            return pooled.flatten(1)
         return torch.cat([shard.flatten(1) for shard in torch.split(pooled, columns, dim=3)], dim=1)
 
     def _sums(self, rows: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:

@@ -100,7 +100,8 @@ class _Sender(_Sources):
         inherited: Any = super()
         configs = [self._stacked.get(table.name) for table in self._tables() for _ in sources(table, self._stacked)]
         input_dist: torch.nn.Module = inherited.create_input_dist(device)
-        input_dist.register_forward_pre_hook(partial(_ids_to_rows, configs))
+        if any(config is not None for config in configs):
+            input_dist.register_forward_pre_hook(partial(_ids_to_rows, configs))
         return input_dist
 
 

@@ -67,7 +67,7 @@ def make_plan(
     group: dist.ProcessGroup | None = None,
     stats: Stats | None = None,
 ) -> ShardingPlan:
-    """The planner's plan for ``tables`` inside ``model`` (both on meta), ``batch_size`` rows per rank, or a saved one.
+    """The planner's plan for ``tables`` (on meta) inside ``model``, ``batch_size`` rows per rank, or a saved one.
 
     With ``group``, rank 0 plans and all its ranks get the same plan; ``stats`` is told its estimates. Raises
     ValueError when a table is named that does not exist or a sharding type is impossible for it, and DoesNotFitError.

@@ -22,7 +22,6 @@ def tensors(*assignments: list[int]) -> list[torch.Tensor]:
 
 def test_the_example_of_the_paper() -> None:
     partition = Assigned(tensors(*PAPER))
-    assert partition.complementary
     assert partition.num_ids == 5
     assert partition.classes == (3, 2, 2)
     assert [classes.tolist() for classes in partition.of(torch.arange(5))] == list(PAPER)
