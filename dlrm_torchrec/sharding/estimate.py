@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 from iopath.common.file_io import g_pathmgr
 from torchrec.distributed.planner import Topology
-from torchrec.distributed.planner.types import ShardingOption, Stats
+from torchrec.distributed.planner.types import ShardingOption, Stats, StorageReservation
 
-VERSION = 1
+from dlrm_torchrec.sharding.storage import optimizer_bytes
+
+VERSION = 2
 PARTS = ("input_dist_comms", "fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEstimate:
-    """A piece of a table: ``size`` rows and columns from ``offset`` on, with its optimizer's state and its buffers."""
+    """A piece of a table: ``size`` rows and columns from ``offset`` on; what HBM and DDR hold beyond are buffers."""
 
     rank: int
     offset: tuple[int, ...]
     size: tuple[int, ...]
     hbm_bytes: int
     ddr_bytes: int
+    weight_bytes: int
+    optimizer_bytes: int  # the moments of its rows
     milliseconds: dict[str, float]  # of a step, by PARTS
 
 
@@ -58,6 +63,8 @@ class Estimate:
     batch_size: int
     hbm_capacity: tuple[int, ...]  # bytes of each rank
     ddr_capacity: tuple[int, ...]
+    hbm_reserved: tuple[int, ...]  # of it for what is not sharded, and a margin
+    ddr_reserved: tuple[int, ...]
     tables: tuple[TableEstimate, ...]
 
     @property
@@ -104,6 +111,8 @@ def read_estimates(path: str) -> list[Estimate]:
             batch_size=plan["batch_size"],
             hbm_capacity=tuple(plan["hbm_capacity"]),
             ddr_capacity=tuple(plan["ddr_capacity"]),
+            hbm_reserved=tuple(plan["hbm_reserved"]),
+            ddr_reserved=tuple(plan["ddr_reserved"]),
             tables=tuple(map(_read_table, plan["tables"])),
         )
         for plan in plans
@@ -135,7 +144,7 @@ class EstimateStats(Stats):
         sharding_plan: Any,  # noqa: ARG002 (TorchRec's)
         topology: Topology,
         batch_size: int,
-        storage_reservation: Any,  # noqa: ARG002
+        storage_reservation: StorageReservation,
         num_proposals: int,  # noqa: ARG002
         num_plans: int,  # noqa: ARG002
         run_time: float,  # noqa: ARG002
@@ -145,14 +154,20 @@ class EstimateStats(Stats):
         **__: Any,
     ) -> None:
         if best_plan:
+            left = storage_reservation.last_reserved_topology
+            assert left is not None
+            whole = [device.storage for device in topology.devices]
+            reserved = [each - device.storage for each, device in zip(whole, left.devices, strict=True)]
             considered: dict[str, list[ShardingOption]] = {}
             for option in enumerator.last_stored_search_space:
                 considered.setdefault(option.name, []).append(option)
             self.found = Estimate(
                 topology=self._topology,
                 batch_size=batch_size,
-                hbm_capacity=tuple(device.storage.hbm for device in topology.devices),
-                ddr_capacity=tuple(device.storage.ddr for device in topology.devices),
+                hbm_capacity=tuple(storage.hbm for storage in whole),
+                ddr_capacity=tuple(storage.ddr for storage in whole),
+                hbm_reserved=tuple(storage.hbm for storage in reserved),
+                ddr_reserved=tuple(storage.ddr for storage in reserved),
                 tables=tuple(
                     _table(option, considered[option.name])
                     for option in sorted(best_plan, key=lambda option: str(option.name))
@@ -175,6 +190,8 @@ def _table(option: ShardingOption, considered: list[ShardingOption]) -> TableEst
                 size=tuple(shard.size),
                 hbm_bytes=shard.storage.hbm,
                 ddr_bytes=shard.storage.ddr,
+                weight_bytes=prod(shard.size) * option.tensor.element_size(),
+                optimizer_bytes=optimizer_bytes(option.tensor, shard.size),
                 milliseconds={part: getattr(shard.perf, part) for part in PARTS},
             )
             for shard in option.shards

@@ -52,7 +52,7 @@ def test_two_topologies_of_mlperf(tmp_path: Path) -> None:
     estimates, printed = plan(tmp_path, "train_dcnv2", "mlperf", "--topology", "2x8:h100", "1x8:a100-80")
     features = criteo_1tb_multi_hot_spec().sparse
     for estimate, (name, ranks) in zip(estimates, [("2x8:h100", 16), ("1x8:a100-80", 8)], strict=True):
-        assert estimate["version"] == 1
+        assert estimate["version"] == 2
         assert estimate["topology"] == name
         assert estimate["batch_size"] == 65_536 // ranks
         assert len(estimate["hbm_capacity"]) == ranks
@@ -200,4 +200,4 @@ def test_an_unknown_table_cannot_be_explained(tmp_path: Path) -> None:
 def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text('[{"version": 0}]')
     _, printed = plan(tmp_path, "train_dlrm", "--topology", "1x2:cpu", f"--since={tmp_path}/old.json", code=2)
-    assert "must be of version 1: got ['0']; plan again with this release" in printed
+    assert "must be of version 2: got ['0']; plan again with this release" in printed
