@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from dataclasses import dataclass
+from operator import index
 from typing import Any, Literal
 
 Encoding = Literal["id", "vocab", "hash"]
+WINDOW_ROWS = 65_536  # of data, within which a repeated id counts as reuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class SparseFeature:
     encoding: Encoding = "id"
     multi_hot: bool = False
     min_count: int = 1  # a value seen less often than this is unseen (vocab only)
-    pooling_factor: float = 1.0  # mean ids per row: measured by preparation, used by planner and synthetic data
+    pooling_factor: float = 1.0  # mean ids per row: measured on the data, used by planner and synthetic data
 
     def __post_init__(self) -> None:
         if self.rows < 1 and not (self.encoding == "vocab" and self.rows == 0):
@@ -113,4 +115,66 @@ class DatasetSpec:
             raise ValueError(
                 f"a dataset spec must have the fields of DatasetSpec: got {error}; compare it with a dataset.json "
                 "that this version wrote"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessStatistics:
+    """How often each id of one sparse feature is looked up in the rows of one split, summarised.
+
+    The ids looked up between 2^b and 2^(b+1) - 1 times are entry b of the histogram: how many they are, and how many
+    lookups they have together. The last entry is not (0, 0), so there are at most 63.
+    """
+
+    samples: int  # rows of data
+    lookups: int  # ids in them
+    distinct: int  # ids looked up at least once
+    top_mass: tuple[tuple[int, float], ...]  # (k, share of lookups of the k most frequent ids), k = 1, 10, .. distinct
+    # Rows n * WINDOW_ROWS .. (n + 1) * WINDOW_ROWS - 1 of the split are window n. Reuse is the share of lookups whose
+    # id was looked up before in the same window: the hits of a cache that holds one window and is then emptied.
+    reuse: float
+    histogram: tuple[tuple[int, int], ...]  # (ids, lookups)
+
+    def __post_init__(self) -> None:
+        ids, lookups = (sum(entry[part] for entry in self.histogram) for part in (0, 1))
+        if (ids, lookups) != (self.distinct, self.lookups):
+            raise ValueError(
+                f"histogram must hold all {self.distinct} distinct ids and {self.lookups} lookups: got {ids} and "
+                f"{lookups}; profile the data again"
+            )
+        for power, (ids, lookups) in enumerate(self.histogram):
+            if not ids << power <= lookups <= ids * ((2 << power) - 1):
+                raise ValueError(
+                    f"ids of histogram entry {power} must have {1 << power} to {(2 << power) - 1} lookups each: got "
+                    f"{ids} ids with {lookups}; profile the data again"
+                )
+        shares = [*(share for _, share in self.top_mass), self.reuse]
+        if self.samples < 1 or not all(0 <= share <= 1 for share in shares):
+            raise ValueError(
+                f"statistics must be of at least 1 row and have shares in [0, 1]: got {self.samples} rows and "
+                f"{shares}; profile the data again"
+            )
+
+    @property
+    def pooling_factor(self) -> float:
+        """Mean ids per row."""
+        return self.lookups / self.samples
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries and lists, the inverse of ``from_json``."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> AccessStatistics:
+        """The statistics that ``to_json`` wrote; ValueError when keys are missing or unknown, or numbers disagree."""
+        try:
+            fields = dict(data)
+            counts = {name: index(fields.pop(name)) for name in ("samples", "lookups", "distinct")}
+            top_mass = tuple((index(k), float(share)) for k, share in fields.pop("top_mass"))
+            histogram = tuple((index(ids), index(lookups)) for ids, lookups in fields.pop("histogram"))
+            return cls(**counts, top_mass=top_mass, histogram=histogram, **fields)
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"access statistics must be as this version writes them: got {error!r}; remove the statistics from "
+                "dataset.json and profile the data again"
             ) from error

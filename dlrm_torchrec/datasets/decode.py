@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.jagged import Bags, Columns
+from dlrm_torchrec.datasets.bags import Bags, Columns
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 
 
@@ -50,6 +50,12 @@ def read_row_group(file: pq.ParquetFile, group: int, spec: DatasetSpec, path: st
             dense[:, index] = column
         _check(~np.isfinite(dense[:, index]), column, f"column {feature.name!r} of {where} must hold finite float32s")
     return Columns(labels, dense, [_bags(table, feature, where) for feature in spec.sparse])
+
+
+def read_bags(file: pq.ParquetFile, group: int, feature: SparseFeature, path: str) -> Bags:
+    """One sparse column of one row group; ValueError as ``read_row_group``."""
+    table = file.read_row_group(group, columns=[feature.name], use_threads=False)
+    return _bags(table, feature, f"{path}, row group {group}")
 
 
 def _bags(table: pa.Table, feature: SparseFeature, where: str) -> Bags:

@@ -13,7 +13,7 @@ from typing import Any
 
 from iopath.common.file_io import g_pathmgr
 
-from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 
 FORMAT = 1
 NAME = "dataset.json"
@@ -55,17 +55,18 @@ class SourceFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a prepared folder holds: the spec, the splits' files, and where they came from."""
+    """What a prepared folder holds: the spec, the splits' files, where they came from, and how ids are looked up."""
 
     spec: DatasetSpec
     splits: Mapping[str, Split]
     sources: tuple[SourceFile, ...] = ()
     report: Mapping[str, Any] = field(default_factory=dict)  # counts of rows read, written and quarantined
+    statistics: Mapping[str, AccessStatistics] = field(default_factory=dict)  # by sparse feature; empty: not profiled
 
     def save(self, folder: str) -> None:
         """Write ``dataset.json`` into ``folder`` under a temporary name, then move it into place."""
         target, partial = join(folder, NAME), join(folder, f"{NAME}.partial")
-        data = {
+        data: dict[str, Any] = {
             "format": FORMAT,
             "spec": self.spec.to_json(),
             "splits": {
@@ -75,6 +76,8 @@ class Manifest:
             "sources": [asdict(source) for source in self.sources],
             "report": dict(self.report),
         }
+        if self.statistics:
+            data["statistics"] = {name: statistics.to_json() for name, statistics in self.statistics.items()}
         with g_pathmgr.open(partial, "w") as file:
             json.dump(data, file, indent=1)
             file.write("\n")
@@ -103,6 +106,9 @@ class Manifest:
                 splits=splits,
                 sources=tuple(SourceFile(**source) for source in data.get("sources", [])),
                 report=data.get("report", {}),
+                statistics={
+                    name: AccessStatistics.from_json(value) for name, value in data.get("statistics", {}).items()
+                },
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             detail = f"no field {error}" if isinstance(error, KeyError) else error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dlrm_torchrec.datasets.manifest import Manifest
 from dlrm_torchrec.datasets.parquet import ParquetStream
 from dlrm_torchrec.datasets.stream import Ranks, Stream
 from dlrm_torchrec.datasets.synthetic import SyntheticStream
-from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 
 SYNTHETIC = "synthetic"
 _HELD_OUT_ROWS = 65_536  # of each synthetic evaluation split
@@ -16,6 +18,14 @@ _EVALUATION_BATCH = 8_192  # at least: an evaluation has no reason for small bat
 def load_spec(data: str, shape: DatasetSpec) -> DatasetSpec:
     """The spec of the prepared folder ``data``; ``shape`` itself when ``data`` is ``synthetic``."""
     return shape if data == SYNTHETIC else Manifest.load(data).spec
+
+
+def load_statistics(data: str) -> Mapping[str, AccessStatistics]:
+    """How the ids of each sparse feature of the prepared folder ``data`` are looked up, as ``profile`` measured it.
+
+    Empty for ``synthetic`` and for a folder that was not profiled.
+    """
+    return {} if data == SYNTHETIC else Manifest.load(data).statistics
 
 
 def open_streams(

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
+from dlrm_torchrec.datasets.bags import Columns
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.decode import check_schema, read_row_group
-from dlrm_torchrec.datasets.jagged import Columns, to_batch
+from dlrm_torchrec.datasets.jagged import to_batch
 from dlrm_torchrec.datasets.manifest import DataFile, Manifest, join
 from dlrm_torchrec.datasets.order import Order, Visit
 from dlrm_torchrec.datasets.stream import Ranks, check_start_step

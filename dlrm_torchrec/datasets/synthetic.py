@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_auroc
 
 from dlrm_torchrec.datasets import counter
+from dlrm_torchrec.datasets.bags import Bags, Columns
 from dlrm_torchrec.datasets.batch import Batch
-from dlrm_torchrec.datasets.jagged import Bags, Columns, to_batch
+from dlrm_torchrec.datasets.jagged import to_batch
 from dlrm_torchrec.datasets.stream import Ranks, check_start_step
 from dlrm_torchrec.datasets.teacher import Teacher
 from dlrm_torchrec.datasets.zipf import Zipf

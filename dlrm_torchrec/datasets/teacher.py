@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm_torchrec.datasets import counter
-from dlrm_torchrec.datasets.jagged import Bags
+from dlrm_torchrec.datasets.bags import Bags
 from dlrm_torchrec.schema import DatasetSpec
 
 Floats = NDArray[np.float64]

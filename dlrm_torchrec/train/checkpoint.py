@@ -22,6 +22,7 @@ from dlrm_torchrec.train.world import World
 
 FORMAT = 1
 MARKER = "checkpoint.json"
+MEASURED = ("pooling_factor",)  # parts of an identity that measuring the same data better may change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,9 +184,10 @@ def read_progress(path: str, identity: dict[str, Any]) -> Progress:
 
 
 def _first_difference(name: str, saved: Any, wanted: Any) -> tuple[str, Any, Any] | None:
-    """The path and both values of the first place where two JSON values differ."""
+    """The path and both values of the first place where two JSON values differ, other than in what is ``MEASURED``."""
     if isinstance(saved, dict) and isinstance(wanted, dict):
-        pairs = [(f"{name}.{key}".strip("."), saved.get(key), wanted.get(key)) for key in {**saved, **wanted}]
+        keys = [key for key in {**saved, **wanted} if key not in MEASURED]
+        pairs = [(f"{name}.{key}".strip("."), saved.get(key), wanted.get(key)) for key in keys]
     elif _are_records(saved) and _are_records(wanted) and len(saved) == len(wanted):
         pairs = [(f"{name}[{i}]", *values) for i, values in enumerate(zip(saved, wanted, strict=True))]
     else:

@@ -1,0 +1,135 @@
+"""How often the ids of prepared data are looked up: counted per sparse feature and kept in its ``dataset.json``.
+
+    python -m dlrm_torchrec.datasets.profile prepared/criteo-kaggle
+
+prints a table and writes the statistics and the pooling factors that plans are made with. Every feature is read in a
+pass of its own: memory holds 8 bytes per row of its table, a row group of its column, and a window.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import count, pairwise, takewhile
+
+import numpy as np
+import pyarrow.parquet as pq
+import tyro
+from iopath.common.file_io import g_pathmgr
+from numpy.typing import NDArray
+
+from dlrm_torchrec.datasets.bags import Bags
+from dlrm_torchrec.datasets.decode import check_schema, read_bags
+from dlrm_torchrec.datasets.manifest import NAME, Manifest, Split, join
+from dlrm_torchrec.schema import WINDOW_ROWS, AccessStatistics, DatasetSpec, SparseFeature
+
+
+def access_statistics(pieces: Iterable[Bags], rows: int, window_rows: int = WINDOW_ROWS) -> AccessStatistics:
+    """The statistics of one feature from its bags, in their order, however they are cut into pieces.
+
+    Every id must lie in [0, ``rows``), and there must be at least one bag.
+    """
+    counts = np.zeros(rows, dtype=np.int64)
+    samples = lookups = first_lookups = 0
+    for window, ids in _windows(pieces, window_rows):
+        samples += window
+        lookups += len(ids)
+        first_lookups += _count(counts, ids)
+    counts.sort()  # in place: these counts may be most of the memory
+    seen = counts[np.searchsorted(counts, 1) :]
+    distinct = len(seen)
+    bounds = np.searchsorted(seen, [1 << power for power in range(int(counts[-1]).bit_length() + 1)])
+    return AccessStatistics(
+        samples=samples,
+        lookups=lookups,
+        distinct=distinct,
+        top_mass=tuple(
+            (k, int(seen[-k:].sum()) / lookups) for k in takewhile(lambda k: k <= distinct, (10**n for n in count()))
+        ),
+        reuse=(lookups - first_lookups) / max(1, lookups),
+        histogram=tuple((int(stop - start), int(seen[start:stop].sum())) for start, stop in pairwise(bounds)),
+    )
+
+
+def _windows(pieces: Iterable[Bags], window_rows: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Rows and ids of each window of consecutive rows; the last one may be shorter."""
+    parts: list[NDArray[np.integer]] = []
+    missing = window_rows
+    for bags in pieces:
+        first, rows = 0, len(bags.lengths)
+        while first < rows:
+            last = min(first + missing, rows)
+            parts.append(bags.slice(first, last).values)
+            missing -= last - first
+            first = last
+            if missing == 0:
+                yield window_rows, np.concatenate(parts, dtype=np.int64)
+                parts, missing = [], window_rows
+    if parts:
+        yield window_rows - missing, np.concatenate(parts, dtype=np.int64)
+
+
+def _count(counts: NDArray[np.int64], ids: NDArray[np.int64]) -> int:
+    """How many distinct ids there are in ``ids`` (V,); each lookup is added to ``counts`` (rows,)."""
+    before, positions = counts[ids], np.arange(len(ids))
+    counts[ids] = positions  # of the lookups of an id one stays: no sorting, no second array of the table's length
+    distinct = int(np.count_nonzero(counts[ids] == positions))
+    counts[ids] = before
+    np.add.at(counts, ids, 1)
+    return distinct
+
+
+def _read(folder: str, split: Split, spec: DatasetSpec, feature: SparseFeature) -> Iterator[Bags]:
+    """The bags of one feature, row group by row group; ValueError where a file breaks the manifest or the spec."""
+    spec = replace(spec, dense=(), sparse=(feature,))
+    for file in split.files:
+        path = join(folder, file.path)
+        with g_pathmgr.open(path, "rb") as raw:
+            parquet = pq.ParquetFile(raw)
+            check_schema(parquet.schema_arrow, spec, path)
+            if parquet.metadata.num_rows != file.rows:
+                raise ValueError(
+                    f"file {path} must have the {file.rows} rows of its manifest: got {parquet.metadata.num_rows}; "
+                    "prepare it again"
+                )
+            for group in range(parquet.num_row_groups):
+                yield read_bags(parquet, group, feature, path)
+
+
+def main(prepared: tyro.conf.Positional[str], split: str = "train") -> None:
+    """Count how often each id of a prepared folder is looked up, print it, and write it into its dataset.json.
+
+    Args:
+        prepared: folder with a dataset.json
+        split: whose rows to count
+    """
+    manifest = Manifest.load(prepared)
+    if split not in manifest.splits or not manifest.splits[split].rows:
+        rows = {name: part.rows for name, part in manifest.splits.items()}
+        raise ValueError(f"split must be one of {prepared} that has rows: got {split!r} of {rows}; name another")
+    spec = manifest.spec
+    width = max(len("feature"), *(len(feature.name) for feature in spec.sparse))
+    print(f"{'feature':{width}}  table rows    distinct    used  pooling   top 1  top 100  top 10k   reuse")
+    statistics: dict[str, AccessStatistics] = {}
+    for feature in spec.sparse:
+        found = access_statistics(_read(prepared, manifest.splits[split], spec, feature), feature.rows)
+        print(f"{feature.name:{width}}  {_row(found, feature.rows)}", flush=True)  # the next one may take minutes
+        statistics[feature.name] = found
+    sparse = tuple(replace(f, pooling_factor=statistics[f.name].pooling_factor) for f in spec.sparse)
+    replace(manifest, spec=replace(spec, sparse=sparse), statistics=statistics).save(prepared)
+    print(f"{manifest.splits[split].rows:,} rows of split {split!r}; statistics are in {join(prepared, NAME)}")
+
+
+def _row(found: AccessStatistics, rows: int) -> str:
+    mass = dict(found.top_mass)
+    top = (mass.get(k, 1.0) for k in (1, 100, 10_000))  # of fewer ids than k: all lookups
+    shares = "  ".join(f"{share:{width}.1%}" for share, width in zip((*top, found.reuse), (6, 7, 7, 6), strict=True))
+    return f"{rows:10,}  {found.distinct:10,}  {found.distinct / rows:6.1%}  {found.pooling_factor:7.2f}  {shares}"
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
