@@ -1,35 +1,41 @@
 """Plan a training recipe's tables for machines that you do not have: no GPU, no process group, no data.
 
-    python recipes/plan_sharding.py train_dcnv2 mlperf --topology 2x8:h100
-    python recipes/plan_sharding.py train_dlrm criteo-1tb --topology 1x8:a100-40 1x8:h100 p5.48xlarge
-    python recipes/plan_sharding.py train_dlrm criteo-1tb --topology cluster.toml -- --tables.kind quotient_remainder
-    python recipes/plan_sharding.py train_dcnv2 mlperf --explain t_cat_0 --since plan.json
+    python recipes/plan_sharding.py train_dcnv2 --preset mlperf --topology 2x8:h100
+    python recipes/plan_sharding.py train_dlrm --preset criteo-1tb --topology 1x8:a100-40 1x8:h100 p5.48xlarge
+    python recipes/plan_sharding.py train_dcnv2 --preset mlperf --topology 1x1:a100-40 --fit
+    python recipes/plan_sharding.py train_dlrm --topology cluster.toml -- --tables.kind quotient_remainder
+    python recipes/plan_sharding.py explain t_cat_0 plan.json
+    python recipes/plan_sharding.py diff old.json plan.json
 
-Options after ``--`` are the recipe's, which trains this very plan with ``--sharding.plan plan.json``. Prints where
-every table lies, memory and estimated time per rank, and one line per topology; writes plan.json. Exit code 0: fits;
-3: a topology does not; 2: bad arguments. The first one takes seconds: 15.7 of 80 GB on the fullest of 16 ranks, 4.0 ms
-per step for the tables of the slowest.
+Options after ``--`` are the recipe's, which trains this very plan with ``--plan plan.json``, and what ``--fit`` chose
+with ``--tables.file tables.json``. Prints where every table lies, memory and estimated time per rank, and one line per
+topology; writes plan.json and the page plan.html. Exit code 0: fits; 3: a topology does not; 2: bad arguments. The
+first one takes seconds: 46 of 80 GB on the fullest of 16 ranks, 3.6 ms per step for the tables of the slowest.
 """
 
 import importlib.util
 import json
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-import torch
 import tyro
 from iopath.common.file_io import g_pathmgr
 from tyro.conf import Positional
 
-from dlrm_torchrec.datasets.open import load_spec
+from dlrm_torchrec.datasets.open import load_spec, load_statistics
+from dlrm_torchrec.embeddings.tables import write_tables
 from dlrm_torchrec.presets import parse
-from dlrm_torchrec.sharding.estimate import EstimateStats, read_estimates
-from dlrm_torchrec.sharding.estimate_text import compare, describe_ranks, diff, explain
-from dlrm_torchrec.sharding.plan import DoesNotFitError, describe_plan, make_plan
-from dlrm_torchrec.sharding.topology import parse_topology
+from dlrm_torchrec.sharding.dry_run import DryRun
+from dlrm_torchrec.sharding.estimate import Estimate, read_estimates
+from dlrm_torchrec.sharding.estimate_html import page
+from dlrm_torchrec.sharding.estimate_text import compare, describe_ranks, describe_tables, diff, explain
+from dlrm_torchrec.sharding.fit import Choice, describe_choices
+from dlrm_torchrec.sharding.shortfall import DoesNotFitError
+from dlrm_torchrec.sharding.topology import Cluster, parse_cluster
 
 FITS, BAD_ARGUMENTS, DOES_NOT_FIT = 0, 2, 3
 
@@ -37,11 +43,14 @@ FITS, BAD_ARGUMENTS, DOES_NOT_FIT = 0, 2, 3
 @dataclass(frozen=True, kw_only=True)
 class Config:
     recipe: Positional[str]  # a training recipe: its name here, or the path of your copy
-    preset: Positional[str] = ""  # of the recipe; its first one by default
+    preset: str = ""  # of the recipe; its first one by default
     topology: tuple[str, ...] = ("1x8:h100",)  # hosts x devices : machine, a cloud instance, or a TOML file
+    fit: bool = False  # choose how each table is stored, so that the topology holds them at the least loss
+    fit_bytes: float = 0  # with fit: most bytes of tables and optimizer state; 0: what the topology holds
+    fit_output: str = "tables.json"
     explain: tuple[str, ...] = ()  # tables to say why they are sharded as they are
-    since: str = ""  # an older plan.json, to be compared topology by topology
     output: str = "plan.json"
+    page: str = "plan.html"
 
 
 def load_recipe(name: str) -> ModuleType:
@@ -62,46 +71,64 @@ def load_recipe(name: str) -> ModuleType:
 def main(cfg: Config, options: list[str]) -> int:
     recipe = load_recipe(cfg.recipe)
     preset, trained = parse(recipe.PRESETS, [*([cfg.preset] if cfg.preset else []), *options])
+    clusters = {text: parse_cluster(text) for text in cfg.topology}
+    if cfg.fit and len(clusters) > 1:
+        raise ValueError(f"tables must be fitted to one topology at a time: got {list(clusters)}; name one")
     prepared = g_pathmgr.exists(f"{trained.data}/dataset.json")
     spec = load_spec(trained.data, trained.shape) if prepared else trained.shape
-    print(
-        f"{cfg.recipe} {preset}: {spec.name}, " + ("as prepared" if prepared else "not prepared here: published sizes")
-    )
+    access = load_statistics(trained.data) if prepared else {}
+    known = f"as prepared, {len(access)} features profiled" if prepared else "not prepared here: published sizes"
+    title = f"{cfg.recipe} {preset}: {spec.name}, {known}"
+    print(title)
+    dry_run = DryRun(recipe.build, spec, access)
     estimates, refused = [], []
-    for text in cfg.topology:
-        topology = parse_topology(text)
-        model, tables = recipe.build(trained, spec, topology.world_size, torch.device("cpu"))
-        stats = EstimateStats(text)
-        batch_size = trained.batch_size // topology.world_size
+    for text, cluster in clusters.items():
         try:
-            plan = make_plan(model, tables, topology, batch_size, trained.sharding, spec, stats=stats)
+            estimate = fit_tables(cfg, dry_run, trained, cluster) if cfg.fit else dry_run(trained, cluster, text)
         except DoesNotFitError as error:
-            refused.append(f"{text}: {error}")
+            nearest = "; ".join(dry_run.nearest(trained, cluster)) or "none of those tried"
+            refused.append(f"{text}: {error}. Nearest changes that fit, each planned: {nearest}.")
             continue
-        assert stats.found is not None
-        estimates.append(stats.found)
-        print(f"\n{text}, {batch_size} rows per rank\n{describe_plan(plan, tables, topology.world_size)}")
-        print("\n".join([describe_ranks(stats.found), *(explain(stats.found, table) for table in cfg.explain)]))
-    older = {estimate.topology: estimate for estimate in read_estimates(cfg.since)} if cfg.since else {}
-    for estimate in estimates:
-        if estimate.topology in older:
-            changes = diff(older[estimate.topology], estimate) or "the same plan"
-            print(f"\n{estimate.topology} since {cfg.since}\n{changes}")
+        estimates.append(estimate)
+        print(f"\n{text}, {estimate.batch_size} rows per rank\n{describe_tables(estimate)}")
+        print("\n".join([describe_ranks(estimate), *(explain(estimate, table) for table in cfg.explain)]))
     if estimates:
         print(f"\n{compare(estimates)}")
         with g_pathmgr.open(cfg.output, "w") as stream:
             json.dump([estimate.to_json() for estimate in estimates], stream, indent=1)
-    print("\n".join(refused), file=sys.stderr)
+        with g_pathmgr.open(cfg.page, "w") as stream:
+            stream.write(page(estimates, title))
+    for refusal in refused:
+        print(refusal, file=sys.stderr)
     return DOES_NOT_FIT if refused else FITS
+
+
+def fit_tables(cfg: Config, dry_run: DryRun, trained: Any, cluster: Cluster) -> Estimate:
+    """The plan of the tables that lose least among those that fit; writes their config for the training recipe."""
+    fitted = replace(trained, tables=replace(trained.tables, file=cfg.fit_output))
+
+    def attempt(chosen: dict[str, Choice]) -> Estimate:
+        write_tables(cfg.fit_output, {name: choice.config for name, choice in chosen.items()}, trained.tables)
+        return dry_run(fitted, cluster, cfg.topology[0])
+
+    chosen, _ = dry_run.fit(trained, cluster, attempt, int(cfg.fit_bytes))
+    print(f"\n{describe_choices(chosen)}\ntrain it with --tables.file {cfg.fit_output} --plan {cfg.output}")
+    return attempt(chosen)
 
 
 def command(arguments: list[str]) -> int:
     """The exit code of a command line."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
     logging.disable(logging.WARNING)  # TorchRec's, of tables that every rank holds
-    config = tyro.cli(Config, args=arguments[:split], description=__doc__)
     try:
-        return main(config, arguments[split + 1 :])
+        match arguments:
+            case ["explain", table, path]:
+                print("\n".join(explain(estimate, table) for estimate in read_estimates(path)))
+                return FITS
+            case ["diff", before, after]:
+                print(diff(read_estimates(before), read_estimates(after)))
+                return FITS
+        return main(tyro.cli(Config, args=arguments[:split], description=__doc__), arguments[split + 1 :])
     except ValueError as error:
         print(error, file=sys.stderr)
         return BAD_ARGUMENTS

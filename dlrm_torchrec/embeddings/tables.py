@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from iopath.common.file_io import g_pathmgr
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from dlrm_torchrec.embeddings.collection import CompositionalEmbeddingBagCollection
@@ -28,6 +30,7 @@ from dlrm_torchrec.schema import Table
 
 Kind = Literal["plain", "hash", "quotient_remainder", "mixed_radix", "chinese_remainder", "mixed_dimension"]
 OperationName = Literal["concat", "add", "mult", "path", "feature_generation"]
+DataTypeName = Literal["fp32", "fp16"]
 Tables: TypeAlias = EmbeddingBagCollection | MixedDimensionEmbeddingBagCollection
 
 
@@ -44,11 +47,14 @@ class TablesConfig:
     hidden: int = 64  # units of a path's networks; 0: linear
     alpha: float = 0.3  # of mixed_dimension: the power of the rows by which the dim falls
     budget: int = 0  # of mixed_dimension: most elements of the tables above the threshold; 0: what alpha gives
+    data_type: DataTypeName = "fp32"  # of the weights; their moments are fp32
+    file: str = ""  # of recipes/plan_sharding.py --fit: what is different for single tables
 
     def __post_init__(self) -> None:
         for name, value, choices in (
             ("kind", self.kind, get_args(Kind)),
             ("operation", self.operation, get_args(OperationName)),
+            ("data_type", self.data_type, get_args(DataTypeName)),
         ):
             if value not in choices:
                 raise ValueError(f"{name} of tables must be one of {choices}: got {value!r}; name one of them")
@@ -66,6 +72,11 @@ class TablesConfig:
             raise ValueError(
                 f"budget must be 0 or more, and is for mixed_dimension tables: got {self.budget} for {self.kind}; "
                 "use collisions or max_rows"
+            )
+        if self.file and self.kind == "mixed_dimension":
+            raise ValueError(
+                f"a file of single tables must not be given for mixed_dimension, whose dims depend on each other: "
+                f"got {self.file!r}; leave one of them out"
             )
 
     def partition(self, rows: int) -> Partition:
@@ -106,39 +117,87 @@ def build_tables(
     ``dense_device`` is where the projections of mixed dims lie, which are not sharded.
     """
     config, meta = config or TablesConfig(), torch.device("meta")
-    configs = [
-        EmbeddingBagConfig(
-            name=table.name,
-            num_embeddings=table.rows,
-            embedding_dim=table.dim,
-            feature_names=list(table.features),
-        )
-        for table in tables
-    ]
-    large = [plain for plain in configs if plain.num_embeddings > config.threshold]
-    if config.kind == "plain" or not large:
-        return EmbeddingBagCollection(device=meta, tables=configs)
     if config.kind == "mixed_dimension":
-        common = configs[0].embedding_dim
-        rows = [plain.num_embeddings for plain in large]
-        dims = power_rule_dims(rows, common, config.alpha, budget=config.budget or None)
-        for plain, dim in zip(large, dims, strict=True):
-            plain.embedding_dim = dim
-        return MixedDimensionEmbeddingBagCollection(configs, common, device=meta, dense_device=dense_device)
-    return CompositionalEmbeddingBagCollection([_composed(plain, config) for plain in configs], device=meta)
+        return _mixed(tables, config, dense_device)
+    own = read_tables(config.file, config) if config.file else {}
+    unknown = sorted(own.keys() - {table.name for table in tables})
+    if unknown:
+        raise ValueError(f"tables in {config.file} must exist: got {unknown}; fit them again for this data set")
+    stored = [stored_config(table, own.get(table.name, config)) for table in tables]
+    if any(isinstance(each, CompositionalEmbeddingBagConfig) for each in stored):
+        return CompositionalEmbeddingBagCollection(stored, device=meta)
+    return EmbeddingBagCollection(device=meta, tables=stored)
 
 
-def _composed(plain: EmbeddingBagConfig, config: TablesConfig) -> EmbeddingBagConfig:
-    if plain.num_embeddings <= config.threshold:
+def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
+    """The config of one table: compositional where ``config`` says so and the table is above its threshold."""
+    plain = EmbeddingBagConfig(
+        name=table.name,
+        num_embeddings=table.rows,
+        embedding_dim=table.dim,
+        feature_names=list(table.features),
+        data_type=DataType[config.data_type.upper()],
+    )
+    if config.kind == "plain" or table.rows <= config.threshold:
         return plain
     return CompositionalEmbeddingBagConfig(
         name=plain.name,
         num_embeddings=plain.num_embeddings,
         embedding_dim=plain.embedding_dim,
         feature_names=plain.feature_names,
+        data_type=plain.data_type,
         partition=config.partition(plain.num_embeddings),
         operation=config.combine(),
     )
+
+
+def _mixed(tables: Sequence[Table], config: TablesConfig, dense_device: torch.device | None) -> Tables:
+    """Tables of mixed dims, or plain ones where all are small."""
+    stored = [stored_config(table, TablesConfig(data_type=config.data_type)) for table in tables]
+    large = [plain for plain in stored if plain.num_embeddings > config.threshold]
+    if not large:
+        return EmbeddingBagCollection(device=torch.device("meta"), tables=stored)
+    common = tables[0].dim
+    rows = [plain.num_embeddings for plain in large]
+    dims = power_rule_dims(rows, common, config.alpha, budget=config.budget or None)
+    for plain, dim in zip(large, dims, strict=True):
+        plain.embedding_dim = dim
+    return MixedDimensionEmbeddingBagCollection(stored, common, device=torch.device("meta"), dense_device=dense_device)
+
+
+def write_tables(path: str, tables: Mapping[str, TablesConfig], default: TablesConfig) -> None:
+    """Write, for ``--tables.file``, what each table's config has other than ``default``."""
+    base = asdict(default)
+    changed = {
+        name: {field: value for field, value in asdict(config).items() if value != base[field]}
+        for name, config in tables.items()
+    }
+    with g_pathmgr.open(path, "w") as stream:
+        json.dump(changed, stream, indent=1)
+        stream.write("\n")
+
+
+def read_tables(path: str, default: TablesConfig) -> dict[str, TablesConfig]:
+    """Configs of single tables: ``default`` with the fields that ``write_tables`` wrote, by the table's name.
+
+    Raises ValueError when the file is not such a mapping.
+    """
+    allowed = {field.name for field in fields(TablesConfig)} - {"file", "alpha", "budget"}
+    try:
+        with g_pathmgr.open(path, "r") as stream:
+            tables: dict[str, dict[str, Any]] = json.load(stream)
+        unknown = sorted({field for own in tables.values() for field in own} - allowed)
+        if unknown:
+            raise ValueError(f"fields {unknown}, of which none is one of {sorted(allowed)}")
+        read = {name: replace(default, file="", **own) for name, own in tables.items()}
+        if any(config.kind == "mixed_dimension" for config in read.values()):
+            raise ValueError("a table of mixed dims, which takes its dim from the others")
+        return read
+    except (OSError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"tables in {path} must map names to fields of --tables: got {error}; write it with "
+            "recipes/plan_sharding.py --fit"
+        ) from error
 
 
 def physical_configs(tables: Tables) -> list[EmbeddingBagConfig]:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from torch import nn
 from torchrec.distributed.planner import Topology
-from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.planners import to_sharding_plan
 from torchrec.distributed.planner.types import ParameterConstraints, ShardingOption
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
+from dlrm_torchrec.sharding.enumerator import Enumerator
 from dlrm_torchrec.sharding.estimate import Estimate, TableEstimate, read_estimates
 
 
@@ -28,7 +28,7 @@ def adopt_plan(
     have the shards that the planner would cut for this model and these ranks.
     """
     saved = {table.name: table for table in _of_size(path, topology.world_size).tables}
-    enumerator = EmbeddingEnumerator(topology=topology, batch_size=batch_size, constraints=dict(constraints))
+    enumerator = Enumerator(topology, batch_size, constraints=dict(constraints))
     options: dict[str, list[ShardingOption]] = {}
     for option in enumerator.enumerate(model, sharders):
         options.setdefault(option.name, []).append(option)

@@ -1,22 +1,33 @@
-"""Bytes of tables and of their optimizers' state, as FBGEMM allocates them."""
+"""The ways to shard tables, with the bytes of weights and moments as FBGEMM allocates them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 import torch
-from torchrec.distributed.planner.shard_estimators import EmbeddingStorageEstimator
+from torch import nn
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.types import ShardingOption, Storage
+from torchrec.distributed.types import ModuleSharder
 from torchrec.optim import RowWiseAdagrad
 
+# Simplest first
+SHARDING_TYPES = [
+    "data_parallel",
+    "table_wise",
+    "column_wise",
+    "table_column_wise",
+    "row_wise",
+    "table_row_wise",
+    "grid_shard",
+]
+KERNELS = ["dense", "fused", "fused_uvm_caching", "fused_uvm"]
 MOMENT_BYTES = 4  # float32, whatever the weights are
 
 
-def optimizer_bytes(table: torch.Tensor, size: Sequence[int]) -> int:
-    """Bytes of the moments of a shard of ``size`` (rows, columns), by the optimizer that ``table`` is marked with."""
-    (optimizer,) = table._optimizer_classes  # type: ignore[attr-defined]  # TorchRec's mark
+def optimizer_bytes(optimizer: type[torch.optim.Optimizer], size: Sequence[int]) -> int:
+    """Bytes of the moments of a shard of ``size`` (rows, columns)."""
     moments: dict[type[torch.optim.Optimizer], int] = {
         torch.optim.SGD: 0,
         RowWiseAdagrad: size[0],
@@ -26,15 +37,38 @@ def optimizer_bytes(table: torch.Tensor, size: Sequence[int]) -> int:
     return MOMENT_BYTES * moments[optimizer]
 
 
-class StorageEstimator(EmbeddingStorageEstimator):
-    """TorchRec's, which counts the moments of a table at the width of its weights: fp16 tables have float32 ones."""
+def shard_optimizer_bytes(option: ShardingOption, size: Sequence[int]) -> int:
+    """Bytes of the moments of a shard of a table, by the optimizer that it is marked with."""
+    (optimizer,) = option.tensor._optimizer_classes  # TorchRec's mark
+    return optimizer_bytes(optimizer, size)
 
-    def estimate(self, sharding_options: list[ShardingOption], *args: Any, **kwargs: Any) -> None:
-        """Set the storage of every shard of every option."""
-        super().estimate(sharding_options, *args, **kwargs)
+
+class Enumerator(EmbeddingEnumerator):
+    """TorchRec's, made deterministic, and exact about the moments of fp16 tables.
+
+    TorchRec orders sharding types by a set of strings, so that equally good plans differ from run to run: here the
+    simpler one comes first. And it counts moments at the width of the weights, although they are float32.
+    """
+
+    def enumerate(self, module: nn.Module, sharders: list[ModuleSharder[nn.Module]]) -> list[ShardingOption]:
+        """All ways to shard each table, table by table, the simplest first."""
+        found: dict[str, list[ShardingOption]] = {}
+        for option in super().enumerate(module, sharders):
+            found.setdefault(option.fqn, []).append(option)
+        return [option for options in found.values() for option in sorted(options, key=simplicity)]
+
+    def populate_estimates(self, sharding_options: list[ShardingOption]) -> None:
+        """Set the storage and the time of every shard of every option."""
+        super().populate_estimates(sharding_options)
         for option in sharding_options:
             uncounted = 1 - option.tensor.element_size() / MOMENT_BYTES
             for shard in option.shards:
-                missing = int(uncounted * optimizer_bytes(option.tensor, shard.size))
-                on_device = self._topology.compute_device == "cuda" and option.compute_kernel == "fused"
+                missing = int(uncounted * shard_optimizer_bytes(option, shard.size))
+                on_device = self._compute_device == "cuda" and option.compute_kernel == "fused"
+                assert shard.storage is not None
                 shard.storage += Storage(hbm=missing, ddr=0) if on_device else Storage(hbm=0, ddr=missing)
+
+
+def simplicity(option: ShardingOption) -> tuple[int, int]:
+    """Where an option comes among ways that are equally good."""
+    return SHARDING_TYPES.index(option.sharding_type), KERNELS.index(option.compute_kernel)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -11,10 +12,10 @@ from iopath.common.file_io import g_pathmgr
 from torchrec.distributed.planner import Topology
 from torchrec.distributed.planner.types import ShardingOption, Stats, StorageReservation
 
-from dlrm_torchrec.sharding.storage import optimizer_bytes
+from dlrm_torchrec.sharding.enumerator import shard_optimizer_bytes, simplicity
 
 VERSION = 2
-PARTS = ("input_dist_comms", "fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms")
+PARTS = ("input_dist_comms", "prefetch_compute", "fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,15 @@ class Estimate:
     def world_size(self) -> int:
         return len(self.hbm_capacity)
 
+    @property
+    def memory(self) -> str:
+        """Where tables lie unless they are offloaded: hbm, or ddr on hosts without devices."""
+        return "hbm" if any(self.hbm_capacity) else "ddr"
+
+    def capacity(self, memory: str) -> tuple[int, ...]:
+        """Bytes of each rank; ``memory`` is hbm or ddr."""
+        return self.hbm_capacity if memory == "hbm" else self.ddr_capacity
+
     def rank_bytes(self, memory: str) -> list[int]:
         """Bytes of tables on each rank; ``memory`` is hbm or ddr."""
         total = [0] * self.world_size
@@ -93,6 +103,10 @@ class Estimate:
 
     def to_json(self) -> dict[str, Any]:
         return {"version": VERSION, **asdict(self)}
+
+    def shards_of(self, rank: int) -> list[ShardEstimate]:
+        """What one rank holds."""
+        return [shard for shard in self._shards() if shard.rank == rank]
 
     def _shards(self) -> list[ShardEstimate]:
         return [shard for table in self.tables for shard in table.shards]
@@ -170,9 +184,14 @@ class EstimateStats(Stats):
                 ddr_reserved=tuple(storage.ddr for storage in reserved),
                 tables=tuple(
                     _table(option, considered[option.name])
-                    for option in sorted(best_plan, key=lambda option: str(option.name))
+                    for option in sorted(best_plan, key=lambda option: _natural(option.name))
                 ),
             )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts numbers within names by their value."""
+    return [(int(piece) if piece.isdigit() else -1, piece) for piece in re.split(r"(\d+)", name)]
 
 
 def _table(option: ShardingOption, considered: list[ShardingOption]) -> TableEstimate:
@@ -191,12 +210,14 @@ def _table(option: ShardingOption, considered: list[ShardingOption]) -> TableEst
                 hbm_bytes=shard.storage.hbm,
                 ddr_bytes=shard.storage.ddr,
                 weight_bytes=prod(shard.size) * option.tensor.element_size(),
-                optimizer_bytes=optimizer_bytes(option.tensor, shard.size),
+                optimizer_bytes=shard_optimizer_bytes(option, shard.size),
                 milliseconds={part: getattr(shard.perf, part) for part in PARTS},
             )
             for shard in option.shards
         ),
-        alternatives=tuple(sorted(map(_alternative, considered), key=lambda found: found.slowest_shard_ms)),
+        alternatives=tuple(
+            sorted(map(_alternative, sorted(considered, key=simplicity)), key=lambda way: way.slowest_shard_ms)
+        ),
     )
 
 

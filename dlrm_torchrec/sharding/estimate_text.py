@@ -2,46 +2,91 @@
 
 from __future__ import annotations
 
-from dlrm_torchrec.sharding.estimate import PARTS, Estimate
+from collections.abc import Sequence, Set
+
+from dlrm_torchrec.sharding.estimate import PARTS, Alternative, Estimate
+
+NEXT_BEST = 3
+
+
+def ranges(ranks: Set[int]) -> str:
+    """Ranks for people.
+
+    >>> ranges({0, 1, 2, 3, 6, 8, 9})
+    '0-3,6,8-9'
+    """
+    runs: list[list[int]] = []
+    for rank in sorted(ranks):
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def describe_tables(estimate: Estimate) -> str:
+    """Where every table lies, as a table for a terminal; GB and ms of a table are those of all its shards."""
+    width = max(map(len, [*(table.name for table in estimate.tables), "table"]))
+    lines = [
+        f"{'table':<{width}}  {'rows':>11}  {'dim':>4}  {'sharding':<17}  {'kernel':<17}  {'GB':>7}  {'ms':>8}  ranks"
+    ]
+    for table in estimate.tables:
+        held = sum(shard.hbm_bytes + shard.ddr_bytes for shard in table.shards)
+        milliseconds = sum(sum(shard.milliseconds.values()) for shard in table.shards)
+        lines.append(
+            f"{table.name:<{width}}  {table.rows:>11,}  {table.dim:>4}  {table.sharding_type:<17}  "
+            f"{table.compute_kernel:<17}  {held / 1e9:>7.3f}  {milliseconds:>8.3f}  "
+            f"{ranges({shard.rank for shard in table.shards})}"
+        )
+    return "\n".join(lines)
 
 
 def describe_ranks(estimate: Estimate) -> str:
-    """Memory and estimated time per rank, as a table for a terminal; the rank that the others wait for is marked."""
-    lines = [f"{'rank':>4}  {'HBM GB':>14}  {'DDR GB':>15}  {'ms':>7}  " + "  ".join(f"{p:>16}" for p in PARTS)]
-    rows = zip(
-        estimate.rank_bytes("hbm"),
-        estimate.hbm_capacity,
-        estimate.rank_bytes("ddr"),
-        estimate.ddr_capacity,
-        estimate.rank_milliseconds(),
-        strict=True,
-    )
-    for rank, (hbm, hbm_capacity, ddr, ddr_capacity, parts) in enumerate(rows):
-        mark = "  <- critical" if rank == estimate.critical_rank() else ""
-        lines.append(
-            f"{rank:>4}  {hbm / 1e9:>6.2f} / {hbm_capacity / 1e9:>5.1f}  {ddr / 1e9:>6.2f} / {ddr_capacity / 1e9:>6.1f}"
-            f"  {sum(parts.values()):>7.3f}  " + "  ".join(f"{parts[part]:>16.3f}" for part in PARTS) + mark
+    """Memory and estimated time per rank, as a table for a terminal; the rank that the others wait for is marked.
+
+    Bytes are those of weights, of moments, and of all that tables need with their buffers, of what the rank has.
+    """
+    ranks = estimate.rank_milliseconds()
+    parts = [part for part in PARTS if any(milliseconds[part] for milliseconds in ranks)]
+    memories = [memory for memory in ("hbm", "ddr") if any(estimate.capacity(memory))]
+    lines = [
+        "  ".join(
+            [f"{'rank':>4}  {'weights GB':>10}  {'moments GB':>10}"]
+            + [f"{memory.upper() + ' GB in all':>16}" for memory in memories]
+            + [f"{'ms':>8}", *(f"{part:>8}" for part in parts)]
         )
+    ]
+    for rank, milliseconds in enumerate(ranks):
+        shards = estimate.shards_of(rank)
+        held = {memory: sum(getattr(shard, f"{memory}_bytes") for shard in shards) for memory in memories}
+        cells = [
+            f"{rank:>4}",
+            f"{sum(shard.weight_bytes for shard in shards) / 1e9:>10.3f}",
+            f"{sum(shard.optimizer_bytes for shard in shards) / 1e9:>10.3f}",
+            *(f"{held[memory] / 1e9:>7.3f} / {estimate.capacity(memory)[rank] / 1e9:>6.1f}" for memory in memories),
+            f"{sum(milliseconds.values()):>8.3f}",
+            *(f"{milliseconds[part]:>{max(8, len(part))}.3f}" for part in parts),
+        ]
+        lines.append("  ".join(cells) + ("  <- critical" if rank == estimate.critical_rank() else ""))
     return "\n".join(lines)
 
 
 def compare(estimates: list[Estimate]) -> str:
     """One line per topology: what the fullest rank holds, and what the slowest one takes."""
-    lines = [
-        f"{'topology':<20}  {'ranks':>5}  {'HBM GB, fullest':>15}  {'of':>6}  {'ms, slowest':>11}  rows/s of tables"
-    ]
+    lines = [f"{'topology':<20}  {'ranks':>5}  {'GB, fullest':>11}  {'of':>6}  {'ms, slowest':>11}  rows/s of tables"]
     for estimate in estimates:
         milliseconds = sum(estimate.rank_milliseconds()[estimate.critical_rank()].values())
+        fullest = max(estimate.rank_bytes(estimate.memory))
         lines.append(
-            f"{estimate.topology:<20}  {estimate.world_size:>5}  {max(estimate.rank_bytes('hbm')) / 1e9:>15.2f}  "
-            f"{max(estimate.hbm_capacity) / 1e9:>6.1f}  {milliseconds:>11.3f}  "
+            f"{estimate.topology:<20}  {estimate.world_size:>5}  {fullest / 1e9:>11.3f}  "
+            f"{max(estimate.capacity(estimate.memory)) / 1e9:>6.1f}  {milliseconds:>11.3f}  "
             f"{1e3 * estimate.batch_size * estimate.world_size / milliseconds:,.0f}"
         )
     return "\n".join(lines)
 
 
 def explain(estimate: Estimate, table: str) -> str:
-    """Why ``table`` is sharded as it is: its cost, and what the other ways would cost, fastest first.
+    """Why ``table`` is sharded as it is: what that costs, the next best three ways, and what they would cost.
 
     Raises ValueError when the plan has no such table.
     """
@@ -49,28 +94,47 @@ def explain(estimate: Estimate, table: str) -> str:
     if table not in tables:
         raise ValueError(f"explained table must be in the plan: got {table!r}; the plan has {sorted(tables)}")
     chosen = tables[table]
+    ways = chosen.alternatives
+    place = [(way.sharding_type, way.compute_kernel) for way in ways].index(
+        (chosen.sharding_type, chosen.compute_kernel)
+    )
     lines = [f"{table} on {estimate.topology}: {chosen.rows:,} x {chosen.dim}, rows per bag {chosen.pooling_factors}"]
     lines.append(
-        f"  {'sharding':<18}  {'kernel':<6}  {'shards':>6}  {'ms, slowest':>11}  {'ms, all':>8}  {'GB, largest':>11}"
+        f"  {'sharding':<18}  {'kernel':<17}  {'shards':>6}  {'ms, slowest':>11}  {'ms, all':>8}  {'GB, largest':>11}"
     )
-    faster = 0
-    for number, way in enumerate(chosen.alternatives):
-        is_chosen = (way.sharding_type, way.compute_kernel) == (chosen.sharding_type, chosen.compute_kernel)
-        faster = number if is_chosen else faster
+    for number, way in enumerate(ways[: max(NEXT_BEST, place) + 1]):
         lines.append(
-            f"  {way.sharding_type:<18}  {way.compute_kernel:<6}  {way.num_shards:>6}  {way.slowest_shard_ms:>11.4f}  "
-            f"{way.all_shards_ms:>8.4f}  {way.largest_shard_bytes / 1e9:>11.3f}{'  <- chosen' if is_chosen else ''}"
+            f"  {way.sharding_type:<18}  {way.compute_kernel:<17}  {way.num_shards:>6}  {way.slowest_shard_ms:>11.4f}  "
+            f"{way.all_shards_ms:>8.4f}  {way.largest_shard_bytes / 1e9:>11.3f}"
+            f"{'  <- chosen' if number == place else ''}"
         )
-    lines.append(
-        "  the fastest way by its slowest shard"
-        if faster == 0
-        else f"  {faster} would be faster alone: with the other tables they are too much memory or time for one rank"
-    )
+    if place:
+        reason = f"although {place} would be faster alone: beside the other tables they take too much of a rank"
+    elif len(ways) > 1:
+        reason = f"the fastest by its slowest shard; the next takes {_times(ways[1], ways[0])} times as long"
+    else:
+        reason = "the only way on one rank"
+    return "\n".join([*lines, f"  chosen: {reason}"])
+
+
+def _times(slower: Alternative, faster: Alternative) -> str:
+    return f"{slower.slowest_shard_ms / faster.slowest_shard_ms:.2f}"
+
+
+def diff(before: Sequence[Estimate], after: Sequence[Estimate]) -> str:
+    """What changed between two files of plans, topology by topology."""
+    old, new = ({estimate.topology: estimate for estimate in plans} for plans in (before, after))
+    lines = [
+        f"{topology}: only {'after' if topology in new else 'before'}"
+        if topology not in old or topology not in new
+        else f"{topology}\n{_diff(old[topology], new[topology]) or 'the same plan'}"
+        for topology in sorted(old.keys() | new.keys())
+    ]
     return "\n".join(lines)
 
 
-def diff(before: Estimate, after: Estimate) -> str:
-    """What changed between two plans: tables sharded or placed otherwise, and the step; empty when nothing did."""
+def _diff(before: Estimate, after: Estimate) -> str:
+    """Tables sharded or placed otherwise, and the step; empty when nothing changed."""
     lines = []
     old, new = ({table.name: table for table in estimate.tables} for estimate in (before, after))
     for name in sorted(old.keys() | new.keys()):
@@ -78,15 +142,15 @@ def diff(before: Estimate, after: Estimate) -> str:
             lines.append(f"{name}: only {'after' if name in new else 'before'}")
             continue
         cuts = [
-            f"{table.rows:,} x {table.dim} {table.sharding_type} on {sorted({shard.rank for shard in table.shards})}"
+            f"{table.rows:,} x {table.dim} {table.sharding_type} on {ranges({shard.rank for shard in table.shards})}"
             for table in (old[name], new[name])
         ]
         if cuts[0] != cuts[1]:
             lines.append(f"{name}: {cuts[0]} -> {cuts[1]}")
     steps = [max(sum(parts.values()) for parts in estimate.rank_milliseconds()) for estimate in (before, after)]
-    fullest = [max(estimate.rank_bytes("hbm")) / 1e9 for estimate in (before, after)]
+    fullest = [max(estimate.rank_bytes(estimate.memory)) / 1e9 for estimate in (before, after)]
     if lines or steps[0] != steps[1]:
         lines.append(
-            f"slowest rank: {steps[0]:.3f} -> {steps[1]:.3f} ms; fullest: {fullest[0]:.2f} -> {fullest[1]:.2f} GB"
+            f"slowest rank: {steps[0]:.3f} -> {steps[1]:.3f} ms; fullest: {fullest[0]:.3f} -> {fullest[1]:.3f} GB"
         )
     return "\n".join(lines)

@@ -37,6 +37,11 @@ class Machine:
     inter_host_bandwidth: float  # bytes/s per device, to other hosts
     source: str
 
+    @property
+    def table_bytes(self) -> int:
+        """Bytes per device where tables lie unless they are offloaded."""
+        return self.hbm_bytes if self.compute_device == "cuda" else self.ddr_bytes // self.devices_per_host
+
 
 CPU = Machine(
     name="cpu",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -12,16 +13,20 @@ from torch import nn
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, Stats
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.distributed.types import CacheParams, EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan
+from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS, DataType, EmbeddingBagConfig
+from tyro.conf import arg
 
 from dlrm_torchrec.embeddings.config import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
-from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
+from dlrm_torchrec.sharding.access import MeasuredAccess
 from dlrm_torchrec.sharding.adopt import adopt_plan
 from dlrm_torchrec.sharding.composed_shardings import check_sharding, offered_types
 from dlrm_torchrec.sharding.compositional import CompositionalEmbeddingBagCollectionSharder
-from dlrm_torchrec.sharding.sharder import CHANGED_BY, ExactSharder, table_optimizer
+from dlrm_torchrec.sharding.enumerator import Enumerator
+from dlrm_torchrec.sharding.sharder import CHANGED_BY, HOST_KERNELS, ExactSharder, table_optimizer
+from dlrm_torchrec.sharding.shortfall import DoesNotFitError, shortfall
 
 ShardingKind = Literal[
     "auto",
@@ -34,6 +39,8 @@ ShardingKind = Literal[
     "grid_shard",
 ]
 
+CACHED_SHARE = 0.2  # of the rows of a table in the host's memory, on the device; TorchRec's default
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardingConfig:
@@ -41,14 +48,11 @@ class ShardingConfig:
 
     kind: ShardingKind = "auto"  # of every table
     tables: dict[str, ShardingKind] = field(default_factory=dict)  # of single tables, by name, before 'kind'
-    plan: str = ""  # a file of recipes/plan_sharding.py, to be taken as it is
+    plan: Annotated[str, arg(aliases=["--plan"])] = ""  # a file of recipes/plan_sharding.py, to be taken as it is
+    host_memory: bool = False  # let plain tables of GPUs lie in the host's memory, with a cache on the device
 
     def of(self, table: str) -> ShardingKind:
         return self.tables.get(table, self.kind)
-
-
-class DoesNotFitError(ValueError):
-    """No plan fits the memory of the ranks."""
 
 
 def sharders(tables: Tables) -> list[ModuleSharder[nn.Module]]:
@@ -66,20 +70,24 @@ def make_plan(
     spec: DatasetSpec,
     group: dist.ProcessGroup | None = None,
     stats: Stats | None = None,
+    access: Mapping[str, AccessStatistics] | None = None,
 ) -> ShardingPlan:
     """The planner's plan for ``tables`` (on meta) inside ``model``, ``batch_size`` rows per rank, or a saved one.
 
-    With ``group``, rank 0 plans and all its ranks get the same plan; ``stats`` is told its estimates. Raises
-    ValueError when a table is named that does not exist or a sharding type is impossible for it, and DoesNotFitError.
+    With ``group``, rank 0 plans and all its ranks get the same plan; ``stats`` is told its estimates. ``access``, by
+    feature, tells how well tables in the host's memory can be cached. Raises ValueError when a table is named that
+    does not exist or a sharding type is impossible for it, and DoesNotFitError.
     """
-    constraints = _constraints(tables, topology, config, spec, batch_size)
+    constraints = _constraints(tables, topology, config, spec, batch_size, access or {})
     if config.plan:
         return adopt_plan(config.plan, model, sharders(tables), topology, batch_size, constraints)
+    enumerator, reservation = Enumerator(topology, batch_size, constraints=constraints), _reservation(model)
     planner = EmbeddingShardingPlanner(
         topology=topology,
         batch_size=batch_size,
+        enumerator=enumerator,
         constraints=constraints,
-        storage_reservation=_reservation(model),
+        storage_reservation=reservation,
         stats=[stats] if stats else [],
         debug=False,
     )
@@ -88,9 +96,10 @@ def make_plan(
             return planner.plan(model, sharders(tables))
         return planner.collective_plan(model, sharders(tables), group)
     except PlannerError as error:
+        left = reservation.reserve(topology, batch_size, model, sharders(tables), constraints)
         raise DoesNotFitError(
             f"tables must fit the memory of {topology.world_size} {topology.compute_device} ranks: got "
-            f"{str(error).splitlines()[0]}; add ranks, or shrink tables"
+            f"{shortfall(enumerator.enumerate(model, sharders(tables)), left)}; add ranks, or shrink tables"
         ) from error
 
 
@@ -103,7 +112,12 @@ def _reservation(model: nn.Module) -> HeuristicalStorageReservation:
 
 
 def _constraints(
-    tables: Tables, topology: Topology, config: ShardingConfig, spec: DatasetSpec, batch_size: int
+    tables: Tables,
+    topology: Topology,
+    config: ShardingConfig,
+    spec: DatasetSpec,
+    batch_size: int,
+    access: Mapping[str, AccessStatistics],
 ) -> dict[str, ParameterConstraints]:
     pooling = {feature.name: feature.pooling_factor for feature in spec.sparse}
     names = {table.name for table in physical_configs(tables)}
@@ -130,12 +144,20 @@ def _constraints(
                 f"{kind!r}, with which {reason}; choose another sharding or optimizer"
             )
         stacked = isinstance(table, StackedEmbeddingBagConfig)
+        offload = config.host_memory and not stacked
+        if kind == "data_parallel" and table.data_type is not DataType.FP32:
+            raise ValueError(
+                f"a replicated table must have fp32 weights, in which its gradients are averaged: got "
+                f"{table.data_type.value.lower()} of {table.name!r}; choose another sharding or data_type"
+            )
         if kind != "auto":
             check_sharding(table, kind)
         # column shards as equal as the ranks allow; FBGEMM wants multiples of 4
         columns = max(4, table.embedding_dim // topology.world_size // 4 * 4)
         constraints[table.name] = ParameterConstraints(
             sharding_types=_allowed(kind, topology, table),
+            compute_kernels=["dense", "fused", *(HOST_KERNELS if offload else [])],
+            cache_params=_cache(table, access, batch_size * topology.world_size) if offload else None,
             min_partition=columns if kind in ("column_wise", "table_column_wise", "grid_shard") else None,
             pooling_factors=table.pooling_factors(pooling, batch_size)
             if stacked
@@ -144,12 +166,22 @@ def _constraints(
     return constraints
 
 
+def _cache(table: EmbeddingBagConfig, access: Mapping[str, AccessStatistics], global_batch: int) -> CacheParams:
+    measured = access.get(table.feature_names[0])
+    stats = None
+    if measured:
+        stats = MeasuredAccess(statistics=measured, rows=table.num_embeddings, global_batch_size=global_batch)
+    return CacheParams(load_factor=CACHED_SHARE, stats=stats)
+
+
 def _allowed(kind: ShardingKind, topology: Topology, table: EmbeddingBagConfig) -> list[str]:
     """Sharding types that the planner may choose from."""
     if kind != "auto":
         return [kind]
     if topology.world_size == 1:
         return ["table_wise"]  # nothing to share, and the fused kernel
+    if table.data_type is not DataType.FP32:  # DDP would average, and its optimizer step, in the type of the weights
+        return [offered for offered in offered_types(table) if offered != "data_parallel"]
     return offered_types(table)
 
 
@@ -180,7 +212,7 @@ def describe_plan(plan: ShardingPlan, tables: Tables, world_size: int) -> str:
         ranks = []
         for rank, _, size in _shards(parameter, whole):
             ranks.append(rank)
-            rank_bytes[rank] += 4 * size[0] * size[1]
+            rank_bytes[rank] += DATA_TYPE_NUM_BITS[table.data_type] // 8 * size[0] * size[1]
         lines.append(
             f"{name:<{width}}  {whole[0]:>11,}  {whole[1]:>4}  {parameter.sharding_type:<17}  "
             f"{parameter.compute_kernel:<6}  {_ranges(sorted(set(ranks)))}"

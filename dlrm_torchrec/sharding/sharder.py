@@ -12,6 +12,7 @@ from dlrm_torchrec.sharding.concurrent import ConcurrentSharder
 
 ROW_TYPES = ["row_wise", "table_row_wise", "grid_shard"]
 COLUMN_TYPES = ["column_wise", "table_column_wise", "grid_shard"]
+HOST_KERNELS = [EmbeddingComputeKernel.FUSED_UVM_CACHING.value, EmbeddingComputeKernel.FUSED_UVM.value]
 
 # A sharding type that would change the arithmetic of an optimizer is not offered with it.
 CHANGED_BY = {
@@ -29,8 +30,8 @@ CHANGED_BY = {
 class ExactSharder(ConcurrentSharder):
     """TorchRec's sharder, on any device, kept to plans that train the same model.
 
-    Row-wise types also run on CPU with gloo, where TorchRec hides them. Kernels that move tables out of device memory
-    are not offered: a plan that does not fit should say so.
+    Row-wise types also run on CPU with gloo, where TorchRec hides them. On a GPU it also offers kernels that keep
+    tables in the host's memory: ``make_plan`` leaves them out unless they are asked for.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class ExactSharder(ConcurrentSharder):
         excluded, _ = CHANGED_BY.get(self.optimizer, ([], ""))
         return [kind for kind in types if kind not in excluded]
 
-    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:  # noqa: ARG002 (TorchRec's)
-        dense, fused = EmbeddingComputeKernel.DENSE.value, EmbeddingComputeKernel.FUSED.value
-        return [dense if sharding_type == "data_parallel" else fused]
+    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
+        if sharding_type == "data_parallel":
+            return [EmbeddingComputeKernel.DENSE.value]
+        return [EmbeddingComputeKernel.FUSED.value, *(HOST_KERNELS if compute_device_type == "cuda" else [])]
 
 
 def table_optimizer(tables: nn.Module) -> type[torch.optim.Optimizer]:

@@ -51,12 +51,19 @@ class Cluster:
     hosts: int
     devices_per_host: int
 
+    def __str__(self) -> str:
+        return f"{self.hosts}x{self.devices_per_host}:{self.machine.name}"
+
+    @property
+    def world_size(self) -> int:
+        return self.hosts * self.devices_per_host
+
     def topology(self) -> Topology:
         """What TorchRec's planner plans for; ranks share their host's memory and its bandwidth equally."""
         machine, ranks = self.machine, self.devices_per_host
         is_gpu = machine.compute_device == "cuda"
         return TopologyFactory.create_topology(
-            TrainerConfig(world_size=self.hosts * ranks, local_world_size=ranks),
+            TrainerConfig(world_size=self.world_size, local_world_size=ranks),
             HardwareConfig(
                 hbm_cap_bytes=machine.hbm_bytes if is_gpu else None,
                 ddr_cap_bytes=machine.ddr_bytes // ranks,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path as FilePath
+
 import pytest
+from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
@@ -11,7 +15,7 @@ from dlrm_torchrec.embeddings.collection import CompositionalEmbeddingBagCollect
 from dlrm_torchrec.embeddings.config import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.operations import Path
-from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables, physical_configs
+from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables, physical_configs, read_tables, write_tables
 from dlrm_torchrec.schema import Table
 
 TABLES = [Table(name=f"t{rows}", rows=rows, dim=16, features=(f"f{rows}",)) for rows in (50, 900, 10_000)]
@@ -96,6 +100,11 @@ def test_every_kind_builds_the_demo_and_criteo() -> None:
         ({"kind": "hash", "collisions": 0}, r"collisions of hash tables must be at least 1: got 0; try 4"),
         ({"kind": "hash", "max_rows": 5}, r"max_rows must be 0 or more, and is for .*: got 5 for hash; use collisions"),
         ({"budget": 5}, r"budget must be 0 or more, and is for mixed_dimension tables: got 5 for plain; use coll"),
+        ({"data_type": "int8"}, r"data_type of tables must be one of \('fp32', 'fp16'\): got 'int8'; name one of them"),
+        (
+            {"kind": "mixed_dimension", "file": "t.json"},
+            r"a file of single tables must not be given for mixed_dimension, .*: got 't.json'; leave one",
+        ),
         ({"collisions": -1}, r"collisions of plain tables must be at least 0: got -1; try 4"),
     ],
 )
@@ -107,3 +116,54 @@ def test_errors(options: dict[str, object], message: str) -> None:
 def test_dims_that_do_not_divide_for_concat() -> None:
     with pytest.raises(ValueError, match=r"dim of table 't900' must be a multiple of its 3 partitions for concat"):
         build_tables(TABLES, TablesConfig(kind="mixed_radix", partitions=3, operation="concat"))
+
+
+@pytest.mark.parametrize("kind", ["plain", "quotient_remainder", "mixed_dimension"])
+def test_weights_are_of_the_data_type(kind: str) -> None:
+    for data_type, expected in (("fp32", DataType.FP32), ("fp16", DataType.FP16)):
+        config = TablesConfig(kind=kind, data_type=data_type)  # type: ignore[arg-type]
+        assert {table.data_type for table in physical_configs(build_tables(TABLES, config))} == {expected}
+
+
+def test_a_file_stores_single_tables_otherwise(tmp_path: FilePath) -> None:
+    path, default = str(tmp_path / "tables.json"), TablesConfig(data_type="fp16")
+    own = {
+        "t900": replace(default, kind="chinese_remainder", collisions=3, partitions=3),
+        "t10000": replace(default, kind="quotient_remainder", collisions=100, operation="add"),
+    }
+    write_tables(path, own, default)
+    assert read_tables(path, default) == own
+    assert rows(replace(default, file=path)) == [50, sum(own["t900"].partition(900).classes), 100 + 100]
+    assert rows(replace(default, file=path, kind="hash", threshold=20)) == [13, *rows(replace(default, file=path))[1:]]
+    write_tables(path, {"t900": default}, default)
+    assert type(build_tables(TABLES, replace(default, file=path))) is EmbeddingBagCollection
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"t7": {"kind": "hash"}}', r"tables in .*json must exist: got \['t7'\]; fit them again for this data set"),
+        (
+            '{"t900": {"strength": 2}}',
+            r"must map names to fields of --tables: got fields \['strength'\], of which none",
+        ),
+        (
+            '{"t900": {"kind": "mixed_dimension"}}',
+            r"got a table of mixed dims, which takes its dim from the others; wri",
+        ),
+        ('{"t900": {"collisions": -1}}', r"got collisions of plain tables must be at least 0: got -1; try 4; write it"),
+        ('["t900"]', r"must map names to fields of --tables: got .*; write it with recipes/plan_sharding.py --fit"),
+        ("{", r"must map names to fields of --tables: got .*; write it with recipes/plan_sharding.py --fit"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: FilePath, text: str, message: str) -> None:
+    (tmp_path / "tables.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        build_tables(TABLES, TablesConfig(file=str(tmp_path / "tables.json")))
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(
+        ValueError, match=r"tables in /nowhere.json must map names to fields of --tables: got .*No such"
+    ):
+        build_tables(TABLES, TablesConfig(file="/nowhere.json"))

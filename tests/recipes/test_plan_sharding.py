@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 from math import prod
@@ -21,15 +22,26 @@ from tests.recipe import ROOT, load_recipe, run_recipe
 def plan(folder: Path, *arguments: str, code: int = 0) -> tuple[list[dict[str, Any]], str]:
     """The estimates in plan.json, and what was printed, for a command line."""
     output, printed = folder / "plan.json", io.StringIO()
+    outputs = [f"--output={output}", f"--page={folder}/plan.html", f"--fit-output={folder}/tables.json"]
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
-            found = load_recipe("plan_sharding").command([arguments[0], f"--output={output}", *arguments[1:]])
+            found = load_recipe("plan_sharding").command([arguments[0], *outputs, *arguments[1:]])
         except SystemExit as ended:  # tyro's, for options that do not exist
             found = ended.code
         finally:
             logging.disable(logging.NOTSET)
     assert found == code, printed.getvalue()
     return json.loads(output.read_text()) if output.exists() else [], printed.getvalue()
+
+
+def recipe(*arguments: str, code: int = 0) -> str:
+    """What a command line printed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        found = load_recipe("plan_sharding").command(list(arguments))
+    logging.disable(logging.NOTSET)
+    assert found == code, printed.getvalue()
+    return printed.getvalue()
 
 
 def test_as_a_command_from_another_folder(tmp_path: Path) -> None:
@@ -49,7 +61,7 @@ def rank_bytes(estimate: dict[str, Any]) -> list[int]:
 
 
 def test_two_topologies_of_mlperf(tmp_path: Path) -> None:
-    estimates, printed = plan(tmp_path, "train_dcnv2", "mlperf", "--topology", "2x8:h100", "1x8:a100-80")
+    estimates, printed = plan(tmp_path, "train_dcnv2", "--preset=mlperf", "--topology", "2x8:h100", "1x8:a100-80")
     features = criteo_1tb_multi_hot_spec().sparse
     for estimate, (name, ranks) in zip(estimates, [("2x8:h100", 16), ("1x8:a100-80", 8)], strict=True):
         assert estimate["version"] == 2
@@ -76,7 +88,7 @@ def test_two_topologies_of_mlperf(tmp_path: Path) -> None:
 
 def test_the_recipe_s_options_shrink_its_tables(tmp_path: Path) -> None:
     options = ["--", "--tables.kind=quotient_remainder", "--tables.collisions=4", "--batch-size=16384"]
-    (estimate,), _ = plan(tmp_path, "train_dlrm", "criteo-1tb", "--topology", "1x8:h100", *options)
+    (estimate,), _ = plan(tmp_path, "train_dlrm", "--preset=criteo-1tb", "--topology", "1x8:h100", *options)
     tables = {table["name"]: table for table in estimate["tables"]}
     assert tables["t_cat_0"]["rows"] == 10_000_000 + 4
     assert tables["t_cat_0"]["pooling_factors"] == [2]
@@ -84,19 +96,74 @@ def test_the_recipe_s_options_shrink_its_tables(tmp_path: Path) -> None:
     assert not {"row_wise", "table_row_wise", "grid_shard"} & {tables["t_cat_0"]["sharding_type"]}
 
 
-def test_what_does_not_fit_ends_with_3_and_still_plans_the_others(tmp_path: Path) -> None:
-    estimates, printed = plan(tmp_path, "train_dcnv2", "mlperf", "--topology", "1x1:a100-40", "1x8:a100-80", code=3)
+CHANGES = {  # by the words of the refusal: what a user would add to the command
+    "more ranks": "--topology",
+    "half the bytes a weight": "--tables.data-type",
+    "a smaller optimizer": "--sparse.kind",
+    "the host's memory": "--sharding.host-memory",
+    "compression": "--tables.kind",
+}
+
+
+@pytest.mark.parametrize(
+    ("preset", "topology", "offered"),
+    [
+        ("mlperf", "1x1:a100-40", {"more ranks", "the host's memory", "compression"}),
+        ("mlperf", "2x1:h100", {"more ranks", "a smaller optimizer", "half the bytes a weight", "the host's memory"}),
+    ],
+)
+def test_a_refusal_names_changes_that_do_fit(tmp_path: Path, preset: str, topology: str, offered: set[str]) -> None:
+    command = ["train_dcnv2", f"--preset={preset}"]
+    estimates, printed = plan(tmp_path, *command, "--topology", topology, "1x8:a100-80", code=3)
     assert [estimate["topology"] for estimate in estimates] == ["1x8:a100-80"]
-    assert "1x1:a100-40: tables must fit the memory of 1 cuda ranks: got" in printed
+    (refusal,) = [line for line in printed.splitlines() if line.startswith(f"{topology}: tables must fit the memory")]
+    assert re.search(r"got table.* [\d,]+ bytes too many", refusal)
+    text = refusal.split("Nearest changes that fit, each planned: ")[1]
+    changes = re.findall(r"([a-z][a-z' ]+) \((--[^,)]+)[^)]*\): ([\d.]+) of [\d.]+ GB", text)
+    assert offered <= {what for what, _, _ in changes}
+    for what, option, fullest in changes:
+        words = option.split()
+        assert words[0] == CHANGES[what]
+        tail = words if what == "more ranks" else ["--topology", topology, "--", *words]
+        (estimate,), _ = plan(tmp_path, *command, *tail)
+        assert max(rank_bytes(estimate)) / 1e9 == pytest.approx(float(fullest), abs=0.006)
+
+
+def test_a_fitted_model_is_planned_and_trained(tmp_path: Path) -> None:
+    mlperf = ["train_dcnv2", "--preset=mlperf", "--topology=1x1:a100-40"]
+    (fitted,), printed = plan(tmp_path, *mlperf, "--fit")
+    assert 29e9 < rank_bytes(fitted)[0] < 34e9  # 40 GB, of which 15 % and what batches need are reserved
+    own = json.loads((tmp_path / "tables.json").read_text())
+    large = {f"t_cat_{number}" for number in (0, 9, 19, 20, 21)}  # 40 M rows each
+    assert {name for name, changed in own.items() if changed} == large
+    assert "lookups per sample read rows of other ids" in printed
+    (again,), _ = plan(tmp_path, *mlperf, "--", f"--tables.file={tmp_path}/tables.json")
+    assert again == fitted
+
+    (small,), _ = plan(tmp_path, "train_dlrm", "--topology=1x2:cpu", "--fit", "--fit-bytes=9e5", "--", *SMALL)
+    held = sum(shard["weight_bytes"] for table in small["tables"] for shard in table["shards"])
+    assert sum(4 * table["rows"] * table["dim"] for table in small["tables"]) <= 9e5 <= held * 1.6
+    options = [f"--tables.file={tmp_path}/tables.json", f"--plan={tmp_path}/plan.json", f"--run-dir={tmp_path}/run"]
+    assert run_recipe("train_dlrm", ["demo", *SMALL, *options], 2)["steps"] == 20
+    (saved,) = (tmp_path / "run/demo/checkpoints").glob("*/checkpoint.json")
+    assert shards(json.loads(saved.read_text())["plan"]) == shards(small)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["train_dlmr"], "recipe must be a file, or the name of one beside this: got 'train_dlmr'; try train_dlrm"),
-        (["train_dlrm", "criteo"], "preset must be one of demo, census, criteo-kaggle, criteo-1tb: got 'criteo'"),
+        (
+            ["train_dlrm", "--preset=criteo"],
+            "preset must be one of demo, census, criteo-kaggle, criteo-1tb: got 'criteo'",
+        ),
         (["train_dlrm", "--topology", "1x8:h1000"], "h1000"),
         (["train_dlrm", "--topologies", "1x8:h100"], "--topologies"),
+        (
+            ["train_dlrm", "--topology", "1x1:cpu", "1x2:cpu", "--fit"],
+            "tables must be fitted to one topology at a time",
+        ),
+        (["train_dlrm", "--topology", "1x1:cpu", "--fit", "--fit-bytes=9e3"], "bytes to fit must be at least 52,836 for these tables: got 9,000; raise them"),
     ],
 )
 def test_bad_arguments_end_with_2(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -136,7 +203,7 @@ def test_the_plan_of_the_dry_run_is_the_plan_that_is_trained(tmp_path: Path) -> 
         for shard in table["shards"]:
             shard["rank"] = 1 - shard["rank"]
     plan_file.write_text(json.dumps(moved))
-    options = ["demo", *SMALL, f"--sharding.plan={plan_file}", f"--run-dir={tmp_path}/run"]
+    options = ["demo", *SMALL, f"--plan={plan_file}", f"--run-dir={tmp_path}/run"]
     assert run_recipe("train_dlrm_compositional", options, 2)["steps"] == 20
     (saved,) = (tmp_path / "run/demo/checkpoints").glob("*/checkpoint.json")
     trained = json.loads(saved.read_text())["plan"]
@@ -163,13 +230,13 @@ def test_a_plan_of_another_model_or_size_is_refused(
     tmp_path: Path, options: list[str], world_size: int, message: str
 ) -> None:
     plan(tmp_path, "train_dlrm", "--topology", "1x2:cpu", "--", *SMALL)
-    arguments = ["demo", *SMALL, *options, f"--sharding.plan={tmp_path}/plan.json", f"--run-dir={tmp_path}/run"]
+    arguments = ["demo", *SMALL, *options, f"--plan={tmp_path}/plan.json", f"--run-dir={tmp_path}/run"]
     with pytest.raises(RuntimeError, match=message):
         run_recipe("train_dlrm", arguments, world_size)
 
 
 def test_a_table_is_explained_and_an_older_plan_compared(tmp_path: Path) -> None:
-    arguments = ["train_dlrm", "demo", "--topology", "1x4:h100"]
+    arguments = ["train_dlrm", "--preset=demo", "--topology", "1x4:h100"]
     (estimate,), printed = plan(tmp_path, *arguments, "--explain", "t_id_7")
     (table,) = [table for table in estimate["tables"] if table["name"] == "t_id_7"]
     ways = table["alternatives"]
@@ -181,11 +248,13 @@ def test_a_table_is_explained_and_an_older_plan_compared(tmp_path: Path) -> None
     (line,) = [line for line in printed.splitlines() if line.endswith("<- chosen")]
     assert line.split()[0] == table["sharding_type"]
     assert f"{slowest:.4f}" in line
+    assert recipe("explain", "t_id_7", f"{tmp_path}/plan.json") in printed
 
-    _, printed = plan(tmp_path, *arguments, f"--since={tmp_path}/plan.json")
-    assert "the same plan" in printed
-    smaller = ["--", "--tables.kind=hash", "--tables.threshold=10000"]
-    _, printed = plan(tmp_path, *arguments, f"--since={tmp_path}/plan.json", *smaller)
+    (tmp_path / "plan.json").rename(tmp_path / "old.json")
+    plan(tmp_path, *arguments)
+    assert recipe("diff", f"{tmp_path}/old.json", f"{tmp_path}/plan.json") == "1x4:h100\nthe same plan\n"
+    plan(tmp_path, *arguments, "--", "--tables.kind=hash", "--tables.threshold=10000")
+    printed = recipe("diff", f"{tmp_path}/old.json", f"{tmp_path}/plan.json")
     (changed,) = [line for line in printed.splitlines() if line.startswith("t_id_7: ")]
     assert changed.startswith("t_id_7: 20,000 x 16 ")
     assert "-> 5,000 x 16 " in changed
@@ -199,5 +268,14 @@ def test_an_unknown_table_cannot_be_explained(tmp_path: Path) -> None:
 
 def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text('[{"version": 0}]')
-    _, printed = plan(tmp_path, "train_dlrm", "--topology", "1x2:cpu", f"--since={tmp_path}/old.json", code=2)
+    printed = recipe("explain", "t_id_7", f"{tmp_path}/old.json", code=2)
     assert "must be of version 2: got ['0']; plan again with this release" in printed
+
+
+GOLDEN = Path(__file__).parent / "printed_plans"
+
+
+@pytest.mark.parametrize("topology", ["2x8:h100", "1x8:a100-80", "4x2:cpu"])
+def test_the_printed_plan_is_as_it_was(tmp_path: Path, topology: str) -> None:
+    _, printed = plan(tmp_path, "train_dcnv2", "--preset=mlperf", "--topology", topology, "--explain=t_cat_0")
+    assert printed == (GOLDEN / f"{topology.replace(':', '-')}.txt").read_text()

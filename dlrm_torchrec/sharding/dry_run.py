@@ -1,0 +1,138 @@
+"""Plans of a training recipe for machines that are not there, and the nearest changes when it does not fit them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from dlrm_torchrec.embeddings.tables import Tables, TablesConfig
+from dlrm_torchrec.schema import AccessStatistics, DatasetSpec, Table
+from dlrm_torchrec.sharding.estimate import Estimate, EstimateStats
+from dlrm_torchrec.sharding.fit import Choice, best, choices, fit
+from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.sharding.sharder import table_optimizer
+from dlrm_torchrec.sharding.shortfall import DoesNotFitError
+from dlrm_torchrec.sharding.topology import Cluster
+
+Build = Callable[[Any, DatasetSpec, int, torch.device], tuple[nn.Module, Tables]]
+MOST_RANKS = 128
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """Plans what a recipe's ``build`` makes of ``spec``, with the functions that training uses."""
+
+    build: Build
+    spec: DatasetSpec
+    access: Mapping[str, AccessStatistics]  # by feature, as far as they were measured
+
+    def __call__(self, config: Any, cluster: Cluster, name: str = "") -> Estimate:
+        """The plan of a recipe's ``config`` for ``cluster``, called ``name``; DoesNotFitError when there is none."""
+        model, tables = self.build(config, self.spec, cluster.world_size, torch.device("cpu"))
+        stats = EstimateStats(name or str(cluster))
+        batch_size = config.batch_size // cluster.world_size
+        make_plan(
+            model, tables, cluster.topology(), batch_size, config.sharding, self.spec, stats=stats, access=self.access
+        )
+        assert stats.found is not None
+        return stats.found
+
+    def fit(
+        self, config: Any, cluster: Cluster, attempt: Callable[[dict[str, Choice]], Estimate], budget: int = 0
+    ) -> tuple[dict[str, Choice], Estimate]:
+        """How to store each table of a recipe's ``config`` so that ``attempt`` plans it for ``cluster``, losing least.
+
+        ``budget`` are the most bytes of weights and moments; 0: what there is room for. Raises ValueError
+        when the smallest choices are above the budget, and DoesNotFitError when not even they can be planned.
+        """
+        plain = self.build(replace(config, tables=TablesConfig()), self.spec, 1, torch.device("cpu"))[1]
+        optimizer, pooling = table_optimizer(plain), {each.name: each.pooling_factor for each in self.spec.sparse}
+        ways = {}
+        for stored in plain.embedding_bag_configs():
+            name, features = stored.name, tuple(stored.feature_names)
+            table = Table(name=name, rows=stored.num_embeddings, dim=stored.embedding_dim, features=features)
+            looked_up = sum(pooling[feature] for feature in features)
+            access = self.access.get(features[0]) if len(features) == 1 else None
+            ways[name] = choices(table, config.tables, optimizer, looked_up, access)
+        if not budget:
+            return fit(ways, attempt, cluster.world_size * cluster.machine.table_bytes)
+        chosen = best(ways, budget)
+        if chosen is None:
+            least = sum(min(choice.bytes for choice in each) for each in ways.values())
+            raise ValueError(f"bytes to fit must be at least {least:,} for these tables: got {budget:,}; raise them")
+        return chosen, attempt(chosen)
+
+    def nearest(self, config: Any, cluster: Cluster) -> Iterator[str]:
+        """Single changes with which ``config`` fits ``cluster``, each of them planned, in words."""
+        changes: list[tuple[str, Iterator[tuple[str, Any, Cluster]]]] = [
+            ("more ranks", _more_ranks(config, cluster)),
+            ("a smaller optimizer", _smaller_optimizer(config, cluster)),
+            ("half the bytes a weight", _half_precision(config, cluster)),
+            ("the host's memory", _host_memory(config, cluster)),
+            ("compression", _compressed(config, cluster)),
+        ]
+        for what, attempts in changes:
+            for options, changed, machines in attempts:
+                try:
+                    estimate = self(changed, machines)
+                except DoesNotFitError:
+                    continue
+                yield f"{what} ({options}): {_headline(estimate)}"
+                break
+
+
+def _headline(estimate: Estimate) -> str:
+    used, capacity = max(
+        zip(estimate.rank_bytes(estimate.memory), estimate.capacity(estimate.memory), strict=True),
+        key=lambda each: each[0],
+    )
+    milliseconds = sum(estimate.rank_milliseconds()[estimate.critical_rank()].values())
+    return f"{used / 1e9:.2f} of {capacity / 1e9:.1f} GB on the fullest rank, {milliseconds:.3g} ms on the slowest"
+
+
+def _more_ranks(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, Cluster]]:
+    devices, hosts = cluster.devices_per_host, cluster.hosts
+    while True:
+        if devices < cluster.machine.devices_per_host:
+            devices = min(2 * devices, cluster.machine.devices_per_host)
+        else:
+            hosts *= 2
+        larger = Cluster(cluster.machine, hosts, devices)
+        if larger.world_size > MOST_RANKS:
+            return
+        if config.batch_size % larger.world_size == 0:
+            yield f"--topology {larger}", config, larger
+
+
+def _smaller_optimizer(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, Cluster]]:
+    if config.sparse.kind in ("adagrad", "adam"):
+        yield (
+            "--sparse.kind rowwise_adagrad",
+            replace(config, sparse=replace(config.sparse, kind="rowwise_adagrad")),
+            cluster,
+        )
+
+
+def _half_precision(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, Cluster]]:
+    if config.tables.data_type == "fp32":
+        half = replace(config, tables=replace(config.tables, data_type="fp16"))
+        yield "--tables.data-type fp16", half, cluster
+        for options, smaller, _ in _smaller_optimizer(half, cluster):
+            yield f"--tables.data-type fp16 {options}", smaller, cluster
+
+
+def _host_memory(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, Cluster]]:
+    if cluster.machine.compute_device == "cuda" and not config.sharding.host_memory:
+        yield "--sharding.host-memory", replace(config, sharding=replace(config.sharding, host_memory=True)), cluster
+
+
+def _compressed(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, Cluster]]:
+    if config.tables.kind == "plain" and not config.tables.file:
+        for power in range(1, 11):
+            tables = TablesConfig(kind="quotient_remainder", collisions=2**power, data_type=config.tables.data_type)
+            options = f"--tables.kind quotient_remainder --tables.collisions {2**power}"
+            yield f"{options}, or --fit, which loses less", replace(config, tables=tables), cluster
