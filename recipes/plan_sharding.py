@@ -78,8 +78,7 @@ def main(cfg: Config, options: list[str]) -> int:
     spec = load_spec(trained.data, trained.shape) if prepared else trained.shape
     access = load_statistics(trained.data) if prepared else {}
     known = f"as prepared, {len(access)} features profiled" if prepared else "not prepared here: published sizes"
-    title = f"{cfg.recipe} {preset}: {spec.name}, {known}"
-    print(title)
+    print(f"{cfg.recipe} {preset}: {spec.name}, {known}")
     dry_run = DryRun(recipe.build, spec, access)
     estimates, refused = [], []
     for text, cluster in clusters.items():
@@ -97,7 +96,7 @@ def main(cfg: Config, options: list[str]) -> int:
         with g_pathmgr.open(cfg.output, "w") as stream:
             json.dump([estimate.to_json() for estimate in estimates], stream, indent=1)
         with g_pathmgr.open(cfg.page, "w") as stream:
-            stream.write(page(estimates, title))
+            stream.write(page(estimates, f"{cfg.recipe} {preset}"))
     for refusal in refused:
         print(refusal, file=sys.stderr)
     return DOES_NOT_FIT if refused else FITS

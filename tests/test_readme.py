@@ -106,6 +106,9 @@ def test_command(command: str, project: Path) -> None:
         assert "sbatch" in output or "srun" in output or "#SBATCH" in output
     elif "--count" in command:
         assert "540,201,232" in output
+    elif "plan_sharding" in command:
+        assert "t_cat_20" in output
+        assert (project / "plan.html").read_text().startswith("<!DOCTYPE html>")
     elif "recipes/" in command and "--help" not in command:
         metrics = final_metrics(output)
         assert metrics["steps"] >= 20

@@ -36,9 +36,14 @@ def access_statistics(pieces: Iterable[Bags], rows: int, window_rows: int = WIND
         samples += window
         lookups += len(ids)
         first_lookups += _count(counts, ids)
-    counts.sort()  # in place: these counts may be most of the memory
+    return summary(counts, samples, reuse=(lookups - first_lookups) / max(1, lookups))
+
+
+def summary(counts: NDArray[np.int64], samples: int, reuse: float) -> AccessStatistics:
+    """The statistics of ids looked up ``counts`` times (ids,) in ``samples`` rows; sorts ``counts``."""
+    counts.sort()  # in place: they may be most of the memory
     seen = counts[np.searchsorted(counts, 1) :]
-    distinct = len(seen)
+    distinct, lookups = len(seen), int(seen.sum())
     bounds = np.searchsorted(seen, [1 << power for power in range(int(counts[-1]).bit_length() + 1)])
     return AccessStatistics(
         samples=samples,
@@ -47,7 +52,7 @@ def access_statistics(pieces: Iterable[Bags], rows: int, window_rows: int = WIND
         top_mass=tuple(
             (k, int(seen[-k:].sum()) / lookups) for k in takewhile(lambda k: k <= distinct, (10**n for n in count()))
         ),
-        reuse=(lookups - first_lookups) / max(1, lookups),
+        reuse=reuse,
         histogram=tuple((int(stop - start), int(seen[start:stop].sum())) for start, stop in pairwise(bounds)),
     )
 

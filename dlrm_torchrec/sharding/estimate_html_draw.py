@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from itertools import pairwise
 
 from dlrm_torchrec.sharding.estimate import PARTS
+from dlrm_torchrec.sharding.ranks import runs
 
 SIZES = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 SPEEDS = ((10**9, "G rows/s"), (10**6, "M rows/s"), (10**3, "k rows/s"))
@@ -121,12 +121,6 @@ def alike(keys: Sequence[Hashable]) -> list[list[int]]:
     for rank, key in enumerate(keys):
         groups.setdefault(key, []).append(rank)
     return list(groups.values())
-
-
-def runs(ranks: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last of every run of consecutive ranks; ``ranks`` ascend."""
-    ends = [0, *(end for end, (rank, other) in enumerate(pairwise(ranks), 1) if other != rank + 1), len(ranks)]
-    return [(ranks[start], ranks[end - 1]) for start, end in pairwise(ends)]
 
 
 def ranks_text(ranks: Sequence[int]) -> str:

@@ -80,7 +80,9 @@ def memory_section(estimate: Estimate, memory: str) -> str:
 
     kinds = [kind.capitalize() for kind in MEMORY.values()]
     head = f"<tr>{columns('Rank')}{scale(size_text(whole))}{columns('Tables', *kinds)}</tr>"
-    cached = ", and caches of tables in the host&rsquo;s memory" if memory == "hbm" in memories(estimate)[:-1] else ""
+    cached = (
+        ", and caches of tables in the host&rsquo;s memory" if memory == "hbm" and "ddr" in memories(estimate) else ""
+    )
     return (
         f"<h3>{name} per rank</h3>{legend(MEMORY)}"
         + _chart(
@@ -175,24 +177,23 @@ def critical_section(estimate: Estimate) -> str:
 
 
 def _contributions(estimate: Estimate, rank: int, total: float) -> str:
-    """The tables that take longest on ``rank``, and the others together."""
-    found: list[tuple[str, dict[str, float]]] = []
+    """The tables that take longest on ``rank``, and how long the others take together."""
+    found: list[tuple[float, str, dict[str, float]]] = []
     for each in estimate.tables:
         parts = dict.fromkeys(PARTS, 0.0)
         for shard in each.shards:
             for part, milliseconds in shard.milliseconds.items() if shard.rank == rank else ():
                 parts[part] += milliseconds
         if any(parts.values()):
-            found.append((escape(each.name), parts))
-    found.sort(key=lambda each: -sum(each[1].values()))
-    shown, rest = found[:SHOWN_TABLES], found[SHOWN_TABLES:]
-    if rest:
-        shown.append((f"{len(rest)} more", {part: sum(parts[part] for _, parts in rest) for part in PARTS}))
-    longest = max(sum(parts.values()) for _, parts in shown)
+            found.append((sum(parts.values()), escape(each.name), parts))
+    found.sort(key=lambda each: -each[0])
+    longest = found[0][0]
     rows = "".join(
-        f"<tr><th scope=row>{name}</th>"
-        f"{cells([time_bar(parts, longest), time(sum(parts.values())), share(sum(parts.values()), total)])}</tr>"
-        for name, parts in shown
+        f"<tr><th scope=row>{name}</th>{cells([time_bar(parts, longest), time(spent), share(spent, total)])}</tr>"
+        for spent, name, parts in found[:SHOWN_TABLES]
     )
+    if rest := found[SHOWN_TABLES:]:
+        spent = sum(each[0] for each in rest)
+        rows += f"<tr><th scope=row>{len(rest)} more</th>{cells(['', time(spent), share(spent, total)])}</tr>"
     head = f"<tr>{columns('Table')}{scale(f'{longest:.3f} ms')}{columns('Time', 'Share')}</tr>"
     return table(head, rows, f"Tables that take longest on rank {rank}", kind="chart")

@@ -57,8 +57,10 @@ caption { text-align: left; color: var(--muted); padding-bottom: .5rem; }
 caption.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 th, td { padding: .3rem 0 .3rem 1rem; text-align: right; white-space: nowrap; font-weight: 400; }
 tr:first-child > th:first-child, tbody th:first-child { text-align: left; padding-left: 0; }
-.chart tbody th, .compared tbody th { white-space: normal; overflow-wrap: anywhere; min-width: 5.5rem; max-width: 16rem; }
-thead .swatch { margin-left: .5em; }
+.chart tbody th, .compared tbody th {
+  white-space: normal; overflow-wrap: anywhere; min-width: 5rem; max-width: 16rem;
+}
+.compared tbody th { min-width: 6.5rem; }
 thead th { color: var(--muted); vertical-align: bottom; border-bottom: 1px solid var(--line); }
 th[colspan] { text-align: center; border: 0; padding-bottom: 0; }
 .ends { display: flex; justify-content: space-between; }
@@ -88,6 +90,7 @@ tbody tr + tr > * { border-top: 1px solid var(--line); }
   font-size: .87rem; color: var(--muted); margin: .25rem 0 .75rem;
 }
 .swatch { display: inline-block; width: .8rem; height: .8rem; margin-right: .45rem; vertical-align: -.06rem; }
+thead .swatch { margin: 0 .3rem; }
 .swatch.free { box-shadow: inset 0 0 0 1px var(--hatch); }
 .columns { display: grid; grid-template-columns: minmax(15rem, 1fr) 2fr; gap: 1.5rem 3rem; align-items: start; }
 
@@ -132,6 +135,8 @@ summary:focus-visible, .scroll:focus-visible, a:focus-visible { outline: 2px sol
 @media (max-width: 46rem) {
   main { padding-top: 1.5rem; }
   .columns { grid-template-columns: minmax(0, 1fr); }
+  .chart .bar { min-width: 10rem; }
+  th, td { padding-left: .75rem; }
   .axis > :not(.ticks) { display: none; }
   .axis { grid-template-columns: 1fr; }
   .table > summary {

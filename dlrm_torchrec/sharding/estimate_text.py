@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 
 from dlrm_torchrec.sharding.estimate import PARTS, Alternative, Estimate
+from dlrm_torchrec.sharding.ranks import ranges
 
 NEXT_BEST = 3
-
-
-def ranges(ranks: Set[int]) -> str:
-    """Ranks for people.
-
-    >>> ranges({0, 1, 2, 3, 6, 8, 9})
-    '0-3,6,8-9'
-    """
-    runs: list[list[int]] = []
-    for rank in sorted(ranks):
-        if runs and rank == runs[-1][-1] + 1:
-            runs[-1].append(rank)
-        else:
-            runs.append([rank])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def describe_tables(estimate: Estimate) -> str:
@@ -36,7 +22,7 @@ def describe_tables(estimate: Estimate) -> str:
         lines.append(
             f"{table.name:<{width}}  {table.rows:>11,}  {table.dim:>4}  {table.sharding_type:<17}  "
             f"{table.compute_kernel:<17}  {held / 1e9:>7.3f}  {milliseconds:>8.3f}  "
-            f"{ranges({shard.rank for shard in table.shards})}"
+            f"{ranges([shard.rank for shard in table.shards])}"
         )
     return "\n".join(lines)
 
@@ -142,7 +128,7 @@ def _diff(before: Estimate, after: Estimate) -> str:
             lines.append(f"{name}: only {'after' if name in new else 'before'}")
             continue
         cuts = [
-            f"{table.rows:,} x {table.dim} {table.sharding_type} on {ranges({shard.rank for shard in table.shards})}"
+            f"{table.rows:,} x {table.dim} {table.sharding_type} on {ranges([shard.rank for shard in table.shards])}"
             for table in (old[name], new[name])
         ]
         if cuts[0] != cuts[1]:

@@ -25,6 +25,7 @@ from dlrm_torchrec.sharding.adopt import adopt_plan
 from dlrm_torchrec.sharding.composed_shardings import check_sharding, offered_types
 from dlrm_torchrec.sharding.compositional import CompositionalEmbeddingBagCollectionSharder
 from dlrm_torchrec.sharding.enumerator import Enumerator
+from dlrm_torchrec.sharding.ranks import ranges
 from dlrm_torchrec.sharding.sharder import CHANGED_BY, HOST_KERNELS, ExactSharder, table_optimizer
 from dlrm_torchrec.sharding.shortfall import DoesNotFitError, shortfall
 
@@ -215,7 +216,7 @@ def describe_plan(plan: ShardingPlan, tables: Tables, world_size: int) -> str:
             rank_bytes[rank] += DATA_TYPE_NUM_BITS[table.data_type] // 8 * size[0] * size[1]
         lines.append(
             f"{name:<{width}}  {whole[0]:>11,}  {whole[1]:>4}  {parameter.sharding_type:<17}  "
-            f"{parameter.compute_kernel:<6}  {_ranges(sorted(set(ranks)))}"
+            f"{parameter.compute_kernel:<6}  {ranges(ranks)}"
         )
     lines += [f"rank {rank}: {count / 2**20:,.1f} MiB of table weights" for rank, count in enumerate(rank_bytes)]
     return "\n".join(lines)
@@ -237,10 +238,3 @@ def _shards(parameter: Any, whole: tuple[int, int] | None) -> list[tuple[int, tu
         (shard.placement.rank(), tuple(shard.shard_offsets), tuple(shard.shard_sizes))
         for shard in parameter.sharding_spec.shards
     ]
-
-
-def _ranges(ranks: list[int]) -> str:
-    """Ranks for people: ``0-3`` for a run, otherwise a list."""
-    if len(ranks) > 2 and ranks == list(range(ranks[0], ranks[-1] + 1)):
-        return f"{ranks[0]}-{ranks[-1]}"
-    return ",".join(map(str, ranks))

@@ -163,7 +163,10 @@ def test_a_fitted_model_is_planned_and_trained(tmp_path: Path) -> None:
             ["train_dlrm", "--topology", "1x1:cpu", "1x2:cpu", "--fit"],
             "tables must be fitted to one topology at a time",
         ),
-        (["train_dlrm", "--topology", "1x1:cpu", "--fit", "--fit-bytes=9e3"], "bytes to fit must be at least 52,836 for these tables: got 9,000; raise them"),
+        (
+            ["train_dlrm", "--topology", "1x1:cpu", "--fit", "--fit-bytes=9e3"],
+            "bytes to fit must be at least 52,836 for these tables: got 9,000; raise them",
+        ),
     ],
 )
 def test_bad_arguments_end_with_2(tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -51,6 +51,23 @@ def test_same_losses_on_one_and_two_ranks(tmp_path: Path, options: list[str]) ->
     assert one[-1] < one[0]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [("train_dlrm", ["--sharding.kind=row_wise"]), ("train_dlrm_compositional", ["--sharding.kind=table_wise"])],
+)
+def test_half_precision_tables_train_nearly_alike(tmp_path: Path, recipe: str, options: list[str]) -> None:
+    whole, half = (
+        losses(tmp_path / data_type, recipe, 2, *options, f"--tables.data-type={data_type}")
+        for data_type in ("fp32", "fp16")
+    )
+    assert half == pytest.approx(whole, rel=2e-3)
+    assert half != whole
+    (saved,) = (tmp_path / "fp16/demo/checkpoints").glob("*")
+    (other,) = (tmp_path / "fp32/demo/checkpoints").glob("*")
+    sizes = [sum(file.stat().st_size for file in folder.glob("*.distcp")) for folder in (saved, other)]
+    assert sizes[0] < 0.8 * sizes[1]
+
+
 def test_dcnv2_takes_the_same_options(tmp_path: Path) -> None:
     options = ["--tables.kind=quotient_remainder", "--tables.operation=feature_generation"]
     found = losses(tmp_path / "ours", "train_dcnv2", 2, *options)

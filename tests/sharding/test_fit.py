@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torchrec.optim import RowWiseAdagrad
 
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
+from dlrm_torchrec.datasets.profile import summary
 from dlrm_torchrec.embeddings.partitions import Partition
 from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables, physical_configs
 from dlrm_torchrec.schema import AccessStatistics, Table
@@ -23,17 +24,7 @@ Counts = NDArray[np.int64]
 
 def statistics(counts: Counts) -> AccessStatistics:
     """The statistics of ids that are looked up ``counts`` times, one id a row."""
-    seen = counts[counts > 0]
-    powers = np.floor(np.log2(seen)).astype(int)
-    histogram = [(int((powers == power).sum()), int(seen[powers == power].sum())) for power in range(powers.max() + 1)]
-    return AccessStatistics(
-        samples=int(seen.sum()),
-        lookups=int(seen.sum()),
-        distinct=len(seen),
-        top_mass=(),
-        reuse=0.0,
-        histogram=tuple(histogram),
-    )
+    return summary(counts.copy(), int(counts.sum()), reuse=0.0)
 
 
 def zipf(rows: int, exponent: float) -> Counts:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from torch import nn
 from torchrec.distributed.planner import Topology
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables
