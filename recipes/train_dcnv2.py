@@ -109,7 +109,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         train, val = streams["train"], streams["val"]
 
         learning_rate = ScheduledLearningRate(optimizer, cfg.schedule, train.num_steps)
-        pipeline = train_pipeline(model, optimizer, world)
+        pipeline = train_pipeline(model, optimizer, world, log.timing(progress))
         batches = train.batches(progress.step)
         stop = StopRequest(world)
         log.start(progress.step, train.num_steps)

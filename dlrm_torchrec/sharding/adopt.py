@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import nn
 from torchrec.distributed.planner import Topology
@@ -12,6 +13,7 @@ from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
 from dlrm_torchrec.sharding.enumerator import Enumerator
 from dlrm_torchrec.sharding.estimate import Estimate, TableEstimate, read_estimates
+from dlrm_torchrec.sharding.sharder import COLUMN_TYPES
 
 
 def adopt_plan(
@@ -28,7 +30,8 @@ def adopt_plan(
     have the shards that the planner would cut for this model and these ranks.
     """
     saved = {table.name: table for table in _of_size(path, topology.world_size).tables}
-    enumerator = Enumerator(topology, batch_size, constraints=dict(constraints))
+    constraints = {name: _cut_alike(constraint, saved.get(name)) for name, constraint in constraints.items()}
+    enumerator = Enumerator(topology, batch_size, constraints=constraints)
     options: dict[str, list[ShardingOption]] = {}
     for option in enumerator.enumerate(model, sharders):
         options.setdefault(option.name, []).append(option)
@@ -49,6 +52,13 @@ def _of_size(path: str, world_size: int) -> Estimate:
             f"{[plan.world_size for plan in plans]}; plan one such topology"
         )
     return found[0]
+
+
+def _cut_alike(constraint: ParameterConstraints, table: TableEstimate | None) -> ParameterConstraints:
+    """With the columns per shard of the plan, which may have been made with a ``--sharding.kind`` of its own."""
+    if table is None or table.sharding_type not in COLUMN_TYPES:
+        return constraint
+    return replace(constraint, min_partition=table.shards[0].size[1])
 
 
 def _placed(options: list[ShardingOption], table: TableEstimate, path: str) -> ShardingOption:

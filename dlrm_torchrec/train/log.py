@@ -16,7 +16,9 @@ import torch.distributed as dist
 from iopath.common.file_io import g_pathmgr
 from tqdm import tqdm
 
+from dlrm_torchrec.train.checkpoint import Progress
 from dlrm_torchrec.train.gates import check_loss
+from dlrm_torchrec.train.step_times import Timing
 from dlrm_torchrec.train.world import World
 
 
@@ -27,14 +29,16 @@ class LogConfig:
     every: int = 50  # steps between log records
     tensorboard: bool = False  # also write TensorBoard events into the run folder
     profile: tuple[int, int] | None = None  # first and last step of a torch.profiler trace of every rank
+    timed: tuple[int, int] | None = None  # first and last step whose parts are timed, one by one: step_times.json
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"steps between log records must be at least 1: got {self.every}; raise it")
-        if self.profile is not None and not 1 <= self.profile[0] <= self.profile[1]:
-            raise ValueError(
-                f"profiled steps must be a first and a last one, from 1: got {self.profile}; name two steps in order"
-            )
+        for name, steps in (("profiled", self.profile), ("timed", self.timed)):
+            if steps is not None and not 1 <= steps[0] <= steps[1]:
+                raise ValueError(
+                    f"{name} steps must be a first and a last one, from 1: got {steps}; name two steps in order"
+                )
 
 
 class RunLog:
@@ -59,7 +63,14 @@ class RunLog:
             self._tensorboard = SummaryWriter(self.folder)
 
     def start(self, step: int, num_steps: int) -> None:
-        """Begin at ``step``: write config.json, and drop records of later steps, from before an interruption."""
+        """Begin at ``step``: write config.json, and drop records of later steps, from before an interruption.
+
+        Raises ValueError when steps after the last one are to be timed.
+        """
+        if self.config.timed is not None and self.config.timed[1] > num_steps:
+            raise ValueError(
+                f"timed steps must be among the run's {num_steps}: got {self.config.timed}; name earlier ones"
+            )
         self._clock = time.perf_counter()
         self._profile(step)
         if not self.world.is_main:
@@ -77,6 +88,20 @@ class RunLog:
             self.say(f"{self.folder} holds a finished run of {step} steps: name another --run-dir to train again")
         elif sys.stderr.isatty():
             self._bar = tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True)
+
+    def timing(self, progress: Progress) -> Timing | None:
+        """For ``train_pipeline``: the steps to time in a run that has come to ``progress``, if any are left."""
+        if self.config.timed is None or self.config.timed[1] <= progress.step:
+            return None
+        first, last = self.config.timed
+        return Timing(first=first, last=last, step=progress.step, plan=progress.plan, write=self._write_times)
+
+    def _write_times(self, found: dict[str, Any]) -> None:
+        if self.world.is_main:
+            path = f"{self.folder}/step_times.json"
+            with g_pathmgr.open(path, "w") as stream:
+                json.dump(found, stream, indent=1)
+            self.say(f"times of single steps: {path}, for python -m dlrm_torchrec.sharding.measured")
 
     def step(self, step: int, loss: torch.Tensor, global_rows: int) -> None:
         """Count one training step of ``global_rows`` samples; writes a record every ``config.every`` steps.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from dlrm_torchrec.datasets.synthetic import demo_spec
+from dlrm_torchrec.train.stopwatch import PARTS
 from tests.distributed import run_ranks
 from tests.recipe import records, run_recipe
 
@@ -56,3 +59,18 @@ def test_resumed_run_equals_uninterrupted_one(tmp_path: Path, optimizer: str) ->
 def test_demo_reaches_its_value(tmp_path: Path, recipe: str, bf16: str) -> None:
     metrics = run_recipe(recipe, ["demo", "--rows=409600", "--eval-every=0", bf16, f"--run-dir={tmp_path}"], 1)
     assert (metrics["val/auc"] - 0.5) / (metrics["teacher/auc"] - 0.5) > 0.9
+
+
+@pytest.mark.parametrize("kind", ["table_wise", "row_wise", "data_parallel"])
+def test_a_timed_run_trains_the_same(tmp_path: Path, kind: str) -> None:
+    options = [*ARGUMENTS, "--sparse.kind=adagrad", f"--sharding.kind={kind}"]
+    run_recipe("train_dlrm", [*options, f"--run-dir={tmp_path}/plain"], 1)
+    run_recipe("train_dlrm", [*options, "--log.timed", "5", "15", f"--run-dir={tmp_path}/timed"], 1)
+    assert losses(tmp_path / "timed") == pytest.approx(losses(tmp_path / "plain"), rel=1e-6)
+    found = json.loads((tmp_path / "timed/demo/step_times.json").read_text())
+    (rank,) = found["ranks"]
+    assert found["device"] == torch.cuda.get_device_name()
+    assert all(rank["milliseconds"][part] > 0 for part in (*PARTS, "step"))
+    weight_bytes = sum(4 * table.rows * table.dim for table in demo_spec().tables(dim=16))
+    assert rank["weight_bytes"] == rank["optimizer_bytes"] == weight_bytes
+    assert rank["peak_device_bytes"] >= 2 * weight_bytes

@@ -199,7 +199,15 @@ def shards(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_plan_of_the_dry_run_is_the_plan_that_is_trained(tmp_path: Path) -> None:
-    (planned,), _ = plan(tmp_path, "train_dlrm_compositional", "--topology", "1x2:cpu", "--", *SMALL)
+    columns = [
+        "--sharding.tables",
+        "t_id_6",
+        "column_wise",
+        "t_id_5",
+        "table_column_wise",
+    ]  # cut by the plan's options alone
+    (planned,), _ = plan(tmp_path, "train_dlrm_compositional", "--topology", "1x2:cpu", "--", *SMALL, *columns)
+    assert len(next(table for table in planned["tables"] if table["name"] == "t_id_6")["shards"]) == 2
     plan_file = tmp_path / "plan.json"
     moved = json.loads(plan_file.read_text())
     for table in moved[0]["tables"]:  # what no planner would choose: every rank in the other's place

@@ -1,0 +1,89 @@
+"""Seconds of a planner dry run, MLPerf DLRM-DCNv2 on 16 H100s, beside TorchRec's own planner on the same model.
+
+    python benchmarks/planner.py
+
+Both plan in this process, in turns, after imports. Ours is all that recipes/plan_sharding.py does between reading its
+arguments and printing: the recipe's model on meta, the plan, and its estimates. TorchRec's is its planner, for the
+same topology, tables and pooling factors, with its own sharder, on a model that is built already.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner
+from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
+from torchrec.distributed.planner.types import ParameterConstraints
+
+from dlrm_torchrec.embeddings.tables import physical_configs
+from dlrm_torchrec.sharding.dry_run import DryRun
+from dlrm_torchrec.sharding.topology import parse_cluster
+
+ROOT = Path(__file__).parent.parent
+TOPOLOGY = "2x8:h100"
+
+
+def load_recipe() -> Any:
+    spec = importlib.util.spec_from_file_location("train_dcnv2", ROOT / "recipes" / "train_dcnv2.py")
+    recipe = importlib.util.module_from_spec(spec)
+    sys.modules["train_dcnv2"] = recipe
+    spec.loader.exec_module(recipe)
+    return recipe
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def main(rounds: int = 5) -> None:
+    logging.disable(logging.WARNING)
+    recipe, cluster = load_recipe(), parse_cluster(TOPOLOGY)
+    cfg = recipe.PRESETS["mlperf"]
+    dry_run = DryRun(recipe.build, cfg.shape, {})
+    model, tables = recipe.build(cfg, cfg.shape, cluster.world_size, torch.device("cpu"))
+    pooling = {feature.name: feature.pooling_factor for feature in cfg.shape.sparse}
+
+    def torchrec_alone() -> None:
+        EmbeddingShardingPlanner(
+            topology=cluster.topology(),
+            batch_size=cfg.batch_size // cluster.world_size,
+            constraints={
+                table.name: ParameterConstraints(
+                    pooling_factors=[pooling[name] for name in table.feature_names], compute_kernels=["fused", "dense"]
+                )
+                for table in physical_configs(tables)
+            },
+            storage_reservation=HeuristicalStorageReservation(percentage=0.15, dense_tensor_estimate=10**8),
+            stats=[],
+        ).plan(model, [EmbeddingBagCollectionSharder()])
+
+    ours, theirs = [], []
+    for _ in range(rounds):
+        ours.append(seconds(lambda: dry_run(cfg, cluster)))
+        theirs.append(seconds(torchrec_alone))
+    estimate = dry_run(cfg, cluster)
+    print(
+        f"{TOPOLOGY}, {rounds} rounds, medians: dry run {statistics.median(ours):.2f} s ({min(ours):.2f} to "
+        f"{max(ours):.2f}), TorchRec's planner {statistics.median(theirs):.2f} s: "
+        f"{statistics.median(ours) / statistics.median(theirs):.2f} of its time"
+    )
+    print(
+        f"fullest rank {max(estimate.rank_bytes('hbm')) / 1e9:.2f} GB, slowest "
+        f"{sum(estimate.rank_milliseconds()[estimate.critical_rank()].values()):.2f} ms"
+    )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
