@@ -12,7 +12,7 @@ from torchrec.distributed.planner.types import ParameterConstraints, ShardingOpt
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
 from dlrm_torchrec.sharding.enumerator import Enumerator
-from dlrm_torchrec.sharding.estimate import Estimate, TableEstimate, read_estimates
+from dlrm_torchrec.sharding.estimate import TableEstimate, estimate_of
 from dlrm_torchrec.sharding.sharder import COLUMN_TYPES
 
 
@@ -29,7 +29,7 @@ def adopt_plan(
     Raises ValueError when it is of another format, of another number of ranks, or of other tables: every table must
     have the shards that the planner would cut for this model and these ranks.
     """
-    saved = {table.name: table for table in _of_size(path, topology.world_size).tables}
+    saved = {table.name: table for table in estimate_of(path, topology.world_size).tables}
     constraints = {name: _cut_alike(constraint, saved.get(name)) for name, constraint in constraints.items()}
     enumerator = Enumerator(topology, batch_size, constraints=constraints)
     options: dict[str, list[ShardingOption]] = {}
@@ -41,17 +41,6 @@ def adopt_plan(
             "of the two only; plan again with the same options"
         )
     return to_sharding_plan([_placed(options[name], table, path) for name, table in saved.items()], topology)
-
-
-def _of_size(path: str, world_size: int) -> Estimate:
-    plans = read_estimates(path)
-    found = [plan for plan in plans if plan.world_size == world_size]
-    if len(found) != 1:
-        raise ValueError(
-            f"plan {path} must hold one plan for {world_size} ranks: got plans for "
-            f"{[plan.world_size for plan in plans]}; plan one such topology"
-        )
-    return found[0]
 
 
 def _cut_alike(constraint: ParameterConstraints, table: TableEstimate | None) -> ParameterConstraints:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torchrec.distributed.types import ModuleSharder
 from torchrec.optim import RowWiseAdagrad
 
 # Simplest first
-SHARDING_TYPES = [
+ShardingType = Literal[
     "data_parallel",
     "table_wise",
     "column_wise",
@@ -22,6 +23,7 @@ SHARDING_TYPES = [
     "table_row_wise",
     "grid_shard",
 ]
+SHARDING_TYPES: tuple[str, ...] = get_args(ShardingType)
 KERNELS = ["dense", "fused", "fused_uvm_caching", "fused_uvm"]
 MOMENT_BYTES = 4  # float32, whatever the weights are
 

@@ -21,7 +21,7 @@ from iopath.common.file_io import g_pathmgr
 from tyro.conf import Positional
 
 from dlrm_torchrec.sharding.correction import TIMED, Correction, correct, tables_milliseconds, to_toml
-from dlrm_torchrec.sharding.estimate import Estimate, TableEstimate, read_estimates
+from dlrm_torchrec.sharding.estimate import Estimate, TableEstimate, estimate_of
 from dlrm_torchrec.sharding.topology import FIELDS, Cluster, parse_cluster
 
 VERSION = 1
@@ -58,18 +58,6 @@ def read_measured(path: str) -> Measured:
         plan=found["plan"],
         ranks=tuple(found["ranks"]),
     )
-
-
-def _estimate_for(estimates: list[Estimate], num_ranks: int, topology: str) -> Estimate:
-    found = [estimate for estimate in estimates if estimate.world_size == num_ranks]
-    if len(found) > 1:
-        found = [estimate for estimate in found if estimate.topology == topology]
-    if len(found) != 1:
-        raise ValueError(
-            f"plan must be one for the {num_ranks} ranks that ran: got "
-            f"{[estimate.topology for estimate in estimates]}; name one with --topology, or plan it"
-        )
-    return found[0]
 
 
 def check_same_plan(measured: Measured, estimate: Estimate, cluster: Cluster) -> None:
@@ -171,7 +159,7 @@ def main(step_times: Positional[str], plan: Positional[str], topology: str = "",
         output: a topology file to write
     """
     measured = read_measured(step_times)
-    estimate = _estimate_for(read_estimates(plan), len(measured.ranks), topology)
+    estimate = estimate_of(plan, len(measured.ranks), topology)
     cluster = parse_cluster(topology or estimate.topology)
     check_same_plan(measured, estimate, cluster)
     print(describe(measured, estimate))

@@ -24,22 +24,12 @@ from dlrm_torchrec.sharding.access import MeasuredAccess
 from dlrm_torchrec.sharding.adopt import adopt_plan
 from dlrm_torchrec.sharding.composed_shardings import check_sharding, offered_types
 from dlrm_torchrec.sharding.compositional import CompositionalEmbeddingBagCollectionSharder
-from dlrm_torchrec.sharding.enumerator import Enumerator
+from dlrm_torchrec.sharding.enumerator import Enumerator, ShardingType
 from dlrm_torchrec.sharding.ranks import ranges
 from dlrm_torchrec.sharding.sharder import CHANGED_BY, HOST_KERNELS, ExactSharder, table_optimizer
 from dlrm_torchrec.sharding.shortfall import DoesNotFitError, shortfall
 
-ShardingKind = Literal[
-    "auto",
-    "data_parallel",
-    "table_wise",
-    "column_wise",
-    "table_column_wise",
-    "row_wise",
-    "table_row_wise",
-    "grid_shard",
-]
-
+ShardingKind = Literal["auto", ShardingType]
 CACHED_SHARE = 0.2  # of the rows of a table in the host's memory, on the device; TorchRec's default
 
 

@@ -201,7 +201,7 @@ def test_a_topology_is_chosen_by_name_and_one_that_moved_is_named(tmp_path: Path
     ran, _ = plan(load_cluster(file), config)
     paths = write(tmp_path, estimates, step_times(estimates[1], ran, load_cluster(file)))
     with pytest.raises(
-        ValueError, match=r"plan must be one for the 2 ranks that ran: got \['1x2:cpu', '.*mine.toml', .*\]; name"
+        ValueError, match=r"must hold one plan for 2 ranks: got plans for \['2 of 1x2:cpu', '2 of .*mine.toml', .*\]; p"
     ):
         measured.main(*paths)
     found = str(tmp_path / "measured.toml")
@@ -240,7 +240,10 @@ def _other_rank(times: dict[str, Any]) -> None:
 
 REFUSED = [
     (lambda times: times.update(version=0), r"step times .* must be of version 1: got 0; time again with this release"),
-    (lambda times: times["ranks"].pop(), r"plan must be one for the 1 ranks that ran: got \['1x2:cpu'\]; name one"),
+    (
+        lambda times: times["ranks"].pop(),
+        r"must hold one plan for 1 ranks: got plans for \['2 of 1x2:cpu'\]; plan one such",
+    ),
     (lambda times: times.update(batch_size=BATCH + 1), "rows per rank of the plan must be those that .*, 513: got 512"),
     (lambda times: times["plan"].pop("t_id_7"), "tables of the plan must be those that were timed, .*; train with"),
     (_other_rank, "shards of 't_id_7' of the plan must be those that were timed, .*; train with --plan and this very"),
