@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from dlrm_torchrec.datasets.rows import Checks, Ints, Mask, Rows
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 
-_NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _INTEGER = r"^-?[0-9]{1,18}$"  # 18 digits always fit int64
 
 
@@ -144,7 +144,7 @@ def _numbers(column: Any, name: str, checks: Checks) -> npt.NDArray[np.float64]:
         column, kind = column.cast(kind.value_type), kind.value_type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         column = pc.if_else(pc.equal(column, ""), pa.scalar(None, kind), column)
-        valid = pc.match_substring_regex(column, _NUMBER).fill_null(True)
+        valid = pc.match_substring_regex(column, NUMBER).fill_null(True)
         checks.reject(~_to_numpy(valid), f"{name} is not a number")
         column = pc.if_else(valid, column, pa.scalar(None, kind))
     elif pa.types.is_boolean(kind):
