@@ -1,0 +1,196 @@
+"""data/movielens/prepare.py on small folders in the formats of 100K, 1M and 20M."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from dlrm_torchrec.datasets.interactions import Ratings, by_time, leave_one_out, with_negatives
+from dlrm_torchrec.datasets.manifest import Manifest
+from dlrm_torchrec.datasets.movielens import GENRES_OF_100K, read_genres, read_ratings, read_users
+from tests.recipe import ROOT, run_recipe
+
+USERS, MOVIES = 40, 60
+
+
+def ratings(seed: int = 0) -> Ratings:
+    """About 20 ratings of each user, of distinct movies."""
+    random = np.random.default_rng(seed)
+    pairs = [(user, movie) for user in range(USERS) for movie in random.permutation(MOVIES)[: random.integers(3, 40)]]
+    users, movies = (np.array(column, dtype=np.int64) + 1 for column in zip(*pairs, strict=True))
+    order = random.permutation(len(users))
+    return Ratings(
+        users=users[order],
+        items=movies[order],
+        scores=random.integers(1, 6, len(users)).astype(np.float32),
+        times=random.integers(8 * 10**8, 9 * 10**8, len(users)),
+    )
+
+
+def genres(movie: int) -> list[str]:
+    return [GENRES_OF_100K[1 + movie % 5], GENRES_OF_100K[7]] if movie % 3 else []
+
+
+def write(folder: Path, kind: str, found: Ratings) -> Path:
+    """A folder in the format of a data set."""
+    folder.mkdir()
+    rows = list(zip(found.users, found.items, found.scores, found.times, strict=True))
+    if kind == "100k":
+        (folder / "u.data").write_text("".join(f"{u}\t{m}\t{s:.0f}\t{t}\n" for u, m, s, t in rows))
+        lines = [
+            "|".join(
+                [f"{m}", f"Caf\xe9 {m} (1995)", "01-Jan-1995", "", "http://x"]
+                + [str(int(genre in genres(m))) for genre in GENRES_OF_100K]
+            )
+            for m in range(1, MOVIES + 1)
+        ]
+        (folder / "u.item").write_bytes(("\n".join(lines) + "\n").encode("latin-1"))
+        (folder / "u.user").write_text(
+            "".join(f"{u}|{20 + u % 9}|{'MF'[u % 2]}|job{u % 4}|55{u:03}\n" for u in range(1, USERS + 1))
+        )
+    elif kind == "1m":
+        (folder / "ratings.dat").write_text("".join(f"{u}::{m}::{s:.0f}::{t}\n" for u, m, s, t in rows))
+        lines = [
+            f"{m}::Caf\xe9 {m} (1995)::{'|'.join(genres(m)) or '(no genres listed)'}" for m in range(1, MOVIES + 1)
+        ]
+        (folder / "movies.dat").write_bytes(("\n".join(lines) + "\n").encode("latin-1"))
+        (folder / "users.dat").write_text(
+            "".join(f"{u}::{'MF'[u % 2]}::{20 + u % 9}::job{u % 4}::55{u:03}\n" for u in range(1, USERS + 1))
+        )
+    else:
+        (folder / "ratings.csv").write_text(
+            "userId,movieId,rating,timestamp\n" + "".join(f"{u},{m},{s:.1f},{t}\n" for u, m, s, t in rows)
+        )
+        lines = [
+            f'{m},"Film, The {m} (1995)",{"|".join(genres(m)) or "(no genres listed)"}' for m in range(1, MOVIES + 1)
+        ]
+        (folder / "movies.csv").write_text("\n".join(["movieId,title,genres", *lines]) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["100k", "1m", "20m"])
+def test_every_format_is_read_alike(tmp_path: Path, kind: str) -> None:
+    wanted, folder = ratings(), str(write(tmp_path / "ml", kind, ratings()))
+    found = read_ratings(folder, kind)
+    for column in ("users", "items", "scores", "times"):
+        np.testing.assert_array_equal(getattr(found, column), getattr(wanted, column))
+    assert read_genres(folder, kind) == {
+        movie: sorted(genres(movie), key=GENRES_OF_100K.index) if kind == "100k" else genres(movie)
+        for movie in range(1, MOVIES + 1)
+    }
+    users = read_users(folder, kind)
+    assert users.get(7) == (None if kind == "20m" else {"gender": "F", "age": "27", "occupation": "job3"})
+    assert len(users) == (0 if kind == "20m" else USERS)
+
+
+def test_leave_one_out_holds_out_the_last_two_of_each_user() -> None:
+    found = ratings()
+    few = Ratings(
+        users=np.array([99, 99]), items=np.array([1, 2]), scores=np.ones(2, np.float32), times=np.array([5, 6])
+    )
+    both = Ratings(**{name: np.concatenate([getattr(found, name), getattr(few, name)]) for name in vars(found)})
+    parts = leave_one_out(both)
+    for user in range(1, USERS + 1):
+        order = np.argsort(both.times[both.users == user], kind="stable")
+        items = both.items[both.users == user][order].tolist()
+        got = {name: part.items[part.users == user].tolist() for name, part in parts.items()}
+        assert got == {"train": items[:-2], "val": items[-2:-1], "test": items[-1:]}
+    assert sum(part.users.tolist().count(99) for part in parts.values()) == parts["train"].users.tolist().count(99) == 2
+
+
+def test_the_latest_ratings_are_held_out() -> None:
+    found = ratings()
+    parts = by_time(found, 0.2, 0.1)
+    assert sum(map(len, parts.values())) == len(found)
+    assert len(parts["test"]) == round(0.1 * len(found))
+    assert (
+        parts["train"].times.max() <= parts["val"].times.min() <= parts["val"].times.max() <= parts["test"].times.min()
+    )
+
+
+def test_negatives_were_never_rated_and_are_the_same_for_a_seed() -> None:
+    found = ratings()
+    split = leave_one_out(found)["test"]
+    rows, labels = with_negatives(split, found, 9, seed=1)
+    assert len(rows) == 10 * len(split)
+    np.testing.assert_array_equal(labels, np.tile([1] + [0] * 9, len(split)))
+    np.testing.assert_array_equal(rows.items[labels == 1], split.items)
+    np.testing.assert_array_equal(rows.users, np.repeat(split.users, 10))
+    rated = set(zip(found.users.tolist(), found.items.tolist(), strict=True))
+    drawn = list(zip(rows.users[labels == 0].tolist(), rows.items[labels == 0].tolist(), strict=True))
+    assert not rated & set(drawn)
+    assert {item for _, item in drawn} == set(found.items.tolist())  # 360 draws of 60
+    again, _ = with_negatives(split, found, 9, seed=1)
+    other, _ = with_negatives(split, found, 9, seed=2)
+    np.testing.assert_array_equal(again.items, rows.items)
+    assert (other.items != rows.items).any()
+
+
+def test_negatives_are_uniform_over_what_is_left() -> None:
+    known = Ratings(
+        users=np.array([1, 1, 2, 2, 2, 2]), items=np.array([10, 20, 10, 20, 30, 40]), scores=np.ones(6, np.float32),
+        times=np.arange(6),
+    )  # fmt: skip
+    rows, labels = with_negatives(known.select(np.array([0])), known, 10_000, seed=0)
+    drawn, counts = np.unique(rows.items[labels == 0], return_counts=True)
+    assert drawn.tolist() == [30, 40]
+    assert abs(counts[0] - 5000) < 5 * 50
+    with pytest.raises(
+        ValueError, match="a user must have items left to draw negatives from: got all rated by 2; leav"
+    ):
+        with_negatives(known, known, 1, seed=0)
+
+
+def prepare(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "data/movielens/prepare.py"), f"--input={folder}", *options]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder.parent)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("1m", []), ("20m", ["--task=implicit", "--split=leave_one_out"])])
+def test_prepared_folders_are_what_was_asked_for_and_train(tmp_path: Path, kind: str, options: list[str]) -> None:
+    wanted, output = ratings(), tmp_path / "prepared"
+    done = prepare(write(tmp_path / "ml", kind, wanted), f"--output={output}", *options)
+    assert done.returncode == 0, done.stderr
+    manifest = Manifest.load(str(output))
+    names = ["user", "movie", "genres", *(["gender", "age", "occupation"] if kind == "1m" else [])]
+    assert [feature.name for feature in manifest.spec.sparse] == names
+    rows = {name: split.rows for name, split in manifest.splits.items()}
+    val = pq.read_table(output / "val").to_pydict()
+    if options:
+        assert rows == {"train": 5 * (len(wanted) - 2 * USERS), "val": 100 * USERS, "test": 100 * USERS}
+        assert sum(val["label"]) == USERS
+    else:
+        held = round(0.1 * len(wanted))
+        assert rows == {"train": len(wanted) - 2 * held, "val": held, "test": held}
+        part = by_time(wanted, 0.1, 0.1)["val"]
+        assert val["label"] == [float(score >= 4) for score in part.scores]
+        assert val["days"] == pytest.approx(np.log1p((part.times - wanted.times.min()) / 86_400))
+        assert [len(each) for each in val["genres"]] == [len(genres(int(movie))) for movie in part.items]
+    small = ["--batch-size=64", "--epochs=2", "--eval-every=0", "--bottom", "8", "4", "--top", "8", "1"]
+    metrics = run_recipe("train_dlrm", ["demo", f"--data={output}", *small, f"--run-dir={tmp_path}/run"], 1)
+    assert metrics["val/samples"] == rows["val"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "error: input .*ml must hold one of .'u.data', 'ratings.dat', 'ratings.csv'.: got ..; name the folder"),
+        ({"u.data": "1\t2\t3\t4\n1\t2\tx\t4\n", "u.item": "", "u.user": ""}, "got b.1.t2.tx.t4. in line 2; repair"),
+        ({"u.data": "1\t2\t3\n", "u.item": "", "u.user": ""}, "in every line: got .* in line 1; repair the file"),
+        ({"u.data": "", "u.item": "", "u.user": ""}, "u.data must hold ratings: got none; unpack it again"),
+        ({"u.data": "1\t2\t3\t4\n", "u.item": "x|y\n", "u.user": ""}, "must begin every line with an id: got b'x.y' in"),
+    ],
+)  # fmt: skip
+def test_folders_that_are_refused(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    (tmp_path / "ml").mkdir()
+    for name, text in files.items():
+        (tmp_path / "ml" / name).write_text(text)
+    done = prepare(tmp_path / "ml", f"--output={tmp_path}/prepared")
+    assert done.returncode == 1
+    assert re.search(message, done.stderr), done.stderr
