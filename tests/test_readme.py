@@ -61,15 +61,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for _ in range(3000)
     ]
     (folder / "clicks.csv").write_text("\n".join(["clicked,price,city,tags", *rows]) + "\n")
-    spec = {
-        "name": "clicks", "label": "clicked", "positive_label": "yes",
-        "dense": [{"name": "price", "log1p": True}],
-        "sparse": [
-            {"name": "city", "rows": 0, "encoding": "vocab"},
-            {"name": "tags", "rows": 0, "encoding": "vocab", "multi_hot": True},
-        ],
-    }  # fmt: skip
-    (folder / "spec.json").write_text(json.dumps(spec))
     return folder
 
 

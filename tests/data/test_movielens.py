@@ -184,7 +184,7 @@ def test_prepared_folders_are_what_was_asked_for_and_train(tmp_path: Path, kind:
         ({"u.data": "1\t2\t3\t4\n1\t2\tx\t4\n", "u.item": "", "u.user": ""}, "got b.1.t2.tx.t4. in line 2; repair"),
         ({"u.data": "1\t2\t3\n", "u.item": "", "u.user": ""}, "in every line: got .* in line 1; repair the file"),
         ({"u.data": "", "u.item": "", "u.user": ""}, "u.data must hold ratings: got none; unpack it again"),
-        ({"u.data": "1\t2\t3\t4\n", "u.item": "x|y\n", "u.user": ""}, "must begin every line with an id: got b'x.y' in"),
+        ({"u.data": "1\t2\t3\t4\n", "u.item": "x|y\n", "u.user": ""}, "must begin every line with an id: got b'x.y'"),
     ],
 )  # fmt: skip
 def test_folders_that_are_refused(tmp_path: Path, files: dict[str, str], message: str) -> None:
