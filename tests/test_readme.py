@@ -84,7 +84,6 @@ def test_the_readme_has_commands_and_fits_two_screens() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 130
 
 
-@pytest.mark.xdist_group("readme")  # in order, in one folder: commands build on each other
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command: str, project: Path) -> None:
     if command.startswith("make"):  # what they run is tested here and by CI, which calls make itself

@@ -16,7 +16,6 @@ import pytest
 from tests.recipe import ROOT, records
 
 STEPS, BATCH = 60, 256
-pytestmark = pytest.mark.xdist_group("kill")  # one undisturbed run for all
 
 
 def command(folder: Path, *options: str) -> list[str]:
