@@ -26,7 +26,7 @@ train: export OMP_NUM_THREADS ?= $(shell n=$$(nproc); echo $$(( n > 1 ? n / 2 : 
 train: setup
 	.venv/bin/torchrun --standalone --nproc_per_node 2 recipes/train_dlrm.py
 
-# one worker per core, which takes whole files in the order of setup.cfg: those that take minutes come first
+# one worker per core, which takes whole files in the order of tests/conftest.py: those that take minutes come first
 test: setup
 	.venv/bin/pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
 
