@@ -22,6 +22,7 @@ from dlrm_torchrec.datasets.manifest import join
 from dlrm_torchrec.datasets.prepare import Source, prepare
 from dlrm_torchrec.datasets.raw_parquet import ParquetReader
 from dlrm_torchrec.datasets.rows import Reader, Rows
+from dlrm_torchrec.datasets.spans import Span
 from dlrm_torchrec.datasets.splits import ByHash, Whole
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
@@ -103,8 +104,8 @@ class NumbersAsCategories:
     def labelled(self) -> bool:
         return self.reader.labelled
 
-    def __call__(self, path: str) -> Iterator[Rows]:
-        for rows in self.reader(path):
+    def __call__(self, path: str, span: Span | None = None) -> Iterator[Rows]:
+        for rows in self.reader(path, span):
             values = [integers(rows.dense[:, i]) for i in range(len(DENSE))]
             buckets = [integers(half_octave(rows.dense[:, DENSE.index(name)])) for name in AMOUNTS]
             yield replace(rows, sparse=(*rows.sparse, *values, *buckets))

@@ -4,12 +4,14 @@
     python data/criteo/prepare.py 1tb --input day_*.gz --output prepared/criteo-1tb
     python data/criteo/prepare.py table --spec spec.json --input log.csv --val_share 0.1 --output prepared/log
 
-Malformed rows go to quarantine.tsv in the output folder and are counted in its report.json. Files may be gzip.
+Malformed rows go to quarantine.tsv in the output folder and are counted in its report.json. Files may be gzip. After an
+interruption the same command goes on. Under torchrun or `torchx run dist.ddp` the ranks share out the work.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -20,13 +22,12 @@ from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.columns import Columns
 from dlrm_torchrec.datasets.criteo import KAGGLE_ROWS, MAX_IND_RANGE, TERABYTE_ROWS, criteo_raw_spec
-from dlrm_torchrec.datasets.lines import count_lines
 from dlrm_torchrec.datasets.prepare import Source, prepare
 from dlrm_torchrec.datasets.raw_criteo import CriteoReader
 from dlrm_torchrec.datasets.raw_csv import CsvReader
 from dlrm_torchrec.datasets.raw_parquet import ParquetReader
 from dlrm_torchrec.datasets.rows import Reader
-from dlrm_torchrec.datasets.splits import Assignment, ByHash, ByPosition, Whole
+from dlrm_torchrec.datasets.splits import Assignment, ByHash, LastPart, Whole
 from dlrm_torchrec.datasets.writer import ROW_GROUP_ROWS
 from dlrm_torchrec.schema import DatasetSpec
 
@@ -51,7 +52,12 @@ class Config:
     negative_label: str | None = None  # table: the label text that means 0; otherwise any but the spec's positive_label
     max_bad_share: float = 0.01  # more malformed rows than this are an error
     row_group_rows: int = ROW_GROUP_ROWS  # what one rank reads at a time
-    overwrite: bool = False  # replace a folder that is prepared already
+    shuffle_window: int = 0  # shuffle the training rows within windows of so many rows; 0: leave them in order
+    seed: int = 0  # of the shuffling
+    workers: int | None = None  # processes; by default one per core, as far as the memory allows
+    memory_gib: float = 2.0  # of all processes of a rank together, whatever the size of the input
+    rank_timeout_s: float = 300.0  # several ranks: how long one may be silent before it counts as dead
+    overwrite: bool = False  # replace a folder that is prepared already, or half prepared by another command
 
 
 def columns(cfg: Config) -> DatasetSpec:
@@ -84,8 +90,8 @@ def reader(cfg: Config, spec: DatasetSpec, path: str, labelled: bool) -> Reader:
     return CsvReader(columns=wanted, separator=cfg.separator)
 
 
-def assignments(cfg: Config) -> list[tuple[str, Assignment]]:
-    """Each labelled file of --input, in time order, and where its rows go."""
+def assignments(cfg: Config) -> list[tuple[str, Assignment | LastPart]]:
+    """Each labelled file of --input, in time order, and where its rows go; the last day is for 'val' and 'test'."""
     paths = sorted(cfg.input, key=natural)
     shares = tuple((name, share) for name, share in (("val", cfg.val_share), ("test", cfg.test_share)) if share)
     if shares:
@@ -96,15 +102,8 @@ def assignments(cfg: Config) -> list[tuple[str, Assignment]]:
         raise ValueError(f"--input must hold at least two days: got {paths[0]}; add days, or set --val or --val_share")
     if cfg.kind == "kaggle" and len(paths) > 1:
         raise ValueError(f"--input must be one file for kaggle: got {paths}; name train.txt only, or use 1tb for days")
-    return [*((path, Whole("train")) for path in paths[:-1]), (paths[-1], last_day(cfg, paths[-1]))]
-
-
-def last_day(cfg: Config, path: str) -> ByPosition:
-    """The first half of the last day is 'val', the second 'test'; Kaggle's file holds seven days of equal size."""
-    lines = count_lines(path)
-    day = lines // DAYS_OF_KAGGLE if cfg.kind == "kaggle" else lines
-    before = (("train", lines - day),) if cfg.kind == "kaggle" else ()
-    return ByPosition((*before, ("val", lines - day // 2)), "test")
+    last_day = LastPart(DAYS_OF_KAGGLE if cfg.kind == "kaggle" else 1)
+    return [*((path, Whole("train")) for path in paths[:-1]), (paths[-1], last_day)]
 
 
 def natural(path: str) -> list[tuple[int, str]]:
@@ -114,7 +113,7 @@ def natural(path: str) -> list[tuple[int, str]]:
 
 def main(cfg: Config) -> None:
     spec = columns(cfg)
-    files: list[tuple[str, Assignment, bool]] = [(path, place, True) for path, place in assignments(cfg)]
+    files: list[tuple[str, Assignment | LastPart, bool]] = [(path, place, True) for path, place in assignments(cfg)]
     files += [(path, Whole("val"), True) for path in sorted(cfg.val, key=natural)]
     files += [(path, Whole("test"), True) for path in sorted(cfg.test, key=natural)]
     files += [(path, Whole("unlabelled"), False) for path in sorted(cfg.unlabelled, key=natural)]
@@ -128,7 +127,14 @@ def main(cfg: Config) -> None:
         max_bad_share=cfg.max_bad_share,
         overwrite=cfg.overwrite,
         row_group_rows=cfg.row_group_rows,
+        shuffle_window_rows=cfg.shuffle_window,
+        seed=cfg.seed,
+        workers=cfg.workers,
+        memory_bytes=int(cfg.memory_gib * 2**30),
+        rank_timeout_s=cfg.rank_timeout_s,
     )
+    if os.environ.get("RANK", "0") != "0":
+        return
     rows = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())
     print(f"{cfg.output}: {rows} rows; {manifest.report['rows_quarantined']:,} malformed rows in quarantine.tsv")
     for source in manifest.report["sources"]:

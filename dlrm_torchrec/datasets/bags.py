@@ -17,6 +17,10 @@ class Bags:
     offsets: NDArray[np.int64] | None = None  # (n + 1,), from 0 to V; None: every row has one id
 
     @property
+    def num_bags(self) -> int:
+        return len(self.values) if self.offsets is None else len(self.offsets) - 1
+
+    @property
     def lengths(self) -> NDArray[np.int64]:
         """Ids per row: (n,)."""
         return np.ones(len(self.values), dtype=np.int64) if self.offsets is None else np.diff(self.offsets)
@@ -27,15 +31,6 @@ class Bags:
             return Bags(self.values[first:last])
         offsets = self.offsets[first : last + 1]
         return Bags(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
-
-    def take(self, rows: NDArray[np.int64]) -> Bags:
-        """The rows ``rows[0]``, ``rows[1]``, ..., a copy."""
-        if self.offsets is None:
-            return Bags(self.values.take(rows))
-        lengths = self.lengths[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        index = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
-        return Bags(self.values.take(index), offsets)
 
 
 @dataclass(frozen=True)
@@ -48,13 +43,3 @@ class Columns:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def slice(self, first: int, last: int) -> Columns:
-        """The rows ``first`` .. ``last - 1``, a view."""
-        sparse = [bags.slice(first, last) for bags in self.sparse]
-        return Columns(self.labels[first:last], self.dense[first:last], sparse)
-
-    def take(self, rows: NDArray[np.int64]) -> Columns:
-        """The rows ``rows[0]``, ``rows[1]``, ..., a copy."""
-        # ndarray.take copies whole rows, which indexing does not.
-        return Columns(self.labels.take(rows), self.dense.take(rows, axis=0), [bags.take(rows) for bags in self.sparse])

@@ -47,8 +47,9 @@ def read_row_group(file: pq.ParquetFile, group: int, spec: DatasetSpec, path: st
     for index, feature in enumerate(spec.dense):
         column = _values(table, feature.name, where)
         with np.errstate(over="ignore"):  # becomes an infinity, which the check names
-            dense[:, index] = column
-        _check(~np.isfinite(dense[:, index]), column, f"column {feature.name!r} of {where} must hold finite float32s")
+            numbers = column.astype(np.float32, copy=False)
+        _check(~np.isfinite(numbers), column, f"column {feature.name!r} of {where} must hold finite float32s")
+        dense[:, index] = numbers
     return Columns(labels, dense, [_bags(table, feature, where) for feature in spec.sparse])
 
 
@@ -80,7 +81,8 @@ def _values(table: pa.Table, name: str, where: str) -> NDArray[Any]:
 
 
 def _array(table: pa.Table, name: str, where: str) -> pa.Array:
-    return _without_nulls(table.column(name).combine_chunks(), name, where)
+    column = table.column(name)
+    return _without_nulls(column.chunk(0) if column.num_chunks == 1 else column.combine_chunks(), name, where)
 
 
 def _without_nulls(array: pa.Array, name: str, where: str) -> pa.Array:

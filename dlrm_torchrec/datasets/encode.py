@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dlrm_torchrec.datasets.hashing import fold, hash_ints, hash_text
-from dlrm_torchrec.datasets.rows import Rows
+from dlrm_torchrec.datasets.hashing import fold, hash_ids, hash_text
+from dlrm_torchrec.datasets.rows import Rows, int_buffers
 from dlrm_torchrec.datasets.vocabulary import MISSING, Vocabulary
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
@@ -38,13 +38,14 @@ def dense_values(raw: npt.NDArray[np.float64], feature: DenseFeature) -> npt.NDA
     """NaN replaced by the default, then log(1 + max(x, 0)) if the feature says so; computed in float64."""
     values = np.where(np.isnan(raw), feature.default, raw)
     if feature.log1p:
-        values = np.log1p(np.maximum(values, 0.0))
+        values = np.log1p(np.maximum(values, 0.0)) + 0.0  # which zero of two max gives, depends on where they lie
     return values.astype(np.float32)
 
 
 def _sparse(raw: Any, feature: SparseFeature, vocabulary: Vocabulary | None) -> Any:
     flat = raw.flatten() if feature.multi_hot else raw
-    ids = pa.array(_ids(flat, feature, vocabulary)).cast(_id_type(feature))
+    kind = _id_type(feature)
+    ids = pa.array(_ids(flat, feature, vocabulary).astype(kind.to_pandas_dtype(), copy=False))
     if not feature.multi_hot:
         return ids
     lengths = raw.value_lengths().to_numpy().astype(np.int64)
@@ -52,16 +53,18 @@ def _sparse(raw: Any, feature: SparseFeature, vocabulary: Vocabulary | None) -> 
     return pa.ListArray.from_arrays(offsets, ids, type=pa.list_(pa.field("element", ids.type, nullable=False)))
 
 
-def _ids(raw: Any, feature: SparseFeature, vocabulary: Vocabulary | None) -> npt.NDArray[np.int64]:
+def _ids(raw: Any, feature: SparseFeature, vocabulary: Vocabulary | None) -> npt.NDArray[np.integer]:
     if feature.encoding == "vocab":
         assert vocabulary is not None
         return vocabulary.encode(raw)
-    missing = raw.is_null().to_numpy(zero_copy_only=False)
-    if feature.encoding == "hash":
-        text = pa.types.is_string(raw.type)
-        hashes = hash_text(raw) if text else hash_ints(raw.fill_null(0).to_numpy())
-        return np.where(missing, MISSING, fold(hashes, feature.rows))
-    return np.where(missing, MISSING, raw.fill_null(0).to_numpy())
+    if feature.encoding == "id":
+        return np.asarray(raw.fill_null(MISSING).to_numpy())
+    if pa.types.is_string(raw.type):
+        missing = raw.is_null().to_numpy(zero_copy_only=False)
+        return np.where(missing, MISSING, fold(hash_text(raw), feature.rows))
+    ids = np.empty(len(raw), np.int64)
+    hash_ids(*int_buffers(raw), feature.rows, MISSING, ids)
+    return ids
 
 
 def _id_type(feature: SparseFeature) -> pa.DataType:

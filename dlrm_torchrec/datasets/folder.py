@@ -1,50 +1,71 @@
-"""The output folder of a preparation: cleared safely before, its sources identified after."""
+"""The output folder of a preparation: begun once, continued by the same command, never taken from others."""
 
 from __future__ import annotations
 
-import hashlib
+from typing import Any
 
 from iopath.common.file_io import g_pathmgr
 
-from dlrm_torchrec.datasets import manifest, quarantine
-from dlrm_torchrec.datasets.manifest import SourceFile, join
+from dlrm_torchrec.datasets import manifest, quarantine, work
+from dlrm_torchrec.datasets.files import PARTIAL, join, read_json, remove, write_json
+
+REPORT = "report.json"
+_COMMAND = f"{work.FOLDER}/command.json"
 
 
-def clear(output: str, overwrite: bool) -> None:
-    """Make ``output`` ready to be written: created if absent, else rid of what an earlier preparation left there.
+def check(output: str, command: dict[str, Any], overwrite: bool) -> None:
+    """ValueError when a preparation by ``command`` would damage what is in ``output``.
 
-    ValueError, with nothing removed, when it is prepared already and ``overwrite`` is not set, or when it holds files
-    and none of them tells that a preparation made it.
+    That is when it is prepared already, or half prepared by another command, and ``overwrite`` is not set; or when it
+    holds files and none of them tells that a preparation made it.
     """
-    g_pathmgr.mkdirs(output)
-    names = g_pathmgr.ls(output)
-    if manifest.NAME in names and not overwrite:
+    names = g_pathmgr.ls(output) if g_pathmgr.isdir(output) else []
+    # a preparation begins with its quarantine file: without one, these may be somebody's only copy
+    if names and quarantine.NAME not in names and (manifest.NAME not in names or overwrite):
+        raise ValueError(
+            f"output {output} must be empty or made by a preparation: got other files in it; name another folder"
+        )
+    if overwrite:
+        return
+    if manifest.NAME in names:
         raise ValueError(
             f"output {output} must not be prepared already: got one with a {manifest.NAME}; "
             "set overwrite or name another folder"
         )
-    # a preparation begins with its quarantine file: without one, these may be somebody's only copy
-    if names and quarantine.NAME not in names:
+    begun = read_json(join(output, _COMMAND))
+    if begun is not None and begun != command:
+        changed = sorted(key for key in {*begun, *command} if begun.get(key) != command.get(key))
         raise ValueError(
-            f"output {output} must be empty or made by a preparation: got other files in it; name another folder"
+            f"output {output} must be continued with the command that began it: got other {', '.join(changed)}; "
+            "repeat that command, set overwrite to begin anew, or name another folder"
         )
-    for name in (manifest.NAME, f"{manifest.NAME}.partial", "report.json"):
-        if name in names:
+
+
+def begin(output: str, command: dict[str, Any]) -> None:
+    """Make ``output``, which was checked, ready: as this ``command`` left it, or else rid of all that is in it."""
+    g_pathmgr.mkdirs(output)
+    if is_begun(output, command):
+        sweep(output)
+        return
+    for name in (manifest.NAME, REPORT):
+        if g_pathmgr.exists(join(output, name)):
             g_pathmgr.rm(join(output, name))
-    for folder in (join(output, name) for name in names):
-        if g_pathmgr.isdir(folder):
-            for name in g_pathmgr.ls(folder):
-                if name.endswith(".parquet"):
-                    g_pathmgr.rm(join(folder, name))
+    remove(join(output, work.FOLDER))
+    sweep(output, (PARTIAL, ".parquet"))
     with g_pathmgr.open(join(output, quarantine.NAME), "w"):
         pass
+    write_json(output, _COMMAND, command)
 
 
-def source_file(path: str) -> SourceFile:
-    """Path, size and SHA-256 of a raw file."""
-    sha256, size = hashlib.sha256(), 0
-    with g_pathmgr.open(path, "rb") as file:
-        while data := file.read(1 << 20):
-            sha256.update(data)
-            size += len(data)
-    return SourceFile(path=path, bytes=size, sha256=sha256.hexdigest())
+def sweep(output: str, endings: tuple[str, ...] = (PARTIAL,)) -> None:
+    """Remove files with these endings from ``output`` and the folders in it: those that nobody finished."""
+    for folder in (output, *(join(output, name) for name in g_pathmgr.ls(output))):
+        if g_pathmgr.isdir(folder):
+            for name in g_pathmgr.ls(folder):
+                if name.endswith(endings) and g_pathmgr.isfile(join(folder, name)):
+                    g_pathmgr.rm(join(folder, name))
+
+
+def is_begun(output: str, command: dict[str, Any]) -> bool:
+    """Whether ``begin`` was called with this command, here or elsewhere, and the preparation is not done."""
+    return bool(read_json(join(output, _COMMAND)) == command) and not g_pathmgr.exists(join(output, manifest.NAME))

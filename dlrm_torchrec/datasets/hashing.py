@@ -8,6 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from numba import int64, uint8
+
+from dlrm_torchrec.datasets.compiled import compiled, read_only
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -42,3 +45,16 @@ def hash_text(values: pa.StringArray) -> Hashes:
 def fold(hashes: Hashes, rows: int) -> npt.NDArray[np.int64]:
     """Ids in [1, rows): 0 is left for 'missing'."""
     return (hashes % np.uint64(rows - 1)).astype(np.int64) + 1
+
+
+@compiled(read_only(int64), read_only(uint8), int64, int64, int64, int64[::1])
+def hash_ids(values: Any, valid: Any, offset: int, rows: int, if_missing: int, ids: Any) -> None:
+    """Write to ``ids`` (N,) what ``fold(hash_ints(values), rows)`` is where bit ``offset`` + i of ``valid`` is set."""
+    for i in range(len(values)):
+        if valid[(offset + i) >> 3] >> ((offset + i) & 7) & 1:
+            x = np.uint64(values[i]) + np.uint64(0x9E3779B97F4A7C15)
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            ids[i] = np.int64((x ^ (x >> np.uint64(31))) % np.uint64(rows - 1)) + 1
+        else:
+            ids[i] = if_missing

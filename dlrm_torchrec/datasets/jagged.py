@@ -1,41 +1,47 @@
-"""NumPy columns to one Batch: pieces joined, bags to a KeyedJaggedTensor, the end padded."""
+"""Blocks of rows to one Batch: pieces joined, ids to a KeyedJaggedTensor, the end padded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm_torchrec.datasets.bags import Columns
 from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.datasets.block import Block, join_ids
 from dlrm_torchrec.datasets.stream import Share
 from dlrm_torchrec.schema import DatasetSpec
 
 
-def to_batch(spec: DatasetSpec, pieces: Sequence[Columns], share: Share) -> Batch:
-    """A Batch of ``share.padded_rows`` rows: those of ``pieces`` in order, then zeros and empty bags."""
-    labels = np.zeros(share.padded_rows, dtype=np.float32)
-    dense = np.zeros((share.padded_rows, len(spec.dense)), dtype=np.float32)
-    lengths = np.zeros((len(spec.sparse), share.padded_rows), dtype=np.int32)
+def to_batch(spec: DatasetSpec, pieces: Sequence[Block], share: Share, *, pin_memory: bool = False) -> Batch:
+    """A Batch of ``share.padded_rows`` rows: those of ``pieces`` in order, then zeros and empty bags.
+
+    With ``pin_memory`` all of it lies in page-locked memory, from which a GPU copies while the caller goes on.
+    """
+    labels = torch.zeros(share.padded_rows, pin_memory=pin_memory)
+    dense = torch.zeros(share.padded_rows, len(spec.dense), pin_memory=pin_memory)
+    lengths = torch.zeros(len(spec.sparse), share.padded_rows, dtype=torch.int32, pin_memory=pin_memory)
+    to_labels, to_dense, to_lengths = labels.numpy(), dense.numpy(), lengths.numpy()
     first = 0
     for piece in pieces:
-        rows = slice(first, first + len(piece))
-        labels[rows], dense[rows] = piece.labels, piece.dense
-        for row, bags in zip(lengths, piece.sparse, strict=True):
-            row[rows] = bags.lengths
-        first = rows.stop
+        last = first + len(piece)
+        to_labels[first:last], to_dense[first:last] = piece.labels, piece.dense
+        to_lengths[:, first:last] = piece.lengths
+        first = last
     assert first == share.num_rows
-    values = [piece.sparse[index].values for index in range(len(spec.sparse)) for piece in pieces]
+    length_per_key = to_lengths.sum(axis=1).tolist()
+    values = torch.empty(sum(length_per_key), dtype=torch.int64, pin_memory=pin_memory)
+    join_ids(pieces, length_per_key, values.numpy())
     return Batch(
-        dense_features=torch.from_numpy(dense),
+        dense_features=dense,
         sparse_features=KeyedJaggedTensor(
             keys=[feature.name for feature in spec.sparse],
-            values=torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *values], dtype=np.int64)),
-            lengths=torch.from_numpy(lengths).view(-1),
+            values=values,
+            lengths=lengths.view(-1),
+            stride=share.padded_rows,
+            length_per_key=length_per_key,  # counted here, so that no device is asked for it
         ),
-        labels=torch.from_numpy(labels),
+        labels=labels,
         num_rows=share.num_rows,
         global_rows=share.global_rows,
     )

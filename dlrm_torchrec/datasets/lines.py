@@ -13,11 +13,12 @@ import numpy.typing as npt
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.rows import Checks, Ints, Mask, Rejected
+from dlrm_torchrec.datasets.spans import GZIP_MAGIC, Span
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 MAX_LINE_BYTES = 1 << 20
+_SEARCHED_BYTES = 1 << 16  # at a time, so that what is compared stays in a processor's cache
 
-_GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_BOM = b"\xef\xbb\xbf"
 _NEWLINE, _RETURN = 0x0A, 0x0D
 _TRIMMED_BYTES = len(_UTF8_BOM) + 1  # a mark and a carriage return do not count towards a line's length
@@ -31,6 +32,7 @@ class Lines:
     starts: Ints
     ends: Ints
     numbers: Ints  # 1-based
+    raw_bytes: int = 0  # of the file, read since the lines before
     damage: str = ""  # why the file breaks off here; the line, if there is one, is a fragment
 
     def __len__(self) -> int:
@@ -39,6 +41,12 @@ class Lines:
     def select(self, keep: Mask | slice) -> Lines:
         """Some of the lines, in the same order."""
         return replace(self, starts=self.starts[keep], ends=self.ends[keep], numbers=self.numbers[keep])
+
+    def copy(self) -> Lines:
+        """The same lines in bytes of their own, with nothing between them."""
+        ends = np.cumsum(self.ends - self.starts)
+        data = np.frombuffer(b"".join(self.text(i) for i in range(len(self))), np.uint8)
+        return replace(self, data=data, starts=np.concatenate([[0], ends[:-1]])[: len(ends)], ends=ends)
 
     def text(self, index: int) -> bytes:
         """The bytes of one line."""
@@ -63,94 +71,126 @@ class _DamageError(Exception):
     """A compressed file cannot be read further; all bytes before the break were yielded."""
 
 
-def read_lines(path: str, block_bytes: int = BLOCK_BYTES, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Lines]:
-    """All lines of a file in blocks of about ``block_bytes``; a UTF-8 byte order mark is skipped.
+def read_lines(
+    path: str, block_bytes: int = BLOCK_BYTES, max_line_bytes: int = MAX_LINE_BYTES, span: Span | None = None
+) -> Iterator[Lines]:
+    """All lines of a file, or of a span of it, in blocks of about ``block_bytes``; a UTF-8 byte order mark is skipped.
 
-    Of a longer line little more than ``max_line_bytes`` are kept, so that memory stays bounded. A gzip file
-    that breaks off yields the lines before the break, then the fragment with ``damage`` set.
+    The bytes of a block are overwritten by the next one. Of a longer line little more than ``max_line_bytes`` are kept,
+    so that memory stays bounded. A gzip file that breaks off yields the lines before the break, then the fragment with
+    ``damage`` set.
     """
-    number, rest, skipping, damage = 1, b"", False, ""
-    blocks = _blocks(path, block_bytes)
+    longest = max_line_bytes + _TRIMMED_BYTES
+    buffer = np.empty(longest + block_bytes, np.uint8)
+    number, held, read, skipping, damage = span.first if span else 1, 0, 0, False, ""
+    blocks = _blocks(path, block_bytes, span)
     while True:
         try:
-            block = next(blocks)
+            block, file_bytes = next(blocks)
         except StopIteration:
             break
         except _DamageError as error:
             damage = str(error)
             break
+        read += file_bytes
         if skipping:
             end = block.find(b"\n") + 1
             if not end:
                 continue
             block, skipping = block[end:], False
-        rest += block
-        end = rest.rfind(b"\n") + 1
-        if end:
-            lines = _split(rest[:end], number)
-            yield lines
-            number, rest = number + len(lines), rest[end:]
-        if len(rest) > max_line_bytes + _TRIMMED_BYTES:
-            yield _split(rest[: max_line_bytes + _TRIMMED_BYTES + 1], number)
-            number, rest, skipping = number + 1, b"", True
-    if rest or damage:
-        yield _split(rest, number, damage)
+        if held + len(block) > len(buffer):
+            buffer = np.concatenate([buffer[:held], np.empty(block_bytes + len(block), np.uint8)])
+        buffer[held : held + len(block)] = np.frombuffer(block, np.uint8)
+        held += len(block)
+        ends = _newlines(buffer[:held])
+        if len(ends):
+            yield _split(buffer[:held], ends, number, read)
+            end = int(ends[-1]) + 1
+            buffer[: held - end] = buffer[end:held].copy()
+            number, held, read = number + len(ends), held - end, 0
+        if held > longest:
+            yield _split(buffer[:held], np.array([longest + 1]), number, read)
+            number, held, read, skipping = number + 1, 0, 0, True
+    if held or damage:
+        yield _split(buffer[:held], np.array([held] if held else [], np.int64), number, read, damage)
 
 
-def count_lines(path: str) -> int:
-    """Number of lines of a file, the last of which may lack its line end."""
-    return sum(len(lines) for lines in read_lines(path))
+def count_lines(path: str, span: Span | None = None) -> Iterator[tuple[int, int]]:
+    """Lines of a file or of a span of it, the last of which may lack its end: as a sum of parts, each with its bytes.
+
+    The bytes are those of the file, which may be compressed.
+    """
+    last = _NEWLINE
+    blocks = _blocks(path, _SEARCHED_BYTES, span)
+    with suppress(_DamageError):
+        for block, file_bytes in blocks:
+            data = np.frombuffer(block, np.uint8)
+            last = data[-1] if len(data) else last
+            yield int(np.count_nonzero(data == _NEWLINE)), file_bytes
+    if last != _NEWLINE:
+        yield 1, 0
 
 
-def _split(data: bytes, first: int, damage: str = "") -> Lines:
-    buffer = np.frombuffer(data, np.uint8)
-    ends = np.flatnonzero(buffer == _NEWLINE)
-    if data and not data.endswith(b"\n"):
-        ends = np.append(ends, len(data))
+def _newlines(data: npt.NDArray[np.uint8]) -> Ints:
+    """Positions of all line ends."""
+    starts = range(0, len(data), _SEARCHED_BYTES)
+    found = [np.flatnonzero(data[start : start + _SEARCHED_BYTES] == _NEWLINE) + start for start in starts]
+    return np.concatenate(found) if found else np.empty(0, np.int64)
+
+
+def _split(data: npt.NDArray[np.uint8], ends: Ints, first: int, read: int, damage: str = "") -> Lines:
     starts = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
-    if first == 1 and data.startswith(_UTF8_BOM):
+    if first == 1 and data[: len(_UTF8_BOM)].tobytes() == _UTF8_BOM:
         starts[0] = len(_UTF8_BOM)
-    with_return = (ends > starts) & (buffer[ends - 1] == _RETURN)
+    with_return = (ends > starts) & (data[ends - 1] == _RETURN)
     return Lines(
-        data=buffer,
+        data=data,
         starts=starts,
         ends=ends - with_return,
         numbers=np.arange(first, first + len(ends)),
+        raw_bytes=read,
         damage=damage,
     )
 
 
-def _blocks(path: str, block_bytes: int) -> Iterator[bytes]:
+def _blocks(path: str, block_bytes: int, span: Span | None) -> Iterator[tuple[bytes, int]]:
+    """Blocks of text, each with the bytes of the file that were read for it."""
     with g_pathmgr.open(path, "rb") as file:
-        head = file.read(len(_GZIP_MAGIC))
-        chunks = _chunks(file, head, block_bytes)
-        yield from _gunzip(chunks, block_bytes) if head == _GZIP_MAGIC else chunks
+        if file.read(len(GZIP_MAGIC)) == GZIP_MAGIC:
+            file.seek(0)
+            yield from _gunzip(_chunks(file, block_bytes), block_bytes)
+        else:
+            file.seek(span.start if span else 0)
+            for chunk in _chunks(file, block_bytes, span.stop - span.start if span else None):
+                yield chunk, len(chunk)
 
 
-def _chunks(file: IO[bytes], head: bytes, block_bytes: int) -> Iterator[bytes]:
-    yield head
-    while chunk := file.read(block_bytes):
+def _chunks(file: IO[bytes], block_bytes: int, left: int | None = None) -> Iterator[bytes]:
+    """The next ``left`` bytes of a file, or all of them."""
+    while chunk := file.read(block_bytes if left is None else min(block_bytes, left)):
+        left = None if left is None else left - len(chunk)
         yield chunk
 
 
-def _gunzip(chunks: Iterator[bytes], block_bytes: int) -> Iterator[bytes]:
+def _gunzip(chunks: Iterator[bytes], block_bytes: int) -> Iterator[tuple[bytes, int]]:
     """Decompressed blocks of one or several gzip members."""
     member, inside = zlib.decompressobj(wbits=31), False
     for chunk in chunks:
+        file_bytes = len(chunk)
         while chunk := chunk if inside else chunk.lstrip(b"\0"):  # members may be followed by zeros
             before = member.copy()
             try:
-                yield member.decompress(chunk, block_bytes)
+                yield member.decompress(chunk, block_bytes), file_bytes
             except zlib.error as error:
-                yield _salvage(before, chunk)
+                yield _salvage(before, chunk), file_bytes
                 raise _DamageError(f"damaged gzip stream: {error}") from error
-            inside = True
+            inside, file_bytes = True, 0
             chunk = member.unconsumed_tail
             if member.eof:
                 chunk = member.unused_data
                 member, inside = zlib.decompressobj(wbits=31), False
     if inside:
-        yield member.flush()
+        yield member.flush(), 0
         raise _DamageError("truncated gzip stream")
 
 

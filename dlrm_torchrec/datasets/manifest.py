@@ -13,24 +13,26 @@ from typing import Any
 
 from iopath.common.file_io import g_pathmgr
 
+from dlrm_torchrec.datasets.files import is_local, write_json
+from dlrm_torchrec.datasets.files import join as join  # a name that readers of manifests need as well
+from dlrm_torchrec.datasets.synthesis import MultiHot
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 
 FORMAT = 1
 NAME = "dataset.json"
 
 
-def join(folder: str, *names: str) -> str:
-    """A path below ``folder``, which may be a local path or a URI such as ``s3://bucket/data``."""
-    return "/".join([folder.rstrip("/"), *names])
-
-
 @dataclass(frozen=True, kw_only=True)
 class DataFile:
-    """One Parquet file of a split; ``path`` is relative to the prepared folder."""
+    """One Parquet file of a split; ``path`` is relative to the prepared folder, or absolute, or a URI."""
 
     path: str
     rows: int
     sha256: str | None = None  # absent when the manifest was written by hand
+
+    def location(self, folder: str) -> str:
+        """The path or URI of the file, when ``folder`` is the prepared folder's."""
+        return join(folder, self.path) if is_local(self.path) and self.path[:1] != "/" else self.path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +64,15 @@ class Manifest:
     sources: tuple[SourceFile, ...] = ()
     report: Mapping[str, Any] = field(default_factory=dict)  # counts of rows read, written and quarantined
     statistics: Mapping[str, AccessStatistics] = field(default_factory=dict)  # by sparse feature; empty: not profiled
+    multi_hot: MultiHot | None = None  # what makes bags, while they are read, of features that the files hold one-hot
+
+    @property
+    def stored_spec(self) -> DatasetSpec:
+        """The spec of the columns in the files."""
+        return self.spec if self.multi_hot is None else self.multi_hot.stored(self.spec)
 
     def save(self, folder: str) -> None:
-        """Write ``dataset.json`` into ``folder`` under a temporary name, then move it into place."""
-        target, partial = join(folder, NAME), join(folder, f"{NAME}.partial")
+        """Write ``dataset.json`` into ``folder``; one that is there stays as it is until the new one is whole."""
         data: dict[str, Any] = {
             "format": FORMAT,
             "spec": self.spec.to_json(),
@@ -78,13 +85,9 @@ class Manifest:
         }
         if self.statistics:
             data["statistics"] = {name: statistics.to_json() for name, statistics in self.statistics.items()}
-        with g_pathmgr.open(partial, "w") as file:
-            json.dump(data, file, indent=1)
-            file.write("\n")
-        if g_pathmgr.exists(target):  # iopath's move refuses to replace a file
-            g_pathmgr.rm(target)
-        if not g_pathmgr.mv(partial, target):
-            raise OSError(f"cannot move {partial} to {target}; check the permissions of the folder")
+        if self.multi_hot is not None:
+            data["multi_hot"] = self.multi_hot.to_json()
+        write_json(folder, NAME, data, indent=1)
 
     @classmethod
     def load(cls, folder: str) -> Manifest:
@@ -109,6 +112,7 @@ class Manifest:
                 statistics={
                     name: AccessStatistics.from_json(value) for name, value in data.get("statistics", {}).items()
                 },
+                multi_hot=MultiHot(**data["multi_hot"]) if "multi_hot" in data else None,
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             detail = f"no field {error}" if isinstance(error, KeyError) else error

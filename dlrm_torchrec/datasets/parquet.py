@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from iopath.common.file_io import g_pathmgr
 
-from dlrm_torchrec.datasets.bags import Columns
+from dlrm_torchrec.datasets.ahead import ahead
 from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.datasets.block import Block, joined
 from dlrm_torchrec.datasets.decode import check_schema, read_row_group
+from dlrm_torchrec.datasets.expand import Expander
 from dlrm_torchrec.datasets.jagged import to_batch
-from dlrm_torchrec.datasets.manifest import DataFile, Manifest, join
+from dlrm_torchrec.datasets.manifest import DataFile, Manifest
 from dlrm_torchrec.datasets.order import Order, Visit
 from dlrm_torchrec.datasets.stream import Ranks, check_start_step
+
+BATCHES_AHEAD = 2
+ROW_GROUPS_AHEAD = 4
+_FOOTERS = 16  # kept in memory, parsed: 2 MB each for 64 row groups of 40 columns
 
 
 class RowGroup(NamedTuple):
     path: str
-    metadata: pq.FileMetaData  # of the whole file, so that its footer is read once
     number: int  # of the row group in its file
 
 
@@ -51,10 +60,18 @@ class ParquetStream:
                 f"split must be one that {folder} holds: got {split!r} of {sorted(manifest.splits)}; prepare it"
             )
         self.spec = manifest.spec
-        files = manifest.splits[split].files
-        self._groups = [group for file in files for group in self._open(join(folder, file.path), file)]
+        self._stored_spec = manifest.stored_spec
+        self._expander = Expander(manifest, folder)
+        self._footer = lru_cache(_FOOTERS)(_read_footer)
+        self._groups: list[RowGroup] = []
+        group_rows: list[int] = []
+        for file in manifest.splits[split].files:
+            path = file.location(folder)
+            rows = self._row_groups(path, file)
+            group_rows += rows
+            self._groups += (RowGroup(path, number) for number in range(len(rows)))
         self._order = Order(
-            group_rows=np.array([g.metadata.row_group(g.number).num_rows for g in self._groups], dtype=np.int64),
+            group_rows=np.array(group_rows, dtype=np.int64),
             epochs=epochs,
             lanes=world_size if lanes is None else lanes,
             ranks=Ranks(global_batch_size, rank, world_size),
@@ -62,35 +79,45 @@ class ParquetStream:
             shuffle=shuffle,
         )
         self.num_steps = epochs * self._order.steps_per_epoch
+        self._id_type = np.int32 if all(feature.rows <= 1 << 31 for feature in self.spec.sparse) else np.int64
 
-    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+    def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
         """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``.
 
-        One thread decodes ahead, as many row groups as the current batch touches. An error in it is raised here.
+        Batches are made ahead, and row groups decoded ahead of those, by threads that end with the iterator; an error
+        in one of them is raised here. In memory are the row groups that a batch is cut from and ``ROW_GROUPS_AHEAD``
+        more, whatever the size of the files. With a GPU, batches lie in pinned memory.
         """
         check_start_step(start_step, self.num_steps)
-        ahead = self._visits(start_step)
-        decoded: dict[Visit, Future[Columns]] = {}
+        return ahead(self._batches(start_step), BATCHES_AHEAD)
+
+    def _batches(self, start_step: int) -> Generator[Batch, None, None]:
+        visits = self._visits(start_step)
+        blocks: dict[Visit, Future[Block]] = {}
+        shared: WeakValueDictionary[tuple[int, int], Future[Block]] = WeakValueDictionary()  # by epoch and group
         used: set[Visit] = set()
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
+        pin_memory = torch.cuda.is_available()
+        threads = ThreadPoolExecutor(max_workers=min(ROW_GROUPS_AHEAD, _cores()), thread_name_prefix="decode")
         try:
             for share, pieces in self._order.steps(start_step):
                 current = {piece.visit for piece in pieces}
                 for visit in used - current:
-                    del decoded[visit]
+                    del blocks[visit]
                 used = current
-                while not current <= decoded.keys() or len(decoded) < 2 * len(current):
-                    following = next(ahead, None)
+                while not current <= blocks.keys() or len(blocks) < len(current) + max(len(current), ROW_GROUPS_AHEAD):
+                    following = next(visits, None)
                     if following is None:
                         break
-                    decoded[following] = thread.submit(self._decode, following)
-                columns = [decoded[visit].result().slice(first, last) for visit, first, last in pieces]
-                yield to_batch(self.spec, columns, share)
+                    epoch, _, group = following
+                    future = shared.get((epoch, group)) or threads.submit(self._decode, following)
+                    blocks[following] = shared[epoch, group] = future
+                cut = [blocks[visit].result().slice(first, last) for visit, first, last in pieces]
+                yield to_batch(self.spec, cut, share, pin_memory=pin_memory)
         finally:
-            thread.shutdown(cancel_futures=True)
+            threads.shutdown(cancel_futures=True)
 
     def _visits(self, start_step: int) -> Iterator[Visit]:
-        """The row groups in the order in which ``batches`` first needs them."""
+        """The row groups in the order in which batches first need them."""
         before: set[Visit] = set()
         for _, pieces in self._order.steps(start_step):
             for piece in pieces:
@@ -98,20 +125,29 @@ class ParquetStream:
                     yield piece.visit
             before = {piece.visit for piece in pieces}
 
-    def _decode(self, visit: Visit) -> Columns:
-        path, metadata, number = self._groups[visit.group]
+    def _decode(self, visit: Visit) -> Block:
+        path, number = self._groups[visit.group]
+        footer = self._footer(path)
         with g_pathmgr.open(path, "rb") as raw:
-            columns = read_row_group(pq.ParquetFile(raw, metadata=metadata), number, self.spec, path)
-        rows = self._order.rows(visit)
-        return columns if rows is None else columns.take(rows)
+            columns = read_row_group(pq.ParquetFile(raw, metadata=footer), number, self._stored_spec, path)
+        return self._expander.block(joined(columns, self._id_type, self._order.rows(visit)))
 
-    def _open(self, path: str, file: DataFile) -> list[RowGroup]:
-        with g_pathmgr.open(path, "rb") as raw:
-            parquet = pq.ParquetFile(raw)
-        check_schema(parquet.schema_arrow, self.spec, path)
-        metadata = parquet.metadata
-        if metadata.num_rows != file.rows:
+    def _row_groups(self, path: str, file: DataFile) -> list[int]:
+        """The rows of each row group."""
+        footer = self._footer(path)
+        check_schema(footer.schema.to_arrow_schema(), self._stored_spec, path)
+        if footer.num_rows != file.rows:
             raise ValueError(
-                f"file {path} must have the {file.rows} rows of its manifest: got {metadata.num_rows}; prepare it again"
+                f"file {path} must have the {file.rows} rows of its manifest: got {footer.num_rows}; prepare it again"
             )
-        return [RowGroup(path, metadata, number) for number in range(metadata.num_row_groups)]
+        return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+
+
+def _cores() -> int:
+    """Of this machine, as many as this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _read_footer(path: str) -> pq.FileMetaData:
+    with g_pathmgr.open(path, "rb") as raw:
+        return pq.ParquetFile(raw).metadata

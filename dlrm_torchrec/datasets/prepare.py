@@ -1,39 +1,40 @@
 """Raw files to a prepared folder: Parquet per split, vocabularies, quarantine, report and ``dataset.json``.
 
-Files are streamed piece by piece: once over the training rows to count vocabularies, once to write. Memory holds one
-piece, one row group per split, and the distinct values of each vocabulary.
+Files are cut into units of work, which any number of processes and machines share out. Everything that a unit leaves
+is decided by the unit alone and kept with its checksum, so that a preparation may be interrupted at any moment: the
+same command goes on, and the folder comes out the same, byte for byte. Memory is bounded, whatever the data.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 
 from iopath.common.file_io import g_pathmgr
 
-from dlrm_torchrec.datasets.encode import encode, prepared_schema
-from dlrm_torchrec.datasets.folder import clear, source_file
-from dlrm_torchrec.datasets.manifest import Manifest, Split, join
-from dlrm_torchrec.datasets.quarantine import Quarantine
-from dlrm_torchrec.datasets.rows import Reader, Rows
-from dlrm_torchrec.datasets.splits import Assignment
-from dlrm_torchrec.datasets.tally import Tally
-from dlrm_torchrec.datasets.vocabulary import Vocabulary, VocabularyCounter
-from dlrm_torchrec.datasets.writer import ROW_GROUP_ROWS, SplitWriter
+from dlrm_torchrec import __version__
+from dlrm_torchrec.datasets.budget import Budget
+from dlrm_torchrec.datasets.count_pass import count_unit, load_vocabulary, make_vocabulary
+from dlrm_torchrec.datasets.files import explained
+from dlrm_torchrec.datasets.finish import finish, read_source
+from dlrm_torchrec.datasets.group import Group
+from dlrm_torchrec.datasets.manifest import Manifest
+from dlrm_torchrec.datasets.progress import Progress
+from dlrm_torchrec.datasets.spans import cut, span_bytes
+from dlrm_torchrec.datasets.units import Source as Source  # part of what is called here
+from dlrm_torchrec.datasets.units import Unit, line_tasks, make_units
+from dlrm_torchrec.datasets.vocabulary import Vocabulary
+from dlrm_torchrec.datasets.work import Work
+from dlrm_torchrec.datasets.workers import Task, run_tasks
+from dlrm_torchrec.datasets.write_pass import Layout, write_unit
+from dlrm_torchrec.datasets.writer import ROW_GROUP_ROWS
 from dlrm_torchrec.schema import DatasetSpec
 
 TRAIN = "train"
 LABELLED_SPLITS = (TRAIN, "val", "test")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A raw file, how to read it, and which split each of its rows goes to."""
-
-    path: str
-    reader: Reader
-    assignment: Assignment
+MEMORY_BYTES = 2 << 30
 
 
 def prepare(
@@ -44,33 +45,122 @@ def prepare(
     max_bad_share: float = 0.01,
     overwrite: bool = False,
     row_group_rows: int = ROW_GROUP_ROWS,
+    shuffle_window_rows: int = 0,
+    seed: int = 0,
+    workers: int | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+    unit_bytes: int | None = None,
+    rank_timeout_s: float = 300.0,
 ) -> Manifest:
     """The manifest of ``output``, which then holds the prepared rows of ``sources``.
 
-    Vocabularies and pooling factors are measured on the training rows. Malformed rows go to ``quarantine.tsv`` and are
-    counted in ``report.json``. ValueError, leaving no ``dataset.json``, when they are more than ``max_bad_share`` of
-    all rows or when no training row is left; also when ``output`` is prepared already and ``overwrite`` is not set.
+    Vocabularies and pooling factors are measured on the training rows, which are shuffled within windows of
+    ``shuffle_window_rows`` of their unit if it is not 0. A unit is about ``unit_bytes`` of a plain file or of Parquet,
+    or a whole gzip file. ``workers`` processes (default: one per core) take about ``memory_bytes`` together. Malformed
+    rows go to ``quarantine.tsv`` and are counted in ``report.json``.
+
+    Started as several ranks (RANK and WORLD_SIZE of the environment), all with the same arguments and a shared folder,
+    each does its part of the units; one that says nothing for ``rank_timeout_s`` ends the others.
+
+    ValueError, leaving no ``dataset.json``, when malformed rows are more than ``max_bad_share`` of all or when no
+    training row is left; also when ``output`` is prepared already, or was begun by another command, and ``overwrite``
+    is not set. OSError when files cannot be read or written, or when a worker or a rank dies. After most errors the
+    same command goes on from the finished units.
     """
     _check(sources)
-    clear(output, overwrite)
-    vocabularies = _count(spec, sources)
-    spec = _with_vocabulary_rows(spec, vocabularies)
-    with Quarantine(output) as kept:
-        splits, tally = _write(spec, sources, output, vocabularies, kept, row_group_rows)
-    with g_pathmgr.open(join(output, "report.json"), "w") as file:
-        json.dump(tally.report(), file, indent=1)
-    _judge(tally, output, max_bad_share)
-    for name, vocabulary in vocabularies.items():
-        g_pathmgr.mkdirs(join(output, "vocab"))
-        vocabulary.save(join(output, "vocab", f"{name}.parquet"))
-    manifest = Manifest(
-        spec=tally.with_pooling(spec, TRAIN),
-        splits=splits,
-        sources=tuple(source_file(source.path) for source in sources),
-        report=tally.report(),
-    )
-    manifest.save(output)
+    identities = [source.identity() for source in sources]
+    raw_bytes = sum(identity["bytes"] for identity in identities)
+    budget = Budget.of(memory_bytes, workers, raw_bytes)
+    layout = Layout(row_group_rows=row_group_rows, shuffled=TRAIN, window_rows=shuffle_window_rows, seed=seed)
+    _check_window(spec, layout, budget)
+    unit_bytes = unit_bytes or span_bytes(raw_bytes)
+    command = {"version": __version__, "spec": spec.to_json(), "sources": identities, "unit_bytes": unit_bytes}
+    work, group = Work(output), Group(output, rank_timeout_s)
+    try:
+        group.begin(json.loads(json.dumps({**command, **asdict(layout)})), overwrite)
+        run = partial(_run, group, group.sync, budget.workers)
+        spans = [cut(source.path, unit_bytes) for source in sources]
+        run("counting lines", line_tasks(sources, spans, work))
+        units = make_units(sources, spans, work)
+        counted = [unit for unit in units if unit.feeds(TRAIN)]
+        vocabularies = _make_vocabularies(spec, counted, output, budget.counted_bytes, work, run)
+        spec = _with_vocabulary_rows(spec, vocabularies)
+        reading = {
+            f"source-{i:05d}": work.task(f"source-{i:05d}", source.path, size["bytes"], partial(read_source, source))
+            for i, (source, size) in enumerate(zip(sources, identities, strict=True))
+        }
+        writing = {
+            name: work.task(
+                name, unit.what, unit.span.bytes, partial(write_unit, unit, spec, vocabularies, output, layout)
+            )
+            for unit in units
+            for name in [f"write-{unit.number:05d}"]
+        }
+        _run(group, group.end, budget.workers, "writing rows", reading | writing)
+        if group.rank:
+            return Manifest.load(output)
+        read, written = work.records(reading), work.records(writing)
+        manifest = finish(output, spec, TRAIN, sources, read, units, written, max_bad_share)
+        work.remove()
+    except OSError as error:
+        told = explained(error, output)
+        group.fail(told)
+        raise told from error
+    except Exception as error:
+        group.fail(error)
+        raise
     return manifest
+
+
+def _run(group: Group, meet: Callable[[str], None], workers: int, title: str, tasks: dict[str, Task]) -> None:
+    """Do this rank's share of some tasks, then ``meet`` the others."""
+    mine = list(tasks.values())[group.rank :: group.size]
+    if mine:
+        name = f"rank {group.rank} of {group.size}, {title}" if group.size > 1 else title
+        with Progress(name, sum(task.bytes for task in mine)) as progress:
+
+            def report(rows: int, raw_bytes: int) -> None:
+                progress.add(rows, raw_bytes)
+                group.beat()
+
+            run_tasks(mine, workers, report)
+    meet(title)
+
+
+def _make_vocabularies(
+    spec: DatasetSpec,
+    units: Sequence[Unit],
+    output: str,
+    limit_bytes: int,
+    work: Work,
+    run: Callable[[str, dict[str, Task]], None],
+) -> dict[str, Vocabulary]:
+    """By name, the vocabularies of the training rows of some units."""
+    features = [feature for feature in spec.sparse if feature.encoding == "vocab"]
+    if not features:
+        return {}
+    counting = {}
+    for unit in units:
+        name = f"count-{unit.number:05d}"
+        count = partial(count_unit, unit, TRAIN, spec, output, limit_bytes)
+        counting[name] = work.task(name, unit.what, unit.span.bytes, count)
+    run("counting values", counting)
+    making, counted = {}, work.records(counting)
+    for i, feature in enumerate(features):
+        name = f"vocabulary-{i:05d}"
+        make = partial(make_vocabulary, feature, i, counted, output, work)
+        making[name] = work.task(name, f"the vocabulary of {feature.name}", 1, make)
+    run("making vocabularies", making)
+    made = zip(features, work.records(making), strict=True)
+    return {feature.name: load_vocabulary(record, output) for feature, record in made}
+
+
+def _with_vocabulary_rows(spec: DatasetSpec, vocabularies: Mapping[str, Vocabulary]) -> DatasetSpec:
+    sparse = tuple(
+        replace(feature, rows=vocabularies[feature.name].rows) if feature.name in vocabularies else feature
+        for feature in spec.sparse
+    )
+    return replace(spec, sparse=sparse)
 
 
 def _check(sources: Sequence[Source]) -> None:
@@ -85,65 +175,15 @@ def _check(sources: Sequence[Source]) -> None:
             )
 
 
-def _pieces(source: Source) -> Iterator[tuple[Rows, dict[str, Rows]]]:
-    """Each piece of a source, and its rows by split."""
-    for piece in source.reader(source.path):
-        place = source.assignment(piece.numbers)
-        yield piece, {name: piece.select(place == i) for i, name in enumerate(source.assignment.splits)}
-
-
-def _count(spec: DatasetSpec, sources: Sequence[Source]) -> dict[str, Vocabulary]:
-    counters = {i: VocabularyCounter() for i, feature in enumerate(spec.sparse) if feature.encoding == "vocab"}
-    for source in sources:
-        if not counters or TRAIN not in source.assignment.splits:
-            continue
-        for _, rows in _pieces(source):
-            for i, counter in counters.items():
-                values = rows[TRAIN].sparse[i]
-                counter.add(values.flatten() if spec.sparse[i].multi_hot else values)
-    return {spec.sparse[i].name: counter.finish(spec.sparse[i].min_count) for i, counter in counters.items()}
-
-
-def _with_vocabulary_rows(spec: DatasetSpec, vocabularies: Mapping[str, Vocabulary]) -> DatasetSpec:
-    sparse = tuple(
-        replace(feature, rows=vocabularies[feature.name].rows) if feature.name in vocabularies else feature
-        for feature in spec.sparse
-    )
-    return replace(spec, sparse=sparse)
-
-
-def _write(
-    spec: DatasetSpec,
-    sources: Sequence[Source],
-    output: str,
-    vocabularies: Mapping[str, Vocabulary],
-    kept: Quarantine,
-    row_group_rows: int,
-) -> tuple[dict[str, Split], Tally]:
-    tally, schema = Tally(), prepared_schema(spec)
-    names = dict.fromkeys([TRAIN, *(name for source in sources for name in source.assignment.splits)])
-    writers = {name: SplitWriter(output, name, schema, row_group_rows) for name in names}
-    for source in sources:
-        tally.start(source.path, source.reader.labelled)
-        for piece, by_split in _pieces(source):
-            tally.read(piece)
-            for rejected in piece.rejected:
-                kept.add(source.path, rejected)
-            for name, rows in by_split.items():
-                writers[name].write(encode(rows, spec, vocabularies))
-                tally.wrote(name, rows, spec)
-    return {name: writer.close() for name, writer in writers.items()}, tally
-
-
-def _judge(tally: Tally, output: str, max_bad_share: float) -> None:
-    bad, total = tally.rows_quarantined, tally.rows_in
-    if bad > max_bad_share * total:
-        reason, count = tally.reasons.most_common(1)[0]
+def _check_window(spec: DatasetSpec, layout: Layout, budget: Budget) -> None:
+    if min(layout.window_rows, layout.seed) < 0:
         raise ValueError(
-            f"malformed rows must be at most {max_bad_share:.2%} of all: got {bad} of {total}, {count} of them because "
-            f"'{reason}'; see {join(output, 'quarantine.tsv')}, then repair the files or raise max_bad_share"
+            f"shuffle_window_rows and seed must be at least 0: got {layout.window_rows} and {layout.seed}; raise them"
         )
-    if not tally.rows[TRAIN]:
+    row_bytes = 4 * (1 + len(spec.dense) + sum(max(1.0, feature.pooling_factor) for feature in spec.sparse))
+    if layout.window_rows * row_bytes > budget.window_bytes:
         raise ValueError(
-            f"split {TRAIN!r} must have rows: got none of the {total} rows read; check the files and how they are split"
+            f"shuffle_window_rows must fit the memory of each of {budget.workers} workers, "
+            f"{int(budget.window_bytes / row_bytes):,} rows: got {layout.window_rows:,}; lower it or the number of "
+            "workers, or raise memory_bytes"
         )

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from dlrm_torchrec.datasets.bags import Bags
 from dlrm_torchrec.datasets.decode import check_schema, read_bags
-from dlrm_torchrec.datasets.manifest import NAME, Manifest, Split, join
-from dlrm_torchrec.schema import WINDOW_ROWS, AccessStatistics, DatasetSpec, SparseFeature
+from dlrm_torchrec.datasets.expand import Expander
+from dlrm_torchrec.datasets.manifest import NAME, Manifest, join
+from dlrm_torchrec.schema import WINDOW_ROWS, AccessStatistics, SparseFeature
 
 
 def access_statistics(pieces: Iterable[Bags], rows: int, window_rows: int = WINDOW_ROWS) -> AccessStatistics:
@@ -85,21 +86,23 @@ def _count(counts: NDArray[np.int64], ids: NDArray[np.int64]) -> int:
     return distinct
 
 
-def _read(folder: str, split: Split, spec: DatasetSpec, feature: SparseFeature) -> Iterator[Bags]:
+def read_feature(manifest: Manifest, folder: str, split: str, feature: SparseFeature) -> Iterator[Bags]:
     """The bags of one feature, row group by row group; ValueError where a file breaks the manifest or the spec."""
-    spec = replace(spec, dense=(), sparse=(feature,))
-    for file in split.files:
-        path = join(folder, file.path)
+    stored = manifest.stored_spec
+    stored = replace(stored, dense=(), sparse=tuple(f for f in stored.sparse if f.name == feature.name))
+    expander = Expander(manifest, folder)
+    for file in manifest.splits[split].files:
+        path = file.location(folder)
         with g_pathmgr.open(path, "rb") as raw:
             parquet = pq.ParquetFile(raw)
-            check_schema(parquet.schema_arrow, spec, path)
+            check_schema(parquet.schema_arrow, stored, path)
             if parquet.metadata.num_rows != file.rows:
                 raise ValueError(
                     f"file {path} must have the {file.rows} rows of its manifest: got {parquet.metadata.num_rows}; "
                     "prepare it again"
                 )
             for group in range(parquet.num_row_groups):
-                yield read_bags(parquet, group, feature, path)
+                yield expander.bags(feature.name, read_bags(parquet, group, stored.sparse[0], path))
 
 
 def main(prepared: tyro.conf.Positional[str], split: str = "train") -> None:
@@ -118,7 +121,7 @@ def main(prepared: tyro.conf.Positional[str], split: str = "train") -> None:
     print(f"{'feature':{width}}  table rows    distinct    used  pooling   top 1  top 100  top 10k   reuse")
     statistics: dict[str, AccessStatistics] = {}
     for feature in spec.sparse:
-        found = access_statistics(_read(prepared, manifest.splits[split], spec, feature), feature.rows)
+        found = access_statistics(read_feature(manifest, prepared, split, feature), feature.rows)
         print(f"{feature.name:{width}}  {_row(found, feature.rows)}", flush=True)  # the next one may take minutes
         statistics[feature.name] = found
     sparse = tuple(replace(f, pooling_factor=statistics[f.name].pooling_factor) for f in spec.sparse)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+from collections.abc import Iterable
 
-from iopath.common.file_io import g_pathmgr
-
-from dlrm_torchrec.datasets.manifest import join
+from dlrm_torchrec.datasets.files import NewFile, chunks, join
 from dlrm_torchrec.datasets.rows import Rejected
 
 NAME = "quarantine.tsv"
+_HEADER = "source\tline\treason\traw\n"
 
 
 def escape(raw: bytes) -> str:
@@ -30,19 +29,17 @@ def unescape(text: str) -> bytes:
     return text.encode("ascii").decode("unicode_escape").encode("latin-1")
 
 
-class Quarantine:
-    """An open ``quarantine.tsv`` with the columns source, line, reason and raw (escaped)."""
+def add_rejected(file: NewFile, source: str, rows: Iterable[Rejected]) -> None:
+    """Append malformed rows of a source, one per line: source, line, reason and raw (escaped)."""
+    place = escape(source.encode())
+    for row in rows:
+        file.write(f"{place}\t{row.number}\t{row.reason}\t{escape(row.raw)}\n".encode("ascii"))
 
-    def __init__(self, folder: str) -> None:
-        self._file = g_pathmgr.open(join(folder, NAME), "w")
-        self._file.write("source\tline\treason\traw\n")
 
-    def add(self, source: str, rejected: Rejected) -> None:
-        place = escape(source.encode())
-        self._file.write(f"{place}\t{rejected.number}\t{rejected.reason}\t{escape(rejected.raw)}\n")
-
-    def __enter__(self) -> Quarantine:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
+def join_quarantine(folder: str, parts: Iterable[str]) -> None:
+    """Write ``quarantine.tsv`` of what ``add_rejected`` wrote to ``parts``, in their order."""
+    with NewFile(folder, NAME) as file:
+        file.write(_HEADER.encode())
+        for part in parts:
+            for chunk in chunks(join(folder, part)):
+                file.write(chunk)

@@ -17,6 +17,7 @@ from dlrm_torchrec.datasets.columns import Columns
 from dlrm_torchrec.datasets.fields import parse_text, split_line, split_quoted_fields
 from dlrm_torchrec.datasets.lines import BLOCK_BYTES, MAX_LINE_BYTES, Lines, read_lines
 from dlrm_torchrec.datasets.rows import Checks, Rows
+from dlrm_torchrec.datasets.spans import Span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +40,30 @@ class CsvReader:
     def labelled(self) -> bool:
         return self.columns.labelled
 
-    def __call__(self, path: str) -> Iterator[Rows]:
-        header: list[str] = []
+    def __call__(self, path: str, span: Span | None = None) -> Iterator[Rows]:
+        header, number = self._header(path)
+        for block in read_lines(path, self.block_bytes, self.max_line_bytes, span):
+            lines = block.select(block.starts < block.ends)
+            is_header = lines.numbers == number
+            rows = self._rows(lines.select(~is_header), header)
+            yield replace(
+                rows,
+                headers=int(is_header.sum()),
+                blanks=len(block) - len(lines),
+                raw_bytes=block.raw_bytes,
+                damage=block.damage,
+            )
+
+    def _header(self, path: str) -> tuple[list[str], int]:
+        """The columns of a file and the number of the line that names them, the first that is not blank; 0: none."""
         for block in read_lines(path, self.block_bytes, self.max_line_bytes):
             lines = block.select(block.starts < block.ends)
-            headers = int(not header and len(lines) > 0 and not block.damage)
-            if headers:
+            if len(lines) and not block.damage:
                 fields = split_line(lines.text(0), self.separator) or []
                 header = [field.decode(errors="replace") for field in fields]
                 self.columns.check(path, header)
-            rows = self._rows(lines.select(slice(headers, None)), header or self.columns.names)
-            yield replace(rows, headers=headers, blanks=len(block) - len(lines), damage=block.damage)
+                return header, int(lines.numbers[0])
+        return self.columns.names, 0
 
     def _rows(self, lines: Lines, header: list[str]) -> Rows:
         checks = Checks(len(lines))

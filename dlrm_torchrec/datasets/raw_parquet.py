@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.columns import Columns
 from dlrm_torchrec.datasets.rows import Checks, Rejected, Rows
+from dlrm_torchrec.datasets.spans import Span, broken_parquet, open_parquet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +26,21 @@ class ParquetReader:
     def labelled(self) -> bool:
         return self.columns.labelled
 
-    def __call__(self, path: str) -> Iterator[Rows]:
+    def __call__(self, path: str, span: Span | None = None) -> Iterator[Rows]:
         with g_pathmgr.open(path, "rb") as file:
+            parquet = open_parquet(path, file)
+            self.columns.check(path, parquet.schema_arrow.names)
+            groups = range(span.start, span.stop) if span else range(parquet.num_row_groups)
+            number = span.first if span else 1
+            row_bytes = file.seek(0, 2) / max(1, parquet.metadata.num_rows)
             try:
-                parquet = pq.ParquetFile(file)
-                self.columns.check(path, parquet.schema_arrow.names)
-                first = 1
-                for batch in parquet.iter_batches(self.chunk_rows, columns=self.columns.names, use_threads=False):
-                    yield self._rows(batch, first)
-                    first += batch.num_rows
+                for batch in parquet.iter_batches(
+                    self.chunk_rows, row_groups=groups, columns=self.columns.names, use_threads=False
+                ):
+                    yield replace(self._rows(batch, number), raw_bytes=int(row_bytes * batch.num_rows))
+                    number += batch.num_rows
             except (pa.ArrowException, OSError) as error:
-                raise ValueError(f"{path} must be a whole Parquet file: got {error}; fetch it again") from error
+                raise broken_parquet(path, error) from error
 
     def _rows(self, batch: pa.RecordBatch, first: int) -> Rows:
         checks = Checks(batch.num_rows)

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from dlrm_torchrec.datasets.spans import Span
+
 Mask = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
@@ -34,6 +36,7 @@ class Rows:
     headers: int = 0  # lines that name the columns
     blanks: int = 0  # lines that hold nothing at all
     damage: str = ""  # set on the last piece of a file that breaks off
+    raw_bytes: int = 0  # of the file, read for this piece
 
     def select(self, keep: Mask, **changes: Any) -> Rows:
         """The rows where ``keep`` (B,) holds, with ``changes`` to the other fields."""
@@ -50,14 +53,19 @@ class Rows:
 
 
 class Reader(Protocol):
-    """Reads raw files of one format; the same file gives the same rows on every call."""
+    """Reads raw files of one format; the same file gives the same rows on every call, whatever the pieces.
+
+    A preparation that was interrupted knows its readers by their ``repr``: dataclasses have a fitting one.
+    """
 
     @property
     def labelled(self) -> bool:
         """Whether the files have a label column; without one every label is 0."""
         ...
 
-    def __call__(self, path: str) -> Iterator[Rows]: ...
+    def __call__(self, path: str, span: Span | None = None) -> Iterator[Rows]:
+        """The rows of a file, or of one span of it."""
+        ...
 
 
 class Checks:
@@ -83,3 +91,12 @@ class Checks:
         """Index and reason of each malformed row, in order."""
         for index in np.flatnonzero(self._reason):
             yield int(index), self._reasons[self._reason[index]]
+
+
+def int_buffers(values: Any) -> tuple[Ints, npt.NDArray[np.uint8], int]:
+    """What an Arrow array of int64 consists of: N numbers, bits, and the first bit, set where a number is no null."""
+    valid, data = values.buffers()
+    first = values.offset
+    if not values.null_count:
+        return values.to_numpy(), np.full(len(values) // 8 + 1, 0xFF, np.uint8), 0
+    return np.frombuffer(data, np.int64)[first : first + len(values)], np.frombuffer(valid, np.uint8), first

@@ -70,3 +70,23 @@ class ByPosition:
 
     def __call__(self, numbers: Ints) -> Ints:
         return np.searchsorted([end for _, end in self.parts], numbers, side="left").astype(np.int64)
+
+
+@dataclass(frozen=True)
+class LastPart:
+    """The last of ``parts`` equal parts of a file is halved into 'val' and 'test', the rest is 'train'.
+
+    It has to be told the number of lines, which only a whole file knows.
+    """
+
+    parts: int
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return (*(("train",) if self.parts > 1 else ()), "val", "test")
+
+    def of(self, lines: int) -> ByPosition:
+        """The assignment of a file of so many lines."""
+        last = lines // self.parts
+        before = (("train", lines - last),) if self.parts > 1 else ()
+        return ByPosition((*before, ("val", lines - last // 2)), "test")

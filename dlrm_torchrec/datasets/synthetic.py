@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import binary_auroc
 from dlrm_torchrec.datasets import counter
 from dlrm_torchrec.datasets.bags import Bags, Columns
 from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.datasets.block import joined
 from dlrm_torchrec.datasets.jagged import to_batch
 from dlrm_torchrec.datasets.stream import Ranks, check_start_step
 from dlrm_torchrec.datasets.teacher import Teacher
@@ -68,7 +69,8 @@ class SyntheticStream:
         for step in range(start_step, self.num_steps):
             share = self._ranks.share(min(size, self.num_rows - step * size))
             first = step * size + share.first
-            yield to_batch(self.spec, [self.rows(first, first + share.num_rows)], share)
+            rows = joined(self.rows(first, first + share.num_rows), np.int64)
+            yield to_batch(self.spec, [rows], share)
 
     def rows(self, first: int, last: int) -> Columns:
         """The rows ``first`` .. ``last - 1`` of the split, whatever rank asks."""

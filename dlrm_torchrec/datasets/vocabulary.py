@@ -1,90 +1,98 @@
-"""Vocabularies: raw values counted over the training rows, then turned into ids by frequency."""
+"""Vocabularies: raw values of the training rows as ids by frequency, looked up in files that processes share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
+from numba import int32, int64, uint8
 
-from dlrm_torchrec.datasets.rows import Ints
+from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.datasets.files import is_local
+from dlrm_torchrec.datasets.int_tables import find_ids
+from dlrm_torchrec.datasets.rows import int_buffers
 
 MISSING, UNSEEN, FIRST = 0, 1, 2
 
+Ids = npt.NDArray[np.int32]
 
+
+@dataclass(frozen=True)
 class Vocabulary:
-    """Ids of raw values: 0 missing, 1 unseen, then ``values`` (distinct, without null) from 2 in their order."""
+    """Ids of raw values: 0 missing, 1 unseen, then the values known from 2 on, by falling count, then by value.
 
-    def __init__(self, values: Any) -> None:
-        self.values = values
-        if pa.types.is_integer(values.type):
-            numbers = values.to_numpy()
-            self._order = np.argsort(numbers)
-            self._sorted = numbers[self._order]
+    ``table`` finds them. Of int64 values it is a hash table: keys and ids, an id of 0 where a slot is free. Of text it
+    is all values in ascending order: offsets (N + 1), UTF-8 bytes, and ids (N,).
+    """
 
-    @property
-    def rows(self) -> int:
-        return FIRST + len(self.values)
+    rows: int
+    kind: str  # of the values: int64, string, or null when there are none
+    table: tuple[npt.NDArray[Any], ...]
 
-    def encode(self, values: Any) -> Ints:
+    @classmethod
+    def load(cls, rows: int, kind: str, paths: Sequence[str]) -> Vocabulary:
+        """The vocabulary whose table lies in ``.npy`` files, mapped into memory where they are local."""
+        return cls(rows, kind, tuple(_load(path) for path in paths))
+
+    def encode(self, values: Any) -> Ids:
         """Ids (N,) of N raw values; ValueError when they are not of the vocabulary's type."""
-        if values.type != self.values.type and len(self.values):
+        if self.kind not in ("null", str(values.type)):
             raise ValueError(
-                f"a column must have one type in all files: got {values.type} after {self.values.type}; "
+                f"a column must have one type in all files: got {values.type} after {self.kind}; "
                 "convert them to one type"
             )
-        if pa.types.is_integer(values.type) and len(self.values):
-            numbers = values.fill_null(0).to_numpy()
-            place = np.searchsorted(self._sorted, numbers).clip(max=len(self._sorted) - 1)
-            ids = np.where(self._sorted[place] == numbers, self._order[place] + FIRST, UNSEEN)
-        else:
-            found = pc.index_in(values, value_set=self.values.cast(values.type))
-            ids = found.cast(pa.int64()).fill_null(UNSEEN - FIRST).to_numpy() + FIRST
-        return np.where(values.is_null().to_numpy(zero_copy_only=False), MISSING, ids)
-
-    def save(self, path: str) -> None:
-        """Write the values in id order as the Parquet column ``value``."""
-        with g_pathmgr.open(path, "wb") as file:
-            pq.write_table(pa.table({"value": self.values}), file)
+        if self.kind == "int64":
+            found = np.empty(len(values), np.int32)
+            keys, ids = self.table
+            find_ids(*int_buffers(values), keys, ids, MISSING, UNSEEN, found)
+            return found
+        missing = values.is_null().to_numpy(zero_copy_only=False)
+        if self.kind == "string":
+            distinct = pc.dictionary_encode(values.cast(pa.large_string()))
+            word_ids = np.append(_find_text(*text_buffers(distinct.dictionary), *self.table), np.int32(UNSEEN))
+            return np.where(missing, np.int32(MISSING), word_ids[distinct.indices.fill_null(-1).to_numpy()])
+        return np.where(missing, np.int32(MISSING), np.int32(UNSEEN))
 
 
-class VocabularyCounter:
-    """Counts raw values piece by piece; memory is that of the distinct values."""
+def text_buffers(words: pa.LargeStringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Offsets (N + 1) and UTF-8 bytes of N strings, none of them null."""
+    _, offsets, data = words.buffers()
+    first = words.offset
+    return np.frombuffer(offsets, np.int64)[first : first + len(words) + 1], np.frombuffer(data or b"", np.uint8)
 
-    def __init__(self) -> None:
-        self._counted: Any = None  # table of distinct values and counts
-        self._pending: list[Any] = []  # such tables of single pieces
-        self._pending_rows = 0
 
-    def add(self, values: Any) -> None:
-        """Count N raw values; nulls are left out."""
-        counts = pc.value_counts(values.drop_null())
-        self._pending.append(pa.table({"value": counts.field("values"), "count": counts.field("counts")}))
-        self._pending_rows += len(counts)
-        # merging only when the pieces outgrow the total keeps the work at O(n log n) over any number of pieces
-        if self._pending_rows > max(len(self._counted) if self._counted else 0, 1 << 16):
-            self._merge()
+@compiled(read_only(int64), read_only(uint8), read_only(int64), read_only(uint8), read_only(int32))
+def _find_text(word_offsets: Any, words: Any, offsets: Any, values: Any, ids: Any) -> Ids:
+    """Ids (N,) of N words among ascending values, by bisection."""
+    found = np.full(len(word_offsets) - 1, np.int32(UNSEEN))
+    for i in range(len(found)):
+        word = words[word_offsets[i] : word_offsets[i + 1]]
+        low, high = 0, len(ids)
+        while low < high:
+            middle = (low + high) // 2
+            value = values[offsets[middle] : offsets[middle + 1]]
+            k = 0
+            while k < len(word) and k < len(value) and word[k] == value[k]:
+                k += 1
+            if k == len(word) and k == len(value):
+                found[i] = ids[middle]
+                break
+            if k < len(value) and (k == len(word) or word[k] < value[k]):
+                high = middle
+            else:
+                low = middle + 1
+    return found
 
-    def finish(self, min_count: int) -> Vocabulary:
-        """The values seen at least ``min_count`` times, by descending count, then by value."""
-        self._merge()
-        if self._counted is None:
-            return Vocabulary(pa.array([], pa.string()))
-        often = self._counted.filter(pc.field("count") >= min_count)
-        ordered = often.sort_by([("count", "descending"), ("value", "ascending")])
-        return Vocabulary(ordered["value"].combine_chunks())
 
-    def _merge(self) -> None:
-        pieces = [piece for piece in [self._counted, *self._pending] if piece is not None]
-        self._pending, self._pending_rows = [], 0
-        if pieces:
-            if len({piece.schema for piece in pieces}) > 1:
-                types = sorted({str(piece.schema.field("value").type) for piece in pieces})
-                raise ValueError(
-                    f"a column must have one type in all files: got {types}; convert the files to one type"
-                )
-            merged = pa.concat_tables(pieces).group_by("value").aggregate([("count", "sum")])
-            self._counted = merged.select(["value", "count_sum"]).rename_columns(["value", "count"])
+def _load(path: str) -> npt.NDArray[Any]:
+    if is_local(path):
+        return np.asarray(np.load(path, mmap_mode="r"))
+    with g_pathmgr.open(path, "rb") as file:
+        array: npt.NDArray[Any] = np.load(file)
+        return array

@@ -8,6 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def scattering(rows: int) -> int:
+    """A multiplier m such that i -> i * m mod ``rows`` is one-to-one, and neighbours become far apart."""
+    multiplier = max(1, int(rows * 0.6180339887))  # near the golden section
+    while math.gcd(multiplier, rows) != 1:
+        multiplier += 1
+    return multiplier
+
+
 class Zipf:
     """Ids in ``[0, rows)``, where the k-th most popular has weight ∫ x^-exponent dx over [k, k + 1), k = 1..rows.
 
@@ -23,10 +31,7 @@ class Zipf:
         self.rows = rows
         self._power = 1.0 - exponent
         self._mass = 1.0 - (rows + 1.0) ** self._power
-        # Near the golden section of the table, then up to the next number that makes the map one-to-one.
-        self._multiplier = max(1, int(rows * 0.6180339887))
-        while math.gcd(self._multiplier, rows) != 1:
-            self._multiplier += 1
+        self._multiplier = scattering(rows)
 
     def ids(self, uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
         """The ids at these points of the CDF, each point in [0, 1)."""

@@ -82,7 +82,7 @@ def test_missing_negative_and_fractional_numbers(tmp_path: Path, script: ModuleT
     gains = [None, 0, -5, 1, 2, 2.5, 3, 4, 99_999] * 2
     write_census(tmp_path, script, capital_gains=gains)
     script.main(script.Config(input=str(tmp_path), output=str(tmp_path / "out")))
-    got = pq.read_table(tmp_path / "out/train/part-00000.parquet")
+    got = pq.read_table(tmp_path / "out/train/part-00000-000.parquet")
     expected = {"value": [None, 0, -5, 1, 2, 2, 3, 4, 99_999] * 2, "bucket": [None, 0, 0, 1, 3, 3, 4, 5, 34] * 2}
     for kind, values in expected.items():
         known = vocabulary(tmp_path / "out", f"capital_gains_{kind}")

@@ -111,7 +111,7 @@ def test_table_from_the_command_line(tmp_path: Path) -> None:
     done = run("table", "--spec", tmp_path / "spec.json", "--input", tmp_path / "log.csv", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "3 train rows; 0 malformed rows" in done.stdout
-    assert pq.read_table(tmp_path / "out/train/part-00000.parquet").to_pylist() == [
+    assert pq.read_table(tmp_path / "out/train/part-00000-000.parquet").to_pylist() == [
         {"y": 1.0, "x": 0.5, "word": 2},
         {"y": 0.0, "x": 0.0, "word": 3},
         {"y": 1.0, "x": 2.0, "word": 2},

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from dlrm_torchrec.datasets.hashing import fold, hash_ints, hash_text
 from dlrm_torchrec.datasets.splits import ByHash, ByPosition, Whole
-from dlrm_torchrec.datasets.vocabulary import Vocabulary, VocabularyCounter
 
 
 def splitmix64(x: int) -> int:
@@ -45,50 +42,6 @@ def test_folded_hashes_fill_all_rows_but_the_missing_one() -> None:
     assert counts[0] == 0
     assert len(counts) == 101
     assert abs(counts[1:] - 200).max() < 75  # five standard deviations of 14
-
-
-@pytest.mark.parametrize("kind", ["int64", "string"])
-@pytest.mark.parametrize("min_count", [1, 2, 50])
-def test_vocabulary_equals_a_counter(kind: str, min_count: int) -> None:
-    rng = np.random.default_rng(0)
-    raw = [None if value == 3 else int(value) - 5 for value in rng.zipf(1.3, 4000) % 500]
-    values = raw if kind == "int64" else [None if value is None else f"value {value}" for value in raw]
-    counter = VocabularyCounter()
-    for start in range(0, len(values), 77):
-        counter.add(pa.array(values[start : start + 77], kind))
-    vocabulary = counter.finish(min_count)
-    counts = Counter(value for value in values if value is not None)
-    expected = sorted((v for v in counts if counts[v] >= min_count), key=lambda v: (-counts[v], v))
-    assert vocabulary.values.to_pylist() == expected
-    assert vocabulary.rows == len(expected) + 2
-    number = {value: i for i, value in enumerate(expected, start=2)}
-    new = "never" if kind == "string" else 10**15
-    ids = vocabulary.encode(pa.array([*values, new], kind))
-    assert ids.tolist() == [0 if value is None else number.get(value, 1) for value in [*values, new]]
-
-
-def test_vocabulary_merged_many_times_stays_exact() -> None:
-    counter = VocabularyCounter()
-    for start in range(0, 400_000, 40_000):
-        counter.add(pa.array(np.arange(start, start + 60_000)))
-    vocabulary = counter.finish(2)
-    twice = [value for start in range(40_000, 400_000, 40_000) for value in range(start, start + 20_000)]
-    assert vocabulary.values.to_pylist() == twice
-
-
-def test_empty_vocabulary_knows_nothing() -> None:
-    for values in (pa.array([1, None]), pa.array(["a", None])):
-        assert VocabularyCounter().finish(1).encode(values).tolist() == [1, 0]
-
-
-def test_one_column_of_two_types_is_refused() -> None:
-    counter = VocabularyCounter()
-    counter.add(pa.array([1]))
-    counter.add(pa.array(["1"]))
-    with pytest.raises(ValueError, match="must have one type in all files"):
-        counter.finish(1)
-    with pytest.raises(ValueError, match="must have one type in all files"):
-        Vocabulary(pa.array([1])).encode(pa.array(["1"]))
 
 
 def test_assignments() -> None:

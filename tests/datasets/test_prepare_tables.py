@@ -146,7 +146,7 @@ def test_prepared_rows_equal_the_reference(tmp_path: Path, form: str, piece: int
     assert manifest.report["headers"] == (0 if form == "parquet" else 2)
     metadata = pq.ParquetFile(tmp_path / "out" / manifest.splits["train"].files[0].path).metadata
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [128, 128, 128, 16]
-    assert all(not field.nullable for field in pq.read_schema(tmp_path / "out" / "train/part-00000.parquet"))
+    assert all(not field.nullable for field in pq.read_schema(tmp_path / "out" / "train/part-00000-000.parquet"))
 
 
 BAD_VALUES = [
@@ -273,9 +273,9 @@ def test_prepared_folder_is_replaced_only_when_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must not be prepared already"):
         prepared_csv(tmp_path, data)
     assert Manifest.load(str(tmp_path / "out")) == first
-    (tmp_path / "out" / "train" / "part-00007.parquet").write_bytes(b"left over")
+    (tmp_path / "out" / "train" / "part-00007-000.parquet").write_bytes(b"left over")
     assert prepared_csv(tmp_path, as_csv(random_rows(20)), overwrite=True).splits["train"].rows == 20
-    assert [path.name for path in (tmp_path / "out" / "train").iterdir()] == ["part-00000.parquet"]
+    assert [path.name for path in (tmp_path / "out" / "train").iterdir()] == ["part-00000-000.parquet"]
 
 
 def test_interrupted_preparation_is_replaced(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_interrupted_preparation_is_replaced(tmp_path: Path) -> None:
 
 
 def test_files_of_others_are_never_removed(tmp_path: Path) -> None:
-    mine = tmp_path / "out" / "train" / "part-00000.parquet"
+    mine = tmp_path / "out" / "train" / "part-00000-000.parquet"
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"mine")
     with pytest.raises(ValueError, match="must be empty or made by a preparation"):

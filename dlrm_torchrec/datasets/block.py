@@ -1,0 +1,115 @@
+"""Rows as batches are cut from them: in the order of reading, with the ids of all features in one array."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import int32, int64
+from numpy.typing import NDArray
+
+from dlrm_torchrec.datasets.bags import Bags, Columns
+from dlrm_torchrec.datasets.compiled import compiled, read_only
+
+Ids = NDArray[np.int32] | NDArray[np.int64]
+Offsets = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Every column of n rows, in spec order."""
+
+    labels: NDArray[np.float32]  # (n,)
+    dense: NDArray[np.float32]  # (n, D)
+    ids: Ids  # (F, n) without offsets, else (V,)
+    offsets: Offsets | None  # (F, n + 1): row i of feature f has ids[offsets[f, i]:offsets[f, i + 1]]; None: one each
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> NDArray[np.int64] | int:
+        """Ids per feature and row: (F, n), or 1."""
+        return 1 if self.offsets is None else np.diff(self.offsets)
+
+    def slice(self, first: int, last: int) -> Block:
+        """The rows ``first`` .. ``last - 1``, a view."""
+        if self.offsets is None:
+            return Block(self.labels[first:last], self.dense[first:last], self.ids[:, first:last], None)
+        return Block(self.labels[first:last], self.dense[first:last], self.ids, self.offsets[:, first : last + 1])
+
+
+def joined(columns: Columns, kind: type[np.int32 | np.int64], order: Offsets | None = None) -> Block:
+    """The rows ``order[0]``, ``order[1]``, ... of ``columns``, all rows as they are if None; ids as ``kind``."""
+    labels, dense = columns.labels, columns.dense
+    if order is not None:
+        labels, dense = labels.take(order), dense.take(order, axis=0)  # take copies whole rows, indexing does not
+    if all(bags.offsets is None for bags in columns.sparse):
+        one_each: Any = np.empty((len(columns.sparse), len(labels)), kind)
+        for row, bags in zip(one_each, columns.sparse, strict=True):
+            _copy(bags, order, row)
+        return Block(labels, dense, one_each, None)
+    offsets = _offsets(columns.sparse, order)
+    ids: Any = np.empty(offsets[-1, -1], kind)
+    for starts, bags in zip(offsets, columns.sparse, strict=True):
+        if order is None or bags.offsets is None:
+            _copy(bags, order, ids[starts[0] : starts[-1]])
+        else:
+            _GATHER[ids.dtype](bags.values.astype(kind, copy=False), bags.offsets, order, starts, ids)
+    return Block(labels, dense, ids, offsets)
+
+
+def join_ids(pieces: Sequence[Block], length_per_key: Sequence[int], values: NDArray[np.int64]) -> None:
+    """Fill ``values`` with the ids of all pieces, feature after feature and within it row after row."""
+    first, starts = 0, np.cumsum([0, *length_per_key[:-1]])
+    for piece in pieces:
+        if piece.offsets is None:
+            last = first + len(piece)
+            values.reshape(len(starts), -1)[:, first:last] = piece.ids
+            first = last
+        else:
+            _APPEND[piece.ids.dtype](piece.ids, piece.offsets, starts, values)
+
+
+def _copy(bags: Bags, order: Offsets | None, target: Ids) -> None:
+    if order is None:
+        target[:] = bags.values
+    else:
+        np.take(bags.values.astype(target.dtype, copy=False), order, out=target, mode="clip")  # "raise" would buffer
+
+
+def _offsets(sparse: Sequence[Bags], order: Offsets | None) -> Offsets:
+    offsets = np.zeros((len(sparse), 1 + sparse[0].num_bags), np.int64)
+    for row, bags in zip(offsets, sparse, strict=True):
+        np.cumsum(bags.lengths if order is None else bags.lengths.take(order), out=row[1:])
+    ends = np.cumsum(offsets[:, -1])
+    offsets[1:] += ends[:-1, None]
+    return offsets
+
+
+# Indices are unsigned: numba looks at the sign of others, at the cost of a factor of 4.
+def _gather(values: Ids, offsets: Offsets, order: Offsets, starts: Offsets, ids: Ids) -> None:
+    for row in range(len(order)):
+        source, target = np.uint64(offsets[order[row]]), np.uint64(starts[row])
+        for position in range(np.uint64(starts[row + 1]) - target):
+            ids[target + position] = values[source + position]
+
+
+def _append(ids: Ids, offsets: Offsets, starts: Offsets, values: NDArray[np.int64]) -> None:
+    for feature in range(len(offsets)):
+        source, target = np.uint64(offsets[feature, 0]), np.uint64(starts[feature])
+        count = np.uint64(offsets[feature, -1]) - source
+        for position in range(count):
+            values[target + position] = ids[source + position]
+        starts[feature] += count
+
+
+_GATHER: dict[np.dtype[Any], Any] = {
+    np.dtype(kind.name): compiled(read_only(kind), read_only(int64), int64[::1], int64[::1], kind[::1])(_gather)
+    for kind in (int32, int64)
+}
+_APPEND: dict[np.dtype[Any], Any] = {
+    np.dtype(kind.name): compiled(kind[::1], int64[:, :], int64[::1], int64[::1])(_append) for kind in (int32, int64)
+}

@@ -1,0 +1,147 @@
+"""Files that appear under their name only when they are whole, with their size and checksum."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from iopath.common.file_io import g_pathmgr
+
+PARTIAL = ".partial"
+_CHUNK_BYTES = 1 << 20
+
+
+def join(folder: str, *names: str) -> str:
+    """A path below ``folder``, which may be a local path or a URI such as ``s3://bucket/data``."""
+    return "/".join([folder.rstrip("/"), *names])
+
+
+def is_local(path: str) -> bool:
+    """Whether a path needs no handler."""
+    return "://" not in path
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A whole file; ``path`` is relative to the prepared folder."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class NewFile:
+    """A binary file open for writing, under another name until ``close``.
+
+    It is a file as Arrow writes to one, and a context manager that leaves nothing behind after an error.
+    """
+
+    def __init__(self, folder: str, path: str) -> None:
+        self._target, self.path = join(folder, path), path
+        self._partial = f"{self._target}.{secrets.token_hex(4)}{PARTIAL}"  # of no other process, not even an orphan
+        self._sha256, self._bytes = hashlib.sha256(), 0
+        self.closed = False
+        g_pathmgr.mkdirs(self._target.rpartition("/")[0])
+        self._file = g_pathmgr.open(self._partial, "wb")
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._sha256.update(view)
+        self._bytes += len(view)
+        self._file.write(view)
+        return len(view)
+
+    def tell(self) -> int:
+        return self._bytes
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+            replace(self._partial, self._target)
+            self.closed = True
+
+    def discard(self) -> None:
+        """Remove what was written, unless it is whole."""
+        if not self.closed:
+            self.closed = True
+            with suppress(OSError):  # of a full disk, when what is left in memory is to be written
+                self._file.close()
+            g_pathmgr.rm(self._partial)
+
+    @property
+    def stored(self) -> Stored:
+        return Stored(self.path, self._bytes, self._sha256.hexdigest())
+
+    def __enter__(self) -> NewFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close() if kind is None else self.discard()
+
+
+def replace(partial: str, target: str) -> None:
+    """Move a file to ``target``; a file there is replaced, at once where the path is local."""
+    if is_local(target):
+        os.replace(partial, target)
+        return
+    if g_pathmgr.exists(target):  # a handler's move may refuse to replace a file
+        g_pathmgr.rm(target)
+    if not g_pathmgr.mv(partial, target):
+        raise OSError(f"cannot move {partial} to {target}; check the permissions of the folder")
+
+
+def write_json(folder: str, path: str, data: Any, indent: int | None = None) -> None:
+    """Write ``data`` to a file that is seen whole or not at all."""
+    with NewFile(folder, path) as file:
+        file.write((json.dumps(data, indent=indent) + "\n").encode())
+
+
+def read_json(path: str) -> Any:
+    """What a JSON file holds; None when there is none, or one that cannot be understood."""
+    try:
+        with g_pathmgr.open(path, "r") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return None
+
+
+def chunks(path: str) -> Iterator[bytes]:
+    """The bytes of a file, piece by piece."""
+    with g_pathmgr.open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def remove(folder: str) -> None:
+    """Remove a folder with all that is in it, if there is one."""
+    if is_local(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif g_pathmgr.isdir(folder):
+        for path in (join(folder, name) for name in g_pathmgr.ls(folder)):
+            remove(path) if g_pathmgr.isdir(path) else g_pathmgr.rm(path)
+
+
+def explained(error: OSError, folder: str) -> OSError:
+    """An error in a sentence that says what to do, where it is that ``folder`` cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OSError(
+            f"the disk of {folder} must have room for what is prepared: got '{error.strerror}'; make room, then start "
+            "the same command again: finished parts are kept"
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and str(error.filename).startswith(folder):
+        return OSError(
+            f"output {folder} must be a folder that can be written: got '{error.strerror}'; change its permissions, "
+            "then start the same command again, or name another folder"
+        )
+    return error

@@ -1,0 +1,84 @@
+"""Hash tables of 64-bit integers in plain arrays, with open addressing: a key lies in the first slot free for it.
+
+The loops behind counting and looking up the values of a vocabulary; one cache miss per value where searching a sorted
+array has a dozen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from numba import int32, int64, uint8
+
+from dlrm_torchrec.datasets.compiled import compiled, read_only
+
+LOAD = 0.6  # share of the slots that may be taken
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads neighbours (Knuth, volume 3, 6.4)
+_HALF = np.uint64(32)
+
+
+@numba.njit(inline="always")
+def _slot(key: Any, slots: int) -> Any:
+    """Where to look for a key first, among less than 2^32 slots."""
+    return np.int64(((np.uint64(key) * _GOLDEN >> _HALF) * np.uint64(slots)) >> _HALF)
+
+
+@compiled(read_only(int64), int64[::1], int64[::1], int64)
+def count_values(values: Any, keys: Any, counts: Any, taken: int) -> tuple[int, int]:
+    """Add to ``counts`` (slots,), 0 where a slot of ``keys`` is free, as many values as there is room for.
+
+    How many values were added, and how many slots are ``taken`` then.
+    """
+    slots = len(keys)
+    for i in range(len(values)):
+        slot = _slot(values[i], slots)
+        while counts[slot] and keys[slot] != values[i]:
+            slot = slot + 1 if slot + 1 < slots else 0
+        if not counts[slot]:
+            if taken >= LOAD * slots:
+                return i, taken
+            keys[slot] = values[i]
+            taken += 1
+        counts[slot] += 1
+    return len(values), taken
+
+
+@compiled(read_only(int64), read_only(int64), int64[::1], int64[::1])
+def move_counts(old_keys: Any, old_counts: Any, keys: Any, counts: Any) -> None:
+    """Put all counts of one table into a larger, empty one."""
+    slots = len(keys)
+    for i in range(len(old_keys)):
+        if old_counts[i]:
+            slot = _slot(old_keys[i], slots)
+            while counts[slot]:
+                slot = slot + 1 if slot + 1 < slots else 0
+            keys[slot], counts[slot] = old_keys[i], old_counts[i]
+
+
+@compiled(read_only(int64), read_only(int32), int64[::1], int32[::1])
+def insert_ids(values: Any, new_ids: Any, keys: Any, ids: Any) -> None:
+    """Put distinct values and their ids, none of them 0, into a table with free slots, whose ``ids`` (slots,) are 0."""
+    slots = len(keys)
+    for i in range(len(values)):
+        slot = _slot(values[i], slots)
+        while ids[slot]:
+            slot = slot + 1 if slot + 1 < slots else 0
+        keys[slot], ids[slot] = values[i], new_ids[i]
+
+
+@compiled(read_only(int64), read_only(uint8), int64, read_only(int64), read_only(int32), int64, int64, int32[::1])
+def find_ids(
+    values: Any, valid: Any, offset: int, keys: Any, ids: Any, if_missing: int, if_absent: int, found: Any
+) -> None:
+    """Write to ``found`` (N,) the ids of N values, which are there where bit ``offset`` + i of ``valid`` is set."""
+    slots = len(keys)
+    for i in range(len(values)):
+        if not valid[(offset + i) >> 3] >> ((offset + i) & 7) & 1:
+            found[i] = if_missing
+            continue
+        slot = _slot(values[i], slots)
+        while ids[slot] and keys[slot] != values[i]:
+            slot = slot + 1 if slot + 1 < slots else 0
+        found[i] = ids[slot] if ids[slot] else if_absent

@@ -1,0 +1,102 @@
+"""Raw files cut into spans that can be read on their own, by any process and in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from iopath.common.file_io import g_pathmgr
+
+GZIP_MAGIC = b"\x1f\x8b"
+_PARQUET_MAGIC = b"PAR1"
+_CHUNK_BYTES = 1 << 20
+_MIN_BYTES, _MAX_BYTES = 16 << 20, 256 << 20
+_SPANS = 32  # of a data set: enough to share out evenly, few enough to have full row groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """A part of a raw file: bytes of plain text from line start to line end, a whole gzip file, or row groups."""
+
+    start: int  # byte; of Parquet, row group
+    stop: int
+    bytes: int  # of the file
+    first: int = 1  # number of its first line; of Parquet, row
+    count: int | None = None  # lines or rows; None: not counted yet
+
+
+def span_bytes(total_bytes: int) -> int:
+    """How long the spans of files of ``total_bytes`` are: the same on every machine, so that the output is too."""
+    return min(max(total_bytes // _SPANS, _MIN_BYTES), _MAX_BYTES)
+
+
+def file_bytes(path: str) -> int:
+    """Length of a file."""
+    with g_pathmgr.open(path, "rb") as file:
+        return int(file.seek(0, 2))
+
+
+def cut(path: str, limit: int) -> list[Span]:
+    """The spans of a file in order, each of about ``limit`` bytes; a file without rows has one.
+
+    Rows of Parquet are counted and numbered, lines are not yet. ValueError when a Parquet file cannot be read.
+    """
+    size = file_bytes(path)
+    with g_pathmgr.open(path, "rb") as file:
+        head = file.read(len(_PARQUET_MAGIC))
+        if head == _PARQUET_MAGIC:
+            return list(_row_groups(open_parquet(path, file), size, limit))
+        starts = [0]
+        while not head.startswith(GZIP_MAGIC) and starts[-1] + limit < size:
+            starts.append(_next_line(file, starts[-1] + limit))
+    starts = [start for start in starts if start < size] or [0]
+    return [Span(start=start, stop=stop, bytes=stop - start) for start, stop in pairwise([*starts, size])]
+
+
+def number(spans: Sequence[Span], counts: Sequence[int]) -> list[Span]:
+    """The spans of a file, with the lines counted in each of them."""
+    firsts = accumulate(counts[:-1], initial=1)
+    return [replace(span, first=first, count=n) for span, first, n in zip(spans, firsts, counts, strict=True)]
+
+
+def open_parquet(path: str, file: IO[bytes]) -> pq.ParquetFile:
+    """An open Parquet file; ValueError when it is not one, or only a part of one."""
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise broken_parquet(path, error) from error
+
+
+def broken_parquet(path: str, error: Exception) -> ValueError:
+    return ValueError(f"{path} must be a whole Parquet file: got {error}; fetch it again")
+
+
+def _row_groups(parquet: pq.ParquetFile, size: int, limit: int) -> Iterator[Span]:
+    """Runs of row groups that hold about ``limit`` bytes each when they are read."""
+    metadata = parquet.metadata
+    start = first = rows = held = 0
+    for group in range(metadata.num_row_groups):
+        rows += metadata.row_group(group).num_rows
+        held += metadata.row_group(group).total_byte_size
+        if held >= limit or group == metadata.num_row_groups - 1:
+            share = size * rows // max(1, metadata.num_rows)
+            yield Span(start=start, stop=group + 1, bytes=share, first=first + 1, count=rows)
+            start, first, rows, held = group + 1, first + rows, 0, 0
+    if not metadata.num_row_groups:
+        yield Span(start=0, stop=0, bytes=size, count=0)
+
+
+def _next_line(file: IO[bytes], position: int) -> int:
+    """Where the first line begins that begins after ``position`` - 1; the end of the file when none does."""
+    file.seek(position - 1)
+    position -= 1
+    while chunk := file.read(_CHUNK_BYTES):
+        end = chunk.find(b"\n")
+        if end >= 0:
+            return position + end + 1
+        position += len(chunk)
+    return position

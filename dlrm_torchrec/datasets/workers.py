@@ -1,0 +1,151 @@
+"""Processes that share out a list of tasks; each is a fork, so that tasks need not be sent and machine code is there.
+
+A task leaves its result in files. What comes back is how far it got, that it is done, or its error.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import pyarrow as pa
+
+Report = Callable[[int, int], None]  # takes rows and bytes of raw data that were gone through since the last call
+
+_POLL_S = 1.0
+_STOP_S = 10.0  # for a worker to remove what it has begun, before it is killed
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to do, described by ``what`` for people."""
+
+    what: str
+    bytes: int  # of raw data that it goes through
+    run: Callable[[Report], None]
+
+
+@dataclass
+class Worker:
+    """A process with the task that it is at."""
+
+    name: str
+    process: BaseProcess
+    connection: Connection[Any, Any]
+    task: Task | None = None
+
+
+def run_tasks(tasks: Sequence[Task], workers: int, report: Report) -> None:
+    """Do all tasks, in this process if ``workers`` is 1; ``report`` is called at least every second in any case.
+
+    The error of a task is raised here, once the others were stopped. ChildProcessError when a worker dies.
+    """
+    if workers == 1 or len(tasks) == 1:
+        for task in tasks:
+            task.run(report)
+        return
+    crew: list[Worker] = []
+    try:
+        for number in range(min(workers, len(tasks))):
+            crew.append(_start(f"worker {number}", tasks, crew))
+        _share_out(deque(enumerate(tasks)), crew, report)
+    finally:
+        _stop(crew)
+
+
+def _share_out(waiting: deque[tuple[int, Task]], crew: list[Worker], report: Report) -> None:
+    by_connection = {worker.connection: worker for worker in crew}
+    for worker in crew:
+        _assign(worker, waiting)
+    while any(worker.task for worker in crew):
+        report(0, 0)
+        for connection in wait([worker.connection for worker in crew if worker.task], _POLL_S):
+            assert isinstance(connection, Connection)
+            worker = by_connection[connection]
+            try:
+                message = connection.recv()
+            except (EOFError, ConnectionError):
+                raise _lost(worker) from None
+            if isinstance(message, BaseException):
+                raise message
+            if message is None:
+                _assign(worker, waiting)
+            else:
+                report(*message)
+
+
+def _assign(worker: Worker, waiting: deque[tuple[int, Task]]) -> None:
+    worker.task = None
+    if waiting:
+        number, worker.task = waiting.popleft()
+        worker.connection.send(number)
+
+
+def _start(name: str, tasks: Sequence[Task], crew: list[Worker]) -> Worker:
+    here, there = multiprocessing.Pipe()
+    # only if this process alone holds the other ends does a worker notice that it was killed
+    not_its_own = [here, *(worker.connection for worker in crew)]
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_work, args=(tasks, there, not_its_own), name=name, daemon=True)
+    process.start()
+    there.close()
+    return Worker(name, process, here)
+
+
+def _work(tasks: Sequence[Task], connection: Connection[Any, Any], not_its_own: list[Connection[Any, Any]]) -> None:
+    """Do the tasks whose numbers arrive, until the process that sends them is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the main process stops its workers
+    for other in not_its_own:
+        other.close()
+    # Arrow's own pool returns what one block leaves free, and has it faulted in for the next: a tenth of all time
+    pa.set_memory_pool(pa.system_memory_pool())
+
+    def send(message: object) -> None:
+        try:
+            connection.send(message)
+        except ConnectionError:  # without a main process this one ends, and puts away what it has begun
+            sys.exit()
+
+    while True:
+        try:
+            number = connection.recv()
+        except (EOFError, ConnectionError):
+            return
+        try:
+            tasks[number].run(lambda rows, raw_bytes: send((rows, raw_bytes)))
+        except Exception as error:
+            if not isinstance(error, (ValueError, OSError)):
+                error.add_note(traceback.format_exc())
+            send(error)
+            return
+        send(None)
+
+
+def _stop(crew: list[Worker]) -> None:
+    for worker in crew:
+        worker.connection.close()
+    for worker in crew:
+        worker.process.join(_STOP_S)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+
+
+def _lost(worker: Worker) -> ChildProcessError:
+    worker.process.join()
+    code = worker.process.exitcode or 0
+    fate = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    assert worker.task is not None
+    return ChildProcessError(
+        f"{worker.name} (process {worker.process.pid}) must live until it is done with {worker.task.what}: it {fate}; "
+        "if the system ran out of memory, lower the number of workers or the memory they may use, then start the same "
+        "command again: finished parts are kept"
+    )
