@@ -149,3 +149,5 @@ if __name__ == "__main__":
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on from here")

@@ -17,13 +17,15 @@ class Bags:
     offsets: NDArray[np.int64] | None = None  # (n + 1,), from 0 to V; None: every row has one id
 
     @property
-    def num_bags(self) -> int:
-        return len(self.values) if self.offsets is None else len(self.offsets) - 1
-
-    @property
     def lengths(self) -> NDArray[np.int64]:
         """Ids per row: (n,)."""
         return np.ones(len(self.values), dtype=np.int64) if self.offsets is None else np.diff(self.offsets)
+
+    @property
+    def size(self) -> int | None:
+        """Ids of each row, None if not all have the same number."""
+        lengths = self.lengths
+        return int(lengths[0]) if len(lengths) and (lengths == lengths[0]).all() else None
 
     def slice(self, first: int, last: int) -> Bags:
         """The rows ``first`` .. ``last - 1``, a view."""

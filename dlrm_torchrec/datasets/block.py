@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from dlrm_torchrec.datasets.bags import Bags, Columns
 from dlrm_torchrec.datasets.compiled import compiled, read_only
 
-Ids = NDArray[np.int32] | NDArray[np.int64]
-Offsets = NDArray[np.int64]
+Ids = NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,9 @@ class Block:
     labels: NDArray[np.float32]  # (n,)
     dense: NDArray[np.float32]  # (n, D)
     ids: Ids  # (F, n) without offsets, else (V,)
-    offsets: Offsets | None  # (F, n + 1): row i of feature f has ids[offsets[f, i]:offsets[f, i + 1]]; None: one each
+    offsets: (
+        NDArray[np.int64] | None
+    )  # (F, n + 1): row i of feature f has ids[offsets[f, i]:offsets[f, i + 1]]; None: one each
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,23 +42,23 @@ class Block:
         return Block(self.labels[first:last], self.dense[first:last], self.ids, self.offsets[:, first : last + 1])
 
 
-def joined(columns: Columns, kind: type[np.int32 | np.int64], order: Offsets | None = None) -> Block:
+def joined(columns: Columns, kind: type[np.int32 | np.int64], order: NDArray[np.int64] | None = None) -> Block:
     """The rows ``order[0]``, ``order[1]``, ... of ``columns``, all rows as they are if None; ids as ``kind``."""
-    labels, dense = columns.labels, columns.dense
+    labels, dense, sparse = columns.labels, columns.dense, columns.sparse
     if order is not None:
         labels, dense = labels.take(order), dense.take(order, axis=0)  # take copies whole rows, indexing does not
-    if all(bags.offsets is None for bags in columns.sparse):
-        one_each: Any = np.empty((len(columns.sparse), len(labels)), kind)
-        for row, bags in zip(one_each, columns.sparse, strict=True):
+    if all(bags.offsets is None for bags in sparse):
+        ids: Ids = np.empty((len(sparse), len(labels)), kind)
+        for row, bags in zip(ids, sparse, strict=True):
             _copy(bags, order, row)
-        return Block(labels, dense, one_each, None)
-    offsets = _offsets(columns.sparse, order)
-    ids: Any = np.empty(offsets[-1, -1], kind)
-    for starts, bags in zip(offsets, columns.sparse, strict=True):
-        if order is None or bags.offsets is None:
-            _copy(bags, order, ids[starts[0] : starts[-1]])
-        else:
-            _GATHER[ids.dtype](bags.values.astype(kind, copy=False), bags.offsets, order, starts, ids)
+        return Block(labels, dense, ids, None)
+    offsets = np.zeros((len(sparse), 1 + len(labels)), np.int64)
+    for row, bags in zip(offsets, sparse, strict=True):
+        np.cumsum(bags.lengths if order is None else bags.lengths.take(order), out=row[1:])
+    offsets[1:] += np.cumsum(offsets[:-1, -1])[:, None]
+    ids = np.empty(offsets[-1, -1], kind)
+    for row, bags in zip(offsets, sparse, strict=True):
+        _copy(bags, order, ids[row[0] : row[-1]])
     return Block(labels, dense, ids, offsets)
 
 
@@ -73,31 +74,29 @@ def join_ids(pieces: Sequence[Block], length_per_key: Sequence[int], values: NDA
             _APPEND[piece.ids.dtype](piece.ids, piece.offsets, starts, values)
 
 
-def _copy(bags: Bags, order: Offsets | None, target: Ids) -> None:
+def _copy(bags: Bags, order: NDArray[np.int64] | None, target: Ids) -> None:
+    values = bags.values.astype(target.dtype, copy=False)
     if order is None:
-        target[:] = bags.values
+        target[:] = values
+    elif (size := bags.size) is not None:
+        rows = (len(order), size)
+        np.take(values.reshape(rows), order, axis=0, out=target.reshape(rows), mode="clip")  # "raise" would buffer
     else:
-        np.take(bags.values.astype(target.dtype, copy=False), order, out=target, mode="clip")  # "raise" would buffer
+        _GATHER[target.dtype](values, bags.offsets, order, target)
 
 
-def _offsets(sparse: Sequence[Bags], order: Offsets | None) -> Offsets:
-    offsets = np.zeros((len(sparse), 1 + sparse[0].num_bags), np.int64)
-    for row, bags in zip(offsets, sparse, strict=True):
-        np.cumsum(bags.lengths if order is None else bags.lengths.take(order), out=row[1:])
-    ends = np.cumsum(offsets[:, -1])
-    offsets[1:] += ends[:-1, None]
-    return offsets
-
-
-# Indices are unsigned: numba looks at the sign of others, at the cost of a factor of 4.
-def _gather(values: Ids, offsets: Offsets, order: Offsets, starts: Offsets, ids: Ids) -> None:
-    for row in range(len(order)):
-        source, target = np.uint64(offsets[order[row]]), np.uint64(starts[row])
-        for position in range(np.uint64(starts[row + 1]) - target):
+# Indices are unsigned: numba tests the sign of others, and needs four times as long.
+def _gather(values: Ids, offsets: NDArray[np.int64], order: NDArray[np.int64], ids: Ids) -> None:
+    target = np.uint64(0)
+    for row in order:
+        source = np.uint64(offsets[row])
+        count = np.uint64(offsets[row + 1]) - source
+        for position in range(count):
             ids[target + position] = values[source + position]
+        target += count
 
 
-def _append(ids: Ids, offsets: Offsets, starts: Offsets, values: NDArray[np.int64]) -> None:
+def _append(ids: Ids, offsets: NDArray[np.int64], starts: NDArray[np.int64], values: NDArray[np.int64]) -> None:
     for feature in range(len(offsets)):
         source, target = np.uint64(offsets[feature, 0]), np.uint64(starts[feature])
         count = np.uint64(offsets[feature, -1]) - source
@@ -107,7 +106,7 @@ def _append(ids: Ids, offsets: Offsets, starts: Offsets, values: NDArray[np.int6
 
 
 _GATHER: dict[np.dtype[Any], Any] = {
-    np.dtype(kind.name): compiled(read_only(kind), read_only(int64), int64[::1], int64[::1], kind[::1])(_gather)
+    np.dtype(kind.name): compiled(read_only(kind), read_only(int64), int64[::1], kind[::1])(_gather)
     for kind in (int32, int64)
 }
 _APPEND: dict[np.dtype[Any], Any] = {

@@ -22,10 +22,6 @@ class Budget:
     @classmethod
     def of(cls, memory_bytes: int, workers: int | None, raw_bytes: int) -> Budget:
         """The budget with ``workers``, or else as many as there are cores and work for, as far as memory allows."""
-        if memory_bytes < 1 or (workers is not None and workers < 1):
-            raise ValueError(
-                f"workers and memory must be at least 1: got {workers} workers and {memory_bytes} bytes; raise them"
-            )
         if workers is None:
             cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             workers = min(cores, 1 + raw_bytes // _RAW_BYTES_PER_WORKER)

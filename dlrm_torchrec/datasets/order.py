@@ -45,11 +45,11 @@ class Piece(NamedTuple):
 
 
 class _Take(NamedTuple):
-    """The rows ``first`` .. ``first + num_rows - 1`` of those that a track gives to a batch."""
+    """The rows ``first`` .. ``first + rows - 1`` of those that a track gives to a batch."""
 
     track: int
     first: int
-    num_rows: int
+    rows: int
 
 
 class _Track(NamedTuple):

@@ -22,6 +22,7 @@ from dlrm_torchrec.datasets.expand import Expander
 from dlrm_torchrec.datasets.jagged import to_batch
 from dlrm_torchrec.datasets.manifest import DataFile, Manifest
 from dlrm_torchrec.datasets.order import Order, Visit
+from dlrm_torchrec.datasets.remote import random_access
 from dlrm_torchrec.datasets.stream import Ranks, check_start_step
 
 BATCHES_AHEAD = 2
@@ -32,6 +33,7 @@ _FOOTERS = 16  # kept in memory, parsed: 2 MB each for 64 row groups of 40 colum
 class RowGroup(NamedTuple):
     path: str
     number: int  # of the row group in its file
+    rows: int
 
 
 class ParquetStream:
@@ -55,23 +57,18 @@ class ParquetStream:
         lanes: int | None = None,
     ) -> None:
         manifest = Manifest.load(folder)
-        if split not in manifest.splits:
-            raise ValueError(
-                f"split must be one that {folder} holds: got {split!r} of {sorted(manifest.splits)}; prepare it"
-            )
+        splits = manifest.splits
+        if split not in splits:
+            raise ValueError(f"split must be one that {folder} holds: got {split!r} of {sorted(splits)}; prepare it")
         self.spec = manifest.spec
         self._stored_spec = manifest.stored_spec
         self._expander = Expander(manifest, folder)
         self._footer = lru_cache(_FOOTERS)(_read_footer)
-        self._groups: list[RowGroup] = []
-        group_rows: list[int] = []
-        for file in manifest.splits[split].files:
-            path = file.location(folder)
-            rows = self._row_groups(path, file)
-            group_rows += rows
-            self._groups += (RowGroup(path, number) for number in range(len(rows)))
+        with ThreadPoolExecutor(_FOOTERS, thread_name_prefix="open") as threads:  # far away, opening a file takes long
+            files = list(threads.map(lambda file: self._row_groups(file.location(folder), file), splits[split].files))
+        self._groups = [group for groups in files for group in groups]
         self._order = Order(
-            group_rows=np.array(group_rows, dtype=np.int64),
+            group_rows=np.array([group.rows for group in self._groups], dtype=np.int64),
             epochs=epochs,
             lanes=world_size if lanes is None else lanes,
             ranks=Ranks(global_batch_size, rank, world_size),
@@ -85,8 +82,8 @@ class ParquetStream:
         """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``.
 
         Batches are made ahead, and row groups decoded ahead of those, by threads that end with the iterator; an error
-        in one of them is raised here. In memory are the row groups that a batch is cut from and ``ROW_GROUPS_AHEAD``
-        more, whatever the size of the files. With a GPU, batches lie in pinned memory.
+        in one of them is raised here. In memory are the row groups that a batch is cut from and as many more, at least
+        ``ROW_GROUPS_AHEAD``, whatever the size of the files. With a GPU, batches lie in pinned memory.
         """
         check_start_step(start_step, self.num_steps)
         return ahead(self._batches(start_step), BATCHES_AHEAD)
@@ -111,8 +108,12 @@ class ParquetStream:
                     epoch, _, group = following
                     future = shared.get((epoch, group)) or threads.submit(self._decode, following)
                     blocks[following] = shared[epoch, group] = future
-                cut = [blocks[visit].result().slice(first, last) for visit, first, last in pieces]
-                yield to_batch(self.spec, cut, share, pin_memory=pin_memory)
+                yield to_batch(
+                    self.spec,
+                    [blocks[visit].result().slice(first, last) for visit, first, last in pieces],
+                    share,
+                    pin_memory=pin_memory,
+                )
         finally:
             threads.shutdown(cancel_futures=True)
 
@@ -126,21 +127,22 @@ class ParquetStream:
             before = {piece.visit for piece in pieces}
 
     def _decode(self, visit: Visit) -> Block:
-        path, number = self._groups[visit.group]
+        path, number, _ = self._groups[visit.group]
         footer = self._footer(path)
         with g_pathmgr.open(path, "rb") as raw:
             columns = read_row_group(pq.ParquetFile(raw, metadata=footer), number, self._stored_spec, path)
         return self._expander.block(joined(columns, self._id_type, self._order.rows(visit)))
 
-    def _row_groups(self, path: str, file: DataFile) -> list[int]:
-        """The rows of each row group."""
+    def _row_groups(self, path: str, file: DataFile) -> list[RowGroup]:
+        path = random_access(path)
         footer = self._footer(path)
         check_schema(footer.schema.to_arrow_schema(), self._stored_spec, path)
         if footer.num_rows != file.rows:
             raise ValueError(
                 f"file {path} must have the {file.rows} rows of its manifest: got {footer.num_rows}; prepare it again"
             )
-        return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+        groups = range(footer.num_row_groups)
+        return [RowGroup(path, number, footer.row_group(number).num_rows) for number in groups]
 
 
 def _cores() -> int:

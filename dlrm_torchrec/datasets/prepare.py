@@ -67,6 +67,8 @@ def prepare(
     is not set. OSError when files cannot be read or written, or when a worker or a rank dies. After most errors the
     same command goes on from the finished units.
     """
+    _check_numbers(unit_bytes=(unit_bytes, 1), shuffle_window_rows=(shuffle_window_rows, 0), seed=(seed, 0))
+    _check_numbers(workers=(workers, 1), memory_bytes=(memory_bytes, 1))
     _check(sources)
     identities = [source.identity() for source in sources]
     raw_bytes = sum(identity["bytes"] for identity in identities)
@@ -163,6 +165,13 @@ def _with_vocabulary_rows(spec: DatasetSpec, vocabularies: Mapping[str, Vocabula
     return replace(spec, sparse=sparse)
 
 
+def _check_numbers(**limits: tuple[int | None, int]) -> None:
+    """ValueError when a number, given with the least that it may be, is less."""
+    for name, (value, least) in limits.items():
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}: got {value}; raise it")
+
+
 def _check(sources: Sequence[Source]) -> None:
     for source in sources:
         if not g_pathmgr.isfile(source.path):
@@ -176,10 +185,6 @@ def _check(sources: Sequence[Source]) -> None:
 
 
 def _check_window(spec: DatasetSpec, layout: Layout, budget: Budget) -> None:
-    if min(layout.window_rows, layout.seed) < 0:
-        raise ValueError(
-            f"shuffle_window_rows and seed must be at least 0: got {layout.window_rows} and {layout.seed}; raise them"
-        )
     row_bytes = 4 * (1 + len(spec.dense) + sum(max(1.0, feature.pooling_factor) for feature in spec.sparse))
     if layout.window_rows * row_bytes > budget.window_bytes:
         raise ValueError(

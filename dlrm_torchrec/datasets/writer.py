@@ -68,18 +68,22 @@ class _Part:
     """One Parquet file."""
 
     def __init__(self, folder: str, name: str, schema: pa.Schema) -> None:
-        self.file = NewFile(folder, name)
-        # all first bytes of a column, then all second ones: lz4 passes over zeros and over noise at once, so that it
-        # takes half the time for the same size
-        self._writer = pq.ParquetWriter(
-            self.file,
-            schema,
-            compression="lz4",
-            use_dictionary=False,
-            column_encoding="BYTE_STREAM_SPLIT",
-            write_statistics=False,
-        )
         self._rows, self.row_groups = 0, 0
+        self.file = NewFile(folder, name)
+        try:
+            # all first bytes of a column, then all second ones: lz4 passes over zeros and over noise at once, so that
+            # it takes half the time for the same size
+            self._writer = pq.ParquetWriter(
+                self.file,
+                schema,
+                compression="lz4",
+                use_dictionary=False,
+                column_encoding="BYTE_STREAM_SPLIT",
+                write_statistics=False,
+            )
+        except BaseException:
+            self.file.discard()
+            raise
 
     def write(self, rows: pa.Table) -> None:
         # in one piece: where pages end depends on where pieces do, and those on the blocks that were read

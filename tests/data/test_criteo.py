@@ -85,6 +85,19 @@ def test_splits_by_file_and_by_share(tmp_path: Path, script: ModuleType) -> None
     assert all(split.rows for split in splits.values())
 
 
+def test_workers_memory_and_shuffling_from_the_command_line(tmp_path: Path) -> None:
+    data = criteo_files.content(np.random.default_rng(0), 210)
+    (tmp_path / "train.txt").write_bytes(data)
+    options = ["--workers", "2", "--memory_gib", "0.5", "--shuffle_window", "60", "--seed", "4", "--encoding", "hash"]
+    done = run("kaggle", "--input", tmp_path / "train.txt", "--output", tmp_path / "out", *options)
+    assert done.returncode == 0, done.stderr
+    in_order = [label for _, label, _, _ in criteo_files.read(data).good][:180]
+    shuffled = labels(tmp_path / "out", "train")
+    assert shuffled != in_order
+    for start in range(0, 180, 60):
+        assert sum(shuffled[start : start + 60]) == sum(in_order[start : start + 60])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from iopath.common.file_io import PathHandler, g_pathmgr
 
 from dlrm_torchrec.datasets import parquet
 from dlrm_torchrec.datasets.parquet import ParquetStream
@@ -108,6 +107,22 @@ def test_batches_from_any_step_are_the_tail(tmp_path, layout, rank):
             assert rows_of([batch]) == rows_of([expected])
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("before", [1, 2, 3])
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_every_row_once_per_epoch_with_a_resume_on_other_ranks(tmp_path, before, after, shuffle):
+    expected = Counter(reference_rows(write_folder(tmp_path, [[61], [5, 9, 1, 17, 3, 20, 6]])))  # 11 steps per epoch
+    for stop in (1, 6, 11, 17, 21):
+        rows = [Counter(), Counter()]
+        for world_size, steps in ((before, range(stop)), (after, range(stop, 22))):
+            for rank in range(world_size):
+                options = {"rank": rank, "world_size": world_size, "lanes": before, "shuffle": shuffle, "epochs": 2}
+                batches = stream(tmp_path, **options).batches(steps.start)
+                for step, batch in zip(steps, batches, strict=False):
+                    rows[step // 11].update(rows_of([batch]))
+        assert rows == [expected, expected]
+
+
 def test_epochs_are_shuffled_differently_and_repeatably(tmp_path):
     expected = Counter(reference_rows(write_folder(tmp_path, [[30, 30], [24]])))
     rows = [row for batch in stream(tmp_path, epochs=3).batches() for row in rows_of([batch])]
@@ -121,71 +136,82 @@ def test_epochs_are_shuffled_differently_and_repeatably(tmp_path):
     assert other != rows
 
 
-def test_shuffling_permutes_row_groups_and_rows_anew_in_each_epoch(tmp_path):
-    write_folder(tmp_path, [[50] * 10])
-    batches = stream(tmp_path, batch=50, epochs=2).batches()
+def test_shuffling_mixes_the_rows_of_several_row_groups_anew_in_each_epoch(tmp_path):
+    write_folder(tmp_path, [[48] * 12])
+    batches = list(stream(tmp_path, batch=48, epochs=2).batches())
     users = np.array([[row[2][0][0] for row in rows_of([batch])] for batch in batches])
-    groups = users // 50
-    assert {len(set(batch)) for batch in groups.tolist()} == {2}  # 50 rows come alike from two tracks of row groups
-    epochs = users[:10].ravel(), users[10:].ravel()
-    for epoch in epochs:
-        assert sorted(epoch.tolist()) == list(range(500))
-    assert (epochs[0] != epochs[1]).mean() > 0.9
-    visits = [list(dict.fromkeys(half.ravel().tolist())) for half in (groups[:10, :25], groups[10:, :25])]
-    assert visits[0] != visits[1]
-    assert all(len(track) == 5 for track in visits)
-    for group in range(10):
-        first, second = (epoch[epoch // 50 == group].tolist() for epoch in epochs)
-        assert list(range(50 * group, 50 * group + 50)) != first != second
+    groups = users.reshape(2, 12, 4, 12) // 48  # by epoch, batch, and part of the batch
+    assert (groups == groups[..., :1]).all()  # each part of a batch comes from a row group,
+    assert all(len(set(batch)) == 4 for batch in groups[..., 0].reshape(24, 4))  # of which there are four;
+    orders = [list(dict.fromkeys(epoch[..., 0].ravel().tolist())) for epoch in groups]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(12))
+    assert list(range(12)) != orders[0] != orders[1]
+    within = [tuple(row % 48 for row in epoch.ravel() if row // 48 == 5) for epoch in users.reshape(2, -1)]
+    assert sorted(within[0]) == sorted(within[1]) == list(range(48))
+    assert list(range(48)) != list(within[0]) != list(within[1])  # and its rows are in an order of their own
 
 
 @pytest.fixture
 def decoded(monkeypatch):
     """Grows by one weak reference with every row group that is decoded."""
-    read_row_group, columns = parquet.read_row_group, []
+    joined, blocks = parquet.joined, []
 
     def record(*args):
-        result = read_row_group(*args)
-        columns.append(weakref.ref(result))
+        result = joined(*args)
+        blocks.append(weakref.ref(result))
         return result
 
-    monkeypatch.setattr(parquet, "read_row_group", record)
-    return columns
+    monkeypatch.setattr(parquet, "joined", record)
+    return blocks
 
 
-def test_each_rank_decodes_about_its_own_rows_only(tmp_path, decoded):
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_each_rank_decodes_about_its_own_rows_only(tmp_path, decoded, shuffle):
     write_folder(tmp_path, [[64], [8] * 8])
-    shares = [sum(batch.num_rows for batch in stream(tmp_path, rank=r, world_size=2).batches()) for r in (0, 1)]
+    options = {"world_size": 2, "shuffle": shuffle}
+    shares = [sum(batch.num_rows for batch in stream(tmp_path, rank=rank, **options).batches()) for rank in (0, 1)]
     assert shares == [64, 64]
-    assert len(decoded) <= 9 + 1  # nine row groups, of which one lies across the boundary of the two lanes
+    assert len(decoded) <= 9 + 1 + 3 * shuffle  # nine row groups, of which a few lie across the ends of tracks
 
 
-def test_row_groups_are_decoded_ahead_and_past_ones_are_released(tmp_path, decoded):
-    write_folder(tmp_path, [[24] * 30])
-    batches = stream(tmp_path, shuffle=False).batches()
-    for taken in range(1, 61):
+def test_row_groups_that_several_tracks_share_are_decoded_once(tmp_path, decoded):
+    write_folder(tmp_path, [[40]])
+    assert sum(batch.num_rows for batch in stream(tmp_path).batches()) == 40
+    assert len(decoded) == 1
+
+
+@pytest.mark.parametrize(("shuffle", "in_use"), [(False, 1), (True, 4)])
+def test_row_groups_are_decoded_ahead_and_released_when_read(tmp_path, decoded, shuffle, in_use):
+    write_folder(tmp_path, [[24] * 40])
+    batches = stream(tmp_path, shuffle=shuffle).batches()
+    for taken in range(1, 81):
         next(batches)
-        reached = -(-taken * 12 // 24)
+        made = min(taken + parquet.BATCHES_AHEAD, 80)
+        reached = in_use * -(-made * 12 // (24 * in_use))  # row groups that these batches touch
+        expected = min(reached + parquet.ROW_GROUPS_AHEAD, 40)
         deadline = time.monotonic() + 60
-        while len(decoded) < min(reached + 1, 30) and time.monotonic() < deadline:
+        while len(decoded) < expected and time.monotonic() < deadline:
             time.sleep(0.001)
-        made = -(-(taken + parquet.BATCHES_AHEAD) * 12 // 24)  # by the batches that are made ahead
-        assert min(reached + 1, 30) <= len(decoded) <= made + 1 + parquet.ROW_GROUPS_AHEAD
-        # Those ahead, those that batches made ahead are cut from, and one that a thread may not have let go of yet.
-        assert sum(columns() is not None for columns in decoded) <= parquet.ROW_GROUPS_AHEAD + 4
+        assert len(decoded) == expected
+        # Those in use, those ahead, and those that the threads may not have let go of yet.
+        assert sum(block() is not None for block in decoded) <= 2 * in_use + parquet.ROW_GROUPS_AHEAD + 1
+
+
+def reading_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith(("ahead", "decode", "open"))]
 
 
 def test_the_threads_end_with_the_stream_and_with_its_abandonment(tmp_path):
     write_folder(tmp_path, [[24] * 10])
-    threads = threading.active_count()
     batches = stream(tmp_path).batches()
+    assert not reading_threads()
     next(batches)
-    assert threading.active_count() > threads
+    assert reading_threads()
     del batches
-    assert threading.active_count() == threads
+    assert not reading_threads()
     for _ in stream(tmp_path).batches():
         pass
-    assert threading.active_count() == threads
+    assert not reading_threads()
 
 
 def test_two_passes_may_run_side_by_side(tmp_path):
@@ -196,34 +222,6 @@ def test_two_passes_may_run_side_by_side(tmp_path):
     assert Counter(row for batch in one.batches() for row in rows_of([batch])) == Counter(expected)
 
 
-class CountingHandler(PathHandler):
-    """Serves ``test://`` from a local folder and counts what is opened."""
-
-    def __init__(self, folder):
-        super().__init__()
-        self.folder = folder
-        self.opened = Counter()
-
-    def _get_supported_prefixes(self):
-        return ["test://"]
-
-    def _open(self, path, mode="r", **_):
-        self.opened[path] += 1
-        return open(self.folder / path.removeprefix("test://bucket/"), mode)
-
-    def _exists(self, path, **_):
-        return (self.folder / path.removeprefix("test://bucket/")).exists()
-
-
-def test_paths_go_through_the_users_handler(tmp_path):
-    expected = reference_rows(write_folder(tmp_path, [[30], [30]]))
-    handler = CountingHandler(tmp_path)
-    g_pathmgr.register_handler(handler, allow_override=True)
-    rows = [row for batch in stream("test://bucket/").batches() for row in rows_of([batch])]
-    assert Counter(rows) == Counter(expected)
-    assert handler.opened["test://bucket/part-1.parquet"] >= 2
-
-
 def test_the_batch_has_the_types_of_its_contract(tmp_path):
     write_folder(tmp_path, [[12]])
     batch = next(stream(tmp_path).batches())
@@ -231,6 +229,8 @@ def test_the_batch_has_the_types_of_its_contract(tmp_path):
     assert batch.sparse_features.keys() == ["user", "history", "shop"]
     assert batch.sparse_features.values().dtype == torch.int64
     assert batch.sparse_features.lengths().dtype == torch.int32
+    lengths = batch.sparse_features.lengths().view(3, -1).sum(1)
+    assert batch.sparse_features.length_per_key_or_none() == lengths.tolist()
 
 
 @pytest.mark.parametrize(

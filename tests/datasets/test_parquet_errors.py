@@ -1,6 +1,7 @@
 """Prepared files that break their spec: one sentence that names column, file, row group and value."""
 
 import re
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -136,3 +137,4 @@ def test_an_error_of_the_reader_thread_reaches_the_consumer(tmp_path):
     assert [next(batches).num_rows for _ in range(2)] == [4, 4]
     with pytest.raises(FileNotFoundError, match=r"part-1\.parquet"):
         next(batches)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("ahead", "decode"))]

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from dlrm_torchrec.datasets import files
 from dlrm_torchrec.datasets import prepare as prepare_module
 from dlrm_torchrec.datasets.manifest import Manifest
 from dlrm_torchrec.datasets.prepare import Source, prepare
+from dlrm_torchrec.datasets.units import Unit
 from dlrm_torchrec.schema import DatasetSpec
 from tests.datasets.prepared_folders import HASHED, MIXED, contents, write_raw
 
@@ -180,6 +182,27 @@ def test_a_full_disk_is_said_and_leaves_finished_parts(
             json.loads(left[name])
     prepare(MIXED, sources, str(output), workers=workers, **OPTIONS)
     prepare(MIXED, sources, str(tmp_path / "whole"), **OPTIONS)
+    assert contents(output) == contents(tmp_path / "whole")
+
+
+def test_a_worker_that_the_system_kills_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources, output = write_raw(tmp_path), tmp_path / "out"
+    main, pieces = os.getpid(), Unit.pieces
+
+    def die(unit: Unit, report: Any) -> Any:
+        if unit.number == 3 and os.getpid() != main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return pieces(unit, report)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Unit, "pieces", die)
+        with pytest.raises(
+            OSError, match=r"worker \d .* done with rows \d+ to \d+ of .*/a: it was killed by SIGKILL; if"
+        ):
+            prepare(HASHED, sources, str(output), workers=2, **OPTIONS)
+    assert "work/write-00000.json" in contents(output)
+    prepare(HASHED, sources, str(output), workers=2, **OPTIONS)
+    prepare(HASHED, sources, str(tmp_path / "whole"), **OPTIONS)
     assert contents(output) == contents(tmp_path / "whole")
 
 

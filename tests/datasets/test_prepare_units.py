@@ -164,16 +164,20 @@ def test_a_window_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("window", "seed"), [(-1, 0), (5, -1)])
-def test_negative_windows_and_seeds_are_refused(tmp_path: Path, window: int, seed: int) -> None:
-    with pytest.raises(ValueError, match="shuffle_window_rows and seed must be at least 0: got"):
-        prepare(HASHED, write_raw(tmp_path, 8), str(tmp_path / "out"), shuffle_window_rows=window, seed=seed)
-
-
-@pytest.mark.parametrize(("workers", "memory"), [(0, 1 << 30), (1, 0)])
-def test_unfit_workers_and_memory_are_refused(tmp_path: Path, workers: int, memory: int) -> None:
-    with pytest.raises(ValueError, match="workers and memory must be at least 1"):
-        prepare(HASHED, write_raw(tmp_path, 8), str(tmp_path / "out"), workers=workers, memory_bytes=memory)
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [
+        ("unit_bytes", 0, 1),
+        ("shuffle_window_rows", -1, 0),
+        ("seed", -1, 0),
+        ("workers", 0, 1),
+        ("memory_bytes", 0, 1),
+    ],
+)
+def test_numbers_that_are_too_small_are_refused(tmp_path: Path, name: str, value: int, least: int) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least {least}: got {value}; raise it"):
+        prepare(HASHED, write_raw(tmp_path, 8), str(tmp_path / "out"), **{name: value})
+    assert not (tmp_path / "out").exists()
 
 
 def test_workers_are_as_many_as_memory_and_work_allow() -> None:
