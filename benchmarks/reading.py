@@ -35,7 +35,6 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from dlrm_torchrec.datasets import multi_hot
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
-from dlrm_torchrec.datasets.encode import prepared_schema
 from dlrm_torchrec.datasets.manifest import DataFile, Manifest, Split
 from dlrm_torchrec.datasets.open import open_streams
 from dlrm_torchrec.datasets.parquet import ParquetStream
@@ -43,6 +42,7 @@ from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.writer import ROW_GROUP_ROWS, SplitWriter
 from dlrm_torchrec.datasets.zipf import Zipf
 from dlrm_torchrec.embeddings.initialize import initialize_tables
+from dlrm_torchrec.preparation.encode import prepared_schema
 from dlrm_torchrec.sharding.plan import make_plan, sharders
 from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.optimizers import build_optimizer

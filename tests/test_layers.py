@@ -18,6 +18,8 @@ ALLOWED = {
     "presets": set[str](),
     "train": set[str](),
     "datasets": {"schema"},
+    "preparation": {"datasets", "schema"},
+    "traces": {"datasets", "schema"},
     "embeddings": {"schema"},
     "models": {"embeddings", "schema"},
     "sharding": {"embeddings", "schema"},

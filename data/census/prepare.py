@@ -17,13 +17,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import tyro
 
-from dlrm_torchrec.datasets.columns import Columns
 from dlrm_torchrec.datasets.manifest import join
-from dlrm_torchrec.datasets.prepare import Source, prepare
-from dlrm_torchrec.datasets.raw_parquet import ParquetReader
-from dlrm_torchrec.datasets.rows import Reader, Rows
-from dlrm_torchrec.datasets.spans import Span
-from dlrm_torchrec.datasets.splits import ByHash, Whole
+from dlrm_torchrec.preparation.columns import Columns
+from dlrm_torchrec.preparation.prepare import Source, prepare
+from dlrm_torchrec.preparation.raw_parquet import ParquetReader
+from dlrm_torchrec.preparation.rows import Reader, Rows
+from dlrm_torchrec.preparation.spans import Span
+from dlrm_torchrec.preparation.splits import ByHash, Whole
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
 # stored as log(1 + x): amounts of money span five orders of magnitude, and a bottom MLP wants inputs of a like scale

@@ -16,7 +16,7 @@ import pytest
 from dlrm_torchrec.datasets.manifest import Manifest
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from tests.data import load_script
-from tests.datasets import criteo_files
+from tests.preparation import criteo_files
 
 ROOT = Path(__file__).parents[2]
 

@@ -27,13 +27,13 @@ from dlrm_torchrec.datasets.multi_hot import main
 from dlrm_torchrec.datasets.open import load_spec, open_streams
 from dlrm_torchrec.datasets.parquet import ParquetStream
 from dlrm_torchrec.datasets.profile import main as profile
-from dlrm_torchrec.datasets.stack_profile import measure
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthesis import MultiHot
-from dlrm_torchrec.datasets.trace import generate
-from dlrm_torchrec.datasets.trace_profile import FeatureProfile, save
 from dlrm_torchrec.datasets.zipf import Zipf
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
+from dlrm_torchrec.traces.profile import FeatureProfile, save
+from dlrm_torchrec.traces.stack_profile import measure
+from dlrm_torchrec.traces.trace import generate
 from tests.datasets.batches import concatenate, rows_of
 from tests.datasets.prepared import SPEC, make_table, write_folder, write_manifest
 from tests.elsewhere import Elsewhere

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from dlrm_torchrec.datasets.batch import Batch
-from dlrm_torchrec.datasets.encode import prepared_schema
 from dlrm_torchrec.datasets.manifest import DataFile, Manifest, Split
 from dlrm_torchrec.datasets.parquet import ParquetStream
 from dlrm_torchrec.datasets.writer import SplitWriter
+from dlrm_torchrec.preparation.encode import prepared_schema
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from tests.datasets.prepared import write_folder
 

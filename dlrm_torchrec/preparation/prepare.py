@@ -1,0 +1,194 @@
+"""Raw files to a prepared folder: Parquet per split, vocabularies, quarantine, report and ``dataset.json``.
+
+Files are cut into units of work, which any number of processes and machines share out. Everything that a unit leaves
+is decided by the unit alone and kept with its checksum, so that a preparation may be interrupted at any moment: the
+same command goes on, and the folder comes out the same, byte for byte. Memory is bounded, whatever the data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+
+from iopath.common.file_io import g_pathmgr
+
+from dlrm_torchrec import __version__
+from dlrm_torchrec.datasets.files import explained
+from dlrm_torchrec.datasets.manifest import Manifest
+from dlrm_torchrec.datasets.writer import ROW_GROUP_ROWS
+from dlrm_torchrec.preparation.budget import Budget
+from dlrm_torchrec.preparation.count_pass import count_unit, load_vocabulary, make_vocabulary
+from dlrm_torchrec.preparation.finish import finish, read_source
+from dlrm_torchrec.preparation.group import Group
+from dlrm_torchrec.preparation.progress import Progress
+from dlrm_torchrec.preparation.spans import cut, span_bytes
+from dlrm_torchrec.preparation.units import Source as Source  # part of what is called here
+from dlrm_torchrec.preparation.units import Unit, line_tasks, make_units
+from dlrm_torchrec.preparation.vocabulary import Vocabulary
+from dlrm_torchrec.preparation.work import Work
+from dlrm_torchrec.preparation.workers import Task, run_tasks
+from dlrm_torchrec.preparation.write_pass import Layout, write_unit
+from dlrm_torchrec.schema import DatasetSpec
+
+TRAIN = "train"
+LABELLED_SPLITS = (TRAIN, "val", "test")
+MEMORY_BYTES = 2 << 30
+
+
+def prepare(
+    spec: DatasetSpec,
+    sources: Sequence[Source],
+    output: str,
+    *,
+    max_bad_share: float = 0.01,
+    overwrite: bool = False,
+    row_group_rows: int = ROW_GROUP_ROWS,
+    shuffle_window_rows: int = 0,
+    seed: int = 0,
+    workers: int | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+    unit_bytes: int | None = None,
+    rank_timeout_s: float = 300.0,
+) -> Manifest:
+    """The manifest of ``output``, which then holds the prepared rows of ``sources``.
+
+    Vocabularies and pooling factors are measured on the training rows, which are shuffled within windows of
+    ``shuffle_window_rows`` of their unit if it is not 0. A unit is about ``unit_bytes`` of a plain file or of Parquet,
+    or a whole gzip file. ``workers`` processes (default: one per core) take about ``memory_bytes`` together. Malformed
+    rows go to ``quarantine.tsv`` and are counted in ``report.json``.
+
+    Started as several ranks (RANK and WORLD_SIZE of the environment), all with the same arguments and a shared folder,
+    each does its part of the units; one that says nothing for ``rank_timeout_s`` ends the others.
+
+    ValueError, leaving no ``dataset.json``, when malformed rows are more than ``max_bad_share`` of all or when no
+    training row is left; also when ``output`` is prepared already, or was begun by another command, and ``overwrite``
+    is not set. OSError when files cannot be read or written, or when a worker or a rank dies. After most errors the
+    same command goes on from the finished units.
+    """
+    _check_numbers(unit_bytes=(unit_bytes, 1), shuffle_window_rows=(shuffle_window_rows, 0), seed=(seed, 0))
+    _check_numbers(workers=(workers, 1), memory_bytes=(memory_bytes, 1))
+    _check(sources)
+    identities = [source.identity() for source in sources]
+    raw_bytes = sum(identity["bytes"] for identity in identities)
+    budget = Budget.of(memory_bytes, workers, raw_bytes)
+    layout = Layout(row_group_rows=row_group_rows, shuffled=TRAIN, window_rows=shuffle_window_rows, seed=seed)
+    _check_window(spec, layout, budget)
+    unit_bytes = unit_bytes or span_bytes(raw_bytes)
+    command = {"version": __version__, "spec": spec.to_json(), "sources": identities, "unit_bytes": unit_bytes}
+    work, group = Work(output), Group(output, rank_timeout_s)
+    try:
+        group.begin(json.loads(json.dumps({**command, **asdict(layout)})), overwrite)
+        run = partial(_run, group, group.sync, budget.workers)
+        spans = [cut(source.path, unit_bytes) for source in sources]
+        run("counting lines", line_tasks(sources, spans, work))
+        units = make_units(sources, spans, work)
+        counted = [unit for unit in units if unit.feeds(TRAIN)]
+        vocabularies = _make_vocabularies(spec, counted, output, budget.counted_bytes, work, run)
+        spec = _with_vocabulary_rows(spec, vocabularies)
+        reading = {
+            f"source-{i:05d}": work.task(f"source-{i:05d}", source.path, size["bytes"], partial(read_source, source))
+            for i, (source, size) in enumerate(zip(sources, identities, strict=True))
+        }
+        writing = {
+            name: work.task(
+                name, unit.what, unit.span.bytes, partial(write_unit, unit, spec, vocabularies, output, layout)
+            )
+            for unit in units
+            for name in [f"write-{unit.number:05d}"]
+        }
+        _run(group, group.end, budget.workers, "writing rows", reading | writing)
+        if group.rank:
+            return Manifest.load(output)
+        read, written = work.records(reading), work.records(writing)
+        manifest = finish(output, spec, TRAIN, sources, read, units, written, max_bad_share)
+        work.remove()
+    except OSError as error:
+        told = explained(error, output)
+        group.fail(told)
+        raise told from error
+    except Exception as error:
+        group.fail(error)
+        raise
+    return manifest
+
+
+def _run(group: Group, meet: Callable[[str], None], workers: int, title: str, tasks: dict[str, Task]) -> None:
+    """Do this rank's share of some tasks, then ``meet`` the others."""
+    mine = list(tasks.values())[group.rank :: group.size]
+    if mine:
+        name = f"rank {group.rank} of {group.size}, {title}" if group.size > 1 else title
+        with Progress(name, sum(task.bytes for task in mine)) as progress:
+
+            def report(rows: int, raw_bytes: int) -> None:
+                progress.add(rows, raw_bytes)
+                group.beat()
+
+            run_tasks(mine, workers, report)
+    meet(title)
+
+
+def _make_vocabularies(
+    spec: DatasetSpec,
+    units: Sequence[Unit],
+    output: str,
+    limit_bytes: int,
+    work: Work,
+    run: Callable[[str, dict[str, Task]], None],
+) -> dict[str, Vocabulary]:
+    """By name, the vocabularies of the training rows of some units."""
+    features = [feature for feature in spec.sparse if feature.encoding == "vocab"]
+    if not features:
+        return {}
+    counting = {}
+    for unit in units:
+        name = f"count-{unit.number:05d}"
+        count = partial(count_unit, unit, TRAIN, spec, output, limit_bytes)
+        counting[name] = work.task(name, unit.what, unit.span.bytes, count)
+    run("counting values", counting)
+    making, counted = {}, work.records(counting)
+    for i, feature in enumerate(features):
+        name = f"vocabulary-{i:05d}"
+        make = partial(make_vocabulary, feature, i, counted, output, work)
+        making[name] = work.task(name, f"the vocabulary of {feature.name}", 1, make)
+    run("making vocabularies", making)
+    made = zip(features, work.records(making), strict=True)
+    return {feature.name: load_vocabulary(record, output) for feature, record in made}
+
+
+def _with_vocabulary_rows(spec: DatasetSpec, vocabularies: Mapping[str, Vocabulary]) -> DatasetSpec:
+    sparse = tuple(
+        replace(feature, rows=vocabularies[feature.name].rows) if feature.name in vocabularies else feature
+        for feature in spec.sparse
+    )
+    return replace(spec, sparse=sparse)
+
+
+def _check_numbers(**limits: tuple[int | None, int]) -> None:
+    """ValueError when a number, given with the least that it may be, is less."""
+    for name, (value, least) in limits.items():
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}: got {value}; raise it")
+
+
+def _check(sources: Sequence[Source]) -> None:
+    for source in sources:
+        if not g_pathmgr.isfile(source.path):
+            raise ValueError(f"source {source.path} must be a file: got none there; check the path")
+        unfit = sorted(set(source.assignment.splits) & set(LABELLED_SPLITS))
+        if unfit and not source.reader.labelled:
+            raise ValueError(
+                f"source {source.path} must have labels to go to {unfit}: got a file without; "
+                "prepare it as a split of another name"
+            )
+
+
+def _check_window(spec: DatasetSpec, layout: Layout, budget: Budget) -> None:
+    row_bytes = 4 * (1 + len(spec.dense) + sum(max(1.0, feature.pooling_factor) for feature in spec.sparse))
+    if layout.window_rows * row_bytes > budget.window_bytes:
+        raise ValueError(
+            f"shuffle_window_rows must fit the memory of each of {budget.workers} workers, "
+            f"{int(budget.window_bytes / row_bytes):,} rows: got {layout.window_rows:,}; lower it or the number of "
+            "workers, or raise memory_bytes"
+        )
