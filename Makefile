@@ -6,8 +6,9 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 # What .venv holds already, else the CPU lock: after `make setup REQUIREMENTS=requirements/cuda.txt` all verbs keep it.
 REQUIREMENTS ?= $(firstword $(patsubst .venv/installed-%,requirements/%.txt,$(wildcard .venv/installed-*)) requirements/cpu.txt)
 STAMP := .venv/installed-$(basename $(notdir $(REQUIREMENTS)))
+SITE := .venv/site-generator
 
-.PHONY: setup train test test-slow test-gpu check bench
+.PHONY: setup train test test-slow test-gpu check bench docs figures
 
 setup: $(STAMP)
 
@@ -30,7 +31,7 @@ train: setup
 test: setup
 	.venv/bin/pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
 
-test-slow: setup
+test-slow: $(SITE)
 	.venv/bin/pytest -m 'slow and not gpu'
 
 test-gpu: setup
@@ -43,3 +44,16 @@ check: setup
 
 bench: setup
 	@set -e; for benchmark in benchmarks/*.py; do echo "== $$benchmark"; .venv/bin/python $$benchmark; done
+
+# The generator of the site is added to .venv when it is first needed.
+$(SITE): requirements/docs.txt $(STAMP)
+	.venv/bin/pip install --no-deps -r requirements/docs.txt
+	touch $@
+
+docs: $(SITE)
+	.venv/bin/python docs/site_pages.py --output build/docs
+	@echo "open build/docs/html/index.html"
+
+# the pictures in docs/figures, drawn again by the commands that its pages name: some ten minutes
+figures: setup
+	.venv/bin/python docs/figures.py

@@ -29,7 +29,7 @@ from dlrm_torchrec.datasets.synthetic import SyntheticStream
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import OperationName, TablesConfig, build_tables
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
-from dlrm_torchrec.sharding.plan import ShardingConfig, ShardingKind, make_plan, sharders
+from dlrm_torchrec.sharding.plan import ShardingConfig, ShardingKind, make_plan
 from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.optimizers import Kind, OptimizerConfig, build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.task import BinaryRankingTask
@@ -91,7 +91,7 @@ class Contender:
         topology = live_topology(world.size, world.local_size, world.device)
         plan = make_plan(model, tables, topology, 2048, ShardingConfig(kind=sharding), spec, world.control)
         self.model = DistributedModelParallel(
-            model, device=world.device, plan=plan, sharders=sharders(tables), init_data_parallel=world.needs_ddp
+            model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )
         initialize_tables(self.model, seed=0)
         self.optimizer = build_optimizer(self.model, sparse, dense)

@@ -43,7 +43,7 @@ from dlrm_torchrec.datasets.writer import ROW_GROUP_ROWS, SplitWriter
 from dlrm_torchrec.datasets.zipf import Zipf
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.preparation.encode import prepared_schema
-from dlrm_torchrec.sharding.plan import make_plan, sharders
+from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.optimizers import build_optimizer
 from dlrm_torchrec.train.pipeline import train_pipeline
@@ -183,7 +183,7 @@ def training(folder: Path, turns: int, steps: int = 200) -> None:
         topology = live_topology(world.size, world.local_size, world.device)
         plan = make_plan(model, tables, topology, cfg.batch_size, cfg.sharding, spec, world.control)
         model = DistributedModelParallel(
-            model, device=world.device, plan=plan, sharders=sharders(tables), init_data_parallel=world.needs_ddp
+            model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )
         initialize_tables(model, cfg.seed)
         pipeline = train_pipeline(model, build_optimizer(model, cfg.sparse, cfg.dense), world)

@@ -27,7 +27,7 @@ from dlrm_torchrec.datasets.open import open_streams
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_tables
-from dlrm_torchrec.sharding.plan import make_plan, sharders
+from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.task import BinaryRankingTask
@@ -47,7 +47,7 @@ def bare_samples_per_s(cfg) -> float:
         topology = live_topology(world.size, world.local_size, world.device)
         plan = make_plan(model, tables, topology, cfg.batch_size // world.size, cfg.sharding, spec, world.control)
         model = DistributedModelParallel(
-            model, device=world.device, plan=plan, sharders=sharders(tables), init_data_parallel=world.needs_ddp
+            model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )
         initialize_tables(model, cfg.seed)
         optimizer = build_optimizer(model, cfg.sparse, cfg.dense)

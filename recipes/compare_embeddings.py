@@ -33,7 +33,7 @@ from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables
 from dlrm_torchrec.presets import parse
 from dlrm_torchrec.schema import DatasetSpec
-from dlrm_torchrec.sharding.plan import ShardingConfig, make_plan, sharders
+from dlrm_torchrec.sharding.plan import ShardingConfig, make_plan
 from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.log import LogConfig, RunLog, prefixed
 from dlrm_torchrec.train.metrics import evaluate
@@ -99,7 +99,7 @@ def train(cfg: Config, spec: DatasetSpec, variant: Variant, seed: int, world: Wo
     topology = live_topology(world.size, world.local_size, world.device)
     plan = make_plan(model, tables, topology, cfg.batch_size // world.size, ShardingConfig(), spec, world.control)
     model = DistributedModelParallel(
-        model, device=world.device, plan=plan, sharders=sharders(tables), init_data_parallel=world.needs_ddp
+        model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
     )
     initialize_tables(model, seed)
     optimizer = build_optimizer(model, cfg.sparse, cfg.dense)

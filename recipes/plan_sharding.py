@@ -9,17 +9,14 @@
 
 Options after ``--`` are the recipe's, which trains this very plan with ``--plan plan.json``, and what ``--fit`` chose
 with ``--tables.file tables.json``. Prints where every table lies, memory and estimated time per rank, and one line per
-topology; writes plan.json and the page plan.html. Exit code 0: fits; 3: a topology does not; 2: bad arguments. The
-first one takes seconds: 46 of 80 GB on the fullest of 16 ranks, 3.6 ms per step for the tables of the slowest.
+topology; writes plan.json and the page plan.html. Exit code 0: fits; 3: a topology does not; 2: bad arguments.
+Expected: the first one takes seconds, 46 of 80 GB on the fullest of 16 ranks, 3.6 ms per step on the slowest.
 """
 
-import importlib.util
 import json
 import logging
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import tyro
@@ -28,7 +25,7 @@ from tyro.conf import Positional
 
 from dlrm_torchrec.datasets.open import load_spec, load_statistics
 from dlrm_torchrec.embeddings.tables import write_tables
-from dlrm_torchrec.presets import parse
+from dlrm_torchrec.presets import load_recipe, parse
 from dlrm_torchrec.sharding.dry_run import DryRun
 from dlrm_torchrec.sharding.estimate import Estimate, read_estimates
 from dlrm_torchrec.sharding.estimate_html import page
@@ -51,21 +48,6 @@ class Config:
     explain: tuple[str, ...] = ()  # tables to say why they are sharded as they are
     output: str = "plan.json"
     page: str = "plan.html"
-
-
-def load_recipe(name: str) -> ModuleType:
-    """The recipe's file as a module: what is planned is what it trains."""
-    beside = Path(__file__).parent / f"{name}.py"
-    path = beside if beside.exists() else Path(name)
-    if not path.is_file():
-        raise ValueError(f"recipe must be a file, or the name of one beside this: got {name!r}; try train_dlrm")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def main(cfg: Config, options: list[str]) -> int:

@@ -25,7 +25,7 @@ from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import Tables, TablesConfig, build_tables
 from dlrm_torchrec.presets import parse
 from dlrm_torchrec.schema import DatasetSpec
-from dlrm_torchrec.sharding.plan import ShardingConfig, describe_plan, make_plan, plan_to_json, sharders
+from dlrm_torchrec.sharding.plan import ShardingConfig, describe_plan, make_plan, plan_to_json
 from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.checkpoint import CheckpointConfig, Checkpoints, Progress, identity_of
 from dlrm_torchrec.train.compile import compile_dense
@@ -102,9 +102,9 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         plan = make_plan(model, tables, topology, cfg.batch_size // world.size, cfg.sharding, spec, world.control)
         log.say(describe_plan(plan, tables, world.size))
         model = DistributedModelParallel(
-            model, device=world.device, plan=plan, sharders=sharders(tables), init_data_parallel=world.needs_ddp
+            model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )
-        initialize_tables(model, cfg.seed)
+        initialize_tables(model, cfg.seed, cfg.tables.pretrained)
         optimizer = build_optimizer(model, cfg.sparse, cfg.dense, cfg.clip_norm)
         identity = identity_of(spec.to_json(), asdict(cfg))
         checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world)

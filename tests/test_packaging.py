@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import importlib.metadata
 import importlib.resources
+import json
 import os
 import shutil
 import subprocess
@@ -61,32 +62,65 @@ def test_wheel_metadata_names_licence_and_components(wheel: Path) -> None:
     assert "License-Expression: BSD-3-Clause" in metadata
     assert "LICENSE" in names
     # the launcher reads them in this order and the last one wins
-    expected = [("_", "torchx.components"), ("dist", "torchx_components.dist")]
+    expected = [("_", "torchx.components"), ("dist", "torchx_components.dist"), ("dlrm", "torchx_components.dlrm")]
     assert list(entry_points["torchx.components"].items()) == expected
 
 
-def test_installed_wheel_finds_and_runs_its_recipes_anywhere(wheel: Path, tmp_path: Path) -> None:
-    target, empty = tmp_path / "site", tmp_path / "empty"
-    empty.mkdir()
+@pytest.fixture(scope="module")
+def installed(wheel: Path) -> Path:
+    """A folder into which the wheel, and nothing else, is installed."""
+    target = wheel.parent / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
     subprocess.run(install, check=True, timeout=120)
-    script = (
-        "import importlib.resources, importlib.util, runpy, sys\n"
-        "assert importlib.util.find_spec('recipes') is None\n"
-        "recipe = importlib.resources.files('dlrm_torchrec') / 'recipes' / 'train_dlrm.py'\n"
-        "sys.argv = [str(recipe), '--help']\n"
-        "runpy.run_path(str(recipe), run_name='__main__')\n"
-    )
-    finished = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=empty,
-        env={**os.environ, "PYTHONPATH": str(target)},
-        text=True,
-        capture_output=True,
-        timeout=120,
-    )
+    return target
+
+
+def typed(installed: Path, folder: Path, *command: str, timeout: float = 120) -> str:
+    """What a command, which must succeed, prints in ``folder`` where only the wheel is installed."""
+    environment = {**os.environ, "PYTHONPATH": str(installed), "PATH": f"{installed / 'bin'}:{os.environ['PATH']}"}
+    finished = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=timeout)
     assert finished.returncode == 0, finished.stderr
-    assert f"usage: {target}/dlrm_torchrec/recipes/train_dlrm.py" in finished.stdout
+    return finished.stdout
+
+
+def test_installed_wheel_finds_and_runs_its_recipes_anywhere(installed: Path, tmp_path: Path) -> None:
+    said = typed(installed, tmp_path, "dlrm-recipes", "run", "train_dlrm", "--", "--help")
+    assert f"usage: {installed}/dlrm_torchrec/recipes/train_dlrm.py" in said
+
+
+def test_in_an_empty_folder_a_recipe_is_found_copied_edited_and_compared(installed: Path, tmp_path: Path) -> None:
+    recipes = {found["name"]: found for found in json.loads(typed(installed, tmp_path, "dlrm-recipes", "ls", "--json"))}
+    assert len(recipes) == len({name for name in shipped_scripts() if name.endswith(".py")})
+    assert recipes["train_dlrm"]["command"] == "dlrm-recipes run train_dlrm"
+    assert "97 %" in recipes["train_dlrm"]["expected"]
+    typed(installed, tmp_path, "dlrm-recipes", "cp", "train_dlrm")
+    copy = tmp_path / "train_dlrm.py"
+    assert copy.read_text().partition("\n")[2] == (ROOT / "recipes/train_dlrm.py").read_text()
+    copy.write_text(copy.read_text().replace("batch_size: int = 2048", "batch_size: int = 4096"))
+    assert typed(installed, tmp_path, "dlrm-recipes", "status").startswith("train_dlrm.py: edited (train_dlrm ")
+    changes = typed(installed, tmp_path, "dlrm-recipes", "diff", "train_dlrm.py").splitlines()[2:]
+    changed = [line.partition("  #")[0] for line in changes if line[0] in "+-"]
+    assert changed == ["-    batch_size: int = 2048", "+    batch_size: int = 4096"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_in_an_empty_folder_a_copy_reaches_its_value_on_two_ranks(installed: Path, tmp_path: Path) -> None:
+    typed(installed, tmp_path, "dlrm-recipes", "cp", "train_dlrm", "mine.py")
+    run = ["dlrm-recipes", "run", "mine.py", "--standalone", "--nproc_per_node", "2", "--", "demo", "--seed", "1"]
+    metrics = json.loads(typed(installed, tmp_path, *run, timeout=800).splitlines()[-1])
+    assert (metrics["val/auc"] - 0.5) / (metrics["teacher/auc"] - 0.5) >= 0.97
+
+
+@pytest.mark.slow
+def test_in_an_empty_folder_the_launcher_runs_the_recipe_of_the_wheel(installed: Path, tmp_path: Path) -> None:
+    command = f"{Path(sys.executable).parent}/torchx run -s local_cwd dlrm.train -j 1x1 train_dlrm demo --help"
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(installed)}
+    launched = subprocess.run(
+        command.split(), cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=200
+    )
+    assert launched.returncode == 0, launched.stderr
+    assert f"usage: {installed}/dlrm_torchrec/recipes/train_dlrm.py" in launched.stderr
 
 
 def test_clone_finds_its_recipes_by_the_same_name() -> None:

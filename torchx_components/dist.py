@@ -88,11 +88,12 @@ def ddp(
         tee=tee,
     )
     for role in app.roles:
-        role.args = [*role.args[:-1], _beside_torchx(role.args[-1])]
+        role.args = [*role.args[:-1], beside_torchx(role.args[-1])]
+        role.name = role.name.replace("-", "_")  # Kubernetes' rank 0 is found by a shell variable with this name in it
     return app
 
 
-def _beside_torchx(command: str) -> str:
+def beside_torchx(command: str) -> str:
     """The shell command, with the folder of the running interpreter first on its PATH if torchrun is there.
 
     A node that lacks this folder (another image, another cluster) finds its own torchrun as before.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -12,26 +12,47 @@ from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
 from dlrm_torchrec.embeddings.config import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.stack import Block
+from dlrm_torchrec.embeddings.table_files import check_folder, open_table
 
 _BLOCK_ELEMENTS = 1 << 22  # bounds the temporaries to a few hundred MB
 
 
 @torch.no_grad()
-def initialize_tables(model: nn.Module, seed: int) -> None:
-    """Draw every table of a sharded model as ``fill_table`` does, each rank its own pieces."""
-    for module in model.modules():
-        if isinstance(module, ShardedEmbeddingBagCollection):
-            stacked: Mapping[str, StackedEmbeddingBagConfig] = getattr(module, "stacked", {})
-            for name, weight in module.state_dict().items():
-                table = name.removeprefix("embedding_bags.").removesuffix(".weight")
-                num_rows = weight.metadata().size[0] if isinstance(weight, ShardedTensor) else len(weight)
-                blocks = stacked[table].blocks() if table in stacked else [Block.plain(num_rows)]
-                if isinstance(weight, ShardedTensor):
-                    for shard in weight.local_shards():
-                        row, column = shard.metadata.shard_offsets
-                        fill_table(shard.tensor, seed, table, blocks, row, column)
-                else:  # replicated
-                    fill_table(weight, seed, table, blocks)
+def initialize_tables(model: nn.Module, seed: int, pretrained: str = "") -> None:
+    """Draw every table of a sharded model as ``fill_table`` does, each rank its own pieces.
+
+    Those that have a file in the folder ``pretrained`` are read from it instead (see ``table_files``). Raises
+    ValueError when it has a file of another shape, or for no table at all.
+    """
+    tables = [module for module in model.modules() if isinstance(module, ShardedEmbeddingBagCollection)]
+    if pretrained:
+        check_folder(pretrained, [_table(name) for module in tables for name in module.state_dict()])
+    for module in tables:
+        stacked: Mapping[str, StackedEmbeddingBagConfig] = getattr(module, "stacked", {})
+        for name, weight in module.state_dict().items():
+            table = _table(name)
+            shape = weight.metadata().size if isinstance(weight, ShardedTensor) else weight.shape
+            blocks = stacked[table].blocks() if table in stacked else [Block.plain(shape[0])]
+            read = open_table(pretrained, table, shape) if pretrained else None
+            for values, row, column in _pieces(weight):
+                if read is None:
+                    fill_table(values, seed, table, blocks, row, column)
+                else:
+                    values.copy_(read(row, row + len(values))[:, column : column + values.size(1)])
+
+
+def _table(name: str) -> str:
+    return name.removeprefix("embedding_bags.").removesuffix(".weight")
+
+
+def _pieces(weight: torch.Tensor | ShardedTensor) -> Iterator[tuple[torch.Tensor, int, int]]:
+    """What this rank holds of a table, each with its first row and column."""
+    if isinstance(weight, ShardedTensor):
+        for shard in weight.local_shards():
+            row, column = shard.metadata.shard_offsets
+            yield shard.tensor, row, column
+    else:  # replicated
+        yield weight, 0, 0
 
 
 @torch.no_grad()

@@ -49,6 +49,7 @@ class TablesConfig:
     budget: int = 0  # of mixed_dimension: most elements of the tables above the threshold; 0: what alpha gives
     data_type: DataTypeName = "fp32"  # of the weights; their moments are fp32
     file: str = ""  # of recipes/plan_sharding.py --fit: what is different for single tables
+    pretrained: str = ""  # a folder of recipes/export_tables.py: tables to begin with
 
     def __post_init__(self) -> None:
         for name, value, choices in (

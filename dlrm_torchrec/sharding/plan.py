@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
@@ -22,11 +22,12 @@ from dlrm_torchrec.embeddings.tables import Tables, physical_configs
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 from dlrm_torchrec.sharding.access import MeasuredAccess
 from dlrm_torchrec.sharding.adopt import adopt_plan
+from dlrm_torchrec.sharding.comms import CommsConfig, check_widths, codecs, row_dim
 from dlrm_torchrec.sharding.composed_shardings import check_sharding, offered_types
 from dlrm_torchrec.sharding.compositional import CompositionalEmbeddingBagCollectionSharder
 from dlrm_torchrec.sharding.enumerator import Enumerator, ShardingType
 from dlrm_torchrec.sharding.ranks import ranges
-from dlrm_torchrec.sharding.sharder import CHANGED_BY, HOST_KERNELS, ExactSharder, table_optimizer
+from dlrm_torchrec.sharding.sharder import CHANGED_BY, HOST_KERNELS, ROW_TYPES, ExactSharder, table_optimizer
 from dlrm_torchrec.sharding.shortfall import DoesNotFitError, shortfall
 
 ShardingKind = Literal["auto", ShardingType]
@@ -41,15 +42,26 @@ class ShardingConfig:
     tables: dict[str, ShardingKind] = field(default_factory=dict)  # of single tables, by name, before 'kind'
     plan: Annotated[str, arg(aliases=["--plan"])] = ""  # a file of recipes/plan_sharding.py, to be taken as it is
     host_memory: bool = False  # let plain tables of GPUs lie in the host's memory, with a cache on the device
+    comms: CommsConfig = CommsConfig()  # the number format of vectors between ranks
 
     def of(self, table: str) -> ShardingKind:
         return self.tables.get(table, self.kind)
 
 
-def sharders(tables: Tables) -> list[ModuleSharder[nn.Module]]:
-    """The sharders to plan and to shard with."""
-    optimizer = table_optimizer(tables)
-    return [ExactSharder(optimizer), CompositionalEmbeddingBagCollectionSharder(optimizer)]
+@dataclass
+class Plan(ShardingPlan):
+    """A plan with the sharders that it was made with; who shards with others trains another plan."""
+
+    sharders: list[ModuleSharder[nn.Module]] = field(repr=False, compare=False)
+
+
+def _sharders(tables: Tables, comms: CommsConfig) -> list[ModuleSharder[nn.Module]]:
+    optimizer, registry = table_optimizer(tables), codecs(comms, _dims(tables))
+    return [ExactSharder(optimizer, registry), CompositionalEmbeddingBagCollectionSharder(optimizer, registry)]
+
+
+def _dims(tables: Tables) -> list[int]:
+    return [table.embedding_dim for table in physical_configs(tables)]
 
 
 def make_plan(
@@ -62,16 +74,36 @@ def make_plan(
     group: dist.ProcessGroup | None = None,
     stats: Stats | None = None,
     access: Mapping[str, AccessStatistics] | None = None,
-) -> ShardingPlan:
+    without: Sequence[str] = (),
+) -> Plan:
     """The planner's plan for ``tables`` (on meta) inside ``model``, ``batch_size`` rows per rank, or a saved one.
 
     With ``group``, rank 0 plans and all its ranks get the same plan; ``stats`` is told its estimates. ``access``, by
-    feature, tells how well tables in the host's memory can be cached. Raises ValueError when a table is named that
-    does not exist or a sharding type is impossible for it, and DoesNotFitError.
+    feature, tells how well tables in the host's memory can be cached. Sharding types in ``without`` are not used.
+    Raises ValueError when a table is named that does not exist or a sharding type is impossible for it, and
+    DoesNotFitError.
     """
-    constraints = _constraints(tables, topology, config, spec, batch_size, access or {})
+    ways = _sharders(tables, config.comms)
+    constraints = _constraints(tables, topology, config, spec, batch_size, access or {}, without)
     if config.plan:
-        return adopt_plan(config.plan, model, sharders(tables), topology, batch_size, constraints)
+        found = adopt_plan(config.plan, model, ways, topology, batch_size, constraints)
+    else:
+        found = _search(model, ways, topology, batch_size, constraints, group, stats)
+    if config.comms.int8:
+        shards = [shard for _, parameter in _parameters(found) for shard in _shards(parameter, (0, 0))]
+        check_widths([columns for _, _, (_, columns) in shards], row_dim(_dims(tables)))
+    return Plan(found.plan, ways)
+
+
+def _search(
+    model: nn.Module,
+    ways: list[ModuleSharder[nn.Module]],
+    topology: Topology,
+    batch_size: int,
+    constraints: dict[str, ParameterConstraints],
+    group: dist.ProcessGroup | None,
+    stats: Stats | None,
+) -> ShardingPlan:
     enumerator, reservation = Enumerator(topology, batch_size, constraints=constraints), _reservation(model)
     planner = EmbeddingShardingPlanner(
         topology=topology,
@@ -83,14 +115,12 @@ def make_plan(
         debug=False,
     )
     try:
-        if group is None:
-            return planner.plan(model, sharders(tables))
-        return planner.collective_plan(model, sharders(tables), group)
+        return planner.plan(model, ways) if group is None else planner.collective_plan(model, ways, group)
     except PlannerError as error:
-        left = reservation.reserve(topology, batch_size, model, sharders(tables), constraints)
+        left = reservation.reserve(topology, batch_size, model, ways, constraints)
         raise DoesNotFitError(
             f"tables must fit the memory of {topology.world_size} {topology.compute_device} ranks: got "
-            f"{shortfall(enumerator.enumerate(model, sharders(tables)), left)}; add ranks, or shrink tables"
+            f"{shortfall(enumerator.enumerate(model, ways), left)}; add ranks, or shrink tables"
         ) from error
 
 
@@ -109,6 +139,7 @@ def _constraints(
     spec: DatasetSpec,
     batch_size: int,
     access: Mapping[str, AccessStatistics],
+    without: Sequence[str],
 ) -> dict[str, ParameterConstraints]:
     pooling = {feature.name: feature.pooling_factor for feature in spec.sparse}
     names = {table.name for table in physical_configs(tables)}
@@ -134,6 +165,16 @@ def _constraints(
                 f"sharding of table {table.name!r} must leave {optimizer.__name__}'s arithmetic unchanged: got "
                 f"{kind!r}, with which {reason}; choose another sharding or optimizer"
             )
+        if kind in without:
+            raise ValueError(
+                f"sharding of table {table.name!r} must be none of {', '.join(without)}, which need all ranks of the "
+                f"world: got {kind!r}; choose another"
+            )
+        if kind in ROW_TYPES and config.comms.int8:
+            raise ValueError(
+                f"sharding of table {table.name!r} must leave vectors whole with int8 comms: got {kind!r}, which sums "
+                "parts of vectors on the wire; choose another sharding, or fp16"
+            )
         stacked = isinstance(table, StackedEmbeddingBagConfig)
         offload = config.host_memory and not stacked
         if kind == "data_parallel" and table.data_type is not DataType.FP32:
@@ -146,7 +187,7 @@ def _constraints(
         # column shards as equal as the ranks allow; FBGEMM wants multiples of 4
         columns = max(4, table.embedding_dim // topology.world_size // 4 * 4)
         constraints[table.name] = ParameterConstraints(
-            sharding_types=_allowed(kind, topology, table),
+            sharding_types=_allowed(kind, topology, table, [*without, *(ROW_TYPES if config.comms.int8 else [])]),
             compute_kernels=["dense", "fused", *(HOST_KERNELS if offload else [])],
             cache_params=_cache(table, access, batch_size * topology.world_size) if offload else None,
             min_partition=columns if kind in ("column_wise", "table_column_wise", "grid_shard") else None,
@@ -165,15 +206,15 @@ def _cache(table: EmbeddingBagConfig, access: Mapping[str, AccessStatistics], gl
     return CacheParams(load_factor=CACHED_SHARE, stats=stats)
 
 
-def _allowed(kind: ShardingKind, topology: Topology, table: EmbeddingBagConfig) -> list[str]:
+def _allowed(kind: ShardingKind, topology: Topology, table: EmbeddingBagConfig, without: Sequence[str]) -> list[str]:
     """Sharding types that the planner may choose from."""
     if kind != "auto":
         return [kind]
     if topology.world_size == 1:
         return ["table_wise"]  # nothing to share, and the fused kernel
     if table.data_type is not DataType.FP32:  # DDP would average, and its optimizer step, in the type of the weights
-        return [offered for offered in offered_types(table) if offered != "data_parallel"]
-    return offered_types(table)
+        without = [*without, "data_parallel"]
+    return [offered for offered in offered_types(table) if offered not in without]
 
 
 def plan_to_json(plan: ShardingPlan) -> dict[str, Any]:

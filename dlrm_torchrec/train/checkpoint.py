@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from dlrm_torchrec.train.world import World
 
 FORMAT = 1
 MARKER = "checkpoint.json"
+Tensors = Callable[[nn.Module, CombinedOptimizer], dict[str, dict[str, Any]]]
 MEASURED = ("pooling_factor",)  # parts of an identity that measuring the same data better may change
 
 
@@ -62,10 +64,11 @@ class Checkpoints:
     that is not a tensor is JSON.
     """
 
-    def __init__(self, folder: str, config: CheckpointConfig, world: World) -> None:
+    def __init__(self, folder: str, config: CheckpointConfig, world: World, tensors: Tensors = run_tensors) -> None:
         self.folder = folder.rstrip("/")
         self.config = config
         self.world = world
+        self.tensors = tensors  # what is saved and restored of a model and its optimizer
         self.group = dist.new_group(backend="gloo")  # its own: an asynchronous save talks while training does
         self._pending: Future[Any] | None = None
         self._pending_progress: Progress | None = None
@@ -73,10 +76,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
-        if not g_pathmgr.isdir(self.folder):
-            return []
-        names = [name.rstrip("/") for name in g_pathmgr.ls(self.folder) if name.startswith("step-")]
-        return sorted(int(name[5:]) for name in names if g_pathmgr.exists(f"{self.folder}/{name}/{MARKER}"))
+        return complete_steps(self.folder)
 
     def save(self, model: nn.Module, optimizer: CombinedOptimizer, progress: Progress) -> None:
         """Write a checkpoint (all ranks call this), unless the newest one is of this step already.
@@ -91,7 +91,7 @@ class Checkpoints:
         if self.world.is_main:
             g_pathmgr.mkdirs(path)
         dist.barrier(self.group)
-        state = run_tensors(model, optimizer)
+        state = self.tensors(model, optimizer)
         self._pending_progress = progress
         if self.config.asynchronous:
             saving = dcp.async_save(state, storage_writer=IoPathWriter(path), process_group=self.group)
@@ -118,23 +118,36 @@ class Checkpoints:
 
         Raises ValueError when it is of another format or of a run that differs in ``identity``.
         """
-        steps = self.steps() if self.world.is_main else []
-        newest = [steps[-1] if steps else -1]
-        dist.broadcast_object_list(newest, src=0, group=self.group)
-        if newest[0] < 0:
+        step = self._newest_step()
+        if step < 0:
             return None
-        path = self._path(newest[0])
+        path = self._path(step)
         progress = read_progress(path, identity)
         materialise_state(optimizer)
-        state = run_tensors(model, optimizer)
-        _refuse_foreign_tensors(path, state)
-        dcp.load(state, storage_reader=IoPathReader(path), process_group=self.group)
+        self._read(path, self.tensors(model, optimizer))
         optimizer.set_optimizer_step(progress.step)
         self._newest = progress.step
         return progress
 
+    def load_model(self, model: nn.Module, step: int | None = None) -> Progress:
+        """Restore the model alone, from the checkpoint of ``step`` or the newest one; ValueError when there is none."""
+        path = checkpoint_path(self.folder, step)
+        self._read(path, {"model": model.state_dict()})
+        return read_progress(path)
+
+    def _newest_step(self) -> int:
+        """The step of the newest complete checkpoint, -1 if there is none; the same on all ranks."""
+        steps = self.steps() if self.world.is_main else []
+        newest = [steps[-1] if steps else -1]
+        dist.broadcast_object_list(newest, src=0, group=self.group)
+        return newest[0]
+
+    def _read(self, path: str, state: dict[str, dict[str, Any]]) -> None:
+        _refuse_foreign_tensors(path, state)
+        dcp.load(state, storage_reader=IoPathReader(path), process_group=self.group)
+
     def _path(self, step: int) -> str:
-        return f"{self.folder}/step-{step:08d}"
+        return _step_path(self.folder, step)
 
     def _commit(self) -> None:
         progress = self._pending_progress
@@ -157,13 +170,34 @@ class Checkpoints:
                 _remove_folder(path)
 
 
+def complete_steps(folder: str) -> list[int]:
+    """Steps of the complete checkpoints in ``folder``, oldest first."""
+    if not g_pathmgr.isdir(folder):
+        return []
+    names = [name.rstrip("/") for name in g_pathmgr.ls(folder) if name.startswith("step-")]
+    return sorted(int(name[5:]) for name in names if g_pathmgr.exists(f"{folder}/{name}/{MARKER}"))
+
+
+def checkpoint_path(folder: str, step: int | None = None) -> str:
+    """The complete checkpoint of ``step`` in ``folder``, the newest one by default; ValueError when there is none."""
+    steps = complete_steps(folder)
+    if not steps or step not in (None, *steps):
+        wanted = "a whole checkpoint" if step is None else f"a whole checkpoint of step {step}"
+        raise ValueError(f"{folder} must hold {wanted}: got those of steps {steps}; name another run or step")
+    return _step_path(folder, steps[-1] if step is None else step)
+
+
+def _step_path(folder: str, step: int) -> str:
+    return f"{folder}/step-{step:08d}"
+
+
 def identity_of(spec: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint must have in common with the run that loads it: data, model, and how they are drawn."""
     return {"spec": spec, **{name: settings[name] for name in ("batch_size", "bottom", "top", "tables", "seed")}}
 
 
-def read_progress(path: str, identity: dict[str, Any]) -> Progress:
-    """The JSON half of a checkpoint; ValueError when this code or this run cannot use it."""
+def read_progress(path: str, identity: dict[str, Any] | None = None) -> Progress:
+    """The JSON half of a checkpoint; ValueError when this code, or a run of ``identity``, cannot use it."""
     with g_pathmgr.open(f"{path}/{MARKER}", "r") as stream:
         data = json.load(stream)
     if data.get("format") != FORMAT:
@@ -173,7 +207,8 @@ def read_progress(path: str, identity: dict[str, Any]) -> Progress:
         )
     fields = {field.name for field in dataclasses.fields(Progress)}
     progress = Progress(**{name: value for name, value in data.items() if name in fields})
-    difference = _first_difference("", progress.identity, json.loads(json.dumps(identity)))
+    wanted_identity = progress.identity if identity is None else json.loads(json.dumps(identity))
+    difference = _first_difference("", progress.identity, wanted_identity)
     if difference is not None:
         name, saved, wanted = difference
         raise ValueError(

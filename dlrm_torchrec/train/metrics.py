@@ -40,22 +40,13 @@ def ranking_metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, flo
     }
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[RankingBatch], world: World, *, learned: bool) -> dict[str, float]:
     """Metrics of a task over every real row of every rank, the same dictionary on all ranks.
 
     ``learned`` says that the model has had time to learn, so that one that has not is an error (see ``gates``). All
     ranks must be given the same number of batches.
     """
-    training = model.training
-    model.eval()
-    logits, labels = [torch.empty(0)], [torch.empty(0)]
-    for batch in batches:
-        _, (_, batch_logits, _) = model(batch.to(world.device))
-        logits.append(batch_logits[: batch.num_rows].cpu())
-        labels.append(batch.labels[: batch.num_rows].cpu())
-    model.train(training)
-    everything = _gather(torch.stack([torch.cat(logits), torch.cat(labels)]), world)
+    everything = predict(model, batches, world)
     answer: list[dict[str, float] | ValueError] = [{}]
     if everything is not None:
         try:
@@ -69,6 +60,23 @@ def evaluate(model: nn.Module, batches: Iterable[RankingBatch], world: World, *,
     if isinstance(answer[0], ValueError):
         raise answer[0]
     return answer[0]
+
+
+@torch.no_grad()
+def predict(model: nn.Module, batches: Iterable[RankingBatch], world: World) -> torch.Tensor | None:
+    """Logits and labels (2, N) of a task over every real row of every rank, on rank 0; None elsewhere.
+
+    All ranks must be given the same number of batches. Rows are in the order of ranks, not of the data.
+    """
+    training = model.training
+    model.eval()
+    logits, labels = [torch.empty(0)], [torch.empty(0)]
+    for batch in batches:
+        _, (_, batch_logits, _) = model(batch.to(world.device))
+        logits.append(batch_logits[: batch.num_rows].cpu())
+        labels.append(batch.labels[: batch.num_rows].cpu())
+    model.train(training)
+    return _gather(torch.stack([torch.cat(logits), torch.cat(labels)]), world)
 
 
 def _gather(values: torch.Tensor, world: World) -> torch.Tensor | None:

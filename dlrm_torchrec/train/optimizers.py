@@ -36,6 +36,7 @@ class OptimizerConfig:
     lr: float  # learning rate after warm-up
     eps: float = 1e-8  # added to the root of the second moment (not used by sgd)
     weight_decay: float = 0.0  # L2, added to the gradient
+    betas: tuple[float, float] = (0.9, 0.999)  # decay of the moments of adam
 
     def __post_init__(self) -> None:
         if self.kind not in CLASSES:
@@ -48,6 +49,8 @@ class OptimizerConfig:
         arguments: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
         if self.kind == "rowwise_sgd":
             return {**arguments, **rowwise_sgd(self.lr)[1]}
+        if self.kind == "adam":
+            arguments["betas"] = self.betas
         return arguments if self.kind == "sgd" else {**arguments, "eps": self.eps}
 
 
@@ -57,7 +60,10 @@ def optimize_tables_in_backward(tables: nn.Module, config: OptimizerConfig) -> N
     Call it on the meta model before planning, because the planner counts optimizer state by this mark.
     """
     weights = [weight for name, weight in tables.named_parameters() if "embedding_bags." in name]
-    apply_in_backward(CLASSES[config.kind], weights, config.arguments())
+    arguments = config.arguments()
+    apply_in_backward(CLASSES[config.kind], weights, arguments)
+    if "betas" in arguments:  # the mark holds this very dictionary, for FBGEMM, whose names torch.optim does not know
+        arguments["beta1"], arguments["beta2"] = arguments.pop("betas")
 
 
 def build_optimizer(

@@ -26,7 +26,7 @@ from dlrm_torchrec.embeddings.initialize import fill_table, initialize_tables
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
 from dlrm_torchrec.embeddings.operations import Block
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
-from dlrm_torchrec.sharding.plan import ShardingConfig, make_plan, sharders
+from dlrm_torchrec.sharding.plan import ShardingConfig, make_plan
 from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.optimizers import OptimizerConfig, build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
@@ -293,7 +293,7 @@ def train_sharded(kinds: ShardingConfig) -> tuple[list[torch.Tensor], Pieces]:
     task = BinaryRankingTask(dlrm, 2)
     optimize_tables_in_backward(collection.tables, SGD)
     plan = make_plan(task, collection.tables, live_topology(2, 2, CPU), BATCH, kinds, SPEC, world.control)
-    model = DistributedModelParallel(task, device=CPU, plan=plan, sharders=sharders(collection.tables))
+    model = DistributedModelParallel(task, device=CPU, plan=plan, sharders=plan.sharders)
     initialize_tables(model, SEED)
     pipeline = train_pipeline(model, build_optimizer(model, SGD, SGD), world)
     assert isinstance(pipeline, TrainPipelineSparseDist)

@@ -152,7 +152,7 @@ def test_a_fitted_model_is_planned_and_trained(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train_dlmr"], "recipe must be a file, or the name of one beside this: got 'train_dlmr'; try train_dlrm"),
+        (["train_dlmr"], ": got 'train_dlmr'; try train_dlrm"),
         (
             ["train_dlrm", "--preset=criteo"],
             "preset must be one of demo, census, criteo-kaggle, criteo-1tb: got 'criteo'",

@@ -22,7 +22,7 @@ from dlrm_torchrec.embeddings.operations import Add, Concat, FeatureGeneration, 
 from dlrm_torchrec.embeddings.partitions import ChineseRemainder, MixedRadix, QuotientRemainder
 from dlrm_torchrec.schema import Table
 from dlrm_torchrec.sharding.compositional import ShardedCompositionalEmbeddingBagCollection
-from dlrm_torchrec.sharding.plan import ShardingConfig, ShardingKind, make_plan, sharders
+from dlrm_torchrec.sharding.plan import ShardingConfig, ShardingKind, make_plan
 from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.checkpoint import CheckpointConfig, Checkpoints, Progress
 from dlrm_torchrec.train.optimizers import OptimizerConfig, build_optimizer, optimize_tables_in_backward
@@ -110,7 +110,7 @@ class Run:
             spec,
             self.world.control,
         )
-        self.model = DistributedModelParallel(task, device=self.world.device, plan=plan, sharders=sharders(tables))
+        self.model = DistributedModelParallel(task, device=self.world.device, plan=plan, sharders=plan.sharders)
         initialize_tables(self.model, seed=0)
         self.optimizer: CombinedOptimizer = build_optimizer(self.model, TABLES, DENSE)
         self.stream = SyntheticStream(

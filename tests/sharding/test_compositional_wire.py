@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -15,12 +14,13 @@ from dlrm_torchrec.embeddings.collection import CompositionalEmbeddingBagCollect
 from dlrm_torchrec.embeddings.config import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
 from dlrm_torchrec.embeddings.partitions import QuotientRemainder
+from dlrm_torchrec.sharding.comms import CommsConfig, Precision, codecs
 from dlrm_torchrec.sharding.composed_shardings import offered_types
 from tests.distributed import run_ranks
 from tests.sharding.sharded import features, shard
 from tests.wire import traffic
 
-IDS, DIM, BATCH = 1000, 48, 16
+IDS, DIM, BATCH = 1000, 96, 16
 FEATURES = {"f": IDS, "g": IDS}
 
 
@@ -28,7 +28,7 @@ class Case(NamedTuple):
     operation: Operation | None  # None: a plain table
     kind: str
     weighted: bool = False
-    codec: CommType | None = None
+    precision: Precision = "fp32"
 
 
 Sent = tuple[list[int], ...]  # bytes of every collective of ids, of vectors and of gradients
@@ -59,14 +59,14 @@ def counted(cases: list[Case]) -> list[Sent]:
     found = []
     for case in cases:
         tables = collection(case.operation, case.weighted)
-        model = shard(tables, {"t": case.kind}, qcomm_codecs_registry=codecs(case.codec))
+        model = shard(tables, {"t": case.kind}, qcomm_codecs_registry=both_ways(case.precision))
         found.append(tuple(traffic(model.module.tables, batch(case.weighted))))
     return found
 
 
-def codecs(precision: CommType | None) -> dict[str, Any] | None:
-    """TorchRec's codecs for gloo, forward and backward."""
-    return precision and get_qcomm_codecs_registry(QCommsConfig(precision, precision), device=torch.device("cpu"))
+def both_ways(precision: Precision) -> dict[str, Any] | None:
+    """Codecs for the narrowest shard of the tables below."""
+    return codecs(CommsConfig(forward=precision, backward=precision), [DIM // 2 // 3])
 
 
 OPERATIONS = [None, Add(), Concat(), Mult(), Path(hidden=8), FeatureGeneration()]
@@ -81,7 +81,7 @@ CASES = [
         for kind in offered_types(collection(operation, weighted=False).physical_configs()[0])
         for weighted in (False, True)
     ),
-    *(Case(Add(), kind, codec=CommType.FP16) for kind in ("table_wise", "row_wise")),
+    *(Case(Add(), kind, precision="fp16") for kind in ("table_wise", "row_wise")),
 ]
 
 
@@ -123,7 +123,7 @@ def test_plain_tables_send_what_is_computed_by_hand(by_rank: list[dict[Case, Sen
 def test_composed_on_the_owner_sends_what_a_plain_table_does(sent: dict[Case, Sent], kind: str, weighted: bool) -> None:
     plain = sent[Case(None, kind, weighted)]
     assert min(map(sum, plain)) > 0
-    composed = [case for case in CASES if case.operation and case[1:3] == (kind, weighted) and case.codec is None]
+    composed = [case for case in CASES if case.operation and case[1:3] == (kind, weighted) and case.precision == "fp32"]
     assert len(composed) == (5 if kind == "table_wise" else 4)  # a path has no column shards
     for case in composed:
         outputs = 2 if isinstance(case.operation, FeatureGeneration) else 1  # it gives two vectors for one
@@ -153,7 +153,7 @@ def test_composed_on_the_sender_sends_an_id_k_times_and_a_vector_once(sent: dict
 
 @pytest.mark.parametrize("kind", ["table_wise", "row_wise"])
 def test_fp16_halves_vectors_and_gradients(sent: dict[Case, Sent], kind: str) -> None:
-    whole, half = sent[Case(Add(), kind)], sent[Case(Add(), kind, codec=CommType.FP16)]
+    whole, half = sent[Case(Add(), kind)], sent[Case(Add(), kind, precision="fp16")]
     assert ratios(whole, half) == [[1, 1, 1], [0.5], [0.5]]
 
 
@@ -172,12 +172,14 @@ QUANTISED = [
 ]
 
 
-def quantised(codec: CommType, cases: list[tuple[Operation, str]]) -> None:
+def quantised(precision: Precision, cases: list[tuple[Operation, str]]) -> None:
     """AssertionError where vectors, or updates of weights, differ from unquantised ones by more than the codec."""
-    step = {CommType.FP16: 2.0**-10, CommType.INT8: 2.0**-7}[codec]  # of the largest number of a row
+    step = {"fp16": 2.0**-10, "int8": 2.0**-7}[precision]  # of the largest number of a row
     for operation, kind in cases:
         tables = collection(operation, weighted=False)
-        exact, lossy = (shard(tables, {"t": kind}, qcomm_codecs_registry=found) for found in (None, codecs(codec)))
+        exact, lossy = (
+            shard(tables, {"t": kind}, qcomm_codecs_registry=found) for found in (None, both_ways(precision))
+        )
         before = [weight.clone() for weight in local_weights(exact)]
         outputs = [model(batch(weighted=False)).wait().values() for model in (exact, lossy)]
         assert 0 < largest(outputs[1] - outputs[0]) <= step * largest(outputs[0]), (operation, kind)
@@ -197,12 +199,11 @@ def largest(values: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("codec", "cases"),
+    ("precision", "cases"),
     [
-        (CommType.FP16, QUANTISED),
-        (CommType.INT8, QUANTISED[:4]),  # TorchRec reduce-scatters in fp16 and bf16 only
+        ("fp16", QUANTISED),
+        ("int8", QUANTISED[:4]),  # a sum of int8 numbers with scales of their own is none
     ],
-    ids=["fp16", "int8"],
 )
-def test_quantised_comms_stay_within_their_precision(codec: CommType, cases: list[tuple[Operation, str]]) -> None:
-    run_ranks(2, quantised, codec, cases, timeout_s=60)
+def test_quantised_comms_stay_within_their_precision(precision: Precision, cases: list[tuple[Operation, str]]) -> None:
+    run_ranks(2, quantised, precision, cases, timeout_s=60)

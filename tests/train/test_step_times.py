@@ -16,7 +16,7 @@ from dlrm_torchrec.datasets.synthetic import SyntheticStream, demo_spec
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables, physical_configs
 from dlrm_torchrec.presets import parse
-from dlrm_torchrec.sharding.plan import ShardingConfig, ShardingKind, make_plan, sharders
+from dlrm_torchrec.sharding.plan import ShardingConfig, ShardingKind, make_plan
 from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train import timed_step
 from dlrm_torchrec.train.checkpoint import Progress
@@ -134,7 +134,7 @@ def _parts_of_a_step(kind: ShardingKind, tables: TablesConfig) -> list[tuple[str
     optimize_tables_in_backward(bags, optimizer)
     topology = live_topology(world.size, world.size, world.device)
     plan = make_plan(model, bags, topology, 32, ShardingConfig(kind=kind), spec, world.control)
-    sharded = DistributedModelParallel(model, device=world.device, plan=plan, sharders=sharders(bags))
+    sharded = DistributedModelParallel(model, device=world.device, plan=plan, sharders=plan.sharders)
     initialize_tables(sharded, seed=0)
     stream = SyntheticStream(spec, num_rows=192, global_batch_size=64, rank=world.rank, world_size=world.size)
     step = TimedStep(sharded, build_optimizer(sharded, optimizer, optimizer), world)

@@ -1,0 +1,106 @@
+"""``dlrm-recipes doctor``: does this installation run recipes, and what cures it where it does not?"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+from dlrm_torchrec.cli.environment import Environment, observe
+from dlrm_torchrec.cli.installation import (
+    Finding,
+    check_cuda,
+    check_programs,
+    check_versions,
+    check_wheels,
+    pip,
+    right_fbgemm,
+)
+
+TIMEOUT_S = 180
+IMPORTED = ("torch", "fbgemm_gpu", "torchrec")  # in the order in which they build on each other
+_RAISED = re.compile(r"^(?:\[rank\d+\]: ?)?((?:\w+\.)*\w*(?:Error|Exception)\b(?<!ChildFailedError).*)$", re.M)
+
+
+def doctor(names: Sequence[str]) -> int:
+    """The number of findings of these checks, each printed with its cure.
+
+    Raises ValueError when there is no check of such a name.
+    """
+    for name in names:
+        if name not in CHECKS:
+            raise ValueError(
+                f"check must be one of {', '.join(CHECKS)}: got {name!r}; name some of them, or none for all"
+            )
+    environment = observe()
+    num_findings = 0
+    for name in names:
+        findings = CHECKS[name](environment)
+        for finding in findings:
+            print(f"{name}: {finding.problem}; cure: {finding.cure}", flush=True)
+        if not findings:
+            print(f"{name}: ok", flush=True)
+        num_findings += len(findings)
+        if findings and name == "imports":
+            break  # what cannot be imported cannot be tried
+    return num_findings
+
+
+def check_imports(environment: Environment) -> list[Finding]:
+    """Each package imported by a process of its own, for an import may also kill it."""
+    program = "; ".join(f"import {name}; print({name!r}, flush=True)" for name in IMPORTED)
+    said, failure = attempt([sys.executable, "-c", program])
+    if failure is None:
+        return []
+    name = next(name for name in IMPORTED if name not in said)
+    return [Finding(f"`import {name}` must succeed: got {failure}", _cure(failure, name, environment))]
+
+
+def _cure(failure: str, name: str, environment: Environment) -> str:
+    missing = re.search(r"No module named '(\w+)", failure)
+    if missing and missing[1] not in IMPORTED:
+        return pip(missing[1])
+    if "libcuda.so" in failure:
+        return f"install the NVIDIA driver or, for CPUs, {pip('fbgemm-gpu-cpu')} after pip uninstall -y fbgemm-gpu"
+    if name == "torch" or "cannot open shared object file" in failure:
+        return "pip install --force-reinstall torch"  # with what it depends on, such as the CUDA libraries
+    return pip(right_fbgemm(environment) if name == "fbgemm_gpu" else name, force=True)
+
+
+def check_processes(environment: Environment) -> list[Finding]:
+    """Two processes, started by torchrun as for a recipe, that add a number and train a small sharded table."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    said, failure = attempt([*torchrun, "-m", "dlrm_torchrec.cli.trial"])
+    if failure is None:
+        return []
+    if "collective" not in said:
+        cure = "export GLOO_SOCKET_IFNAME=lo, or the name of the network that the machines share"
+        return [Finding(f"two processes must be able to add a number: got {failure}", cure)]
+    cure = pip(right_fbgemm(environment), "torchrec", force=True)
+    return [Finding(f"two processes must be able to train a sharded table: got {failure}", cure)]
+
+
+def attempt(command: Sequence[str]) -> tuple[list[str], str | None]:
+    """The lines that the command printed, and in what way it failed; None when it did not."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        output, errors = process.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # not kill: torchrun ends its processes first
+        output, _ = process.communicate()
+        return output.splitlines(), f"no end within {TIMEOUT_S} s"
+    if process.returncode == 0:
+        return output.splitlines(), None
+    raised = _RAISED.search(errors)  # the first of a chain is the cause of the others
+    return output.splitlines(), raised[1] if raised else f"exit code {process.returncode}"
+
+
+CHECKS: dict[str, Callable[[Environment], list[Finding]]] = {
+    "versions": check_versions,
+    "wheels": check_wheels,
+    "cuda": check_cuda,
+    "programs": check_programs,
+    "imports": check_imports,
+    "processes": check_processes,
+}

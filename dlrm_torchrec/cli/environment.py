@@ -1,0 +1,91 @@
+"""What is installed for this interpreter, read without importing any of it: an import may be what is broken."""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import hashlib
+import importlib.metadata
+import importlib.util
+import re
+import shutil
+import site
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+FBGEMM = ("fbgemm-gpu", "fbgemm-gpu-cpu")  # built for CUDA, and not; both install into the folder fbgemm_gpu/
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A build of FBGEMM that pip lists, and what became of the shared libraries that it brought."""
+
+    name: str
+    version: str
+    num_libraries: int
+    lost: tuple[str, ...] = ()  # those that are gone, or not the ones it brought
+
+
+@dataclass(frozen=True)
+class Environment:
+    versions: Mapping[str, str]  # of packages by their normalised names
+    fbgemm: tuple[Wheel, ...]
+    torch_cuda: str | None  # CUDA that torch was built for, as '13.0'; None: built without, or no torch
+    driver_cuda: str | None  # newest CUDA that the NVIDIA driver runs; None: no driver
+    programs: Mapping[str, Path]  # torchrun and torchx, where PATH finds them
+    scripts: tuple[Path, ...]  # folders of this interpreter's own programs
+
+
+def observe() -> Environment:
+    packages: dict[str, importlib.metadata.Distribution] = {}
+    for found in importlib.metadata.distributions():
+        if found.read_text("METADATA") or found.read_text("PKG-INFO"):  # a broken removal leaves a folder without
+            name = re.sub(r"[-_.]+", "-", found.metadata["Name"]).lower()
+            packages.setdefault(name, found)  # the first on the path is the one that is imported
+    scripts = [sysconfig.get_path("scripts")]
+    if site.ENABLE_USER_SITE:
+        scripts.append(sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user")))
+    return Environment(
+        versions={name: package.version for name, package in packages.items()},
+        fbgemm=tuple(_wheel(name, packages[name]) for name in FBGEMM if name in packages),
+        torch_cuda=_torch_cuda(),
+        driver_cuda=_driver_cuda(),
+        programs={name: Path(path) for name in ("torchrun", "torchx") if (path := shutil.which(name))},
+        scripts=tuple(map(Path, scripts)),
+    )
+
+
+def _wheel(name: str, package: importlib.metadata.Distribution) -> Wheel:
+    libraries = [file for file in package.files or [] if file.suffix == ".so"]
+    lost = [str(file) for file in libraries if not _is_as_installed(file)]
+    return Wheel(name, package.version, len(libraries), tuple(lost))
+
+
+def _is_as_installed(file: importlib.metadata.PackagePath) -> bool:
+    path = Path(str(file.locate()))
+    if not path.is_file() or file.hash is None or path.stat().st_size != file.size:
+        return False
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, file.hash.mode).digest()
+    return base64.urlsafe_b64encode(digest).decode().rstrip("=") == file.hash.value
+
+
+def _torch_cuda() -> str | None:
+    spec = importlib.util.find_spec("torch")
+    for folder in (spec and spec.submodule_search_locations) or []:
+        path = Path(folder, "version.py")
+        found = re.search(r"^cuda\b.*= *'([\d.]+)'", path.read_text() if path.exists() else "", re.M)
+        if found:
+            return found[1]
+    return None
+
+
+def _driver_cuda() -> str | None:
+    version = ctypes.c_int()
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return None
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"

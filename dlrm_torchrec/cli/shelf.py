@@ -1,0 +1,62 @@
+"""The recipes and preparation scripts that this installation ships, read without importing them."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.resources
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+# What a docstring tells the reader of a clone to type, and the sentence that says what comes of it.
+_COMMAND = re.compile(
+    r"^ {4}(?:python|torchrun (?P<torchrun>.*?)) (?:recipes|data)/\S+\.py(?P<own>.*?)(?: +#.*)?$", re.M
+)
+_EXPECTED = re.compile(r"\bExpected\b.*?\.(?=\s|$)", re.S)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A script on the shelf; ``path`` is its file in this installation."""
+
+    name: str
+    path: Path
+
+    @property
+    def text(self) -> str:
+        return self.path.read_bytes().decode()
+
+    def describe(self) -> dict[str, str]:
+        """``name``, ``teaches``, ``command`` and ``expected``; empty where the docstring does not say."""
+        docstring = ast.get_docstring(ast.parse(self.text), clean=False) or ""
+        command, expected = _COMMAND.search(docstring), _EXPECTED.search(docstring)
+        return {
+            "name": self.name,
+            "teaches": docstring.partition("\n")[0],
+            "command": self._command(**command.groupdict(default="")) if command else "",
+            "expected": " ".join(expected[0].split()) if expected else "",
+        }
+
+    def _command(self, torchrun: str, own: str) -> str:
+        """The docstring's command as one types it in any folder."""
+        words = f"dlrm-recipes run {self.name} {torchrun} {'-- ' + own if own else ''}"
+        return " ".join(words.split())
+
+
+def shelf() -> dict[str, Recipe]:
+    """Every recipe by its name, then every ``prepare_<data set>``."""
+    package = Path(str(importlib.resources.files("dlrm_torchrec")))
+    recipes = {path.stem: path for path in sorted((package / "recipes").glob("*.py"))}
+    prepare = {f"prepare_{path.parent.name}": path for path in sorted((package / "data").glob("*/prepare.py"))}
+    return {name: Recipe(name, path) for name, path in {**recipes, **prepare}.items()}
+
+
+def find(name: str) -> Recipe:
+    """The recipe of that name. Raises ValueError when there is none."""
+    recipes = shelf()
+    if name not in recipes:
+        near = difflib.get_close_matches(name, recipes, n=1)
+        advice = f"did you mean {near[0]}?" if near else "`dlrm-recipes ls` shows them"
+        raise ValueError(f"recipe must be one of the {len(recipes)} on the shelf: got {name!r}; {advice}")
+    return recipes[name]

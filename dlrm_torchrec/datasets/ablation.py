@@ -1,0 +1,33 @@
+"""Batches from which one feature is gone: every row as if its value were missing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.schema import DatasetSpec
+
+
+def without(batch: Batch, feature: str, spec: DatasetSpec) -> Batch:
+    """``batch`` with 0 in every row of a dense feature, or one id 0 in every bag of a sparse one.
+
+    In prepared data both are what a missing value becomes; anywhere they are the same for all rows, and so tell
+    nothing. Raises ValueError when ``spec`` has no such feature.
+    """
+    dense = [each.name for each in spec.dense]
+    if feature in dense:
+        values = batch.dense_features.clone()
+        values[:, dense.index(feature)] = 0
+        return replace(batch, dense_features=values)
+    ids = batch.sparse_features
+    if feature not in ids.keys():  # noqa: SIM118  # a KeyedJaggedTensor is no dictionary
+        raise ValueError(f"feature must be one of the data set: got {feature!r}; name one of {[*dense, *ids.keys()]}")
+    key = ids.keys().index(feature)
+    pieces = list(ids.values().split(ids.length_per_key()))
+    pieces[key] = pieces[key].new_zeros(ids.stride())
+    lengths = ids.lengths().view(len(ids.keys()), -1).clone()
+    lengths[key] = 1
+    return replace(batch, sparse_features=KeyedJaggedTensor(ids.keys(), torch.cat(pieces), lengths=lengths.view(-1)))

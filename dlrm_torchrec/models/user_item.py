@@ -1,0 +1,34 @@
+"""A model of one user and one item per row: two rows of embedding tables, and a score of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dlrm_torchrec.embeddings.tables import Tables
+
+
+class UserItemModel(nn.Module):
+    """The logits of ``score``, which maps the rows of the user and of the item, (B, dim) each, to (B, 1).
+
+    The features ``user`` and ``item`` have one id per row; all other columns of a batch are ignored.
+    """
+
+    def __init__(self, tables: Tables, user: str, item: str, score: nn.Module) -> None:
+        super().__init__()
+        features = [feature for config in tables.embedding_bag_configs() for feature in config.feature_names]
+        if sorted(features) != sorted([user, item]):
+            raise ValueError(
+                f"tables must be of the user {user!r} and the item {item!r}, one vector each: got {sorted(features)}; "
+                "name two one-hot features of the data, and no feature generation"
+            )
+        self.tables = tables
+        self.user, self.item = user, item
+        self.score = score
+
+    def forward(self, _dense_features: torch.Tensor, sparse_features: KeyedJaggedTensor) -> torch.Tensor:
+        """Logits (B, 1)."""
+        pooled = self.tables(sparse_features)
+        logits: torch.Tensor = self.score(pooled[self.user], pooled[self.item])
+        return logits

@@ -1,0 +1,129 @@
+"""Groups of ranks, nodes, that each learn embedding tables of their own; dense parameters are trained by all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
+
+from dlrm_torchrec.embeddings.tables import Tables
+from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.sharding.plan import Plan, ShardingConfig, make_plan
+from dlrm_torchrec.sharding.topology import live_topology
+
+# TorchRec copies replicated tables from rank 0 of the world, and makes the groups of the others from all of its hosts.
+OF_THE_WORLD = ("data_parallel", "table_row_wise", "grid_shard")
+State = Mapping[str, Mapping[str, Any]]  # "model" and "optimizer": tensors by name, see train/state.py
+
+
+class Nodes:
+    """``world_size / size`` nodes of ``size`` neighbouring ranks.
+
+    A node shards its tables over its own ranks, each node by the same plan, so that the ranks at one place in their
+    nodes hold the same pieces of their nodes' tables. TorchRec's DMPCollection is of this kind, too, but only for GPUs.
+    """
+
+    def __init__(self, rank: int, world_size: int, size: int, local_size: int, device: torch.device) -> None:
+        """``local_size`` ranks are on a host. Raises ValueError where the ranks are not whole nodes."""
+        if size < 1 or world_size % size:
+            raise ValueError(
+                f"ranks of a node must divide the {world_size} ranks: got {size}; choose a divisor, or other ranks"
+            )
+        self.size, self.count, self.local_size, self.device = size, world_size // size, local_size, device
+        self.number, self.place = divmod(rank, size)  # of this rank's node; of this rank in it
+        ranks = torch.arange(world_size).view(self.count, size)
+        self.env = ShardingEnv.from_process_group(_group(ranks))
+        self.peers = _group(ranks.T)  # the ranks at this place in their nodes
+
+    def plan(
+        self,
+        model: nn.Module,
+        tables: Tables,
+        batch_size: int,
+        config: ShardingConfig,
+        spec: DatasetSpec,
+        group: dist.ProcessGroup,
+    ) -> Plan:
+        """``make_plan`` for one node, the same for each; ``group`` is of all ranks."""
+        topology = live_topology(self.size, min(self.size, self.local_size), self.device)
+        without = OF_THE_WORLD if self.count > 1 else ()
+        return make_plan(model, tables, topology, batch_size, config, spec, group, without=without)
+
+    def shard(self, model: nn.Module, plan: Plan, init_data_parallel: bool) -> DistributedModelParallel:
+        """``model`` with its tables sharded over this node by ``plan``, and its dense parameters over all ranks."""
+        return DistributedModelParallel(
+            model,
+            env=self.env,
+            device=self.device,
+            plan=self._placed(plan),
+            sharders=plan.sharders,
+            init_data_parallel=init_data_parallel,
+            data_parallel_wrapper=_OverAllRanks(),
+        )
+
+    def _placed(self, plan: Plan) -> ShardingPlan:
+        """The plan with the ranks of the world as placements, which torch wants; TorchRec's own are those of a node."""
+        placed = deepcopy(plan.plan)
+        for module in placed.values():
+            for table in module.values():
+                for shard in table.sharding_spec.shards if table.sharding_spec else ():
+                    rank = self.number * self.size + shard.placement.rank()
+                    device = f"cuda:{rank % self.local_size}" if self.device.type == "cuda" else "cpu"
+                    shard.placement = torch.distributed._remote_device(f"rank:{rank}/{device}")
+        return ShardingPlan(placed)
+
+    @torch.no_grad()
+    def average(self, state: State) -> None:
+        """Replace tables, and their moments, by their means over the nodes.
+
+        After every step with SGD, that is data-parallel training. With Adagrad it is not, because each node divides its
+        gradient by a moment of its own.
+        """
+        pieces = [piece for tensors in state.values() for piece in _pieces(tensors)]
+        work = [dist.all_reduce(piece, group=self.peers, async_op=True) for piece in pieces]
+        for piece, reduction in zip(pieces, work, strict=True):
+            reduction.wait()
+            piece /= self.count
+
+    @torch.no_grad()
+    def distance(self, state: State) -> dict[str, float]:
+        """‖E_a - E_b‖ of all tables E, the root mean square over pairs of nodes, and that over the one of ‖E‖."""
+        squares = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for piece in _pieces(state["model"]):
+            mean = piece.clone()
+            dist.all_reduce(mean, group=self.peers)
+            mean /= self.count
+            squares += torch.stack([(piece - mean).double().square().sum(), piece.double().square().sum()])
+        dist.all_reduce(squares)
+        apart, norm = (2 * squares[0] / max(1, self.count - 1)).sqrt(), (squares[1] / self.count).sqrt()
+        return {"distance": float(apart), "relative_distance": float(apart / norm)}
+
+
+def _pieces(tensors: Mapping[str, Any]) -> Iterator[torch.Tensor]:
+    """What this rank holds of the tensors of tables."""
+    for name, tensor in tensors.items():
+        if ".embedding_bags." in name:
+            if isinstance(tensor, ShardedTensor):
+                yield from (shard.tensor for shard in tensor.local_shards())
+            else:
+                yield tensor
+
+
+def _group(ranks: torch.Tensor) -> dist.ProcessGroup:
+    """The group of one row of ``ranks``: that of this rank."""
+    mine: dist.ProcessGroup
+    mine, _ = dist.new_subgroups_by_enumeration(ranks.tolist())  # type: ignore[no-untyped-call]  # untyped in torch
+    return mine
+
+
+class _OverAllRanks(DefaultDataParallelWrapper):
+    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:  # noqa: ARG002
+        assert dist.group.WORLD is not None
+        super().wrap(dmp, ShardingEnv.from_process_group(dist.group.WORLD), device)

@@ -1,0 +1,63 @@
+"""How far predicted probabilities are from what was observed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+_SIGMAS = 1.96  # of a normal distribution: an interval of 95 %
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Samples of neighbouring predictions."""
+
+    samples: int
+    predicted: float  # mean probability
+    observed: float  # share of positives
+    low: float  # Wilson's interval of 95 % for the probability behind ``observed`` (JASA 22, 1927)
+    high: float
+
+
+def calibration_bins(logits: torch.Tensor, labels: torch.Tensor, count: int = 20) -> list[Bin]:
+    """``count`` bins of as many samples each, or one more or less, by rising prediction; fewer for fewer samples.
+
+    ``logits`` and ``labels`` are (N,).
+    """
+    order = torch.argsort(logits, stable=True)
+    predictions = torch.sigmoid(logits[order].double())
+    pairs = zip(predictions.tensor_split(count), labels[order].double().tensor_split(count), strict=True)
+    return [_bin(predicted, observed) for predicted, observed in pairs if len(predicted)]
+
+
+def expected_calibration_error(bins: Sequence[Bin]) -> float:
+    """The mean distance of predicted and observed, over samples (Naeini et al., AAAI 2015)."""
+    distance = sum(each.samples * abs(each.predicted - each.observed) for each in bins)
+    return distance / sum(each.samples for each in bins)
+
+
+def plot_calibration(bins: Sequence[Bin], path: str) -> None:
+    """A picture of the bins, as the ending of ``path`` says; needs matplotlib."""
+    from matplotlib.figure import Figure  # an extra: needed only for pictures
+
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.subplots()
+    predicted, observed = [each.predicted for each in bins], [each.observed for each in bins]
+    below = [each.observed - each.low for each in bins]
+    above = [each.high - each.observed for each in bins]
+    most = max(*predicted, *(each.high for each in bins))
+    axes.plot([0, most], [0, most], color="gray", linewidth=1, label="predicted = observed")
+    axes.errorbar(predicted, observed, yerr=[below, above], fmt="o", markersize=4, label="observed, 95 % interval")
+    axes.set(xlabel="mean predicted probability", ylabel="share of positives", title="Calibration")
+    axes.legend()
+    figure.savefig(path)
+
+
+def _bin(predictions: torch.Tensor, labels: torch.Tensor) -> Bin:
+    n, observed = len(labels), float(labels.mean())
+    middle = (observed + _SIGMAS**2 / (2 * n)) / (1 + _SIGMAS**2 / n)
+    half = _SIGMAS * math.sqrt(observed * (1 - observed) / n + _SIGMAS**2 / (4 * n * n)) / (1 + _SIGMAS**2 / n)
+    return Bin(n, float(predictions.mean()), observed, max(0.0, middle - half), min(1.0, middle + half))

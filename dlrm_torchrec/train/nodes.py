@@ -1,0 +1,58 @@
+"""Models that share dense parameters but not tables: how good each one is, and all together; their tensors' names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchrec.optim.keyed import CombinedOptimizer
+
+from dlrm_torchrec.train.gates import check_learned, check_scores
+from dlrm_torchrec.train.metrics import predict, ranking_metrics
+from dlrm_torchrec.train.state import run_tensors
+from dlrm_torchrec.train.task import RankingBatch
+from dlrm_torchrec.train.world import World
+
+
+def evaluate_nodes(
+    model: nn.Module, batches: Iterable[RankingBatch], world: World, nodes: int, *, learned: bool
+) -> dict[str, float]:
+    """Metrics of the nodes' ensemble, whose probability is the mean of theirs, and as ``node<number>/`` of each.
+
+    The ranks of a node must share all rows among them, every node's in the same way. Otherwise as ``evaluate``.
+    """
+    everything = predict(model, batches, world)
+    answer: list[dict[str, float] | ValueError] = [{}]
+    if everything is not None:
+        try:
+            logits, labels = everything.view(2, nodes, -1)
+            answer[0] = _measure(logits, labels[0], learned)
+        except ValueError as error:
+            answer[0] = error
+    dist.broadcast_object_list(answer, src=0, group=world.control)
+    if isinstance(answer[0], ValueError):
+        raise answer[0]
+    return answer[0]
+
+
+def _measure(logits: torch.Tensor, labels: torch.Tensor, learned: bool) -> dict[str, float]:
+    for single in logits:
+        check_scores(single, labels)
+    found = ranking_metrics(torch.logit(torch.sigmoid(logits.double()).mean(0)), labels)
+    for node, single in enumerate(logits):
+        metrics = ranking_metrics(single, labels)
+        if learned:
+            check_learned(single, metrics)
+        found |= {f"node{node}/{name}": metrics[name] for name in ("auc", "logloss")}
+    return found
+
+
+def node_tensors(node: int, model: nn.Module, optimizer: CombinedOptimizer) -> dict[str, dict[str, Any]]:
+    """``run_tensors`` for a checkpoint of all nodes: tables of different nodes have different names."""
+    return {
+        part: {f"node{node}.{name}" if ".embedding_bags." in name else name: tensor for name, tensor in tensors.items()}
+        for part, tensors in run_tensors(model, optimizer).items()
+    }

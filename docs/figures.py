@@ -1,0 +1,85 @@
+"""Draw the pictures of the guides again, each by the commands that its guide names: `make figures`, some ten minutes.
+
+    python docs/figures.py                # all
+    python docs/figures.py plan.png       # one
+
+plan.png is a picture of a page and needs chromium. Pictures are committed while they are small, so that a guide shows
+them wherever it is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "figures"
+MAX_BYTES = 100_000
+# The commands of each picture, and where they leave it.
+FIGURES = {
+    "plan.png": (
+        "python recipes/plan_sharding.py train_dcnv2 --preset mlperf --topology 2x8:h100 1x8:a100-80",
+        "chromium --headless --no-sandbox --hide-scrollbars --window-size=1000,780 --screenshot=plan.png plan.html",
+        "plan.png",
+    ),
+    "calibration.svg": (
+        "python recipes/train_dlrm.py",
+        "python recipes/evaluate.py train_dlrm runs/train_dlrm/demo --plot calibration.svg",
+        "calibration.svg",
+    ),
+    "quality.png": (
+        "python recipes/compare_embeddings.py demo --sweep.ways plain hash qr-mult mixed-dims "
+        "--sweep.collisions 2 4 7 60 --sweep.alphas 0.1 0.2 0.3 0.5",
+        "runs/compare_embeddings/demo/quality.png",
+    ),
+    "all_to_all.svg": (
+        "torchrun --standalone --nproc_per_node 4 benchmarks/all_to_all.py --output all_to_all.svg",
+        "all_to_all.svg",
+    ),
+    "operator_shares.svg": (
+        "python benchmarks/production_shapes.py --plot operator_shares.svg",
+        "operator_shares.svg",
+    ),
+}
+
+
+def draw(name: str, folder: Path) -> None:
+    """Writes the picture into docs/figures. Raises ValueError when it is too large to be committed."""
+    *commands, made = FIGURES[name]
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {"OMP_NUM_THREADS": "1", "SOURCE_DATE_EPOCH": "0", **os.environ, "PATH": programs}
+    for command in commands:
+        print(command, flush=True)
+        subprocess.run(command, shell=True, cwd=folder, env=environment, check=True)
+    picture = folder / made
+    if picture.suffix == ".png":
+        Image.open(picture).convert("RGB").quantize(64).save(picture, optimize=True)
+    if picture.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{name} must have at most {MAX_BYTES:,} bytes: got {picture.stat().st_size:,}; draw less")
+    FOLDER.mkdir(exist_ok=True)
+    shutil.copy(picture, FOLDER / name)
+
+
+def main(names: list[str]) -> None:
+    """Draws the pictures of these names; none: all. Raises ValueError for a name that is none."""
+    unknown = [name for name in names if name not in FIGURES]
+    if unknown:
+        raise ValueError(f"pictures must be among {', '.join(FIGURES)}: got {', '.join(unknown)}; name some, or none")
+    with tempfile.TemporaryDirectory() as folder:
+        for source in ("recipes", "benchmarks"):
+            Path(folder, source).symlink_to(ROOT / source)
+        for name in names or FIGURES:
+            draw(name, Path(folder))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="none: all")
+    main(parser.parse_args().names)

@@ -1,0 +1,146 @@
+"""Train DLRM without dots (``--arch-interaction-op=cat`` of arXiv 1906.00091): vectors side by side, then the top MLP.
+
+    python recipes/train_dlrm_cat.py                                          # one process
+    torchrun --standalone --nproc_per_node 2 recipes/train_dlrm_cat.py demo   # two
+
+Cost: the demo has 420,657 parameters and 14,880 multiply-adds per row, criteo-kaggle 540,710,497 and 507,648. F vectors
+of dim D and the dense one are (F + 1) D inputs of the top MLP, where dots are D + (F + 1) F / 2.
+Expected: the demo ends in about a minute on 2 CPU cores, 97.8 % (seeds 0 to 2: 97.8 to 98.4) of the way from AUC 0.5
+to its teacher's; with dots 98.3 %. A small diff of train_dlrm.py: the model and the presets.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import record
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from tyro.conf import Suppress
+
+from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
+from dlrm_torchrec.datasets.open import load_spec, open_streams
+from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.datasets.synthetic import SyntheticStream, demo_spec
+from dlrm_torchrec.embeddings.initialize import initialize_tables
+from dlrm_torchrec.embeddings.tables import Tables, TablesConfig, build_tables
+from dlrm_torchrec.models.dlrm_cat import DLRMCat
+from dlrm_torchrec.presets import parse
+from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.sharding.plan import ShardingConfig, describe_plan, make_plan, plan_to_json
+from dlrm_torchrec.sharding.topology import live_topology
+from dlrm_torchrec.train.checkpoint import CheckpointConfig, Checkpoints, Progress, identity_of
+from dlrm_torchrec.train.compile import compile_dense
+from dlrm_torchrec.train.log import LogConfig, RunLog, prefixed
+from dlrm_torchrec.train.metrics import evaluate
+from dlrm_torchrec.train.optimizers import OptimizerConfig, build_optimizer, optimize_tables_in_backward
+from dlrm_torchrec.train.pipeline import train_pipeline
+from dlrm_torchrec.train.schedule import Schedule, ScheduledLearningRate
+from dlrm_torchrec.train.stop import StopRequest
+from dlrm_torchrec.train.task import BinaryRankingTask
+from dlrm_torchrec.train.world import join_world
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    data: str = "synthetic"  # a prepared folder (see data/), or 'synthetic' rows with a known teacher
+    shape: Suppress[DatasetSpec] = field(default_factory=demo_spec)  # of the synthetic rows
+    rows: int = 2_457_600  # synthetic training rows per epoch
+    epochs: int = 1
+    batch_size: int = 2048  # rows of a global batch, over all ranks
+    bottom: tuple[int, ...] = (64, 16)  # widths of the bottom MLP; the last one is the tables' dim
+    top: tuple[int, ...] = (64, 32, 1)  # widths of the top MLP
+    tables: TablesConfig = TablesConfig()  # how tables are stored: plain, or compositional, or of mixed dims
+    sparse: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.1)  # optimizer of the tables
+    dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # optimizer of everything else
+    schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # of both learning rates
+    clip_norm: float = 0.0  # largest norm of the dense gradients; 0: any
+    bf16: bool = False  # autocast the dense parts to bfloat16
+    compile: bool = False  # compile the dense parts; needs a C++ compiler
+    sharding: ShardingConfig = ShardingConfig()  # who holds which table
+    eval_every: int = 300  # steps between evaluations; 0: only at the end
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    run_dir: str = "runs/train_dlrm_cat"  # the preset's name is appended
+    seed: int = 0
+
+
+SGD = partial(OptimizerConfig, kind="sgd")
+PRESETS = {
+    "demo": Config(),
+    "census": Config(  # Census-Income (KDD): AUC 0.956 on the published test rows, three seeds
+        data="prepared/census", epochs=2, batch_size=256, bottom=(32, 16), top=(64, 1),
+        sparse=OptimizerConfig(kind="rowwise_adagrad", lr=0.15), dense=OptimizerConfig(kind="adam", lr=0.003),
+        schedule=Schedule(warmup_steps=100, decay_start=100, decay_steps=-1, power=1), eval_every=0),
+    "criteo-kaggle": Config(  # the sizes of arXiv 1906.00091, section 5.1, and no dots
+        data="prepared/criteo-kaggle", shape=criteo_kaggle_spec(), batch_size=128, bottom=(512, 256, 64, 16),
+        top=(512, 256, 1), sparse=SGD(lr=0.1), dense=SGD(lr=0.1), schedule=Schedule(), eval_every=10_240,
+        checkpoint=CheckpointConfig(every=10_240)),
+}  # fmt: skip
+
+
+def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device) -> tuple[BinaryRankingTask, Tables]:
+    tables = build_tables(spec.tables(dim=cfg.bottom[-1]), cfg.tables, device)
+    dlrm = DLRMCat(tables, len(spec.dense), list(cfg.bottom), list(cfg.top), dense_device=device)
+    if cfg.compile:
+        compile_dense(dlrm)
+    optimize_tables_in_backward(tables, cfg.sparse)
+    return BinaryRankingTask(dlrm, world_size, autocast=torch.bfloat16 if cfg.bf16 else None), tables
+
+
+@record
+def main(preset: str, cfg: Config) -> dict[str, float]:
+    spec = load_spec(cfg.data, cfg.shape)
+    with join_world(cfg.seed) as world:
+        ranks, run_dir = Ranks(cfg.batch_size, world.rank, world.size), f"{cfg.run_dir}/{preset}"
+        log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
+        model, tables = build(cfg, spec, world.size, world.device)
+        topology = live_topology(world.size, world.local_size, world.device)
+        plan = make_plan(model, tables, topology, cfg.batch_size // world.size, cfg.sharding, spec, world.control)
+        log.say(describe_plan(plan, tables, world.size))
+        model = DistributedModelParallel(
+            model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
+        )
+        initialize_tables(model, cfg.seed, cfg.tables.pretrained)
+        optimizer = build_optimizer(model, cfg.sparse, cfg.dense, cfg.clip_norm)
+        identity = identity_of(spec.to_json(), asdict(cfg))
+        checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world)
+        progress = checkpoints.load(model, optimizer, identity) or Progress(identity=identity, lanes=world.size)
+        progress = replace(progress, plan=plan_to_json(plan))
+        streams = open_streams(cfg.data, spec, ranks, cfg.rows, cfg.epochs, cfg.seed, progress.lanes)
+        train, val = streams["train"], streams["val"]
+
+        learning_rate = ScheduledLearningRate(optimizer, cfg.schedule, train.num_steps)
+        pipeline = train_pipeline(model, optimizer, world, log.timing(progress))
+        batches = train.batches(progress.step)
+        stop = StopRequest(world)
+        log.start(progress.step, train.num_steps)
+        while progress.step < train.num_steps and not stop.agreed():
+            learning_rate.set(progress.step)
+            loss, _, global_rows = pipeline.progress(batches)
+            step = progress.step + 1
+            progress = replace(progress, step=step)
+            log.step(step, loss, global_rows)
+            if step == train.num_steps or (cfg.eval_every and step % cfg.eval_every == 0):
+                with log.paused():
+                    found = evaluate(pipeline.detach(), val.batches(), world, learned=cfg.schedule.settled(step))
+                    pipeline.attach()
+                    progress = progress.validated(found)
+                log.write(step, prefixed("val/", progress.last))
+            if cfg.checkpoint.every and step % cfg.checkpoint.every == 0:
+                log.flush(step)
+                with log.paused():
+                    checkpoints.save(model, optimizer, progress)
+        stop.settle()
+        log.stop(progress.step)
+        checkpoints.finish(model, optimizer, progress)
+
+        metrics = {**prefixed("val/", progress.last), **prefixed("best/val/", progress.best), "steps": progress.step}
+        if "test" in streams and progress.step == train.num_steps:
+            metrics |= prefixed("test/", evaluate(pipeline.detach(), streams["test"].batches(), world, learned=False))
+        if isinstance(val, SyntheticStream):
+            metrics["teacher/auc"] = val.best_auc()
+        return log.finish(metrics)
+
+
+if __name__ == "__main__":
+    main(*parse(PRESETS))

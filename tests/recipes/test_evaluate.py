@@ -1,0 +1,78 @@
+"""recipes/evaluate.py: the run's own numbers, on any ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed import run_ranks
+from tests.recipe import load_recipe, run_recipe
+
+SMALL = ["demo", "--rows=40960", "--batch-size=1024", "--eval-every=0", "--checkpoint.every=20"]
+
+
+def evaluate(run: Path, options: dict[str, Any]) -> dict[str, float]:
+    recipe = load_recipe("evaluate")
+    return recipe.main(recipe.Config(recipe="train_dlrm", run=str(run), **options))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """A run of two ranks, tables by rows, and its final metrics."""
+    folder = tmp_path_factory.mktemp("run")
+    return folder / "demo", run_recipe("train_dlrm", [*SMALL, "--sharding.kind=row_wise", f"--run-dir={folder}"], 2)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_metrics_are_those_of_the_run(trained: tuple[Path, dict[str, float]], world_size: int) -> None:
+    run, metrics = trained
+    found = run_ranks(world_size, evaluate, run, {}, join=False)[0]
+    for name in ("val/auc", "val/ne", "val/logloss", "val/samples"):
+        assert found[name] == pytest.approx(metrics[name], rel=1e-6)
+    assert 0 < found["val/calibration_error"] < 0.1
+    written = json.loads((run / "evaluation.json").read_text())
+    assert sum(each["samples"] for each in written["calibration"]) == metrics["val/samples"]
+
+
+def test_an_earlier_step_its_plot_and_what_features_are_worth(
+    trained: tuple[Path, dict[str, float]], tmp_path: Path
+) -> None:
+    run, metrics = trained
+    plot = tmp_path / "calibration.png"
+    options = {"step": 20, "ablation": True, "plot": str(plot), "batch_size": 65_536}
+    found = run_ranks(1, evaluate, run, options, join=False)[0]
+    assert found["steps"] == 20
+    assert found["val/auc"] < metrics["val/auc"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    lost = json.loads((run / "evaluation.json").read_text())["ablation"]
+    assert len(lost) == 18
+    assert list(lost) == sorted(lost, key=lambda name: -lost[name]["auc"])
+    assert max(each["auc"] for each in lost.values()) > 0.005
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step": 7}, r"must hold a whole checkpoint of step 7: got those of steps \[20, 40\]; name another run or"),
+        ({"split": "test"}, r"split must be one of synthetic: got 'test'; name one of \['train', 'val'\]"),
+    ],
+)
+def test_what_is_not_there_is_said(
+    trained: tuple[Path, dict[str, float]], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        run_ranks(1, evaluate, trained[0], options, join=False)
+
+
+def test_a_recipe_of_other_metrics_is_refused(tmp_path: Path) -> None:
+    recipe = load_recipe("evaluate")
+    with pytest.raises(ValueError, match="recipe must read binary labels by open_streams: got 'train_mf', which"):
+        recipe.main(recipe.Config(recipe="train_mf", run=str(tmp_path)))
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"run must be the folder of a run, with config.json: got "):
+        evaluate(tmp_path, {})

@@ -1,0 +1,51 @@
+"""Metrics of models that share rows: of each, and of the mean of their probabilities, in float64 by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from dlrm_torchrec.train.nodes import evaluate_nodes
+from dlrm_torchrec.train.world import World
+from tests.distributed import run_ranks
+
+NODES, ROWS = 2, 101
+LOGITS = np.random.default_rng(0).normal(size=(NODES, ROWS))
+LABELS = np.random.default_rng(1).integers(0, 2, ROWS)
+
+
+class Fixed(nn.Module):
+    """A task that has scored every row already."""
+
+    def forward(self, batch: Any) -> tuple[None, tuple[None, torch.Tensor, int]]:
+        return None, (None, batch.logits, ROWS)
+
+
+def evaluated() -> dict[str, float]:
+    """By one rank per node; one row of padding."""
+    rank = dist.get_rank()
+    world = World(rank=rank, size=NODES, local_size=NODES, device=torch.device("cpu"), control=dist.group.WORLD)
+    batch = SimpleNamespace(
+        logits=torch.tensor([*LOGITS[rank], 99.0]), labels=torch.tensor([*LABELS, 0.0]), num_rows=ROWS
+    )
+    batch.to = lambda _: batch
+    return evaluate_nodes(Fixed(), [batch], world, NODES, learned=False)  # type: ignore[list-item]
+
+
+def logloss(probabilities: np.ndarray) -> float:
+    return -float(np.mean(LABELS * np.log(probabilities) + (1 - LABELS) * np.log(1 - probabilities)))
+
+
+def test_nodes_and_their_ensemble() -> None:
+    probabilities = 1 / (1 + np.exp(-LOGITS))
+    for found in run_ranks(NODES, evaluated):
+        assert found["samples"] == ROWS
+        assert found["logloss"] == pytest.approx(logloss(probabilities.mean(0)), rel=1e-6)
+        for node in range(NODES):
+            assert found[f"node{node}/logloss"] == pytest.approx(logloss(probabilities[node]), rel=1e-6)
