@@ -1,6 +1,7 @@
 """Items made ahead in a thread: in order, not too many, errors where they are asked for, and an end in every case."""
 
 import _thread
+import signal
 import threading
 
 import pytest
@@ -80,6 +81,7 @@ def test_leaving_ends_the_thread_and_the_source(leave):
 
 
 def test_an_interruption_ends_the_thread():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     go_on = threading.Event()
 
     def interrupt(item):
@@ -94,5 +96,6 @@ def test_an_interruption_ends_the_thread():
     with pytest.raises(KeyboardInterrupt):
         for _ in items:
             pass
+    signal.signal(signal.SIGINT, before)
     assert source.closed
     assert not running()

@@ -324,7 +324,7 @@ def test_a_table_beyond_int32() -> None:
         (QuotientRemainder(1000, 4), 16),
         (QuotientRemainder(300, 20), 4),
         (optimal_mixed_radix(5000, 2), 8),
-        (optimal_mixed_radix(1000, 3), 12),
+        pytest.param(optimal_mixed_radix(1000, 3), 12, marks=pytest.mark.slow),
         (ChineseRemainder(1000, (11, 13, 7)), 3),
         (Hash(1000, 250), 16),
     ],

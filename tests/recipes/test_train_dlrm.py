@@ -173,6 +173,7 @@ def census(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_census_reaches_its_value(tmp_path: Path, census: Path) -> None:
     metrics = run_recipe("train_dlrm", ["census", f"--data={census}", f"--run-dir={tmp_path}"], 2)
     assert metrics["val/samples"] == 39_905
@@ -191,7 +192,7 @@ def test_census_median_of_three_seeds(tmp_path: Path, census: Path) -> None:
     assert sorted(found)[1] >= 0.9560
 
 
-@pytest.mark.parametrize("recipe", ["train_dlrm", "train_dcnv2"])
+@pytest.mark.parametrize("recipe", ["train_dlrm", pytest.param("train_dcnv2", marks=pytest.mark.slow)])
 def test_compiled_bfloat16_run_continues_a_plain_one(tmp_path: Path, recipe: str) -> None:
     options = ["demo", "--batch-size=1024", "--eval-every=0", "--schedule.decay-steps=0", "--sparse.kind=rowwise_sgd"]
     plain = run_recipe(recipe, [*options, "--rows=40960", f"--run-dir={tmp_path}/plain"], 1)

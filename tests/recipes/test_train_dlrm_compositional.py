@@ -26,6 +26,7 @@ def test_it_is_a_small_diff_of_the_baseline() -> None:
     assert len([line for line in changed if line.startswith("+")]) <= 6
 
 
+@pytest.mark.slow
 def test_config_alone_makes_the_tables_of_the_baseline_compositional(tmp_path: Path) -> None:
     options = ["--tables.kind=quotient_remainder", "--tables.threshold=900"]
     ours = losses(tmp_path / "ours", "train_dlrm_compositional", 1)
@@ -42,9 +43,16 @@ KINDS = {
     "three partitions": ["--tables.kind=mixed_radix", "--tables.partitions=3"],
     "mixed dims": ["--tables.kind=mixed_dimension"],
 }
+MORE = ("feature generation", "concat, table-wise", "three partitions")  # make test-slow
 
 
-@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=[pytest.mark.slow] if name in MORE else [])
+        for name, options in KINDS.items()
+    ],
+)
 def test_same_losses_on_one_and_two_ranks(tmp_path: Path, options: list[str]) -> None:
     one, two = (losses(tmp_path / str(ranks), "train_dlrm_compositional", ranks, *options) for ranks in (1, 2))
     assert two == pytest.approx(one, rel=2e-5)
@@ -53,7 +61,10 @@ def test_same_losses_on_one_and_two_ranks(tmp_path: Path, options: list[str]) ->
 
 @pytest.mark.parametrize(
     ("recipe", "options"),
-    [("train_dlrm", ["--sharding.kind=row_wise"]), ("train_dlrm_compositional", ["--sharding.kind=table_wise"])],
+    [
+        ("train_dlrm", ["--sharding.kind=row_wise"]),
+        pytest.param("train_dlrm_compositional", ["--sharding.kind=table_wise"], marks=pytest.mark.slow),
+    ],
 )
 def test_half_precision_tables_train_nearly_alike(tmp_path: Path, recipe: str, options: list[str]) -> None:
     whole, half = (

@@ -30,7 +30,7 @@ def test_learns_alike_on_one_and_two_ranks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ["--tables.kind=quotient_remainder", *COLUMNS],
+        pytest.param(["--tables.kind=quotient_remainder", *COLUMNS], marks=pytest.mark.slow),
         pytest.param(
             ["--tables.kind=quotient_remainder", "--tables.operation=feature_generation"], marks=pytest.mark.slow
         ),

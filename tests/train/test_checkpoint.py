@@ -31,8 +31,17 @@ def steps_saved(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("demo/checkpoints/*/checkpoint.json"))
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize(("optimizer", "dense"), [("sgd", "adam"), ("adagrad", "sgd"), ("rowwise_adagrad", "adagrad")])
+@pytest.mark.parametrize(
+    ("optimizer", "dense", "world_size"),
+    [
+        ("sgd", "adam", 1),
+        ("sgd", "adam", 2),
+        ("adagrad", "sgd", 2),
+        ("rowwise_adagrad", "adagrad", 2),
+        pytest.param("adagrad", "sgd", 1, marks=pytest.mark.slow),
+        pytest.param("rowwise_adagrad", "adagrad", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_resumed_run_equals_uninterrupted_one_bit_for_bit(
     tmp_path: Path, optimizer: str, dense: str, world_size: int
 ) -> None:
@@ -72,7 +81,9 @@ def test_finished_run_prints_its_metrics_again(tmp_path: Path) -> None:
     assert records(tmp_path / "demo") == lines
 
 
-@pytest.mark.parametrize("asynchronous", ["--checkpoint.asynchronous", "--checkpoint.no-asynchronous"])
+@pytest.mark.parametrize(
+    "asynchronous", ["--checkpoint.asynchronous", pytest.param("--checkpoint.no-asynchronous", marks=pytest.mark.slow)]
+)
 def test_keeps_the_last_k(tmp_path: Path, asynchronous: str) -> None:
     left_by_a_killed_save = tmp_path / "demo/checkpoints/step-00000001"
     left_by_a_killed_save.mkdir(parents=True)
