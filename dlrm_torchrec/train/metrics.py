@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
@@ -46,14 +46,26 @@ def evaluate(model: nn.Module, batches: Iterable[RankingBatch], world: World, *,
     ``learned`` says that the model has had time to learn, so that one that has not is an error (see ``gates``). All
     ranks must be given the same number of batches.
     """
-    everything = predict(model, batches, world)
+
+    def measure(scores: torch.Tensor) -> dict[str, float]:
+        logits, labels = scores
+        check_scores(logits, labels)
+        metrics = ranking_metrics(logits, labels)
+        if learned:
+            check_learned(logits, metrics)
+        return metrics
+
+    return on_all_ranks(predict(model, batches, world), measure, world)
+
+
+def on_all_ranks(
+    scores: torch.Tensor | None, measure: Callable[[torch.Tensor], dict[str, float]], world: World
+) -> dict[str, float]:
+    """What ``measure`` makes of the scores of rank 0, or the ValueError that it raises, on every rank."""
     answer: list[dict[str, float] | ValueError] = [{}]
-    if everything is not None:
+    if scores is not None:
         try:
-            check_scores(everything[0], everything[1])
-            answer[0] = metrics = ranking_metrics(everything[0], everything[1])
-            if learned:
-                check_learned(everything[0], metrics)
+            answer[0] = measure(scores)
         except ValueError as error:
             answer[0] = error
     dist.broadcast_object_list(answer, src=0, group=world.control)

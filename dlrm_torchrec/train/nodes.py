@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrm_torchrec.train.gates import check_learned, check_scores
-from dlrm_torchrec.train.metrics import predict, ranking_metrics
+from dlrm_torchrec.train.metrics import on_all_ranks, predict, ranking_metrics
 from dlrm_torchrec.train.state import run_tensors
 from dlrm_torchrec.train.task import RankingBatch
 from dlrm_torchrec.train.world import World
@@ -24,18 +23,12 @@ def evaluate_nodes(
 
     The ranks of a node must share all rows among them, every node's in the same way. Otherwise as ``evaluate``.
     """
-    everything = predict(model, batches, world)
-    answer: list[dict[str, float] | ValueError] = [{}]
-    if everything is not None:
-        try:
-            logits, labels = everything.view(2, nodes, -1)
-            answer[0] = _measure(logits, labels[0], learned)
-        except ValueError as error:
-            answer[0] = error
-    dist.broadcast_object_list(answer, src=0, group=world.control)
-    if isinstance(answer[0], ValueError):
-        raise answer[0]
-    return answer[0]
+
+    def measure(scores: torch.Tensor) -> dict[str, float]:
+        logits, labels = scores.view(2, nodes, -1)
+        return _measure(logits, labels[0], learned)
+
+    return on_all_ranks(predict(model, batches, world), measure, world)
 
 
 def _measure(logits: torch.Tensor, labels: torch.Tensor, learned: bool) -> dict[str, float]:
