@@ -15,7 +15,7 @@ from dlrm_torchrec.preparation.encode import prepared_schema
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from tests.datasets.prepared import write_folder
 
-GROUP_ROWS, GROUPS = 32_768, 40
+GROUP_ROWS, GROUPS = 32_768, 96
 SPEC = DatasetSpec(
     name="wide",
     label="click",
