@@ -10,7 +10,6 @@ with its bandwidths corrected by what one of the three plans took.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ from typing import Any
 
 import tyro
 
+from dlrm_torchrec.presets import load_recipe
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from dlrm_torchrec.sharding.correction import correct, tables_milliseconds
 from dlrm_torchrec.sharding.dry_run import DryRun
@@ -39,14 +39,6 @@ TOPOLOGY = "1x2:cpu"
 KINDS = ("table_wise", "row_wise", "data_parallel")
 BATCH = 8192  # rows, over both ranks
 WARM_UP, PIPELINED, TIMED = 10, 30, 50  # last steps of each stretch of a run
-
-
-def load_recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_dlrm", ROOT / "recipes" / "train_dlrm.py")
-    recipe = importlib.util.module_from_spec(spec)
-    sys.modules["train_dlrm"] = recipe
-    spec.loader.exec_module(recipe)
-    return recipe
 
 
 def config(recipe: ModuleType, kind: str, tables: int, rows: int, dim: int, lookups: int) -> Any:
@@ -74,7 +66,7 @@ def config(recipe: ModuleType, kind: str, tables: int, rows: int, dim: int, look
 
 def train_all(folder: Path, rounds: int, **shape: int) -> None:
     """Run every plan ``rounds`` times, in turns, as one rank of two."""
-    recipe = load_recipe()
+    recipe = load_recipe("train_dlrm")
     for number in range(rounds):
         for kind in KINDS if number % 2 else reversed(KINDS):
             cfg = config(recipe, kind, **shape)
@@ -142,7 +134,7 @@ def main(
     if ranks_of:
         train_all(Path(ranks_of), rounds, **shape)
         return
-    recipe = load_recipe()
+    recipe = load_recipe("train_dlrm")
 
     def dry_run(kind: str, cluster: Cluster) -> Estimate:
         cfg = config(recipe, kind, **shape)

@@ -9,10 +9,8 @@ same topology, tables and pooling factors, with its own sharder, on a model that
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,19 +24,12 @@ from torchrec.distributed.planner.storage_reservations import HeuristicalStorage
 from torchrec.distributed.planner.types import ParameterConstraints
 
 from dlrm_torchrec.embeddings.tables import physical_configs
+from dlrm_torchrec.presets import load_recipe
 from dlrm_torchrec.sharding.dry_run import DryRun
 from dlrm_torchrec.sharding.topology import parse_cluster
 
 ROOT = Path(__file__).parent.parent
 TOPOLOGY = "2x8:h100"
-
-
-def load_recipe() -> Any:
-    spec = importlib.util.spec_from_file_location("train_dcnv2", ROOT / "recipes" / "train_dcnv2.py")
-    recipe = importlib.util.module_from_spec(spec)
-    sys.modules["train_dcnv2"] = recipe
-    spec.loader.exec_module(recipe)
-    return recipe
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -49,7 +40,7 @@ def seconds(function: Callable[[], Any]) -> float:
 
 def main(rounds: int = 5) -> None:
     logging.disable(logging.WARNING)
-    recipe, cluster = load_recipe(), parse_cluster(TOPOLOGY)
+    recipe, cluster = load_recipe("train_dcnv2"), parse_cluster(TOPOLOGY)
     cfg = recipe.PRESETS["mlperf"]
     dry_run = DryRun(recipe.build, cfg.shape, {})
     model, tables = recipe.build(cfg, cfg.shape, cluster.world_size, torch.device("cpu"))

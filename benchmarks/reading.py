@@ -8,10 +8,8 @@ turns in one process and read all rows in each; a rate is the median over turns,
 a turn. A "core second" is CPU time of all threads together.
 """
 
-import importlib.util
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -43,6 +41,7 @@ from dlrm_torchrec.datasets.writer import ROW_GROUP_ROWS, SplitWriter
 from dlrm_torchrec.datasets.zipf import Zipf
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.preparation.encode import prepared_schema
+from dlrm_torchrec.presets import load_recipe
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.optimizers import build_optimizer
@@ -51,7 +50,6 @@ from dlrm_torchrec.train.world import join_world
 
 Part = Literal["one-hot", "multi-hot", "training"]
 Reader = Callable[[], Iterable[int]]  # the rows of each batch
-RECIPE = Path(__file__).parent.parent / "recipes" / "train_dlrm.py"
 
 
 def prepare(folder: Path, rows: int) -> None:
@@ -171,10 +169,7 @@ def lists(folder: Path, turns: int) -> None:
 
 def training(folder: Path, turns: int, steps: int = 200) -> None:
     """The criteo-kaggle preset's step: how long it waits for its batch, and beside batches that are there already."""
-    loaded = importlib.util.spec_from_file_location("recipe", RECIPE)
-    recipe = importlib.util.module_from_spec(loaded)
-    sys.modules["recipe"] = recipe
-    loaded.loader.exec_module(recipe)
+    recipe = load_recipe("train_dlrm")
     cfg = replace(recipe.PRESETS["criteo-kaggle"], data=str(folder))
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     with join_world(cfg.seed) as world:
