@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from iopath.common.file_io import g_pathmgr
+
 from dlrm_torchrec.datasets.manifest import Manifest
 from dlrm_torchrec.datasets.parquet import ParquetStream
 from dlrm_torchrec.datasets.stream import Ranks, Stream
@@ -26,6 +28,22 @@ def load_statistics(data: str) -> Mapping[str, AccessStatistics]:
     Empty for ``synthetic`` and for a folder that was not profiled.
     """
     return {} if data == SYNTHETIC else Manifest.load(data).statistics
+
+
+def vocabularies(data: str, spec: DatasetSpec) -> dict[str, str]:
+    """The local file of the vocabulary of each feature that has one, as preparation wrote it into the folder ``data``.
+
+    ValueError when one is missing.
+    """
+    if data == SYNTHETIC:
+        return {}
+    found = {each.name: f"{data}/vocab/{each.name}.parquet" for each in spec.sparse if each.encoding == "vocab"}
+    for name, path in found.items():
+        if not g_pathmgr.exists(path):
+            raise ValueError(
+                f"vocabulary of feature {name!r} must lie in {path}: got no such file; prepare {data} again"
+            )
+    return {name: g_pathmgr.get_local_path(path) for name, path in found.items()}
 
 
 def open_streams(

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-
-_BLOCK = 32  # vectors that share one copy of a class's weights
 
 
 def grouped_linear(
-    vectors: torch.Tensor, classes: torch.Tensor, layers: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
+    vectors: torch.Tensor,
+    classes: torch.Tensor,
+    layers: list[tuple[torch.Tensor, torch.Tensor | None]],
+    block: int = 32,
 ) -> torch.Tensor:
     """``vectors`` (N, in) through the layers of their ``classes`` (N,), with ReLU between layers: (N, out).
 
     A layer is a weight (num classes, in, out) and a bias (num classes, out) or None. Vectors are laid out in blocks
-    of one class each, so that a layer is one batched product whose shape depends on N and the number of classes only:
-    a class that gets most of the vectors costs no more than an even split, and no count leaves the device.
+    of one class each, which share a copy of its weights, so that a layer is one batched product whose shape depends
+    on N and the number of classes only: a class that gets most of the vectors costs no more than an even split, and
+    no count leaves the device.
     """
     num_classes = len(layers[0][0])
-    num_blocks = -(-len(vectors) // _BLOCK) + num_classes
+    num_blocks = -(-len(vectors) // block) + num_classes
     counts = classes.new_zeros(num_classes).scatter_add(0, classes, torch.ones_like(classes))
-    last_block = (-(-counts // _BLOCK)).cumsum(0)
+    last_block = (-(-counts // block)).cumsum(0)
     block_class = torch.searchsorted(last_block, torch.arange(num_blocks, device=classes.device), right=True)
     block_class = block_class.clamp(max=num_classes - 1)  # blocks that nothing was left for
 
     order = classes.argsort(stable=True)
-    first_slot = torch.cat([last_block.new_zeros(1), last_block[:-1]]) * _BLOCK - (counts.cumsum(0) - counts)
+    first_slot = torch.cat([last_block.new_zeros(1), last_block[:-1]]) * block - (counts.cumsum(0) - counts)
     positions = torch.arange(len(classes), device=classes.device)
     slots = torch.empty_like(classes).index_copy(0, order, positions + first_slot[classes[order]])
 
-    blocks = vectors.new_zeros(num_blocks * _BLOCK, vectors.size(1)).index_copy(0, slots, vectors)
-    blocks = blocks.view(num_blocks, _BLOCK, -1)
+    blocks = vectors.new_zeros(num_blocks * block, vectors.size(1)).index_copy(0, slots, vectors)
+    blocks = blocks.view(num_blocks, block, -1)
     for number, (weight, bias) in enumerate(layers):
         if number:
             blocks = blocks.relu()

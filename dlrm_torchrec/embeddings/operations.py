@@ -231,11 +231,11 @@ class Path(Operation):
     def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
         ids, places = torch.unique(bags.values, return_inverse=True)  # a network sees an id once; waits for a GPU
         first, *later = stack.partition.of(ids)
-        networks = torch.arange(stack.sizes[0], stack.rows, device=first.device)
-        rows = torch.cat([first, networks])
+        rows = torch.cat([first, torch.arange(stack.sizes[0], stack.rows, device=first.device)])
         vectors, *parameters = torch.split(look_up(rows, one_each(rows), None), [len(first), *stack.sizes[1:]])
         for classes, parameter in zip(later, parameters, strict=True):
-            vectors = self._apply(vectors, classes, parameter.view(-1, stack.class_rows[1], vectors.size(1)))
+            networks = parameter.view(-1, stack.class_rows[1], vectors.size(1))
+            vectors = grouped_linear(vectors, classes, self.layers(networks))
         return functional.embedding_bag(
             places,
             vectors,
@@ -245,10 +245,9 @@ class Path(Operation):
             include_last_offset=True,
         )
 
-    def _apply(self, vectors: torch.Tensor, classes: torch.Tensor, networks: torch.Tensor) -> torch.Tensor:
-        """``vectors`` (N, dim) through the network of their class, ``networks`` (num classes, rows, dim)."""
-        dim = vectors.size(1)
+    def layers(self, networks: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Weights and biases, as ``grouped_linear`` takes them, of stored ``networks`` (num classes, rows, dim)."""
         if not self.hidden:
-            return grouped_linear(vectors, classes, [(networks, None)])
-        w1, b1, w2, b2 = torch.split(networks, self._network_rows(dim), dim=1)
-        return grouped_linear(vectors, classes, [(w1.mT, b1.flatten(1)[:, : self.hidden]), (w2, b2.squeeze(1))])
+            return [(networks, None)]
+        w1, b1, w2, b2 = torch.split(networks, self._network_rows(networks.size(2)), dim=1)
+        return [(w1.mT, b1.flatten(1)[:, : self.hidden]), (w2, b2.squeeze(1))]

@@ -187,6 +187,14 @@ def checkpoint_path(folder: str, step: int | None = None) -> str:
     return _step_path(folder, steps[-1] if step is None else step)
 
 
+def load_unsharded(model: nn.Module, path: str) -> Progress:
+    """Restore a model that is not sharded, without ranks, from the checkpoint in folder ``path``."""
+    state: dict[str, dict[str, Any]] = {"model": model.state_dict()}
+    _refuse_foreign_tensors(path, state)
+    dcp.load(state, storage_reader=IoPathReader(path), no_dist=True)
+    return read_progress(path)
+
+
 def _step_path(folder: str, step: int) -> str:
     return f"{folder}/step-{step:08d}"
 
