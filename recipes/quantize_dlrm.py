@@ -2,7 +2,7 @@
 
     python recipes/quantize_dlrm.py train_dlrm runs/train_dlrm/demo
     python recipes/quantize_dlrm.py train_dlrm runs/train_dlrm/demo --tables int4 --table-types t_id_0 int8
-    python recipes/quantize_dlrm.py my_copy.py runs/my_copy/census --budget-mib 0.05 --mlps static --outliers 0.01
+    python recipes/quantize_dlrm.py my_copy.py runs/my_copy/census --budget-mib 0.05 --bits 4 --outliers 0.02
 
 Takes any run with binary labels, compositional tables included. Prints bytes, metrics and the largest change of a
 probability on the validation rows, and writes them into the package; where AUC falls by more than ``--max-auc-loss``,
@@ -48,7 +48,7 @@ class Config:
     tables: TableType = "int8"  # how rows of tables are stored
     table_types: dict[str, TableType] = field(default_factory=dict)  # the same of single tables
     budget_mib: float = 0  # of all tables, whose types are then chosen by what they change; 0: types as told
-    mlps: Literal["fp32", "dynamic", "static"] = "dynamic"  # int8: ranges of each batch, or of batches before
+    mlps: Literal["fp32", "dynamic", "static"] = "static"  # int8: ranges of batches before, or of each batch
     bits: int = 7  # of the MLPs' weights
     outliers: float = 0  # share of the MLPs' weights, the largest, that stay float as a sparse matrix
     calibration_batches: int = 8  # of training rows, that a budget and static ranges are measured on

@@ -7,6 +7,8 @@ with known weights acts on every share by itself: the results sum to the result.
 
 from __future__ import annotations
 
+import secrets
+
 import torch
 
 FRACTION_BITS = 16
@@ -29,13 +31,16 @@ def decode(values: torch.Tensor, fraction_bits: int = FRACTION_BITS) -> torch.Te
     return values.double() * 2.0**-fraction_bits
 
 
-def share(values: torch.Tensor, parties: int, generator: torch.Generator | None = None) -> list[torch.Tensor]:
-    """``parties`` tensors, each of them uniformly random, that sum to ``values`` modulo 2^64."""
+def share(values: torch.Tensor, parties: int) -> list[torch.Tensor]:
+    """``parties`` tensors, any of which but all together are uniformly random, that sum to ``values`` modulo 2^64.
+
+    Random bytes are the operating system's, fit for secrets. ValueError for fewer than two parties.
+    """
     if parties < 2:
         raise ValueError(f"parties must be at least 2: got {parties}; with one there is no secret")
     shares = []
     for _ in range(parties - 1):
-        random = torch.empty_like(values).random_(-(2**63), None, generator=generator)
-        shares.append(random)
-        values = values - random
+        noise = torch.frombuffer(bytearray(secrets.token_bytes(values.nbytes)), dtype=torch.int64).view_as(values)
+        shares.append(noise)
+        values = values - noise
     return [*shares, values]

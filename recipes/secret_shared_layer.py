@@ -1,0 +1,91 @@
+"""Evaluate the first MLP layer of a trained model on dense features that no single party sees.
+
+    torchrun --standalone --nproc_per_node 2 recipes/secret_shared_layer.py train_dlrm runs/train_dlrm/demo
+    torchrun --standalone --nproc_per_node 3 recipes/secret_shared_layer.py my_copy.py runs/my_copy/census --rows 4096
+
+Every rank is a party. Rank 0, who has the data, turns it into 64-bit fixed point, splits it into random shares that sum
+to it modulo 2^64, and sends each party one. Each multiplies its share by the known weights, an exact int64 product, and
+rank 0 sums what comes back: the layer's outputs, though no other party had anything but random numbers. Nonlinear
+steps need more than additive shares, so the layer ends before its ReLU. Expected: the outputs of float64
+within 3e-4, which is what 16 fraction bits leave, while a share's numbers are of the size 7e13.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import tyro
+from iopath.common.file_io import g_pathmgr
+from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import record
+from tyro.conf import Positional
+
+from dlrm_torchrec.datasets.open import load_spec
+from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.inference.int64_matmul import int64_matmul
+from dlrm_torchrec.inference.secret_sharing import FRACTION_BITS, decode, encode, share
+from dlrm_torchrec.presets import load_recipe, restore
+from dlrm_torchrec.train.checkpoint import checkpoint_path, load_unsharded
+from dlrm_torchrec.train.world import join_world
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    recipe: Positional[str]  # that trained the run: its name here, or the path of your copy
+    run: Positional[str]  # its folder, with config.json and checkpoints
+    step: int | None = None  # of the checkpoint; the newest by default
+    rows: int = 2048  # validation rows
+    fraction_bits: int = FRACTION_BITS  # of inputs, weights and biases
+
+
+@record
+def main(cfg: Config) -> dict[str, float]:
+    recipe = load_recipe(cfg.recipe)
+    with g_pathmgr.open(f"{cfg.run}/config.json", "r") as stream:
+        trained = restore(recipe.Config, json.load(stream))
+    spec = load_spec(trained.data, trained.shape)
+    task, tables = recipe.build(trained, spec, 1, torch.device("cpu"))
+    tables.to_empty(device="cpu")
+    load_unsharded(task, checkpoint_path(f"{cfg.run}/checkpoints", cfg.step))
+    layers = (part for part in task.model.modules() if isinstance(part, nn.Linear))
+    layer = next((part for part in layers if part.in_features == len(spec.dense)), None)
+    if layer is None:
+        raise ValueError(f"model must have a layer over its dense features: got {cfg.recipe!r} without; try train_dlrm")
+    layer.requires_grad_(False)
+    weight, bias = encode(layer.weight.T, cfg.fraction_bits), encode(layer.bias, 2 * cfg.fraction_bits)
+
+    with join_world(trained.seed) as world:
+        if world.size < 2:
+            raise ValueError("parties must be at least 2: got 1 rank; start 2 with torchrun, as the docstring shows")
+        size, shares = [0], None
+        if world.is_main:  # alone reads the data
+            streams = recipe.open_streams(trained.data, spec, Ranks(cfg.rows, 0, 1), trained.rows, 1, trained.seed, 1)
+            dense = next(iter(streams["val"].batches())).dense_features[: cfg.rows]
+            size, shares = [len(dense)], share(encode(dense, cfg.fraction_bits), world.size)
+        dist.broadcast_object_list(size, src=0, group=world.control)
+        mine = torch.empty(size[0], len(spec.dense), dtype=torch.int64)
+        dist.scatter(mine, shares, src=0, group=world.control)
+        outputs = int64_matmul(mine, weight)
+        dist.reduce(outputs, dst=0, group=world.control)  # int64 sums wrap around, as they must
+        if not world.is_main:
+            return {}
+        exact = nn.functional.linear(dense.double(), layer.weight.double(), layer.bias.double())
+        error = (decode(outputs + bias, 2 * cfg.fraction_bits) - exact).abs()
+        found = {
+            "parties": world.size,
+            "rows": len(exact),
+            "largest_output": float(exact.abs().max()),
+            "largest_error": float(error.max()),
+            "mean_size_of_a_share": float(decode(mine, cfg.fraction_bits).abs().mean()),
+        }
+        print(json.dumps(found), flush=True)
+        return found
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
