@@ -175,7 +175,7 @@ def installed_fbgemm() -> str:
 
 def test_lock_holds_what_is_needed_and_no_more() -> None:
     pins = lock("cpu.txt" if installed_fbgemm() == "fbgemm-gpu-cpu" else "cuda.txt")
-    needed = set(closure(PACKAGE, ("launch", "plot", "tensorboard", "dev"))) - {PACKAGE}
+    needed = set(closure(PACKAGE, ("launch", "plot", "serve", "tensorboard", "dev"))) - {PACKAGE}
     cuda_libraries = {name for name in needed if name.startswith(("nvidia-", "cuda-", "triton"))}
     assert needed - cuda_libraries == set(pins)
 

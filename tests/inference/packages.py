@@ -1,0 +1,120 @@
+"""Packages of a model that is small enough to be written down, and raw data of every encoding to serve with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from dlrm_torchrec.datasets.manifest import Manifest
+from dlrm_torchrec.inference.package import write_package
+from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
+
+
+class Sum(torch.nn.Module):
+    """Adds up the dense values and a number per id, which differs between features and ids."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.tensor(rows))
+
+    def forward(
+        self, dense: torch.Tensor, ids: torch.Tensor, lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        features, rows = self.rows.size(0), dense.size(0)
+        ends = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths.long())
+        bag = torch.searchsorted(ends, torch.arange(ids.size(0)), right=True) - 1
+        feature = bag // rows
+        outside = (ids < 0) | (ids >= self.rows[feature])
+        unseen = torch.zeros(features, dtype=torch.int64).index_add(0, feature, outside.long())
+        logits = dense.sum(1).index_add(0, bag % rows, torch.cos(ids.float() * (feature + 1)))
+        return torch.sigmoid(logits), unseen
+
+
+def scripted(spec: DatasetSpec) -> torch.jit.ScriptModule:
+    return torch.jit.script(Sum([feature.rows for feature in spec.sparse]))
+
+
+SPEC = DatasetSpec(
+    name="log",
+    label="clicked",
+    dense=(
+        DenseFeature(name="price", default=7.0),
+        DenseFeature(name="age", default=3.0, log1p=True),
+        DenseFeature(name="height", default=-1.0, log1p=True),
+    ),
+    sparse=(
+        SparseFeature(name="slot", rows=4),
+        SparseFeature(name="place", rows=1000),
+        SparseFeature(name="city", rows=0, encoding="vocab", min_count=2),
+        SparseFeature(name="user", rows=0, encoding="vocab"),
+        SparseFeature(name="item", rows=0, encoding="vocab", min_count=3),
+        SparseFeature(name="paid", rows=0, encoding="vocab"),
+        SparseFeature(name="session", rows=0, encoding="vocab", min_count=10**6),  # no value is known
+        SparseFeature(name="device", rows=5000, encoding="hash"),
+        SparseFeature(name="account", rows=2**40, encoding="hash"),
+        SparseFeature(name="visitor", rows=77, encoding="hash"),
+        SparseFeature(name="places", rows=1000, multi_hot=True),
+        SparseFeature(name="tags", rows=0, encoding="vocab", multi_hot=True),
+        SparseFeature(name="items", rows=0, encoding="vocab", min_count=2, multi_hot=True),
+        SparseFeature(name="words", rows=10**6, encoding="hash", multi_hot=True),
+        SparseFeature(name="accounts", rows=2, encoding="hash", multi_hot=True),
+    ),
+)
+_WORDS = ["", "a", "Kraków", "São Paulo, SP", 'the "Hague"', "x" * 300, "\U0001f600", "nan", "\0", "1"]
+
+
+def raw_rows(rng: np.random.Generator, count: int) -> pa.Table:
+    """Rows that preparation takes, with values that it rarely or never meets again, and with missing ones."""
+
+    def maybe(values: list[object]) -> list[object]:
+        return [None if rng.random() < 0.1 else value for value in values]
+
+    def bags(values: list[object]) -> list[object]:
+        ends = np.sort(rng.integers(0, len(values), count - 1))
+        return maybe([part.tolist() for part in np.split(np.array(values, object), ends)])
+
+    def integers(low: int, high: int) -> list[object]:
+        return maybe(rng.integers(low, high, count).tolist())
+
+    def words() -> list[object]:
+        return maybe([_WORDS[i] if i < len(_WORDS) else f"word {i}" for i in rng.geometric(0.05, count) - 1])
+
+    heights = rng.normal(0, 9, count)
+    huge = maybe((rng.integers(-40, 40, count) * 2**57 + rng.integers(-2, 2, count)).tolist())
+    unsigned = maybe((rng.integers(0, 2**64, count, np.uint64) | np.uint64(1 << 63)).tolist())
+    whole = [float("nan") if value is None else float(value) for value in integers(-60, 60)]  # type: ignore[arg-type]
+    return pa.table(
+        {
+            "clicked": rng.integers(0, 2, count),
+            "price": pa.array(maybe([*rng.normal(0, 1e6, count - 2), float("nan"), -0.0])),
+            "age": pa.array(integers(-5, 80), pa.int8()),
+            "height": pa.array(maybe([["", "-0", f"{x:.{i % 9}g}"][min(i % 7, 2)] for i, x in enumerate(heights)])),
+            "slot": pa.array(integers(0, 4), pa.uint8()),
+            "place": pa.array([None if value is None else str(value) for value in integers(0, 1000)]),
+            "city": pa.array(words()).dictionary_encode(),
+            "user": pa.array(huge, pa.int64()),
+            "item": pa.array(whole),
+            "paid": pa.array(maybe((rng.random(count) < 0.5).tolist())),
+            "session": pa.array(words(), pa.large_string()),
+            "device": pa.array(words()),
+            "account": pa.array(huge, pa.int64()),
+            "visitor": pa.array(unsigned, pa.uint64()),
+            "places": pa.array(bags(integers(0, 1000)), pa.large_list(pa.int16())),
+            "tags": pa.array(bags(words()), pa.list_(pa.string())),
+            "items": pa.array(bags(huge), pa.list_(pa.int64())),
+            "words": pa.array(bags(words()), pa.list_(pa.large_string())),
+            "accounts": pa.array(bags(unsigned), pa.list_(pa.uint64())),
+        }
+    )
+
+
+def pack(prepared: Path, path: Path) -> Path:
+    """The package of ``Sum`` for the spec of a prepared folder."""
+    spec = Manifest.load(str(prepared)).spec
+    names = [feature.name for feature in spec.sparse if feature.encoding == "vocab"]
+    vocabularies = {name: str(prepared / f"vocab/{name}.parquet") for name in names}
+    write_package(path, scripted(spec), spec, vocabularies, {"tables": "none"}, {"auc": 0.5})
+    return path

@@ -1,0 +1,233 @@
+"""Packages: written whole or not at all, loaded only as they were written, and by a process without this library."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dlrm_torchrec import __version__
+from dlrm_torchrec.inference.package import write_package
+from dlrm_torchrec.inference.predictor import Predictor
+from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
+from tests.inference.packages import scripted
+
+SPEC = DatasetSpec(
+    name="small",
+    label="click",
+    dense=(DenseFeature(name="x"),),
+    sparse=(
+        SparseFeature(name="city", rows=4, encoding="vocab"),
+        SparseFeature(name="item", rows=30, encoding="hash", multi_hot=True),
+    ),
+)
+ROWS = [
+    {"x": 1, "city": "Kraków", "item": [1, 2]},
+    {"x": None, "city": None, "item": None},
+    {"x": 0.5, "city": "nowhere", "item": []},
+]
+COLUMNS = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+
+
+def write(path: Path, spec: DatasetSpec = SPEC, metrics: dict[str, float] | None = None) -> None:
+    vocabulary = path.parent / "city.parquet"
+    pq.write_table(pa.table({"value": ["Paris", "Kraków"]}), vocabulary)
+    write_package(path, scripted(spec), spec, {"city": str(vocabulary)}, {"tables": "int8"}, metrics or {})
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    write(tmp_path / "package", metrics={"auc": 0.75})
+    return tmp_path / "package"
+
+
+def test_a_package_tells_what_is_in_it(package: Path) -> None:
+    predictor = Predictor.load(package)
+    files = {str(file.relative_to(package)) for file in package.rglob("*") if file.is_file()}
+    assert files == {"package.json", "model.pt", "predictor.py", "vocab/city.parquet"}
+    assert set(predictor.manifest["files"]) == files - {"package.json"}
+    assert predictor.manifest["name"] == "small"
+    assert predictor.manifest["versions"].keys() == {"dlrm_torchrec", "torch", "fbgemm_gpu"}
+    assert predictor.manifest["versions"]["dlrm_torchrec"] == __version__
+    assert predictor.manifest["model"] == {"tables": "int8"}
+    assert predictor.manifest["metrics"] == {"auc": 0.75}
+    assert DatasetSpec.from_json(predictor.spec) == SPEC
+    assert predictor.features == ("x", "city", "item")
+    assert sorted(path.name for path in package.parent.iterdir()) == ["city.parquet", "package"]
+
+
+def test_probabilities_are_those_of_the_model_for_the_ids(package: Path) -> None:
+    prediction = Predictor.load(package)(COLUMNS)
+    inputs = Predictor.load(package).encode(COLUMNS)
+    assert inputs.ids[0].tolist() == [3, 0, 1]
+    items = inputs.ids[1].astype(np.float32)
+    logits = [1 + np.cos(3) + np.cos(2 * items[:2]).sum(), 0 + np.cos(0), 0.5 + np.cos(1)]
+    np.testing.assert_allclose(prediction.probabilities, 1 / (1 + np.exp(-np.array(logits))), rtol=1e-6)
+    assert prediction.unseen == {"city": 1}
+
+
+STANDALONE = """
+import runpy, sys
+for name in ("dlrm_torchrec", "torchrec"):
+    sys.modules[name] = None  # importing it fails
+    try:
+        __import__(name)
+    except ImportError:
+        continue
+    raise AssertionError(f"{name} was imported")
+sys.argv = [sys.argv[1], "-"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_process_without_the_library_gives_the_same_probabilities(package: Path) -> None:
+    command = [sys.executable, "-c", STANDALONE, str(package / "predictor.py")]
+    done = subprocess.run(
+        command, input=json.dumps(ROWS), cwd=package.parent, capture_output=True, text=True, check=True
+    )
+    expected = Predictor.load(package)(COLUMNS)
+    assert json.loads(done.stdout) == {
+        "probabilities": expected.probabilities.tolist(),  # the decimal digits of a float give it back exactly
+        "unseen": {"city": 1},
+    }
+
+
+def test_the_command_says_what_is_wrong(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main, rows = runpy.run_path(str(package / "predictor.py"))["main"], package.parent / "rows.json"
+
+    def exits(text: str, message: str) -> None:
+        rows.write_text(text)
+        with pytest.raises(SystemExit, match=message):
+            main([str(rows)])
+
+    exits("[1]", "error: .*rows.json must be a list of objects with the same names: got TypeError.*; correct it")
+    exits('{"x": 1}', "must be a list of objects with the same names: got TypeError")
+    exits(json.dumps([*ROWS, {"x": 1}]), "must be a list of objects with the same names: got KeyError")
+    exits(json.dumps([{"x": 1}]), r"error: columns must be the features of 'small': got no \['city', 'item'\]")
+    exits("[", "error: Expecting value")
+    rows.unlink()
+    with pytest.raises(SystemExit, match=r"error: .*No such file.*rows.json"):
+        main([str(rows)])
+    with pytest.raises(SystemExit, match=r"python predictor\.py rows\.json"):
+        main([])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_package_takes_the_place_of_an_older_one(package: Path) -> None:
+    older = Predictor.load(package)
+    write(package, replace(SPEC, dense=()), metrics={"auc": 0.8})
+    assert Predictor.load(package).features == ("city", "item")
+    assert older(COLUMNS).unseen == {"city": 1}
+    assert sorted(path.name for path in package.parent.iterdir()) == ["city.parquet", "package"]
+
+
+@pytest.mark.parametrize("failing", ["torch.jit.save", "pathlib.Path.rename"])
+def test_an_older_package_stays_when_the_new_one_fails(
+    package: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    rename = Path.rename
+
+    def fail(source: object, target: object) -> object:
+        if isinstance(source, Path) and not source.name.endswith(".new"):
+            return rename(source, target)  # type: ignore[arg-type]
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(failing, fail)
+        with pytest.raises(OSError, match="no space left"):
+            write(package, replace(SPEC, dense=()))
+    assert Predictor.load(package).features == ("x", "city", "item")
+    assert sorted(path.name for path in package.parent.iterdir()) == ["city.parquet", "package"]
+
+
+def test_only_a_package_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/only_copy.tex").touch()
+    (tmp_path / "file").touch()
+    for name in ("thesis", "file"):
+        with pytest.raises(ValueError, match=f"{name} must be a package or not exist: got something without package.j"):
+            write(tmp_path / name)
+    assert (tmp_path / "thesis/only_copy.tex").exists()
+
+
+def test_vocabularies_are_those_of_the_spec(tmp_path: Path) -> None:
+    model, path = scripted(SPEC), tmp_path / "package"
+
+    def fails(vocabularies: dict[str, str], message: str, spec: DatasetSpec = SPEC) -> None:
+        with pytest.raises(ValueError, match=message):
+            write_package(path, model, spec, vocabularies, {}, {})
+        assert not path.exists()
+
+    files = {name: str(tmp_path / f"{name}.parquet") for name in ("two", "three", "numbers", "columns")}
+    pq.write_table(pa.table({"value": ["a", "b"]}), files["two"])
+    pq.write_table(pa.table({"value": ["a", "b", "c"]}), files["three"])
+    pq.write_table(pa.table({"value": [0.5, 1.5]}), files["numbers"])
+    pq.write_table(pa.table({"key": ["a", "b"]}), files["columns"])
+    fails({}, r"vocabularies must be those of 'small': got no \['city'\] and unknown \[\]; take the files from vocab/")
+    fails({"city": files["two"], "town": files["two"]}, r"got no \[\] and unknown \['town'\]")
+    fails({"city": str(tmp_path / "none")}, "vocabulary of 'city' must be a Parquet file: got .*; prepare the data")
+    fails({"city": files["three"]}, "vocabulary of 'city' must have 2 values of int64 or string: got 3 of .*; take")
+    fails({"city": files["numbers"]}, r"must have 2 values of int64 or string: got 2 of \['double'\]")
+    fails({"city": files["columns"]}, r"must have 2 values of int64 or string: got 2 of \[\]")
+    ids = replace(SPEC, sparse=(replace(SPEC.sparse[0], encoding="id"), SPEC.sparse[1]))
+    fails({"city": files["two"]}, r"got no \[\] and unknown \['city'\]", ids)
+    write_package(path, model, ids, {}, {}, {})
+    assert Predictor.load(path)({"x": [0], "city": [3], "item": [[]]}).unseen == {}
+
+
+def spoil_format(package: Path) -> None:
+    manifest = json.loads((package / "package.json").read_text())
+    (package / "package.json").write_text(json.dumps(manifest | {"format": 2}))
+
+
+def spoil_model(package: Path) -> None:
+    """A model of operators that are not there, with the right checksum."""
+    manifest = json.loads((package / "package.json").read_text())
+    (package / "model.pt").write_bytes(b"torch of another time")
+    manifest["files"].pop("model.pt")
+    (package / "package.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda package: shutil.rmtree(package),
+            r"folder .* must hold a package.json: got FileNotFoundError.*; name one",
+        ),
+        (lambda package: (package / "package.json").write_text("{"), "must hold a package.json: got JSONDecodeError"),
+        (lambda package: (package / "package.json").write_text("[]"), "must hold a package.json: got TypeError"),
+        (spoil_format, "format of package .* must be 1: got 2; use the predictor.py that is in it"),
+        (
+            lambda package: (package / "model.pt").unlink(),
+            "model.pt must have sha256 .*: got no file; copy the package",
+        ),
+        (
+            lambda package: (package / "vocab/city.parquet").write_bytes(b""),
+            "city.parquet must have sha256 .*: got e3b0",
+        ),
+        (spoil_model, "model of .* must load: got .*; install torch and fbgemm_gpu "),
+    ],
+)
+def test_what_is_no_whole_package_is_refused(package: Path, spoil: Callable[[Path], object], message: str) -> None:
+    spoil(package)
+    with pytest.raises(ValueError, match=message) as raised:
+        Predictor.load(package)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_missing_library_is_named(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fbgemm_gpu", None)
+    with pytest.raises(ValueError, match=f"must load: got .*fbgemm_gpu.*; install .* {torch.__version__[:6]}"):
+        Predictor.load(package)
