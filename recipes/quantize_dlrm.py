@@ -78,15 +78,15 @@ def main(cfg: Config) -> dict[str, float]:
     streams = recipe.open_streams(data, spec, Ranks(cfg.batch_size, 0, 1), trained.rows, 1, trained.seed, 1)
     if cfg.split not in streams:
         raise ValueError(f"split must be one of {data}: got {cfg.split!r}; name one of {sorted(streams)}")
-    batches = islice(streams["train"].batches(), cfg.calibration_batches)
-    real = [(batch.dense_features, batch.sparse_features) for batch in batches]
-
+    real = [(b.dense_features, b.sparse_features) for b in islice(streams["train"].batches(), cfg.calibration_batches)]
     words = vocabularies(data, spec)
     before, labels = predict(Scorer(model, spec), streams[cfg.split])
     bytes_before = {"tables": sum(each.nbytes for each in table_weights(tables).values()), "mlps": mlp_bytes(model)}
     if cfg.budget_mib:
         errors = logit_errors(lambda: torch.cat([model(*batch) for batch in real]), tables)
         types = choose_types(tables, errors, int(cfg.budget_mib * 2**20))
+        for name, kind in types.items():
+            print(f"{name}: {kind}, which changes logits by {errors[name][kind] ** 0.5:.1e} (RMS)", file=sys.stderr)
     model = serve_tables(model, tables, types, [feature.name for feature in spec.sparse])
     if cfg.mlps != "fp32":
         model = quantize_mlps(model, cfg.mlps, real, cfg.bits, cfg.outliers)
@@ -121,10 +121,9 @@ def main(cfg: Config) -> dict[str, float]:
 
 def report(found: dict, types: dict[str, TableType]) -> None:
     """What quantising changed, a line each, on standard error."""
-    for kind, count in Counter(types.values()).most_common():
-        print(f"{count} tables {kind}", file=sys.stderr)
-    for part in ("tables", "mlps"):
-        before, after = found["bytes_before"][part], found["bytes_after"][part]
+    print(f"tables by type: {dict(Counter(types.values()))}", file=sys.stderr)
+    for part, before in found["bytes_before"].items():
+        after = found["bytes_after"][part]
         print(f"{part}: {before:,} bytes before, {after:,} after, {after / before:.1%}", file=sys.stderr)
     for name in ("auc", "logloss", "ne", "calibration"):
         before, after = found["before"][name], found["after"][name]

@@ -68,7 +68,7 @@ def test_the_package_is_the_quantised_model_wherever_it_is_loaded(
     for name in ("val/auc", "val/logloss", "val/ne", "val/samples"):
         assert found[f"before/{name}"] == pytest.approx(metrics[name], rel=1e-5)
     assert found["val/auc"] == pytest.approx(metrics["val/auc"], abs=1e-4)
-    assert 0 < found["largest_change"] < 0.02
+    assert 0 < found["largest_change"] < 0.05
     assert found["bytes/tables"] / found["before/bytes/tables"] == pytest.approx((16 + 4) / 64)
     assert found["bytes/mlps"] < found["before/bytes/mlps"]
 
