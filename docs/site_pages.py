@@ -19,7 +19,7 @@ from recipe_pages import OPTIONS_PAGE, recipe_pages
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 RECIPES = ROOT / "recipes"
-GUIDES = ["from_laptop_to_16_gpus", "bring_your_data", "compress", "how_a_batch_travels", "four_bottlenecks"]
+GUIDES = ["from_laptop_to_16_gpus", "bring_your_data", "compress", "serving", "how_a_batch_travels", "four_bottlenecks"]
 SCHEDULERS = ["local", "slurm", "aws_batch", "kubernetes"]
 DOCUMENTS = {"RESULTS.md": "results.md", "LOG.md": "log.md", "CONTRIBUTING.md": "contributing.md"}
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -90,8 +91,15 @@ def test_command(command: str, project: Path) -> None:
     if command.startswith("make"):  # what they run is tested here and by CI, which calls make itself
         assert subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, capture_output=True).returncode == 0
         return
+    if command.startswith("dlrm-recipes serve"):
+        asked_and_ended(command, project)
+        return
     if "census" in command and not SHARED.exists():
         pytest.skip("Census-Income (KDD) is not at ../shared/data/census_income_kdd")
+    if "quantize_dlrm" in command:  # of the run that the README began with, and for the server after it
+        typed("python recipes/train_dlrm.py demo --rows 40960 --batch-size 1024", project)
+        assert "largest change of a probability" in typed(command, project)
+        return
     shortest = max((end for end in SHORT if command.endswith(end)), key=len, default="")
     command = command.replace("-j 2x8", "-j 2x1") if "--dryrun" not in command else command  # see as_typed below
     output = typed(command + SHORT.get(shortest, ""), project)
@@ -108,6 +116,24 @@ def test_command(command: str, project: Path) -> None:
         if "teacher/auc" in metrics:  # the rows of one's own are drawn at random
             assert metrics["val/auc"] > 0.6
         shutil.rmtree(project / "runs")  # the next command is another run
+
+
+def asked_and_ended(command: str, folder: Path) -> None:
+    """The server that a command starts says where it is, answers there, and ends when it is told to."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen(
+        [*command.split(), "--port", "0"], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        found = re.fullmatch(r"serving (.+) at (http://127\.0\.0\.1:\d+)\n", server.stdout.readline())
+        assert found
+        with urllib.request.urlopen(f"{found[2]}/readyz") as answer:
+            assert json.load(answer) == {"package": found[1]}
+        server.terminate()
+        assert server.wait(timeout=60) == 0
+    finally:
+        server.kill()
 
 
 def test_every_relative_link_leads_somewhere() -> None:

@@ -19,6 +19,7 @@ from dlrm_torchrec.cli.doctor import CHECKS, doctor
 from dlrm_torchrec.cli.launch import launch, script_of
 from dlrm_torchrec.cli.merge import upgrade
 from dlrm_torchrec.cli.origin import copies, copy_recipe, read_copy, sha256
+from dlrm_torchrec.cli.serve import add_options, serve
 from dlrm_torchrec.cli.shelf import find, shelf
 
 DONE, FOUND, BAD_ARGUMENTS = 0, 1, 2  # FOUND: problems of this machine, or conflicts of a merge
@@ -143,6 +144,13 @@ def command_line() -> argparse.ArgumentParser:
         health.add_argument("checks", metavar="CHECK", nargs="*", help=f"{', '.join(CHECKS)}; none: all"),
         lambda **_: list(CHECKS),
     )
+
+    about = (
+        "predictions over HTTP; there is no authentication: let others than this machine in through a proxy that has it"
+    )
+    server = verb("serve", serve, about)
+    server.add_argument("package", metavar="PACKAGE", type=Path, help="the folder of a package")
+    add_options(server)
 
     shell = verb("completion", completion, "a script that completes this command in your shell")
     shell.add_argument("shell", choices=["bash", "zsh", "fish"])

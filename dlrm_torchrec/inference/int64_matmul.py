@@ -40,9 +40,17 @@ def matmul_by_winograd(a: torch.Tensor, b: torch.Tensor, threads: int = 1) -> to
     m, n = a.size(0), b.size(1)
     halvings = _halvings(-(-m // threads), a.size(1), n)
     a, b = _padded(a, threads << halvings, 1 << halvings), _padded(b, 1 << halvings, 1 << halvings)
+    product = a.new_empty(a.size(0), b.size(1))
+    rows = len(a) // threads
+
+    def multiply(group: int) -> None:
+        mine = slice(group * rows, (group + 1) * rows)
+        scratch = [_scratch(rows >> depth, a.size(1) >> depth, b.size(1) >> depth) for depth in range(halvings)]
+        _winograd(a[mine], b, product[mine], scratch)
+
     with ThreadPoolExecutor(threads) as pool:
-        groups = list(pool.map(lambda group: _winograd(group, b, halvings), a.chunk(threads)))
-    return torch.cat(groups)[:m, :n]
+        list(pool.map(multiply, range(threads)))
+    return product[:m, :n]
 
 
 def _halvings(*sizes: int) -> int:
@@ -50,28 +58,36 @@ def _halvings(*sizes: int) -> int:
     return max((min(sizes) // _LEAST).bit_length() - 1, 0)
 
 
-def _winograd(a: torch.Tensor, b: torch.Tensor, halvings: int) -> torch.Tensor:
-    """The product of matrices whose sizes are multiples of 2^halvings (Winograd's form: 7 products, 15 sums)."""
-    if not halvings:
-        return a @ b
+def _scratch(m: int, k: int, n: int) -> tuple[torch.Tensor, ...]:
+    """Room for a quarter of the left, the right and the resulting matrix."""
+    return tuple(torch.empty(r // 2, c // 2, dtype=torch.int64) for r, c in ((m, k), (k, n), (m, n)))
+
+
+def _winograd(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, scratch: list[tuple[torch.Tensor, ...]]) -> None:
+    """``a`` times ``b`` into ``c``: Winograd's 7 products and 15 sums, once for every entry of ``scratch``.
+
+    The order is that of Douglas et al. 1994 (GEMMW), which keeps no more than one sum of each side at a time.
+    """
+    if not scratch:
+        torch.mm(a, b, out=c)
+        return
+    (s, t, p), *deeper = scratch
     (a11, a12), (a21, a22) = (half.chunk(2, 1) for half in a.chunk(2))
     (b11, b12), (b21, b22) = (half.chunk(2, 1) for half in b.chunk(2))
-    s1 = a21 + a22
-    s2 = s1 - a11
-    t1 = b12 - b11
-    t2 = b22 - t1
-    lefts = (a11, a12, a12 - s2, a22, s1, s2, a11 - a21)
-    rights = (b11, b21, b22, t2 - b21, t1, t2, b22 - b12)
-    p1, p2, p3, p4, p5, p6, p7 = (_winograd(x, y, halvings - 1) for x, y in zip(lefts, rights, strict=True))
-    product = a.new_empty(a.size(0), b.size(1))
-    (c11, c12), (c21, c22) = (half.chunk(2, 1) for half in product.chunk(2))
-    torch.add(p1, p2, out=c11)
-    u2 = p1.add_(p6)
-    u3 = p7.add_(u2)
-    torch.add(u2.add_(p5), p3, out=c12)
-    torch.sub(u3, p4, out=c21)
-    torch.add(u3, p5, out=c22)
-    return product
+    (c11, c12), (c21, c22) = (half.chunk(2, 1) for half in c.chunk(2))
+    _winograd(torch.sub(a11, a21, out=s), torch.sub(b22, b12, out=t), c21, deeper)
+    _winograd(torch.add(a21, a22, out=s), torch.sub(b12, b11, out=t), c22, deeper)
+    _winograd(s.sub_(a11), torch.sub(b22, t, out=t), c12, deeper)
+    _winograd(torch.sub(a12, s, out=s), b22, c11, deeper)
+    _winograd(a11, b11, p, deeper)
+    c12.add_(p)
+    c21.add_(c12)
+    c12.add_(c22).add_(c11)
+    c22.add_(c21)
+    _winograd(a22, t.sub_(b21), c11, deeper)
+    c21.sub_(c11)
+    _winograd(a12, b21, c11, deeper)
+    c11.add_(p)
 
 
 def matmul_by_digits(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -104,4 +120,5 @@ def _digits(x: torch.Tensor) -> torch.Tensor:
 
 def _padded(x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     """``x`` with zeros up to multiples of ``rows`` and ``columns``."""
-    return torch.nn.functional.pad(x, (0, -x.size(1) % columns, 0, -x.size(0) % rows)).contiguous()
+    missing = (0, -x.size(1) % columns, 0, -x.size(0) % rows)
+    return torch.nn.functional.pad(x, missing) if any(missing) else x

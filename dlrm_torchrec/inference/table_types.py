@@ -52,7 +52,8 @@ def packed(weight: torch.Tensor, kind: TableType) -> tuple[torch.Tensor, torch.T
     ValueError when a number is not finite, or too large for float16.
     """
     weight = weight.detach().float().contiguous()
-    largest = float(weight.abs().max()) if weight.numel() else 0.0
+    low, high = (float(each) for each in weight.aminmax())  # which takes no memory of its own, as abs would
+    largest = max(-low, high)
     limit = torch.finfo(torch.float32 if kind == "fp32" else torch.float16).max
     if not largest <= limit:
         raise ValueError(

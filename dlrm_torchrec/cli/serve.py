@@ -1,0 +1,29 @@
+"""``dlrm-recipes serve``: its options, and the server, which is imported only when one is started."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from importlib.util import find_spec
+
+from dlrm_torchrec.inference.serving.config import ServingConfig
+
+NEEDED = ("starlette", "uvicorn", "prometheus_client")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    for field in fields(ServingConfig):
+        name, help = f"--{field.name.replace('_', '-')}", f"{field.metadata['help']} (%(default)s)"
+        parser.add_argument(name, type=type(field.default), default=field.default, metavar="X", help=help)
+
+
+def serve(args: argparse.Namespace) -> int:
+    """0 once the server was told to end; ValueError or OSError when it cannot begin."""
+    missing = [name for name in NEEDED if not find_spec(name)]
+    if missing:
+        raise ValueError(f"serving must have {', '.join(NEEDED)}: got no {missing[0]}; pip install {' '.join(NEEDED)}")
+    config = ServingConfig(**{field.name: getattr(args, field.name) for field in fields(ServingConfig)})
+    from dlrm_torchrec.inference.serving.server import serve  # imports torch
+
+    serve(args.package, config)
+    return 0

@@ -1,0 +1,1 @@
+"""An HTTP endpoint for a package: raw feature values in, probabilities out."""

@@ -1,0 +1,169 @@
+"""The endpoints of a server: predictions, what is served, and how the server does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from dlrm_torchrec.inference.predictor import Inputs, Predictor
+from dlrm_torchrec.inference.serving.arrow_body import read_arrow, write_arrow
+from dlrm_torchrec.inference.serving.batcher import Batcher
+from dlrm_torchrec.inference.serving.client import announced_bytes, read_body, unless_gone
+from dlrm_torchrec.inference.serving.config import ServingConfig
+from dlrm_torchrec.inference.serving.json_body import read_json
+from dlrm_torchrec.inference.serving.loading import PackageError, load_package
+from dlrm_torchrec.inference.serving.metrics import Counted, Metrics
+from dlrm_torchrec.inference.serving.room import Room
+
+JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
+MAX_BODIES = 16  # of the largest size that are held at once
+ENCODERS = 2  # threads, so that a large request does not hold up all others
+SHORT_BODY_BYTES = 16_384  # encoded at once: with threads that take turns at it, 8 clients get 0.6 of the answers
+MAX_ERROR_LENGTH = 500  # of a sentence that repeats what a client sent
+
+Probabilities = NDArray[np.float32]
+
+
+class Service:
+    """A package, and what the endpoints share."""
+
+    def __init__(self, path: Path, config: ServingConfig) -> None:
+        self.path = path
+        self.config = config
+        self.predictor: Predictor | None = None  # until the package is loaded
+        self.queued_rows = Room(config.max_queued_rows, "rows")
+        self.body_bytes = Room(MAX_BODIES * config.max_request_bytes, "bytes")
+        self.metrics = Metrics(lambda: self.queued_rows.held)
+        self.batcher = Batcher(config.max_batch_rows, config.max_delay_ms / 1e3, config.threads, self.metrics)
+        self._encoders = ThreadPoolExecutor(ENCODERS, "encode")
+        self._loading = asyncio.Lock()
+
+    def app(self, lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]) -> Counted:
+        routes = [
+            Route("/predict", self.predict, methods=["POST"]),
+            Route("/reload", self.reload, methods=["POST"]),
+            *(Route(path, self.package, methods=["GET"]) for path in ("/", "/package")),
+            Route("/healthz", self.health, methods=["GET"]),
+            Route("/readyz", self.readiness, methods=["GET"]),
+            Route("/metrics", self.exposition, methods=["GET"]),
+        ]
+        handlers = {HTTPException: _refused, ClientDisconnect: _gone, Exception: _failed}
+        app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+        app.router.redirect_slashes = False
+        return Counted(app, self.metrics.requests, {route.path for route in routes})
+
+    async def load(self) -> Predictor:
+        """Serves what is in the folder now, once it has answered; PackageError when it cannot, and nothing changes."""
+        async with self._loading:
+            try:
+                predictor = await asyncio.to_thread(load_package, self.path)
+            except PackageError:
+                self.metrics.loads.labels("failed").inc()
+                raise
+            self.metrics.loads.labels("done").inc()
+            self.metrics.serves(predictor.manifest)
+            self.predictor = predictor
+            return predictor
+
+    async def predict(self, request: Request) -> Response:
+        start = perf_counter()
+        content_type = _content_type(request)
+        predictor = self._loaded()  # it encodes and answers this request, whatever is loaded meanwhile
+        num_bytes = announced_bytes(request, self.config.max_request_bytes)
+        with self.body_bytes.hold(num_bytes), self.queued_rows.hold(1):
+            body = await read_body(request, num_bytes, self.config.timeout_s)
+            inputs, probabilities = await unless_gone(request, self._answer(predictor, content_type, body))
+        counts = zip(predictor.spec["sparse"], inputs.unseen.tolist(), strict=True)
+        unseen = {feature["name"]: count for feature, count in counts if count}
+        response = _written(content_type, probabilities, unseen, predictor.manifest["name"])
+        self.metrics.answered(len(inputs), unseen, perf_counter() - start)
+        return response
+
+    async def _answer(self, predictor: Predictor, content_type: str, body: bytes) -> tuple[Inputs, Probabilities]:
+        if len(body) <= SHORT_BODY_BYTES:
+            inputs = self._encoded(predictor, content_type, body)
+        else:
+            loop = asyncio.get_running_loop()
+            inputs = await loop.run_in_executor(self._encoders, self._encoded, predictor, content_type, body)
+        with self.queued_rows.hold(len(inputs) - 1):  # one is held since the request began
+            probabilities = await self.batcher.submit(predictor, inputs)
+        if not np.isfinite(probabilities).all():
+            raise HTTPException(422, "a row must give a probability: got one of which numbers overflow the model")
+        return inputs, probabilities
+
+    def _encoded(self, predictor: Predictor, content_type: str, body: bytes) -> Inputs:
+        columns = (read_arrow if content_type == ARROW else read_json)(body, self.config.max_rows)
+        try:
+            inputs = predictor.encode(columns)
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        if len(inputs) == 0:
+            raise HTTPException(422, "a request must have rows: got none")
+        return inputs
+
+    async def reload(self, _: Request) -> Response:
+        try:
+            predictor = await self.load()
+        except PackageError as error:
+            raise HTTPException(409, f"{error} (what was served before still is)") from error
+        return JSONResponse({"package": predictor.manifest["name"]})
+
+    async def package(self, _: Request) -> Response:
+        return JSONResponse(self._loaded().manifest)
+
+    async def health(self, _: Request) -> Response:
+        return JSONResponse({"alive": True})
+
+    async def readiness(self, _: Request) -> Response:
+        return JSONResponse({"package": self._loaded().manifest["name"]})
+
+    async def exposition(self, _: Request) -> Response:
+        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    def _loaded(self) -> Predictor:
+        if self.predictor is None:
+            raise HTTPException(503, "a package must be loaded first: got none yet; try later", {"Retry-After": "1"})
+        return self.predictor
+
+
+def _content_type(request: Request) -> str:
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type not in (JSON, ARROW):
+        raise HTTPException(415, f"content type must be {JSON} or {ARROW}: got {content_type or 'none'}")
+    if "content-encoding" in request.headers:
+        raise HTTPException(415, "content must not be encoded: got a Content-Encoding; send it plainly")
+    return content_type
+
+
+def _written(content_type: str, probabilities: Probabilities, unseen: Mapping[str, int], package: str) -> Response:
+    if content_type == ARROW:
+        return Response(write_arrow(probabilities, unseen, package), media_type=ARROW)
+    return JSONResponse({"probabilities": probabilities.tolist(), "unseen": unseen, "package": package})
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    text = json.dumps({"error": error.detail[:MAX_ERROR_LENGTH]})  # as ASCII, whatever half characters it repeats
+    return Response(text, error.status_code, error.headers, JSON)
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=499)
+
+
+async def _failed(_: Request, __: Exception) -> Response:
+    return JSONResponse({"error": "the server failed; its log says why"}, 500)

@@ -1,0 +1,109 @@
+"""Requests that wait together become one batch of the model.
+
+The model is run as soon as it is free, on what came while it was busy: alone, a request never waits, and the busier the
+server is, the larger its batches are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dlrm_torchrec.inference.predictor import Inputs, Predictor
+from dlrm_torchrec.inference.serving.metrics import Metrics
+
+
+@dataclass(frozen=True, eq=False)
+class Waiting:
+    """A request in the queue, and where its rows' probabilities go."""
+
+    predictor: Predictor  # that encoded the inputs: ids of another package mean other values
+    inputs: Inputs
+    answer: asyncio.Future[NDArray[np.float32]]
+    since: float
+
+
+class Batcher:
+    """The queue of a model that runs in a thread of its own, one batch at a time."""
+
+    def __init__(self, max_batch_rows: int, max_delay_s: float, threads: int, metrics: Metrics) -> None:
+        self.max_batch_rows = max_batch_rows
+        self.max_delay_s = max_delay_s
+        self.metrics = metrics
+        self._queue: deque[Waiting] = deque()
+        self._arrival = asyncio.Event()
+        self._model = ThreadPoolExecutor(1, "model", initializer=torch.set_num_threads, initargs=(threads,))
+
+    def submit(self, predictor: Predictor, inputs: Inputs) -> asyncio.Future[NDArray[np.float32]]:
+        """The probabilities (rows,), once the model has run; cancel it, and the rows leave the queue."""
+        answer = asyncio.get_running_loop().create_future()
+        self._queue.append(Waiting(predictor, inputs, answer, perf_counter()))
+        self._arrival.set()
+        return answer
+
+    async def run(self) -> None:
+        """Runs the model on what waits, until it is cancelled."""
+        while True:
+            if not self._queue:
+                self._arrival.clear()
+                await self._arrival.wait()
+            await self._wait_for_company()
+            if batch := self._next_batch():
+                await self._predict(batch)
+
+    async def _wait_for_company(self) -> None:
+        until = self._queue[0].since + self.max_delay_s
+        while (left := until - perf_counter()) > 0 and _num_rows(self._queue) < self.max_batch_rows:
+            self._arrival.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._arrival.wait(), left)
+
+    def _next_batch(self) -> list[Waiting]:
+        """Requests from the head of the queue: one, or as many as fit into a batch and were encoded alike."""
+        batch: list[Waiting] = []
+        rows = 0
+        while self._queue:
+            head = self._queue[0]
+            if not head.answer.cancelled():  # else its client has gone
+                rows += len(head.inputs)
+                if batch and (rows > self.max_batch_rows or head.predictor is not batch[0].predictor):
+                    break
+                batch.append(head)
+            self._queue.popleft()
+        return batch
+
+    async def _predict(self, batch: list[Waiting]) -> None:
+        start = perf_counter()
+        try:
+            parts = await asyncio.get_running_loop().run_in_executor(self._model, _probabilities, batch)
+        except Exception as error:  # of the model: these requests fail, the server goes on
+            for each in batch:
+                if not each.answer.cancelled():
+                    each.answer.set_exception(error)
+            return
+        self.metrics.batch_rows.observe(_num_rows(batch))
+        self.metrics.model_s.observe(perf_counter() - start)
+        for each, part in zip(batch, parts, strict=True):
+            if not each.answer.cancelled():
+                self.metrics.queue_s.observe(start - each.since)
+                each.answer.set_result(part)
+
+
+def _probabilities(batch: list[Waiting]) -> list[NDArray[np.float32]]:
+    """Those of each request."""
+    inputs = [each.inputs for each in batch]
+    probabilities = batch[0].predictor.run(Inputs.joined(inputs)).probabilities
+    return np.split(probabilities, np.cumsum([len(each) for each in inputs])[:-1])
+
+
+def _num_rows(requests: Iterable[Waiting]) -> int:
+    return sum(len(each.inputs) for each in requests)

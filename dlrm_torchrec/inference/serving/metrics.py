@@ -1,0 +1,73 @@
+"""What a server tells Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Set
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+BATCH_ROWS = [2**power for power in range(15)]
+SECONDS = [1e-3 * bound for bound in (0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)]
+
+
+class Metrics:
+    """The metrics of one server, in a registry of their own; beside them those of its process, as its memory."""
+
+    def __init__(self, queued_rows: Callable[[], float]) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        here: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter(
+            "dlrm_requests", "Requests by answer; 499: the client had gone", ["path", "code"], **here
+        )
+        self.rows = Counter("dlrm_rows", "Rows answered with a probability", **here)
+        self.unseen = Counter("dlrm_unseen_values", "Values in them that training had not seen", ["feature"], **here)
+        self.batch_rows = Histogram("dlrm_batch_rows", "Rows of a run of the model", buckets=BATCH_ROWS, **here)
+        latency = Histogram(
+            "dlrm_latency_seconds",
+            "Of requests answered with probabilities: in the queue, in the model, in total",
+            ["part"],
+            buckets=SECONDS,
+            **here,
+        )
+        self.queue_s, self.model_s, self.total_s = (latency.labels(part) for part in ("queue", "model", "total"))
+        queued = Gauge("dlrm_queued_rows", "Rows not answered yet; a request not read yet counts as one", **here)
+        queued.set_function(queued_rows)
+        self.loads = Counter(
+            "dlrm_package_loads", "Times that the package was loaded, the first included", ["outcome"], **here
+        )
+        for outcome in ("done", "failed"):
+            self.loads.labels(outcome)  # 0 until it is counted
+        self.package = Info("dlrm_package", "What is served", **here)
+
+    def serves(self, manifest: Mapping[str, Any]) -> None:
+        """Another package is served from now on."""
+        self.package.info(
+            {"name": manifest["name"], "model_sha256": manifest["files"]["model.pt"], **manifest["versions"]}
+        )
+
+    def answered(self, num_rows: int, unseen: Mapping[str, int], seconds: float) -> None:
+        self.rows.inc(num_rows)
+        for feature, count in unseen.items():
+            self.unseen.labels(feature).inc(count)
+        self.total_s.observe(seconds)
+
+
+class Counted:
+    """An application whose answers are counted by their path, if it is one of ``paths``, and code."""
+
+    def __init__(self, app: ASGIApp, requests: Counter, paths: Set[str]) -> None:
+        self.app = app
+        self.requests = requests
+        self.paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                path = scope["path"] if scope["path"] in self.paths else "other"
+                self.requests.labels(path, str(message["status"])).inc()
+            await send(message)
+
+        await self.app(scope, receive, counted)

@@ -1,0 +1,30 @@
+"""How much the requests that a server has not answered yet may hold at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from starlette.exceptions import HTTPException
+
+
+class Room:
+    """Room for so many ``unit``; a request for which none is left is refused with 503."""
+
+    def __init__(self, size: int, unit: str) -> None:
+        self.size = size
+        self.unit = unit
+        self.held = 0
+
+    @contextmanager
+    def hold(self, amount: int) -> Iterator[None]:
+        if self.held + amount > self.size:
+            message = (
+                f"requests that wait may hold {self.size} {self.unit}: got {self.held} and {amount} more; try later"
+            )
+            raise HTTPException(503, message, {"Retry-After": "1"})
+        self.held += amount
+        try:
+            yield
+        finally:
+            self.held -= amount

@@ -1,0 +1,131 @@
+"""The process of a server: its socket, its signals, and connections that nothing comes from."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import uvicorn
+from prometheus_client import disable_created_metrics
+from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from dlrm_torchrec.inference.serving.app import Service
+from dlrm_torchrec.inference.serving.config import ServingConfig
+from dlrm_torchrec.inference.serving.loading import PackageError
+
+SHUTDOWN_S = 30  # for what is in flight
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1 that hangs up on a client whose next request does not begin, head and all, in time.
+
+    uvicorn's own limit holds only after a first answer, and only until the next byte.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        super().connection_made(transport)
+        self._expect_request()
+
+    def on_response_complete(self) -> None:
+        self._expect_request()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._timer:
+            self._timer.cancel()
+
+    def _expect_request(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(self.timeout_keep_alive, self._hang_up_after, self.cycle)
+
+    def _hang_up_after(self, cycle: object) -> None:
+        if self.cycle is cycle:  # no request has begun since
+            self.timeout_keep_alive_handler()
+
+
+def serve(path: Path, config: ServingConfig) -> None:
+    """Serves until SIGTERM or SIGINT, and then answers what has come; OSError, PackageError when it cannot begin."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody reads
+    service = Service(path, config)
+    failures: list[BaseException] = []
+
+    async def first_load() -> None:
+        predictor = await service.load()
+        print(f"serving {predictor.manifest['name']} at {url}", flush=True)
+
+    async def reload() -> None:
+        try:
+            predictor = await service.load()
+        except PackageError as error:
+            print(f"reload: {error} (what was served before still is)", file=sys.stderr, flush=True)
+        else:
+            print(f"reload: serving {predictor.manifest['name']}", flush=True)
+
+    def end_if_failed(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            failures.append(error)
+            server.should_exit = True
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        tasks = {loop.create_task(work) for work in (service.batcher.run(), first_load())}
+        for task in tasks:
+            task.add_done_callback(end_if_failed)
+
+        def reload_soon() -> None:
+            tasks.add(task := loop.create_task(reload()))
+            task.add_done_callback(tasks.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, reload_soon)
+        yield
+        for task in tasks:
+            task.cancel()
+
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.create_server((config.host, config.port), family=family) as listening:
+        # asyncio would, but not for a socket that it has not opened; without it an answer waits 40 ms for an ACK
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        host, port = listening.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        server = uvicorn.Server(
+            uvicorn.Config(
+                service.app(lifespan),
+                http=Protocol,
+                ws="none",
+                loop="asyncio",
+                lifespan="on",
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=config.timeout_s,
+                timeout_graceful_shutdown=SHUTDOWN_S,
+            )
+        )
+        with _signals_ignored():
+            server.run(sockets=[listening])
+    if failures:
+        raise failures[0]
+
+
+@contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """uvicorn, once it has ended well, raises what has ended it again: as the death of a process that was killed."""
+    handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
