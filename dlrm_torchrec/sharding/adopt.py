@@ -11,7 +11,7 @@ from torchrec.distributed.planner.planners import to_sharding_plan
 from torchrec.distributed.planner.types import ParameterConstraints, ShardingOption
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
-from dlrm_torchrec.sharding.enumerator import Enumerator
+from dlrm_torchrec.sharding.enumerator import Enumerator, shard_optimizer_bytes, shard_weight_bytes
 from dlrm_torchrec.sharding.estimate import TableEstimate, estimate_of
 from dlrm_torchrec.sharding.sharder import COLUMN_TYPES
 
@@ -27,7 +27,7 @@ def adopt_plan(
     """The plan in the file at ``path`` (recipes/plan_sharding.py) for ``topology``'s number of ranks.
 
     Raises ValueError when it is of another format, of another number of ranks, or of other tables: every table must
-    have the shards that the planner would cut for this model and these ranks.
+    have the shards that the planner would cut for this model and these ranks, and their bytes.
     """
     saved = {table.name: table for table in estimate_of(path, topology.world_size).tables}
     constraints = {name: _cut_alike(constraint, saved.get(name)) for name, constraint in constraints.items()}
@@ -57,6 +57,7 @@ def _placed(options: list[ShardingOption], table: TableEstimate, path: str) -> S
         cut = [(tuple(shard.size), tuple(shard.offset)) for shard in option.shards]
         same = (option.sharding_type, option.compute_kernel) == (table.sharding_type, table.compute_kernel)
         if same and cut == wanted:
+            _check_bytes(option, table, path)
             for shard, saved in zip(option.shards, table.shards, strict=True):
                 shard.rank = saved.rank
             return option
@@ -65,3 +66,17 @@ def _placed(options: list[ShardingOption], table: TableEstimate, path: str) -> S
         f"{table.sharding_type} of {table.rows} x {table.dim} in {len(wanted)} shards; plan again with the same "
         "options and topology"
     )
+
+
+def _check_bytes(option: ShardingOption, table: TableEstimate, path: str) -> None:
+    """ValueError where the model's weights or moments take other memory than was planned for."""
+    for what, planned, count in (
+        ("weights", [shard.weight_bytes for shard in table.shards], shard_weight_bytes),
+        ("moments", [shard.optimizer_bytes for shard in table.shards], shard_optimizer_bytes),
+    ):
+        needed = [count(option, shard.size) for shard in option.shards]
+        if needed != planned:
+            raise ValueError(
+                f"{what} of table {table.name!r} must take the {sum(planned):,} bytes that the plan {path} counts: got "
+                f"{sum(needed):,}; plan again with the same data_type and optimizer"
+            )

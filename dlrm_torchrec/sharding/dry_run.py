@@ -13,6 +13,7 @@ from dlrm_torchrec.embeddings.tables import Tables, TablesConfig
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec, Table
 from dlrm_torchrec.sharding.estimate import Estimate, EstimateStats
 from dlrm_torchrec.sharding.fit import Choice, best, choices, fit
+from dlrm_torchrec.sharding.node_local import OF_THE_WORLD
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.sharding.sharder import table_optimizer
 from dlrm_torchrec.sharding.shortfall import DoesNotFitError
@@ -31,12 +32,24 @@ class DryRun:
     access: Mapping[str, AccessStatistics]  # by feature, as far as they were measured
 
     def __call__(self, config: Any, cluster: Cluster, name: str = "") -> Estimate:
-        """The plan of a recipe's ``config`` for ``cluster``, called ``name``; DoesNotFitError when there is none."""
+        """The plan of a recipe's ``config`` for ``cluster``, called ``name``; DoesNotFitError when there is none.
+
+        Where each node learns tables of its own (``config.node_size``), that of a node.
+        """
         model, tables = self.build(config, self.spec, cluster.world_size, torch.device("cpu"))
-        stats = EstimateStats(name or str(cluster))
-        batch_size = config.batch_size // cluster.world_size
+        ranks = getattr(config, "node_size", cluster.world_size)
+        alone = ranks < cluster.world_size
+        stats = EstimateStats((name or str(cluster)) + (f", a node of {ranks}" if alone else ""))
         make_plan(
-            model, tables, cluster.topology(), batch_size, config.sharding, self.spec, stats=stats, access=self.access
+            model,
+            tables,
+            cluster.node(ranks).topology(),
+            config.batch_size // cluster.world_size,
+            config.sharding,
+            self.spec,
+            stats=stats,
+            access=self.access,
+            without=OF_THE_WORLD if alone else (),
         )
         assert stats.found is not None
         return stats.found

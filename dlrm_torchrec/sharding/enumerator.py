@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
-from torchrec.distributed.planner.types import ShardingOption, Storage
+from torchrec.distributed.planner.types import Perf, ShardingOption, Storage
 from torchrec.distributed.types import ModuleSharder
 from torchrec.optim import RowWiseAdagrad
 
@@ -45,8 +45,30 @@ def shard_optimizer_bytes(option: ShardingOption, size: Sequence[int]) -> int:
     return optimizer_bytes(optimizer, size)
 
 
+def shard_weight_bytes(option: ShardingOption, size: Sequence[int]) -> int:
+    """Bytes of the weights of a shard of a table."""
+    return prod(size) * int(option.tensor.element_size())
+
+
+class StepPerf(Perf):
+    """TorchRec's, with the ids' way to the ranks of their tables in the total, which planners make small.
+
+    TorchRec leaves it out, as pipelines overlap it with other work. Yet it takes the wires that vectors take, and the
+    ranks of a row-wise table, which get ids from every rank, would look idle without it.
+    """
+
+    @property
+    def total(self) -> float:
+        return float(super().total + self.input_dist_comms)
+
+    def __add__(self, other: Perf) -> StepPerf:
+        return StepPerf(**vars(super().__add__(other)))
+
+    __radd__ = __add__  # of a device's sum so far, which begins as TorchRec's
+
+
 class Enumerator(EmbeddingEnumerator):
-    """TorchRec's, made deterministic, and exact about the moments of fp16 tables.
+    """TorchRec's, made deterministic, exact about the moments of fp16 tables, and with all of a step in its times.
 
     TorchRec orders sharding types by a set of strings, so that equally good plans differ from run to run: here the
     simpler one comes first. And it counts moments at the width of the weights, although they are float32.
@@ -68,6 +90,8 @@ class Enumerator(EmbeddingEnumerator):
                 missing = int(uncounted * shard_optimizer_bytes(option, shard.size))
                 on_device = self._compute_device == "cuda" and option.compute_kernel == "fused"
                 assert shard.storage is not None
+                assert shard.perf is not None
+                shard.perf = StepPerf(**vars(shard.perf))
                 shard.storage += Storage(hbm=missing, ddr=0) if on_device else Storage(hbm=0, ddr=missing)
 
 

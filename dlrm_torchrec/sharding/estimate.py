@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass
-from math import prod
 from typing import Any
 
 from iopath.common.file_io import g_pathmgr
 from torchrec.distributed.planner import Topology
 from torchrec.distributed.planner.types import ShardingOption, Stats, StorageReservation
 
-from dlrm_torchrec.sharding.enumerator import shard_optimizer_bytes, simplicity
+from dlrm_torchrec.sharding.enumerator import shard_optimizer_bytes, shard_weight_bytes, simplicity
 
 VERSION = 2
 PARTS = ("input_dist_comms", "prefetch_compute", "fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms")
@@ -113,9 +112,14 @@ class Estimate:
 
 
 def read_estimates(path: str) -> list[Estimate]:
-    """The estimates in a file of ``to_json``s; ValueError when it is of another version."""
-    with g_pathmgr.open(path, "r") as stream:
-        plans: list[dict[str, Any]] = json.load(stream)
+    """The estimates in a file of ``to_json``s; ValueError when it cannot be read or is of another version."""
+    try:
+        with g_pathmgr.open(path, "r") as stream:
+            plans: list[dict[str, Any]] = json.load(stream)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"plan {path} must be a file of recipes/plan_sharding.py: got {error}; name another"
+        ) from error
     versions = sorted({str(plan.pop("version", None)) for plan in plans})
     if versions != [str(VERSION)]:
         raise ValueError(f"plan {path} must be of version {VERSION}: got {versions}; plan again with this release")
@@ -142,7 +146,7 @@ def estimate_of(path: str, world_size: int, topology: str = "") -> Estimate:
     if len(found) != 1:
         raise ValueError(
             f"plan {path} must hold one plan for {world_size} ranks: got plans for "
-            f"{[f'{plan.world_size} of {plan.topology}' for plan in plans]}; plan one such topology, or name it"
+            f"{[f'{plan.world_size} of {plan.topology}' for plan in plans]}; plan one such topology alone"
         )
     return found[0]
 
@@ -223,7 +227,7 @@ def _table(option: ShardingOption, considered: list[ShardingOption]) -> TableEst
                 size=tuple(shard.size),
                 hbm_bytes=shard.storage.hbm,
                 ddr_bytes=shard.storage.ddr,
-                weight_bytes=prod(shard.size) * option.tensor.element_size(),
+                weight_bytes=shard_weight_bytes(option, shard.size),
                 optimizer_bytes=shard_optimizer_bytes(option, shard.size),
                 milliseconds={part: getattr(shard.perf, part) for part in PARTS},
             )

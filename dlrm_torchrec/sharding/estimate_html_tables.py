@@ -143,10 +143,10 @@ def _ways(placed: TableEstimate) -> str:
         "Sharding", "Slowest shard", "times chosen", "Largest shard", "times chosen", "All shards", "Shards", "Kernel"
     )
     if faster:
-        reason = f"{faster} would be faster alone: beside the other tables they take too much of a rank."
+        reason = f"{faster} would be faster alone: no plan tried with them is faster and fits."
     elif len(placed.alternatives) > 1:
         reason = "The chosen way is the fastest by its slowest shard."
     else:
-        reason = "The only way on these ranks."
+        reason = "The only way that ranks and options leave."
     caption = f"Ways considered for {escape(placed.name)}, fastest first"
     return table(f"<tr>{head}</tr>", rows, caption, kind="ways") + f'<p class="note">{reason}</p>'

@@ -95,11 +95,11 @@ def explain(estimate: Estimate, table: str) -> str:
             f"{'  <- chosen' if number == place else ''}"
         )
     if place:
-        reason = f"although {place} would be faster alone: beside the other tables they take too much of a rank"
+        reason = f"although {place} would be faster alone: no plan tried with them is faster and fits"
     elif len(ways) > 1:
         reason = f"the fastest by its slowest shard; the next takes {_times(ways[1], ways[0])} times as long"
     else:
-        reason = "the only way on one rank"
+        reason = "the only way that ranks and options leave"
     return "\n".join([*lines, f"  chosen: {reason}"])
 
 

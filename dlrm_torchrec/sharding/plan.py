@@ -26,6 +26,7 @@ from dlrm_torchrec.sharding.comms import CommsConfig, check_widths, codecs, row_
 from dlrm_torchrec.sharding.composed_shardings import check_sharding, offered_types
 from dlrm_torchrec.sharding.compositional import CompositionalEmbeddingBagCollectionSharder
 from dlrm_torchrec.sharding.enumerator import Enumerator, ShardingType
+from dlrm_torchrec.sharding.local_search import LocalSearch
 from dlrm_torchrec.sharding.ranks import ranges
 from dlrm_torchrec.sharding.sharder import CHANGED_BY, HOST_KERNELS, ROW_TYPES, ExactSharder, table_optimizer
 from dlrm_torchrec.sharding.shortfall import DoesNotFitError, shortfall
@@ -111,6 +112,7 @@ def _search(
         enumerator=enumerator,
         constraints=constraints,
         storage_reservation=reservation,
+        proposer=LocalSearch(),
         stats=[stats] if stats else [],
         debug=False,
     )

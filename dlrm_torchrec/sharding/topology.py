@@ -6,7 +6,7 @@ import math
 import os
 import re
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,22 @@ class Cluster:
     @property
     def world_size(self) -> int:
         return self.hosts * self.devices_per_host
+
+    def node(self, ranks: int) -> Cluster:
+        """The first ``ranks`` of it, with their share of a host's memory and its bandwidth."""
+        devices = min(ranks, self.devices_per_host)
+        if ranks < 1 or self.world_size % ranks or ranks % devices:
+            raise ValueError(
+                f"ranks of a node must divide the {self.world_size} ranks of {self}, as whole hosts or parts of one: "
+                f"got {ranks}; choose a divisor"
+            )
+        share = devices / self.devices_per_host
+        machine = replace(
+            self.machine,
+            ddr_bytes=int(self.machine.ddr_bytes * share),
+            ddr_bandwidth=self.machine.ddr_bandwidth * share,
+        )
+        return Cluster(machine, ranks // devices, devices)
 
     def topology(self) -> Topology:
         """What TorchRec's planner plans for; ranks share their host's memory and its bandwidth equally."""

@@ -82,7 +82,7 @@ def test_two_topologies_of_mlperf(tmp_path: Path) -> None:
             assert sum(shard["hbm_bytes"] for shard in table["shards"]) >= 2 * weights  # Adagrad keeps as much again
             assert all(sum(shard["milliseconds"].values()) > 0 for shard in table["shards"])
     lines = {line.split()[0]: line for line in printed.splitlines() if line.startswith(("2x8:h100 ", "1x8:a100-80 "))}
-    assert f"{max(rank_bytes(estimates[0])) / 1e9:.2f}" in lines["2x8:h100"]
+    assert f" {max(rank_bytes(estimates[0])) / 1e9:.3f} " in lines["2x8:h100"]
     assert printed.count("<- critical") == 2
 
 
@@ -153,6 +153,10 @@ def test_a_fitted_model_is_planned_and_trained(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["train_dlmr"], ": got 'train_dlmr'; try train_dlrm"),
+        (
+            ["compare_embeddings"],
+            "recipe to plan must be one that trains a model: got 'compare_embeddings'; try train_",
+        ),
         (
             ["train_dlrm", "--preset=criteo"],
             "preset must be one of demo, census, criteo-kaggle, criteo-1tb: got 'criteo'",
@@ -272,6 +276,24 @@ def test_a_table_is_explained_and_an_older_plan_compared(tmp_path: Path) -> None
     assert "slowest rank: " in printed
 
 
+def test_a_node_that_learns_tables_of_its_own_is_planned_alone(tmp_path: Path) -> None:
+    arguments = ["train_dlrm_local_embeddings", "--topology", "2x4:h100", "--"]
+    (node,), _ = plan(tmp_path, *arguments, "--node-size=2")
+    assert (node["topology"], node["batch_size"]) == ("2x4:h100, a node of 2", 2048 // 8)
+    assert len(node["hbm_capacity"]) == 2
+    assert {table["sharding_type"] for table in node["tables"]} <= {"table_wise", "row_wise"}
+    (whole,), _ = plan(tmp_path, *arguments, "--node-size=8")
+    (plain,), _ = plan(tmp_path, "train_dlrm", "--topology", "2x4:h100")
+    assert whole == plain
+    _, printed = plan(tmp_path, *arguments, "--node-size=3", code=2)
+    assert "ranks of a node must divide the 8 ranks of 2x4:h100, as whole hosts or parts of one: got 3" in printed
+
+
+def test_a_table_that_could_lie_in_one_way_only_says_so(tmp_path: Path) -> None:
+    arguments = ["train_dlrm", "--topology", "1x2:cpu", "--explain", "t_id_7", "--", "--sharding.kind=row_wise"]
+    assert "chosen: the only way that ranks and options leave" in plan(tmp_path, *arguments)[1]
+
+
 def test_an_unknown_table_cannot_be_explained(tmp_path: Path) -> None:
     _, printed = plan(tmp_path, "train_dlrm", "--topology", "1x2:cpu", "--explain", "t_id_8", code=2)
     assert "explained table must be in the plan: got 't_id_8'; the plan has ['t_id_0'," in printed
@@ -281,6 +303,9 @@ def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text('[{"version": 0}]')
     printed = recipe("explain", "t_id_7", f"{tmp_path}/old.json", code=2)
     assert "must be of version 2: got ['0']; plan again with this release" in printed
+    assert "nowhere.json must be a file of recipes/plan_sharding.py: got [Errno 2]" in recipe(
+        "explain", "t_id_7", f"{tmp_path}/nowhere.json", code=2
+    )
 
 
 GOLDEN = Path(__file__).parent / "printed_plans"

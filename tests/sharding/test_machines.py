@@ -218,3 +218,17 @@ def test_a_plan_for_machines_elsewhere(text: str) -> None:
     by_rows = ShardingConfig(kind="row_wise")
     plan = plan_to_json(make_plan(torch.nn.Sequential(tables), tables, topology, 128, by_rows, spec))
     assert {shard["rank"] for shard in plan["t_id_0"]["shards"]} == set(range(topology.world_size))
+
+
+def test_a_node_has_its_share_of_a_host() -> None:
+    cluster = parse_cluster("2x8:h100")
+    assert cluster.node(16) == cluster
+    assert cluster.node(8) == replace(cluster, hosts=1)
+    for name in ("2x8:h100", "1x4:cpu"):
+        whole, node = parse_topology(name), parse_cluster(name).node(2).topology()
+        assert memory(node) == memory(whole)
+        assert (node.world_size, node.ddr_mem_bw) == (2, whole.ddr_mem_bw)
+    with pytest.raises(
+        ValueError, match=r"ranks of a node must divide the 24 ranks of 3x8:h100, .*: got 12; choose a div"
+    ):
+        parse_cluster("3x8:h100").node(12)
