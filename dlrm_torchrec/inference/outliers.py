@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 
 class SplitLinear(nn.Module):
@@ -37,14 +38,14 @@ class SparseProduct(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         sums = torch.embedding_bag(
-            features.t().contiguous(),
+            functional.pad(features.t(), (0, 1)),  # PyTorch's kernel refuses rows of no columns, as of an empty batch
             self.columns,
             self.offsets,
             mode=0,  # sum
             per_sample_weights=self.values,
             include_last_offset=True,
         )[0]
-        return sums.t().contiguous()  # at large batches adding columns to rows takes three times as long as this
+        return sums.t()[:-1].contiguous()  # at large batches adding columns to rows takes three times as long as this
 
 
 def split_outliers(weight: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
