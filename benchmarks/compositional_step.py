@@ -25,12 +25,12 @@ from torchrec.models.dlrm import DLRM
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
-from dlrm_torchrec.datasets.synthetic import SyntheticStream
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import OperationName, TablesConfig, build_tables
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
+from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import ShardingConfig, ShardingKind, make_plan
-from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.optimizers import Kind, OptimizerConfig, build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.world import World, join_world

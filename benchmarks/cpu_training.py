@@ -41,7 +41,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm_torchrec.sharding.concurrent import ConcurrentSharder
+from dlrm_torchrec.sharding.modules.concurrent import ConcurrentSharder
 from dlrm_torchrec.train.compile import compile_dense
 from dlrm_torchrec.train.rowwise_sgd import rowwise_sgd
 

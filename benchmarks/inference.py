@@ -34,10 +34,10 @@ from torchrec.models.dlrm import DLRM
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.tables import Tables, build_tables
-from dlrm_torchrec.inference.mlps import quantize_mlps
+from dlrm_torchrec.inference.mlps.quantize import quantize_mlps
 from dlrm_torchrec.inference.scoring import Scorer, script
-from dlrm_torchrec.inference.tables import serve_tables, table_weights
-from dlrm_torchrec.presets import load_recipe
+from dlrm_torchrec.inference.tables.serve import serve_tables, table_weights
+from dlrm_torchrec.recipe import load_recipe
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from dlrm_torchrec.inference.int64_matmul import int64_matmul, matmul_by_digits
+from dlrm_torchrec.inference.integers.int64_matmul import int64_matmul, matmul_by_digits
 
 _BITS, _TERMS = 22, 1 << 10  # 2 x 2^10 x (2^21)^2 is 2^53: every sum is an integer that float64 holds exactly
 

@@ -22,7 +22,7 @@ from types import ModuleType
 
 import tyro
 
-from dlrm_torchrec.presets import load_recipe, parse
+from dlrm_torchrec.recipe import load_recipe, parse
 
 ROWS, BATCH = 1_228_800, 2048
 ALONE = "one node alone, half the rows"

@@ -25,10 +25,10 @@ from torchrec.distributed.planner.storage_reservations import HeuristicalStorage
 from torchrec.distributed.planner.types import ParameterConstraints, Stats
 
 from dlrm_torchrec.embeddings.tables import physical_configs
-from dlrm_torchrec.presets import load_recipe
+from dlrm_torchrec.recipe import load_recipe
+from dlrm_torchrec.sharding.cluster.topology import parse_cluster
 from dlrm_torchrec.sharding.dry_run import DryRun
-from dlrm_torchrec.sharding.estimate import EstimateStats
-from dlrm_torchrec.sharding.topology import parse_cluster
+from dlrm_torchrec.sharding.estimate.estimate import EstimateStats
 
 ROOT = Path(__file__).parent.parent
 TOPOLOGY = "2x8:h100"

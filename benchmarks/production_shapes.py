@@ -28,9 +28,9 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
-from dlrm_torchrec.presets import load_recipe
+from dlrm_torchrec.recipe import load_recipe
+from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
-from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.optimizers import build_optimizer
 from dlrm_torchrec.train.world import World, join_world
 

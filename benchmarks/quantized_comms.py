@@ -23,18 +23,18 @@ import tyro
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from dlrm_torchrec.datasets.synthetic import SyntheticStream
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.embeddings.initialize import initialize_tables
-from dlrm_torchrec.presets import load_recipe
-from dlrm_torchrec.sharding.comms import CommsConfig
+from dlrm_torchrec.recipe import load_recipe
+from dlrm_torchrec.sharding.cluster.topology import live_topology
+from dlrm_torchrec.sharding.modules.comms import CommsConfig
+from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES
 from dlrm_torchrec.sharding.plan import ShardingConfig, ShardingKind, make_plan
-from dlrm_torchrec.sharding.sharder import ROW_TYPES
-from dlrm_torchrec.sharding.topology import live_topology
-from dlrm_torchrec.train.metrics import evaluate
+from dlrm_torchrec.train.metrics.binary import evaluate
 from dlrm_torchrec.train.optimizers import build_optimizer
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.schedule import ScheduledLearningRate
-from dlrm_torchrec.train.wire import Wire
+from dlrm_torchrec.train.timing.wire import Wire
 from dlrm_torchrec.train.world import World, join_world
 
 SETTINGS = [("fp32", "fp32"), ("bf16", "bf16"), ("fp16", "bf16"), ("fp16", "fp16"), ("int8", "fp16"), ("int8", "int8")]

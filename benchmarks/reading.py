@@ -33,17 +33,17 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from dlrm_torchrec.datasets import multi_hot
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
-from dlrm_torchrec.datasets.manifest import DataFile, Manifest, Split
 from dlrm_torchrec.datasets.open import open_streams
-from dlrm_torchrec.datasets.parquet import ParquetStream
+from dlrm_torchrec.datasets.prepared.manifest import DataFile, Manifest, Split
+from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
+from dlrm_torchrec.datasets.prepared.writer import ROW_GROUP_ROWS, SplitWriter
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.datasets.writer import ROW_GROUP_ROWS, SplitWriter
-from dlrm_torchrec.datasets.zipf import Zipf
+from dlrm_torchrec.datasets.synthetic.zipf import Zipf
 from dlrm_torchrec.embeddings.initialize import initialize_tables
-from dlrm_torchrec.preparation.encode import prepared_schema
-from dlrm_torchrec.presets import load_recipe
+from dlrm_torchrec.preparation.passes.encode import prepared_schema
+from dlrm_torchrec.recipe import load_recipe
+from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
-from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.optimizers import build_optimizer
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.world import join_world

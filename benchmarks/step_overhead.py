@@ -27,8 +27,8 @@ from dlrm_torchrec.datasets.open import open_streams
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_tables
+from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
-from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.world import join_world

@@ -21,7 +21,7 @@ from torchrec.optim import RowWiseAdagrad
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
 from dlrm_torchrec.datasets.profile import summary
 from dlrm_torchrec.embeddings.tables import TablesConfig
-from dlrm_torchrec.sharding.fit import Choice, best, choices
+from dlrm_torchrec.sharding.planner.fit import Choice, best, choices
 
 Counts = NDArray[np.int64]
 

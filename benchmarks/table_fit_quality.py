@@ -22,9 +22,9 @@ import tyro
 from torchrec.optim import RowWiseAdagrad
 
 from dlrm_torchrec.datasets.profile import summary
-from dlrm_torchrec.datasets.synthetic import SyntheticStream, demo_spec
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream, demo_spec
 from dlrm_torchrec.embeddings.tables import TablesConfig, write_tables
-from dlrm_torchrec.sharding.fit import Choice, best, choices
+from dlrm_torchrec.sharding.planner.fit import Choice, best, choices
 
 ROOT = Path(__file__).parent.parent
 ROWS, BATCH = 1_228_800, 2048

@@ -17,8 +17,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional, Suppress
 
-from dlrm_torchrec.cli.shelf import Recipe
-from dlrm_torchrec.presets import load_recipe
+from dlrm_torchrec.cli.shipped import Recipe
+from dlrm_torchrec.recipe import load_recipe
 from dlrm_torchrec.schema import DatasetSpec
 
 OPTIONS_PAGE = "options.md"

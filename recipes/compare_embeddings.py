@@ -26,17 +26,17 @@ from tyro.conf import Suppress
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
 from dlrm_torchrec.datasets.open import load_spec, open_streams
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.datasets.synthetic import SyntheticStream, demo_spec
-from dlrm_torchrec.embeddings.comparison import Runs, Sweep, Variant
-from dlrm_torchrec.embeddings.comparison_report import to_markdown, write_report
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream, demo_spec
+from dlrm_torchrec.embeddings.comparison.report import to_markdown, write_report
+from dlrm_torchrec.embeddings.comparison.variants import Runs, Sweep, Variant
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables
-from dlrm_torchrec.presets import parse
+from dlrm_torchrec.recipe import parse
 from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import ShardingConfig, make_plan
-from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.log import LogConfig, RunLog, prefixed
-from dlrm_torchrec.train.metrics import evaluate
+from dlrm_torchrec.train.metrics.binary import evaluate
 from dlrm_torchrec.train.optimizers import OptimizerConfig, build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.schedule import Schedule, ScheduledLearningRate

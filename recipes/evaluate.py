@@ -21,13 +21,13 @@ from tyro.conf import Positional
 from dlrm_torchrec.datasets.ablation import without
 from dlrm_torchrec.datasets.open import load_spec
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.presets import load_recipe, restore
+from dlrm_torchrec.recipe import load_recipe, restore
+from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import ShardingConfig, make_plan
-from dlrm_torchrec.sharding.topology import live_topology
-from dlrm_torchrec.train.calibration import calibration_bins, expected_calibration_error, plot_calibration
-from dlrm_torchrec.train.checkpoint import Checkpoints
+from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
 from dlrm_torchrec.train.log import prefixed
-from dlrm_torchrec.train.metrics import predict, ranking_metrics
+from dlrm_torchrec.train.metrics.binary import predict, ranking_metrics
+from dlrm_torchrec.train.metrics.reliability import calibration_bins, expected_calibration_error, plot_calibration
 from dlrm_torchrec.train.world import World, join_world
 
 

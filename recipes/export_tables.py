@@ -19,8 +19,8 @@ from iopath.common.file_io import g_pathmgr
 from tyro.conf import Positional
 
 from dlrm_torchrec.embeddings.table_files import Format, write_table
-from dlrm_torchrec.train.checkpoint import checkpoint_path
-from dlrm_torchrec.train.checkpoint_tables import read_table, saved_tables
+from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path
+from dlrm_torchrec.train.checkpoints.tables import read_table, saved_tables
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,14 +25,14 @@ from tyro.conf import Positional
 
 from dlrm_torchrec.datasets.open import load_spec, load_statistics
 from dlrm_torchrec.embeddings.tables import write_tables
-from dlrm_torchrec.presets import load_recipe, parse
+from dlrm_torchrec.recipe import load_recipe, parse
+from dlrm_torchrec.sharding.cluster.topology import Cluster, parse_cluster
 from dlrm_torchrec.sharding.dry_run import DryRun
-from dlrm_torchrec.sharding.estimate import Estimate, read_estimates
-from dlrm_torchrec.sharding.estimate_html import page
-from dlrm_torchrec.sharding.estimate_text import compare, describe_ranks, describe_tables, diff, explain
-from dlrm_torchrec.sharding.fit import Choice, describe_choices
-from dlrm_torchrec.sharding.shortfall import DoesNotFitError
-from dlrm_torchrec.sharding.topology import Cluster, parse_cluster
+from dlrm_torchrec.sharding.estimate.estimate import Estimate, read_estimates
+from dlrm_torchrec.sharding.estimate.page.page import page
+from dlrm_torchrec.sharding.estimate.text import compare, describe_ranks, describe_tables, diff, explain
+from dlrm_torchrec.sharding.planner.fit import Choice, describe_choices
+from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
 
 FITS, BAD_ARGUMENTS, DOES_NOT_FIT = 0, 2, 3
 

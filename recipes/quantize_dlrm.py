@@ -25,16 +25,16 @@ from tyro.conf import Positional
 from dlrm_torchrec.datasets.open import load_spec, vocabularies
 from dlrm_torchrec.datasets.stream import Ranks, Stream
 from dlrm_torchrec.embeddings.tables import physical_configs
-from dlrm_torchrec.inference.choose import choose_types, logit_errors
-from dlrm_torchrec.inference.mlps import mlp_bytes, quantize_mlps
+from dlrm_torchrec.inference.mlps.quantize import mlp_bytes, quantize_mlps
 from dlrm_torchrec.inference.package import write_package
 from dlrm_torchrec.inference.scoring import Scorer, script
-from dlrm_torchrec.inference.table_types import TableType
-from dlrm_torchrec.inference.tables import check_types, serve_tables, table_bytes, table_weights
-from dlrm_torchrec.presets import load_recipe, restore
-from dlrm_torchrec.train.checkpoint import checkpoint_path, load_unsharded
+from dlrm_torchrec.inference.tables.choose import choose_types, logit_errors
+from dlrm_torchrec.inference.tables.serve import check_types, serve_tables, table_bytes, table_weights
+from dlrm_torchrec.inference.tables.types import TableType
+from dlrm_torchrec.recipe import load_recipe, restore
+from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path, load_unsharded
 from dlrm_torchrec.train.log import prefixed
-from dlrm_torchrec.train.metrics import ranking_metrics
+from dlrm_torchrec.train.metrics.binary import ranking_metrics
 
 
 @dataclass(frozen=True, kw_only=True)

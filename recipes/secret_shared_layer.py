@@ -24,10 +24,10 @@ from tyro.conf import Positional
 
 from dlrm_torchrec.datasets.open import load_spec
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.inference.int64_matmul import int64_matmul
-from dlrm_torchrec.inference.secret_sharing import FRACTION_BITS, decode, encode, share
-from dlrm_torchrec.presets import load_recipe, restore
-from dlrm_torchrec.train.checkpoint import checkpoint_path, load_unsharded
+from dlrm_torchrec.inference.integers.int64_matmul import int64_matmul
+from dlrm_torchrec.inference.integers.secret_sharing import FRACTION_BITS, decode, encode, share
+from dlrm_torchrec.recipe import load_recipe, restore
+from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path, load_unsharded
 from dlrm_torchrec.train.world import join_world
 
 

@@ -17,22 +17,22 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from tyro.conf import Suppress
 
-from dlrm_torchrec.datasets.interactions import InteractionStream, interactions_spec, open_interactions
 from dlrm_torchrec.datasets.open import load_spec
 from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.datasets.synthetic.interactions import InteractionStream, interactions_spec, open_interactions
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import Tables, TablesConfig, build_tables
 from dlrm_torchrec.models.matrix_factorization import MatrixFactorization
 from dlrm_torchrec.models.user_item import UserItemModel
-from dlrm_torchrec.presets import parse
+from dlrm_torchrec.recipe import parse
 from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import ShardingConfig, describe_plan, make_plan, plan_to_json
-from dlrm_torchrec.sharding.topology import live_topology
-from dlrm_torchrec.train.checkpoint import CheckpointConfig, Checkpoints, Progress
+from dlrm_torchrec.train.checkpoints.checkpoint import CheckpointConfig, Checkpoints, Progress
 from dlrm_torchrec.train.log import LogConfig, RunLog, prefixed
+from dlrm_torchrec.train.metrics.leave_one_out import evaluate_leave_one_out, known_rankings
 from dlrm_torchrec.train.optimizers import OptimizerConfig, build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
-from dlrm_torchrec.train.ranking import evaluate_leave_one_out, known_rankings
 from dlrm_torchrec.train.schedule import Schedule, ScheduledLearningRate
 from dlrm_torchrec.train.stop import StopRequest
 from dlrm_torchrec.train.task import BinaryRankingTask

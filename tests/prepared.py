@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dlrm_torchrec.datasets.manifest import DataFile, Manifest, Split
+from dlrm_torchrec.datasets.prepared.manifest import DataFile, Manifest, Split
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
 SPEC = DatasetSpec(

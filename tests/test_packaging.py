@@ -20,14 +20,20 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "dlrm-torchrec"
-UNPACKAGED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "prepared")
+MADE_HERE = {"build", "dist", "runs", "prepared"}  # folders at the top that git ignores
+
+
+def unpackaged(folder: str, names: list[str]) -> set[str]:
+    """The files of a folder that are made here, and so not copied."""
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")(folder, names)
+    return ignored | (MADE_HERE if Path(folder) == ROOT else set())
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from a copy of the tree, so that the build leaves nothing behind."""
     folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=UNPACKAGED)
+    shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=unpackaged)
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", "."]
     subprocess.run([*build, "./source"], cwd=folder, check=True, timeout=120)
     (path,) = folder.glob("*.whl")

@@ -31,8 +31,8 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.keyed import CombinedOptimizer
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm_torchrec.sharding.sharder import ROW_TYPES, ExactSharder
-from dlrm_torchrec.train.storage import IoPathWriter
+from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES, ExactSharder
+from dlrm_torchrec.train.checkpoints.storage import IoPathWriter
 from tests.distributed import run_ranks
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm_torchrec.train.wire import Wire
+from dlrm_torchrec.train.timing.wire import Wire
 
 
 class Traffic(NamedTuple):

@@ -1,8 +1,8 @@
 """Named resources for ``-h``: what a whole node has, under the names that ``plan_sharding --topology`` knows.
 
 ``h100x8`` is a host of eight, ``h100x1`` its eighth; a cloud's instance bears the cloud's name. GPUs and memory are
-those of dlrm_torchrec/sharding/machines.py (a test), whose docstring says how far to trust them; processors and EFA
-cards, from memory, are as in the data sheets and instance pages named there.
+those of dlrm_torchrec/sharding/cluster/machines.py (a test), whose docstring says how far to trust them; processors
+and EFA cards, from memory, are as in the data sheets and instance pages named there.
 """
 
 from dataclasses import dataclass, replace

@@ -17,12 +17,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import tyro
 
-from dlrm_torchrec.datasets.manifest import join
-from dlrm_torchrec.preparation.columns import Columns
+from dlrm_torchrec.datasets.prepared.manifest import join
 from dlrm_torchrec.preparation.prepare import Source, prepare
-from dlrm_torchrec.preparation.raw_parquet import ParquetReader
-from dlrm_torchrec.preparation.rows import Reader, Rows
-from dlrm_torchrec.preparation.spans import Span
+from dlrm_torchrec.preparation.readers.columns import Columns
+from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
+from dlrm_torchrec.preparation.readers.rows import Reader, Rows
+from dlrm_torchrec.preparation.readers.spans import Span
 from dlrm_torchrec.preparation.splits import ByHash, Whole
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 

@@ -21,13 +21,13 @@ import tyro
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.criteo import KAGGLE_ROWS, MAX_IND_RANGE, TERABYTE_ROWS, criteo_raw_spec
-from dlrm_torchrec.datasets.writer import ROW_GROUP_ROWS
-from dlrm_torchrec.preparation.columns import Columns
+from dlrm_torchrec.datasets.prepared.writer import ROW_GROUP_ROWS
 from dlrm_torchrec.preparation.prepare import Source, prepare
-from dlrm_torchrec.preparation.raw_criteo import CriteoReader
-from dlrm_torchrec.preparation.raw_csv import CsvReader
-from dlrm_torchrec.preparation.raw_parquet import ParquetReader
-from dlrm_torchrec.preparation.rows import Reader
+from dlrm_torchrec.preparation.readers.columns import Columns
+from dlrm_torchrec.preparation.readers.raw_criteo import CriteoReader
+from dlrm_torchrec.preparation.readers.raw_csv import CsvReader
+from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
+from dlrm_torchrec.preparation.readers.rows import Reader
 from dlrm_torchrec.preparation.splits import Assignment, ByHash, LastPart, Whole
 from dlrm_torchrec.schema import DatasetSpec
 

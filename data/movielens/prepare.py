@@ -22,12 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
-from dlrm_torchrec.preparation.columns import Columns
-from dlrm_torchrec.preparation.interactions import Ratings, by_time, leave_one_out, with_negatives
 from dlrm_torchrec.preparation.movielens import find_format, read_genres, read_ratings, read_users
 from dlrm_torchrec.preparation.prepare import Source, prepare
-from dlrm_torchrec.preparation.raw_parquet import ParquetReader
+from dlrm_torchrec.preparation.readers.columns import Columns
+from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
 from dlrm_torchrec.preparation.splits import Whole
+from dlrm_torchrec.preparation.user_item_splits import Ratings, by_time, leave_one_out, with_negatives
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
 DAY_S = 86_400

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from dlrm_torchrec.cli.shelf import find
+from dlrm_torchrec.cli.shipped import find
 
 
 def script_of(name: str) -> Path:

@@ -20,7 +20,7 @@ from dlrm_torchrec.cli.launch import launch, script_of
 from dlrm_torchrec.cli.merge import upgrade
 from dlrm_torchrec.cli.origin import copies, copy_recipe, read_copy, sha256
 from dlrm_torchrec.cli.serve import add_options, serve
-from dlrm_torchrec.cli.shelf import find, shelf
+from dlrm_torchrec.cli.shipped import find, shelf
 
 DONE, FOUND, BAD_ARGUMENTS = 0, 1, 2  # FOUND: problems of this machine, or conflicts of a merge
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dlrm_torchrec import __version__
 from dlrm_torchrec.cli.origin import Copy, keep, write_copy
-from dlrm_torchrec.cli.shelf import find
+from dlrm_torchrec.cli.shipped import find
 
 
 def merge(yours: str, original: str, new: str, labels: tuple[str, str, str]) -> tuple[str, int]:

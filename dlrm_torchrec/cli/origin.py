@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlrm_torchrec import __version__
-from dlrm_torchrec.cli.shelf import Recipe, find, shelf
+from dlrm_torchrec.cli.shipped import Recipe, find, shelf
 
 _ORIGIN = re.compile(r"^# dlrm-recipes: (?P<name>\w+) (?P<version>\S+) sha256=(?P<sha256>[0-9a-f]{64})\r?\n", re.M)
 

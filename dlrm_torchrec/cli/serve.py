@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 from importlib.util import find_spec
 
-from dlrm_torchrec.inference.serving.config import ServingConfig
+from dlrm_torchrec.inference.serving.limits import ServingConfig
 
 NEEDED = ("starlette", "uvicorn", "prometheus_client")
 

@@ -21,11 +21,11 @@ from iopath.common.file_io import g_pathmgr
 from tqdm import tqdm
 
 from dlrm_torchrec.datasets.criteo import MULTI_HOT_SIZES, SPARSE_NAMES
-from dlrm_torchrec.datasets.decode import check_schema, read_bags
-from dlrm_torchrec.datasets.expand import Expander, table_name, write_tables
-from dlrm_torchrec.datasets.files import NewFile, is_local
-from dlrm_torchrec.datasets.manifest import NAME, DataFile, Manifest, Split, join
-from dlrm_torchrec.datasets.synthesis import Distribution, Generator, MultiHot
+from dlrm_torchrec.datasets.prepared.decode import check_schema, read_bags
+from dlrm_torchrec.datasets.prepared.expand import Expander, table_name, write_tables
+from dlrm_torchrec.datasets.prepared.files import NewFile, is_local
+from dlrm_torchrec.datasets.prepared.manifest import NAME, DataFile, Manifest, Split, join
+from dlrm_torchrec.datasets.prepared.synthesis import Distribution, Generator, MultiHot
 from dlrm_torchrec.schema import DatasetSpec
 
 _LIST = pa.list_(pa.int32())

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets import counter
-from dlrm_torchrec.datasets.ahead import ahead
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.block import Block
 from dlrm_torchrec.datasets.jagged import to_batch
-from dlrm_torchrec.datasets.parquet import BATCHES_AHEAD, ParquetStream
+from dlrm_torchrec.datasets.prepared.ahead import ahead
+from dlrm_torchrec.datasets.prepared.parquet import BATCHES_AHEAD, ParquetStream
+from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.stream import Ranks, Share
 
 _RESERVED = {"id": 0, "hash": 1, "vocab": 2}  # first ids, which are no items

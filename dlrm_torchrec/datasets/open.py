@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from iopath.common.file_io import g_pathmgr
 
-from dlrm_torchrec.datasets.manifest import Manifest
-from dlrm_torchrec.datasets.parquet import ParquetStream
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
+from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
 from dlrm_torchrec.datasets.stream import Ranks, Stream
-from dlrm_torchrec.datasets.synthetic import SyntheticStream
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 
 SYNTHETIC = "synthetic"

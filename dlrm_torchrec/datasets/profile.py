@@ -20,9 +20,9 @@ from iopath.common.file_io import g_pathmgr
 from numpy.typing import NDArray
 
 from dlrm_torchrec.datasets.bags import Bags
-from dlrm_torchrec.datasets.decode import check_schema, read_bags
-from dlrm_torchrec.datasets.expand import Expander
-from dlrm_torchrec.datasets.manifest import NAME, Manifest, join
+from dlrm_torchrec.datasets.prepared.decode import check_schema, read_bags
+from dlrm_torchrec.datasets.prepared.expand import Expander
+from dlrm_torchrec.datasets.prepared.manifest import NAME, Manifest, join
 from dlrm_torchrec.schema import WINDOW_ROWS, AccessStatistics, SparseFeature
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
-from dlrm_torchrec.embeddings.config import StackedEmbeddingBagConfig
-from dlrm_torchrec.embeddings.stack import Block
+from dlrm_torchrec.embeddings.compositional.stack import Block
+from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.table_files import check_folder, open_table
 
 _BLOCK_ELEMENTS = 1 << 22  # bounds the temporaries to a few hundred MB

@@ -12,11 +12,9 @@ from iopath.common.file_io import g_pathmgr
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from dlrm_torchrec.embeddings.collection import CompositionalEmbeddingBagCollection
-from dlrm_torchrec.embeddings.config import CompositionalEmbeddingBagConfig
-from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
-from dlrm_torchrec.embeddings.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
-from dlrm_torchrec.embeddings.partition_sizes import (
+from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
+from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
+from dlrm_torchrec.embeddings.compositional.partition_sizes import (
     chinese_remainder_for_collisions,
     hash_for_collisions,
     mixed_radix_for_collisions,
@@ -25,7 +23,9 @@ from dlrm_torchrec.embeddings.partition_sizes import (
     quotient_remainder_for_collisions,
     quotient_remainder_for_rows,
 )
-from dlrm_torchrec.embeddings.partitions import Partition
+from dlrm_torchrec.embeddings.compositional.partitions import Partition
+from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
 from dlrm_torchrec.schema import Table
 
 Kind = Literal["plain", "hash", "quotient_remainder", "mixed_radix", "chinese_remainder", "mixed_dimension"]

@@ -15,21 +15,21 @@ from functools import partial
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec import __version__
-from dlrm_torchrec.datasets.files import explained
-from dlrm_torchrec.datasets.manifest import Manifest
-from dlrm_torchrec.datasets.writer import ROW_GROUP_ROWS
-from dlrm_torchrec.preparation.budget import Budget
-from dlrm_torchrec.preparation.count_pass import count_unit, load_vocabulary, make_vocabulary
-from dlrm_torchrec.preparation.finish import finish, read_source
-from dlrm_torchrec.preparation.group import Group
-from dlrm_torchrec.preparation.progress import Progress
-from dlrm_torchrec.preparation.spans import cut, span_bytes
-from dlrm_torchrec.preparation.units import Source as Source  # part of what is called here
-from dlrm_torchrec.preparation.units import Unit, line_tasks, make_units
-from dlrm_torchrec.preparation.vocabulary import Vocabulary
-from dlrm_torchrec.preparation.work import Work
-from dlrm_torchrec.preparation.workers import Task, run_tasks
-from dlrm_torchrec.preparation.write_pass import Layout, write_unit
+from dlrm_torchrec.datasets.prepared.files import explained
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
+from dlrm_torchrec.datasets.prepared.writer import ROW_GROUP_ROWS
+from dlrm_torchrec.preparation.passes.count import count_unit, load_vocabulary, make_vocabulary
+from dlrm_torchrec.preparation.passes.finish import finish, read_source
+from dlrm_torchrec.preparation.passes.write import Layout, write_unit
+from dlrm_torchrec.preparation.readers.spans import cut, span_bytes
+from dlrm_torchrec.preparation.vocabularies.vocabulary import Vocabulary
+from dlrm_torchrec.preparation.work.budget import Budget
+from dlrm_torchrec.preparation.work.group import Group
+from dlrm_torchrec.preparation.work.progress import Progress
+from dlrm_torchrec.preparation.work.record import Work
+from dlrm_torchrec.preparation.work.units import Source as Source  # part of what is called here
+from dlrm_torchrec.preparation.work.units import Unit, line_tasks, make_units
+from dlrm_torchrec.preparation.work.workers import Task, run_tasks
 from dlrm_torchrec.schema import DatasetSpec
 
 TRAIN = "train"

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from dlrm_torchrec.preparation.hashing import hash_ints
-from dlrm_torchrec.preparation.rows import Ints
+from dlrm_torchrec.preparation.readers.rows import Ints
+from dlrm_torchrec.preparation.vocabularies.hashing import hash_ints
 
 
 class Assignment(Protocol):

@@ -11,9 +11,9 @@ from torchrec.distributed.planner.planners import to_sharding_plan
 from torchrec.distributed.planner.types import ParameterConstraints, ShardingOption
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
-from dlrm_torchrec.sharding.enumerator import Enumerator, shard_optimizer_bytes, shard_weight_bytes
-from dlrm_torchrec.sharding.estimate import TableEstimate, estimate_of
-from dlrm_torchrec.sharding.sharder import COLUMN_TYPES
+from dlrm_torchrec.sharding.estimate.estimate import TableEstimate, estimate_of
+from dlrm_torchrec.sharding.modules.sharder import COLUMN_TYPES
+from dlrm_torchrec.sharding.planner.enumerator import Enumerator, shard_optimizer_bytes, shard_weight_bytes
 
 
 def adopt_plan(

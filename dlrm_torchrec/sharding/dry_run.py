@@ -11,13 +11,13 @@ from torch import nn
 
 from dlrm_torchrec.embeddings.tables import Tables, TablesConfig
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec, Table
-from dlrm_torchrec.sharding.estimate import Estimate, EstimateStats
-from dlrm_torchrec.sharding.fit import Choice, best, choices, fit
+from dlrm_torchrec.sharding.cluster.topology import Cluster
+from dlrm_torchrec.sharding.estimate.estimate import Estimate, EstimateStats
+from dlrm_torchrec.sharding.modules.sharder import table_optimizer
 from dlrm_torchrec.sharding.node_local import OF_THE_WORLD
 from dlrm_torchrec.sharding.plan import make_plan
-from dlrm_torchrec.sharding.sharder import table_optimizer
-from dlrm_torchrec.sharding.shortfall import DoesNotFitError
-from dlrm_torchrec.sharding.topology import Cluster
+from dlrm_torchrec.sharding.planner.fit import Choice, best, choices, fit
+from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
 
 Build = Callable[[Any, DatasetSpec, int, torch.device], tuple[nn.Module, Tables]]
 MOST_RANKS = 128

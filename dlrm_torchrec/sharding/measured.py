@@ -20,9 +20,9 @@ import tyro
 from iopath.common.file_io import g_pathmgr
 from tyro.conf import Positional
 
-from dlrm_torchrec.sharding.correction import TIMED, Correction, correct, tables_milliseconds, to_toml
-from dlrm_torchrec.sharding.estimate import Estimate, TableEstimate, estimate_of
-from dlrm_torchrec.sharding.topology import FIELDS, Cluster, parse_cluster
+from dlrm_torchrec.sharding.cluster.topology import FIELDS, Cluster, parse_cluster
+from dlrm_torchrec.sharding.estimate.correction import TIMED, Correction, correct, tables_milliseconds, to_toml
+from dlrm_torchrec.sharding.estimate.estimate import Estimate, TableEstimate, estimate_of
 
 VERSION = 1
 

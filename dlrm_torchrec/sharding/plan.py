@@ -17,19 +17,19 @@ from torchrec.distributed.types import CacheParams, EmbeddingModuleShardingPlan,
 from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS, DataType, EmbeddingBagConfig
 from tyro.conf import arg
 
-from dlrm_torchrec.embeddings.config import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
-from dlrm_torchrec.sharding.access import MeasuredAccess
 from dlrm_torchrec.sharding.adopt import adopt_plan
-from dlrm_torchrec.sharding.comms import CommsConfig, check_widths, codecs, row_dim
-from dlrm_torchrec.sharding.composed_shardings import check_sharding, offered_types
-from dlrm_torchrec.sharding.compositional import CompositionalEmbeddingBagCollectionSharder
-from dlrm_torchrec.sharding.enumerator import Enumerator, ShardingType
-from dlrm_torchrec.sharding.local_search import LocalSearch
-from dlrm_torchrec.sharding.ranks import ranges
-from dlrm_torchrec.sharding.sharder import CHANGED_BY, HOST_KERNELS, ROW_TYPES, ExactSharder, table_optimizer
-from dlrm_torchrec.sharding.shortfall import DoesNotFitError, shortfall
+from dlrm_torchrec.sharding.cluster.rank_names import ranges
+from dlrm_torchrec.sharding.modules.comms import CommsConfig, check_widths, codecs, row_dim
+from dlrm_torchrec.sharding.modules.composed_shardings import check_sharding, offered_types
+from dlrm_torchrec.sharding.modules.compositional import CompositionalEmbeddingBagCollectionSharder
+from dlrm_torchrec.sharding.modules.sharder import CHANGED_BY, HOST_KERNELS, ROW_TYPES, ExactSharder, table_optimizer
+from dlrm_torchrec.sharding.planner.access import MeasuredAccess
+from dlrm_torchrec.sharding.planner.enumerator import Enumerator, ShardingType
+from dlrm_torchrec.sharding.planner.local_search import LocalSearch
+from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError, shortfall
 
 ShardingKind = Literal["auto", ShardingType]
 CACHED_SHARE = 0.2  # of the rows of a table in the host's memory, on the device; TorchRec's default

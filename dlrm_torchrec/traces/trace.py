@@ -19,13 +19,13 @@ import tyro
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.bags import Bags
-from dlrm_torchrec.datasets.manifest import NAME, DataFile, Manifest, Split, join
+from dlrm_torchrec.datasets.prepared.manifest import NAME, DataFile, Manifest, Split, join
+from dlrm_torchrec.datasets.prepared.writer import ROW_GROUP_ROWS, SplitWriter
 from dlrm_torchrec.datasets.profile import read_feature
-from dlrm_torchrec.datasets.writer import ROW_GROUP_ROWS, SplitWriter
-from dlrm_torchrec.traces.profile import FeatureProfile, load, save
 from dlrm_torchrec.traces.reuse_profile import read_locality_stats
-from dlrm_torchrec.traces.rows import TraceRows
-from dlrm_torchrec.traces.stack_profile import measure
+from dlrm_torchrec.traces.stack_distances import measure
+from dlrm_torchrec.traces.trace_profile import FeatureProfile, load, save
+from dlrm_torchrec.traces.trace_rows import TraceRows
 
 
 def fit(

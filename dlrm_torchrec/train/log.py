@@ -16,9 +16,9 @@ import torch.distributed as dist
 from iopath.common.file_io import g_pathmgr
 from tqdm import tqdm
 
-from dlrm_torchrec.train.checkpoint import Progress
-from dlrm_torchrec.train.gates import check_loss
-from dlrm_torchrec.train.step_times import Timing
+from dlrm_torchrec.train.checkpoints.checkpoint import Progress
+from dlrm_torchrec.train.metrics.gates import check_loss
+from dlrm_torchrec.train.timing.step_times import Timing
 from dlrm_torchrec.train.world import World
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 from torchrec.optim.keyed import CombinedOptimizer
 
-from dlrm_torchrec.train.step_times import TimedPipeline, Timing
+from dlrm_torchrec.train.timing.step_times import TimedPipeline, Timing
 from dlrm_torchrec.train.world import World
 
 

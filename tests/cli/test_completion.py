@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dlrm_torchrec.cli.main import main
-from dlrm_torchrec.cli.shelf import shelf
+from dlrm_torchrec.cli.shipped import shelf
 
 
 def offered(line: str, script: str, folder: Path) -> set[str]:

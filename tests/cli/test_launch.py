@@ -10,7 +10,7 @@ import pytest
 
 from dlrm_torchrec.cli.launch import launch, script_of
 from dlrm_torchrec.cli.main import main
-from dlrm_torchrec.cli.shelf import shelf
+from dlrm_torchrec.cli.shipped import shelf
 from tests.distributed import run_ranks
 
 JOB = Path(__file__).with_name("job.py")

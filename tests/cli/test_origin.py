@@ -14,7 +14,7 @@ from dlrm_torchrec.cli import merge, origin
 from dlrm_torchrec.cli.main import main
 from dlrm_torchrec.cli.merge import upgrade
 from dlrm_torchrec.cli.origin import copies, copy_recipe, read_copy
-from dlrm_torchrec.cli.shelf import find
+from dlrm_torchrec.cli.shipped import find
 
 ORIGINAL = (
     '"""Count.\n\n    python recipes/count.py\n"""\n\nfirst = 1\nsecond = 2\nthird = 3\nfourth = 4\nprint(first)\n'

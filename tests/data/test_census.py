@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dlrm_torchrec.datasets.manifest import Manifest
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from tests.data import load_script
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dlrm_torchrec.datasets.manifest import Manifest
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from tests.data import load_script
 from tests.preparation import criteo_files

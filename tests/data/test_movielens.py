@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dlrm_torchrec.datasets.manifest import Manifest
-from dlrm_torchrec.preparation.interactions import Ratings, by_time, leave_one_out, with_negatives
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.preparation.movielens import GENRES_OF_100K, read_genres, read_ratings, read_users
+from dlrm_torchrec.preparation.user_item_splits import Ratings, by_time, leave_one_out, with_negatives
 from tests.recipe import ROOT, run_recipe
 
 USERS, MOVIES = 40, 60

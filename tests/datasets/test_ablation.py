@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dlrm_torchrec.datasets.ablation import without
-from dlrm_torchrec.datasets.synthetic import SyntheticStream, demo_spec
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream, demo_spec
 
 SPEC = demo_spec()
 NAMES = [each.name for each in (*SPEC.dense, *SPEC.sparse)]

@@ -19,23 +19,24 @@ import pytest
 from iopath.common.file_io import g_pathmgr
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets import counter, expand
 from dlrm_torchrec.datasets.bags import Bags
 from dlrm_torchrec.datasets.criteo import MULTI_HOT_SIZES, criteo_1tb_spec
-from dlrm_torchrec.datasets.manifest import Manifest
 from dlrm_torchrec.datasets.multi_hot import main
 from dlrm_torchrec.datasets.open import load_spec, open_streams
-from dlrm_torchrec.datasets.parquet import ParquetStream
+from dlrm_torchrec.datasets.prepared import expand
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
+from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
+from dlrm_torchrec.datasets.prepared.synthesis import MultiHot
 from dlrm_torchrec.datasets.profile import main as profile
+from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.datasets.synthesis import MultiHot
-from dlrm_torchrec.datasets.zipf import Zipf
+from dlrm_torchrec.datasets.synthetic.zipf import Zipf
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
-from dlrm_torchrec.traces.profile import FeatureProfile, save
-from dlrm_torchrec.traces.stack_profile import measure
+from dlrm_torchrec.traces.stack_distances import measure
 from dlrm_torchrec.traces.trace import generate
+from dlrm_torchrec.traces.trace_profile import FeatureProfile, save
 from tests.datasets.batches import concatenate, rows_of
-from tests.datasets.prepared import SPEC, make_table, write_folder, write_manifest
+from tests.datasets.prepared_files import SPEC, make_table, write_folder, write_manifest
 from tests.elsewhere import Elsewhere
 from tests.recipe import ROOT, run_recipe
 

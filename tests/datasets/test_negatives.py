@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from dlrm_torchrec.datasets.manifest import DataFile, Manifest, Split
 from dlrm_torchrec.datasets.negatives import WithNegatives
+from dlrm_torchrec.datasets.prepared.manifest import DataFile, Manifest, Split
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from dlrm_torchrec.datasets.bags import Bags
-from dlrm_torchrec.datasets.manifest import Manifest
 from dlrm_torchrec.datasets.open import load_statistics
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.profile import access_statistics, main
 from dlrm_torchrec.schema import WINDOW_ROWS, AccessStatistics
-from tests.datasets.prepared import SPEC, make_table, write_file, write_folder, write_manifest
+from tests.datasets.prepared_files import SPEC, make_table, write_file, write_folder, write_manifest
 from tests.recipe import ROOT
 
 

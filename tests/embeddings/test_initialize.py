@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from dlrm_torchrec.embeddings.compositional.operations import Block
 from dlrm_torchrec.embeddings.initialize import fill_table
-from dlrm_torchrec.embeddings.operations import Block
 
 
 def table(rows: int, dim: int, seed: int = 0, name: str = "t") -> torch.Tensor:

@@ -22,12 +22,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
+from dlrm_torchrec.embeddings.compositional.operations import Block
 from dlrm_torchrec.embeddings.initialize import fill_table, initialize_tables
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
-from dlrm_torchrec.embeddings.operations import Block
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
+from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import ShardingConfig, make_plan
-from dlrm_torchrec.sharding.topology import live_topology
 from dlrm_torchrec.train.optimizers import OptimizerConfig, build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.task import BinaryRankingTask

@@ -10,11 +10,11 @@ from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
-from dlrm_torchrec.datasets.synthetic import demo_spec
-from dlrm_torchrec.embeddings.collection import CompositionalEmbeddingBagCollection
-from dlrm_torchrec.embeddings.config import StackedEmbeddingBagConfig
+from dlrm_torchrec.datasets.synthetic.clicks import demo_spec
+from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
+from dlrm_torchrec.embeddings.compositional.operations import Path
+from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
-from dlrm_torchrec.embeddings.operations import Path
 from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables, physical_configs, read_tables, write_tables
 from dlrm_torchrec.schema import Table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dlrm_torchrec.inference.int64_matmul import int64_matmul
+from dlrm_torchrec.inference.integers.int64_matmul import int64_matmul
 
 pytestmark = pytest.mark.gpu
 

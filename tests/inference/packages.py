@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from dlrm_torchrec.datasets.manifest import Manifest
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.inference.package import write_package
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlrm_torchrec.datasets.manifest import Manifest
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.inference.predictor import Inputs, Predictor
-from dlrm_torchrec.preparation.columns import Columns
 from dlrm_torchrec.preparation.prepare import Source, prepare
-from dlrm_torchrec.preparation.raw_parquet import ParquetReader
+from dlrm_torchrec.preparation.readers.columns import Columns
+from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
 from dlrm_torchrec.preparation.splits import Whole
 from tests.data import load_script
 from tests.data.test_census import CENSUS, ROOT, needs_census

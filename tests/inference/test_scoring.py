@@ -14,7 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import Tables, TablesConfig, build_tables
 from dlrm_torchrec.inference.scoring import Scorer, script
-from dlrm_torchrec.inference.tables import serve_tables, table_weights
+from dlrm_torchrec.inference.tables.serve import serve_tables, table_weights
 from dlrm_torchrec.models.dlrm_cat import DLRMCat
 from dlrm_torchrec.models.factorization_machine import DeepFM, FactorizationMachine
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature

@@ -8,7 +8,7 @@ import pytest
 from torchx.specs import named_resources
 from torchx.specs.named_resources_aws import GiB
 
-from dlrm_torchrec.sharding.machines import HARDWARE, INSTANCES, Machine
+from dlrm_torchrec.sharding.cluster.machines import HARDWARE, INSTANCES, Machine
 from torchx_components.resources import machine_of
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import numpy as np
 
 from dlrm_torchrec.datasets.criteo import KAGGLE_ROWS, criteo_raw_spec
 from dlrm_torchrec.preparation.prepare import Source
-from dlrm_torchrec.preparation.raw_criteo import CriteoReader
+from dlrm_torchrec.preparation.readers.raw_criteo import CriteoReader
 from dlrm_torchrec.preparation.splits import ByHash, LastPart, Whole
 from dlrm_torchrec.schema import SparseFeature
 from tests.preparation import criteo_files, criteo_mutations

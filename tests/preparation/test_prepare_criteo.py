@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from dlrm_torchrec.datasets.criteo import DENSE_NAMES, KAGGLE_ROWS, SPARSE_NAMES, criteo_raw_spec
-from dlrm_torchrec.datasets.manifest import Manifest
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
+from dlrm_torchrec.preparation.passes.quarantine import unescape
 from dlrm_torchrec.preparation.prepare import Source, prepare
-from dlrm_torchrec.preparation.quarantine import unescape
-from dlrm_torchrec.preparation.raw_criteo import CriteoReader
+from dlrm_torchrec.preparation.readers.raw_criteo import CriteoReader
 from dlrm_torchrec.preparation.splits import Whole
 from tests.preparation import criteo_files, criteo_mutations
 from tests.preparation.criteo_files import MAX_LINE, Reading

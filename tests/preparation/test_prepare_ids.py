@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dlrm_torchrec.preparation.hashing import fold, hash_ints, hash_text
 from dlrm_torchrec.preparation.splits import ByHash, ByPosition, Whole
+from dlrm_torchrec.preparation.vocabularies.hashing import fold, hash_ints, hash_text
 
 
 def splitmix64(x: int) -> int:

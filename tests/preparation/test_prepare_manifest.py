@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dlrm_torchrec.datasets.manifest import DataFile, Manifest, SourceFile, Split
+from dlrm_torchrec.datasets.prepared.manifest import DataFile, Manifest, SourceFile, Split
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
 SPEC = DatasetSpec(

@@ -16,7 +16,7 @@ PREPARE = """
 import sys
 from dlrm_torchrec.datasets.criteo import KAGGLE_ROWS, criteo_raw_spec
 from dlrm_torchrec.preparation.prepare import Source, prepare
-from dlrm_torchrec.preparation.raw_criteo import CriteoReader
+from dlrm_torchrec.preparation.readers.raw_criteo import CriteoReader
 from dlrm_torchrec.preparation.splits import Whole
 
 source = Source(path=sys.argv[1], reader=CriteoReader(block_bytes=1 << 18), assignment=Whole("train"))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from dlrm_torchrec.preparation.prepare import Source, prepare
-from dlrm_torchrec.preparation.units import Unit
+from dlrm_torchrec.preparation.work.units import Unit
 from dlrm_torchrec.schema import DatasetSpec
 from tests.preparation import criteo_files
 from tests.preparation.prepared_folders import HASHED, MIXED, contents, write_raw

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from dlrm_torchrec.datasets import files
-from dlrm_torchrec.datasets.manifest import Manifest
+from dlrm_torchrec.datasets.prepared import files
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.preparation import prepare as prepare_module
 from dlrm_torchrec.preparation.prepare import Source, prepare
-from dlrm_torchrec.preparation.units import Unit
+from dlrm_torchrec.preparation.work.units import Unit
 from dlrm_torchrec.schema import DatasetSpec
 from tests.preparation.prepared_folders import HASHED, MIXED, contents, write_raw
 

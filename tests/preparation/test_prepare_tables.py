@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from iopath.common.file_io import g_pathmgr
 
-from dlrm_torchrec.datasets.manifest import Manifest
-from dlrm_torchrec.preparation.columns import Columns
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.preparation.prepare import Source, prepare
-from dlrm_torchrec.preparation.raw_csv import CsvReader
-from dlrm_torchrec.preparation.raw_parquet import ParquetReader
-from dlrm_torchrec.preparation.rows import Reader
+from dlrm_torchrec.preparation.readers.columns import Columns
+from dlrm_torchrec.preparation.readers.raw_csv import CsvReader
+from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
+from dlrm_torchrec.preparation.readers.rows import Reader
 from dlrm_torchrec.preparation.splits import ByHash, Whole
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from tests.elsewhere import Elsewhere

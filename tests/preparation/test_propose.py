@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dlrm_torchrec.datasets.manifest import Manifest
-from dlrm_torchrec.preparation.columns import Columns
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.preparation.prepare import Source, prepare
 from dlrm_torchrec.preparation.propose import propose, read_columns
-from dlrm_torchrec.preparation.raw_csv import CsvReader
-from dlrm_torchrec.preparation.raw_parquet import ParquetReader
+from dlrm_torchrec.preparation.readers.columns import Columns
+from dlrm_torchrec.preparation.readers.raw_csv import CsvReader
+from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
 from dlrm_torchrec.preparation.splits import Whole
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 

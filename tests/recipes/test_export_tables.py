@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dlrm_torchrec.datasets.synthetic import demo_spec
+from dlrm_torchrec.datasets.synthetic.clicks import demo_spec
+from dlrm_torchrec.embeddings.compositional.stack import Block
 from dlrm_torchrec.embeddings.initialize import fill_table
-from dlrm_torchrec.embeddings.stack import Block
 from tests.recipe import load_recipe, run_recipe
 
 ONE_STEP = ["demo", "--rows=64", "--batch-size=64", "--eval-every=0", "--sparse.kind=sgd", "--sparse.lr=1e-30"]

@@ -22,8 +22,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from dlrm_torchrec.embeddings.collection import CompositionalEmbeddingBagCollection
-from dlrm_torchrec.sharding.compositional import CompositionalEmbeddingBagCollectionSharder
+from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
+from dlrm_torchrec.sharding.modules.compositional import CompositionalEmbeddingBagCollectionSharder
 
 ARGUMENTS = {torch.optim.SGD: {"lr": 0.03}, RowWiseAdagrad: {"lr": 0.1, "eps": 1e-8}}
 

@@ -10,11 +10,11 @@ import pytest
 from torch import nn
 from torchrec.distributed.planner import EmbeddingShardingPlanner
 
-from dlrm_torchrec.datasets.synthetic import demo_spec
+from dlrm_torchrec.datasets.synthetic.clicks import demo_spec
 from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables
-from dlrm_torchrec.sharding.estimate import EstimateStats, read_estimates
+from dlrm_torchrec.sharding.cluster.topology import parse_topology
+from dlrm_torchrec.sharding.estimate.estimate import EstimateStats, read_estimates
 from dlrm_torchrec.sharding.plan import ShardingConfig, make_plan, plan_to_json
-from dlrm_torchrec.sharding.topology import parse_topology
 from dlrm_torchrec.train.optimizers import Kind, OptimizerConfig, optimize_tables_in_backward
 
 

@@ -12,13 +12,13 @@ from torchrec.distributed.planner.types import ShardingOption, Stats
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm_torchrec.embeddings.collection import CompositionalEmbeddingBagCollection
-from dlrm_torchrec.embeddings.config import CompositionalEmbeddingBagConfig
-from dlrm_torchrec.embeddings.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
-from dlrm_torchrec.embeddings.partitions import QuotientRemainder
+from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
+from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
+from dlrm_torchrec.embeddings.compositional.partitions import QuotientRemainder
+from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 from dlrm_torchrec.sharding import plan as plan_module
-from dlrm_torchrec.sharding.composed_shardings import SHARDINGS, offered_types
+from dlrm_torchrec.sharding.modules.composed_shardings import SHARDINGS, offered_types
 from dlrm_torchrec.sharding.plan import ShardingConfig, make_plan
 from dlrm_torchrec.train.optimizers import Kind, OptimizerConfig, optimize_tables_in_backward
 from tests.distributed import run_ranks

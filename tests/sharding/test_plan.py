@@ -10,7 +10,7 @@ from torchrec.distributed.planner import Topology
 from torchrec.distributed.types import ShardingPlan
 from torchrec.models.dlrm import DLRM
 
-from dlrm_torchrec.datasets.synthetic import demo_spec
+from dlrm_torchrec.datasets.synthetic.clicks import demo_spec
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.plan import ShardingConfig, describe_plan, make_plan, plan_to_json
 from dlrm_torchrec.train.optimizers import Kind, OptimizerConfig, optimize_tables_in_backward

@@ -16,20 +16,20 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.manifest import Manifest
 from dlrm_torchrec.datasets.open import load_spec, open_streams
-from dlrm_torchrec.datasets.parquet import ParquetStream
-from dlrm_torchrec.datasets.splitmix import derived_key
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
+from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
+from dlrm_torchrec.datasets.random.splitmix import derived_key
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.datasets.zipf import Zipf
-from dlrm_torchrec.traces import profile as trace_profile
+from dlrm_torchrec.datasets.synthetic.zipf import Zipf
+from dlrm_torchrec.traces import trace_profile
 from dlrm_torchrec.traces.lru import LruStack
-from dlrm_torchrec.traces.profile import FeatureProfile
 from dlrm_torchrec.traces.reuse_profile import ReuseProfile, ReuseTrace, read_locality_stats
-from dlrm_torchrec.traces.stack_profile import StackProfile, StackTrace, bin_of, measure
+from dlrm_torchrec.traces.stack_distances import StackProfile, StackTrace, bin_of, measure
 from dlrm_torchrec.traces.trace import fit, generate, histogram
+from dlrm_torchrec.traces.trace_profile import FeatureProfile
 from tests.datasets.batches import concatenate
-from tests.datasets.prepared import SPEC, write_folder
+from tests.datasets.prepared_files import SPEC, write_folder
 from tests.recipe import ROOT
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "embedding_traces"

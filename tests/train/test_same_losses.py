@@ -14,9 +14,9 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.models.dlrm import DLRM
 from torchrec.optim import RowWiseAdagrad
 
-from dlrm_torchrec.datasets.synthetic import SyntheticStream, demo_spec
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream, demo_spec
+from dlrm_torchrec.embeddings.compositional.operations import Block
 from dlrm_torchrec.embeddings.initialize import fill_table
-from dlrm_torchrec.embeddings.operations import Block
 from tests.recipe import records, run_recipe
 
 STEPS, BATCH, SEED = 20, 256, 3

@@ -23,10 +23,10 @@ from dlrm_torchrec.inference.predictor import Inputs, Predictor
 from dlrm_torchrec.inference.serving.arrow_body import read_arrow, write_arrow
 from dlrm_torchrec.inference.serving.batcher import Batcher
 from dlrm_torchrec.inference.serving.client import announced_bytes, read_body, unless_gone
-from dlrm_torchrec.inference.serving.config import ServingConfig
 from dlrm_torchrec.inference.serving.json_body import read_json
+from dlrm_torchrec.inference.serving.limits import ServingConfig
 from dlrm_torchrec.inference.serving.loading import PackageError, load_package
-from dlrm_torchrec.inference.serving.metrics import Counted, Metrics
+from dlrm_torchrec.inference.serving.prometheus import Counted, Metrics
 from dlrm_torchrec.inference.serving.room import Room
 
 JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"

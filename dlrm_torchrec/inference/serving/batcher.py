@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from dlrm_torchrec.inference.predictor import Inputs, Predictor
-from dlrm_torchrec.inference.serving.metrics import Metrics
+from dlrm_torchrec.inference.serving.prometheus import Metrics
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dlrm_torchrec.inference.serving.app import Service
-from dlrm_torchrec.inference.serving.config import ServingConfig
+from dlrm_torchrec.inference.serving.limits import ServingConfig
 from dlrm_torchrec.inference.serving.loading import PackageError
 
 SHUTDOWN_S = 30  # for what is in flight

@@ -1,0 +1,128 @@
+"""The prepared folder: Parquet files per split, described by ``dataset.json``.
+
+``dataset.json`` is written last, so a folder that has one is whole. It may also be written by hand beside one's own
+Parquet files: ``format``, ``spec`` and ``splits`` with a ``path`` and ``rows`` per file are enough.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from iopath.common.file_io import g_pathmgr
+
+from dlrm_torchrec.datasets.prepared.files import is_local, write_json
+from dlrm_torchrec.datasets.prepared.files import join as join  # a name that readers of manifests need as well
+from dlrm_torchrec.datasets.prepared.synthesis import MultiHot
+from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
+
+FORMAT = 1
+NAME = "dataset.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFile:
+    """One Parquet file of a split; ``path`` is relative to the prepared folder, or absolute, or a URI."""
+
+    path: str
+    rows: int
+    sha256: str | None = None  # absent when the manifest was written by hand
+
+    def location(self, folder: str) -> str:
+        """The path or URI of the file, when ``folder`` is the prepared folder's."""
+        return join(folder, self.path) if is_local(self.path) and self.path[:1] != "/" else self.path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The files of one split, in reading order."""
+
+    files: tuple[DataFile, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """One raw file that the folder was prepared from."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a prepared folder holds: the spec, the splits' files, where they came from, and how ids are looked up."""
+
+    spec: DatasetSpec
+    splits: Mapping[str, Split]
+    sources: tuple[SourceFile, ...] = ()
+    report: Mapping[str, Any] = field(default_factory=dict)  # counts of rows read, written and quarantined
+    statistics: Mapping[str, AccessStatistics] = field(default_factory=dict)  # by sparse feature; empty: not profiled
+    multi_hot: MultiHot | None = None  # what makes bags, while they are read, of features that the files hold one-hot
+
+    @property
+    def stored_spec(self) -> DatasetSpec:
+        """The spec of the columns in the files."""
+        return self.spec if self.multi_hot is None else self.multi_hot.stored(self.spec)
+
+    def save(self, folder: str) -> None:
+        """Write ``dataset.json`` into ``folder``; one that is there stays as it is until the new one is whole."""
+        data: dict[str, Any] = {
+            "format": FORMAT,
+            "spec": self.spec.to_json(),
+            "splits": {
+                name: {"rows": split.rows, "files": [asdict(file) for file in split.files]}
+                for name, split in self.splits.items()
+            },
+            "sources": [asdict(source) for source in self.sources],
+            "report": dict(self.report),
+        }
+        if self.statistics:
+            data["statistics"] = {name: statistics.to_json() for name, statistics in self.statistics.items()}
+        if self.multi_hot is not None:
+            data["multi_hot"] = self.multi_hot.to_json()
+        write_json(folder, NAME, data, indent=1)
+
+    @classmethod
+    def load(cls, folder: str) -> Manifest:
+        """The manifest of a prepared folder; ValueError when there is none or it cannot be understood."""
+        path = join(folder, NAME)
+        if not g_pathmgr.exists(path):
+            raise ValueError(
+                f"folder {folder!r} must hold a {NAME}: got none; prepare it first with a data/*/prepare.py, "
+                "or write one beside your Parquet files"
+            )
+        try:
+            with g_pathmgr.open(path, "r") as file:
+                data = json.load(file)
+            if data["format"] != FORMAT:
+                raise ValueError(f"format must be {FORMAT}: got {data['format']!r}")
+            splits = {name: _split(name, value) for name, value in data["splits"].items()}
+            return cls(
+                spec=DatasetSpec.from_json(data["spec"]),
+                splits=splits,
+                sources=tuple(SourceFile(**source) for source in data.get("sources", [])),
+                report=data.get("report", {}),
+                statistics={
+                    name: AccessStatistics.from_json(value) for name, value in data.get("statistics", {}).items()
+                },
+                multi_hot=MultiHot(**data["multi_hot"]) if "multi_hot" in data else None,
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            detail = f"no field {error}" if isinstance(error, KeyError) else error
+            raise ValueError(
+                f"{path} must be a manifest that this version reads: got {detail}; prepare the folder again"
+            ) from error
+
+
+def _split(name: str, data: dict[str, Any]) -> Split:
+    split = Split(files=tuple(DataFile(**file) for file in data["files"]))
+    if data.get("rows", split.rows) != split.rows:
+        raise ValueError(f"rows of split {name!r} {data['rows']}, while its files sum to {split.rows}")
+    return split

@@ -1,0 +1,155 @@
+"""Batches from prepared Parquet files: each rank decodes only the row groups that it needs, ahead of training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import NamedTuple
+from weakref import WeakValueDictionary
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from iopath.common.file_io import g_pathmgr
+
+from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.datasets.block import Block, joined
+from dlrm_torchrec.datasets.jagged import to_batch
+from dlrm_torchrec.datasets.prepared.ahead import ahead
+from dlrm_torchrec.datasets.prepared.decode import check_schema, read_row_group
+from dlrm_torchrec.datasets.prepared.expand import Expander
+from dlrm_torchrec.datasets.prepared.manifest import DataFile, Manifest
+from dlrm_torchrec.datasets.prepared.order import Order, Visit
+from dlrm_torchrec.datasets.prepared.remote import random_access
+from dlrm_torchrec.datasets.stream import Ranks, check_start_step
+
+BATCHES_AHEAD = 2
+ROW_GROUPS_AHEAD = 4
+_FOOTERS = 16  # kept in memory, parsed: 2 MB each for 64 row groups of 40 columns
+
+
+class RowGroup(NamedTuple):
+    path: str
+    number: int  # of the row group in its file
+    rows: int
+
+
+class ParquetStream:
+    """Batches of one split of a prepared folder, every row once per epoch, each epoch in its own seeded order.
+
+    ``lanes`` fixes how the rows are spread over the global batches (see ``order``). It must stay what it was when the
+    run began, and is then best equal to the number of ranks; the default is ``world_size``.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        split: str,
+        *,
+        global_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        shuffle: bool,
+        epochs: int = 1,
+        lanes: int | None = None,
+    ) -> None:
+        manifest = Manifest.load(folder)
+        splits = manifest.splits
+        if split not in splits:
+            raise ValueError(f"split must be one that {folder} holds: got {split!r} of {sorted(splits)}; prepare it")
+        self.spec = manifest.spec
+        self._stored_spec = manifest.stored_spec
+        self._expander = Expander(manifest, folder)
+        self._footer = lru_cache(_FOOTERS)(_read_footer)
+        with ThreadPoolExecutor(_FOOTERS, thread_name_prefix="open") as threads:  # far away, opening a file takes long
+            files = list(threads.map(lambda file: self._row_groups(file.location(folder), file), splits[split].files))
+        self._groups = [group for groups in files for group in groups]
+        self._order = Order(
+            group_rows=np.array([group.rows for group in self._groups], dtype=np.int64),
+            epochs=epochs,
+            lanes=world_size if lanes is None else lanes,
+            ranks=Ranks(global_batch_size, rank, world_size),
+            seed=seed,
+            shuffle=shuffle,
+        )
+        self.num_steps = epochs * self._order.steps_per_epoch
+        self._id_type = np.int32 if all(feature.rows <= 1 << 31 for feature in self.spec.sparse) else np.int64
+
+    def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
+        """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``.
+
+        Batches are made ahead, and row groups decoded ahead of those, by threads that end with the iterator; an error
+        in one of them is raised here. In memory are the row groups that a batch is cut from and as many more, at least
+        ``ROW_GROUPS_AHEAD``, whatever the size of the files. With a GPU, batches lie in pinned memory.
+        """
+        check_start_step(start_step, self.num_steps)
+        return ahead(self._batches(start_step), BATCHES_AHEAD)
+
+    def _batches(self, start_step: int) -> Generator[Batch, None, None]:
+        visits = self._visits(start_step)
+        blocks: dict[Visit, Future[Block]] = {}
+        shared: WeakValueDictionary[tuple[int, int], Future[Block]] = WeakValueDictionary()  # by epoch and group
+        used: set[Visit] = set()
+        pin_memory = torch.cuda.is_available()
+        threads = ThreadPoolExecutor(max_workers=min(ROW_GROUPS_AHEAD, _cores()), thread_name_prefix="decode")
+        try:
+            for share, pieces in self._order.steps(start_step):
+                current = {piece.visit for piece in pieces}
+                for visit in used - current:
+                    del blocks[visit]
+                used = current
+                while not current <= blocks.keys() or len(blocks) < len(current) + max(len(current), ROW_GROUPS_AHEAD):
+                    following = next(visits, None)
+                    if following is None:
+                        break
+                    epoch, _, group = following
+                    future = shared.get((epoch, group)) or threads.submit(self._decode, following)
+                    blocks[following] = shared[epoch, group] = future
+                yield to_batch(
+                    self.spec,
+                    [blocks[visit].result().slice(first, last) for visit, first, last in pieces],
+                    share,
+                    pin_memory=pin_memory,
+                )
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+    def _visits(self, start_step: int) -> Iterator[Visit]:
+        """The row groups in the order in which batches first need them."""
+        before: set[Visit] = set()
+        for _, pieces in self._order.steps(start_step):
+            for piece in pieces:
+                if piece.visit not in before:
+                    yield piece.visit
+            before = {piece.visit for piece in pieces}
+
+    def _decode(self, visit: Visit) -> Block:
+        path, number, _ = self._groups[visit.group]
+        footer = self._footer(path)
+        with g_pathmgr.open(path, "rb") as raw:
+            columns = read_row_group(pq.ParquetFile(raw, metadata=footer), number, self._stored_spec, path)
+        return self._expander.block(joined(columns, self._id_type, self._order.rows(visit)))
+
+    def _row_groups(self, path: str, file: DataFile) -> list[RowGroup]:
+        path = random_access(path)
+        footer = self._footer(path)
+        check_schema(footer.schema.to_arrow_schema(), self._stored_spec, path)
+        if footer.num_rows != file.rows:
+            raise ValueError(
+                f"file {path} must have the {file.rows} rows of its manifest: got {footer.num_rows}; prepare it again"
+            )
+        groups = range(footer.num_row_groups)
+        return [RowGroup(path, number, footer.row_group(number).num_rows) for number in groups]
+
+
+def _cores() -> int:
+    """Of this machine, as many as this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _read_footer(path: str) -> pq.FileMetaData:
+    with g_pathmgr.open(path, "rb") as raw:
+        return pq.ParquetFile(raw).metadata

@@ -1,0 +1,143 @@
+"""Synthetic click data of any DatasetSpec, with a known teacher and so a known best AUC."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchmetrics.functional.classification import binary_auroc
+
+from dlrm_torchrec.datasets.bags import Bags, Columns
+from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.datasets.block import joined
+from dlrm_torchrec.datasets.jagged import to_batch
+from dlrm_torchrec.datasets.random import counter
+from dlrm_torchrec.datasets.stream import Ranks, check_start_step
+from dlrm_torchrec.datasets.synthetic.teacher import Teacher
+from dlrm_torchrec.datasets.synthetic.zipf import Zipf
+from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
+
+Split = Literal["train", "val", "test"]
+
+_SPLITS = ("train", "val", "test", "calibration")
+_BLOCK_ROWS = 8192  # rows made at a time where a whole split is walked
+
+
+class SyntheticStream:
+    """Batches whose every row is a pure function of (seed, split, index of the row).
+
+    Dense columns are standard normal, ids are Zipf with ``exponent``; a multi-hot bag has 0 to 2 x pooling_factor
+    ids, each length equally likely. Labels are drawn from a Teacher that all splits of a seed share. One epoch:
+    ``num_rows`` rows in ``ceil(num_rows / global_batch_size)`` steps.
+    """
+
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        *,
+        split: Split = "train",
+        num_rows: int,
+        global_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        exponent: float = 1.1,
+        positive_rate: float = 0.25,
+        logit_std: float = 1.75,
+    ) -> None:
+        self.spec = spec
+        if num_rows < 1:
+            raise ValueError(f"num_rows must be positive: got {num_rows}; a demo takes about a million")
+        self.num_rows = num_rows
+        self._ranks = Ranks(global_batch_size, rank, world_size)
+        self.num_steps = -(-num_rows // global_batch_size)
+        self._split: Split = split
+        self._seed = seed
+        self._zipf = [Zipf(feature.rows, exponent) for feature in spec.sparse]
+        self._max_lengths = [round(2 * f.pooling_factor) if f.multi_hot else None for f in spec.sparse]
+        self._teacher = Teacher(spec, seed, positive_rate, logit_std)
+        self._teacher.calibrate(*self._features(_row_keys(seed, "calibration", 0, _BLOCK_ROWS)))
+
+    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+        """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``."""
+        check_start_step(start_step, self.num_steps)
+        size = self._ranks.global_batch_size
+        for step in range(start_step, self.num_steps):
+            share = self._ranks.share(min(size, self.num_rows - step * size))
+            first = step * size + share.first
+            rows = joined(self.rows(first, first + share.num_rows), np.int64)
+            yield to_batch(self.spec, [rows], share)
+
+    def rows(self, first: int, last: int) -> Columns:
+        """The rows ``first`` .. ``last - 1`` of the split, whatever rank asks."""
+        row_keys = _row_keys(self._seed, self._split, first, last)
+        dense, sparse = self._features(row_keys)
+        labels = counter.uniforms(counter.words(row_keys, 0)) < self._teacher.probabilities(dense, sparse)
+        return Columns(labels.astype(np.float32), dense, sparse)
+
+    def probabilities(self) -> torch.Tensor:
+        """The teacher's P(label = 1) of every row of the split: (num_rows,) float64."""
+        return self._judge[0]
+
+    def best_auc(self) -> float:
+        """The AUC of the teacher's own probabilities on the rows of this split: no model can expect a better one."""
+        probabilities, labels = self._judge
+        return binary_auroc(probabilities, labels, validate_args=False).item()
+
+    @functools.cached_property
+    def _judge(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The teacher's probability (float64) and the label (int64) of every row of the split."""
+        probabilities, labels = [], []
+        for first in range(0, self.num_rows, _BLOCK_ROWS):
+            rows = self.rows(first, min(first + _BLOCK_ROWS, self.num_rows))
+            probabilities.append(self._teacher.probabilities(rows.dense, rows.sparse))
+            labels.append(rows.labels)
+        return torch.from_numpy(np.concatenate(probabilities)), torch.from_numpy(np.concatenate(labels)).long()
+
+    def _features(self, row_keys: counter.Words) -> tuple[NDArray[np.float32], list[Bags]]:
+        """The dense columns (n, D) and the F bags of the n rows with these keys."""
+        num_dense = len(self.spec.dense)
+        # Counters within a row: 0 the label, then the dense columns, and from 2^32 (f + 1) on sparse feature f.
+        dense = counter.normals(counter.words(row_keys[:, None], np.arange(1, 1 + -(-num_dense // 4))))
+        sparse = []
+        for index, (zipf, max_length) in enumerate(zip(self._zipf, self._max_lengths, strict=True)):
+            first = (index + 1) << 32
+            if max_length is None:
+                offsets = None
+                bits = counter.words(row_keys, first + 1)
+            else:
+                draw = counter.uniforms(counter.words(row_keys, first))
+                lengths = (draw * (max_length + 1)).astype(np.int64)
+                offsets = np.concatenate([[0], np.cumsum(lengths)])
+                position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+                bits = counter.words(np.repeat(row_keys, lengths), first + 1 + position)
+            sparse.append(Bags(zipf.ids(counter.uniforms(bits)), offsets))
+        return dense[:, :num_dense], sparse
+
+
+def _row_keys(seed: int, split: str, first: int, last: int) -> counter.Words:
+    """The key of every random number of the rows ``first`` .. ``last - 1``: (last - first,)."""
+    split_key = counter.words(counter.words(seed, 1), _SPLITS.index(split))
+    return counter.words(split_key, np.arange(first, last))
+
+
+def demo_spec(
+    one_hot: Sequence[int] = (50, 100, 200, 300, 500, 1_000, 2_000, 20_000), multi_hot: Sequence[int] = (200, 1_000)
+) -> DatasetSpec:
+    """A small click log: 8 dense columns, one-hot features of so many rows, and multi-hot ones."""
+    return DatasetSpec(
+        name="demo",
+        label="click",
+        dense=tuple(DenseFeature(name=f"dense_{i}") for i in range(8)),
+        sparse=(
+            *(SparseFeature(name=f"id_{i}", rows=rows) for i, rows in enumerate(one_hot)),
+            *(
+                SparseFeature(name=f"list_{i}", rows=rows, multi_hot=True, pooling_factor=4.0)
+                for i, rows in enumerate(multi_hot)
+            ),
+        ),
+    )

@@ -1,0 +1,148 @@
+"""Synthetic interactions of users with items, in latent groups, of which the best possible ranking is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dlrm_torchrec.datasets.bags import Bags, Columns
+from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.datasets.block import joined
+from dlrm_torchrec.datasets.jagged import to_batch
+from dlrm_torchrec.datasets.negatives import WithNegatives
+from dlrm_torchrec.datasets.open import SYNTHETIC, open_streams
+from dlrm_torchrec.datasets.random import counter
+from dlrm_torchrec.datasets.stream import Ranks, Stream, check_start_step
+from dlrm_torchrec.datasets.synthetic.zipf import Zipf
+from dlrm_torchrec.schema import DatasetSpec, SparseFeature
+
+_SPLITS = ("train", "val")
+_HELD_OUT_NEGATIVES = 99  # arXiv 1708.05031
+_EVALUATION_BATCH = 8_192  # at least, as of other streams
+
+Ints = NDArray[np.int64]
+
+
+class InteractionStream:
+    """Interactions (label 1), each followed by negatives: other items, uniform, for the same user (label 0).
+
+    Users and items are of group id mod ``groups``. An interaction is with an item of the user's own group with
+    probability ``loyalty``, else of any group, and within the group with a Zipf distribution. ``val`` has one of each
+    user. Every row is a function of (seed, split, index of the row); the next epoch has other rows.
+    """
+
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        *,
+        split: Literal["train", "val"] = "train",
+        num_rows: int = 0,
+        negatives: int = 4,
+        ranks: Ranks,
+        seed: int = 0,
+        groups: int = 16,
+        loyalty: float = 0.8,
+        exponent: float = 1.1,
+    ) -> None:
+        """``num_rows`` and ``negatives`` are of ``train``; the sparse features of ``spec`` are user and item."""
+        self.spec = spec
+        self._users, self._items = (feature.rows for feature in spec.sparse)
+        if self._items % groups:
+            raise ValueError(f"number of items must be a multiple of {groups} groups: got {self._items}; round it")
+        self._negatives = negatives if split == "train" else _HELD_OUT_NEGATIVES
+        self.num_rows = num_rows if split == "train" else self._users * (1 + self._negatives)
+        self.num_steps = -(-self.num_rows // ranks.global_batch_size)
+        self._ranks = ranks
+        self._split = split
+        self._key = counter.words(counter.words(seed, 2), _SPLITS.index(split))
+        self._groups, self._loyalty = groups, loyalty
+        self._zipf = Zipf(self._items // groups, exponent)
+
+    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+        """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``."""
+        check_start_step(start_step, self.num_steps)
+        size = self._ranks.global_batch_size
+        for step in range(start_step, self.num_steps):
+            share = self._ranks.share(min(size, self.num_rows - step * size))
+            first = step * size + share.first
+            users, items, labels = self.rows(first, first + share.num_rows)
+            dense = np.empty((share.num_rows, 0), np.float32)
+            yield to_batch(self.spec, [joined(Columns(labels, dense, [Bags(users), Bags(items)]), np.int64)], share)
+
+    def rows(self, first: int, last: int) -> tuple[Ints, Ints, NDArray[np.float32]]:
+        """Users, items and labels of the rows ``first`` .. ``last - 1`` of the split, whatever rank asks."""
+        interaction, place = np.divmod(np.arange(first, last), 1 + self._negatives)
+        keys = counter.words(self._key, interaction)
+        users = interaction if self._split == "val" else _below(self._users, keys, 0)
+        loyal = counter.uniforms(counter.words(keys, 1)) < self._loyalty
+        group = np.where(loyal, users % self._groups, _below(self._groups, keys, 2))
+        positives = self._zipf.ids(counter.uniforms(counter.words(keys, 3))) * self._groups + group
+        distance = 1 + _below(self._items - 1, keys, 4 + place)  # to an item that is not the positive
+        items = np.where(place == 0, positives, (positives + distance) % self._items)
+        return users, items, (place == 0).astype(np.float32)
+
+    def rankings(self) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Users, labels, and scores by the best of all rankings and by popularity, of every row of the split.
+
+        Negatives are uniform, so the best ranking is by P(item | user), the ``teacher`` (Neyman and Pearson): no model
+        can expect a higher HR@k. ``popularity`` is by P(item): a model that is not above it knows nothing of users.
+        """
+        users, items, labels = self.rows(0, self.num_rows)
+        within = self._zipf.probabilities()[items // self._groups]
+        own = users % self._groups == items % self._groups
+        users_of = np.bincount(np.arange(self._users) % self._groups, minlength=self._groups) / self._users
+        teacher, popularity = (
+            within * (self._loyalty * share + (1 - self._loyalty) / self._groups)
+            for share in (own, users_of[items % self._groups])
+        )
+        scores = {"teacher": torch.from_numpy(teacher), "popularity": torch.from_numpy(popularity)}
+        return torch.from_numpy(users), torch.from_numpy(labels), scores
+
+
+def _below(bound: int, keys: counter.Words, number: int | Ints) -> Ints:
+    """Uniform in [0, bound)."""
+    return (counter.uniforms(counter.words(keys, number)) * bound).astype(np.int64)
+
+
+def interactions_spec(users: int = 2_048, items: int = 1_024) -> DatasetSpec:
+    """Columns as in prepared MovieLens, but for what is known of movies and users."""
+    return DatasetSpec(
+        name="interactions",
+        label="label",
+        dense=(),
+        sparse=(SparseFeature(name="user", rows=users), SparseFeature(name="movie", rows=items)),
+    )
+
+
+def open_interactions(
+    data: str,
+    spec: DatasetSpec,
+    columns: tuple[str, str],
+    negatives: int,
+    ranks: Ranks,
+    rows: int,
+    epochs: int,
+    seed: int,
+    lanes: int,
+) -> dict[str, Stream]:
+    """``open_streams`` for interactions of a user with an item, the features ``columns``.
+
+    With ``negatives``, so many are drawn for each training row, other ones in every epoch; else the data has its own.
+    """
+    if data == SYNTHETIC:
+        held_out_batch = ranks.global_batch_size * -(-_EVALUATION_BATCH // ranks.global_batch_size)
+        return {
+            "train": InteractionStream(spec, num_rows=rows * epochs, negatives=negatives, ranks=ranks, seed=seed),
+            "val": InteractionStream(
+                spec, split="val", ranks=replace(ranks, global_batch_size=held_out_batch), seed=seed
+            ),
+        }
+    streams = open_streams(data, spec, ranks, rows, epochs, seed, lanes)
+    if negatives:
+        streams["train"] = WithNegatives(data, *columns, negatives, ranks=ranks, epochs=epochs, seed=seed, lanes=lanes)
+    return streams

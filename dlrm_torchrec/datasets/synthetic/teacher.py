@@ -1,0 +1,98 @@
+"""A known model that labels synthetic rows, so that the best reachable AUC is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrm_torchrec.datasets.bags import Bags
+from dlrm_torchrec.datasets.random import counter
+from dlrm_torchrec.schema import DatasetSpec
+
+Floats = NDArray[np.float64]
+
+# Shares of the logit's variance: the dense columns alone, the ids alone, and the two together.
+_SHARES = np.array([0.30, 0.55, 0.15])
+_TINY = np.finfo(np.float64).tiny
+
+
+class Teacher:
+    """P(label = 1 | row), with an effect and a slope hashed from every id of every sparse feature.
+
+    The logit mixes three terms in fixed shares of its variance: w · x of the dense columns x; the sum of the effects
+    of all ids; and the sum of their slopes times u · x, the second-order term that a dot interaction finds. The mix
+    is scaled to the standard deviation ``logit_std`` and shifted to the rate ``positive_rate``. Effects and slopes are
+    summed over a bag, as the tables do. No weight is stored, so tables may be of any size.
+    """
+
+    def __init__(self, spec: DatasetSpec, seed: int, positive_rate: float, logit_std: float) -> None:
+        if not 0 < positive_rate < 1:
+            raise ValueError(f"positive_rate must be in (0, 1): got {positive_rate}; 0.25 is usual for click logs")
+        if logit_std <= 0:
+            raise ValueError(f"logit_std must be positive: got {logit_std}; 1.75 gives an AUC of about 0.85")
+        self._positive_rate = positive_rate
+        self._logit_std = logit_std
+        *self._sparse_keys, dense_key = counter.words(counter.words(seed, 0), np.arange(len(spec.sparse) + 1))
+        self._dense_weights = _weights(dense_key, np.arange(len(spec.dense))).astype(np.float64)
+        self._bag_scale = [max(1.0, feature.pooling_factor) ** -0.5 for feature in spec.sparse]
+        self._mean = np.zeros((3, 1))
+        self._scale = np.ones((3, 1))
+        self._bias = 0.0
+
+    def calibrate(self, dense: NDArray[np.float32], sparse: Sequence[Bags]) -> None:
+        """Fix the scales and the bias on these rows, a sample of those to be labelled."""
+        terms = self._terms(dense, sparse)
+        self._mean = terms.mean(axis=1, keepdims=True)
+        spread = terms.std(axis=1, keepdims=True)
+        # A term that is constant (there are no dense columns, say) is left out.
+        self._scale = np.where(spread > 0, _SHARES[:, None] ** 0.5 / np.maximum(spread, _TINY), 0.0)
+        self._scale *= self._logit_std / max(self._logits(terms).std(), _TINY)
+        self._bias = _bias_for_rate(self._logits(terms), self._positive_rate)
+
+    def probabilities(self, dense: NDArray[np.float32], sparse: Sequence[Bags]) -> Floats:
+        """P(label = 1) of every row: (n,), from dense (n, D) and F bags of n rows."""
+        return _sigmoid(self._logits(self._terms(dense, sparse)))
+
+    def _logits(self, terms: Floats) -> Floats:
+        scaled: Floats = self._scale * (terms - self._mean)
+        logits: Floats = self._bias + scaled.sum(axis=0)
+        return logits
+
+    def _terms(self, dense: NDArray[np.float32], sparse: Sequence[Bags]) -> Floats:
+        """The three terms of the logit, unscaled: (3, n)."""
+        # Column by column and never through BLAS: a row's sum must not depend on the batch that it is in.
+        from_dense, from_ids = np.zeros((2, 2, len(dense)))
+        for column, weights in zip(dense.T, self._dense_weights, strict=True):
+            from_dense += weights[:, None] * column
+        for bags, key, scale in zip(sparse, self._sparse_keys, self._bag_scale, strict=True):
+            from_ids += _sum_bags(_weights(key, bags.values), bags) * scale
+        return np.stack([from_dense[0], from_ids[0], from_dense[1] * from_ids[1]])
+
+
+def _weights(key: np.uint64, ids: NDArray[np.integer]) -> NDArray[np.float32]:
+    """The effect and the slope of every id, standard normal: (V,) gives (V, 2)."""
+    return counter.normals(counter.words(key, ids)[:, None])[:, :2]
+
+
+def _sum_bags(per_id: NDArray[np.float32], bags: Bags) -> Floats:
+    """Sums over the bags of n rows, each in the order of its ids: (V, K) gives (K, n)."""
+    if bags.offsets is None:
+        return per_id.T.astype(np.float64)
+    lengths = bags.lengths
+    bag = np.repeat(np.arange(len(lengths)), lengths)
+    return np.stack([np.bincount(bag, weights=column, minlength=len(lengths)) for column in per_id.T])
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    return 1 / (1 + np.exp(-logits))
+
+
+def _bias_for_rate(logits: Floats, rate: float) -> float:
+    """The shift that makes the mean probability ``rate``, by bisection."""
+    low, high = -50.0, 50.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _sigmoid(logits + middle).mean() < rate else (low, middle)
+    return (low + high) / 2

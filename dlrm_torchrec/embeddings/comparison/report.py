@@ -1,0 +1,76 @@
+"""What a comparison of ways to store tables shows: a table, and a plot of quality against memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean, median, stdev
+from typing import TYPE_CHECKING
+
+from iopath.common.file_io import g_pathmgr
+
+from dlrm_torchrec.embeddings.comparison.variants import Runs, Variant
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SIZES = ["way", "size", "parameters", "MiB"]
+_METRICS = {"val/auc": "AUC", "val/logloss": "log-loss"}
+
+
+def write_report(folder: str, variants: Sequence[Variant], runs: Runs) -> str:
+    """The table, which is written to ``results.md`` beside the plot ``quality.png``."""
+    text = to_markdown(variants, runs)
+    with g_pathmgr.open(f"{folder}/results.md", "w") as stream:
+        stream.write(text)
+    with g_pathmgr.open(f"{folder}/quality.png", "wb") as stream:
+        plot(variants, runs).savefig(stream, format="png", dpi=120)
+    return text
+
+
+def to_markdown(variants: Sequence[Variant], runs: Runs | None = None) -> str:
+    """A row per variant: its size and, given ``runs``, mean ± standard deviation over seeds and the median speed."""
+    columns = [*_SIZES, *_METRICS.values(), "samples/s", "seeds"] if runs else _SIZES
+    rows = [columns, ["---"] * len(columns)]
+    for variant in variants:
+        row = [variant.way, variant.size, f"{variant.parameters:,}", f"{variant.bytes / 2**20:,.2f}"]
+        if runs:
+            quality = [runs.values(variant, metric) for metric in _METRICS]
+            row += [f"{mean(values):.5f} ± {_spread(values):.5f}" for values in quality]
+            row += [f"{median(runs.values(variant, 'samples_per_s')):,.0f}", str(len(runs.seeds))]
+        rows.append(row)
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def plot(variants: Sequence[Variant], runs: Runs) -> Figure:
+    """Each metric against the memory of the tables: a line per way over its sizes in their order, dashed the plain one.
+
+    Variants of another threshold than the first one of their way are crosses beside its line.
+    """
+    from matplotlib import colormaps  # an extra: needed only here
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 6), layout="constrained")
+    ways = dict.fromkeys(variant.way for variant in variants)
+    for axes, metric in zip(figure.subplots(1, 2), _METRICS, strict=True):
+        for number, way in enumerate(ways):
+            ours = [variant for variant in variants if variant.way == way]
+            first = ours[0].tables.threshold
+            color = colormaps["tab20"](number)
+            for style, label, shown in (
+                ("o-", way, [variant for variant in ours if variant.tables.threshold == first]),
+                ("x", None, [variant for variant in ours if variant.tables.threshold != first]),
+            ):
+                values = [runs.values(variant, metric) for variant in shown]
+                sizes = [variant.bytes / 2**20 for variant in shown]
+                bars = [_spread(found) for found in values]
+                axes.errorbar(sizes, [mean(v) for v in values], bars, fmt=style, label=label, color=color, capsize=3)
+            if ours[0].tables.kind == "plain":
+                axes.axhline(mean(runs.values(ours[0], metric)), color=color, linestyle="--")
+        axes.set(xscale="log", xlabel="MiB of tables", ylabel=f"validation {_METRICS[metric]}")
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def _spread(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0

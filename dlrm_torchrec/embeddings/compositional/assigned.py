@@ -1,0 +1,100 @@
+"""A partition given by the user's own assignment of ids to classes, say from clustering."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+
+from dlrm_torchrec.embeddings.compositional.partitions import Complementary
+
+_CPU = torch.device("cpu")
+
+
+class Assigned(Complementary):
+    """Classes that the user assigns: k integer tensors that hold the class of every id.
+
+    The class count of each is its largest class plus one. ValueError when the classes leave two ids alike.
+    """
+
+    def __init__(self, assignments: Sequence[torch.Tensor]) -> None:
+        if not assignments:
+            raise ValueError("assignments must hold at least one tensor: got none; give the class of every id")
+        # copies, so that what is checked here cannot be changed from outside
+        own = tuple(_checked(f"assignment {index}", given).clone() for index, given in enumerate(assignments))
+        lengths = [len(assignment) for assignment in own]
+        if len(set(lengths)) > 1:
+            raise ValueError(
+                f"assignments must have one length, the number of ids: got lengths {lengths}; "
+                "give every id a class in each"
+            )
+        ranks, order = _tuple_ranks(own).sort(stable=True)
+        alike = (ranks[1:] == ranks[:-1]).nonzero()
+        if len(alike):
+            first = int(alike[0])
+            raise ValueError(
+                f"assignments must tell any two ids apart: got the same classes for ids {int(order[first])} and "
+                f"{int(order[first + 1])}; add a partition that separates them, as Assigned.from_clusters does"
+            )
+        self.num_ids = lengths[0]
+        self._copies = {_CPU: own}
+
+    @classmethod
+    def from_clusters(cls, clusters: torch.Tensor) -> Assigned:
+        """The cluster of an id, then its rank among the ids of its cluster: complementary for any clustering."""
+        clusters = _checked("clusters", clusters)
+        by_cluster, order = clusters.sort(stable=True)
+        sizes = clusters.bincount()
+        starts = sizes.cumsum(0) - sizes
+        ranks = torch.empty_like(order)
+        ranks[order] = torch.arange(len(order)) - starts[by_cluster]
+        return cls((clusters, ranks))
+
+    @cached_property
+    def classes(self) -> tuple[int, ...]:
+        return tuple(int(assignment.max()) + 1 for assignment in self._copies[_CPU])
+
+    def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ids = ids.long()
+        return tuple(assignment[ids] for assignment in self._on(ids.device))
+
+    def ids_of(self, *classes: torch.Tensor) -> torch.Tensor:
+        """The ids that have these k classes, -1 where none has; sorts all ``num_ids`` tuples at every call."""
+        device, shape = classes[0].device, classes[0].shape
+        pairs = zip(self._on(device), classes, strict=True)
+        ranks = _tuple_ranks([torch.cat((own, given.flatten())) for own, given in pairs])
+        ids = torch.full_like(ranks, -1)
+        ids[ranks[: self.num_ids]] = torch.arange(self.num_ids, device=device)
+        return ids[ranks[self.num_ids :]].reshape(shape)
+
+    def _on(self, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """The assignments on ``device``, copied there once."""
+        if device not in self._copies:
+            self._copies[device] = tuple(assignment.to(device) for assignment in self._copies[_CPU])
+        return self._copies[device]
+
+
+def _checked(name: str, classes: torch.Tensor) -> torch.Tensor:
+    """``classes`` as int64 on the CPU; ValueError unless they are one class of at least 0 per id."""
+    dtype, shape = classes.dtype, tuple(classes.shape)
+    integer = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+    if not integer or len(shape) != 1 or shape[0] == 0:
+        raise ValueError(
+            f"{name} must be a 1-D integer tensor of one class per id: got {dtype} of shape {shape}; "
+            "give class numbers from 0"
+        )
+    classes = classes.detach().to(_CPU, torch.int64)
+    if int(classes.min()) < 0:
+        raise ValueError(f"{name} must have no negative class: got {int(classes.min())}; number classes from 0")
+    return classes
+
+
+def _tuple_ranks(columns: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A number below n for each of n tuples, the same for equal tuples only; ``columns`` are n values each."""
+    ranks = torch.zeros_like(columns[0], dtype=torch.int64)
+    for column in columns:
+        values, dense = torch.unique(column, return_inverse=True)
+        pairs = ranks * len(values) + dense  # below n * n, so it never leaves int64
+        ranks = torch.unique(pairs, return_inverse=True)[1]
+    return ranks

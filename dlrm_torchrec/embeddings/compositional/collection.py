@@ -1,0 +1,121 @@
+"""A drop-in for TorchRec's ``EmbeddingBagCollection`` in which any table may be compositional."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollection,
+    get_embedding_names_by_table,
+    process_pooled_embeddings,
+    reorder_inverse_indices,
+)
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+from dlrm_torchrec.embeddings.compositional.stack import Bags
+from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig, StackedEmbeddingBagConfig
+
+
+class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):
+    """Plain and compositional tables, each summed or averaged over the bags of its features.
+
+    Takes the ``KeyedJaggedTensor`` and gives the ``KeyedTensor`` (keys, order, dims) of an ``EmbeddingBagCollection``
+    of the same names, rows and dims; only feature generation gives k keys ``feature#0`` ... for one. The partitions
+    of a table are stacked in ``embedding_bags.<table>.weight``.
+    """
+
+    def __init__(
+        self, tables: Sequence[EmbeddingBagConfig], is_weighted: bool = False, device: torch.device | None = None
+    ) -> None:
+        physical, model = [], []
+        for config in tables:
+            if isinstance(config, CompositionalEmbeddingBagConfig):
+                physical.append(config.stacked())
+                model.append(config.model_config())
+            elif is_weighted and config.pooling is PoolingType.MEAN:
+                raise ValueError(
+                    f"pooling of plain table {config.name!r} must be sum with per-sample weights, as in PyTorch: "
+                    "got mean; choose sum"
+                )
+            else:
+                physical.append(config)
+                model.append(config)
+        _check_names(tables, physical)
+        super().__init__(physical, is_weighted, device)
+        self._model_configs = model
+        self._keys = [key for keys in get_embedding_names_by_table(model) for key in keys]
+
+    def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
+        """The tables as a model sees them."""
+        return self._model_configs
+
+    def physical_configs(self) -> list[EmbeddingBagConfig]:
+        """The tables as they are stored: a ``StackedEmbeddingBagConfig`` for each compositional one."""
+        configs: list[EmbeddingBagConfig] = super().embedding_bag_configs()
+        return configs
+
+    def physical(self) -> EmbeddingBagCollection:
+        """The stored tables as a plain collection, with the parameters of this one."""
+        plain = EmbeddingBagCollection(self.physical_configs(), self.is_weighted(), torch.device("meta"))
+        plain.embedding_bags = self.embedding_bags
+        plain._device = self.device  # TorchRec copies the weights of a collection that is not on meta
+        return plain
+
+    def model_keys(self) -> dict[str, str]:
+        """The key that a model sees for the output of each physical feature; concat makes one key of several."""
+        found: dict[str, str] = {}
+        stored = get_embedding_names_by_table(self.physical_configs())
+        for physical, model in zip(stored, get_embedding_names_by_table(self._model_configs), strict=True):
+            pieces = len(physical) // len(model)
+            found |= {name: model[number // pieces] for number, name in enumerate(physical)}
+        return found
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        jagged = features.to_dict()
+        names: list[str] = []
+        pooled: list[torch.Tensor] = []
+        for config in self.physical_configs():
+            bag = self.embedding_bags[config.name]
+            stacked = isinstance(config, StackedEmbeddingBagConfig)
+            for feature in config.logical.feature_names if stacked else config.feature_names:
+                ids = jagged[feature]
+                weights = ids.weights() if self.is_weighted() else None
+                if stacked:
+                    bags = Bags(ids.values().long(), ids.lengths().long(), weights)
+                    vectors = config.pooled(bags, LookUpIn(bag.weight), [feature])
+                else:
+                    vectors = bag(ids.values(), ids.offsets(), per_sample_weights=weights)
+                names.append(feature)
+                pooled.append(vectors.float())
+        dims = [config.embedding_dim for config in self._model_configs for _ in config.feature_names]
+        inverse = reorder_inverse_indices(features.inverse_indices_or_none(), names)
+        return KeyedTensor(keys=self._keys, length_per_key=dims, values=process_pooled_embeddings(pooled, inverse))
+
+
+def _check_names(tables: Sequence[EmbeddingBagConfig], physical: Sequence[EmbeddingBagConfig]) -> None:
+    """ValueError where a feature is called like an output of another one."""
+    outputs = {
+        name for config in physical if isinstance(config, StackedEmbeddingBagConfig) for name in config.feature_names
+    }
+    for config in tables:
+        for feature in config.feature_names:
+            if feature in outputs:
+                raise ValueError(
+                    f"features must not be called like an output of a compositional table: got {feature!r} in table "
+                    f"{config.name!r}; rename it"
+                )
+
+
+class LookUpIn:
+    """Sums of bags of the rows of one weight, by PyTorch."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, rows: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        return functional.embedding_bag(
+            rows, self.weight, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
+        )

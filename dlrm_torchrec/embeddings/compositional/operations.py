@@ -1,0 +1,253 @@
+"""Operations: how the rows of an id's k classes become its vector (arXiv 1909.02107, section 4).
+
+Every operation works on one physical table in which the k partitions are stacked, and asks for *bags* of its rows:
+``look_up(rows, offsets, weights)`` gives one sum per bag, as a bag of a plain table would. So any kernel that sums
+rows, PyTorch's or FBGEMM's, sharded or not, fused with its optimizer or not, also serves compositional tables.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import reduce
+from math import prod
+from typing import ClassVar
+
+import torch
+from torch.nn import functional
+
+from dlrm_torchrec.embeddings.compositional.grouped import grouped_linear
+from dlrm_torchrec.embeddings.compositional.stack import Bags, Block, LookUp, Stack, offsets_of, one_each, pool
+
+
+class Operation(ABC):
+    """How an id's vector is made of its classes' rows."""
+
+    row_wise: ClassVar[bool] = False  # whether rows may lie on different ranks
+    column_wise: ClassVar[bool] = True  # whether columns may
+
+    def row_dim(self, dim: int, k: int) -> int:  # noqa: ARG002 (for those that split the dim)
+        """Numbers of a physical row."""
+        return dim
+
+    def num_outputs(self, k: int) -> int:  # noqa: ARG002
+        """Vectors per bag, side by side."""
+        return 1
+
+    def class_rows(self, dim: int, k: int) -> tuple[int, ...]:  # noqa: ARG002
+        """Physical rows of one class of each of the k partitions."""
+        return (1,) * k
+
+    @abstractmethod
+    def blocks(self, stack: Stack, dim: int) -> list[Block]:
+        """Initial weights with which a vector has the mean 0 and the variance 1 / (3 n) of a plain table's."""
+
+    @abstractmethod
+    def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
+        """Sum over each bag of its ids' (weighted) vectors: (bags, num_outputs * row dim)."""
+
+
+class Summed(Operation):
+    """Operations that are bags of rows themselves, so that nothing is left to combine."""
+
+    row_wise = True
+
+    def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002
+        return [Block(stack.rows, 0.0, stack.partition.num_ids**-0.5)]
+
+    def rows(self, stack: Stack, bags: Bags) -> Bags:
+        """Bags of physical rows: of all bags the first output, then of all bags the second, ..."""
+        return self.ask(stack.rows_of(bags.values), bags)
+
+    def ask(self, rows: list[torch.Tensor], bags: Bags) -> Bags:
+        """Bags of the ``rows`` of some partitions: ``num_outputs`` for each of ``bags``."""
+        weights = None if bags.weights is None else bags.weights.repeat(len(rows))
+        return Bags(torch.cat([bags.values[:0], *rows]), bags.lengths.repeat(len(rows)), weights)
+
+    def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
+        """Rows of a partition with few classes are read once each, and multiplied by how often each bag has them."""
+        num_bags, rows = len(bags.lengths), stack.rows_of(bags.values)
+        few = [j for j, size in enumerate(stack.sizes) if size * num_bags <= len(bags.values)]
+        many = [j for j in range(len(rows)) if j not in few]
+        asked = self.ask([rows[j] for j in many], bags)
+        spans = [torch.arange(stack.sizes[j], device=bags.values.device) + stack.first_rows[j] for j in few]
+        single = torch.cat([asked.values[:0], *spans])
+        lengths = torch.cat([asked.lengths, asked.lengths.new_ones(len(single))])
+        weights = None if asked.weights is None else torch.cat([asked.weights, asked.weights.new_ones(len(single))])
+        read = look_up(torch.cat([asked.values, single]), offsets_of(lengths), weights)
+        read = read.to(torch.promote_types(read.dtype, torch.float32))  # float16 cannot count beyond 2048
+        whole = many[: self.num_outputs(len(many))]
+        pieces = torch.split(read, [num_bags] * len(whole) + [len(span) for span in spans])
+        sums = dict(zip(whole + few, pieces, strict=True))
+        for j in few:
+            sums[j] = _counts(bags, rows[j] - stack.first_rows[j], stack.sizes[j], read.dtype) @ sums[j]
+        return self.join([sums[j] for j in sorted(sums)])
+
+    def join(self, sums: list[torch.Tensor]) -> torch.Tensor:
+        """The outputs of each bag, of one sum (bags, row dim) per partition."""
+        return torch.cat(sums, dim=1)
+
+
+@dataclass(frozen=True)
+class Concat(Summed):
+    """The k rows side by side, each of dim / k numbers; unique where rows are (Theorem 1 of the paper)."""
+
+    def row_dim(self, dim: int, k: int) -> int:
+        return dim // k
+
+    def num_outputs(self, k: int) -> int:
+        return k
+
+
+@dataclass(frozen=True)
+class FeatureGeneration(Summed):
+    """k rows that stay k vectors: each feature becomes k features of the model."""
+
+    def num_outputs(self, k: int) -> int:
+        return k
+
+
+@dataclass(frozen=True)
+class Add(Summed):
+    """The sum of the k rows."""
+
+    def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002
+        return [Block(stack.rows, 0.0, (len(stack.class_rows) * stack.partition.num_ids) ** -0.5)]
+
+    def ask(self, rows: list[torch.Tensor], bags: Bags) -> Bags:
+        k = len(rows)
+        values = torch.stack(rows, dim=1).view(-1) if rows else bags.values[:0]
+        weights = None if bags.weights is None else bags.weights.repeat_interleave(k)
+        return Bags(values, bags.lengths.repeat(min(k, 1)) * k, weights)
+
+    def join(self, sums: list[torch.Tensor]) -> torch.Tensor:
+        return reduce(torch.add, sums)
+
+
+def _counts(bags: Bags, classes: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
+    """How often, or with how much weight, each bag has each class: (bags, num_classes)."""
+    num_bags = len(bags.lengths)
+    numbers = torch.arange(num_bags, device=classes.device)
+    bag = torch.repeat_interleave(numbers, bags.lengths, output_size=len(classes))
+    each = torch.ones_like(classes, dtype=dtype) if bags.weights is None else bags.weights.to(dtype)
+    counts = torch.zeros(num_bags * num_classes, dtype=dtype, device=classes.device)
+    return counts.scatter_add(0, bag * num_classes + classes, each).view(num_bags, num_classes)
+
+
+@dataclass(frozen=True)
+class Mult(Operation):
+    """The element-wise product of the k rows, per id and then summed: a product of sums would be another model.
+
+    Factors after the first start as ``center`` + U(-spread, spread), the first small enough for the product.
+    """
+
+    center: float = 0.0
+    spread: float = 3**0.5
+
+    def __post_init__(self) -> None:
+        if self.spread < 0 or self.center == self.spread == 0:
+            raise ValueError(
+                f"factors of a product must start as center + U(-spread, spread), spread not negative and not both 0: "
+                f"got center {self.center} and spread {self.spread}; leave the defaults"
+            )
+
+    def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002
+        first, *others = stack.sizes
+        second_moment = self.center**2 + self.spread**2 / 3
+        limit = (stack.partition.num_ids * second_moment ** len(others)) ** -0.5
+        return [Block(first, 0.0, limit), Block(sum(others), self.center, self.spread)]
+
+    def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
+        num_combinations = prod(stack.partition.classes[1:])
+        weights = bags.weights
+        # FBGEMM's bucketizing passes no gradient on to weights, and takes float32 ones only
+        sortable = weights is None or (weights.dtype == torch.float32 and not weights.requires_grad)
+        if num_combinations * len(bags.lengths) <= len(bags.values) and sortable:
+            return self._pooled_by_class(stack, num_combinations, bags, look_up)
+        rows = torch.cat(stack.rows_of(bags.values))
+        first, *others = torch.split(look_up(rows, one_each(rows), None), [len(bags.values)] * len(stack.sizes))
+        for other in others:
+            first = first * other
+        return pool(first, bags)
+
+    def _pooled_by_class(self, stack: Stack, num_combinations: int, bags: Bags, look_up: LookUp) -> torch.Tensor:
+        """The same sum by the distributive law: ids of a bag that share their later classes are summed first.
+
+        sum_x w1[p1(x)] * w2[p2(x)] = sum_c w2[c] * sum_{x: p2(x) = c} w1[p1(x)]. The sums over x are a plain lookup,
+        and what is left is one product per bag and class instead of one per id.
+        """
+        later_rows, repeats = [], num_combinations
+        index = torch.arange(num_combinations, device=bags.values.device)
+        for row, count in zip(stack.first_rows[1:], stack.partition.classes[1:], strict=True):
+            repeats //= count
+            later_rows.append(row + index // repeats % count)
+        lengths, values, weights, *_ = torch.ops.fbgemm.bucketize_sparse_features(
+            bags.lengths, stack.partition.ordinals(bags.values), False, num_combinations, bags.weights
+        )
+        rows = torch.cat([values, *later_rows])
+        ones = lengths.new_ones(len(rows) - len(values))
+        if weights is not None:
+            weights = torch.cat([weights, weights.new_ones(len(ones))])
+        sums = look_up(rows, offsets_of(torch.cat([lengths, ones])), weights)
+        by_class, factors = torch.split(sums, [len(lengths), len(ones)])
+        products = by_class.view(num_combinations, len(bags.lengths), sums.size(1))
+        if later_rows:
+            products = products * reduce(torch.mul, torch.chunk(factors, len(later_rows))).unsqueeze(1)
+        return products.sum(0)
+
+
+@dataclass(frozen=True)
+class Path(Operation):
+    """A row of the first partition, passed through one small network per later partition, chosen by the id's class.
+
+    ``hidden`` units with ReLU, dim -> hidden -> dim; 0: one dim x dim matrix, the linear variant. A class's network
+    is stored as rows of the same table: W1 (hidden rows), b1 (hidden / dim rows, rounded up), W2 transposed (hidden
+    rows), b2 (one row); or the transposed matrix.
+    """
+
+    hidden: int = 64
+
+    column_wise = False
+
+    def __post_init__(self) -> None:
+        if self.hidden < 0:
+            raise ValueError(
+                f"hidden units of a path must be 0 (linear) or more: got {self.hidden}; the paper uses 16 to 128"
+            )
+
+    def _network_rows(self, dim: int) -> list[int]:
+        return [self.hidden, -(-self.hidden // dim), self.hidden, 1] if self.hidden else [dim]
+
+    def class_rows(self, dim: int, k: int) -> tuple[int, ...]:
+        return (1,) + (sum(self._network_rows(dim)),) * (k - 1)
+
+    def blocks(self, stack: Stack, dim: int) -> list[Block]:
+        # He initialisation of the hidden layer: ReLU halves the second moment that 2 / dim doubles
+        limits = [(6 / dim) ** 0.5, 0.0, (3 / self.hidden) ** 0.5, 0.0] if self.hidden else [(3 / dim) ** 0.5]
+        network = [Block(rows, 0.0, limit) for rows, limit in zip(self._network_rows(dim), limits, strict=True)]
+        num_networks = sum(stack.partition.classes[1:])
+        return [Block(stack.sizes[0], 0.0, stack.partition.num_ids**-0.5), *network * num_networks]
+
+    def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
+        ids, places = torch.unique(bags.values, return_inverse=True)  # a network sees an id once; waits for a GPU
+        first, *later = stack.partition.of(ids)
+        rows = torch.cat([first, torch.arange(stack.sizes[0], stack.rows, device=first.device)])
+        vectors, *parameters = torch.split(look_up(rows, one_each(rows), None), [len(first), *stack.sizes[1:]])
+        for classes, parameter in zip(later, parameters, strict=True):
+            networks = parameter.view(-1, stack.class_rows[1], vectors.size(1))
+            vectors = grouped_linear(vectors, classes, self.layers(networks))
+        return functional.embedding_bag(
+            places,
+            vectors,
+            offsets_of(bags.lengths),
+            mode="sum",
+            per_sample_weights=None if bags.weights is None else bags.weights.to(vectors.dtype),
+            include_last_offset=True,
+        )
+
+    def layers(self, networks: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Weights and biases, as ``grouped_linear`` takes them, of stored ``networks`` (num classes, rows, dim)."""
+        if not self.hidden:
+            return [(networks, None)]
+        w1, b1, w2, b2 = torch.split(networks, self._network_rows(networks.size(2)), dim=1)
+        return [(w1.mT, b1.flatten(1)[:, : self.hidden]), (w2, b2.squeeze(1))]

@@ -1,0 +1,121 @@
+"""Partitions of a wanted size: from collisions, from a row budget, or of the fewest rows; exact integer arithmetic.
+
+``collisions`` is the number of ids that share a class of the partition that has ceil(n / collisions) classes.
+"""
+
+from __future__ import annotations
+
+from math import gcd, isqrt, prod
+
+from dlrm_torchrec.embeddings.compositional.partitions import (
+    ChineseRemainder,
+    Hash,
+    MixedRadix,
+    QuotientRemainder,
+    check_count,
+)
+
+_SEARCH_WIDTH = 64  # first moduli tried: coprime sets lie close together, and wider finds no fewer rows worth having
+
+
+def quotient_remainder_for_collisions(num_ids: int, collisions: int) -> QuotientRemainder:
+    """ceil(n / collisions) quotients and, as published, ``collisions`` remainders however few the ids."""
+    check_count("collisions", collisions)
+    return QuotientRemainder(num_ids, collisions)
+
+
+def hash_for_collisions(num_ids: int, collisions: int) -> Hash:
+    """ceil(n / collisions) classes."""
+    return Hash(num_ids, _ceil_div(num_ids, _collisions(num_ids, collisions)))
+
+
+def mixed_radix_for_collisions(num_ids: int, collisions: int, k: int) -> MixedRadix:
+    """ceil(n / collisions) first, then ``collisions`` split over k - 1 radices of the smallest sum."""
+    _check_several(k)
+    collisions = _collisions(num_ids, collisions)
+    return MixedRadix(num_ids, (_ceil_div(num_ids, collisions), *_even_split(collisions, k - 1)))
+
+
+def chinese_remainder_for_collisions(num_ids: int, collisions: int, k: int = 2) -> ChineseRemainder:
+    """A first modulus of ceil(n / collisions) or little more, then k - 1 that share the rest about evenly."""
+    _check_several(k)
+    first = _ceil_div(num_ids, _collisions(num_ids, collisions))
+    return _fewest_rows(num_ids, k, range(first, first + _SEARCH_WIDTH))
+
+
+def quotient_remainder_for_rows(num_ids: int, max_rows: int) -> QuotientRemainder:
+    """Quotients and remainders of at most ``max_rows`` together, with the fewest collisions."""
+    check_count("num_ids", num_ids)
+    check_count("max_rows", max_rows)
+    least = sum(_even_split(num_ids, 2))
+    if max_rows < least:
+        raise ValueError(
+            f"max_rows must be at least {least} for quotients and remainders of {num_ids} ids: got {max_rows}; "
+            "raise it or use more partitions"
+        )
+    # ceil(n / m) + m <= max_rows exactly where m^2 - max_rows m + n <= 0: m is the least integer from its lower root on
+    return QuotientRemainder(num_ids, _ceil_div(max_rows - isqrt(max_rows**2 - 4 * num_ids), 2))
+
+
+def optimal_mixed_radix(num_ids: int, k: int) -> MixedRadix:
+    """k radices of the smallest sum, about k n^(1/k)."""
+    check_count("num_ids", num_ids)
+    check_count("k", k)
+    return MixedRadix(num_ids, _even_split(num_ids, k))
+
+
+def optimal_chinese_remainder(num_ids: int, k: int) -> ChineseRemainder:
+    """k pairwise coprime moduli of a sum close to the smallest, about k n^(1/k)."""
+    check_count("num_ids", num_ids)
+    _check_several(k)
+    root = _root(num_ids, k)
+    return _fewest_rows(num_ids, k, range(max(1, root - _SEARCH_WIDTH), root + 2))
+
+
+def _check_several(k: int) -> None:
+    check_count("k", k)
+    if k < 2:
+        raise ValueError(f"k must be at least 2 partitions: got {k}; raise it or use a plain or hashed table")
+
+
+def _collisions(num_ids: int, collisions: int) -> int:
+    """``collisions``, which are never more than the ids."""
+    check_count("num_ids", num_ids)
+    check_count("collisions", collisions)
+    return min(collisions, num_ids)
+
+
+def _ceil_div(dividend: int, divisor: int) -> int:
+    return -(-dividend // divisor)
+
+
+def _root(value: int, k: int) -> int:
+    """The largest integer whose k-th power is at most ``value``, bit by bit."""
+    root = 0
+    for bit in reversed(range(value.bit_length() // k + 1)):
+        if (root | 1 << bit) ** k <= value:
+            root |= 1 << bit
+    return root
+
+
+def _even_split(product: int, k: int) -> tuple[int, ...]:
+    """k integers of the smallest sum whose product is at least ``product``, largest first."""
+    # of all integers of one sum those that differ by at most one have the largest product
+    root = _root(product, k)
+    larger = next(larger for larger in range(k + 1) if (root + 1) ** larger * root ** (k - larger) >= product)
+    return (root + 1,) * larger + (root,) * (k - larger)
+
+
+def _fewest_rows(num_ids: int, k: int, firsts: range) -> ChineseRemainder:
+    return ChineseRemainder(num_ids, min((_coprime_moduli(num_ids, k, first) for first in firsts), key=sum))
+
+
+def _coprime_moduli(product: int, k: int, first: int) -> tuple[int, ...]:
+    """``first``, then k - 1 moduli as even as being pairwise coprime allows, of a product of at least ``product``."""
+    moduli = [first]
+    for left in range(k - 1, 0, -1):
+        modulus = _root(_ceil_div(product, prod(moduli)), left)
+        while gcd(modulus, prod(moduli)) > 1:
+            modulus += 1
+        moduli.append(modulus)
+    return tuple(moduli)

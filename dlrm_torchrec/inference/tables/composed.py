@@ -1,0 +1,71 @@
+"""Lookups whose rows are combined id by id before they are summed: products, and paths through small networks."""
+
+from collections.abc import Sequence
+
+import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
+from torch import nn
+
+from dlrm_torchrec.embeddings.compositional.grouped import grouped_linear
+from dlrm_torchrec.embeddings.compositional.operations import Path
+from dlrm_torchrec.embeddings.compositional.stack import Stack
+from dlrm_torchrec.inference.tables.lookups import Column, RowLookup, by_feature
+
+
+def pooled(vectors: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
+    """Sums (B, dim) for each of n features, of one vector (ids, dim) per id; ``lengths`` is (n, B)."""
+    flat = lengths.flatten()
+    if vectors.size(0) != flat.numel() or not bool((flat == 1).all()):
+        vectors = torch.segment_reduce(vectors, "sum", lengths=flat.long(), axis=0, unsafe=True)
+    return list(vectors.view(lengths.size(0), lengths.size(1), vectors.size(1)).unbind(0))
+
+
+class Products(nn.Module):
+    """One vector (B, dim) per key: the sum over its ids of the product of the k rows of its columns."""
+
+    features: torch.Tensor
+
+    def __init__(self, keys: Sequence[Sequence[Column]], num_features: int) -> None:
+        """``keys`` are the k columns of each key; all tables have one dim."""
+        super().__init__()
+        columns = [column for partition in zip(*keys, strict=True) for column in partition]
+        self.lookup = RowLookup(columns, PoolingMode.NONE, num_features)
+        self.register_buffer("features", torch.tensor([first.source for first, *_ in keys]))
+
+    def forward(self, values: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
+        rows, lengths = self.lookup(values, lengths), lengths[self.features]
+        factors = rows.split(max(int(lengths.sum()), 1))
+        product = factors[0]
+        for factor in factors[1:]:
+            product = product * factor
+        return pooled(product, lengths)
+
+
+class Paths(nn.Module):
+    """One vector (B, dim) per key of one table: the sum of its ids' rows, passed through the networks of their classes.
+
+    The networks stay float32: they are few, shared by many rows, and read whole for every batch.
+    """
+
+    features: torch.Tensor
+    classes: list[tuple[int, int]]
+    networks: list[list[tuple[torch.Tensor, torch.Tensor | None]]]
+
+    def __init__(self, keys: Sequence[Sequence[Column]], stack: Stack, path: Path, num_features: int) -> None:
+        super().__init__()
+        table = keys[0][0].table
+        first, *later = torch.split(table.weight.detach().float(), stack.sizes)
+        rows = table._replace(weight=first)
+        self.lookup = RowLookup([key[0]._replace(table=rows) for key in keys], PoolingMode.NONE, num_features)
+        self.sources = [key[0].source for key in keys]
+        self.register_buffer("features", torch.tensor(self.sources))
+        self.classes = [(column.digit.divisor, column.digit.modulus) for column in keys[0][1:]]
+        self.networks = [path.layers(networks.reshape(-1, stack.class_rows[1], first.size(1))) for networks in later]
+
+    def forward(self, values: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
+        pieces = by_feature(values, lengths)
+        ids = torch.cat([pieces[source] for source in self.sources])
+        vectors = self.lookup(values, lengths)
+        for (divisor, modulus), layers in zip(self.classes, self.networks):  # noqa: B905 (TorchScript has no strict)
+            vectors = grouped_linear(vectors, ids // divisor % modulus, layers)
+        return pooled(vectors, lengths[self.features])

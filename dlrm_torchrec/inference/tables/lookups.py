@@ -1,0 +1,110 @@
+"""Lookups in FBGEMM's inference tables, by modules that can be scripted.
+
+``values`` are the ids of all features, one feature after another; ``lengths`` (F, B) say how many of them each feature
+has in each sample.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from fbgemm_gpu.split_embedding_configs import SparseType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, EmbeddingLocation, PoolingMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
+from torch import nn
+
+from dlrm_torchrec.inference.tables.digits import WHOLE, Digit
+from dlrm_torchrec.inference.tables.types import TableType, packed
+
+
+class StoredTable(NamedTuple):
+    """A table's weight (rows, dim), and the type that its rows are to be stored as."""
+
+    name: str
+    weight: torch.Tensor
+    kind: TableType
+
+
+class Column(NamedTuple):
+    """Rows of ``table`` for the ids of feature number ``source``: ``first_row`` plus their digit."""
+
+    table: StoredTable
+    source: int
+    digit: Digit = WHOLE
+    first_row: int = 0
+
+
+def by_feature(values: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
+    """The ids of each feature."""
+    counts: list[int] = lengths.sum(1).tolist()
+    return list(torch.split(values, counts))
+
+
+class RowLookup(nn.Module):
+    """Rows of tables for columns of ids: sums (B, dims of all columns) of bags, or each id's own (ids, dim)."""
+
+    features: torch.Tensor
+    divisors: torch.Tensor
+    moduli: torch.Tensor
+    first_rows: torch.Tensor
+
+    def __init__(self, columns: Sequence[Column], mode: PoolingMode, num_features: int) -> None:
+        super().__init__()
+        by_name = {column.table.name: column.table for column in columns}
+        names, tables = list(by_name), by_name.values()
+        self.tables = IntNBitTableBatchedEmbeddingBagsCodegen(
+            [(table.name, *table.weight.shape, SparseType(table.kind), EmbeddingLocation.HOST) for table in tables],
+            feature_table_map=[names.index(column.table.name) for column in columns],
+            device="cpu",
+            pooling_mode=mode,
+            output_dtype=SparseType.FP32,
+            bounds_check_mode=BoundsCheckMode.NONE,  # the served model looks at every id itself
+            row_alignment=1,
+            indices_dtype=torch.int64,
+        )
+        self.tables.initialize_weights()
+        for table, (numbers, scales) in zip(tables, self.tables.split_embedding_weights(), strict=True):
+            new_numbers, new_scales = packed(table.weight, table.kind)
+            numbers.copy_(new_numbers)
+            if new_scales is not None:
+                scales.copy_(new_scales)
+        self.sources = [column.source for column in columns]
+        self.all_features = self.sources == list(range(num_features))
+        self.ids_are_rows = all(column.digit == WHOLE and column.first_row == 0 for column in columns)
+        self.register_buffer("features", torch.tensor(self.sources))
+        self.register_buffer("divisors", torch.tensor([column.digit.divisor for column in columns]))
+        self.register_buffer("moduli", torch.tensor([column.digit.modulus for column in columns]))
+        self.register_buffer("first_rows", torch.tensor([column.first_row for column in columns]))
+
+    def forward(self, values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        if not self.all_features:
+            pieces = by_feature(values, lengths)
+            values = torch.cat([pieces[source] for source in self.sources])
+            lengths = lengths[self.features]
+        if not self.ids_are_rows:
+            column = torch.repeat_interleave(lengths.sum(1))
+            values = values // self.divisors[column] % self.moduli[column] + self.first_rows[column]
+        rows: torch.Tensor = self.tables(values, torch.ops.fbgemm.asynchronous_complete_cumsum(lengths.flatten()))
+        return rows
+
+
+class Sums(nn.Module):
+    """One vector (B, dim) per key: sums of the bags of its columns, side by side or added."""
+
+    def __init__(self, keys: Sequence[tuple[Sequence[Column], bool]], num_features: int, together: bool) -> None:
+        """``keys`` are the columns of each key, and whether they are added; ``together``: one tensor of all keys."""
+        super().__init__()
+        self.lookup = RowLookup([column for columns, _ in keys for column in columns], PoolingMode.SUM, num_features)
+        self.widths = [sum(column.table.weight.size(1) for column in columns) for columns, _ in keys]
+        self.terms = [len(columns) if adds else 1 for columns, adds in keys]
+        self.together = together
+
+    def forward(self, values: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
+        found = self.lookup(values, lengths)
+        if self.together:
+            return [found]
+        sums = list(torch.split(found, self.widths, dim=1))
+        for key, terms in enumerate(self.terms):
+            if terms > 1:
+                sums[key] = sums[key].reshape(found.size(0), terms, -1).sum(1)
+        return sums

@@ -1,0 +1,148 @@
+"""The tables of a trained model as a served model holds them: rows of few bits, plain and compositional ones alike."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import get_embedding_names_by_table
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+from dlrm_torchrec.embeddings.compositional.operations import Add, FeatureGeneration, Mult, Path
+from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
+from dlrm_torchrec.embeddings.tables import Tables, physical_configs
+from dlrm_torchrec.inference.tables.composed import Paths, Products
+from dlrm_torchrec.inference.tables.digits import digits
+from dlrm_torchrec.inference.tables.lookups import Column, StoredTable, Sums
+from dlrm_torchrec.inference.tables.types import TableType, check_type, row_bytes
+
+
+class ServedTables(nn.Module):
+    """Pooled vectors of every feature, as the collection of tables that it is made of gives them, but for rounding.
+
+    Holds FBGEMM's inference tables; can be scripted, and then loaded by a process that has only FBGEMM.
+    """
+
+    divided: list[tuple[int, int]]  # numbers of a key that is a mean, and of its feature
+    projected: list[int]  # numbers of the keys that each projection is for
+
+    def __init__(self, tables: Tables, types: Mapping[str, TableType], features: Sequence[str]) -> None:
+        """``types`` of all tables by name; ``features`` are the keys, in order, of every KeyedJaggedTensor to come.
+
+        Raises ValueError for a type that is none or does not fit its table, and for what cannot be served.
+        """
+        super().__init__()
+        check_types(tables, types)
+        model_configs, weights = tables.embedding_bag_configs(), table_weights(tables)
+        names_by_table = get_embedding_names_by_table(model_configs)
+        sums: dict[str, tuple[list[Column], bool]] = {}  # of each key its columns, and whether they are added
+        products: dict[tuple[int, int], dict[str, list[Column]]] = defaultdict(dict)  # by dim and number of factors
+        paths: list[Paths] = []
+        path_keys: list[str] = []
+        sources: list[int] = []  # number of each key's feature
+        for config, keys in zip(physical_configs(tables), names_by_table, strict=True):
+            table = StoredTable(config.name, weights[config.name], types[config.name])
+            operation = config.operation if isinstance(config, StackedEmbeddingBagConfig) else None
+            columns = _columns(config, table, list(features))
+            sources += [of[0].source for of in columns]
+            if isinstance(operation, Mult):
+                products[config.embedding_dim, len(columns[0])].update(zip(keys, columns, strict=True))
+            elif isinstance(operation, Path):
+                assert isinstance(config, StackedEmbeddingBagConfig)
+                paths.append(Paths(columns, config.stack, operation, len(features)))
+                path_keys += keys
+            else:
+                sums |= {key: (of, isinstance(operation, Add)) for key, of in zip(keys, columns, strict=True)}
+
+        self.keys = [key for keys in names_by_table for key in keys]
+        self.dims = [config.embedding_dim for config in model_configs for _ in config.feature_names]
+        made = [*sums, *(key for part in products.values() for key in part), *path_keys]
+        self.order = [made.index(key) for key in self.keys]
+        means = [config.pooling is PoolingType.MEAN for config in model_configs for _ in config.feature_names]
+        self.divided = [(number, sources[number]) for number, mean in enumerate(means) if mean]
+        self.projections = nn.ModuleList()
+        self.projected = []
+        if isinstance(tables, MixedDimensionEmbeddingBagCollection):
+            narrow = [
+                key for key, table_name in tables.projections.table_of.items() if table_name in tables.projections
+            ]
+            self.projected = [self.keys.index(key) for key in narrow]
+            self.projections.extend(tables.projections[tables.projections.table_of[key]] for key in narrow)
+        self.num_features = len(features)
+        # the output of one lookup is that of all tables
+        self.together = not (products or paths or self.divided or self.projected or any(a for _, a in sums.values()))
+        self.parts = nn.ModuleList([Sums(list(sums.values()), len(features), self.together)] if sums else [])
+        self.parts.extend(Products(list(part.values()), len(features)) for part in products.values())
+        self.parts.extend(paths)
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        values, lengths = features.values(), features.lengths()
+        lengths = lengths.view(self.num_features, lengths.numel() // self.num_features)
+        made: list[torch.Tensor] = []
+        for part in self.parts:
+            made += part(values, lengths)
+        if self.together:
+            return KeyedTensor(self.keys, self.dims, made[0])
+        pooled = [made[number] for number in self.order]
+        for number, source in self.divided:
+            pooled[number] = pooled[number] / lengths[source].clamp(min=1).unsqueeze(1)
+        for place, projection in enumerate(self.projections):
+            number = self.projected[place]
+            pooled[number] = projection(pooled[number])
+        return KeyedTensor(self.keys, self.dims, torch.cat(pooled, dim=1))
+
+
+def serve_tables(
+    model: nn.Module, tables: Tables, types: Mapping[str, TableType], features: Sequence[str]
+) -> nn.Module:
+    """``model`` with ``ServedTables`` in the place of its ``tables``, changed in place."""
+    place = next(name for name, part in model.named_modules() if part is tables)
+    model.set_submodule(place, ServedTables(tables, types, features))
+    return model
+
+
+def table_weights(tables: Tables) -> dict[str, torch.Tensor]:
+    """The weight (rows, dim) of every table as it is stored, by name."""
+    stored = tables.tables if isinstance(tables, MixedDimensionEmbeddingBagCollection) else tables
+    return {name: bag.weight for name, bag in stored.embedding_bags.items()}
+
+
+def rounded_rows(config: EmbeddingBagConfig) -> int:
+    """Rows of a stored table that are rounded: the first ones, as the networks of a path stay float32."""
+    if isinstance(config, StackedEmbeddingBagConfig) and isinstance(config.operation, Path):
+        return config.stack.sizes[0]
+    return int(config.num_embeddings)
+
+
+def table_bytes(config: EmbeddingBagConfig, kind: TableType) -> int:
+    """Bytes of a served table."""
+    rows, dim = rounded_rows(config), int(config.embedding_dim)
+    return rows * row_bytes(kind, dim) + (int(config.num_embeddings) - rows) * row_bytes("fp32", dim)
+
+
+def check_types(tables: Tables, types: Mapping[str, str]) -> None:
+    """ValueError unless every table has a type that it can be stored as, and the tables can be served at all."""
+    if tables.is_weighted():
+        raise ValueError("tables must be without per-sample weights to be served: got weighted ones; train others")
+    configs = {config.name: config for config in physical_configs(tables)}
+    if set(types) != set(configs):
+        unfit = sorted(set(types) ^ set(configs))
+        raise ValueError(f"types must be of all tables and of no others: got {unfit} on one side only; name each once")
+    for name, config in configs.items():
+        check_type(name, types[name], config.embedding_dim)
+        if isinstance(config, StackedEmbeddingBagConfig):
+            digits(name, config.stack.partition)
+
+
+def _columns(config: EmbeddingBagConfig, table: StoredTable, features: list[str]) -> list[list[Column]]:
+    """The rows that make each output of a table: k columns; with feature generation one."""
+    if not isinstance(config, StackedEmbeddingBagConfig):
+        return [[Column(table, features.index(name))] for name in config.feature_names]
+    classes = list(zip(digits(config.name, config.stack.partition), config.stack.first_rows, strict=True))
+    sources = [features.index(name) for name in config.logical.feature_names]
+    columns = [[Column(table, source, *each) for each in classes] for source in sources]
+    if isinstance(config.operation, FeatureGeneration):
+        return [[column] for of in columns for column in of]
+    return columns

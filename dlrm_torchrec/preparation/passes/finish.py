@@ -1,0 +1,90 @@
+"""All units together: what they left becomes one prepared folder, ``dataset.json`` last."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from dlrm_torchrec.datasets.prepared.files import Stored, chunks, join, write_json
+from dlrm_torchrec.datasets.prepared.manifest import DataFile, Manifest, SourceFile, Split
+from dlrm_torchrec.preparation.passes.folder import REPORT, sweep
+from dlrm_torchrec.preparation.passes.quarantine import NAME, join_quarantine
+from dlrm_torchrec.preparation.passes.tally import Tally, report, total
+from dlrm_torchrec.preparation.passes.write import quarantine_path
+from dlrm_torchrec.preparation.work.record import Record
+from dlrm_torchrec.preparation.work.units import Source, Unit
+from dlrm_torchrec.preparation.work.workers import Report
+from dlrm_torchrec.schema import DatasetSpec
+
+
+def read_source(source: Source, progress: Report) -> tuple[list[Stored], dict[str, Any]]:
+    """Path, size and SHA-256 of a raw file, as ``SourceFile`` has them."""
+    sha256, size = hashlib.sha256(), 0
+    for chunk in chunks(source.path):
+        sha256.update(chunk)
+        size += len(chunk)
+        progress(0, len(chunk))
+    return [], {"path": source.path, "bytes": size, "sha256": sha256.hexdigest()}
+
+
+def finish(
+    output: str,
+    spec: DatasetSpec,
+    train: str,
+    sources: Sequence[Source],
+    read: Sequence[Record],
+    units: Sequence[Unit],
+    written: Sequence[Record],
+    max_bad_share: float,
+) -> Manifest:
+    """The manifest of ``output``, saved, of what ``read_source`` and ``write_unit`` recorded of sources and units.
+
+    ValueError, after the quarantine and the report were written, when the data is not fit to train on.
+    """
+    tallies = [Tally.from_json(record.result["tally"]) for record in written]
+    everything = total(tallies)
+    splits = list(dict.fromkeys([train, *(split for source in sources for split in source.assignment.splits)]))
+    by_source = [
+        (
+            source.path,
+            source.reader.labelled,
+            total(t for t, unit in zip(tallies, units, strict=True) if unit.source == i),
+        )
+        for i, source in enumerate(sources)
+    ]
+    counts = report(by_source, splits)
+    join_quarantine(output, [quarantine_path(unit) for unit in units])
+    write_json(output, REPORT, counts, indent=1)
+    _judge(everything, train, output, max_bad_share)
+    parts = [part for record in written for part in record.result["parts"]]
+    manifest = Manifest(
+        spec=everything.with_pooling(spec, train),
+        splits={
+            name: Split(
+                files=tuple(
+                    DataFile(path=path, rows=rows, sha256=sha) for split, path, rows, sha in parts if split == name
+                )
+            )
+            for name in splits
+        },
+        sources=tuple(SourceFile(**record.result) for record in read),
+        report=counts,
+    )
+    sweep(output)
+    manifest.save(output)
+    return manifest
+
+
+def _judge(everything: Tally, train: str, output: str, max_bad_share: float) -> None:
+    bad, rows = everything.rows_quarantined, everything.rows_in
+    if bad > max_bad_share * rows:
+        reason, count = everything.reasons.most_common(1)[0]
+        raise ValueError(
+            f"malformed rows must be at most {max_bad_share:.2%} of all: got {bad} of {rows}, {count} of them because "
+            f"'{reason}'; see {join(output, NAME)}, then repair the files or raise max_bad_share"
+        )
+    if not everything.rows[train]:
+        raise ValueError(
+            f"split {train!r} must have rows: got none of the {rows} rows read; check the files and how they are split"
+        )

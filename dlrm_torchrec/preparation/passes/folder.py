@@ -1,0 +1,73 @@
+"""The output folder of a preparation: begun once, continued by the same command, never taken from others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from iopath.common.file_io import g_pathmgr
+
+from dlrm_torchrec.datasets.prepared import manifest
+from dlrm_torchrec.datasets.prepared.files import PARTIAL, join, read_json, remove, write_json
+from dlrm_torchrec.preparation.passes import quarantine
+from dlrm_torchrec.preparation.work import record
+
+REPORT = "report.json"
+_COMMAND = f"{record.FOLDER}/command.json"
+
+
+def check(output: str, command: dict[str, Any], overwrite: bool) -> None:
+    """ValueError when a preparation by ``command`` would damage what is in ``output``.
+
+    That is when it is prepared already, or half prepared by another command, and ``overwrite`` is not set; or when it
+    holds files and none of them tells that a preparation made it.
+    """
+    names = g_pathmgr.ls(output) if g_pathmgr.isdir(output) else []
+    # a preparation begins with its quarantine file: without one, these may be somebody's only copy
+    if names and quarantine.NAME not in names and (manifest.NAME not in names or overwrite):
+        raise ValueError(
+            f"output {output} must be empty or made by a preparation: got other files in it; name another folder"
+        )
+    if overwrite:
+        return
+    if manifest.NAME in names:
+        raise ValueError(
+            f"output {output} must not be prepared already: got one with a {manifest.NAME}; "
+            "set overwrite or name another folder"
+        )
+    begun = read_json(join(output, _COMMAND))
+    if begun is not None and begun != command:
+        changed = sorted(key for key in {*begun, *command} if begun.get(key) != command.get(key))
+        raise ValueError(
+            f"output {output} must be continued with the command that began it: got other {', '.join(changed)}; "
+            "repeat that command, set overwrite to begin anew, or name another folder"
+        )
+
+
+def begin(output: str, command: dict[str, Any]) -> None:
+    """Make ``output``, which was checked, ready: as this ``command`` left it, or else rid of all that is in it."""
+    g_pathmgr.mkdirs(output)
+    if is_begun(output, command):
+        sweep(output)
+        return
+    for name in (manifest.NAME, REPORT):
+        if g_pathmgr.exists(join(output, name)):
+            g_pathmgr.rm(join(output, name))
+    remove(join(output, record.FOLDER))
+    sweep(output, (PARTIAL, ".parquet"))
+    with g_pathmgr.open(join(output, quarantine.NAME), "w"):
+        pass
+    write_json(output, _COMMAND, command)
+
+
+def sweep(output: str, endings: tuple[str, ...] = (PARTIAL,)) -> None:
+    """Remove files with these endings from ``output`` and the folders in it: those that nobody finished."""
+    for folder in (output, *(join(output, name) for name in g_pathmgr.ls(output))):
+        if g_pathmgr.isdir(folder):
+            for name in g_pathmgr.ls(folder):
+                if name.endswith(endings) and g_pathmgr.isfile(join(folder, name)):
+                    g_pathmgr.rm(join(folder, name))
+
+
+def is_begun(output: str, command: dict[str, Any]) -> bool:
+    """Whether ``begin`` was called with this command, here or elsewhere, and the preparation is not done."""
+    return bool(read_json(join(output, _COMMAND)) == command) and not g_pathmgr.exists(join(output, manifest.NAME))

@@ -1,0 +1,45 @@
+"""Malformed rows, kept in ``quarantine.tsv`` with where they stood, why they are there, and their bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dlrm_torchrec.datasets.prepared.files import NewFile, chunks, join
+from dlrm_torchrec.preparation.readers.rows import Rejected
+
+NAME = "quarantine.tsv"
+_HEADER = "source\tline\treason\traw\n"
+
+
+def escape(raw: bytes) -> str:
+    r"""Printable ASCII on one line without tabs; ``unescape`` gives the bytes back.
+
+    >>> print(escape(b"1\t\x00caf\xe9"))
+    1\t\x00caf\xe9
+    """
+    return raw.decode("latin-1").encode("unicode_escape").decode("ascii")
+
+
+def unescape(text: str) -> bytes:
+    r"""The bytes that ``escape`` was given.
+
+    >>> unescape(escape(b"a\tb\\n\n"))
+    b'a\tb\\n\n'
+    """
+    return text.encode("ascii").decode("unicode_escape").encode("latin-1")
+
+
+def add_rejected(file: NewFile, source: str, rows: Iterable[Rejected]) -> None:
+    """Append malformed rows of a source, one per line: source, line, reason and raw (escaped)."""
+    place = escape(source.encode())
+    for row in rows:
+        file.write(f"{place}\t{row.number}\t{row.reason}\t{escape(row.raw)}\n".encode("ascii"))
+
+
+def join_quarantine(folder: str, parts: Iterable[str]) -> None:
+    """Write ``quarantine.tsv`` of what ``add_rejected`` wrote to ``parts``, in their order."""
+    with NewFile(folder, NAME) as file:
+        file.write(_HEADER.encode())
+        for part in parts:
+            for chunk in chunks(join(folder, part)):
+                file.write(chunk)

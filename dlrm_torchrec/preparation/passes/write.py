@@ -1,0 +1,70 @@
+"""The last pass: the rows of a unit become Parquet files of their splits, malformed ones go to quarantine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from dlrm_torchrec.datasets.prepared.files import NewFile, Stored
+from dlrm_torchrec.datasets.prepared.writer import SplitWriter
+from dlrm_torchrec.preparation.passes.encode import encode, prepared_schema
+from dlrm_torchrec.preparation.passes.quarantine import add_rejected
+from dlrm_torchrec.preparation.passes.shuffle import ShufflingWriter
+from dlrm_torchrec.preparation.passes.tally import Tally
+from dlrm_torchrec.preparation.vocabularies.vocabulary import Vocabulary
+from dlrm_torchrec.preparation.work.record import FOLDER
+from dlrm_torchrec.preparation.work.units import Unit
+from dlrm_torchrec.preparation.work.workers import Report
+from dlrm_torchrec.schema import DatasetSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How rows lie in their files."""
+
+    row_group_rows: int
+    shuffled: str  # the split whose rows are shuffled
+    window_rows: int  # within which they are; 0: they stay in order
+    seed: int
+
+
+def write_unit(
+    unit: Unit,
+    spec: DatasetSpec,
+    vocabularies: Mapping[str, Vocabulary],
+    output: str,
+    layout: Layout,
+    report: Report,
+) -> tuple[list[Stored], dict[str, Any]]:
+    """Files of a unit: first its quarantined rows, then Parquet by split; its tally, and the rows of each file."""
+    tally, schema = Tally(), prepared_schema(spec)
+    writers: dict[str, SplitWriter] = {}
+    order: dict[str, ShufflingWriter] = {}
+    with ExitStack() as stack:
+        rejected = stack.enter_context(NewFile(output, quarantine_path(unit)))
+        for split in unit.assignment.splits:
+            writer = SplitWriter(output, split, unit.number, schema, layout.row_group_rows)
+            writers[split] = stack.enter_context(writer)
+            if split == layout.shuffled and layout.window_rows:
+                order[split] = ShufflingWriter(writer, layout.window_rows, layout.seed, unit.number)
+        for piece, by_split in unit.pieces(report):
+            tally.read(piece)
+            add_rejected(rejected, unit.path, piece.rejected)
+            for split, rows in by_split.items():
+                (order.get(split) or writers[split]).write(encode(rows, spec, vocabularies))
+                tally.wrote(split, rows, spec)
+        for shuffling in order.values():
+            shuffling.flush()
+    parts = [(split, file, rows) for split, writer in writers.items() for file, rows in writer.files]
+    result = {
+        "tally": tally.to_json(),
+        "parts": [(split, file.path, rows, file.sha256) for split, file, rows in parts],
+    }
+    return [rejected.stored, *(file for _, file, _ in parts)], result
+
+
+def quarantine_path(unit: Unit) -> str:
+    """Where the malformed rows of a unit are kept until all units are done."""
+    return f"{FOLDER}/quarantine-{unit.number:05d}.tsv"

@@ -1,0 +1,150 @@
+"""Separated fields of lines as offsets, and whole columns of them as numbers or text.
+
+Numbers are computed from the bytes of all fields at once, with a flag per field for what is malformed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dlrm_torchrec.preparation.readers.lines import Lines
+from dlrm_torchrec.preparation.readers.rows import Ints, Mask
+
+_MINUS, _ZERO, _QUOTE = ord("-"), ord("0"), ord('"')
+_MAX_DIGITS = 19  # of an int64; any 19 digits fit a uint64
+_HEX_DIGITS = 8
+_NO_DIGIT = 0xFF
+_DIGIT = np.full(256, _NO_DIGIT, np.uint8)
+for _value in range(16):
+    _DIGIT[[ord(f"{_value:x}"), ord(f"{_value:X}")]] = _value
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Field ``j`` of line ``i`` is ``data[starts[i, j]:ends[i, j]]``; all fields of a malformed line are empty."""
+
+    data: npt.NDArray[np.uint8]
+    starts: Ints  # (N, C)
+    ends: Ints  # (N, C)
+
+    def columns(self, first: int, last: int) -> Fields:
+        return Fields(self.data, self.starts[:, first:last], self.ends[:, first:last])
+
+
+def split_fields(lines: Lines, separator: str, columns: int) -> tuple[Fields, Mask]:
+    """Fields (N, columns) of N lines, and which lines have another number of them."""
+    separators = np.flatnonzero(lines.data == ord(separator))
+    first = np.searchsorted(separators, lines.starts)
+    malformed = np.searchsorted(separators, lines.ends) - first != columns - 1
+    at = np.append(separators, np.zeros(columns, np.int64))[first[:, None] + np.arange(columns - 1)]
+    starts = np.concatenate([lines.starts[:, None], at + 1], axis=1)
+    ends = np.concatenate([at, lines.ends[:, None]], axis=1)
+    starts[malformed] = ends[malformed] = 0
+    return Fields(lines.data, starts, ends), malformed
+
+
+def split_quoted_fields(lines: Lines, separator: str, columns: int) -> tuple[Fields, Mask]:
+    """``split_fields`` where a field may stand in double quotes, and a doubled quote in it is one (RFC 4180)."""
+    fields, malformed = split_fields(lines, separator, columns)
+    quotes = np.flatnonzero(lines.data == _QUOTE)
+    quoted = np.flatnonzero(np.searchsorted(quotes, lines.ends) > np.searchsorted(quotes, lines.starts))
+    unquoted, size = [lines.data], len(lines.data)
+    for i in quoted:
+        parts = split_line(lines.data[lines.starts[i] : lines.ends[i]].tobytes(), separator)
+        malformed[i] = parts is None or len(parts) != columns
+        fields.starts[i] = fields.ends[i] = 0
+        if parts is not None and not malformed[i]:
+            ends = size + np.cumsum([len(part) for part in parts])
+            fields.starts[i], fields.ends[i] = np.concatenate([[size], ends[:-1]]), ends
+            unquoted.append(np.frombuffer(b"".join(parts), np.uint8))
+            size = int(ends[-1])
+    return Fields(np.concatenate(unquoted), fields.starts, fields.ends), malformed
+
+
+def split_line(line: bytes, separator: str) -> list[bytes] | None:
+    """The unquoted fields of one line; None when its quotes do not match."""
+    mark = re.escape(separator.encode())
+    field = re.compile(rb'"([^"]*(?:""[^"]*)*)"|([^"%b][^%b]*)?' % (mark, mark), re.DOTALL)
+    parts, position = [], 0
+    while match := field.match(line, position):
+        inner, plain = match.groups()
+        parts.append(inner.replace(b'""', b'"') if inner is not None else plain or b"")
+        position = match.end() + 1
+        if position > len(line):
+            return parts
+        if line[match.end()] != ord(separator):
+            return None
+    return None
+
+
+def parse_int64(fields: Fields) -> tuple[npt.NDArray[np.float64], Mask]:
+    """Decimal int64 of each field as float64, NaN where empty, and which fields are neither."""
+    shape = fields.starts.shape
+    starts, ends = fields.starts.ravel(), fields.ends.ravel()
+    data = np.append(fields.data, np.uint8(0))
+    empty = starts == ends
+    negative = ~empty & (data[starts] == _MINUS)
+    digits = ends - starts - negative
+    malformed = ~empty & ((digits < 1) | (digits > _MAX_DIGITS))
+    value = np.zeros(len(starts), np.uint64)
+    position = starts + negative
+    active = np.flatnonzero(~empty & ~malformed)
+    while len(active):
+        digit = data[position[active]] - np.uint8(_ZERO)
+        malformed[active[digit > 9]] = True
+        value[active] = value[active] * np.uint64(10) + digit
+        position[active] += 1
+        active = active[position[active] < ends[active]]
+    malformed |= value > np.uint64(2**63 - 1) + negative.astype(np.uint64)
+    signed = np.where(negative, -value.astype(np.float64), value.astype(np.float64))
+    signed[empty] = np.nan
+    return signed.reshape(shape), malformed.reshape(shape)
+
+
+def parse_hex32(fields: Fields) -> tuple[Ints, Mask, Mask]:
+    """Value of each field of eight hexadecimal digits, which fields are empty, and which are neither."""
+    starts = fields.starts
+    length = fields.ends - starts
+    data = np.append(fields.data, np.zeros(_HEX_DIGITS, np.uint8))
+    # every eight neighbouring bytes as one word, so that a field is gathered by one index
+    words = np.ndarray(len(data) - _HEX_DIGITS + 1, "<u8", data.data, strides=(1,))
+    digits = _DIGIT[words[starts.ravel()].view(np.uint8)].view("<u8").reshape(starts.shape)
+    valid = (length == _HEX_DIGITS) & (digits & np.uint64(0x8080808080808080) == 0)
+    # digits lie one per byte, the first lowest: join neighbours into bytes, then pairs, then fours
+    x = np.where(valid, digits, np.uint64(0))
+    x = (x << np.uint64(4) | x >> np.uint64(8)) & np.uint64(0x00FF00FF00FF00FF)
+    x = (x << np.uint64(8) | x >> np.uint64(16)) & np.uint64(0x0000FFFF0000FFFF)
+    x = (x << np.uint64(16) | x >> np.uint64(32)) & np.uint64(0xFFFFFFFF)
+    return x.astype(np.int64), length == 0, ~valid & (length > 0)
+
+
+def parse_text(fields: Fields, column: int) -> tuple[Any, Mask]:
+    """One column as an Arrow string array, null where empty, and which fields are not UTF-8 (then null)."""
+    starts, ends = fields.starts[:, column], fields.ends[:, column]
+    lengths = ends - starts
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    data = fields.data[np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)]
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data)]
+    values = pa.Array.from_buffers(pa.binary(), len(starts), buffers)
+    malformed = np.zeros(len(starts), dtype=bool)
+    try:
+        text = values.cast(pa.string())
+    except pa.ArrowInvalid:
+        decoded = [_decode(value) for value in values.to_pylist()]
+        malformed = np.array([value is None for value in decoded])
+        text = pa.array(decoded, pa.string())
+    return pc.if_else(pa.array(lengths == 0), pa.scalar(None, pa.string()), text), malformed
+
+
+def _decode(value: bytes) -> str | None:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return None

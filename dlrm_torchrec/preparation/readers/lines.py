@@ -1,0 +1,203 @@
+"""Lines of text files, plain or gzip, as offsets into blocks of bytes; nothing is decoded and no line is copied."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+from iopath.common.file_io import g_pathmgr
+
+from dlrm_torchrec.preparation.readers.rows import Checks, Ints, Mask, Rejected
+from dlrm_torchrec.preparation.readers.spans import GZIP_MAGIC, Span
+
+BLOCK_BYTES = 4 << 20
+MAX_LINE_BYTES = 1 << 20
+_SEARCHED_BYTES = 1 << 16  # at a time, so that what is compared stays in a processor's cache
+
+_UTF8_BOM = b"\xef\xbb\xbf"
+_NEWLINE, _RETURN = 0x0A, 0x0D
+_TRIMMED_BYTES = len(_UTF8_BOM) + 1  # a mark and a carriage return do not count towards a line's length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines:
+    """N lines: line ``i`` is ``data[starts[i]:ends[i]]``, without its ``\\n`` or ``\\r\\n``."""
+
+    data: npt.NDArray[np.uint8]
+    starts: Ints
+    ends: Ints
+    numbers: Ints  # 1-based
+    raw_bytes: int = 0  # of the file, read since the lines before
+    damage: str = ""  # why the file breaks off here; the line, if there is one, is a fragment
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def select(self, keep: Mask | slice) -> Lines:
+        """Some of the lines, in the same order."""
+        return replace(self, starts=self.starts[keep], ends=self.ends[keep], numbers=self.numbers[keep])
+
+    def copy(self) -> Lines:
+        """The same lines in bytes of their own, with nothing between them."""
+        ends = np.cumsum(self.ends - self.starts)
+        data = np.frombuffer(b"".join(self.text(i) for i in range(len(self))), np.uint8)
+        return replace(self, data=data, starts=np.concatenate([[0], ends[:-1]])[: len(ends)], ends=ends)
+
+    def text(self, index: int) -> bytes:
+        """The bytes of one line."""
+        return self.data[self.starts[index] : self.ends[index]].tobytes()
+
+    def rejected(self, checks: Checks, max_line_bytes: int) -> tuple[Rejected, ...]:
+        """The lines that failed a check, cut to ``max_line_bytes``."""
+        return tuple(
+            Rejected(int(self.numbers[i]), reason, self.text(i)[:max_line_bytes]) for i, reason in checks.bad()
+        )
+
+    def check(self, checks: Checks, max_line_bytes: int) -> None:
+        """Reject fragments, lines that are too long and lines with a NUL byte."""
+        checks.reject(np.full(len(self), bool(self.damage)), "the file breaks off in this line")
+        checks.reject(self.ends - self.starts > max_line_bytes, f"longer than {max_line_bytes} bytes")
+        nul = np.flatnonzero(self.data == 0)
+        if len(nul):
+            checks.reject(np.searchsorted(nul, self.ends) > np.searchsorted(nul, self.starts), "NUL byte")
+
+
+class _DamageError(Exception):
+    """A compressed file cannot be read further; all bytes before the break were yielded."""
+
+
+def read_lines(
+    path: str, block_bytes: int = BLOCK_BYTES, max_line_bytes: int = MAX_LINE_BYTES, span: Span | None = None
+) -> Iterator[Lines]:
+    """All lines of a file, or of a span of it, in blocks of about ``block_bytes``; a UTF-8 byte order mark is skipped.
+
+    The bytes of a block are overwritten by the next one. Of a longer line little more than ``max_line_bytes`` are kept,
+    so that memory stays bounded. A gzip file that breaks off yields the lines before the break, then the fragment with
+    ``damage`` set.
+    """
+    longest = max_line_bytes + _TRIMMED_BYTES
+    buffer = np.empty(longest + block_bytes, np.uint8)
+    number, held, read, skipping, damage = span.first if span else 1, 0, 0, False, ""
+    blocks = _blocks(path, block_bytes, span)
+    while True:
+        try:
+            block, file_bytes = next(blocks)
+        except StopIteration:
+            break
+        except _DamageError as error:
+            damage = str(error)
+            break
+        read += file_bytes
+        if skipping:
+            end = block.find(b"\n") + 1
+            if not end:
+                continue
+            block, skipping = block[end:], False
+        if held + len(block) > len(buffer):
+            buffer = np.concatenate([buffer[:held], np.empty(block_bytes + len(block), np.uint8)])
+        buffer[held : held + len(block)] = np.frombuffer(block, np.uint8)
+        held += len(block)
+        ends = _newlines(buffer[:held])
+        if len(ends):
+            yield _split(buffer[:held], ends, number, read)
+            end = int(ends[-1]) + 1
+            buffer[: held - end] = buffer[end:held].copy()
+            number, held, read = number + len(ends), held - end, 0
+        if held > longest:
+            yield _split(buffer[:held], np.array([longest + 1]), number, read)
+            number, held, read, skipping = number + 1, 0, 0, True
+    if held or damage:
+        yield _split(buffer[:held], np.array([held] if held else [], np.int64), number, read, damage)
+
+
+def count_lines(path: str, span: Span | None = None) -> Iterator[tuple[int, int]]:
+    """Lines of a file or of a span of it, the last of which may lack its end: as a sum of parts, each with its bytes.
+
+    The bytes are those of the file, which may be compressed.
+    """
+    last = _NEWLINE
+    blocks = _blocks(path, _SEARCHED_BYTES, span)
+    with suppress(_DamageError):
+        for block, file_bytes in blocks:
+            data = np.frombuffer(block, np.uint8)
+            last = data[-1] if len(data) else last
+            yield int(np.count_nonzero(data == _NEWLINE)), file_bytes
+    if last != _NEWLINE:
+        yield 1, 0
+
+
+def _newlines(data: npt.NDArray[np.uint8]) -> Ints:
+    """Positions of all line ends."""
+    starts = range(0, len(data), _SEARCHED_BYTES)
+    found = [np.flatnonzero(data[start : start + _SEARCHED_BYTES] == _NEWLINE) + start for start in starts]
+    return np.concatenate(found) if found else np.empty(0, np.int64)
+
+
+def _split(data: npt.NDArray[np.uint8], ends: Ints, first: int, read: int, damage: str = "") -> Lines:
+    starts = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
+    if first == 1 and data[: len(_UTF8_BOM)].tobytes() == _UTF8_BOM:
+        starts[0] = len(_UTF8_BOM)
+    with_return = (ends > starts) & (data[ends - 1] == _RETURN)
+    return Lines(
+        data=data,
+        starts=starts,
+        ends=ends - with_return,
+        numbers=np.arange(first, first + len(ends)),
+        raw_bytes=read,
+        damage=damage,
+    )
+
+
+def _blocks(path: str, block_bytes: int, span: Span | None) -> Iterator[tuple[bytes, int]]:
+    """Blocks of text, each with the bytes of the file that were read for it."""
+    with g_pathmgr.open(path, "rb") as file:
+        if file.read(len(GZIP_MAGIC)) == GZIP_MAGIC:
+            file.seek(0)
+            yield from _gunzip(_chunks(file, block_bytes), block_bytes)
+        else:
+            file.seek(span.start if span else 0)
+            for chunk in _chunks(file, block_bytes, span.stop - span.start if span else None):
+                yield chunk, len(chunk)
+
+
+def _chunks(file: IO[bytes], block_bytes: int, left: int | None = None) -> Iterator[bytes]:
+    """The next ``left`` bytes of a file, or all of them."""
+    while chunk := file.read(block_bytes if left is None else min(block_bytes, left)):
+        left = None if left is None else left - len(chunk)
+        yield chunk
+
+
+def _gunzip(chunks: Iterator[bytes], block_bytes: int) -> Iterator[tuple[bytes, int]]:
+    """Decompressed blocks of one or several gzip members."""
+    member, inside = zlib.decompressobj(wbits=31), False
+    for chunk in chunks:
+        file_bytes = len(chunk)
+        while chunk := chunk if inside else chunk.lstrip(b"\0"):  # members may be followed by zeros
+            before = member.copy()
+            try:
+                yield member.decompress(chunk, block_bytes), file_bytes
+            except zlib.error as error:
+                yield _salvage(before, chunk), file_bytes
+                raise _DamageError(f"damaged gzip stream: {error}") from error
+            inside, file_bytes = True, 0
+            chunk = member.unconsumed_tail
+            if member.eof:
+                chunk = member.unused_data
+                member, inside = zlib.decompressobj(wbits=31), False
+    if inside:
+        yield member.flush(), 0
+        raise _DamageError("truncated gzip stream")
+
+
+def _salvage(member: Any, chunk: bytes) -> bytes:
+    """What can be decompressed of a chunk before its error."""
+    out = bytearray()
+    with suppress(zlib.error):
+        for i in range(len(chunk)):
+            out += member.decompress(chunk[i : i + 1])
+    return bytes(out)

@@ -1,0 +1,102 @@
+"""Raw rows on their way to becoming prepared rows, and the reasons why some never get there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from dlrm_torchrec.preparation.readers.spans import Span
+
+Mask = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+
+class Rejected(NamedTuple):
+    """A malformed row: its 1-based number in the file, why, and its bytes."""
+
+    number: int
+    reason: str
+    raw: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The well-formed rows of one piece of a raw file, in file order, beside the malformed ones."""
+
+    numbers: Ints  # (B,) 1-based line number; row number in a Parquet file
+    label: npt.NDArray[np.float32]  # (B,)
+    dense: npt.NDArray[np.float64]  # (B, D); NaN is missing
+    sparse: tuple[Any, ...]  # F Arrow arrays of int64 or string, or lists of them; null is missing
+    rejected: tuple[Rejected, ...] = ()
+    headers: int = 0  # lines that name the columns
+    blanks: int = 0  # lines that hold nothing at all
+    damage: str = ""  # set on the last piece of a file that breaks off
+    raw_bytes: int = 0  # of the file, read for this piece
+
+    def select(self, keep: Mask, **changes: Any) -> Rows:
+        """The rows where ``keep`` (B,) holds, with ``changes`` to the other fields."""
+        if keep.all():
+            return replace(self, **changes)
+        return replace(
+            self,
+            numbers=self.numbers[keep],
+            label=self.label[keep],
+            dense=self.dense[keep],
+            sparse=tuple(column.filter(pa.array(keep)) for column in self.sparse),
+            **changes,
+        )
+
+
+class Reader(Protocol):
+    """Reads raw files of one format; the same file gives the same rows on every call, whatever the pieces.
+
+    A preparation that was interrupted knows its readers by their ``repr``: dataclasses have a fitting one.
+    """
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the files have a label column; without one every label is 0."""
+        ...
+
+    def __call__(self, path: str, span: Span | None = None) -> Iterator[Rows]:
+        """The rows of a file, or of one span of it."""
+        ...
+
+
+class Checks:
+    """The first reason, if any, why each of ``count`` rows is malformed."""
+
+    def __init__(self, count: int) -> None:
+        self._reason = np.zeros(count, dtype=np.int16)  # index into _reasons; 0 is none
+        self._reasons = [""]
+
+    def reject(self, bad: Mask, reason: str) -> None:
+        """Give ``reason`` to the rows where ``bad`` (B,) holds and none was given before."""
+        new = bad & (self._reason == 0)
+        if new.any():
+            self._reason[new] = len(self._reasons)
+            self._reasons.append(reason)
+
+    @property
+    def good(self) -> Mask:
+        good: Mask = self._reason == 0
+        return good
+
+    def bad(self) -> Iterator[tuple[int, str]]:
+        """Index and reason of each malformed row, in order."""
+        for index in np.flatnonzero(self._reason):
+            yield int(index), self._reasons[self._reason[index]]
+
+
+def int_buffers(values: Any) -> tuple[Ints, npt.NDArray[np.uint8], int]:
+    """What an Arrow array of int64 consists of: N numbers, bits, and the first bit, set where a number is no null."""
+    valid, data = values.buffers()
+    first = values.offset
+    if not values.null_count:
+        return values.to_numpy(), np.full(len(values) // 8 + 1, 0xFF, np.uint8), 0
+    return np.frombuffer(data, np.int64)[first : first + len(values)], np.frombuffer(valid, np.uint8), first

@@ -1,0 +1,103 @@
+"""Sorted runs of counted values on disk, and their merge: what lets a vocabulary outgrow memory.
+
+A run is a stretch of a file: an Arrow stream with the columns ``value``, distinct and ascending, and ``count``.
+"""
+
+from __future__ import annotations
+
+import heapq
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from iopath.common.file_io import g_pathmgr
+
+from dlrm_torchrec.preparation.vocabularies.counting import check_types, sum_counts
+
+FAN_IN = 128  # runs merged at a time, each an open file and a batch in memory
+_BATCH_BYTES = 1 << 18
+_MERGED_BYTES = 1 << 23  # held before what is known to be complete is given away
+
+Run = Callable[[], Iterator[pa.Table]]  # reads the run from its beginning
+
+
+def write_run(file: Any, tables: Iterable[pa.Table]) -> None:
+    """Append tables, each of which goes on where the one before ended, to a file open for writing."""
+    writer = None
+    for table in tables:
+        if writer is None:
+            options = pa.ipc.IpcWriteOptions(compression="lz4")
+            writer = pa.ipc.new_stream(file, table.schema, options=options)
+        writer.write_table(table, max_chunksize=max(1, _BATCH_BYTES * table.num_rows // max(1, table.nbytes)))
+    if writer is not None:
+        writer.close()
+
+
+def open_run(path: str, start: int) -> Iterator[pa.Table]:
+    """The batches of the run that begins at byte ``start`` of a file."""
+    with g_pathmgr.open(path, "rb") as file:
+        file.seek(start)
+        yield from _batches(file)
+
+
+def merge(runs: Sequence[Run], scratch: str | None = None, fan_in: int = FAN_IN) -> Iterator[pa.Table]:
+    """Tables in ascending order with each value of any run once and the sum of its counts.
+
+    More than ``fan_in`` runs are merged group by group first, through unnamed files in the folder ``scratch``.
+    ValueError when the values are of several types.
+    """
+    while len(runs) > fan_in:
+        groups = [runs[i : i + fan_in] for i in range(0, len(runs), fan_in)]
+        runs = [_spill(_merge(group), scratch) for group in groups]
+    return _merge(runs)
+
+
+def _merge(runs: Sequence[Run]) -> Iterator[pa.Table]:
+    readers = [run() for run in runs]
+    waiting: list[pa.Table] = []
+    known: list[tuple[Any, int]] = []  # a heap: the last value read of each run that may have more, and its number
+
+    def read(number: int) -> int:
+        piece = next(readers[number], None)
+        if piece is None:
+            return 0
+        waiting.append(piece)
+        check_types([piece.schema.field("value").type, waiting[0].schema.field("value").type])
+        heapq.heappush(known, (piece["value"][-1].as_py(), number))
+        return int(piece.nbytes)
+
+    held = sum(read(number) for number in range(len(readers)))
+    while known or waiting:
+        while known:
+            held += read(heapq.heappop(known)[1])  # the run that is known least far
+            if held >= _MERGED_BYTES:
+                break
+        if not waiting:
+            return
+        merged = sum_counts(pa.concat_tables(waiting))
+        # every run is known as far as the least of the last values: up to there the sums are complete
+        complete = pc.sum(pc.less_equal(merged["value"], known[0][0])).as_py() if known else len(merged)
+        if complete:
+            yield merged.slice(0, complete)
+        waiting = [merged.slice(complete)] if complete < len(merged) else []
+        held = sum(piece.nbytes for piece in waiting)
+
+
+def _spill(tables: Iterator[pa.Table], scratch: str | None) -> Run:
+    file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115  # closed once it was read
+    write_run(file, tables)
+    return partial(_reread, file)
+
+
+def _reread(file: IO[bytes]) -> Iterator[pa.Table]:
+    with file:
+        file.seek(0)
+        yield from _batches(file)
+
+
+def _batches(file: IO[bytes]) -> Iterator[pa.Table]:
+    for batch in pa.ipc.open_stream(file):
+        yield pa.Table.from_batches([batch])

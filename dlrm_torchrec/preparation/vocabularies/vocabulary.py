@@ -1,0 +1,98 @@
+"""Vocabularies: raw values of the training rows as ids by frequency, looked up in files that processes share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from iopath.common.file_io import g_pathmgr
+from numba import int32, int64, uint8
+
+from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.datasets.prepared.files import is_local
+from dlrm_torchrec.preparation.readers.rows import int_buffers
+from dlrm_torchrec.preparation.vocabularies.int_tables import find_ids
+
+MISSING, UNSEEN, FIRST = 0, 1, 2
+
+Ids = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Ids of raw values: 0 missing, 1 unseen, then the values known from 2 on, by falling count, then by value.
+
+    ``table`` finds them. Of int64 values it is a hash table: keys and ids, an id of 0 where a slot is free. Of text it
+    is all values in ascending order: offsets (N + 1), UTF-8 bytes, and ids (N,).
+    """
+
+    rows: int
+    kind: str  # of the values: int64, string, or null when there are none
+    table: tuple[npt.NDArray[Any], ...]
+
+    @classmethod
+    def load(cls, rows: int, kind: str, paths: Sequence[str]) -> Vocabulary:
+        """The vocabulary whose table lies in ``.npy`` files, mapped into memory where they are local."""
+        return cls(rows, kind, tuple(_load(path) for path in paths))
+
+    def encode(self, values: Any) -> Ids:
+        """Ids (N,) of N raw values; ValueError when they are not of the vocabulary's type."""
+        if self.kind not in ("null", str(values.type)):
+            raise ValueError(
+                f"a column must have one type in all files: got {values.type} after {self.kind}; "
+                "convert them to one type"
+            )
+        if self.kind == "int64":
+            found = np.empty(len(values), np.int32)
+            keys, ids = self.table
+            find_ids(*int_buffers(values), keys, ids, MISSING, UNSEEN, found)
+            return found
+        missing = values.is_null().to_numpy(zero_copy_only=False)
+        if self.kind == "string":
+            distinct = pc.dictionary_encode(values.cast(pa.large_string()))
+            word_ids = np.append(_find_text(*text_buffers(distinct.dictionary), *self.table), np.int32(UNSEEN))
+            return np.where(missing, np.int32(MISSING), word_ids[distinct.indices.fill_null(-1).to_numpy()])
+        return np.where(missing, np.int32(MISSING), np.int32(UNSEEN))
+
+
+def text_buffers(words: pa.LargeStringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Offsets (N + 1) and UTF-8 bytes of N strings, none of them null."""
+    _, offsets, data = words.buffers()
+    first = words.offset
+    return np.frombuffer(offsets, np.int64)[first : first + len(words) + 1], np.frombuffer(data or b"", np.uint8)
+
+
+@compiled(read_only(int64), read_only(uint8), read_only(int64), read_only(uint8), read_only(int32))
+def _find_text(word_offsets: Any, words: Any, offsets: Any, values: Any, ids: Any) -> Ids:
+    """Ids (N,) of N words among ascending values, by bisection."""
+    found = np.full(len(word_offsets) - 1, np.int32(UNSEEN))
+    for i in range(len(found)):
+        word = words[word_offsets[i] : word_offsets[i + 1]]
+        low, high = 0, len(ids)
+        while low < high:
+            middle = (low + high) // 2
+            value = values[offsets[middle] : offsets[middle + 1]]
+            k = 0
+            while k < len(word) and k < len(value) and word[k] == value[k]:
+                k += 1
+            if k == len(word) and k == len(value):
+                found[i] = ids[middle]
+                break
+            if k < len(value) and (k == len(word) or word[k] < value[k]):
+                high = middle
+            else:
+                low = middle + 1
+    return found
+
+
+def _load(path: str) -> npt.NDArray[Any]:
+    if is_local(path):
+        return np.asarray(np.load(path, mmap_mode="r"))
+    with g_pathmgr.open(path, "rb") as file:
+        array: npt.NDArray[Any] = np.load(file)
+        return array

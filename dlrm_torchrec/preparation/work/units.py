@@ -1,0 +1,115 @@
+"""What is prepared, cut into units of work: the same units for any number of workers and machines."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from iopath.common.file_io import g_pathmgr
+
+from dlrm_torchrec.datasets.prepared.files import Stored
+from dlrm_torchrec.preparation.readers.lines import count_lines
+from dlrm_torchrec.preparation.readers.rows import Reader, Rows
+from dlrm_torchrec.preparation.readers.spans import Span, file_bytes, number
+from dlrm_torchrec.preparation.splits import Assignment, LastPart
+from dlrm_torchrec.preparation.work.record import Work
+from dlrm_torchrec.preparation.work.workers import Report, Task
+
+_PROBE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A raw file, how to read it, and which split each of its rows goes to."""
+
+    path: str
+    reader: Reader
+    assignment: Assignment | LastPart
+
+    def identity(self) -> dict[str, Any]:
+        """What tells that a file is the same as before without reading all of it, and that it is read alike."""
+        size, sha256 = file_bytes(self.path), hashlib.sha256()
+        with g_pathmgr.open(self.path, "rb") as file:
+            for position in (0, size // 2, max(0, size - _PROBE_BYTES)):
+                file.seek(position)
+                sha256.update(file.read(_PROBE_BYTES))
+        read = {"reader": repr(self.reader), "assignment": repr(self.assignment)}
+        return {"path": self.path, "bytes": size, "probe": sha256.hexdigest(), **read}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A span of a source: what one worker prepares at a time."""
+
+    number: int  # in the order of the output
+    source: int
+    path: str
+    reader: Reader
+    assignment: Assignment
+    span: Span
+
+    @property
+    def what(self) -> str:
+        if self.span.count is None:
+            return self.path
+        return f"rows {self.span.first:,} to {self.span.first + self.span.count - 1:,} of {self.path}"
+
+    def feeds(self, split: str) -> bool:
+        """Whether any of the rows may go to a split."""
+        if split not in self.assignment.splits or self.span.count is None:
+            return split in self.assignment.splits
+        place = self.assignment(np.arange(self.span.first, self.span.first + self.span.count))
+        return bool((place == self.assignment.splits.index(split)).any())
+
+    def pieces(self, report: Report) -> Iterator[tuple[Rows, dict[str, Rows]]]:
+        """Each piece of the unit, and its rows by split; reported once it was dealt with."""
+        for piece in self.reader(self.path, self.span):
+            place = self.assignment(piece.numbers)
+            yield piece, {self.assignment.splits[i]: piece.select(place == i) for i in np.unique(place)}
+            report(len(piece.numbers), piece.raw_bytes)
+
+
+def line_tasks(sources: Sequence[Source], spans: Sequence[Sequence[Span]], work: Work) -> dict[str, Task]:
+    """By name, the tasks that count the lines of the sources of which the lines of every span have to be known."""
+    return {
+        _name(i, j): work.task(_name(i, j), f"the lines of {source.path}", span.bytes, partial(_count, source, span))
+        for i, (source, parts) in enumerate(zip(sources, spans, strict=True))
+        for j, span in enumerate(parts)
+        if _needs_lines(source, parts)
+    }
+
+
+def make_units(sources: Sequence[Source], spans: Sequence[Sequence[Span]], work: Work) -> list[Unit]:
+    """The units of all sources, in order, once the tasks of ``line_tasks`` are done."""
+    units: list[Unit] = []
+    for i, (source, parts) in enumerate(zip(sources, spans, strict=True)):
+        if _needs_lines(source, parts):
+            parts = number(parts, [record.result for record in work.records(_name(i, j) for j in range(len(parts)))])
+        place = source.assignment
+        if isinstance(place, LastPart):
+            place = place.of(sum(span.count or 0 for span in parts))
+        for span in parts:
+            units.append(
+                Unit(number=len(units), source=i, path=source.path, reader=source.reader, assignment=place, span=span)
+            )
+    return units
+
+
+def _needs_lines(source: Source, parts: Sequence[Span]) -> bool:
+    return parts[0].count is None and (len(parts) > 1 or isinstance(source.assignment, LastPart))
+
+
+def _name(source: int, span: int) -> str:
+    return f"lines-{source:05d}-{span:05d}"
+
+
+def _count(source: Source, span: Span, report: Report) -> tuple[list[Stored], int]:
+    lines = 0
+    for part, raw_bytes in count_lines(source.path, span):
+        lines += part
+        report(0, raw_bytes)
+    return [], lines

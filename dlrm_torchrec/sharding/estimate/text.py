@@ -1,0 +1,142 @@
+"""Estimates as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dlrm_torchrec.sharding.cluster.rank_names import ranges
+from dlrm_torchrec.sharding.estimate.estimate import PARTS, Alternative, Estimate
+
+NEXT_BEST = 3
+
+
+def describe_tables(estimate: Estimate) -> str:
+    """Where every table lies, as a table for a terminal; GB and ms of a table are those of all its shards."""
+    width = max(map(len, [*(table.name for table in estimate.tables), "table"]))
+    lines = [
+        f"{'table':<{width}}  {'rows':>11}  {'dim':>4}  {'sharding':<17}  {'kernel':<17}  {'GB':>7}  {'ms':>8}  ranks"
+    ]
+    for table in estimate.tables:
+        held = sum(shard.hbm_bytes + shard.ddr_bytes for shard in table.shards)
+        milliseconds = sum(sum(shard.milliseconds.values()) for shard in table.shards)
+        lines.append(
+            f"{table.name:<{width}}  {table.rows:>11,}  {table.dim:>4}  {table.sharding_type:<17}  "
+            f"{table.compute_kernel:<17}  {held / 1e9:>7.3f}  {milliseconds:>8.3f}  "
+            f"{ranges([shard.rank for shard in table.shards])}"
+        )
+    return "\n".join(lines)
+
+
+def describe_ranks(estimate: Estimate) -> str:
+    """Memory and estimated time per rank, as a table for a terminal; the rank that the others wait for is marked.
+
+    Bytes are those of weights, of moments, and of all that tables need with their buffers, of what the rank has.
+    """
+    ranks = estimate.rank_milliseconds()
+    parts = [part for part in PARTS if any(milliseconds[part] for milliseconds in ranks)]
+    memories = [memory for memory in ("hbm", "ddr") if any(estimate.capacity(memory))]
+    lines = [
+        "  ".join(
+            [f"{'rank':>4}  {'weights GB':>10}  {'moments GB':>10}"]
+            + [f"{memory.upper() + ' GB in all':>16}" for memory in memories]
+            + [f"{'ms':>8}", *(f"{part:>8}" for part in parts)]
+        )
+    ]
+    for rank, milliseconds in enumerate(ranks):
+        shards = estimate.shards_of(rank)
+        held = {memory: sum(getattr(shard, f"{memory}_bytes") for shard in shards) for memory in memories}
+        cells = [
+            f"{rank:>4}",
+            f"{sum(shard.weight_bytes for shard in shards) / 1e9:>10.3f}",
+            f"{sum(shard.optimizer_bytes for shard in shards) / 1e9:>10.3f}",
+            *(f"{held[memory] / 1e9:>7.3f} / {estimate.capacity(memory)[rank] / 1e9:>6.1f}" for memory in memories),
+            f"{sum(milliseconds.values()):>8.3f}",
+            *(f"{milliseconds[part]:>{max(8, len(part))}.3f}" for part in parts),
+        ]
+        lines.append("  ".join(cells) + ("  <- critical" if rank == estimate.critical_rank() else ""))
+    return "\n".join(lines)
+
+
+def compare(estimates: list[Estimate]) -> str:
+    """One line per topology: what the fullest rank holds, and what the slowest one takes."""
+    lines = [f"{'topology':<20}  {'ranks':>5}  {'GB, fullest':>11}  {'of':>6}  {'ms, slowest':>11}  rows/s of tables"]
+    for estimate in estimates:
+        milliseconds = sum(estimate.rank_milliseconds()[estimate.critical_rank()].values())
+        fullest = max(estimate.rank_bytes(estimate.memory))
+        lines.append(
+            f"{estimate.topology:<20}  {estimate.world_size:>5}  {fullest / 1e9:>11.3f}  "
+            f"{max(estimate.capacity(estimate.memory)) / 1e9:>6.1f}  {milliseconds:>11.3f}  "
+            f"{1e3 * estimate.batch_size * estimate.world_size / milliseconds:,.0f}"
+        )
+    return "\n".join(lines)
+
+
+def explain(estimate: Estimate, table: str) -> str:
+    """Why ``table`` is sharded as it is: what that costs, the next best three ways, and what they would cost.
+
+    Raises ValueError when the plan has no such table.
+    """
+    tables = {each.name: each for each in estimate.tables}
+    if table not in tables:
+        raise ValueError(f"explained table must be in the plan: got {table!r}; the plan has {sorted(tables)}")
+    chosen = tables[table]
+    ways = chosen.alternatives
+    place = [(way.sharding_type, way.compute_kernel) for way in ways].index(
+        (chosen.sharding_type, chosen.compute_kernel)
+    )
+    lines = [f"{table} on {estimate.topology}: {chosen.rows:,} x {chosen.dim}, rows per bag {chosen.pooling_factors}"]
+    lines.append(
+        f"  {'sharding':<18}  {'kernel':<17}  {'shards':>6}  {'ms, slowest':>11}  {'ms, all':>8}  {'GB, largest':>11}"
+    )
+    for number, way in enumerate(ways[: max(NEXT_BEST, place) + 1]):
+        lines.append(
+            f"  {way.sharding_type:<18}  {way.compute_kernel:<17}  {way.num_shards:>6}  {way.slowest_shard_ms:>11.4f}  "
+            f"{way.all_shards_ms:>8.4f}  {way.largest_shard_bytes / 1e9:>11.3f}"
+            f"{'  <- chosen' if number == place else ''}"
+        )
+    if place:
+        reason = f"although {place} would be faster alone: no plan tried with them is faster and fits"
+    elif len(ways) > 1:
+        reason = f"the fastest by its slowest shard; the next takes {_times(ways[1], ways[0])} times as long"
+    else:
+        reason = "the only way that ranks and options leave"
+    return "\n".join([*lines, f"  chosen: {reason}"])
+
+
+def _times(slower: Alternative, faster: Alternative) -> str:
+    return f"{slower.slowest_shard_ms / faster.slowest_shard_ms:.2f}"
+
+
+def diff(before: Sequence[Estimate], after: Sequence[Estimate]) -> str:
+    """What changed between two files of plans, topology by topology."""
+    old, new = ({estimate.topology: estimate for estimate in plans} for plans in (before, after))
+    lines = [
+        f"{topology}: only {'after' if topology in new else 'before'}"
+        if topology not in old or topology not in new
+        else f"{topology}\n{_diff(old[topology], new[topology]) or 'the same plan'}"
+        for topology in sorted(old.keys() | new.keys())
+    ]
+    return "\n".join(lines)
+
+
+def _diff(before: Estimate, after: Estimate) -> str:
+    """Tables sharded or placed otherwise, and the step; empty when nothing changed."""
+    lines = []
+    old, new = ({table.name: table for table in estimate.tables} for estimate in (before, after))
+    for name in sorted(old.keys() | new.keys()):
+        if name not in old or name not in new:
+            lines.append(f"{name}: only {'after' if name in new else 'before'}")
+            continue
+        cuts = [
+            f"{table.rows:,} x {table.dim} {table.sharding_type} on {ranges([shard.rank for shard in table.shards])}"
+            for table in (old[name], new[name])
+        ]
+        if cuts[0] != cuts[1]:
+            lines.append(f"{name}: {cuts[0]} -> {cuts[1]}")
+    steps = [max(sum(parts.values()) for parts in estimate.rank_milliseconds()) for estimate in (before, after)]
+    fullest = [max(estimate.rank_bytes(estimate.memory)) / 1e9 for estimate in (before, after)]
+    if lines or steps[0] != steps[1]:
+        lines.append(
+            f"slowest rank: {steps[0]:.3f} -> {steps[1]:.3f} ms; fullest: {fullest[0]:.3f} -> {fullest[1]:.3f} GB"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,116 @@
+"""The sharder of ``CompositionalEmbeddingBagCollection`` and its sharded module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torchrec.distributed.embedding_sharding import EmbeddingSharding, EmbeddingShardingInfo
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionContext
+from torchrec.distributed.types import Awaitable, ParameterSharding, ShardingEnv
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
+from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.tables import physical_configs
+from dlrm_torchrec.sharding.modules.composed_shardings import SHARDINGS, check_sharding
+from dlrm_torchrec.sharding.modules.concurrent import ConcurrentShardedEmbeddingBagCollection
+from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES, ExactSharder
+
+
+class ShardedCompositionalEmbeddingBagCollection(ConcurrentShardedEmbeddingBagCollection):
+    """Plain and compositional tables over ranks: TorchRec's sharded collection of the stacked tables.
+
+    ``input_dist``, ``compute`` and ``output_dist`` are TorchRec's, so pipelines overlap them as they do for plain
+    tables. Raises ValueError for a sharding type that a table's operation cannot have.
+    """
+
+    def __init__(
+        self,
+        module: CompositionalEmbeddingBagCollection,
+        table_name_to_parameter_sharding: dict[str, ParameterSharding],
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        self.stacked = stacked_tables(module)  # before TorchRec's __init__, which creates the shardings
+        self._model_keys = module.model_keys()
+        for config in module.physical_configs():
+            check_sharding(config, table_name_to_parameter_sharding[config.name].sharding_type)
+        super().__init__(module.physical(), table_name_to_parameter_sharding, *args, **kwargs)
+
+    @classmethod
+    def create_grouped_sharding_infos(
+        cls, module: EmbeddingBagCollection, *args: Any, **kwargs: Any
+    ) -> dict[str, list[EmbeddingShardingInfo]]:
+        grouped: dict[str, list[EmbeddingShardingInfo]] = super().create_grouped_sharding_infos(module, *args, **kwargs)
+        stacked = stacked_tables(module)
+        for kind, tables in grouped.items():
+            for table in tables:
+                if kind not in ROW_TYPES and table.embedding_config.name in stacked:
+                    # TorchRec makes one kernel of the tables with equal keys
+                    table.fused_params = {**(table.fused_params or {}), "_batch_key": table.embedding_config.name}
+        return grouped
+
+    def create_embedding_bag_sharding(
+        self,
+        sharding_infos: list[EmbeddingShardingInfo],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        permute_embeddings: bool = False,
+        qcomm_codecs_registry: dict[str, Any] | None = None,
+    ) -> EmbeddingSharding:
+        kind = sharding_infos[0].param_sharding.sharding_type
+        options: dict[str, Any] = {}
+        if kind != "data_parallel":
+            options["qcomm_codecs_registry"] = qcomm_codecs_registry
+        if kind in ("column_wise", "table_column_wise"):
+            options["permute_embeddings"] = permute_embeddings
+        return SHARDINGS[kind](self.stacked, sharding_infos, env, device, **options)
+
+    def input_dist(self, ctx: EmbeddingBagCollectionContext, features: KeyedJaggedTensor) -> Awaitable[Any]:
+        if features.variable_stride_per_key():
+            raise ValueError(
+                f"features of a collection with compositional tables must have one batch size: got "
+                f"{features.stride_per_key()}; pad them, or keep its tables plain"
+            )
+        return super().input_dist(ctx, features)
+
+    def _create_output_dist(self) -> None:
+        super()._create_output_dist()
+        self._name_outputs()
+
+    def _update_output_dist(self) -> None:
+        super()._update_output_dist()
+        self._name_outputs()
+
+    def _name_outputs(self) -> None:
+        """Replace physical keys by the model's; the pieces of a concat are neighbours and become one key."""
+        inherited: Any = self
+        dims: dict[str, int] = {}
+        for name, dim in zip(inherited._embedding_names, inherited._embedding_dims, strict=True):
+            key = self._model_keys[name]
+            dims[key] = dims.get(key, 0) + dim
+        inherited._embedding_names, inherited._embedding_dims = list(dims), list(dims.values())
+        inherited._dim_per_key = torch.tensor(list(dims.values()), device=inherited._device)
+
+    @property
+    def unsharded_module_type(self) -> type[CompositionalEmbeddingBagCollection]:
+        return CompositionalEmbeddingBagCollection
+
+
+class CompositionalEmbeddingBagCollectionSharder(ExactSharder):
+    """Shards a ``CompositionalEmbeddingBagCollection`` for ``DistributedModelParallel`` and TorchRec's planner."""
+
+    @property
+    def module_type(self) -> type[CompositionalEmbeddingBagCollection]:
+        return CompositionalEmbeddingBagCollection
+
+    @property
+    def sharded_module_type(self) -> type[ShardedCompositionalEmbeddingBagCollection]:
+        return ShardedCompositionalEmbeddingBagCollection
+
+
+def stacked_tables(module: EmbeddingBagCollection) -> dict[str, StackedEmbeddingBagConfig]:
+    """The compositional tables of a collection by name, in their physical form."""
+    return {config.name: config for config in physical_configs(module) if isinstance(config, StackedEmbeddingBagConfig)}

@@ -1,0 +1,67 @@
+"""Which sharding types and kernels a plan may choose from."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.types import QuantizedCommCodecs
+from torchrec.optim import RowWiseAdagrad
+
+from dlrm_torchrec.sharding.modules.concurrent import ConcurrentSharder
+
+ROW_TYPES = ["row_wise", "table_row_wise", "grid_shard"]
+COLUMN_TYPES = ["column_wise", "table_column_wise", "grid_shard"]
+HOST_KERNELS = [EmbeddingComputeKernel.FUSED_UVM_CACHING.value, EmbeddingComputeKernel.FUSED_UVM.value]
+
+# A sharding type that would change the arithmetic of an optimizer is not offered with it.
+CHANGED_BY = {
+    RowWiseAdagrad: (
+        COLUMN_TYPES,
+        "its one moment per row would become one per column shard",
+    ),
+    torch.optim.Adam: (
+        ["data_parallel"],
+        "a replicated table decays the moments of rows that a batch does not touch, a fused one does not",
+    ),
+}
+
+
+class ExactSharder(ConcurrentSharder):
+    """TorchRec's sharder, on any device, kept to plans that train the same model.
+
+    Row-wise types also run on CPU with gloo, where TorchRec hides them. On a GPU it also offers kernels that keep
+    tables in the host's memory: ``make_plan`` leaves them out unless they are asked for.
+    """
+
+    def __init__(
+        self,
+        optimizer: type[torch.optim.Optimizer],
+        qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None,
+    ) -> None:
+        super().__init__(qcomm_codecs_registry=qcomm_codecs_registry)
+        self.optimizer = optimizer
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        types = super().sharding_types(compute_device_type)
+        types += [kind for kind in ROW_TYPES if kind not in types]
+        excluded, _ = CHANGED_BY.get(self.optimizer, ([], ""))
+        return [kind for kind in types if kind not in excluded]
+
+    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
+        if sharding_type == "data_parallel":
+            return [EmbeddingComputeKernel.DENSE.value]
+        return [EmbeddingComputeKernel.FUSED.value, *(HOST_KERNELS if compute_device_type == "cuda" else [])]
+
+
+def table_optimizer(tables: nn.Module) -> type[torch.optim.Optimizer]:
+    """The optimizer that ``optimize_tables_in_backward`` marked the tables with."""
+    classes: set[type[torch.optim.Optimizer]] = {
+        kind for parameter in tables.parameters() for kind in getattr(parameter, "_optimizer_classes", [])
+    }
+    if len(classes) != 1:
+        raise ValueError(
+            f"tables must be marked with one optimizer before planning: got {sorted(c.__name__ for c in classes)}; "
+            "call optimize_tables_in_backward first"
+        )
+    return classes.pop()

@@ -1,0 +1,195 @@
+"""Which tables to compress, and how strongly, so that they fit a number of bytes at the least loss.
+
+The loss of a table is the expected number of its lookups in a sample whose row belongs to other ids. In a table of
+which c ids share each row of the largest partition, a row that id x reads is updated by x itself for the share
+p(x) / (p(x) + S) of the updates, where p is an id's share of the lookups and S the sum of those of the c - 1 others:
+
+    loss = pooling_factor * sum over x of p(x) * E[1 - p(x) / (p(x) + S)]
+
+It is 0 for a plain table. An id that is seen once costs next to nothing, one that is seen a million times much if it
+shares its row with its like. Which ids meet is taken for random, as it is with hashed ids; then E follows from how
+many ids have which frequency, as p / (p + S) is the integral of p exp(-p u) exp(-S u) over u > 0. Without measured
+frequencies all ids are equally frequent and E is 1 - 1/c.
+
+Chinese remainders are tried unless another kind is asked for. They tell any two ids apart, which this loss does not
+see: hashing lost five times as much AUC at equal rows (RESULTS.md). And they keep neighbours apart: the ids of a
+vocabulary are sorted by frequency, so by quotients the frequent ones would meet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS
+
+from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.tables import TablesConfig, stored_config
+from dlrm_torchrec.schema import AccessStatistics, Table
+from dlrm_torchrec.sharding.planner.enumerator import optimizer_bytes
+from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
+
+Plan = TypeVar("Plan")
+_STEPS = 400  # of the integral over log u: its error is far below that of the histogram
+_BISECTIONS = 8  # the budget is found to 1 / 256 of the room
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One way to store a table."""
+
+    config: TablesConfig
+    rows: int  # that are stored
+    bytes: int  # of weights and moments
+    loss: float  # lookups per sample of rows that belong to other ids
+
+
+def choices(
+    table: Table,
+    base: TablesConfig,
+    optimizer: type[torch.optim.Optimizer],
+    pooling_factor: float,
+    access: AccessStatistics | None,
+) -> list[Choice]:
+    """Ways to store ``table``: plain, and with ``base``'s kind and operation ever stronger; each smaller than the last.
+
+    Three partitions take over from two where the second would be larger than the first.
+    """
+    kind = "chinese_remainder" if base.kind in ("plain", "mixed_dimension") else base.kind
+    plain = replace(base, kind="plain", max_rows=0, budget=0)
+    found = [_choice(table, plain, optimizer, loss=0.0)]
+    if table.rows <= base.threshold:
+        return found
+    for collisions in _strengths(table.rows):
+        config = replace(plain, kind=kind, collisions=collisions)
+        if kind in ("chinese_remainder", "mixed_radix") and collisions**2 > table.rows:
+            config = replace(config, partitions=3)
+        choice = _choice(table, config, optimizer, pooling_factor * shared(table.rows, collisions, access))
+        if choice.bytes < found[-1].bytes:
+            found.append(choice)
+    return found
+
+
+def best(tables: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choice] | None:
+    """The choices of the least loss among those of at most ``budget`` bytes together; None when there are none.
+
+    A knapsack by dynamic programming over at least 10,000 parts of the budget; bytes are rounded up to parts, so that
+    the result may be that far from the best one, and never above the budget.
+    """
+    chosen = {name: ways[0] for name, ways in tables.items() if len(ways) == 1}
+    free = budget - sum(choice.bytes for choice in chosen.values())
+    open_ = {name: ways for name, ways in tables.items() if len(ways) > 1}
+    parts = max(10_000, 400 * len(open_))
+    if free < sum(min(choice.bytes for choice in ways) for ways in open_.values()):
+        return None
+    unit = max(free, 1) / parts
+    losses = np.zeros(parts + 1)  # of the tables so far, by parts used at most
+    taken: list[NDArray[np.int64]] = []
+    for ways in open_.values():
+        after = np.full((len(ways), parts + 1), np.inf)
+        for number, choice in enumerate(ways):
+            size = math.ceil(choice.bytes / unit)
+            if size <= parts:
+                after[number, size:] = losses[: parts + 1 - size] + choice.loss
+        taken.append(after.argmin(axis=0))
+        losses = after.min(axis=0)
+    if not math.isfinite(losses[-1]):  # by rounding only
+        return {name: min(ways, key=lambda choice: choice.bytes) for name, ways in tables.items()}
+    left = parts
+    for (name, ways), numbers in zip(reversed(open_.items()), reversed(taken), strict=True):
+        chosen[name] = ways[numbers[left]]
+        left -= math.ceil(chosen[name].bytes / unit)
+    return {name: chosen[name] for name in tables}
+
+
+def fit(
+    tables: Mapping[str, Sequence[Choice]], attempt: Callable[[dict[str, Choice]], Plan], room: int
+) -> tuple[dict[str, Choice], Plan]:
+    """The choices of the least loss that ``attempt`` can plan, and its plan.
+
+    The largest budget is found by bisection below ``room``, the bytes that there are for weights and moments. Raises
+    the DoesNotFitError of ``attempt`` when not even the smallest choices fit.
+    """
+    plain = {name: ways[0] for name, ways in tables.items()}
+    try:
+        return plain, attempt(plain)
+    except DoesNotFitError:
+        pass
+    smallest = {name: ways[-1] for name, ways in tables.items()}
+    fitted = smallest, attempt(smallest)
+    low = sum(choice.bytes for choice in smallest.values())
+    high = max(low, room)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) // 2
+        tried = best(tables, middle)
+        assert tried is not None
+        try:
+            fitted, low = (tried, attempt(tried)), middle
+        except DoesNotFitError:
+            high = middle
+    return fitted
+
+
+def equally(tables: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choice] | None:
+    """The naive rule: every table as strong as every other, just so that they take at most ``budget`` bytes."""
+    for number in range(max(map(len, tables.values()))):
+        chosen = {name: ways[min(number, len(ways) - 1)] for name, ways in tables.items()}
+        if sum(choice.bytes for choice in chosen.values()) <= budget:
+            return chosen
+    return None
+
+
+def describe_choices(chosen: Mapping[str, Choice]) -> str:
+    """What is compressed, how strongly, and what it loses, as a table for a terminal."""
+    compressed = {name: choice for name, choice in chosen.items() if choice.config.kind != "plain"}
+    width = max(map(len, [*compressed, "table"]))
+    lines = [f"{'table':<{width}}  {'stored as':<18}  {'ids per row':>11}  {'rows':>11}  {'GB':>8}  loss"]
+    lines += [
+        f"{name:<{width}}  {choice.config.kind:<18}  {choice.config.collisions:>11,}  {choice.rows:>11,}  "
+        f"{choice.bytes / 1e9:>8.3f}  {choice.loss:.4g}"
+        for name, choice in compressed.items()
+    ]
+    total = sum(choice.bytes for choice in chosen.values()), sum(choice.loss for choice in chosen.values())
+    return "\n".join(
+        [
+            *lines,
+            f"{len(chosen) - len(compressed)} tables stay plain; {total[0] / 1e9:.2f} GB of weights and moments; "
+            f"{total[1]:.4g} lookups per sample read rows of other ids",
+        ]
+    )
+
+
+def shared(rows: int, collisions: int, access: AccessStatistics | None) -> float:
+    """Share of the lookups of a table that go to rows of other ids: the mean of 1 - p / (p + S) over lookups."""
+    if access is None:
+        return 1 - 1 / min(collisions, rows)
+    ids, lookups = np.array([entry for entry in access.histogram if entry[0]], dtype=np.float64).reshape(-1, 2).T
+    if not len(ids):
+        return 0.0
+    p = lookups / lookups.sum() / ids
+    log_u = np.linspace(np.log(1e-8 / p.max()), np.log(50 / p.min()), _STEPS)
+    pu = np.exp(log_u)[:, None] * p
+    apart = np.minimum(-np.expm1(-pu) @ ids / max(rows, ids.sum()), 1 - np.finfo(float).eps)  # 1 - E exp(-p u)
+    others = np.exp((min(collisions, rows) - 1) * np.log1p(-apart))
+    own = np.trapezoid(pu * np.exp(-pu) * others[:, None], log_u, axis=0)
+    return float(1 - lookups @ np.minimum(own, 1) / lookups.sum())
+
+
+def _choice(table: Table, config: TablesConfig, optimizer: type[torch.optim.Optimizer], loss: float) -> Choice:
+    stored = stored_config(table, config)
+    if isinstance(stored, CompositionalEmbeddingBagConfig):
+        stored = stored.stacked()
+    rows, columns = int(stored.num_embeddings), int(stored.embedding_dim)
+    weights = rows * columns * DATA_TYPE_NUM_BITS[stored.data_type] // 8
+    return Choice(config=config, rows=rows, bytes=weights + optimizer_bytes(optimizer, (rows, columns)), loss=loss)
+
+
+def _strengths(rows: int) -> list[int]:
+    """2, 3, 4, 6, 8, 12, ... ids per row, as long as rows are saved."""
+    powers = range(1, rows.bit_length())
+    return [collisions for power in powers for collisions in (1 << power, 3 << power - 1)]

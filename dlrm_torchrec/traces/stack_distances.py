@@ -1,0 +1,165 @@
+"""How far apart the lookups of the same id are: LRU stack distances, counted, and ids that follow the counts.
+
+Source: Naumov et al. 2019 (arXiv 1906.00091), Algorithm 1, the profile of a trace, and Algorithm 2, a trace of a
+profile. Differing from Algorithm 2, distances are drawn without replacement, and one that exceeds the ids seen so far
+is put back and a new id looked up (there, another distance is drawn). So the profile of the trace is exactly the given
+one, and first lookups become as rare in time as they do in the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numba import int64, uint64
+from numpy.typing import NDArray
+
+from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.datasets.random.splitmix import below
+from dlrm_torchrec.traces.lru import LruStack
+
+Ints = NDArray[np.int64]
+
+_BITS = 4  # a bin spans at most 2^-4 of its distances
+_NUM_BINS = (32 - _BITS) << _BITS  # for distances of less than 2^31
+
+
+def bin_of(distances: Ints) -> Ints:
+    """The bin of each distance: a distance below 32 has one of its own, then each power of two is cut into 16."""
+    shifts = np.maximum(np.frexp(distances)[1].astype(np.int64) - 1 - _BITS, 0)
+    return (shifts << _BITS) + (distances >> shifts)
+
+
+def _first_distances(num_bins: int) -> Ints:
+    """The smallest distance of each bin, and of the one after them: (num_bins + 1,)."""
+    bins = np.arange(num_bins + 1)
+    shifts = np.maximum((bins >> _BITS) - 1, 0)
+    result: Ints = (bins - (shifts << _BITS)) << shifts
+    return result
+
+
+@dataclass(frozen=True)
+class StackProfile:
+    """Lookups of one feature by the bin of their stack distance; bin 0 is the first lookups of ids."""
+
+    counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        bins = len(self.counts)
+        if not 1 <= bins <= _NUM_BINS or min(self.counts) < 0 or self.counts[0] < max(1, _first_distances(bins)[-2]):
+            raise ValueError(
+                f"stack distances must be 1 to {_NUM_BINS} counts, none negative, and none of more ids than the first "
+                f"says there are: got {self.counts}; measure them again"
+            )
+
+    @property
+    def lookups(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def distinct(self) -> int:
+        """Ids that are looked up."""
+        return self.counts[0]
+
+    def hit_rate(self, rows: int) -> float:
+        """The share of lookups that an LRU cache of ``rows`` rows, empty at first, serves."""
+        firsts = _first_distances(len(self.counts))
+        served = ((rows + 1 - firsts[:-1]) / np.diff(firsts)).clip(0, 1)  # of the bin that it cuts, in proportion
+        return float((np.array(self.counts) * served)[1:].sum() / self.lookups)
+
+    def trace(self, lookups: int, rows: int, key: np.uint64) -> StackTrace:
+        """A trace of so many lookups, or more, of a table of ``rows`` rows."""
+        return StackTrace(self.scaled(max(lookups, self.lookups), rows), key)
+
+    def scaled(self, lookups: int, rows: int) -> StackProfile:
+        """The profile of a trace of so many lookups, at least its own, with the same shares, as far as rows suffice.
+
+        First lookups that exceed the ``rows`` of a table are spread over the distances in it, in proportion.
+        """
+        counts = np.array(self.counts) * (lookups / self.lookups)
+        if counts[0] > rows:
+            counts[_first_distances(len(counts))[:-1] > rows] = 0
+            if not counts[1:].any():
+                raise ValueError(
+                    f"rows must be at least the {lookups} lookups of a trace that never repeats an id: got {rows}; "
+                    "ask for fewer lookups"
+                )
+            counts[1:] *= (lookups - rows) / counts[1:].sum()
+            counts[0] = rows
+        return _profile(_rounded(counts, lookups))
+
+
+def measure(pieces: Iterable[NDArray[np.integer]], rows: int) -> StackProfile:
+    """The profile of ids in [0, ``rows``), however they are cut into pieces; ValueError when there are none."""
+    stack, counts = LruStack(rows), np.zeros(_NUM_BINS, np.int64)
+    for ids in pieces:
+        counts += np.bincount(bin_of(stack.distances(ids.astype(np.int32))), minlength=_NUM_BINS)
+    if not counts.any():
+        raise ValueError("a feature must have ids for a profile: got empty bags only; leave it out")
+    return _profile(counts)
+
+
+class StackTrace:
+    """Ids 0, 1, 2, ... by their first lookups, whose profile is ``profile`` once all of its lookups are taken.
+
+    Fewer lookups are like the beginning of the data that the profile was measured on.
+    """
+
+    def __init__(self, profile: StackProfile, key: np.uint64) -> None:
+        self._firsts = _first_distances(_NUM_BINS)
+        self._left = np.zeros(_NUM_BINS, np.int64)
+        self._left[: len(profile.counts)] = profile.counts
+        self._key = key
+        self._drawn = self._seen = 0
+        self._stack = LruStack(profile.distinct)
+
+    def take(self, lookups: int) -> NDArray[np.int32]:
+        """The next ids: (lookups,). All of them together must not exceed the profile's."""
+        distances = np.empty(lookups, np.int64)
+        self._seen = _draw(distances, self._left, self._firsts, self._seen, self._key, self._drawn)
+        self._drawn += lookups
+        return self._stack.ids(distances)
+
+
+def _profile(counts: Ints) -> StackProfile:
+    """Without the empty bins beyond the largest distance."""
+    return StackProfile(tuple(counts[: counts.nonzero()[0].max(initial=0) + 1].tolist()))
+
+
+def _rounded(counts: NDArray[np.float64], total: int) -> Ints:
+    """Whole numbers next to ``counts`` that sum to ``total``, the first one rounded down at most."""
+    result = np.floor(counts).astype(np.int64)
+    missing = total - int(result.sum())
+    result[np.argsort(result - counts, kind="stable")[:missing]] += 1
+    return result
+
+
+@compiled(int64[::1], int64[::1], read_only(int64), int64, uint64, int64)
+def _draw(distances: Ints, left: Ints, firsts: Ints, seen: int, key: np.uint64, drawn: int) -> int:
+    """Fill ``distances`` from those ``left``, each equally likely, ``seen`` ids being there; the ids seen then."""
+    groups = left.reshape((-1, 1 << _BITS)).sum(axis=1)  # so that a draw passes over 28 + 16 numbers, not 448
+    total = groups.sum()
+    for index in range(len(distances)):
+        counter = np.uint64(2 * (drawn + index))
+        rank = below(key, counter, total)
+        group = 0
+        while rank >= groups[group]:
+            rank -= groups[group]
+            group += 1
+        bin_ = group << _BITS
+        while rank >= left[bin_]:
+            rank -= left[bin_]
+            bin_ += 1
+        if firsts[bin_] > seen:
+            bin_ = 0
+        groups[bin_ >> _BITS] -= 1
+        left[bin_] -= 1
+        total -= 1
+        if bin_:
+            width = min(firsts[bin_ + 1], seen + 1) - firsts[bin_]
+            distances[index] = firsts[bin_] + below(key, counter + np.uint64(1), width)
+        else:
+            distances[index] = 0
+            seen += 1
+    return seen

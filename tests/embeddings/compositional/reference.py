@@ -1,0 +1,96 @@
+"""What compositional tables are defined to be, in plain loops over float64 rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+
+from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
+from dlrm_torchrec.embeddings.compositional.partitions import (
+    ChineseRemainder,
+    Hash,
+    MixedRadix,
+    Naive,
+    Partition,
+    QuotientRemainder,
+)
+
+
+def classes_of(partition: Partition, x: int) -> tuple[int, ...]:
+    """The definitions of the paper in Python integers; a user's own assignment is its own definition."""
+    match partition:
+        case Naive():
+            return (x,)
+        case Hash(_, m):
+            return (x % m,)
+        case QuotientRemainder(_, m):
+            return x // m, x % m
+        case MixedRadix(_, radices):
+            return tuple(x // prod(radices[:j]) % radix for j, radix in enumerate(radices))
+        case ChineseRemainder(_, moduli):
+            return tuple(x % m for m in moduli)
+    return tuple(int(classes) for classes in partition.of(torch.tensor(x)))
+
+
+def network_rows(operation: Operation, dim: int) -> int:
+    """Rows that one class of a later partition has."""
+    if not isinstance(operation, Path):
+        return 1
+    return 2 * operation.hidden + -(-operation.hidden // dim) + 1 if operation.hidden else dim
+
+
+def vector(operation: Operation, partition: Partition, weight: torch.Tensor, x: int) -> torch.Tensor:
+    """The vector of id ``x``, from the physical ``weight`` in which the partitions are stacked."""
+    dim, first, rows = weight.size(1), 0, []
+    for j, (number, count) in enumerate(zip(classes_of(partition, x), partition.classes, strict=True)):
+        size = network_rows(operation, dim) if j else 1
+        rows.append(weight[first + number * size : first + (number + 1) * size])
+        first += count * size
+    assert first == len(weight)
+    result = rows[0][0]
+    match operation:
+        case Add():
+            for row in rows[1:]:
+                result = result + row[0]
+        case Mult():
+            for row in rows[1:]:
+                result = result * row[0]
+        case Concat() | FeatureGeneration():
+            result = torch.cat([row[0] for row in rows])
+        case Path(hidden):
+            for network in rows[1:]:
+                result = path(network, hidden, result)
+    return result
+
+
+def path(network: torch.Tensor, hidden: int, x: torch.Tensor) -> torch.Tensor:
+    """M(x) of the rows of one network."""
+    if not hidden:
+        return network.T @ x
+    bias_rows = -(-hidden // len(x))
+    w1, b1 = network[:hidden], network[hidden : hidden + bias_rows].flatten()[:hidden]
+    w2, b2 = network[hidden + bias_rows : -1].T, network[-1]
+    return w2 @ (w1 @ x + b1).clamp(min=0) + b2
+
+
+def pooled(
+    operation: Operation,
+    partition: Partition,
+    weight: torch.Tensor,
+    bags: Sequence[Sequence[int]],
+    weights: torch.Tensor | None = None,
+    mean: bool = False,
+) -> torch.Tensor:
+    """Sums or means over bags of ids; ``weights`` (all ids,) are those of the ids in their order."""
+    position, width = 0, len(vector(operation, partition, weight, 0))
+    rows = []
+    for bag in bags:
+        total = weight.new_zeros(width)
+        for x in bag:
+            found = vector(operation, partition, weight, x)
+            total = total + (found if weights is None else weights[position] * found)
+            position += 1
+        rows.append(total / len(bag) if mean and bag else total)
+    return torch.stack(rows) if rows else weight.new_zeros(0, width)

@@ -1,0 +1,95 @@
+"""Products of int64 matrices against Python's integers and torch's own, slow product."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlrm_torchrec.inference.integers import int64_matmul as module
+from dlrm_torchrec.inference.integers.int64_matmul import int64_matmul, matmul_by_digits, matmul_by_rows
+
+
+def in_threads(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return matmul_by_rows(a, b, threads=3)
+
+
+WAYS = [int64_matmul, in_threads]
+if torch.cpu._is_vnni_supported():  # without it 8-bit products are inexact on a CPU; tests/gpu runs them on a GPU
+    WAYS.append(matmul_by_digits)
+LEAST, MOST = -(2**63), 2**63 - 1
+EDGES = [
+    LEAST,
+    LEAST + 1,
+    MOST,
+    MOST - 1,
+    -1,
+    0,
+    1,
+    127,
+    128,
+    -128,
+    -129,
+    2**31,
+    -(2**31) - 1,
+    2**56 - 1,
+]
+
+
+def wrapped(a: list[list[int]], b: list[list[int]]) -> list[list[int]]:
+    """The product of Python's integers, wrapped around to int64."""
+    columns = list(zip(*b, strict=True))
+    exact = [[sum(x * y for x, y in zip(row, column, strict=True)) for column in columns] for row in a]
+    return [[(value + 2**63) % 2**64 - 2**63 for value in row] for row in exact]
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> tuple[list[list[int]], list[list[int]]]:
+    m, k, n = (draw(st.integers(1, 5)) for _ in range(3))
+    value = st.one_of(st.sampled_from(EDGES), st.integers(LEAST, MOST))
+    row = [st.lists(st.lists(value, min_size=c, max_size=c), min_size=r, max_size=r) for r, c in ((m, k), (k, n))]
+    return draw(row[0]), draw(row[1])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@settings(deadline=None, max_examples=60)
+@given(pair=matrices())
+def test_it_is_the_integer_product_modulo_2_to_the_64(way, pair: tuple[list[list[int]], list[list[int]]]) -> None:
+    a, b = pair
+    assert way(torch.tensor(a), torch.tensor(b)).tolist() == wrapped(a, b)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("shape", [(33, 70, 9), (1, 9000, 3), (64, 1024, 64), (5, 1025, 2), (0, 3, 2), (2, 0, 3)])
+def test_it_equals_torchs_own_on_random_matrices(way, shape: tuple[int, int, int]) -> None:
+    m, k, n = shape
+    a, b = (torch.randint(LEAST, MOST, size, generator=torch.Generator().manual_seed(m)) for size in ((m, k), (k, n)))
+    assert torch.equal(way(a, b), a @ b)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("value", [LEAST, MOST, -0x8080808080808080 % 2**64 - 2**63])
+def test_the_largest_sums_are_exact(way, value: int) -> None:
+    terms = module._TERMS + 1
+    a, b = torch.full((2, terms), value), torch.full((terms, 2), value)
+    assert way(a, b).tolist() == wrapped([[value] * terms] * 2, [[value] * 2] * terms)
+
+
+def test_transposed_and_sliced_matrices() -> None:
+    a = torch.randint(LEAST, MOST, (40, 30))
+    for way in WAYS:
+        assert torch.equal(way(a.t()[:, ::2], a[::2, 3:20]), a.t()[:, ::2] @ a[::2, 3:20])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (torch.ones(2, 3), torch.ones(3, 2, dtype=torch.int64), "matrices must be int64: got torch.float32 and"),
+        (torch.ones(2, 3).long(), torch.ones(2, 3).long(), r"matrices must be \(m, k\) and \(k, n\): got \(2, 3\) and"),
+        (torch.ones(3).long(), torch.ones(3, 2).long(), r"matrices must be \(m, k\) and \(k, n\): got \(3,\) and"),
+    ],
+)
+def test_bad_matrices_are_refused(a: torch.Tensor, b: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        int64_matmul(a, b)

@@ -1,0 +1,151 @@
+"""The queue of a server, its states that are hard to meet from outside, and how it is started."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dlrm_torchrec.cli.main import BAD_ARGUMENTS, main
+from dlrm_torchrec.inference.predictor import Inputs, Prediction, Predictor
+from dlrm_torchrec.inference.serving.app import Service
+from dlrm_torchrec.inference.serving.batcher import Batcher
+from dlrm_torchrec.inference.serving.limits import ServingConfig
+from dlrm_torchrec.inference.serving.prometheus import Metrics
+from tests.inference.serving.served import CITIES, JSON, as_json, columns, write
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("parts") / "package", "first", CITIES)
+
+
+class Watched(Predictor):
+    """A predictor that tells how many rows it ran on, and waits for ``may_run``."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.ran: list[int] = []
+        self.may_run = threading.Event()
+
+    def run(self, inputs: Inputs) -> Prediction:
+        self.ran.append(len(inputs))
+        assert self.may_run.wait(30)
+        return super().run(inputs)
+
+
+def test_the_queue_is_run_in_order_in_batches_that_fit_together(package: Path) -> None:
+    one, other = Watched.load(package), Watched.load(package)
+    # while the first runs; None: its client goes. Batches hold 8 rows, and a larger request is one of its own.
+    requests = [(one, 1), (one, 3), (one, 4), (one, 2), (other, 1), (one, 20), (one, None), (one, 1), (one, 6)]
+
+    async def answers() -> list[Any]:
+        batcher = Batcher(max_batch_rows=8, max_delay_s=0.0, threads=1, metrics=Metrics(lambda: 0))
+        running = asyncio.create_task(batcher.run())
+        submitted = []
+        for seed, (predictor, num_rows) in enumerate(requests):
+            answer = batcher.submit(predictor, predictor.encode(columns(seed, num_rows or 5)))
+            submitted.append(answer)
+            if num_rows is None:
+                answer.cancel()
+            while not one.ran:
+                await asyncio.sleep(0)
+        one.may_run.set()
+        other.may_run.set()
+        found = await asyncio.gather(*submitted, return_exceptions=True)
+        running.cancel()
+        return found
+
+    for seed, ((_, num_rows), found) in enumerate(zip(requests, asyncio.run(answers()), strict=True)):
+        if num_rows is None:
+            assert isinstance(found, asyncio.CancelledError)
+        else:
+            expected = Predictor.load(package)(columns(seed, num_rows)).probabilities
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert (one.ran, other.ran) == ([1, 7, 2, 20, 7], [1])
+
+
+def called(service: Service, path: str, body: bytes = b"") -> tuple[int, dict[str, Any]]:
+    """Status and body of what the application of a service answers, without a server."""
+    scope = {
+        "type": "http",
+        "method": "POST" if body else "GET",
+        "path": path,
+        "query_string": b"",
+        "headers": [(b"content-type", JSON.encode())],
+    }
+    sent: list[Any] = []
+
+    async def call() -> None:
+        messages = asyncio.Queue[Any]()
+        messages.put_nowait({"type": "http.request", "body": body})
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        running = asyncio.create_task(service.batcher.run())
+        await service.app(lambda _: nullcontext())(scope, messages.get, send)
+        running.cancel()
+
+    with suppress(ZeroDivisionError):  # that the server would log
+        asyncio.run(call())
+    return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/package", "/predict"])
+def test_before_the_package_is_loaded_clients_are_told_to_try_later(package: Path, path: str) -> None:
+    status, answer = called(Service(package, ServingConfig()), path, as_json(columns(0, 1)) * (path == "/predict"))
+    assert (status, answer) == (503, {"error": "a package must be loaded first: got none yet; try later"})
+
+
+def test_a_model_that_fails_fails_the_request_and_tells_no_more(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service(package, ServingConfig())
+    service.predictor = Predictor.load(package)
+    monkeypatch.setattr(service.predictor, "run", lambda _: 1 / 0)
+    answer = called(service, "/predict", as_json(columns(0, 2)))
+    assert answer == (500, {"error": "the server failed; its log says why"})
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("--max-rows 0", "max_rows must be from 1 to 1000000000: got 0; change it"),
+        ("--timeout-s -1", "timeout_s must be from 1 to 1000000000: got -1"),
+        ("--max-delay-ms nan", "max_delay_ms must be from 0 to 1000000000: got nan"),
+        ("--port 65536", "port must be from 0 to 65535: got 65536"),
+        ("--max-rows 20000", "max_queued_rows must be at least max_rows: got 16384 for requests of up to 20000"),
+        ("--host 127.0.0.1 --port {taken}", "Address already in use"),
+        ("--port 0", "folder {package} must hold a package.json"),
+    ],
+)
+def test_a_server_that_cannot_begin_says_why(
+    option: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        named = {"taken": listening.getsockname()[1], "package": tmp_path}
+        assert main(["serve", str(tmp_path), *option.format(**named).split()]) == BAD_ARGUMENTS
+    assert reason.format(**named) in capsys.readouterr().err
+
+
+def test_other_commands_do_not_wait_for_what_a_server_imports() -> None:
+    code = "import sys; from dlrm_torchrec.cli.main import command_line; command_line(); print(*sys.modules)"
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "dlrm_torchrec.inference.serving.limits" in imported
+    assert not {"torch", "pyarrow", "starlette", "uvicorn", "prometheus_client"} & set(imported)
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr("dlrm_torchrec.cli.serve.find_spec", lambda name: found(name) if name != "uvicorn" else None)
+    assert main(["serve", "anything"]) == BAD_ARGUMENTS
+    assert "got no uvicorn; pip install starlette uvicorn prometheus_client" in capsys.readouterr().err
