@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from dlrm_torchrec.preparation.work.progress import Progress
 from dlrm_torchrec.preparation.work import progress
+from dlrm_torchrec.preparation.work.progress import Progress
 
 
 class Terminal(io.StringIO):
