@@ -98,8 +98,10 @@ def runs() -> Runs:
 def test_losses_stay_within_the_precision(runs: Runs, kind: ShardingKind, comms: CommsConfig) -> None:
     exact, found = runs[0][kind, CommsConfig()].losses, runs[0][kind, comms].losses
     assert found == pytest.approx(exact, rel=max(BOUNDS[comms.forward], BOUNDS[comms.backward]))
-    if comms.forward == "fp32" or kind == "data_parallel":
-        assert found[0] == exact[0]  # the same forward pass, by one process, before any update
+    if kind == "data_parallel":
+        assert found == exact  # nothing that it sends is rounded: the same arithmetic in one process
+    elif comms.forward == "fp32":
+        assert found[0] == exact[0]  # likewise, before the first update
     assert exact == pytest.approx(runs[0]["table_wise", CommsConfig()].losses, rel=1e-5)
 
 
