@@ -117,6 +117,14 @@ def test_a_broken_link_is_found() -> None:
     assert broken_links(pages, pages.__contains__) == ["a.md: c.md#", "a.md: b.md#three"]
 
 
+def test_pages_link_to_every_term_of_the_glossary() -> None:
+    terms = re.findall(r"^### (.+)$", PAGES["glossary.md"], re.MULTILINE)
+    pages = [path.read_text() for path in (*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("data/*/README.md"))]
+    linked = {anchor for page in pages for anchor in re.findall(r"glossary\.md#([\w-]+)\)", page)}
+    assert len(terms) == len(set(terms)) >= 50
+    assert [term for term in terms if not anchors(f"# {term}") & linked] == []
+
+
 def test_every_quoted_number_stands_in_results() -> None:
     results = (ROOT / "RESULTS.md").read_text()
     quoted = [text for page in PAGES.values() for text in re.findall(r"\[([^\]]+)\]\(\.\./RESULTS\.md#", page)]
