@@ -12,6 +12,7 @@ evaluation.json into the run's folder. Expected: the metrics that the run printe
 import json
 import sys
 from dataclasses import asdict, dataclass
+from typing import TypedDict
 
 import tyro
 from iopath.common.file_io import g_pathmgr
@@ -45,6 +46,16 @@ class Config:
     sharding: ShardingConfig = ShardingConfig()
 
 
+class Evaluation(TypedDict, total=False):
+    """What evaluation.json holds; metrics and calibration are known on rank 0 alone."""
+
+    step: int
+    split: str
+    metrics: dict[str, float]
+    calibration: list[dict[str, float]]  # one for each bin
+    ablation: dict[str, dict[str, float]]  # by feature: the AUC and the log-loss that are lost without it
+
+
 def main(cfg: Config) -> dict[str, float]:
     recipe = load_recipe(cfg.recipe)
     if not hasattr(recipe, "open_streams"):
@@ -74,26 +85,26 @@ def main(cfg: Config) -> dict[str, float]:
         stream = streams[cfg.split]
 
         scores = predict(model, stream.batches(), world)
-        found = {"step": progress.step, "split": cfg.split}
+        found: Evaluation = {"step": progress.step, "split": cfg.split}
         if scores is not None:
-            bins = calibration_bins(*scores, cfg.bins)
-            metrics = ranking_metrics(*scores) | {"calibration_error": expected_calibration_error(bins)}
+            logits, labels = scores
+            bins = calibration_bins(logits, labels, cfg.bins)
+            metrics = ranking_metrics(logits, labels) | {"calibration_error": expected_calibration_error(bins)}
             found |= {"metrics": metrics, "calibration": [asdict(each) for each in bins]}
             if cfg.plot:
                 plot_calibration(bins, cfg.plot)
         if cfg.ablation:
-            features = [feature.name for feature in (*spec.dense, *spec.sparse)]
-            lost = {}
-            for feature in features:
+            lost: dict[str, dict[str, float]] = {}
+            for feature in spec.feature_names:
                 without_it = predict(model, (without(batch, feature, spec) for batch in stream.batches()), world)
-                if scores is not None:
+                if without_it is not None:
                     changed = ranking_metrics(*without_it)
                     lost[feature] = {name: metrics[name] - changed[name] for name in ("auc", "logloss")}
             found["ablation"] = dict(sorted(lost.items(), key=lambda each: -each[1]["auc"]))
         return report(cfg, found, world)
 
 
-def report(cfg: Config, found: dict, world: World) -> dict[str, float]:
+def report(cfg: Config, found: Evaluation, world: World) -> dict[str, float]:
     """Write and print what rank 0 found; the last line is one JSON object."""
     if not world.is_main:
         return {}

@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 import tyro
@@ -56,6 +56,17 @@ class Config:
     output: str = ""  # the package; <run>/package by default
 
 
+class Change(TypedDict):
+    """What quantising changed, as the package keeps it."""
+
+    split: str
+    before: dict[str, float]  # metrics
+    after: dict[str, float]
+    largest_change: float  # of a probability
+    bytes_before: dict[str, int]  # of tables and mlps
+    bytes_after: dict[str, int]
+
+
 def main(cfg: Config) -> dict[str, float]:
     recipe = load_recipe(cfg.recipe)
     if not hasattr(recipe, "open_streams"):
@@ -93,7 +104,7 @@ def main(cfg: Config) -> dict[str, float]:
     served = script(Scorer(model, spec))
     after, _ = predict(served, streams[cfg.split])
     bytes_after = {"tables": sum(table_bytes(configs[n], kind) for n, kind in types.items()), "mlps": mlp_bytes(model)}
-    found = {
+    found: Change = {
         "split": cfg.split,
         "before": ranking_metrics(before, labels),
         "after": ranking_metrics(after, labels),
@@ -119,15 +130,15 @@ def main(cfg: Config) -> dict[str, float]:
     return final
 
 
-def report(found: dict, types: dict[str, TableType]) -> None:
+def report(found: Change, types: dict[str, TableType]) -> None:
     """What quantising changed, a line each, on standard error."""
     print(f"tables by type: {dict(Counter(types.values()))}", file=sys.stderr)
     for part, before in found["bytes_before"].items():
         after = found["bytes_after"][part]
         print(f"{part}: {before:,} bytes before, {after:,} after, {after / before:.1%}", file=sys.stderr)
     for name in ("auc", "logloss", "ne", "calibration"):
-        before, after = found["before"][name], found["after"][name]
-        print(f"{name}: {before:.5f} before, {after:.5f} after, {after - before:+.1e}", file=sys.stderr)
+        was, now = found["before"][name], found["after"][name]
+        print(f"{name}: {was:.5f} before, {now:.5f} after, {now - was:+.1e}", file=sys.stderr)
     print(f"largest change of a probability: {found['largest_change']:.1e}", file=sys.stderr)
 
 
