@@ -26,12 +26,15 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
+from dlrm_torchrec.embeddings.config import OperationName, TablesConfig
 from dlrm_torchrec.embeddings.initialize import initialize_tables
-from dlrm_torchrec.embeddings.tables import OperationName, TablesConfig, build_tables
+from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from dlrm_torchrec.sharding.cluster.topology import live_topology
-from dlrm_torchrec.sharding.plan import ShardingConfig, ShardingKind, make_plan
-from dlrm_torchrec.train.optimizers import Kind, OptimizerConfig, build_optimizer, optimize_tables_in_backward
+from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
+from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
+from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.world import World, join_world
 
@@ -81,7 +84,9 @@ def doubled(ids: KeyedJaggedTensor, rows: list[int]) -> KeyedJaggedTensor:
 class Contender:
     """A sharded model with its optimizers."""
 
-    def __init__(self, shape: Shape, config: TablesConfig, kind: Kind, sharding: ShardingKind, world: World) -> None:
+    def __init__(
+        self, shape: Shape, config: TablesConfig, kind: OptimizerKind, sharding: ShardingKind, world: World
+    ) -> None:
         spec = shape.spec()
         tables = build_tables(spec.tables(dim=shape.dim), config, world.device)
         dlrm = DLRM(tables, len(spec.dense), shape.bottom, shape.top, dense_device=world.device)
@@ -111,7 +116,7 @@ class Contender:
 
 
 def compare(
-    name: str, configs: dict[str, TablesConfig], kind: Kind, sharding: ShardingKind, world: World, rounds: int
+    name: str, configs: dict[str, TablesConfig], kind: OptimizerKind, sharding: ShardingKind, world: World, rounds: int
 ) -> None:
     shape = SHAPES[name]
     stream = SyntheticStream(
@@ -140,7 +145,7 @@ def compare(
 def main(
     shapes: tuple[str, ...] = ("kaggle", "rm"),
     operations: tuple[OperationName, ...] = ("mult", "add", "concat", "path"),
-    optimizers: tuple[Kind, ...] = ("sgd", "rowwise_adagrad"),
+    optimizers: tuple[OptimizerKind, ...] = ("sgd", "rowwise_adagrad"),
     sharding: ShardingKind = "table_wise",
     collisions: int = 4,
     hidden: int = 16,

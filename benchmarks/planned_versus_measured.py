@@ -28,11 +28,11 @@ import tyro
 from dlrm_torchrec.recipe import load_recipe
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from dlrm_torchrec.sharding.cluster.topology import Cluster, parse_cluster
+from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.dry_run import DryRun
 from dlrm_torchrec.sharding.estimate.correction import correct, tables_milliseconds
 from dlrm_torchrec.sharding.estimate.estimate import Estimate
 from dlrm_torchrec.sharding.measured import check_same_plan, read_measured
-from dlrm_torchrec.sharding.plan import ShardingConfig, ShardingKind
 
 ROOT = Path(__file__).parent.parent
 TOPOLOGY = "1x2:cpu"

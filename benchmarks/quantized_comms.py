@@ -27,9 +27,9 @@ from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.recipe import load_recipe
 from dlrm_torchrec.sharding.cluster.topology import live_topology
-from dlrm_torchrec.sharding.modules.comms import CommsConfig, Precision
+from dlrm_torchrec.sharding.config import CommsConfig, Precision, ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES
-from dlrm_torchrec.sharding.plan import ShardingConfig, ShardingKind, make_plan
+from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.train.metrics.binary import evaluate
 from dlrm_torchrec.train.optimizers import build_optimizer
 from dlrm_torchrec.train.pipeline import train_pipeline

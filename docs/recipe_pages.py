@@ -23,14 +23,7 @@ from dlrm_torchrec.schema import DatasetSpec
 
 OPTIONS_PAGE = "options.md"
 COMMAND = re.compile(r"^ *(python|torchrun|torchx) ", re.M)
-
-
-def marks_of(kind: Any) -> tuple[Any, ...]:
-    """What stands beside the type in an ``Annotated``."""
-    return getattr(kind, "__metadata__", ())
-
-
-SUPPRESSED, POSITIONAL = marks_of(Suppress[int]), marks_of(Positional[int])
+SUPPRESSED, POSITIONAL = get_args(Suppress[int])[1:], get_args(Positional[int])[1:]  # what is annotated
 
 
 def recipe_pages(recipes: Path) -> dict[str, str]:
@@ -136,7 +129,7 @@ def options(config: type, prefix: str = "--") -> str:
     rows = [["option", "default", "meaning"]]
     for field in dataclasses.fields(config):
         kind = hints[field.name]
-        marks = marks_of(kind)
+        marks = getattr(kind, "__metadata__", ())
         kind = get_args(kind)[0] if marks else kind
         if marks == SUPPRESSED:
             continue
@@ -201,12 +194,10 @@ def first_line(config: type) -> str:
 def field_notes(config: type) -> dict[str, str]:
     """The comment behind each field of a dataclass, or an empty text."""
     source = textwrap.dedent(inspect.getsource(config))
-    comments, notes = _comments(source), {}
-    for node in ast.walk(ast.parse(source)):
-        match node:
-            case ast.AnnAssign(target=ast.Name(id=name), end_lineno=int(line)):
-                notes[name] = comments.get(line, "")
-    return notes
+    comments = _comments(source)
+    (definition,) = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    fields = [node for node in definition.body if isinstance(node, ast.AnnAssign)]
+    return {ast.unparse(node.target): comments.get(node.end_lineno or 0, "") for node in fields}
 
 
 def _comments(source: str) -> dict[int, str]:

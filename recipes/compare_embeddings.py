@@ -26,20 +26,25 @@ from tyro.conf import Suppress
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
 from dlrm_torchrec.datasets.open import load_spec, open_streams
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream, demo_spec
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.comparison.report import to_markdown, write_report
-from dlrm_torchrec.embeddings.comparison.variants import Runs, Sweep, Variant
+from dlrm_torchrec.embeddings.comparison.sweep import Sweep
+from dlrm_torchrec.embeddings.comparison.variants import Runs, Variant, variants
+from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.embeddings.initialize import initialize_tables
-from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables
+from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.recipe import parse
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.cluster.topology import live_topology
-from dlrm_torchrec.sharding.plan import ShardingConfig, make_plan
-from dlrm_torchrec.train.log import LogConfig, RunLog, prefixed
+from dlrm_torchrec.sharding.config import ShardingConfig
+from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.train.config import LogConfig, OptimizerConfig, Schedule
+from dlrm_torchrec.train.log import RunLog, prefixed
 from dlrm_torchrec.train.metrics.binary import evaluate
-from dlrm_torchrec.train.optimizers import OptimizerConfig, build_optimizer, optimize_tables_in_backward
+from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
-from dlrm_torchrec.train.schedule import Schedule, ScheduledLearningRate
+from dlrm_torchrec.train.schedule import ScheduledLearningRate
 from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.world import World, join_world
 
@@ -125,7 +130,7 @@ def train(cfg: Config, spec: DatasetSpec, variant: Variant, seed: int, world: Wo
 @record
 def main(preset: str, cfg: Config) -> dict[str, float]:
     spec = load_spec(cfg.data, cfg.shape)
-    compared = cfg.sweep.variants(WAYS, spec.tables(dim=cfg.bottom[-1]))
+    compared = variants(cfg.sweep, WAYS, spec.tables(dim=cfg.bottom[-1]))
     if cfg.count:
         print(to_markdown(compared))
         return {variant.name: variant.parameters for variant in compared}

@@ -21,20 +21,24 @@ from tyro.conf import Suppress
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
 from dlrm_torchrec.datasets.open import load_spec, open_streams
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream, demo_spec
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
+from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.embeddings.initialize import initialize_tables
-from dlrm_torchrec.embeddings.tables import Tables, TablesConfig, build_tables
+from dlrm_torchrec.embeddings.tables import Tables, build_tables
 from dlrm_torchrec.recipe import parse
 from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.node_local import Nodes
-from dlrm_torchrec.sharding.plan import ShardingConfig, describe_plan, plan_to_json
-from dlrm_torchrec.train.checkpoints.checkpoint import CheckpointConfig, Checkpoints, Progress, identity_of
+from dlrm_torchrec.sharding.plan import describe_plan, plan_to_json
+from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, Progress, identity_of
 from dlrm_torchrec.train.checkpoints.state import run_tensors
-from dlrm_torchrec.train.log import LogConfig, RunLog, prefixed
+from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule
+from dlrm_torchrec.train.log import RunLog, prefixed
 from dlrm_torchrec.train.nodes import evaluate_nodes, node_tensors
-from dlrm_torchrec.train.optimizers import OptimizerConfig, build_optimizer, optimize_tables_in_backward
+from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
-from dlrm_torchrec.train.schedule import Schedule, ScheduledLearningRate
+from dlrm_torchrec.train.schedule import ScheduledLearningRate
 from dlrm_torchrec.train.stop import StopRequest
 from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.timing.wire import WireCounts

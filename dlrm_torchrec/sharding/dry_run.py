@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dlrm_torchrec.embeddings.tables import Tables, TablesConfig
+from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.embeddings.tables import Tables
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec, Table
 from dlrm_torchrec.sharding.cluster.topology import Cluster
 from dlrm_torchrec.sharding.estimate.estimate import Estimate, EstimateStats

@@ -7,7 +7,8 @@ import torch
 
 from dlrm_torchrec.datasets.ablation import without
 from dlrm_torchrec.datasets.batch import Batch
-from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream, demo_spec
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 
 SPEC = demo_spec()
 

@@ -14,7 +14,7 @@ import torch
 
 from dlrm_torchrec.datasets.open import open_streams
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.datasets.synthetic.clicks import demo_spec
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.inference.predictor import Predictor
 from tests.distributed import run_ranks
 from tests.recipe import load_recipe, run_recipe

@@ -19,25 +19,13 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrm_torchrec.train.checkpoints.state import materialise_state, run_tensors
 from dlrm_torchrec.train.checkpoints.storage import IoPathReader, IoPathWriter
+from dlrm_torchrec.train.config import CheckpointConfig
 from dlrm_torchrec.train.world import World
 
 FORMAT = 1
 MARKER = "checkpoint.json"
 Tensors = Callable[[nn.Module, CombinedOptimizer], dict[str, dict[str, Any]]]
 MEASURED = ("pooling_factor",)  # parts of an identity that measuring the same data better may change
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """When and how to save."""
-
-    every: int = 0  # steps between checkpoints; 0: only at the end and on SIGTERM
-    keep: int = 2  # newest checkpoints to keep
-    asynchronous: bool = False  # write in the background while training goes on
-
-    def __post_init__(self) -> None:
-        if self.keep < 1:
-            raise ValueError(f"number of checkpoints to keep must be at least 1: got {self.keep}; raise it")
 
 
 @dataclass(frozen=True, kw_only=True)
