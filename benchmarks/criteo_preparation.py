@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
+from numpy.typing import NDArray
 
 from dlrm_torchrec.datasets.criteo import DENSE_NAMES, KAGGLE_ROWS, LABEL, SPARSE_NAMES
 
@@ -57,8 +58,8 @@ class Config:
     workers: int = 2
 
 
-@numba.njit
-def fill(text, rows, sizes, seed):
+@numba.njit()
+def fill(text: NDArray[np.uint8], rows: int, sizes: NDArray[np.float64], seed: int) -> int:
     """Write ``rows`` random lines to ``text``; how many bytes they are."""
     np.random.seed(seed)
     at = 0
@@ -184,6 +185,7 @@ def run(command: list[str]) -> tuple[float, Memory, str]:
     """Seconds, peak memory and output of a command."""
     begin, peak = time.perf_counter(), Memory()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     while process.poll() is None:
         peak |= memory(process.pid)
         time.sleep(0.2)

@@ -34,6 +34,7 @@ from torchrec.models.dlrm import DLRM
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.tables import Tables, build_tables
+from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.mlps.quantize import quantize_mlps
 from dlrm_torchrec.inference.scoring import Scorer, script
 from dlrm_torchrec.inference.tables.serve import serve_tables, table_weights
@@ -83,10 +84,11 @@ def contenders(name: str, rows_share: float) -> tuple[DatasetSpec, dict[str, Mod
             nn.init.normal_(weight, std=0.05)
     features = [feature.name for feature in spec.sparse]
     found: dict[str, Model] = {EAGER: Scorer(model.eval(), spec)}
-    for label, kind in (("fp16 tables", "fp16"), ("int8 tables", "int8"), ("int4 tables", "int4")):
+    kinds: tuple[TableType, ...] = ("fp16", "int8", "int4")
+    for kind in kinds:
         own = copy.deepcopy(model, {id(tables): tables})  # all but the tables
         served = serve_tables(own, tables, dict.fromkeys(table_weights(tables), kind), features)
-        found[label] = script(Scorer(served, spec))
+        found[f"{kind} tables"] = script(Scorer(served, spec))
         if kind == "int8":
             dense, ids, lengths = inputs(spec, 1024)
             real = [(dense, KeyedJaggedTensor(keys=features, values=ids, lengths=lengths))]

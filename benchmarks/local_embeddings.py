@@ -18,12 +18,11 @@ import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from statistics import mean, median, stdev
-from types import ModuleType
 
 import tyro
 
 from dlrm_torchrec.command_line import parse
-from dlrm_torchrec.recipe import load_training_recipe
+from dlrm_torchrec.recipe import TrainingRecipe, load_training_recipe
 
 ROWS, BATCH = 1_228_800, 2048
 ALONE = "one node alone, half the rows"
@@ -36,7 +35,7 @@ CONTENDERS = {
 }
 
 
-def train(recipe: ModuleType, options: list[str], share: int, seed: int, folder: str) -> dict[str, float]:
+def train(recipe: TrainingRecipe, options: list[str], share: int, seed: int, folder: str) -> dict[str, float]:
     """The recipe's metrics, on one ``share``-th of the rows."""
     options = [*options, f"--rows={ROWS // share}", f"--batch-size={BATCH // share}"]
     options += ["--eval-every=145"]  # between averages
@@ -70,7 +69,7 @@ def against(values: list[float], others: list[float]) -> str:
     return f"{mean(values):.4f} ({mean(differences):+.4f} ± {stdev(differences):.4f})"
 
 
-def alone(recipe: ModuleType, seed: int) -> dict[str, float]:
+def alone(recipe: TrainingRecipe, seed: int) -> dict[str, float]:
     """Every rank by itself, as if it had been started by hand."""
     launched = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
     try:

@@ -17,18 +17,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import tyro
 
-from dlrm_torchrec.recipe import load_training_recipe
+from dlrm_torchrec.recipe import TrainingRecipe, load_training_recipe
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from dlrm_torchrec.sharding.cluster.topology import Cluster, parse_cluster
-from dlrm_torchrec.sharding.config import ShardingConfig
+from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.dry_run import DryRun
 from dlrm_torchrec.sharding.estimate.correction import correct, tables_milliseconds
 from dlrm_torchrec.sharding.estimate.estimate import Estimate
@@ -36,12 +35,12 @@ from dlrm_torchrec.sharding.measured import check_same_plan, read_measured
 
 ROOT = Path(__file__).parent.parent
 TOPOLOGY = "1x2:cpu"
-KINDS = ("table_wise", "row_wise", "data_parallel")
+KINDS: tuple[ShardingKind, ...] = ("table_wise", "row_wise", "data_parallel")
 BATCH = 8192  # rows, over both ranks
 WARM_UP, PIPELINED, TIMED = 10, 30, 50  # last steps of each stretch of a run
 
 
-def config(recipe: ModuleType, kind: str, tables: int, rows: int, dim: int, lookups: int) -> Any:
+def config(recipe: TrainingRecipe, kind: ShardingKind, tables: int, rows: int, dim: int, lookups: int) -> Any:
     """The recipe's demo with ``tables`` equal tables, to be timed once by the plan of ``kind``."""
     shape = DatasetSpec(
         name="planned_versus_measured",
@@ -86,12 +85,12 @@ def slowest_ms(ranks: list[dict[str, float]]) -> float:
     return max(sum(parts.values()) for parts in ranks)
 
 
-def report(dry_run: Callable[[str, Cluster], Estimate], folder: Path, rounds: int) -> None:
+def report(dry_run: Callable[[ShardingKind, Cluster], Estimate], folder: Path, rounds: int) -> None:
     cluster = parse_cluster(TOPOLOGY)
     planned = {kind: dry_run(kind, cluster) for kind in KINDS}
     runs = {kind: [folder / str(number) / kind for number in range(rounds)] for kind in KINDS}
     timed = {kind: [read_measured(f"{run}/step_times.json") for run in runs[kind]] for kind in KINDS}
-    found: dict[str, dict[str, list[float]]] = {"tables, timed": {}, "step, timed": {}, "step, pipelined": {}}
+    found: dict[str, dict[ShardingKind, list[float]]] = {"tables, timed": {}, "step, timed": {}, "step, pipelined": {}}
     columns = {f"{TOPOLOGY}": {kind: slowest_ms(planned[kind].rank_milliseconds()) for kind in KINDS}}
     for kind in KINDS:
         for each in timed[kind]:
@@ -121,7 +120,7 @@ def report(dry_run: Callable[[str, Cluster], Estimate], folder: Path, rounds: in
         print(f"{name}: {order} by medians, the same in {sum(same)} of {rounds} rounds")
 
 
-def fastest_first(milliseconds: dict[str, float]) -> list[str]:
+def fastest_first(milliseconds: Mapping[ShardingKind, float]) -> list[ShardingKind]:
     return sorted(milliseconds, key=milliseconds.__getitem__)
 
 
@@ -136,7 +135,7 @@ def main(
         return
     recipe = load_training_recipe("train_dlrm")
 
-    def dry_run(kind: str, cluster: Cluster) -> Estimate:
+    def dry_run(kind: ShardingKind, cluster: Cluster) -> Estimate:
         cfg = config(recipe, kind, **shape)
         return DryRun(recipe.build, cfg.shape, {})(cfg, cluster, TOPOLOGY)
 

@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
-from dlrm_torchrec.recipe import load_training_recipe
+from dlrm_torchrec.recipe import TrainingRecipe, load_training_recipe
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.train.optimizers import build_optimizer
@@ -77,7 +76,7 @@ def uniform_batch(cfg: Any, size: int) -> Batch:
 
 
 def passes(
-    recipe: ModuleType, cfg: Any, world: World, sizes: list[int]
+    recipe: TrainingRecipe, cfg: Any, world: World, sizes: list[int]
 ) -> Iterator[tuple[str, int, Callable[[], Any]]]:
     """Inference of each batch size, and one training step of the preset's."""
     model, tables = recipe.build(cfg, cfg.shape, world.size, world.device)

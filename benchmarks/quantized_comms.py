@@ -27,7 +27,7 @@ from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.recipe import load_training_recipe
 from dlrm_torchrec.sharding.cluster.topology import live_topology
-from dlrm_torchrec.sharding.config import CommsConfig, ShardingConfig, ShardingKind
+from dlrm_torchrec.sharding.config import CommsConfig, Precision, ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.train.metrics.binary import evaluate
@@ -37,7 +37,14 @@ from dlrm_torchrec.train.schedule import ScheduledLearningRate
 from dlrm_torchrec.train.timing.wire import Wire
 from dlrm_torchrec.train.world import World, join_world
 
-SETTINGS = [("fp32", "fp32"), ("bf16", "bf16"), ("fp16", "bf16"), ("fp16", "fp16"), ("int8", "fp16"), ("int8", "int8")]
+SETTINGS: list[tuple[Precision, Precision]] = [
+    ("fp32", "fp32"),
+    ("bf16", "bf16"),
+    ("fp16", "bf16"),
+    ("fp16", "fp16"),
+    ("int8", "fp16"),
+    ("int8", "int8"),
+]
 
 
 def train(recipe: Any, cfg: Any, rows: int, world: World) -> tuple[dict[str, float], float, list[float]]:

@@ -7,16 +7,14 @@ each pair gives one ratio. Only the recipe has the pipeline, the log, the schedu
 """
 
 import contextlib
-import importlib.util
 import io
 import os
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import tyro
@@ -27,16 +25,15 @@ from dlrm_torchrec.datasets.open import open_streams
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_tables
+from dlrm_torchrec.recipe import load_recipe
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.world import join_world
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "train_dlrm.py"
 
-
-def bare_samples_per_s(cfg) -> float:
+def bare_samples_per_s(cfg: Any) -> float:
     """Samples per second of zero_grad, forward, backward, step, in a plain loop over the same batches."""
     with join_world(cfg.seed) as world:
         spec = cfg.shape
@@ -63,7 +60,7 @@ def bare_samples_per_s(cfg) -> float:
         return stream.num_steps * cfg.batch_size / (time.perf_counter() - begin)
 
 
-def recipe_samples_per_s(recipe: ModuleType, cfg) -> float:
+def recipe_samples_per_s(recipe: ModuleType, cfg: Any) -> float:
     """Samples per second that the recipe reports of its own run."""
     silent = io.StringIO()
     with (
@@ -75,10 +72,7 @@ def recipe_samples_per_s(recipe: ModuleType, cfg) -> float:
 
 
 def main(steps: int = 300, pairs: int = 5) -> None:
-    spec = importlib.util.spec_from_file_location("recipe", RECIPE)
-    recipe = importlib.util.module_from_spec(spec)
-    sys.modules["recipe"] = recipe
-    spec.loader.exec_module(recipe)
+    recipe = load_recipe("train_dlrm")
     demo = recipe.PRESETS["demo"]
     cfg = replace(demo, rows=steps * demo.batch_size, eval_every=0)
     ratios = []

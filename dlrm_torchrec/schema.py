@@ -87,10 +87,15 @@ class DatasetSpec:
     def __post_init__(self) -> None:
         if not self.sparse:
             raise ValueError(f"spec {self.name!r} must have a sparse feature: got none; add one to 'sparse'")
-        names = Counter([self.label, *(f.name for f in self.dense), *(f.name for f in self.sparse)])
+        names = Counter([self.label, *self.feature_names])
         twice = sorted(name for name, count in names.items() if count > 1)
         if twice:
             raise ValueError(f"columns of spec {self.name!r} must have distinct names: got {twice} twice; rename them")
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Dense, then sparse."""
+        return [*(feature.name for feature in self.dense), *(feature.name for feature in self.sparse)]
 
     def tables(self, dim: int) -> tuple[Table, ...]:
         """One table of width ``dim`` per sparse feature, named ``t_<feature>``."""

@@ -166,7 +166,7 @@ def closure(package: str, extras: tuple[str, ...] = ()) -> Iterator[str]:
         for text in importlib.metadata.requires(name) or []:
             requirement = Requirement(text)
             if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
-                needed = canonicalize_name(requirement.name)
+                needed: str = canonicalize_name(requirement.name)
                 if needed == "fbgemm-gpu":
                     needed = installed_fbgemm()
                 todo += [(needed, wanted) for wanted in ("", *requirement.extras)]

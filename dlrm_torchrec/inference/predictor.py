@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -93,7 +93,7 @@ class Predictor:
         self._model = _load_model(path, manifest["versions"])
 
     @classmethod
-    def load(cls, path: str | Path) -> Predictor:
+    def load(cls, path: str | Path) -> Self:
         """The predictor of a package folder; ValueError when it is none, or is not as it was written."""
         return cls(Path(path), _checked_manifest(Path(path)))
 
@@ -373,7 +373,7 @@ def _load_model(path: Path, versions: Mapping[str, str]) -> Any:
     try:
         import fbgemm_gpu  # noqa: F401  # registers the operators that the model calls
 
-        return torch.jit.load(str(path / "model.pt"), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        return torch.jit.load(str(path / "model.pt"), map_location="cpu").eval()
     except (ImportError, OSError, RuntimeError) as error:
         found, wanted = str(error).strip().splitlines()[0], f"{versions['torch']} and {versions['fbgemm_gpu']}"
         raise ValueError(f"model of {path} must load: got {found!r}; install torch and fbgemm_gpu {wanted}") from error

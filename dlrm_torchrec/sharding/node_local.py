@@ -120,7 +120,7 @@ def _pieces(tensors: Mapping[str, Any]) -> Iterator[torch.Tensor]:
 def _group(ranks: torch.Tensor) -> dist.ProcessGroup:
     """The group of one row of ``ranks``: that of this rank."""
     mine: dist.ProcessGroup
-    mine, _ = dist.new_subgroups_by_enumeration(ranks.tolist())  # type: ignore[no-untyped-call]  # untyped in torch
+    mine, _ = dist.new_subgroups_by_enumeration(ranks.tolist())
     return mine
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -171,7 +171,7 @@ class RunLog:
         return final
 
 
-def prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
+def prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
     """The same metrics, their names led by ``prefix``."""
     return {f"{prefix}{name}": value for name, value in metrics.items()}
 

@@ -173,7 +173,7 @@ class Installation:
 
     def doctor(self, *checks: str) -> list[str]:
         """The lines of findings; the exit code says whether there are any."""
-        command = [self.python, "-m", "dlrm_torchrec.cli.main", "doctor", *checks]
+        command = [str(self.python), "-m", "dlrm_torchrec.cli.main", "doctor", *checks]
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.stderr == ""

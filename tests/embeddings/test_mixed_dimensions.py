@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -22,7 +21,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
-from dlrm_torchrec.embeddings.compositional.operations import Block
+from dlrm_torchrec.embeddings.compositional.stack import Block
 from dlrm_torchrec.embeddings.initialize import fill_table, initialize_tables
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
@@ -33,8 +32,7 @@ from dlrm_torchrec.train.config import OptimizerConfig
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.task import BinaryRankingTask
-from dlrm_torchrec.train.world import World
-from tests.distributed import run_ranks
+from tests.distributed import here, run_ranks
 
 ROWS = st.lists(st.integers(1, 10**9), min_size=1, max_size=12)
 ALPHA = st.floats(0, 1)
@@ -278,8 +276,8 @@ def build(device: torch.device) -> tuple[DLRM, MixedDimensionEmbeddingBagCollect
     torch.manual_seed(SEED)
     collection = MixedDimensionEmbeddingBagCollection(configs(), DIM, device=device, dense_device=CPU)
     torch.manual_seed(SEED)
-    for projection in collection.projections.values():
-        nn.init.normal_(projection.weight)
+    for projection in collection.projections.parameters():
+        nn.init.normal_(projection)
     return DLRM(collection, 3, [8, DIM], [8, 1], dense_device=CPU), collection
 
 
@@ -288,9 +286,7 @@ Pieces = dict[str, list[tuple[tuple[int, ...], torch.Tensor]]]
 
 def train_sharded(kinds: ShardingConfig) -> tuple[list[torch.Tensor], Pieces]:
     """The logits of each step and of one more forward; then every local piece of a weight with its offset."""
-    rank = dist.get_rank()
-    assert dist.group.WORLD is not None
-    world = World(rank=rank, size=2, local_size=2, device=CPU, control=dist.group.WORLD)
+    world = here()
     dlrm, collection = build(torch.device("meta"))
     task = BinaryRankingTask(dlrm, 2)
     optimize_tables_in_backward(collection.tables, SGD)
@@ -299,12 +295,12 @@ def train_sharded(kinds: ShardingConfig) -> tuple[list[torch.Tensor], Pieces]:
     initialize_tables(model, SEED)
     pipeline = train_pipeline(model, build_optimizer(model, SGD, SGD), world)
     assert isinstance(pipeline, TrainPipelineSparseDist)
-    batches = iter([batch(step, rank) for step in range(STEPS)])
+    batches = iter([batch(step, world.rank) for step in range(STEPS)])
     logits = [pipeline.progress(batches)[1] for _ in range(STEPS)]
     assert len(pipeline._pipelined_modules) == 1  # its input_dist is overlapped
     with torch.no_grad():
-        logits.append(pipeline.detach()(batch(STEPS, rank))[1][1])
-        keys = dlrm.sparse_arch.embedding_bag_collection(batch(STEPS, rank).sparse_features).keys()
+        logits.append(pipeline.detach()(batch(STEPS, world.rank))[1][1])
+        keys = dlrm.sparse_arch.embedding_bag_collection(batch(STEPS, world.rank).sparse_features).keys()
     assert keys == ["f0", "f3", "f1", "f2", "f4"]  # whatever the plan's order
     pieces: Pieces = {}
     for name, value in model.state_dict().items():

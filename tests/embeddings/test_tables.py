@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path as FilePath
+from typing import Any
 
 import pytest
 from torchrec.modules.embedding_configs import DataType
@@ -109,7 +110,7 @@ def test_every_kind_builds_the_demo_and_criteo() -> None:
         ({"collisions": -1}, r"collisions of plain tables must be at least 0: got -1; try 4"),
     ],
 )
-def test_errors(options: dict[str, object], message: str) -> None:
+def test_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TablesConfig(**options)
 

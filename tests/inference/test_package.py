@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,7 @@ SPEC = DatasetSpec(
         SparseFeature(name="item", rows=30, encoding="hash", multi_hot=True),
     ),
 )
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"x": 1, "city": "Kraków", "item": [1, 2]},
     {"x": None, "city": None, "item": None},
     {"x": 0.5, "city": "nowhere", "item": []},

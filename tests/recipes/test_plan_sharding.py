@@ -155,7 +155,7 @@ def test_a_fitted_model_is_planned_and_trained(tmp_path: Path) -> None:
         (["train_dlmr"], ": got 'train_dlmr'; try train_dlrm"),
         (
             ["compare_embeddings"],
-            "recipe to plan must be one that trains a model: got 'compare_embeddings'; try train_",
+            "recipe must define build: got 'compare_embeddings', which does not; Tra",
         ),
         (
             ["train_dlrm", "--preset=criteo"],

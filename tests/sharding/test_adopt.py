@@ -17,15 +17,15 @@ from dlrm_torchrec.sharding.cluster.topology import parse_topology
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.estimate.estimate import EstimateStats, read_estimates
 from dlrm_torchrec.sharding.plan import make_plan, plan_to_json
-from dlrm_torchrec.train.config import OptimizerConfig
-from dlrm_torchrec.train.optimizers import Kind, optimize_tables_in_backward
+from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
+from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 
 
 def plan(
     topology: str,
     config: ShardingConfig,
     tables: TablesConfig | None = None,
-    optimizer: Kind = "adagrad",
+    optimizer: OptimizerKind = "adagrad",
     stats: EstimateStats | None = None,
 ) -> dict[str, Any]:
     """The plan of the demo's tables, as checkpoints have it."""

@@ -18,13 +18,7 @@ import torch.distributed as dist
 from dlrm_torchrec.train.config import LogConfig
 from dlrm_torchrec.train.log import RunLog
 from dlrm_torchrec.train.metrics.gates import TrainingError
-from dlrm_torchrec.train.world import World
-from tests.distributed import run_ranks
-
-
-def here() -> World:
-    rank, size = dist.get_rank(), dist.get_world_size()
-    return World(rank=rank, size=size, local_size=size, device=torch.device("cpu"), control=dist.group.WORLD)
+from tests.distributed import here, run_ranks
 
 
 def _two_windows(folder: str) -> None:

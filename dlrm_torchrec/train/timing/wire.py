@@ -12,7 +12,7 @@ from torch.distributed import ProcessGroup
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Wire(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
+class Wire(TorchDispatchMode):
     """What this rank sends inside ``with``: ``sent`` has the bytes of each collective, in order, to other ranks.
 
     Every call of torch.distributed ends in an operator of c10d, whoever makes it, and those are counted. An

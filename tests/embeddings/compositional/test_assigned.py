@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dlrm_torchrec.embeddings.compositional.assigned import Assigned
@@ -82,9 +84,13 @@ def test_any_clustering_is_made_complementary(clusters: list[int]) -> None:
 class CopiesBetweenDevices(TorchDispatchMode):
     """Counts copies from one device to another."""
 
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
+        self.count = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         self.count += func is torch.ops.aten._to_copy.default and "device" in (kwargs or {})
         return func(*args, **(kwargs or {}))
 

@@ -130,13 +130,14 @@ def test_inputs_with_long_tails_get_a_scale_per_column() -> None:
     ranges = 2.0 ** torch.arange(64).remainder(9)
     given = (torch.rand(4000, 64) * 2 - 1) * ranges
     given[given.abs() < 0.99 * ranges] *= 0.02
-    model = nn.Sequential(nn.Linear(64, 32))
+    layer = nn.Linear(64, 32)
+    model = nn.Sequential(layer)
     int8 = quantize_mlps(model, "static", [(given,)])
-    assert isinstance(int8[0][0], ColumnScales)
+    assert isinstance(int8.get_submodule("0.0"), ColumnScales)
     error = int8(given).double() - model(given)
     steps = 2 * ranges.double() / 255
-    inputs_noise = model[0].weight.double().square() @ (steps**2 / 12)
-    _, scales = quantize_weight(model[0].weight * ranges, 7)
+    inputs_noise = layer.weight.double().square() @ (steps**2 / 12)
+    _, scales = quantize_weight(layer.weight * ranges, 7)
     weights_noise = scales.double() ** 2 / 12 * (given / ranges).square().sum(dim=1).mean()
     assert (error.square().mean(dim=0) < 1.5 * (inputs_noise + weights_noise)).all()
 

@@ -28,6 +28,8 @@ CITIES = ["Kraków", "Paris", "Oslo", "Rome"]
 class Difference(torch.nn.Module):
     """Of two dense values, each times 4, so that large ones overflow; and a number per id."""
 
+    weights: torch.Tensor
+
     def __init__(self, rows: list[int]) -> None:
         super().__init__()
         self.sum = Sum(rows)

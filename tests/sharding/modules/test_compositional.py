@@ -113,9 +113,8 @@ def kinds(case: Case, tables: CompositionalEmbeddingBagCollection) -> dict[str, 
 def assert_equal(found: KeyedTensor, expected: KeyedTensor, place: str) -> None:
     assert sorted(found.keys()) == sorted(expected.keys())
     for key in sorted(expected.keys()):
-        torch.testing.assert_close(
-            found[key], expected[key], rtol=1e-4, atol=2e-5, msg=lambda text, key=key: f"{place}, {key}: {text}"
-        )
+        message = f"{place}, {key}: {{}}".format
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=2e-5, msg=message)
 
 
 def loss(output: KeyedTensor) -> torch.Tensor:
@@ -142,7 +141,7 @@ def compare(case: Case, hosts: int) -> None:
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss(found).backward()
-        sum(loss(output) / ranks for output in all_expected).backward()
+        torch.stack([loss(output) / ranks for output in all_expected]).sum().backward()
         for optimizer in optimizers:
             optimizer.step()
     moved = [float((now.detach() - then).abs().max()) for now, then in zip(reference.parameters(), start, strict=True)]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.train.metrics.binary import evaluate, ranking_metrics
 from dlrm_torchrec.train.metrics.gates import TrainingError
-from dlrm_torchrec.train.world import World
-from tests.distributed import run_ranks
+from tests.distributed import here, run_ranks
 
 
 def reference(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -57,30 +56,24 @@ def test_saturated_logits_keep_their_order() -> None:
     )
 
 
-@dataclass
-class Scored:
-    """A batch whose logits are given."""
-
-    logits: torch.Tensor
-    labels: torch.Tensor
-    num_rows: int
-
-    def to(self, _device: torch.device) -> Scored:
-        return self
-
-
 class Echo(nn.Module):
-    def forward(self, batch: Scored) -> Any:
-        return torch.zeros(()), (torch.zeros(()), batch.logits, batch.num_rows)
+    """A task whose logits are the dense column of the batch."""
+
+    def forward(self, batch: Batch) -> Any:
+        return torch.zeros(()), (torch.zeros(()), batch.dense_features[:, 0], batch.num_rows)
 
 
 def _evaluate_share(logits: torch.Tensor, labels: torch.Tensor, cuts: list[int], learned: bool) -> dict[str, float]:
-    rank, size = dist.get_rank(), dist.get_world_size()
-    world = World(rank=rank, size=size, local_size=size, device=torch.device("cpu"), control=dist.group.WORLD)
+    world = here()
     padding = torch.full((3,), 99.0)
-    mine = slice(cuts[rank], cuts[rank + 1])
-    real = cuts[rank + 1] - cuts[rank]
-    batch = Scored(torch.cat([logits[mine], padding]), torch.cat([labels[mine], padding]), real)
+    mine = slice(cuts[world.rank], cuts[world.rank + 1])
+    batch = Batch(
+        dense_features=torch.cat([logits[mine], padding])[:, None],
+        sparse_features=KeyedJaggedTensor.empty(),
+        labels=torch.cat([labels[mine], padding]),
+        num_rows=mine.stop - mine.start,
+        global_rows=len(logits),
+    )
     return evaluate(Echo(), [batch], world, learned=learned)
 
 

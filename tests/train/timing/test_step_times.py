@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.models.dlrm import DLRM
 
@@ -30,7 +29,7 @@ from dlrm_torchrec.train.timing import timed_step
 from dlrm_torchrec.train.timing.stopwatch import PARTS, Stopwatch
 from dlrm_torchrec.train.timing.timed_step import TimedStep
 from dlrm_torchrec.train.world import World
-from tests.distributed import run_ranks
+from tests.distributed import here, run_ranks
 from tests.recipe import load_recipe, records
 
 SMALL = ["demo", "--rows=24576", "--batch-size=2048", "--log.every=1"]  # 12 steps
@@ -145,14 +144,10 @@ def _parts_of_a_step(kind: ShardingKind, tables: TablesConfig) -> list[tuple[str
     batches = stream.batches()
     step.run(batches)  # DDP's first one is different
     Watched.model, Watched.found = sharded, []
-    timed_step.Stopwatch = Watched  # type: ignore[misc]
-    step.run(batches)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timed_step, "Stopwatch", Watched)
+        step.run(batches)
     return Watched.found
-
-
-def here() -> World:
-    rank, size = dist.get_rank(), dist.get_world_size()
-    return World(rank=rank, size=size, local_size=size, device=torch.device("cpu"), control=dist.group.WORLD)
 
 
 def visited(found: list[tuple[str, set[str]]]) -> list[str]:
@@ -188,7 +183,7 @@ def test_replicated_tables_are_averaged_on_the_way_back_and_updated_at_the_end()
 
 
 def test_only_steps_that_are_left_are_timed(tmp_path: Path) -> None:
-    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"), control=dist.group.WORLD)
+    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"), control=None)  # type: ignore[arg-type]  # alone
     log = RunLog(str(tmp_path), LogConfig(timed=(3, 5)), world, {})
     assert log.timing(Progress(identity={}, lanes=1, step=5)) is None
     timing = log.timing(Progress(identity={}, lanes=1, step=4, plan={"t": 1}))
