@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.types import ShardedTensor
 
 from dlrm_torchrec.embeddings.compositional.stack import Block
 from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConfig

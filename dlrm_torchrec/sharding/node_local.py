@@ -9,9 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
-from torchrec.distributed.types import ShardingEnv, ShardingPlan
+from torchrec.distributed.types import ShardedTensor, ShardingEnv, ShardingPlan, ShardMetadata
 
 from dlrm_torchrec.embeddings.tables import Tables
 from dlrm_torchrec.schema import DatasetSpec
@@ -74,11 +73,14 @@ class Nodes:
         placed = deepcopy(plan.plan)
         for module in placed.values():
             for table in module.values():
-                for shard in table.sharding_spec.shards if table.sharding_spec else ():
-                    rank = self.number * self.size + shard.placement.rank()
-                    device = f"cuda:{rank % self.local_size}" if self.device.type == "cuda" else "cpu"
-                    shard.placement = torch.distributed._remote_device(f"rank:{rank}/{device}")
+                if table.sharding_spec:
+                    table.sharding_spec.shards = [self._placed_shard(shard) for shard in table.sharding_spec.shards]
         return ShardingPlan(placed)
+
+    def _placed_shard(self, shard: ShardMetadata) -> ShardMetadata:
+        rank = self.number * self.size + shard.placement.rank()
+        device = f"cuda:{rank % self.local_size}" if self.device.type == "cuda" else "cpu"
+        return ShardMetadata(shard.shard_offsets, shard.shard_sizes, f"rank:{rank}/{device}")
 
     @torch.no_grad()
     def average(self, state: State) -> None:

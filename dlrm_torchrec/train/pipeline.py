@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 from torchrec.optim.keyed import CombinedOptimizer
@@ -26,10 +27,13 @@ def train_pipeline(
 class SingleRankPipeline(TrainPipelineBase):
     """``TrainPipelineBase`` with the calls around an evaluation that ``TrainPipelineSparseDist`` has."""
 
+    def __init__(self, model: nn.Module, optimizer: CombinedOptimizer, device: torch.device) -> None:
+        super().__init__(model, optimizer, device)
+        self.model = model
+
     def detach(self) -> nn.Module:
         """The model, as it is."""
-        model: nn.Module = self._model
-        return model
+        return self.model
 
     def attach(self) -> None:
         """Go on training: there is nothing to restore."""

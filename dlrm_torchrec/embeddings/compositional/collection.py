@@ -59,9 +59,9 @@ class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):
 
     def physical(self) -> EmbeddingBagCollection:
         """The stored tables as a plain collection, with the parameters of this one."""
-        plain = EmbeddingBagCollection(self.physical_configs(), self.is_weighted(), torch.device("meta"))
+        plain = _StoredTables(self.physical_configs(), self.is_weighted(), torch.device("meta"))
         plain.embedding_bags = self.embedding_bags
-        plain._device = self.device  # TorchRec copies the weights of a collection that is not on meta
+        plain.device = self.device  # TorchRec copies the weights of a collection that is on a GPU
         return plain
 
     def model_keys(self) -> dict[str, str]:
@@ -93,6 +93,12 @@ class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):
         dims = [config.embedding_dim for config in self._model_configs for _ in config.feature_names]
         inverse = reorder_inverse_indices(features.inverse_indices_or_none(), names)
         return KeyedTensor(keys=self._keys, length_per_key=dims, values=process_pooled_embeddings(pooled, inverse))
+
+
+class _StoredTables(EmbeddingBagCollection):
+    """A plain collection created without memory of its own, so that its device is set when it gets its tables."""
+
+    device = torch.device("meta")
 
 
 def _check_names(tables: Sequence[EmbeddingBagConfig], physical: Sequence[EmbeddingBagConfig]) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torchrec.distributed.embedding_sharding import EmbeddingShardingInfo
 from torchrec.distributed.sharding.cw_sharding import CwPooledEmbeddingSharding
 from torchrec.distributed.sharding.dp_sharding import DpPooledEmbeddingSharding
 from torchrec.distributed.sharding.grid_sharding import GridPooledEmbeddingSharding
@@ -17,6 +18,7 @@ from torchrec.distributed.sharding.rw_sharding import RwPooledEmbeddingSharding
 from torchrec.distributed.sharding.tw_sharding import TwPooledEmbeddingSharding
 from torchrec.distributed.sharding.twcw_sharding import TwCwPooledEmbeddingSharding
 from torchrec.distributed.sharding.twrw_sharding import TwRwPooledEmbeddingSharding
+from torchrec.distributed.types import ShardingEnv
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingTableConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -60,9 +62,17 @@ def offered_types(config: EmbeddingBagConfig) -> list[str]:
 class _Sources:
     """Ids arrive by the features of the logical tables, each once, however many outputs it has."""
 
-    def __init__(self, stacked: Stacked, *args: Any, **kwargs: Any) -> None:
-        self._stacked = stacked
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        stacked: Stacked,
+        infos: list[EmbeddingShardingInfo],
+        env: ShardingEnv,
+        device: torch.device | None,
+        **options: Any,
+    ) -> None:
+        self._stacked, self.env, self.device = stacked, env, device
+        inherited: Any = super()
+        inherited.__init__(infos, env, device, **options)
 
     def feature_names(self) -> list[str]:
         return [name for table in self._tables() for name in sources(table, self._stacked)]
@@ -88,10 +98,10 @@ class _Owner(_Sources):
         return CompositionalLookup(
             self._stacked,
             grouped_configs=inherited._grouped_embedding_configs,
-            pg=inherited._env.process_group,
-            device=device if device is not None else inherited._device,
+            pg=self.env.process_group,
+            device=device if device is not None else self.device,
             scale_weight_gradients=not isinstance(self, DpPooledEmbeddingSharding),
-            env=inherited._env,
+            env=self.env,
         )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
-from torchrec.distributed.planner.types import Perf, ShardingOption, Storage
+from torchrec.distributed.planner.types import Perf, ShardingOption, Storage, Topology
 from torchrec.distributed.types import ModuleSharder
 from torchrec.optim import RowWiseAdagrad
 
@@ -58,6 +58,9 @@ class StepPerf(Perf):
 
     __radd__ = __add__  # of a device's sum so far, which begins as TorchRec's
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> StepPerf:
+        return StepPerf(**vars(self))  # from TorchRec 1.9 on, its own returns a plain Perf
+
 
 class Enumerator(EmbeddingEnumerator):
     """TorchRec's, made deterministic, exact about the moments of fp16 tables, and with all of a step in its times.
@@ -65,6 +68,10 @@ class Enumerator(EmbeddingEnumerator):
     TorchRec orders sharding types by a set of strings, so that equally good plans differ from run to run: here the
     simpler one comes first. And it counts moments at the width of the weights, although they are float32.
     """
+
+    def __init__(self, topology: Topology, *args: Any, **kwargs: Any) -> None:
+        super().__init__(topology, *args, **kwargs)
+        self.on_gpu = topology.compute_device == "cuda"
 
     def enumerate(self, module: nn.Module, sharders: list[ModuleSharder[nn.Module]]) -> list[ShardingOption]:
         """All ways to shard each table, table by table, the simplest first."""
@@ -80,7 +87,7 @@ class Enumerator(EmbeddingEnumerator):
             uncounted = 1 - option.tensor.element_size() / MOMENT_BYTES
             for shard in option.shards:
                 missing = int(uncounted * shard_optimizer_bytes(option, shard.size))
-                on_device = self._compute_device == "cuda" and option.compute_kernel == "fused"
+                on_device = self.on_gpu and option.compute_kernel == "fused"
                 assert shard.storage is not None
                 assert shard.perf is not None
                 shard.perf = StepPerf(**vars(shard.perf))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed.types import ShardedTensor
 from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrm_torchrec.train.checkpoints.state import run_tensors

@@ -28,10 +28,11 @@ class Wire(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if "c10d" in func.namespace:
-            if func._opname == "alltoall_base_":
+        namespace, _, name = func.name().partition("::")
+        if "c10d" in namespace:
+            if name == "alltoall_base_":
                 self.pieces.append(_pieces(args))
-            self.sent.append(_sent(func._opname, args))
+            self.sent.append(_sent(name, args))
         return func(*args, **(kwargs or {}))
 
 
