@@ -163,7 +163,7 @@ def test_one_factor_for_all_where_memory_alone_would_be_too_slow(
     assert max(factors) == pytest.approx(min(factors))
     took = max(18.2 + rank["milliseconds"]["input_dist"] for rank in times["ranks"])
     assert slowest(plan(parse_cluster(found), ShardingConfig(kind="row_wise"))[1]) == pytest.approx(took)
-    assert "one factor for all: by that of lookups" in capsys.readouterr().out
+    assert "one factor for all: with the factor of lookups alone" in capsys.readouterr().out
 
 
 def test_tables_in_the_host_s_memory_correct_its_bandwidth_too(tmp_path: Path) -> None:
@@ -239,14 +239,14 @@ def _other_rank(times: dict[str, Any]) -> None:
 
 
 REFUSED = [
-    (lambda times: times.update(version=0), r"step times .* must be of version 1: got 0; time again with this release"),
+    (lambda times: times.update(version=0), r"step times .* must have version 1: got 0; time the run again with this"),
     (
         lambda times: times["ranks"].pop(),
         r"must hold one plan for 1 ranks: got plans for \['2 of 1x2:cpu'\]; plan one such",
     ),
-    (lambda times: times.update(batch_size=BATCH + 1), "rows per rank of the plan must be those that .*, 513: got 512"),
-    (lambda times: times["plan"].pop("t_id_7"), "tables of the plan must be those that were timed, .*; train with"),
-    (_other_rank, "shards of 't_id_7' of the plan must be those that were timed, .*; train with --plan and this very"),
+    (lambda times: times.update(batch_size=BATCH + 1), "rows per rank of the plan must equal .*, 513: got 512"),
+    (lambda times: times["plan"].pop("t_id_7"), "tables of the plan must equal those of the timed run, .*; time"),
+    (_other_rank, "shards of 't_id_7' of the plan must equal those of the timed run, .* trains with --plan and this"),
 ]
 
 
@@ -265,7 +265,7 @@ def test_another_topology_than_the_plan_s_is_refused(tmp_path: Path) -> None:
     ran, estimate = plan(cluster, ShardingConfig(kind="table_wise"))
     paths = write(tmp_path, [estimate], step_times(estimate, ran, cluster))
     assert read_estimates(paths[1]) == [estimate]
-    with pytest.raises(ValueError, match="topology must be the one of the plan, '1x2:cpu': got 1x2:h100, with other"):
+    with pytest.raises(ValueError, match="topology must be that of the plan, '1x2:cpu': got 1x2:h100, with other"):
         measured.main(*paths, topology="1x2:h100")
 
 

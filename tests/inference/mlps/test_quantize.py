@@ -196,5 +196,5 @@ def test_what_cannot_be_done_is_refused(kind: MLPType, options: dict[str, object
 
 
 def test_a_model_elsewhere_than_on_the_cpu_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"model must be on the CPU: got Linear\(.*\) on meta; move it by .cpu\(\)"):
+    with pytest.raises(ValueError, match=r"model must be on the CPU: got Linear\(.*\) on meta; move it with .cpu\(\)"):
         quantize_mlps(mlp(64, 8).to("meta"), "dynamic")

@@ -146,11 +146,11 @@ def test_fp16_clamps_what_it_cannot_hold() -> None:
 
 INT8 = CommsConfig(forward="int8")
 REFUSED = [
-    ({"kind": "row_wise", "comms": INT8}, 64, r"must leave vectors whole with int8 comms: got 'row_wise', which sums"),
+    ({"kind": "row_wise", "comms": INT8}, 64, r"must send whole vectors with int8 comms: got 'row_wise', which sums"),
     (
         {"kind": "grid_shard", "comms": CommsConfig(backward="int8")},
         64,
-        "must leave vectors whole with int8 comms: got 'grid_shard', .*; choose another sharding, or fp16",
+        "must send whole vectors with int8 comms: got 'grid_shard', .*; choose another sharding, or fp16",
     ),
     ({"comms": INT8}, 24, r"dims must be multiples of 16 with int8 comms, .*: got \[24\]; choose other dims, or fp16"),
     (
