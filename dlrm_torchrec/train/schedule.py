@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torchrec.optim.keyed import KeyedOptimizer
 
-_LEARNING_STEPS = 200  # after the warm-up
+_LEARNING_STEPS = 200  # steps after the warm-up in which a model must learn something
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +44,14 @@ class Schedule:
 
 
 class ScheduledLearningRate:
-    """Sets every learning rate from the step alone, so that there is no state to save."""
+    """Computes every learning rate from the step alone, so there is no state to save."""
 
     def __init__(self, optimizer: KeyedOptimizer, schedule: Schedule, num_steps: int) -> None:
         self.schedule, self.num_steps = schedule, num_steps
         self.groups = [(group, group["lr"]) for group in optimizer.param_groups]
 
     def set(self, step: int) -> None:
-        """Take effect at ``step``: call it before the step's ``zero_grad``, where fused tables read it."""
+        """Set the learning rates of ``step``; call it before the step's ``zero_grad``, where fused tables read them."""
         factor = self.schedule.factor(step, self.num_steps)
         for group, base in self.groups:
             group["lr"] = base * factor

@@ -101,7 +101,7 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path: Path, whole: dict[str, float]
         os.kill(rank, signal.SIGTERM)
     _, err = agent.communicate(timeout=120)
     assert agent.returncode == 0, err
-    assert "stopped by SIGTERM: the same command continues" in err
+    assert "stopped by SIGTERM; run the same command again to resume" in err
     assert 0 < newest(tmp_path / "stopped") < STEPS
     assert finish(start(tmp_path / "stopped", *options)) == whole
 

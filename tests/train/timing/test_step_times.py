@@ -191,7 +191,7 @@ def test_only_steps_that_are_left_are_timed(tmp_path: Path) -> None:
     assert timing is not None
     assert (timing.first, timing.last, timing.step, timing.plan) == (3, 5, 4, {"t": 1})
     assert RunLog(str(tmp_path), LogConfig(), world, {}).timing(Progress(identity={}, lanes=1)) is None
-    with pytest.raises(ValueError, match=r"timed steps must be among the run's 4: got \(3, 5\); name earlier ones"):
+    with pytest.raises(ValueError, match=r"timed steps must be among the run's 4 steps: got \(3, 5\); name earlier"):
         log.start(0, 4)
 
 
