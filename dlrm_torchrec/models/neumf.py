@@ -11,7 +11,7 @@ from torchrec.modules.mlp import MLP
 
 
 class NeuMF(nn.Module):
-    """h · [p_u ⊙ q_i ‖ MLP([p'_u ‖ q'_i])] + b: matrix factorisation beside an MLP (arXiv 1708.05031, equation 12).
+    """h · [p_u ⊙ q_i ‖ MLP([p'_u ‖ q'_i])] + b: matrix factorisation and an MLP (arXiv 1708.05031, equation 12).
 
     ``mlp`` begins with the width of its input [p'_u ‖ q'_i]; every layer ends in a ReLU. A row of a table holds the
     ``gmf_dim`` numbers of p and then the ``mlp[0] / 2`` numbers of p', so one lookup fetches both. Weights start as in

@@ -168,7 +168,7 @@ def main(step_times: Positional[str], plan: Positional[str], topology: str = "",
     correction = correct(estimate, cluster, measured.milliseconds)
     print(f"\ncorrected bandwidths\n{describe_correction(correction, cluster)}")
     if output:
-        source = f"measured by {step_times} on {measured.device}, else {cluster.machine.source}"
+        source = f"measured by {step_times} on {measured.device}; other figures: {cluster.machine.source}"
         Path(output).write_text(to_toml(correction.apply(cluster, source)))
         print(f"written to {output}; plan with --topology {output}")
 

@@ -127,7 +127,7 @@ def test_the_bandwidths_of_the_machine_that_ran_are_found(
     expected = {name: getattr(real.machine if name in corrected else assumed.machine, name) for name in BANDWIDTHS}
     machine = parse_cluster(found).machine
     assert {name: getattr(machine, name) for name in BANDWIDTHS} == pytest.approx(expected, rel=1e-6)
-    assert machine.source.startswith(f"measured by {tmp_path}/step_times.json on cpu, else ")
+    assert machine.source.startswith(f"measured by {tmp_path}/step_times.json on cpu; other figures: ")
     again, replanned = plan(parse_cluster(found), config)
     assert again == ran
     assert slowest(replanned) == pytest.approx(slowest(times), rel=1e-6)

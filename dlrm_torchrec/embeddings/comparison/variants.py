@@ -51,9 +51,9 @@ class Sweep:
     alphas: tuple[float, ...] = (0.3,)  # of mixed dims: the powers of the rows by which the dim falls
 
     def variants(self, ways: Mapping[str, TablesConfig], tables: Sequence[Table]) -> list[Variant]:
-        """The chosen ways at all sizes that they have, counted on tables that hold no memory.
+        """The chosen ways in all their sizes, counted on tables that hold no memory.
 
-        Raises ValueError where a chosen way is not among ``ways``.
+        Raises ValueError when a chosen way is not among ``ways``.
         """
         unknown = [way for way in self.ways if way not in ways]
         if unknown:
@@ -74,7 +74,7 @@ class Sweep:
             return [way]
         if way.kind == "mixed_dimension":
             return [replace(way, alpha=alpha, threshold=self.threshold) for alpha in self.alphas]
-        collisions = [count for count in self.collisions if count or way.kind != "hash"]  # one hashed row would do
+        collisions = [count for count in self.collisions if count or way.kind != "hash"]  # 0 would be one hashed row
         sizes = [(count, self.threshold) for count in collisions] + [(4, threshold) for threshold in self.thresholds]
         return [replace(way, collisions=count, threshold=threshold) for count, threshold in sizes]
 

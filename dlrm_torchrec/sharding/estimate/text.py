@@ -100,7 +100,7 @@ def explain(estimate: Estimate, table: str) -> str:
             f"{place} of these would be faster for this table alone, but no tried plan with them is faster and fits"
         )
     elif len(ways) > 1:
-        reason = f"it has the fastest slowest shard; the next way takes {_times(ways[1], ways[0])} times as long"
+        reason = f"its slowest shard takes the least time; the next way takes {_times(ways[1], ways[0])} times as long"
     else:
         reason = "it is the only way that the topology and the options allow"
     return "\n".join([*lines, f"  chosen: {reason}"])

@@ -34,7 +34,7 @@ def shortfall(options: list[ShardingOption], left: Topology) -> str:
         name = max(smallest, key=lambda table: sum(smallest[table]))
         return (
             f"{total - sum(room):,} bytes too many, because all tables need at least {_bytes(total)} and "
-            f"{_bytes(sum(room))} is free; the largest table is {name!r} with {_bytes(sum(smallest[name]))}"
+            f"{_bytes(sum(room))} is free (the largest table, {name!r}, needs {_bytes(sum(smallest[name]))})"
         )
     rank, over = _fullest(list(smallest.values()), room)
     return (

@@ -53,5 +53,5 @@ def check_learned(logits: torch.Tensor, metrics: dict[str, float]) -> None:
     if error < 0.01 and abs(metrics["auc"] - 0.5) < 3 * error:
         raise TrainingError(
             f"validation AUC must differ from 0.5 after the warm-up: got {metrics['auc']:.4f} (standard error "
-            f"{error:.4f}); lower the learning rate, the usual cause, then check whether labels match rows"
+            f"{error:.4f}); check the learning rate (it is usually too high), then whether labels match rows"
         )

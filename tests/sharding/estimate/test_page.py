@@ -299,7 +299,7 @@ def test_the_numbers_of_a_table_and_the_ways_considered() -> None:
         faster = table.alternatives.index(chosen)
         said = opened.all("p")[0].text
         assert said.startswith(
-            f"{faster} of these would be faster" if faster else "The slowest shard of the chosen way is"
+            f"{faster} of these would be faster" if faster else "The slowest shard of the chosen way takes"
         )
 
 

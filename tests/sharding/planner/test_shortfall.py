@@ -79,7 +79,7 @@ def test_one_table_is_too_large_for_any_rank() -> None:
 def test_all_tables_together_are_too_large() -> None:
     text = refusal([100_000, 150_000, 100_000], 2, 100)
     assert "bytes too many, because all tables need at least 0.18 GB and 0.17 GB is free" in text
-    assert "the largest table is 't1' with 0.08 GB" in text
+    assert "(the largest table, 't1', needs 0.08 GB)" in text
     assert too_many(text) == pytest.approx(350_000 * ROW - 170e6, abs=200_000)
 
 

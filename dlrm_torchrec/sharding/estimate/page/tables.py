@@ -147,7 +147,7 @@ def _ways(placed: TableEstimate) -> str:
             f"{faster} of these would be faster for this table alone, but no tried plan with them is faster and fits."
         )
     elif len(placed.alternatives) > 1:
-        reason = "The slowest shard of the chosen way is faster than that of all other ways."
+        reason = "The slowest shard of the chosen way takes the least time of all ways."
     else:
         reason = "This is the only way that the topology and the options allow."
     caption = f"Ways considered for {escape(placed.name)}, fastest first"
