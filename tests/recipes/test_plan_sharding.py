@@ -232,7 +232,7 @@ def test_the_plan_of_the_dry_run_is_the_plan_that_is_trained(tmp_path: Path) -> 
         (
             [],
             1,
-            r"plan .*plan.json must hold one plan for 1 ranks: got plans for \['2 of 1x2:cpu'\]; plan one such",
+            r"plan .*plan.json must hold one plan for 1 ranks: got plans for \['2 of 1x2:cpu'\]; plan only one",
         ),
         (
             ["--bottom", "64", "32"],

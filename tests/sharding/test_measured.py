@@ -242,7 +242,7 @@ REFUSED = [
     (lambda times: times.update(version=0), r"step times .* must have version 1: got 0; time the run again with this"),
     (
         lambda times: times["ranks"].pop(),
-        r"must hold one plan for 1 ranks: got plans for \['2 of 1x2:cpu'\]; plan one such",
+        r"must hold one plan for 1 ranks: got plans for \['2 of 1x2:cpu'\]; plan only one",
     ),
     (lambda times: times.update(batch_size=BATCH + 1), "rows per rank of the plan must equal .*, 513: got 512"),
     (lambda times: times["plan"].pop("t_id_7"), "tables of the plan must equal those of the timed run, .*; time"),

@@ -88,7 +88,7 @@ def test_adam_is_planned_for_gpus_without_replicas() -> None:
     model = torch.nn.Sequential(tables)
     found = plan_to_json(make_plan(model, tables, machine, 128, ShardingConfig(), spec))
     assert "data_parallel" not in {table["sharding_type"] for table in found.values()}
-    with pytest.raises(ValueError, match="must leave Adam's arithmetic unchanged: got 'data_parallel', with which"):
+    with pytest.raises(ValueError, match="must leave Adam's arithmetic unchanged: got 'data_parallel', but then"):
         make_plan(model, tables, machine, 128, ShardingConfig(kind="data_parallel"), spec)
 
 

@@ -127,7 +127,7 @@ def test_malformed_topology_is_refused(text: str) -> None:
     [
         (
             "2x8:h1000",
-            r"machine must be one of \['cpu', 'a100-40', .*'p5.48xlarge'.*\]: got 'h1000'; name one, or desc",
+            r"machine must be one of \['cpu', 'a100-40', .*'p5.48xlarge'.*\]: got 'h1000'; name one of them, or",
         ),
         ("2x9:h100", "devices per host must be at most 8 with 'h100': got 9; add hosts, or describe"),
         ("16:h100", "must say how many hosts and devices of 'h100' there are: got '16:h100'; write .* 2x8:h100"),
@@ -229,6 +229,6 @@ def test_a_node_has_its_share_of_a_host() -> None:
         assert memory(node) == memory(whole)
         assert (node.world_size, node.ddr_mem_bw) == (2, whole.ddr_mem_bw)
     with pytest.raises(
-        ValueError, match=r"ranks of a node must divide the 24 ranks of 3x8:h100, .*: got 12; choose a div"
+        ValueError, match=r"ranks of a node must divide the 24 ranks of 3x8:h100 and .*: got 12; choose a div"
     ):
         parse_cluster("3x8:h100").node(12)

@@ -119,5 +119,5 @@ def test_half_precision_is_not_replicated() -> None:
     found = plan([100] * 4, 2, 100, data_type="fp16").found
     assert found is not None
     assert "data_parallel" not in {way.sharding_type for table in found.tables for way in table.alternatives}
-    with pytest.raises(ValueError, match=r"a replicated table must have fp32 weights, .*: got fp16 of 't0'; choose an"):
+    with pytest.raises(ValueError, match=r"a replicated table must have fp32 weights .*: got fp16 for 't0'; choose an"):
         plan([100], 2, 100, kind="data_parallel", data_type="fp16")
