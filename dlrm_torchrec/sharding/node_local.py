@@ -16,7 +16,8 @@ from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from dlrm_torchrec.embeddings.tables import Tables
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.cluster.topology import live_topology
-from dlrm_torchrec.sharding.plan import Plan, ShardingConfig, make_plan
+from dlrm_torchrec.sharding.config import ShardingConfig
+from dlrm_torchrec.sharding.plan import Plan, make_plan
 
 # These types need all ranks of the world: TorchRec copies data_parallel tables from rank 0 of the world, and builds the
 # process groups of the other two from all hosts.
