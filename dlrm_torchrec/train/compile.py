@@ -13,7 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 
 def compile_dense(model: nn.Module) -> None:
-    """Compile, in place, all of ``model`` but its ``sparse_arch``; call it before the tables are sharded.
+    """Compile everything of ``model`` except its ``sparse_arch``, in place; call it before the tables are sharded.
 
     Parameter names do not change, so a checkpoint can be loaded with or without compiling. The first step of each batch
     size takes seconds to minutes. A model with DLRM's own interaction gets ``DotInteraction``, which is compiled
@@ -32,7 +32,7 @@ def compile_dense(model: nn.Module) -> None:
 
 
 def compile_module(module: nn.Module) -> None:
-    """Compile ``module`` in place. Raises ValueError where there is no C++ compiler."""
+    """Compile ``module`` in place; raises ValueError when there is no C++ compiler."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise ValueError(
