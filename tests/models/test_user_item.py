@@ -28,7 +28,7 @@ def tables(dim: int, rows: dict[str, int] = ROWS) -> EmbeddingBagCollection:
 
 
 def model(score: nn.Module, dim: int) -> UserItemModel:
-    """With all parameters drawn at random, biases as well."""
+    """The model with random parameters, including biases."""
     made = UserItemModel(tables(dim), "user", "movie", score)
     generator = torch.Generator().manual_seed(0)
     for parameter in made.parameters():

@@ -119,7 +119,7 @@ def test_rows_and_pooling_factors_are_the_true_ones(
 def test_storage_is_that_of_the_rows_and_their_optimizer_state(
     operation: Operation, optimizer: Kind, state: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What does not grow with the batch, as ids and vectors do; ``state`` is relative to the weights."""
+    """Compares the storage that does not grow with the batch; ``state`` is relative to the weights."""
     ddr = []
     for batch_size in (1000, 2000):
         config = ShardingConfig(kind="table_wise")
@@ -135,7 +135,7 @@ def test_storage_is_that_of_the_rows_and_their_optimizer_state(
 @pytest.mark.parametrize("world_size", [2, 16])
 @pytest.mark.parametrize("operation", [*OPERATIONS, Path(hidden=0)], ids=str)
 def test_auto_keeps_to_what_is_offered(operation: Operation, world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where TorchRec would cut a plain table of as many rows by rows or columns."""
+    """Here TorchRec would shard a plain table of equally many rows by rows or columns."""
     machine = Topology(world_size=world_size, local_world_size=min(world_size, 8), compute_device="cuda")
     tables = collection(operation, ids=100_000_000)
     (stored,) = tables.physical_configs()

@@ -1,4 +1,4 @@
-"""Planned versus measured: bandwidths that are known are found again, and what does not belong together is refused."""
+"""Planned versus measured: known bandwidths are found again, and files that do not belong together are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def plan(cluster: Cluster, config: ShardingConfig, name: str = "", tables: int =
 
 
 def step_times(estimate: Estimate, plan_json: dict[str, Any], cluster: Cluster, **changes: Any) -> dict[str, Any]:
-    """A run on ``cluster`` that took exactly what ``estimate`` expects of it."""
+    """The step times of a run on ``cluster`` that took exactly the estimated time."""
     updates = [0.0] * estimate.world_size  # TorchRec's: 9.22 passes over a replica, at half the memory's bandwidth
     machine = cluster.machine
     memory = machine.hbm_bandwidth or machine.ddr_bandwidth / cluster.devices_per_host
@@ -73,7 +73,7 @@ def step_times(estimate: Estimate, plan_json: dict[str, Any], cluster: Cluster, 
 
 
 def with_bandwidths(cluster: Cluster, memory: float, wires: float) -> Cluster:
-    """``cluster`` with memory and connections so many times as fast."""
+    """``cluster`` with memory and connections that are faster by these factors."""
     machine = cluster.machine
     return replace(
         cluster,

@@ -28,7 +28,7 @@ class Fixed(nn.Module):
 
 
 def evaluated() -> dict[str, float]:
-    """By one rank per node; one row of padding."""
+    """The metrics with one rank per node and one row of padding."""
     rank = dist.get_rank()
     world = World(rank=rank, size=NODES, local_size=NODES, device=torch.device("cpu"), control=dist.group.WORLD)
     batch = SimpleNamespace(

@@ -15,7 +15,7 @@ TIMEOUT = timedelta(seconds=20)
 
 
 def meet(store: dist.Store, delays_s: list[float]) -> list[str]:
-    """The part of the store that each rank got, by what it says there and the others read."""
+    """For each rank, the address that rank 0 wrote to the part of the store that the rank got."""
 
     def rank_main(rank: int) -> str:
         time.sleep(delays_s[rank])

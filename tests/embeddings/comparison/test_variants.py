@@ -1,4 +1,4 @@
-"""Variants, their sizes, finished runs, and what is written of them."""
+"""Variants, their sizes, finished runs, and the report about them."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_a_model_may_be_one_layer_or_have_none_that_gains() -> None:
 
 
 def test_inputs_with_long_tails_get_a_scale_per_column() -> None:
-    """One step for all would be as large as most columns; with one each the noise is that of uniform rounding."""
+    """One step for all columns would be as large as most columns; with one step each, the noise is uniform rounding."""
     ranges = 2.0 ** torch.arange(64).remainder(9)
     given = (torch.rand(4000, 64) * 2 - 1) * ranges
     given[given.abs() < 0.99 * ranges] *= 0.02

@@ -54,7 +54,7 @@ def strict(servers: dict[str, Server]) -> Server:
 
 
 def grown(server: Server, before: dict[str, float]) -> dict[str, float]:
-    """What counters and histograms have counted since."""
+    """The increase of counters and histograms."""
     return {name: value - before.get(name, 0) for name, value in server.metrics().items()}
 
 
@@ -136,7 +136,7 @@ def replaced(name: str, column: pa.Array) -> bytes:
 
 
 def old_codec() -> bytes:
-    """A stream whose batch names its codec in the way of Arrow 0.17."""
+    """A stream whose batch names its codec like Arrow 0.17."""
     output = pa.BufferOutputStream()
     with pa.ipc.new_stream(output, TABLE.schema) as stream:
         stream.write_batch(TABLE.to_batches()[0], custom_metadata={"ARROW:experimental_compression": "zstd"})
@@ -144,7 +144,7 @@ def old_codec() -> bytes:
 
 
 def shared_buffers() -> bytes:
-    """A stream whose columns are all the same thousand bytes."""
+    """A stream whose columns all share the same thousand bytes."""
     stream, column = as_arrow(pa.table({name: ["a" * 1000] for name in GOOD})), pack("<ii", 0, 1000) + b"a" * 1000
     for start in range(0, len(GOOD) * len(column), len(column)):
         for offset, length in ((0, 8), (8, 1000)):
@@ -154,7 +154,7 @@ def shared_buffers() -> bytes:
 
 
 def nulls(length: int) -> pa.Array:
-    """Any number of nulls in no bytes."""
+    """Any number of nulls that take no bytes."""
     return pa.Array.from_buffers(pa.null(), length, [None])
 
 
@@ -310,7 +310,7 @@ SLOW = [
 
 def test_clients_that_send_too_slowly_are_cut_off(strict: Server) -> None:
     def status(sent: bytes) -> bytes:
-        """Of the answer to a request of which more comes a byte at a time, if at all, once the connection is closed."""
+        """The status of the answer once the connection is closed; more of the request comes slowly or not at all."""
         received, more = b"", b"" if sent.startswith(b"GET") else b"a"
         with strict.socket() as client:
             client.sendall(sent)
@@ -401,7 +401,7 @@ def test_a_package_that_does_not_load_leaves_the_one_that_is_served(plain: Serve
 
 
 def test_a_request_in_flight_is_answered_after_sigterm(strict: Server, predictor: Predictor) -> None:
-    """The last test of this strict."""
+    """This test ends the server, so it must be the last one that uses ``strict``."""
     values = columns(5, 4)
     connection = strict.connect()
     connection.request("POST", "/predict", as_json(values), {"Content-Type": JSON})

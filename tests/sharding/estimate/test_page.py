@@ -1,4 +1,4 @@
-"""The page of a plan, read back: its numbers, the lengths of its bars, and that it needs nothing but itself."""
+"""The page of a plan, parsed again: its numbers, the lengths of its bars, and that it needs no other file."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def read(*estimates: Estimate, title: str = "made up") -> Element:
 
 
 def section(root: Element, number: int = 0) -> dict[str, list[Element]]:
-    """What stands below each h3 of a topology's section."""
+    """The elements below each h3 of a topology's section."""
     (found,) = [each for each in root.all("section") if each.attributes.get("id") == f"plan-{number}"]
     parts: dict[str, list[Element]] = {}
     for child in found.children:
@@ -107,7 +107,7 @@ def ranks_in(text: str) -> list[int]:
 
 
 def rank_rows(elements: list[Element]) -> dict[int, Element]:
-    """The row of every rank in the last table: what can be unfolded when not all are shown."""
+    """The row of every rank in the last table, which shows all ranks."""
     body = [table for element in elements for table in element.all("table")][-1].all("tbody")[0]
     return {rank: row for row in body.all("tr") for rank in ranks_in(re.split(r" [a-z]", row.all("th")[0].text)[0])}
 

@@ -43,7 +43,7 @@ def plan(
     data_type: Any = "fp32",
     host_memory: bool = False,
 ) -> EstimateStats:
-    """The estimates of tables of ``rows`` rows for ranks of so many megabytes, 15 % of them reserved."""
+    """The estimates of tables with ``rows`` rows for ranks with ``megabytes``, of which 15 % are reserved."""
     tables = build_tables(
         [Table(name=f"t{i}", rows=n, dim=DIM, features=(f"f{i}",)) for i, n in enumerate(rows)],
         TablesConfig(data_type=data_type),
