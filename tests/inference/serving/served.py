@@ -26,7 +26,7 @@ CITIES = ["Kraków", "Paris", "Oslo", "Rome"]
 
 
 class Difference(torch.nn.Module):
-    """The difference of two dense values plus a number per id; dense values are multiplied by 4 so that they overflow."""
+    """The difference of two dense values plus a number per id; dense values are multiplied by 4 to overflow."""
 
     def __init__(self, rows: list[int]) -> None:
         super().__init__()
