@@ -46,7 +46,7 @@ def test_no_other_choice_within_the_budget_is_better(share: float) -> None:
     affordable = [error for size, error in every if size <= budget]
     if not affordable:
         with pytest.raises(
-            ValueError, match=rf"budget must hold all tables at their smallest, \d+ bytes: got {budget}"
+            ValueError, match=rf"budget must hold all tables in their smallest types, \d+ bytes: got {budget}"
         ):
             choose_types(tables, errors, budget)
         return

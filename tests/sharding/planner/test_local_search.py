@@ -1,4 +1,4 @@
-"""The search for a plan: never slower than TorchRec's own, and not to be bettered by changing one table."""
+"""The search for a plan: never slower than TorchRec's plan, and no change of a single table makes it faster."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def slowest(estimate: Estimate) -> float:
 
 
 def torchrecs_own(monkeypatch: pytest.MonkeyPatch, topology: str) -> Estimate:
-    """As the planner finds it without our proposals."""
+    """The plan that the planner finds without our proposals."""
 
     def without(*_: Any, proposer: Any, **options: Any) -> EmbeddingShardingPlanner:
         assert proposer is not None
