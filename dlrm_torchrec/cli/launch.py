@@ -45,7 +45,7 @@ def launch(script: Path, torchrun: list[str], arguments: list[str]) -> int:
             f"put what is for the recipe behind it, as in `dlrm-recipes run NAME --nproc_per_node 2 -- demo`"
         )
     try:
-        run.run(parsed)  # type: ignore[no-untyped-call]  # torch leaves it so
+        run.run(parsed)
     except ChildFailedError as error:
         print(error, file=sys.stderr)
         _, failure = error.get_first_failure()

@@ -1,11 +1,11 @@
-"""The embedding tables of a data set as a recipe's config wants them stored."""
+"""The embedding tables of a data set, stored in the way that a recipe's config asks for."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, TypeAlias, get_args
+from dataclasses import asdict, fields, replace
+from typing import Any, TypeAlias
 
 import torch
 from iopath.common.file_io import g_pathmgr
@@ -25,97 +25,19 @@ from dlrm_torchrec.embeddings.compositional.partition_sizes import (
 )
 from dlrm_torchrec.embeddings.compositional.partitions import Partition
 from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.config import OperationName, TablesConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
 from dlrm_torchrec.schema import Table
 
-Kind = Literal["plain", "hash", "quotient_remainder", "mixed_radix", "chinese_remainder", "mixed_dimension"]
-OperationName = Literal["concat", "add", "mult", "path", "feature_generation"]
-DataTypeName = Literal["fp32", "fp16"]
 Tables: TypeAlias = EmbeddingBagCollection | MixedDimensionEmbeddingBagCollection
-
-
-@dataclass(frozen=True, kw_only=True)
-class TablesConfig:
-    """How tables are stored: plain, composed of smaller ones (arXiv 1909.02107), or of mixed dims (1909.11810)."""
-
-    kind: Kind = "plain"
-    operation: OperationName = "mult"  # what combines the rows of an id
-    collisions: int = 4  # ids per row of the largest partition; 0: what gives the fewest rows in all
-    max_rows: int = 0  # of a quotient_remainder table, with the fewest collisions, in place of 'collisions'; 0: any
-    partitions: int = 2  # of mixed_radix and chinese_remainder
-    threshold: int = 200  # a table of at most so many rows stays plain
-    hidden: int = 64  # units of a path's networks; 0: linear
-    alpha: float = 0.3  # of mixed_dimension: the power of the rows by which the dim falls
-    budget: int = 0  # of mixed_dimension: most elements of the tables above the threshold; 0: what alpha gives
-    data_type: DataTypeName = "fp32"  # of the weights; their moments are fp32
-    file: str = ""  # of recipes/plan_sharding.py --fit: what is different for single tables
-    pretrained: str = ""  # a folder of recipes/export_tables.py: tables to begin with
-
-    def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("kind", self.kind, get_args(Kind)),
-            ("operation", self.operation, get_args(OperationName)),
-            ("data_type", self.data_type, get_args(DataTypeName)),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} of tables must be one of {choices}: got {value!r}; name one of them")
-        if self.collisions < 0 or (self.kind == "hash" and self.collisions == 0):
-            raise ValueError(
-                f"collisions of {self.kind} tables must be at least {int(self.kind == 'hash')}: got "
-                f"{self.collisions}; try 4"
-            )
-        if self.max_rows < 0 or (self.max_rows and self.kind != "quotient_remainder"):
-            raise ValueError(
-                f"max_rows must be 0 or more, and is for quotient_remainder tables: got {self.max_rows} for "
-                f"{self.kind}; use collisions"
-            )
-        if self.budget < 0 or (self.budget and self.kind != "mixed_dimension"):
-            raise ValueError(
-                f"budget must be 0 or more, and is for mixed_dimension tables: got {self.budget} for {self.kind}; "
-                "use collisions or max_rows"
-            )
-        if self.file and self.kind == "mixed_dimension":
-            raise ValueError(
-                f"a file of single tables must not be given for mixed_dimension, whose dims depend on each other: "
-                f"got {self.file!r}; leave one of them out"
-            )
-
-    def partition(self, rows: int) -> Partition:
-        """The partition of a table of ``rows`` ids."""
-        if self.kind == "hash":
-            return hash_for_collisions(rows, self.collisions)
-        if self.kind == "chinese_remainder":
-            if self.collisions:
-                return chinese_remainder_for_collisions(rows, self.collisions, self.partitions)
-            return optimal_chinese_remainder(rows, self.partitions)
-        if self.kind == "mixed_radix":
-            if self.collisions:
-                return mixed_radix_for_collisions(rows, self.collisions, self.partitions)
-            return optimal_mixed_radix(rows, self.partitions)
-        if self.max_rows:
-            return quotient_remainder_for_rows(rows, self.max_rows)
-        return quotient_remainder_for_collisions(rows, self.collisions or optimal_mixed_radix(rows, 2).radices[1])
-
-    def combine(self) -> Operation:
-        """The operation that makes one vector of an id's rows; a hashed id has only one."""
-        if self.kind == "hash":
-            return Add()
-        operations: dict[OperationName, Operation] = {
-            "concat": Concat(),
-            "add": Add(),
-            "mult": Mult(),
-            "path": Path(hidden=self.hidden),
-            "feature_generation": FeatureGeneration(),
-        }
-        return operations[self.operation]
 
 
 def build_tables(
     tables: Sequence[Table], config: TablesConfig | None = None, dense_device: torch.device | None = None
 ) -> Tables:
-    """Sum-pooled tables that hold no memory until they are sharded; plain ones without ``config``.
+    """Sum-pooled tables that hold no memory until they are sharded; without ``config``, all tables are plain.
 
-    ``dense_device`` is where the projections of mixed dims lie, which are not sharded.
+    ``dense_device`` is the device of the projections of mixed dims, which are not sharded.
     """
     config, meta = config or TablesConfig(), torch.device("meta")
     if config.kind == "mixed_dimension":
@@ -123,7 +45,9 @@ def build_tables(
     own = read_tables(config.file, config) if config.file else {}
     unknown = sorted(own.keys() - {table.name for table in tables})
     if unknown:
-        raise ValueError(f"tables in {config.file} must exist: got {unknown}; fit them again for this data set")
+        raise ValueError(
+            f"tables in {config.file} must be tables of this data set: got {unknown}; fit them again for this data set"
+        )
     stored = [stored_config(table, own.get(table.name, config)) for table in tables]
     if any(isinstance(each, CompositionalEmbeddingBagConfig) for each in stored):
         return CompositionalEmbeddingBagCollection(stored, device=meta)
@@ -131,7 +55,7 @@ def build_tables(
 
 
 def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
-    """The config of one table: compositional where ``config`` says so and the table is above its threshold."""
+    """The config of one table: compositional if ``config`` says so and the table has more rows than its threshold."""
     plain = EmbeddingBagConfig(
         name=table.name,
         num_embeddings=table.rows,
@@ -147,13 +71,44 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
         embedding_dim=plain.embedding_dim,
         feature_names=plain.feature_names,
         data_type=plain.data_type,
-        partition=config.partition(plain.num_embeddings),
-        operation=config.combine(),
+        partition=partition_of(config, plain.num_embeddings),
+        operation=operation_of(config),
     )
 
 
+def partition_of(config: TablesConfig, rows: int) -> Partition:
+    """The partition of a table of ``rows`` ids."""
+    if config.kind == "hash":
+        return hash_for_collisions(rows, config.collisions)
+    if config.kind == "chinese_remainder":
+        if config.collisions:
+            return chinese_remainder_for_collisions(rows, config.collisions, config.partitions)
+        return optimal_chinese_remainder(rows, config.partitions)
+    if config.kind == "mixed_radix":
+        if config.collisions:
+            return mixed_radix_for_collisions(rows, config.collisions, config.partitions)
+        return optimal_mixed_radix(rows, config.partitions)
+    if config.max_rows:
+        return quotient_remainder_for_rows(rows, config.max_rows)
+    return quotient_remainder_for_collisions(rows, config.collisions or optimal_mixed_radix(rows, 2).radices[1])
+
+
+def operation_of(config: TablesConfig) -> Operation:
+    """The operation that computes one vector from an id's rows; a hashed id has only one row."""
+    if config.kind == "hash":
+        return Add()
+    operations: dict[OperationName, Operation] = {
+        "concat": Concat(),
+        "add": Add(),
+        "mult": Mult(),
+        "path": Path(hidden=config.hidden),
+        "feature_generation": FeatureGeneration(),
+    }
+    return operations[config.operation]
+
+
 def _mixed(tables: Sequence[Table], config: TablesConfig, dense_device: torch.device | None) -> Tables:
-    """Tables of mixed dims, or plain ones where all are small."""
+    """Tables of mixed dims, or plain tables if none has more rows than the threshold."""
     stored = [stored_config(table, TablesConfig(data_type=config.data_type)) for table in tables]
     large = [plain for plain in stored if plain.num_embeddings > config.threshold]
     if not large:
@@ -167,7 +122,7 @@ def _mixed(tables: Sequence[Table], config: TablesConfig, dense_device: torch.de
 
 
 def write_tables(path: str, tables: Mapping[str, TablesConfig], default: TablesConfig) -> None:
-    """Write, for ``--tables.file``, what each table's config has other than ``default``."""
+    """Write a file for ``--tables.file``: for each table, the fields of its config that differ from ``default``."""
     base = asdict(default)
     changed = {
         name: {field: value for field, value in asdict(config).items() if value != base[field]}
@@ -179,7 +134,7 @@ def write_tables(path: str, tables: Mapping[str, TablesConfig], default: TablesC
 
 
 def read_tables(path: str, default: TablesConfig) -> dict[str, TablesConfig]:
-    """Configs of single tables: ``default`` with the fields that ``write_tables`` wrote, by the table's name.
+    """Configs by table name: ``default`` with the fields that ``write_tables`` wrote for the table.
 
     Raises ValueError when the file is not such a mapping.
     """
@@ -189,10 +144,10 @@ def read_tables(path: str, default: TablesConfig) -> dict[str, TablesConfig]:
             tables: dict[str, dict[str, Any]] = json.load(stream)
         unknown = sorted({field for own in tables.values() for field in own} - allowed)
         if unknown:
-            raise ValueError(f"fields {unknown}, of which none is one of {sorted(allowed)}")
+            raise ValueError(f"fields {unknown}, but only {sorted(allowed)} are allowed")
         read = {name: replace(default, file="", **own) for name, own in tables.items()}
         if any(config.kind == "mixed_dimension" for config in read.values()):
-            raise ValueError("a table of mixed dims, which takes its dim from the others")
+            raise ValueError("a mixed_dimension table, whose dim depends on the other tables")
         return read
     except (OSError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(
@@ -202,7 +157,7 @@ def read_tables(path: str, default: TablesConfig) -> dict[str, TablesConfig]:
 
 
 def physical_configs(tables: Tables) -> list[EmbeddingBagConfig]:
-    """The tables as they are stored, sharded and counted."""
+    """The configs of the tables as they are stored and sharded; the planner counts these."""
     stored = tables.tables if isinstance(tables, MixedDimensionEmbeddingBagCollection) else tables
     if isinstance(stored, CompositionalEmbeddingBagCollection):
         return stored.physical_configs()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dlrm_torchrec.embeddings.compositional.operations import Block
+from dlrm_torchrec.embeddings.compositional.stack import Block
 from dlrm_torchrec.embeddings.initialize import fill_table
 
 

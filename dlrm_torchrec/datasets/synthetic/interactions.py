@@ -19,7 +19,7 @@ from dlrm_torchrec.datasets.open import SYNTHETIC, open_streams
 from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.stream import Ranks, Stream, check_start_step
 from dlrm_torchrec.datasets.synthetic.zipf import Zipf
-from dlrm_torchrec.schema import DatasetSpec, SparseFeature
+from dlrm_torchrec.schema import DatasetSpec
 
 _SPLITS = ("train", "val")
 _HELD_OUT_NEGATIVES = 99  # arXiv 1708.05031
@@ -109,22 +109,13 @@ def _below(bound: int, keys: counter.Words, number: int | Ints) -> Ints:
     return (counter.uniforms(counter.words(keys, number)) * bound).astype(np.int64)
 
 
-def interactions_spec(users: int = 2_048, items: int = 1_024) -> DatasetSpec:
-    """Columns as in prepared MovieLens, but for what is known of movies and users."""
-    return DatasetSpec(
-        name="interactions",
-        label="label",
-        dense=(),
-        sparse=(SparseFeature(name="user", rows=users), SparseFeature(name="movie", rows=items)),
-    )
-
-
 def open_interactions(
     data: str,
     spec: DatasetSpec,
+    ranks: Ranks,
+    *,
     columns: tuple[str, str],
     negatives: int,
-    ranks: Ranks,
     rows: int,
     epochs: int,
     seed: int,
@@ -142,7 +133,7 @@ def open_interactions(
                 spec, split="val", ranks=replace(ranks, global_batch_size=held_out_batch), seed=seed
             ),
         }
-    streams = open_streams(data, spec, ranks, rows, epochs, seed, lanes)
+    streams = open_streams(data, spec, ranks, rows=rows, epochs=epochs, seed=seed, lanes=lanes)
     if negatives:
         streams["train"] = WithNegatives(data, *columns, negatives, ranks=ranks, epochs=epochs, seed=seed, lanes=lanes)
     return streams

@@ -1,4 +1,4 @@
-"""What a comparison of ways to store tables consists of: its variants, and their finished runs."""
+"""The parts of a comparison of ways to store tables: its variants and their finished runs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from iopath.common.file_io import g_pathmgr
 
-from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables
+from dlrm_torchrec.embeddings.comparison.sweep import Sweep
+from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.schema import Table
 
 
@@ -20,14 +22,14 @@ from dlrm_torchrec.schema import Table
 class Variant:
     """One way to store the tables, at one size."""
 
-    way: str  # for people; variants of one way differ in size
+    way: str  # the name that people see; variants of one way differ in size
     tables: TablesConfig
-    parameters: int  # of all tables, with the projections of mixed dims
+    parameters: int  # of all tables, including the projections of mixed dims
     bytes: int
 
     @property
     def size(self) -> str:
-        """What decides the size, for people."""
+        """The settings that decide the size, as text for people."""
         if self.tables.kind == "plain":
             return ""
         if self.tables.kind == "mixed_dimension":
@@ -40,60 +42,37 @@ class Variant:
         return f"{self.way} {self.size}".strip().replace(",", "").replace(" ", "-")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """Which ways are compared, at which sizes."""
+def variants(sweep: Sweep, ways: Mapping[str, TablesConfig], tables: Sequence[Table]) -> list[Variant]:
+    """The ways that ``sweep`` chooses, in all their sizes, counted on tables that hold no memory.
 
-    ways: tuple[str, ...] = ()  # by name; none: all
-    collisions: tuple[int, ...] = (4,)  # ids per row of the largest partition; 0: what gives the fewest rows
-    threshold: int = 1  # a table of at most so many rows stays plain
-    thresholds: tuple[int, ...] = ()  # more of them, each with 4 collisions
-    alphas: tuple[float, ...] = (0.3,)  # of mixed dims: the powers of the rows by which the dim falls
-
-    def variants(self, ways: Mapping[str, TablesConfig], tables: Sequence[Table]) -> list[Variant]:
-        """The chosen ways at all sizes that they have, counted on tables that hold no memory.
-
-        Raises ValueError where a chosen way is not among ``ways``.
-        """
-        unknown = [way for way in self.ways if way not in ways]
-        if unknown:
-            raise ValueError(
-                f"ways must be among {', '.join(ways)}: got {', '.join(unknown)}; name some, or none for all"
-            )
-        found = []
-        for way in self.ways or ways:
-            for config in self._sizes(ways[way]):
-                weights = list(build_tables(tables, config, torch.device("meta")).parameters())
-                parameters = sum(weight.numel() for weight in weights)
-                num_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
-                found.append(Variant(way=way, tables=config, parameters=parameters, bytes=num_bytes))
-        return found
-
-    def _sizes(self, way: TablesConfig) -> list[TablesConfig]:
-        if way.kind == "plain":
-            return [way]
-        if way.kind == "mixed_dimension":
-            return [replace(way, alpha=alpha, threshold=self.threshold) for alpha in self.alphas]
-        collisions = [count for count in self.collisions if count or way.kind != "hash"]  # one hashed row would do
-        sizes = [(count, self.threshold) for count in collisions] + [(4, threshold) for threshold in self.thresholds]
-        return [replace(way, collisions=count, threshold=threshold) for count, threshold in sizes]
+    Raises ValueError when a chosen way is not among ``ways``.
+    """
+    sweep.check(ways)
+    counted = []
+    for way in sweep.ways or ways:
+        for config in sweep.sizes(ways[way]):
+            weights = list(build_tables(tables, config, torch.device("meta")).parameters())
+            parameters = sum(weight.numel() for weight in weights)
+            num_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
+            counted.append(Variant(way=way, tables=config, parameters=parameters, bytes=num_bytes))
+    return counted
 
 
 class Runs:
-    """Finished runs of each variant with each seed: a line of ``results.jsonl`` each, appended when a run ends.
+    """The finished runs of each variant and seed; each run appends one line to ``results.jsonl`` when it ends.
 
-    A line is found again by a key of all that decides its outcome: ``settings``, which is everything but variant and
-    seed, and these two. So runs of other settings may lie in the same file and are never mixed in. Every rank reads
-    the file when it begins; only the one that is to ``write`` adds to it.
+    The key of a line covers everything that decides the outcome: the variant, the seed, and ``settings``, which holds
+    all the rest. Runs with other settings may therefore share the file and are never mixed up. Every rank reads the
+    file at the start; only the rank with ``write`` adds lines.
     """
 
     def __init__(self, folder: str, settings: dict[str, Any], seeds: Sequence[int], *, write: bool) -> None:
         if not seeds:
-            raise ValueError("seeds must name at least one: got none; three show a spread")
+            raise ValueError("seeds must hold at least one seed: got none; give three to see a spread")
         self.seeds = seeds
         self._folder, self._path, self._settings, self._write = folder, f"{folder}/results.jsonl", settings, write
         self._metrics: dict[str, dict[str, float]] = {}
-        self._torn = False  # a run that is killed while it writes leaves half a line
+        self._torn = False  # whether the last line is incomplete because a run was killed while it wrote
         if g_pathmgr.exists(self._path):
             with g_pathmgr.open(self._path, "r") as stream:
                 for line in stream:
@@ -117,7 +96,7 @@ class Runs:
             self._torn = False
 
     def values(self, variant: Variant, metric: str) -> list[float]:
-        """The metric of the variant's run with each seed, all of which must have finished."""
+        """The metric of the variant for each seed; all these runs must have finished."""
         return [self._metrics[self._key(variant, seed)][metric] for seed in self.seeds]
 
     def _key(self, variant: Variant, seed: int) -> str:

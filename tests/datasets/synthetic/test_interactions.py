@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.datasets.synthetic.interactions import InteractionStream, interactions_spec, open_interactions
+from dlrm_torchrec.datasets.synthetic.interactions import InteractionStream, open_interactions
+from dlrm_torchrec.datasets.synthetic.specs import interactions_spec
 from dlrm_torchrec.train.metrics.leave_one_out import held_out, leave_one_out_metrics
 
 SPEC = interactions_spec(users=60, items=64)
@@ -19,8 +20,7 @@ def train(num_rows: int, batch_size: int = 50, rank: int = 0, world_size: int = 
 
 def test_rows_are_what_is_said_of_them() -> None:
     stream = train(500_000)
-    users, items, labels = stream.rows(0, 500_000)
-    users, items, labels = (column.reshape(-1, 5) for column in (users, items, labels))
+    users, items, labels = (column.reshape(-1, 5) for column in stream.rows(0, 500_000))
     assert (labels == [1, 0, 0, 0, 0]).all()
     assert (users == users[:, :1]).all()
     assert not (items[:, 1:] == items[:, :1]).any()
@@ -68,13 +68,13 @@ def test_batches_are_the_same_rows_for_any_number_of_ranks_and_from_any_step(wor
                 torch.cat([batch.sparse_features["movie"].values() for batch in batches]),
                 torch.cat([batch.labels[: batch.num_rows] for batch in batches]),
             )
-            for column, values in zip(columns, expected, strict=True):
-                np.testing.assert_array_equal(column.numpy(), values[wanted])
+            for number, column in enumerate(columns):
+                np.testing.assert_array_equal(column.numpy(), expected[number][wanted])
 
 
 def test_seeds_and_splits_differ_and_each_user_is_held_out_once() -> None:
     streams = open_interactions(
-        "synthetic", SPEC, ("user", "movie"), 4, Ranks(50, 0, 1), rows=100, epochs=3, seed=0, lanes=1
+        "synthetic", SPEC, Ranks(50, 0, 1), columns=("user", "movie"), negatives=4, rows=100, epochs=3, seed=0, lanes=1
     )
     assert {name: stream.num_steps for name, stream in streams.items()} == {"train": 6, "val": 1}
     users, _, labels = InteractionStream(SPEC, split="val", ranks=Ranks(50, 0, 1)).rows(0, 6000)

@@ -14,7 +14,8 @@ from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbed
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
 from dlrm_torchrec.embeddings.compositional.partitions import QuotientRemainder
 from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig
-from dlrm_torchrec.sharding.modules.comms import CommsConfig, Precision, codecs
+from dlrm_torchrec.sharding.config import CommsConfig, Precision
+from dlrm_torchrec.sharding.modules.comms import codecs
 from dlrm_torchrec.sharding.modules.composed_shardings import offered_types
 from tests.distributed import run_ranks
 from tests.sharding.sharded import features, shard
@@ -92,7 +93,7 @@ def by_rank() -> list[dict[Case, Sent]]:
 
 @pytest.fixture(scope="module")
 def sent(by_rank: list[dict[Case, Sent]]) -> dict[Case, Sent]:
-    """The sum of both ranks."""
+    """The bytes that both ranks send together."""
     first, second = by_rank
     return {
         case: tuple([a + b for a, b in zip(*both, strict=True)] for both in zip(first[case], second[case], strict=True))
