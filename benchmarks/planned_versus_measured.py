@@ -41,7 +41,7 @@ BATCH = 8192  # rows, over both ranks
 WARM_UP, PIPELINED, TIMED = 10, 30, 50  # last steps of each stretch of a run
 
 
-def config(recipe: ModuleType, kind: ShardingKind, tables: int, rows: int, dim: int, lookups: int) -> Any:
+def config(recipe: ModuleType, kind: ShardingKind, *, tables: int, rows: int, dim: int, lookups: int) -> Any:
     """The recipe's demo with ``tables`` equal tables, to be timed once by the plan of ``kind``."""
     shape = DatasetSpec(
         name="planned_versus_measured",
@@ -126,7 +126,7 @@ def fastest_first(milliseconds: Mapping[ShardingKind, float]) -> list[ShardingKi
 
 
 def main(
-    tables: int = 8, rows: int = 40_000, dim: int = 64, lookups: int = 10, rounds: int = 5, ranks_of: str = ""
+    *, tables: int = 8, rows: int = 40_000, dim: int = 64, lookups: int = 10, rounds: int = 5, ranks_of: str = ""
 ) -> None:
     """Plans, trains and compares; ``ranks_of`` is for the processes that this one starts."""
     logging.disable(logging.WARNING)

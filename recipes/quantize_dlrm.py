@@ -100,7 +100,7 @@ def main(cfg: Config) -> dict[str, float]:
             print(f"{name}: {kind}, which changes logits by {errors[name][kind] ** 0.5:.1e} (RMS)", file=sys.stderr)
     model = serve_tables(model, tables, types, [feature.name for feature in spec.sparse])
     if cfg.mlps != "fp32":
-        model = quantize_mlps(model, cfg.mlps, real, cfg.bits, cfg.outliers)
+        model = quantize_mlps(model, cfg.mlps, real, bits=cfg.bits, outliers=cfg.outliers)
     served = script(Scorer(model, spec))
     after, _ = predict(served, streams[cfg.split])
     bytes_after = {"tables": sum(table_bytes(configs[n], kind) for n, kind in types.items()), "mlps": mlp_bytes(model)}
@@ -120,9 +120,9 @@ def main(cfg: Config) -> dict[str, float]:
             "tables more bits, keep outliers, or raise --max-auc-loss"
         )
     told = {name: getattr(cfg, name) for name in ("recipe", "run", "mlps", "bits", "outliers")}
-    write_package(
-        cfg.output or f"{cfg.run}/package", served, spec, words, told | {"steps": progress.step, "tables": types}, found
-    )
+    told |= {"steps": progress.step, "tables": types}
+    output = cfg.output or f"{cfg.run}/package"
+    write_package(output, served, spec, vocabularies=words, model_facts=told, metrics=found)
     final = prefixed(f"{cfg.split}/", found["after"]) | prefixed(f"before/{cfg.split}/", found["before"])
     final |= {"largest_change": found["largest_change"], "steps": progress.step}
     final |= prefixed("bytes/", bytes_after) | prefixed("before/bytes/", bytes_before)

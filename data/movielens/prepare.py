@@ -64,6 +64,7 @@ def spec_of(name: str, of_users: list[str]) -> DatasetSpec:
 def columns(
     ratings: Ratings,
     labels: npt.NDArray[np.float32],
+    *,
     first_s: int,
     genres: Mapping[int, list[str]],
     users: Mapping[int, Mapping[str, str]],
@@ -101,7 +102,8 @@ def main(cfg: Config) -> None:
                 count = cfg.negatives if name == "train" else cfg.eval_negatives
                 part, labels = with_negatives(part, ratings, count, cfg.seed + number)
             path = f"{folder}/{name}.parquet"
-            pq.write_table(columns(part, labels, int(ratings.times.min()), genres, users), path)
+            table = columns(part, labels, first_s=int(ratings.times.min()), genres=genres, users=users)
+            pq.write_table(table, path)
             sources.append(Source(path=path, reader=ParquetReader(columns=Columns(spec=spec)), assignment=Whole(name)))
         manifest = prepare(spec, sources, cfg.output, overwrite=cfg.overwrite)
     rows = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())

@@ -45,7 +45,9 @@ def power_rule_dims(
     >>> power_rule_dims([10, 1_000, 10_000_000], base_dim=64, alpha=0.3, budget=90_000_000)
     [64, 64, 8]
     """
-    _check_rule(rows, base_dim, alpha, round_to_power_of_two, multiple_of)
+    _check_rule(
+        rows, base_dim=base_dim, alpha=alpha, round_to_power_of_two=round_to_power_of_two, multiple_of=multiple_of
+    )
     fewest, most = min(rows), max(rows)
 
     def nearest(dim: float) -> int:
@@ -77,7 +79,7 @@ def power_rule_dims(
 
 
 def _check_rule(
-    rows: Sequence[int], base_dim: int, alpha: float, round_to_power_of_two: bool, multiple_of: int
+    rows: Sequence[int], *, base_dim: int, alpha: float, round_to_power_of_two: bool, multiple_of: int
 ) -> None:
     if min(rows, default=0) < 1:
         raise ValueError(f"rows must name tables of at least 1 row: got {list(rows)}; give each table's rows")
@@ -105,6 +107,7 @@ class MixedDimensionEmbeddingBagCollection(EmbeddingBagCollectionInterface):
         self,
         tables: Sequence[EmbeddingBagConfig],
         embedding_dim: int,
+        *,
         is_weighted: bool = False,
         device: torch.device | None = None,
         dense_device: torch.device | None = None,

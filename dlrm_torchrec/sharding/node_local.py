@@ -31,7 +31,7 @@ class Nodes:
     nodes hold the same pieces of their nodes' tables. TorchRec's DMPCollection is of this kind, too, but only for GPUs.
     """
 
-    def __init__(self, rank: int, world_size: int, size: int, local_size: int, device: torch.device) -> None:
+    def __init__(self, rank: int, world_size: int, *, size: int, local_size: int, device: torch.device) -> None:
         """``local_size`` ranks are on a host. Raises ValueError where the ranks are not whole nodes."""
         if size < 1 or world_size % size:
             raise ValueError(
@@ -49,6 +49,7 @@ class Nodes:
         tables: Tables,
         batch_size: int,
         config: ShardingConfig,
+        *,
         spec: DatasetSpec,
         group: dist.ProcessGroup,
     ) -> Plan:
@@ -57,7 +58,7 @@ class Nodes:
         without = OF_THE_WORLD if self.count > 1 else ()
         return make_plan(model, tables, topology, batch_size, config, spec, group, without=without)
 
-    def shard(self, model: nn.Module, plan: Plan, init_data_parallel: bool) -> DistributedModelParallel:
+    def shard(self, model: nn.Module, plan: Plan, *, init_data_parallel: bool) -> DistributedModelParallel:
         """``model`` with its tables sharded over this node by ``plan``, and its dense parameters over all ranks."""
         return DistributedModelParallel(
             model,

@@ -117,7 +117,7 @@ class StackTrace:
     def take(self, lookups: int) -> NDArray[np.int32]:
         """The next ids: (lookups,). All of them together must not exceed the profile's."""
         distances = np.empty(lookups, np.int64)
-        self._seen = _draw(distances, self._left, self._firsts, self._seen, self._key, self._drawn)
+        self._seen = _draw(distances, self._left, self._firsts, seen=self._seen, key=self._key, drawn=self._drawn)
         self._drawn += lookups
         return self._stack.ids(distances)
 
@@ -136,7 +136,7 @@ def _rounded(counts: NDArray[np.float64], total: int) -> Ints:
 
 
 @compiled(int64[::1], int64[::1], read_only(int64), int64, uint64, int64)
-def _draw(distances: Ints, left: Ints, firsts: Ints, seen: int, key: np.uint64, drawn: int) -> int:
+def _draw(distances: Ints, left: Ints, firsts: Ints, *, seen: int, key: np.uint64, drawn: int) -> int:
     """Fill ``distances`` from those ``left``, each equally likely, ``seen`` ids being there; the ids seen then."""
     groups = left.reshape((-1, 1 << _BITS)).sum(axis=1)  # so that a draw passes over 28 + 16 numbers, not 448
     total = groups.sum()

@@ -315,12 +315,8 @@ def train_unsharded() -> tuple[list[list[torch.Tensor]], dict[str, torch.Tensor]
     """The logits of each step by rank, and of one more forward, of plain PyTorch; then the weights."""
     dlrm, collection = build(CPU)
     for table in configs():
-        fill_table(
-            collection.tables.embedding_bags[table.name].weight.data,
-            SEED,
-            table.name,
-            [Block.plain(table.num_embeddings)],
-        )
+        weight, blocks = collection.tables.embedding_bags[table.name].weight.data, [Block.plain(table.num_embeddings)]
+        fill_table(weight, blocks, seed=SEED, table=table.name)
     optimizer = torch.optim.SGD(dlrm.parameters(), lr=SGD.lr)
     logits = []
     for step in range(STEPS + 1):

@@ -118,5 +118,6 @@ def pack(prepared: Path, path: Path) -> Path:
     spec = Manifest.load(str(prepared)).spec
     names = [feature.name for feature in spec.sparse if feature.encoding == "vocab"]
     vocabularies = {name: str(prepared / f"vocab/{name}.parquet") for name in names}
-    write_package(path, scripted(spec), spec, vocabularies, {"tables": "none"}, {"auc": 0.5})
+    facts, metrics = {"tables": "none"}, {"auc": 0.5}
+    write_package(path, scripted(spec), spec, vocabularies=vocabularies, model_facts=facts, metrics=metrics)
     return path

@@ -182,7 +182,11 @@ class Mult(Operation):
             repeats //= count
             later_rows.append(row + index // repeats % count)
         lengths, values, weights, *_ = torch.ops.fbgemm.bucketize_sparse_features(
-            bags.lengths, stack.partition.ordinals(bags.values), False, num_combinations, bags.weights
+            bags.lengths,
+            stack.partition.ordinals(bags.values),
+            bucketize_pos=False,
+            my_size=num_combinations,
+            weights=bags.weights,
         )
         rows = torch.cat([values, *later_rows])
         ones = lengths.new_ones(len(rows) - len(values))

@@ -8,7 +8,7 @@ from torch.nn import functional
 class SplitLinear(nn.Module):
     """relu(dense(x) + x outliersᵀ), or without the ReLU: an int8 layer, and the weights left out of it in float."""
 
-    def __init__(self, dense: nn.Module, outliers: torch.Tensor, relu: bool) -> None:
+    def __init__(self, dense: nn.Module, outliers: torch.Tensor, *, relu: bool) -> None:
         super().__init__()
         self.dense = dense
         self.outliers = SparseProduct(outliers)

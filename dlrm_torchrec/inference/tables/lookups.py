@@ -91,7 +91,7 @@ class RowLookup(nn.Module):
 class Sums(nn.Module):
     """One vector (B, dim) per key: sums of the bags of its columns, side by side or added."""
 
-    def __init__(self, keys: Sequence[tuple[Sequence[Column], bool]], num_features: int, together: bool) -> None:
+    def __init__(self, keys: Sequence[tuple[Sequence[Column], bool]], num_features: int, *, together: bool) -> None:
         """``keys`` are the columns of each key, and whether they are added; ``together``: one tensor of all keys."""
         super().__init__()
         self.lookup = RowLookup([column for columns, _ in keys for column in columns], PoolingMode.SUM, num_features)

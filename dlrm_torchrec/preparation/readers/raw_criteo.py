@@ -76,7 +76,15 @@ class CriteoReader:
             good=np.empty(len(lines), np.bool_),
         )
         data = lines.data
-        parse_lines(data, words_of(data), lines.starts, lines.ends, self.labelled, self.max_ind_range, *values)
+        parse_lines(
+            data,
+            words_of(data),
+            lines.starts,
+            lines.ends,
+            labelled=self.labelled,
+            max_ind_range=self.max_ind_range,
+            **values._asdict(),
+        )
         values.good[lines.ends - lines.starts > self.max_line_bytes] = False
         if lines.damage:
             values.good[:] = False

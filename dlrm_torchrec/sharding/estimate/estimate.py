@@ -171,7 +171,7 @@ class EstimateStats(Stats):
         self.found: Estimate | None = None
         self._topology = topology
 
-    def log(
+    def log(  # noqa: PLR0917  # TorchRec's
         self,
         sharding_plan: Any,  # noqa: ARG002 (TorchRec's)
         topology: Topology,

@@ -66,7 +66,7 @@ class ConcurrentSharder(EmbeddingBagCollectionSharder):
     def sharded_module_type(self) -> type[ConcurrentShardedEmbeddingBagCollection]:
         return ConcurrentShardedEmbeddingBagCollection
 
-    def shard(
+    def shard(  # noqa: PLR0917  # TorchRec's
         self,
         module: EmbeddingBagCollection,
         params: dict[str, ParameterSharding],

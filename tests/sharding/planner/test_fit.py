@@ -94,7 +94,7 @@ def test_choices_shrink_and_have_the_bytes_of_the_stored_table(
     kind: str, data_type: str, optimizer: type[torch.optim.Optimizer], moment_bytes: int
 ) -> None:
     base = TablesConfig(kind=kind, data_type=data_type)  # type: ignore[arg-type]
-    found = choices(table(50_000), base, optimizer, 3.0, None)
+    found = choices(table(50_000), base, optimizer, pooling_factor=3.0, access=None)
     assert found[0].config.kind == "plain"
     assert found[0].loss == 0
     assert {choice.config.kind for choice in found[1:]} == {"chinese_remainder" if kind == "plain" else kind}
@@ -109,14 +109,14 @@ def test_choices_shrink_and_have_the_bytes_of_the_stored_table(
 
 def test_a_recipe_s_own_sizes_do_not_bind_the_choices() -> None:
     base = TablesConfig(kind="quotient_remainder", max_rows=1000, operation="add")
-    found = choices(table(50_000), base, torch.optim.SGD, 1.0, None)
+    found = choices(table(50_000), base, torch.optim.SGD, pooling_factor=1.0, access=None)
     assert [choice.rows for choice in found[:3]] == [50_000, 25_000 + 2, 16_667 + 3]
     assert {choice.config.operation for choice in found} == {"add"}
 
 
 def test_a_table_below_the_threshold_stays_plain() -> None:
-    assert len(choices(table(200), TablesConfig(), torch.optim.SGD, 1.0, None)) == 1
-    assert len(choices(table(201), TablesConfig(), torch.optim.SGD, 1.0, None)) > 1
+    assert len(choices(table(200), TablesConfig(), torch.optim.SGD, pooling_factor=1.0, access=None)) == 1
+    assert len(choices(table(201), TablesConfig(), torch.optim.SGD, pooling_factor=1.0, access=None)) > 1
 
 
 def random_choices(seed: int) -> dict[str, list[Choice]]:
@@ -165,8 +165,8 @@ def criteo_choices() -> dict[str, list[Choice]]:
             table,
             TablesConfig(),
             RowWiseAdagrad,
-            1.0,
-            statistics(zipf(min(table.rows, 200_000), float(random.uniform(0.4, 1.3)))),
+            pooling_factor=1.0,
+            access=statistics(zipf(min(table.rows, 200_000), float(random.uniform(0.4, 1.3)))),
         )
         for table in criteo_kaggle_spec().tables(16)
     }
