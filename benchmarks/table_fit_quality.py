@@ -49,7 +49,7 @@ def demo_choices() -> dict[str, list[Choice]]:
             TablesConfig(),
             RowWiseAdagrad,
             pooling_factor=feature.pooling_factor,
-            access=summary(counts[feature.name], PROFILED, 0.0),
+            access=summary(counts[feature.name], PROFILED, reuse=0.0),
         )
         for table, feature in zip(spec.tables(dim=16), spec.sparse, strict=True)
     }

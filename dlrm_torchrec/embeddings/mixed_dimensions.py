@@ -23,9 +23,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 def power_rule_dims(
     rows: Sequence[int],
+    *,
     base_dim: int,
     alpha: float,
-    *,
     budget: int | None = None,
     round_to_power_of_two: bool = True,
     multiple_of: int = 4,

@@ -72,7 +72,7 @@ def prepare(
     _check(sources)
     identities = [source.identity() for source in sources]
     raw_bytes = sum(identity["bytes"] for identity in identities)
-    budget = Budget.of(memory_bytes, workers, raw_bytes)
+    budget = Budget.of(memory_bytes, workers=workers, raw_bytes=raw_bytes)
     layout = Layout(row_group_rows=row_group_rows, shuffled=TRAIN, window_rows=shuffle_window_rows, seed=seed)
     _check_window(spec, layout, budget)
     unit_bytes = unit_bytes or span_bytes(raw_bytes)

@@ -45,7 +45,7 @@ class ReuseProfile:
                 f"1: got {self.ids}, {self.lookups} and {self.mean}; fit it again"
             )
 
-    def trace(self, lookups: int, rows: int, key: np.uint64) -> ReuseTrace:
+    def trace(self, key: np.uint64, *, lookups: int, rows: int) -> ReuseTrace:
         """A trace of so many lookups of a table of ``rows`` rows; ValueError when its ids are more than they."""
         trace = ReuseTrace(self, lookups, key)
         if trace.distinct > rows:

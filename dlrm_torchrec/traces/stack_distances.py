@@ -68,11 +68,11 @@ class StackProfile:
         served = ((rows + 1 - firsts[:-1]) / np.diff(firsts)).clip(0, 1)  # of the bin that it cuts, in proportion
         return float((np.array(self.counts) * served)[1:].sum() / self.lookups)
 
-    def trace(self, lookups: int, rows: int, key: np.uint64) -> StackTrace:
+    def trace(self, key: np.uint64, *, lookups: int, rows: int) -> StackTrace:
         """A trace of so many lookups, or more, of a table of ``rows`` rows."""
-        return StackTrace(self.scaled(max(lookups, self.lookups), rows), key)
+        return StackTrace(self.scaled(lookups=max(lookups, self.lookups), rows=rows), key)
 
-    def scaled(self, lookups: int, rows: int) -> StackProfile:
+    def scaled(self, *, lookups: int, rows: int) -> StackProfile:
         """The profile of a trace of so many lookups, at least its own, with the same shares, as far as rows suffice.
 
         First lookups that exceed the ``rows`` of a table are spread over the distances in it, in proportion.

@@ -128,7 +128,8 @@ def generate(
         )
     if g_pathmgr.exists(join(output, NAME)):
         raise ValueError(f"output must be a folder without a {NAME}: got {output}; remove it or name another")
-    trace, train = TraceRows(load(profile), rows, dense, seed), rows - round(rows * val_share)
+    trace = TraceRows(load(profile), rows=rows, dense=dense, seed=seed)
+    train = rows - round(rows * val_share)
     splits: dict[str, Split] = {}
     first = 0
     for split, end in (("train", train), ("val", rows)):

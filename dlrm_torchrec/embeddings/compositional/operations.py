@@ -53,7 +53,7 @@ class Summed(Operation):
     row_wise = True
 
     def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002
-        return [Block(stack.rows, 0.0, stack.partition.num_ids**-0.5)]
+        return [Block(stack.rows, center=0.0, limit=stack.partition.num_ids**-0.5)]
 
     def rows(self, stack: Stack, bags: Bags) -> Bags:
         """Bags of physical rows: of all bags the first output, then of all bags the second, ..."""
@@ -112,7 +112,7 @@ class Add(Summed):
     """The sum of the k rows."""
 
     def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002
-        return [Block(stack.rows, 0.0, (len(stack.class_rows) * stack.partition.num_ids) ** -0.5)]
+        return [Block(stack.rows, center=0.0, limit=(len(stack.class_rows) * stack.partition.num_ids) ** -0.5)]
 
     def ask(self, rows: list[torch.Tensor], bags: Bags) -> Bags:
         k = len(rows)
@@ -155,7 +155,7 @@ class Mult(Operation):
         first, *others = stack.sizes
         second_moment = self.center**2 + self.spread**2 / 3
         limit = (stack.partition.num_ids * second_moment ** len(others)) ** -0.5
-        return [Block(first, 0.0, limit), Block(sum(others), self.center, self.spread)]
+        return [Block(first, center=0.0, limit=limit), Block(sum(others), center=self.center, limit=self.spread)]
 
     def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
         num_combinations = prod(stack.partition.classes[1:])
@@ -228,9 +228,11 @@ class Path(Operation):
     def blocks(self, stack: Stack, dim: int) -> list[Block]:
         # He initialisation of the hidden layer: ReLU halves the second moment that 2 / dim doubles
         limits = [(6 / dim) ** 0.5, 0.0, (3 / self.hidden) ** 0.5, 0.0] if self.hidden else [(3 / dim) ** 0.5]
-        network = [Block(rows, 0.0, limit) for rows, limit in zip(self._network_rows(dim), limits, strict=True)]
+        network = [
+            Block(rows, center=0.0, limit=limit) for rows, limit in zip(self._network_rows(dim), limits, strict=True)
+        ]
         num_networks = sum(stack.partition.classes[1:])
-        return [Block(stack.sizes[0], 0.0, stack.partition.num_ids**-0.5), *network * num_networks]
+        return [Block(stack.sizes[0], center=0.0, limit=stack.partition.num_ids**-0.5), *network * num_networks]
 
     def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
         ids, places = torch.unique(bags.values, return_inverse=True)  # a network sees an id once; waits for a GPU

@@ -33,7 +33,7 @@ class Block(NamedTuple):
     @classmethod
     def plain(cls, rows: int) -> Block:
         """DLRM's, for a plain table."""
-        return cls(rows, 0.0, rows**-0.5)
+        return cls(rows, center=0.0, limit=rows**-0.5)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def write_unit(
             writer = SplitWriter(output, split, unit=unit.number, schema=schema, row_group_rows=layout.row_group_rows)
             writers[split] = stack.enter_context(writer)
             if split == layout.shuffled and layout.window_rows:
-                order[split] = ShufflingWriter(writer, layout.window_rows, layout.seed, unit.number)
+                order[split] = ShufflingWriter(writer, window_rows=layout.window_rows, seed=(layout.seed, unit.number))
         for piece, by_split in unit.pieces(report):
             tally.read(piece)
             add_rejected(rejected, unit.path, piece.rejected)

@@ -72,7 +72,7 @@ class _DamageError(Exception):
 
 
 def read_lines(
-    path: str, block_bytes: int = BLOCK_BYTES, max_line_bytes: int = MAX_LINE_BYTES, span: Span | None = None
+    path: str, span: Span | None = None, *, block_bytes: int = BLOCK_BYTES, max_line_bytes: int = MAX_LINE_BYTES
 ) -> Iterator[Lines]:
     """All lines of a file, or of a span of it, in blocks of about ``block_bytes``; a UTF-8 byte order mark is skipped.
 

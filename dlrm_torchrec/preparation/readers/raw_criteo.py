@@ -42,7 +42,7 @@ class CriteoReader:
     max_line_bytes: int = MAX_LINE_BYTES
 
     def __call__(self, path: str, span: Span | None = None) -> Iterator[Rows]:
-        for lines in read_lines(path, self.block_bytes, self.max_line_bytes, span):
+        for lines in read_lines(path, span, block_bytes=self.block_bytes, max_line_bytes=self.max_line_bytes):
             yield self._rows(lines)
 
     def _rows(self, block: Lines) -> Rows:

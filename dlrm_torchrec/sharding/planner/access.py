@@ -10,7 +10,7 @@ from torchrec.distributed.types import CacheStatistics
 from dlrm_torchrec.schema import AccessStatistics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeasuredAccess(CacheStatistics):
     """Cache statistics of a table of ``rows`` rows that ids index directly, for ``CacheParams(stats=...)``.
 
