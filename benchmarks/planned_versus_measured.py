@@ -1,11 +1,11 @@
-"""Planned beside measured milliseconds of three plans of one model on two CPU ranks: do they come in one order?
+"""Compares planned with measured milliseconds of three plans of one model on two CPU ranks: is their order the same?
 
     python benchmarks/planned_versus_measured.py
 
-Trains recipes/train_dlrm.py, its tables replaced by larger ones, sharded table-wise, row-wise and replicated, in turns.
-Measured are the parts of a step that the planner estimates, on the slowest rank, and whole steps: of the pipeline, as
-recipes train, and of those whose parts are timed. Estimates are those of the registered cpu machine, and of the same
-with its bandwidths corrected by what one of the three plans took.
+Trains recipes/train_dlrm.py with larger tables, which are sharded table-wise, row-wise or replicated, in turns. The
+benchmark measures the parts of a step that the planner estimates, on the slowest rank, and whole steps. Whole steps are
+those of the pipeline, as recipes train, and those whose parts are timed. The estimates are for the registered cpu
+machine, and for the same machine with bandwidths corrected by the measurements of one of the three plans.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import tyro
 
-from dlrm_torchrec.recipe import load_recipe
+from dlrm_torchrec.recipe import TrainingRecipe, load_training_recipe
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from dlrm_torchrec.sharding.cluster.topology import Cluster, parse_cluster
 from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
@@ -37,12 +36,12 @@ from dlrm_torchrec.sharding.measured import check_same_plan, read_measured
 ROOT = Path(__file__).parent.parent
 TOPOLOGY = "1x2:cpu"
 KINDS: tuple[ShardingKind, ...] = ("table_wise", "row_wise", "data_parallel")
-BATCH = 8192  # rows, over both ranks
-WARM_UP, PIPELINED, TIMED = 10, 30, 50  # last steps of each stretch of a run
+BATCH = 8192  # rows of both ranks together
+WARM_UP, PIPELINED, TIMED = 10, 30, 50  # the last step of each part of a run
 
 
-def config(recipe: ModuleType, kind: ShardingKind, *, tables: int, rows: int, dim: int, lookups: int) -> Any:
-    """The recipe's demo with ``tables`` equal tables, to be timed once by the plan of ``kind``."""
+def config(recipe: TrainingRecipe, kind: ShardingKind, *, tables: int, rows: int, dim: int, lookups: int) -> Any:
+    """The config of the recipe's demo with ``tables`` equal tables, a sharding of ``kind`` and one timed stretch."""
     shape = DatasetSpec(
         name="planned_versus_measured",
         label="click",
@@ -65,8 +64,8 @@ def config(recipe: ModuleType, kind: ShardingKind, *, tables: int, rows: int, di
 
 
 def train_all(folder: Path, rounds: int, **shape: int) -> None:
-    """Run every plan ``rounds`` times, in turns, as one rank of two."""
-    recipe = load_recipe("train_dlrm")
+    """Run every plan ``rounds`` times, in turns, as one of two ranks."""
+    recipe = load_training_recipe("train_dlrm")
     for number in range(rounds):
         for kind in KINDS if number % 2 else reversed(KINDS):
             cfg = config(recipe, kind, **shape)
@@ -75,7 +74,7 @@ def train_all(folder: Path, rounds: int, **shape: int) -> None:
 
 
 def pipelined_ms(run: Path) -> float:
-    """Milliseconds of a step of the pipeline, between two records of a run's speed so far."""
+    """Milliseconds of a step of the pipeline, from the difference between two records of a run's speed so far."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds_per_sample = {record["step"]: 1 / record["samples_per_s"] for record in records if "train/loss" in record}
     elapsed = [step * seconds_per_sample[step] for step in (WARM_UP, PIPELINED)]
@@ -128,13 +127,13 @@ def fastest_first(milliseconds: Mapping[ShardingKind, float]) -> list[ShardingKi
 def main(
     *, tables: int = 8, rows: int = 40_000, dim: int = 64, lookups: int = 10, rounds: int = 5, ranks_of: str = ""
 ) -> None:
-    """Plans, trains and compares; ``ranks_of`` is for the processes that this one starts."""
+    """Plans, trains and compares; only the processes that this one starts get ``ranks_of``."""
     logging.disable(logging.WARNING)
     shape = {"tables": tables, "rows": rows, "dim": dim, "lookups": lookups}
     if ranks_of:
         train_all(Path(ranks_of), rounds, **shape)
         return
-    recipe = load_recipe("train_dlrm")
+    recipe = load_training_recipe("train_dlrm")
 
     def dry_run(kind: ShardingKind, cluster: Cluster) -> Estimate:
         cfg = config(recipe, kind, **shape)

@@ -1,11 +1,11 @@
-"""Bytes that a rank sends, and AUC, with vectors and gradients in fewer bits: the demo of recipes/train_dlrm.py.
+"""Bytes that a rank sends, and AUC, with vectors and gradients in fewer bits, for the demo of recipes/train_dlrm.py.
 
     OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 benchmarks/quantized_comms.py
     OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 benchmarks/quantized_comms.py --sharding row_wise
 
-Every setting trains the same rows from the same weights, about 20 seconds each; bytes are those of one step, mean
-over the ranks, counted from the collectives that ran. The MLPs' gradients are not quantised. Ranks of one machine share
-its memory, so that a step is not faster here.
+Every setting trains the same rows from the same weights and takes about 20 seconds. Bytes are for one step, averaged
+over ranks and counted from the collectives that ran. The MLPs' gradients are not quantised. A step is not faster here,
+because the ranks of one machine exchange data through its memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.embeddings.initialize import initialize_tables
-from dlrm_torchrec.recipe import load_recipe
+from dlrm_torchrec.recipe import load_training_recipe
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.config import CommsConfig, Precision, ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES
@@ -48,7 +48,7 @@ SETTINGS: list[tuple[Precision, Precision]] = [
 
 
 def train(recipe: Any, cfg: Any, rows: int, world: World) -> tuple[dict[str, float], float, list[float]]:
-    """Validation metrics, milliseconds a step, and bytes of ids, vectors, their gradients and the MLPs' gradients."""
+    """Validation metrics, milliseconds per step, and bytes of ids, vectors, their gradients and the MLPs' gradients."""
     torch.manual_seed(cfg.seed)
     model, tables = recipe.build(cfg, cfg.shape, world.size, world.device)
     topology = live_topology(world.size, world.local_size, world.device)
@@ -72,7 +72,7 @@ def train(recipe: Any, cfg: Any, rows: int, world: World) -> tuple[dict[str, flo
 
 
 def sent(model: DistributedModelParallel, batch: Any, world: World) -> list[float]:
-    """Bytes of a step, mean over the ranks; the step of the tables is taken twice."""
+    """Bytes of a step, averaged over the ranks; the tables take their step twice."""
     (sharded,) = (module for module in model.modules() if isinstance(module, ShardedEmbeddingBagCollection))
     context = sharded.create_context()
     with Wire() as ids:
@@ -94,7 +94,7 @@ def main(sharding: ShardingKind = "table_wise", rows: int = 2_457_600, seed: int
     """Prints one line per setting."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    recipe = load_recipe("train_dlrm")
+    recipe = load_training_recipe("train_dlrm")
     with join_world(seed) as world:
         say = print if world.is_main else lambda *_, **__: None
         say(f"{sharding}, {world.size} ranks; bytes that a rank sends in a step")

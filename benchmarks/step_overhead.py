@@ -1,9 +1,9 @@
-"""Step time of recipes/train_dlrm.py as shipped, over the same TorchRec model in a bare loop (goal: <= 1.03).
+"""Step time of recipes/train_dlrm.py as shipped, relative to the same TorchRec model in a bare loop (goal: <= 1.03).
 
-    OMP_NUM_THREADS=1 python benchmarks/step_overhead.py      # one thread: two disturb each other on a small machine
+    OMP_NUM_THREADS=1 python benchmarks/step_overhead.py      # two threads would disturb each other on a small machine
 
-Both train the demo from the same stream, plan, optimizers and initial weights; they alternate in one process and
-each pair gives one ratio. Only the recipe has the pipeline, the log, the schedule and the stop signal.
+Both train the demo with the same stream, plan, optimizers and initial weights. They take turns in one process, and each
+pair of runs gives one ratio. Only the recipe has the pipeline, the log, the schedule and the stop signal.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from dlrm_torchrec.train.world import join_world
 
 
 def bare_samples_per_s(cfg: Any) -> float:
-    """Samples per second of zero_grad, forward, backward, step, in a plain loop over the same batches."""
+    """Samples per second of zero_grad, forward, backward and step in a plain loop over the same batches."""
     with join_world(cfg.seed) as world:
         spec = cfg.shape
         tables = build_tables(spec.tables(dim=cfg.bottom[-1]))
@@ -49,7 +49,7 @@ def bare_samples_per_s(cfg: Any) -> float:
         initialize_tables(model, cfg.seed)
         optimizer = build_optimizer(model, cfg.sparse, cfg.dense)
         ranks = Ranks(cfg.batch_size, world.rank, world.size)
-        stream = open_streams(cfg.data, spec, ranks, cfg.rows, cfg.epochs, cfg.seed, world.size)["train"]
+        stream = open_streams(cfg.data, spec, ranks, rows=cfg.rows, epochs=1, seed=cfg.seed, lanes=world.size)["train"]
         begin = time.perf_counter()
         for batch in stream.batches():
             optimizer.zero_grad()
@@ -61,7 +61,7 @@ def bare_samples_per_s(cfg: Any) -> float:
 
 
 def recipe_samples_per_s(recipe: ModuleType, cfg: Any) -> float:
-    """Samples per second that the recipe reports of its own run."""
+    """Samples per second that the recipe reports for its run."""
     silent = io.StringIO()
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -192,12 +192,21 @@ def first_line(config: type) -> str:
 
 
 def field_notes(config: type) -> dict[str, str]:
-    """The comment behind each field of a dataclass, or an empty text."""
+    """What the comment behind each field of a dataclass says, or the text below the field; empty for neither."""
     source = textwrap.dedent(inspect.getsource(config))
-    comments = _comments(source)
+    comments, notes = _comments(source), dict[str, str]()
     (definition,) = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
-    fields = [node for node in definition.body if isinstance(node, ast.AnnAssign)]
-    return {ast.unparse(node.target): comments.get(node.end_lineno or 0, "") for node in fields}
+    for node, below in zip(definition.body, [*definition.body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign):
+            notes[ast.unparse(node.target)] = _text(below) or comments.get(node.end_lineno or 0, "")
+    return notes
+
+
+def _text(node: ast.stmt | None) -> str:
+    """The text of a statement that is nothing but a string."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        return node.value.value
+    return ""
 
 
 def _comments(source: str) -> dict[int, str]:

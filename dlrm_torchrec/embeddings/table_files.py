@@ -1,14 +1,14 @@
-"""Files of single tables, for other programs and from them: ``<table>.safetensors`` or ``<table>.parquet``.
+"""Files of single tables, to exchange with other programs: ``<table>.safetensors`` or ``<table>.parquet``.
 
-A safetensors file holds ``weight`` (rows, dim). A Parquet file holds one row per row of the table, in order: the column
-``id``, int64, and ``vector``, a list of dim floats.
+A safetensors file holds ``weight`` (rows, dim). A Parquet file holds one row per row of the table, in order, with two
+columns: ``id``, int64, and ``vector``, a list of dim floats.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,14 +17,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-Format = Literal["safetensors", "parquet"]
-ReadRows = Callable[[int, int], torch.Tensor]  # from a first row to one behind the last
+from dlrm_torchrec.embeddings.config import TableFormat
+
+ReadRows = Callable[[int, int], torch.Tensor]  # (first row, last row + 1) -> rows
 
 _ROW_GROUP_ROWS = 1 << 16
 
 
-def write_table(folder: str, name: str, weights: torch.Tensor, format: Format) -> str:
-    """The path of the file with ``weights`` (rows, dim), which is seen whole or not at all."""
+def write_table(folder: str, name: str, weights: torch.Tensor, format: TableFormat) -> str:
+    """The path of the written file with ``weights`` (rows, dim); the file appears only when it is complete."""
     path = os.path.join(folder, f"{name}.{format}")
     partial = f"{path}.partial"
     if format == "safetensors":
@@ -36,11 +37,11 @@ def write_table(folder: str, name: str, weights: torch.Tensor, format: Format) -
 
 
 def open_table(folder: str, name: str, shape: Sequence[int]) -> ReadRows | None:
-    """Reads rows of a table of ``shape`` from its file in ``folder``; None when there is none.
+    """A function that reads rows of a table of ``shape`` from its file in ``folder``; None when there is no file.
 
-    Raises ValueError when the file holds a table of another shape, or there is one of each format.
+    Raises ValueError when the file holds a table of another shape, or when there is a file in each format.
     """
-    paths = [os.path.join(folder, f"{name}.{format}") for format in get_args(Format)]
+    paths = [os.path.join(folder, f"{name}.{format}") for format in get_args(TableFormat)]
     found = [path for path in paths if os.path.exists(path)]
     if len(found) > 1:
         raise ValueError(f"table {name} must have one file in {folder}: got {found}; remove one of them")
@@ -49,15 +50,15 @@ def open_table(folder: str, name: str, shape: Sequence[int]) -> ReadRows | None:
     read, stored = (_open_safetensors if found[0] == paths[0] else _open_parquet)(found[0])
     if stored != tuple(shape):
         raise ValueError(
-            f"{found[0]} must hold a table of shape {tuple(shape)}: got {stored}; it is of another data set or dim, or "
-            "of tables stored otherwise"
+            f"{found[0]} must hold a table of shape {tuple(shape)}: got {stored}; export it again from a run with the "
+            "same data set, dim and kind of tables"
         )
     return read
 
 
 def check_folder(folder: str, tables: Sequence[str]) -> None:
-    """ValueError when ``folder`` has a file for none of the tables."""
-    names = {f"{table}.{format}" for table in tables for format in get_args(Format)}
+    """Raises ValueError when ``folder`` has no file for any of the tables."""
+    names = {f"{table}.{format}" for table in tables for format in get_args(TableFormat)}
     if not os.path.isdir(folder) or names.isdisjoint(os.listdir(folder)):
         raise ValueError(
             f"pretrained tables must be a folder with <table>.safetensors or <table>.parquet: got {folder!r} without "
@@ -99,7 +100,9 @@ def _open_parquet(path: str) -> tuple[ReadRows, tuple[int, ...]]:
         table = file.read_row_groups(range(begin, end), columns=["id", "vector"])
         ids = table["id"].to_numpy()
         if not np.array_equal(ids, np.arange(starts[begin], starts[end])):
-            raise ValueError(f"{path} must hold the ids 0, 1, 2, ... in order: got others; sort it, with all ids")
+            raise ValueError(
+                f"{path} must hold the ids 0, 1, 2, ... in order: got others; add missing ids and sort by id"
+            )
         values = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(ids), -1)
         return torch.from_numpy(values[first - starts[begin] : last - starts[begin]].copy())
 

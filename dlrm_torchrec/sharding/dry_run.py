@@ -1,10 +1,10 @@
-"""Plans of a training recipe for machines that are not there, and the nearest changes when it does not fit them."""
+"""Plans of a training recipe for machines that you do not have, and the smallest changes if it does not fit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import Field, dataclass, replace
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.embeddings.tables import Tables
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec, Table
 from dlrm_torchrec.sharding.cluster.topology import Cluster
+from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.estimate.estimate import Estimate, EstimateStats
 from dlrm_torchrec.sharding.modules.sharder import table_optimizer
 from dlrm_torchrec.sharding.node_local import OF_THE_WORLD
@@ -20,25 +21,60 @@ from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.sharding.planner.fit import Choice, best, choices, fit
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
 
-Build = Callable[[Any, DatasetSpec, int, torch.device], tuple[nn.Module, Tables]]
 MOST_RANKS = 128
+
+
+class PlannedOptimizer(Protocol):
+    """The part of a table optimizer's config that a plan depends on."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def kind(self) -> str: ...
+
+
+class PlannedConfig(Protocol):
+    """The part of a training recipe's config that a plan depends on."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def tables(self) -> TablesConfig: ...
+    @property
+    def sparse(self) -> PlannedOptimizer: ...
+    @property
+    def sharding(self) -> ShardingConfig: ...
+
+
+@runtime_checkable
+class NodeLocalConfig(Protocol):
+    """The config of a recipe in which every ``node_size`` ranks learn their own tables."""
+
+    @property
+    def node_size(self) -> int: ...
+
+
+Config = TypeVar("Config", bound=PlannedConfig)
+Build = Callable[[Any, DatasetSpec, int, torch.device], tuple[nn.Module, Tables]]
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """Plans what a recipe's ``build`` makes of ``spec``, with the functions that training uses."""
+    """Plans the model that a recipe's ``build`` makes for ``spec``, with the same functions as training."""
 
     build: Build
     spec: DatasetSpec
-    access: Mapping[str, AccessStatistics]  # by feature, as far as they were measured
+    access: Mapping[str, AccessStatistics]  # by feature; only features that were measured
 
-    def __call__(self, config: Any, cluster: Cluster, name: str = "") -> Estimate:
-        """The plan of a recipe's ``config`` for ``cluster``, called ``name``; DoesNotFitError when there is none.
+    def __call__(self, config: PlannedConfig, cluster: Cluster, name: str = "") -> Estimate:
+        """The estimates of the plan of a recipe's ``config`` for ``cluster``; ``name`` replaces the cluster's name.
 
-        Where each node learns tables of its own (``config.node_size``), that of a node.
+        If each node learns its own tables, this is the plan of one node. Raises DoesNotFitError when no plan fits.
         """
         model, tables = self.build(config, self.spec, cluster.world_size, torch.device("cpu"))
-        ranks = getattr(config, "node_size", cluster.world_size)
+        ranks = config.node_size if isinstance(config, NodeLocalConfig) else cluster.world_size
         alone = ranks < cluster.world_size
         stats = EstimateStats((name or str(cluster)) + (f", a node of {ranks}" if alone else ""))
         make_plan(
@@ -56,12 +92,18 @@ class DryRun:
         return stats.found
 
     def fit(
-        self, config: Any, cluster: Cluster, attempt: Callable[[dict[str, Choice]], Estimate], budget: int = 0
+        self, config: PlannedConfig, cluster: Cluster, attempt: Callable[[dict[str, Choice]], Estimate], budget: int = 0
     ) -> tuple[dict[str, Choice], Estimate]:
-        """How to store each table of a recipe's ``config`` so that ``attempt`` plans it for ``cluster``, losing least.
+        """How to store each table of a recipe's ``config`` with the least loss so that it fits, and the plan.
 
-        ``budget`` are the most bytes of weights and moments; 0: what there is room for. Raises ValueError
-        when the smallest choices are above the budget, and DoesNotFitError when not even they can be planned.
+        Raises ValueError when even the smallest choices need more than the budget, and DoesNotFitError when even they
+        cannot be planned.
+
+        Args:
+            config: the recipe's config; its tables say which kind and operation compressed tables have
+            cluster: the machines to fit
+            attempt: plans choices, by table name, or raises DoesNotFitError
+            budget: the most bytes of weights and moments; 0 means all the memory that the cluster has for tables
         """
         plain = self.build(replace(config, tables=TablesConfig()), self.spec, 1, torch.device("cpu"))[1]
         optimizer, pooling = table_optimizer(plain), {each.name: each.pooling_factor for each in self.spec.sparse}
@@ -80,12 +122,12 @@ class DryRun:
             raise ValueError(f"bytes to fit must be at least {least:,} for these tables: got {budget:,}; raise them")
         return chosen, attempt(chosen)
 
-    def nearest(self, config: Any, cluster: Cluster) -> Iterator[str]:
-        """Single changes with which ``config`` fits ``cluster``, each of them planned, in words."""
-        changes: list[tuple[str, Iterator[tuple[str, Any, Cluster]]]] = [
+    def nearest(self, config: PlannedConfig, cluster: Cluster) -> Iterator[str]:
+        """Single changes that make ``config`` fit ``cluster``, as text; each of them was planned."""
+        changes: list[tuple[str, Iterator[tuple[str, PlannedConfig, Cluster]]]] = [
             ("more ranks", _more_ranks(config, cluster)),
             ("a smaller optimizer", _smaller_optimizer(config, cluster)),
-            ("half the bytes a weight", _half_precision(config, cluster)),
+            ("weights of half the bytes", _half_precision(config, cluster)),
             ("the host's memory", _host_memory(config, cluster)),
             ("compression", _compressed(config, cluster)),
         ]
@@ -108,7 +150,7 @@ def _headline(estimate: Estimate) -> str:
     return f"{used / 1e9:.2f} of {capacity / 1e9:.1f} GB on the fullest rank, {milliseconds:.3g} ms on the slowest"
 
 
-def _more_ranks(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, Cluster]]:
+def _more_ranks(config: Config, cluster: Cluster) -> Iterator[tuple[str, Config, Cluster]]:
     devices, hosts = cluster.devices_per_host, cluster.hosts
     while True:
         if devices < cluster.machine.devices_per_host:
@@ -122,7 +164,7 @@ def _more_ranks(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, Clust
             yield f"--topology {larger}", config, larger
 
 
-def _smaller_optimizer(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, Cluster]]:
+def _smaller_optimizer(config: Config, cluster: Cluster) -> Iterator[tuple[str, Config, Cluster]]:
     if config.sparse.kind in ("adagrad", "adam"):
         yield (
             "--sparse.kind rowwise_adagrad",
@@ -131,7 +173,7 @@ def _smaller_optimizer(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any
         )
 
 
-def _half_precision(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, Cluster]]:
+def _half_precision(config: Config, cluster: Cluster) -> Iterator[tuple[str, Config, Cluster]]:
     if config.tables.data_type == "fp32":
         half = replace(config, tables=replace(config.tables, data_type="fp16"))
         yield "--tables.data-type fp16", half, cluster
@@ -139,12 +181,12 @@ def _half_precision(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, C
             yield f"--tables.data-type fp16 {options}", smaller, cluster
 
 
-def _host_memory(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, Cluster]]:
+def _host_memory(config: Config, cluster: Cluster) -> Iterator[tuple[str, Config, Cluster]]:
     if cluster.machine.compute_device == "cuda" and not config.sharding.host_memory:
         yield "--sharding.host-memory", replace(config, sharding=replace(config.sharding, host_memory=True)), cluster
 
 
-def _compressed(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, Cluster]]:
+def _compressed(config: Config, cluster: Cluster) -> Iterator[tuple[str, Config, Cluster]]:
     if config.tables.kind == "plain" and not config.tables.file:
         for power in range(1, 11):
             tables = TablesConfig(kind="quotient_remainder", collisions=2**power, data_type=config.tables.data_type)

@@ -265,7 +265,7 @@ def test_cuda_is_read_from_torch_and_the_driver(tmp_path: Path, monkeypatch: pyt
             assert name == "libcuda.so.1"
 
         def cuDriverGetVersion(self, version: Any) -> int:  # noqa: N802  # the driver's name for it
-            version._obj.value = 12080
+            ctypes.cast(version, ctypes.POINTER(ctypes.c_int))[0] = 12080
             return 0
 
     (tmp_path / "torch").mkdir()

@@ -158,7 +158,7 @@ def test_only_a_package_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis/only_copy.tex").touch()
     (tmp_path / "file").touch()
     for name in ("thesis", "file"):
-        with pytest.raises(ValueError, match=f"{name} must be a package or not exist: got something without package.j"):
+        with pytest.raises(ValueError, match=f"{name} must be a package or not exist: got a file or folder without"):
             write(tmp_path / name)
     assert (tmp_path / "thesis/only_copy.tex").exists()
 
@@ -210,7 +210,7 @@ def spoil_model(package: Path) -> None:
         ),
         (lambda package: (package / "package.json").write_text("{"), "must hold a package.json: got JSONDecodeError"),
         (lambda package: (package / "package.json").write_text("[]"), "must hold a package.json: got TypeError"),
-        (spoil_format, "format of package .* must be 1: got 2; use the predictor.py that is in it"),
+        (spoil_format, "format of package .* must be 1: got 2; use the package's predictor.py"),
         (
             lambda package: (package / "model.pt").unlink(),
             "model.pt must have sha256 .*: got no file; copy the package",

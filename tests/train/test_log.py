@@ -56,7 +56,7 @@ def _what_a_finished_run_says(folder: str) -> str:
 
 def test_a_finished_run_says_so(tmp_path: Path) -> None:
     shown = run_ranks(1, _what_a_finished_run_says, str(tmp_path))[0]
-    assert "holds a finished run of 10 steps: name another --run-dir to train again" in shown
+    assert "holds a finished run of 10 steps; choose another --run-dir to train again" in shown
 
 
 def _loss_of_one_rank(folder: str, value: float) -> None:

@@ -26,7 +26,7 @@ class Fixed(nn.Module):
 
 
 def evaluated() -> dict[str, float]:
-    """By one rank per node; one row of padding."""
+    """The metrics with one rank per node and one row of padding."""
     world = here()
     batch = SimpleNamespace(
         logits=torch.tensor([*LOGITS[world.rank], 99.0]), labels=torch.tensor([*LABELS, 0.0]), num_rows=ROWS

@@ -1,4 +1,4 @@
-"""Variants, their sizes, finished runs, and what is written of them."""
+"""Variants, their sizes, finished runs, and the report about them."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_half_a_line_costs_its_own_run_at_most(tmp_path: Path, kept: int) -> Non
 
 
 def test_seeds_are_needed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="seeds must name at least one: got none; three show a spread"):
+    with pytest.raises(ValueError, match="seeds must hold at least one seed: got none; give three to see a spread"):
         Runs(str(tmp_path), {}, (), write=True)
 
 

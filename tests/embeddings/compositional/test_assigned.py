@@ -125,7 +125,10 @@ def test_two_ids_alike_are_named() -> None:
     ("assignments", "message"),
     [
         ([], "assignments must hold at least one tensor: got none; give the class of every id"),
-        (tensors([0, 1], [0]), r"assignments must have one length, the number of ids: got lengths \[2, 1\]; give"),
+        (
+            tensors([0, 1], [0]),
+            r"assignments must all have the same length, the number of ids: got lengths \[2, 1\]; give",
+        ),
         (tensors([0, 1], [0, -2]), "assignment 1 must have no negative class: got -2; number classes from 0"),
         ([torch.zeros(2)], r"assignment 0 must be a 1-D integer tensor .* got torch.float32 of shape \(2,\); give"),
         ([torch.zeros(2, dtype=torch.bool)], "assignment 0 must be a 1-D integer tensor .* got torch.bool"),

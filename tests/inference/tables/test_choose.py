@@ -10,9 +10,10 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from dlrm_torchrec.embeddings.tables import physical_configs
+from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.tables.choose import choose_types, logit_errors
 from dlrm_torchrec.inference.tables.serve import table_bytes, table_weights
-from dlrm_torchrec.inference.tables.types import TABLE_TYPES, TableType, rounded
+from dlrm_torchrec.inference.tables.types import TABLE_TYPES, rounded
 
 
 def collection(dims: list[int]) -> EmbeddingBagCollection:
@@ -45,7 +46,7 @@ def test_no_other_choice_within_the_budget_is_better(share: float) -> None:
     affordable = [error for size, error in every if size <= budget]
     if not affordable:
         with pytest.raises(
-            ValueError, match=rf"budget must hold all tables at their smallest, \d+ bytes: got {budget}"
+            ValueError, match=rf"budget must hold all tables in their smallest types, \d+ bytes: got {budget}"
         ):
             choose_types(tables, errors, budget)
         return

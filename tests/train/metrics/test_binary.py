@@ -87,10 +87,10 @@ def test_evaluation_counts_every_real_row_of_unequal_ranks_once(cuts: list[int])
 
 
 GATES = [
-    (torch.randn(1000), torch.zeros(1000), False, "validation labels must be of both classes: got 0 positives in 1000"),
+    (torch.randn(1000), torch.zeros(1000), False, "validation labels must have both classes: got 0 positives in 1000"),
     (torch.full((4,), math.nan), torch.tensor([0.0, 1, 0, 1]), False, "logits must be finite: got NaN or infinity"),
     (torch.ones(1000), torch.arange(1000) % 2.0, True, "logits must differ between rows: got 1 for all; look at"),
-    (torch.randn(20_000), torch.arange(20_000) % 2.0, True, r"AUC must have left 0.5 after the warm-up: got 0\.\d+ \("),
+    (torch.randn(20_000), torch.arange(20_000) % 2.0, True, r"must differ from 0.5 after the warm-up: got 0\.\d+ \("),
     (torch.randn(0), torch.randn(0), False, "validation split must hold rows: got none; look at the splits"),
 ]
 

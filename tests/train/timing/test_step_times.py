@@ -1,4 +1,4 @@
-"""Timed steps: they train what untimed ones train, their parts are what they are called, and the bytes are exact."""
+"""Timed steps: they train the same as untimed steps, their parts have the right names, and the bytes are exact."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.models.dlrm import DLRM
 
+from dlrm_torchrec.command_line import parse
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_tables, physical_configs
-from dlrm_torchrec.recipe import parse
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.plan import make_plan
@@ -57,7 +57,7 @@ def _twice(recipe: str, arguments: list[str], folder: Path, window: tuple[int, i
 
 
 def trained(folder: Path) -> list[dict[str, float]]:
-    """All that a run recorded, but its speed."""
+    """Everything that a run recorded except its speed."""
     return [{name: value for name, value in r.items() if name != "samples_per_s"} for r in records(folder / "demo")]
 
 
@@ -151,7 +151,7 @@ def _parts_of_a_step(kind: ShardingKind, tables: TablesConfig) -> list[tuple[str
 
 
 def visited(found: list[tuple[str, set[str]]]) -> list[str]:
-    """Parts in the order of their time, each once between two others, without the waiting."""
+    """The parts in order of time, without waiting; a part that continues is listed once."""
     parts = [part for part, _ in found if part != "waiting"]
     return [part for part, before in zip(parts, [None, *parts], strict=False) if part != before]
 
@@ -190,7 +190,7 @@ def test_only_steps_that_are_left_are_timed(tmp_path: Path) -> None:
     assert timing is not None
     assert (timing.first, timing.last, timing.step, timing.plan) == (3, 5, 4, {"t": 1})
     assert RunLog(str(tmp_path), LogConfig(), world, {}).timing(Progress(identity={}, lanes=1)) is None
-    with pytest.raises(ValueError, match=r"timed steps must be among the run's 4: got \(3, 5\); name earlier ones"):
+    with pytest.raises(ValueError, match=r"timed steps must be among the run's 4 steps: got \(3, 5\); name earlier"):
         log.start(0, 4)
 
 
