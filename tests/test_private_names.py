@@ -302,11 +302,10 @@ def replaced() -> dict[tuple[str, str], int]:
     found: dict[tuple[str, str], int] = {}
     for info in pkgutil.walk_packages(dlrm_torchrec.__path__, "dlrm_torchrec."):
         module = importlib.import_module(info.name)
-        for kind in [value for value in vars(module).values() if inspect.isclass(value)]:
+        classes: list[Any] = [value for value in vars(module).values() if inspect.isclass(value)]
+        for kind in classes:
             if kind.__module__ == info.name:
-                bases: list[type[Any]] = [
-                    base for base in kind.__mro__[1:] if not base.__module__.startswith("dlrm_torchrec.")
-                ]
+                bases = [base for base in kind.__mro__[1:] if not base.__module__.startswith("dlrm_torchrec.")]
                 theirs = {name for base in bases for name in created_by(base)}
                 file = f"{info.name.replace('.', '/')}.py"
                 found |= {(name, file): inspect.getsourcelines(kind)[1] for name in created_by(kind) & theirs}
