@@ -140,6 +140,6 @@ def _group(ranks: torch.Tensor) -> dist.ProcessGroup:
 
 
 class _OverAllRanks(DefaultDataParallelWrapper):
-    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:  # noqa: ARG002
+    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:  # noqa: ARG002 (TorchRec's)
         assert dist.group.WORLD is not None
         super().wrap(dmp, ShardingEnv.from_process_group(dist.group.WORLD), device)

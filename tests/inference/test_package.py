@@ -140,9 +140,9 @@ def test_an_older_package_stays_when_the_new_one_fails(
 ) -> None:
     rename = Path.rename
 
-    def fail(source: object, target: object) -> object:
+    def fail(source: Any, target: Any) -> Any:
         if isinstance(source, Path) and not source.name.endswith(".new"):
-            return rename(source, target)  # type: ignore[arg-type]
+            return rename(source, target)
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:

@@ -30,11 +30,11 @@ class Operation(ABC):
         """The number of elements of a physical row."""
         return dim
 
-    def num_outputs(self, k: int) -> int:  # noqa: ARG002
+    def num_outputs(self, k: int) -> int:  # noqa: ARG002 (other operations use it)
         """The number of vectors per bag, which are concatenated."""
         return 1
 
-    def class_rows(self, dim: int, k: int) -> tuple[int, ...]:  # noqa: ARG002
+    def class_rows(self, dim: int, k: int) -> tuple[int, ...]:  # noqa: ARG002 (other operations use it)
         """The number of physical rows of one class, for each of the k partitions."""
         return (1,) * k
 
@@ -52,7 +52,7 @@ class Summed(Operation):
 
     row_wise = True
 
-    def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002
+    def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002 (other operations use it)
         return [Block(stack.rows, center=0.0, limit=stack.partition.num_ids**-0.5)]
 
     def rows(self, stack: Stack, bags: Bags) -> Bags:
@@ -111,7 +111,7 @@ class FeatureGeneration(Summed):
 class Add(Summed):
     """The sum of the k rows."""
 
-    def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002
+    def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002 (other operations use it)
         return [Block(stack.rows, center=0.0, limit=(len(stack.class_rows) * stack.partition.num_ids) ** -0.5)]
 
     def ask(self, rows: list[torch.Tensor], bags: Bags) -> Bags:
@@ -152,7 +152,7 @@ class Mult(Operation):
                 f"both are 0: got center {self.center} and spread {self.spread}; keep the defaults"
             )
 
-    def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002
+    def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002 (other operations use it)
         first, *others = stack.sizes
         second_moment = self.center**2 + self.spread**2 / 3
         limit = (stack.partition.num_ids * second_moment ** len(others)) ** -0.5

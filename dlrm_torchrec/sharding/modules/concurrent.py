@@ -52,7 +52,7 @@ class ConcurrentShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
                     table.fused_params = {**(table.fused_params or {}), "_batch_key": part}
         return grouped
 
-    def compute(self, ctx: EmbeddingBagCollectionContext, dist_input: KJTList) -> list[torch.Tensor]:  # noqa: ARG002
+    def compute(self, ctx: EmbeddingBagCollectionContext, dist_input: KJTList) -> list[torch.Tensor]:  # noqa: ARG002 (TorchRec's)
         return [look_up(lookup, features) for lookup, features in zip(self._lookups, dist_input, strict=True)]
 
     def compute_and_output_dist(self, ctx: EmbeddingBagCollectionContext, input: KJTList) -> LazyAwaitable[KeyedTensor]:

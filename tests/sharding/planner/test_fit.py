@@ -14,7 +14,7 @@ from torchrec.optim import RowWiseAdagrad
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
 from dlrm_torchrec.datasets.profile import summary
 from dlrm_torchrec.embeddings.compositional.partitions import Partition
-from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.embeddings.config import DataTypeName, TablesConfig, TablesKind
 from dlrm_torchrec.embeddings.tables import build_tables, partition_of, physical_configs
 from dlrm_torchrec.schema import AccessStatistics, Table
 from dlrm_torchrec.sharding.planner.fit import Choice, best, choices, describe_choices, equally, fit, shared
@@ -73,8 +73,8 @@ def test_ids_sorted_by_frequency_lose_less_by_remainders_than_by_quotients(expon
     rows, collisions = 20_000, 8
     counts = zipf(rows, exponent)  # as a vocabulary has them
 
-    def loss(kind: str) -> float:
-        partition: Partition = partition_of(TablesConfig(kind=kind, collisions=collisions), rows)  # type: ignore[arg-type]
+    def loss(kind: TablesKind) -> float:
+        partition: Partition = partition_of(TablesConfig(kind=kind, collisions=collisions), rows)
         return counted(counts, partition.of(torch.arange(rows))[0].numpy())
 
     dealt = shared(rows, collisions, statistics(counts))
@@ -91,9 +91,9 @@ def table(rows: int, dim: int = 8) -> Table:
     ("optimizer", "moment_bytes"), [(torch.optim.SGD, 0), (RowWiseAdagrad, 4), (torch.optim.Adagrad, 32)]
 )
 def test_choices_shrink_and_have_the_bytes_of_the_stored_table(
-    kind: str, data_type: str, optimizer: type[torch.optim.Optimizer], moment_bytes: int
+    kind: TablesKind, data_type: DataTypeName, optimizer: type[torch.optim.Optimizer], moment_bytes: int
 ) -> None:
-    base = TablesConfig(kind=kind, data_type=data_type)  # type: ignore[arg-type]
+    base = TablesConfig(kind=kind, data_type=data_type)
     found = choices(table(50_000), base, optimizer, pooling_factor=3.0, access=None)
     assert found[0].config.kind == "plain"
     assert found[0].loss == 0
