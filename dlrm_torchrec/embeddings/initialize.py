@@ -36,7 +36,7 @@ def initialize_tables(model: nn.Module, seed: int, pretrained: str = "") -> None
             read = open_table(pretrained, table, shape) if pretrained else None
             for values, row, column in _pieces(weight):
                 if read is None:
-                    fill_table(values, seed, table, blocks, row, column)
+                    fill_table(values, blocks, seed=seed, table=table, row=row, column=column)
                 else:
                     values.copy_(read(row, row + len(values))[:, column : column + values.size(1)])
 
@@ -57,7 +57,7 @@ def _pieces(weight: torch.Tensor | ShardedTensor) -> Iterator[tuple[torch.Tensor
 
 @torch.no_grad()
 def fill_table(
-    values: torch.Tensor, seed: int, table: str, blocks: Sequence[Block], row: int = 0, column: int = 0
+    values: torch.Tensor, blocks: Sequence[Block], *, seed: int, table: str, row: int = 0, column: int = 0
 ) -> None:
     """Fill a piece of a table in place; each of the table's ``blocks`` has its own distribution.
 
@@ -77,11 +77,11 @@ def fill_table(
     for block in blocks:
         first, last = max(start, row), min(start + block.rows, row + len(values))
         if first < last:
-            _fill(values[first - row : last - row], _table_seed(seed, table), block, first, column)
+            _fill(values[first - row : last - row], block, salt=_table_seed(seed, table), row=first, column=column)
         start += block.rows
 
 
-def _fill(values: torch.Tensor, salt: int, block: Block, row: int, column: int) -> None:
+def _fill(values: torch.Tensor, block: Block, *, salt: int, row: int, column: int) -> None:
     columns = torch.arange(column, column + values.size(1), device=values.device)
     step = max(1, _BLOCK_ELEMENTS // max(1, values.size(1)))
     for start in range(0, values.size(0), step):

@@ -82,7 +82,7 @@ def make_plan(
     ways = _sharders(tables, config.comms)
     constraints = _constraints(tables, topology, config, spec, batch_size, access or {}, without)
     if config.plan:
-        found = adopt_plan(config.plan, model, ways, topology, batch_size, constraints)
+        found = adopt_plan(config.plan, model, ways, topology, batch_size=batch_size, constraints=constraints)
     else:
         found = _search(model, ways, topology, batch_size, constraints, group, stats)
     if config.comms.int8:

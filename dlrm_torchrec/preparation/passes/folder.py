@@ -15,7 +15,7 @@ REPORT = "report.json"
 _COMMAND = f"{record.FOLDER}/command.json"
 
 
-def check(output: str, command: dict[str, Any], overwrite: bool) -> None:
+def check(output: str, command: dict[str, Any], *, overwrite: bool) -> None:
     """ValueError when a preparation by ``command`` would damage what is in ``output``.
 
     That is when it is prepared already, or half prepared by another command, and ``overwrite`` is not set; or when it
