@@ -20,7 +20,7 @@ from numba import int32, int64, uint64
 from numpy.typing import NDArray
 
 from dlrm_torchrec.datasets.compiled import compiled, read_only
-from dlrm_torchrec.datasets.random.splitmix import below
+from dlrm_torchrec.datasets.random.counter import below
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

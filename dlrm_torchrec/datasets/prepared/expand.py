@@ -16,7 +16,7 @@ from dlrm_torchrec.datasets.compiled import compiled, read_only
 from dlrm_torchrec.datasets.prepared.files import NewFile, join
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.synthesis import PARETO_SHAPE, MultiHot
-from dlrm_torchrec.datasets.random.splitmix import below, derived_key, uniform
+from dlrm_torchrec.datasets.random.counter import below, derived_key, uniform
 from dlrm_torchrec.schema import SparseFeature
 
 Ids = NDArray[np.int32]

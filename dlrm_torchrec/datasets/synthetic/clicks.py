@@ -16,6 +16,7 @@ from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.block import joined
 from dlrm_torchrec.datasets.jagged import to_batch
 from dlrm_torchrec.datasets.random import counter
+from dlrm_torchrec.datasets.random.normal import normals
 from dlrm_torchrec.datasets.stream import Ranks, check_start_step
 from dlrm_torchrec.datasets.synthetic.teacher import Teacher
 from dlrm_torchrec.datasets.synthetic.zipf import Zipf
@@ -102,7 +103,7 @@ class SyntheticStream:
         """The dense columns (n, D) and the F bags of the n rows with these keys."""
         num_dense = len(self.spec.dense)
         # Counters within a row: 0 the label, then the dense columns, and from 2^32 (f + 1) on sparse feature f.
-        dense = counter.normals(counter.words(row_keys[:, None], np.arange(1, 1 + -(-num_dense // 4))))
+        dense = normals(counter.words(row_keys[:, None], np.arange(1, 1 + -(-num_dense // 4))))
         sparse = []
         for index, (zipf, max_length) in enumerate(zip(self._zipf, self._max_lengths, strict=True)):
             first = (index + 1) << 32

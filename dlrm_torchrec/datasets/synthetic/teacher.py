@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dlrm_torchrec.datasets.bags import Bags
 from dlrm_torchrec.datasets.random import counter
+from dlrm_torchrec.datasets.random.normal import normals
 from dlrm_torchrec.schema import DatasetSpec
 
 Floats = NDArray[np.float64]
@@ -73,7 +74,7 @@ class Teacher:
 
 def _weights(key: np.uint64, ids: NDArray[np.integer]) -> NDArray[np.float32]:
     """The effect and the slope of every id, standard normal: (V,) gives (V, 2)."""
-    return counter.normals(counter.words(key, ids)[:, None])[:, :2]
+    return normals(counter.words(key, ids)[:, None])[:, :2]
 
 
 def _sum_bags(per_id: NDArray[np.float32], bags: Bags) -> Floats:

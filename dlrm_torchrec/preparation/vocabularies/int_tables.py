@@ -13,16 +13,16 @@ import numpy as np
 from numba import int32, int64, uint8
 
 from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.datasets.random.counter import GOLDEN
 
 LOAD = 0.6  # share of the slots that may be taken
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads neighbours (Knuth, volume 3, 6.4)
 _HALF = np.uint64(32)
 
 
 @numba.njit(inline="always")
 def _slot(key: Any, slots: int) -> Any:
     """Where to look for a key first, among less than 2^32 slots."""
-    return np.int64(((np.uint64(key) * _GOLDEN >> _HALF) * np.uint64(slots)) >> _HALF)
+    return np.int64(((np.uint64(key) * GOLDEN >> _HALF) * np.uint64(slots)) >> _HALF)
 
 
 @compiled(read_only(int64), int64[::1], int64[::1], int64)
