@@ -17,9 +17,9 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from tyro.conf import Suppress
 
-from dlrm_torchrec.datasets.open import load_spec
+from dlrm_torchrec.datasets.open import load_spec, open_interactions
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.datasets.synthetic.interactions import InteractionStream, interactions_spec, open_interactions
+from dlrm_torchrec.datasets.synthetic.interactions import InteractionStream, interactions_spec
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import Tables, TablesConfig, build_tables
 from dlrm_torchrec.models.neumf import NeuMF

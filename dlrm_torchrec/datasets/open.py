@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from iopath.common.file_io import g_pathmgr
 
+from dlrm_torchrec.datasets.negatives import WithNegatives
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
 from dlrm_torchrec.datasets.stream import Ranks, Stream
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
+from dlrm_torchrec.datasets.synthetic.interactions import InteractionStream
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 
 SYNTHETIC = "synthetic"
@@ -59,7 +62,7 @@ def open_streams(
 
     ``rows`` is the length of a synthetic epoch; prepared data has its own. ``lanes`` is explained in ``order``.
     """
-    held_out_batch = ranks.global_batch_size * -(-_EVALUATION_BATCH // ranks.global_batch_size)
+    held_out_batch = _held_out_batch(ranks)
     if data == SYNTHETIC:
         return {
             split: SyntheticStream(
@@ -94,3 +97,35 @@ def open_streams(
         )
         for split in splits
     }
+
+
+def open_interactions(
+    data: str,
+    spec: DatasetSpec,
+    columns: tuple[str, str],
+    negatives: int,
+    ranks: Ranks,
+    rows: int,
+    epochs: int,
+    seed: int,
+    lanes: int,
+) -> dict[str, Stream]:
+    """``open_streams`` for interactions of a user with an item, the features ``columns``.
+
+    With ``negatives``, so many are drawn for each training row, other ones in every epoch; else the data has its own.
+    """
+    if data == SYNTHETIC:
+        held_out = replace(ranks, global_batch_size=_held_out_batch(ranks))
+        return {
+            "train": InteractionStream(spec, num_rows=rows * epochs, negatives=negatives, ranks=ranks, seed=seed),
+            "val": InteractionStream(spec, split="val", ranks=held_out, seed=seed),
+        }
+    streams = open_streams(data, spec, ranks, rows, epochs, seed, lanes)
+    if negatives:
+        streams["train"] = WithNegatives(data, *columns, negatives, ranks=ranks, epochs=epochs, seed=seed, lanes=lanes)
+    return streams
+
+
+def _held_out_batch(ranks: Ranks) -> int:
+    """The training batch as often as makes a batch for evaluation."""
+    return ranks.global_batch_size * -(-_EVALUATION_BATCH // ranks.global_batch_size)

@@ -21,7 +21,7 @@ from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConf
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 from dlrm_torchrec.sharding.adopt import adopt_plan
-from dlrm_torchrec.sharding.cluster.rank_names import ranges
+from dlrm_torchrec.sharding.cluster.rank_ranges import ranges
 from dlrm_torchrec.sharding.modules.comms import CommsConfig, check_widths, codecs, row_dim
 from dlrm_torchrec.sharding.modules.composed_shardings import check_sharding, offered_types
 from dlrm_torchrec.sharding.modules.compositional import CompositionalEmbeddingBagCollectionSharder

@@ -116,9 +116,9 @@ def test_finished_parts_are_kept_unless_they_are_damaged(tmp_path: Path, unfinis
     (output / "work/write-00005.json").write_text("{")
     (output / "train/part-00009-000.parquet.0a1b2c3d.partial").write_bytes(b"cut off")
     again: dict[str, int] = {}
-    remove = prepare_module.Work.remove
+    remove = prepare_module.RecordedWork.remove
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare_module.Work, "remove", lambda work: (again.update(times(output)), remove(work)))
+        patch.setattr(prepare_module.RecordedWork, "remove", lambda work: (again.update(times(output)), remove(work)))
         prepare(MIXED, sources, str(output), **OPTIONS)
     redone = {name for name, when in again.items() if before[name] != when}
     with_the_vocabulary = {name for name in before if name.startswith("work/table-001")}

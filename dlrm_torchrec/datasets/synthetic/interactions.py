@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -14,16 +13,13 @@ from dlrm_torchrec.datasets.bags import Bags, Columns
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.block import joined
 from dlrm_torchrec.datasets.jagged import to_batch
-from dlrm_torchrec.datasets.negatives import WithNegatives
-from dlrm_torchrec.datasets.open import SYNTHETIC, open_streams
 from dlrm_torchrec.datasets.random import counter
-from dlrm_torchrec.datasets.stream import Ranks, Stream, check_start_step
+from dlrm_torchrec.datasets.stream import Ranks, check_start_step
 from dlrm_torchrec.datasets.synthetic.zipf import Zipf
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 
 _SPLITS = ("train", "val")
 _HELD_OUT_NEGATIVES = 99  # arXiv 1708.05031
-_EVALUATION_BATCH = 8_192  # at least, as of other streams
 
 Ints = NDArray[np.int64]
 
@@ -117,32 +113,3 @@ def interactions_spec(users: int = 2_048, items: int = 1_024) -> DatasetSpec:
         dense=(),
         sparse=(SparseFeature(name="user", rows=users), SparseFeature(name="movie", rows=items)),
     )
-
-
-def open_interactions(
-    data: str,
-    spec: DatasetSpec,
-    columns: tuple[str, str],
-    negatives: int,
-    ranks: Ranks,
-    rows: int,
-    epochs: int,
-    seed: int,
-    lanes: int,
-) -> dict[str, Stream]:
-    """``open_streams`` for interactions of a user with an item, the features ``columns``.
-
-    With ``negatives``, so many are drawn for each training row, other ones in every epoch; else the data has its own.
-    """
-    if data == SYNTHETIC:
-        held_out_batch = ranks.global_batch_size * -(-_EVALUATION_BATCH // ranks.global_batch_size)
-        return {
-            "train": InteractionStream(spec, num_rows=rows * epochs, negatives=negatives, ranks=ranks, seed=seed),
-            "val": InteractionStream(
-                spec, split="val", ranks=replace(ranks, global_batch_size=held_out_batch), seed=seed
-            ),
-        }
-    streams = open_streams(data, spec, ranks, rows, epochs, seed, lanes)
-    if negatives:
-        streams["train"] = WithNegatives(data, *columns, negatives, ranks=ranks, epochs=epochs, seed=seed, lanes=lanes)
-    return streams

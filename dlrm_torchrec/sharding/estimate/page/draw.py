@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
-from dlrm_torchrec.sharding.cluster.rank_names import runs
+from dlrm_torchrec.sharding.cluster.rank_ranges import runs
 from dlrm_torchrec.sharding.estimate.estimate import PARTS
 
 SIZES = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))

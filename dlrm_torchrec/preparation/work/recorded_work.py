@@ -28,7 +28,7 @@ class Record:
     result: Any
 
 
-class Work:
+class RecordedWork:
     """The records below the folder ``output``."""
 
     def __init__(self, output: str) -> None:
