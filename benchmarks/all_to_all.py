@@ -24,11 +24,14 @@ from torch import nn
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream, demo_spec
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.cluster.topology import live_topology
-from dlrm_torchrec.sharding.plan import ShardingConfig, describe_plan, make_plan
-from dlrm_torchrec.train.optimizers import OptimizerConfig, optimize_tables_in_backward
+from dlrm_torchrec.sharding.config import ShardingConfig
+from dlrm_torchrec.sharding.plan import describe_plan, make_plan
+from dlrm_torchrec.train.config import OptimizerConfig
+from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 from dlrm_torchrec.train.timing.wire import Wire
 from dlrm_torchrec.train.world import World, join_world
 

@@ -26,12 +26,15 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
+from dlrm_torchrec.embeddings.config import OperationName, TablesConfig
 from dlrm_torchrec.embeddings.initialize import initialize_tables
-from dlrm_torchrec.embeddings.tables import OperationName, TablesConfig, build_tables
+from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from dlrm_torchrec.sharding.cluster.topology import live_topology
-from dlrm_torchrec.sharding.plan import ShardingConfig, ShardingKind, make_plan
-from dlrm_torchrec.train.optimizers import Kind, OptimizerConfig, build_optimizer, optimize_tables_in_backward
+from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
+from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.train.config import OptimizerConfig
+from dlrm_torchrec.train.optimizers import Kind, build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.world import World, join_world
 

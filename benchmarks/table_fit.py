@@ -20,7 +20,8 @@ from torchrec.optim import RowWiseAdagrad
 
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
 from dlrm_torchrec.datasets.profile import summary
-from dlrm_torchrec.embeddings.tables import TablesConfig
+from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.embeddings.tables import partition_of
 from dlrm_torchrec.sharding.planner.fit import Choice, best, choices
 
 Counts = NDArray[np.int64]
@@ -36,7 +37,7 @@ def counted(counts: Counts, choice: Choice) -> float:
     """Share of the lookups whose row is updated by other ids, with the partition that training uses."""
     if choice.config.kind == "plain":
         return 0.0
-    partition = choice.config.partition(len(counts))
+    partition = partition_of(choice.config, len(counts))
     largest = int(np.argmax(partition.classes))
     rows = partition.of(torch.arange(len(counts)))[largest].numpy()
     per_row = np.bincount(rows, weights=counts)

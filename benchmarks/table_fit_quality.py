@@ -22,8 +22,10 @@ import tyro
 from torchrec.optim import RowWiseAdagrad
 
 from dlrm_torchrec.datasets.profile import summary
-from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream, demo_spec
-from dlrm_torchrec.embeddings.tables import TablesConfig, write_tables
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
+from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.embeddings.tables import write_tables
 from dlrm_torchrec.sharding.planner.fit import Choice, best, choices
 
 ROOT = Path(__file__).parent.parent

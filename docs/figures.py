@@ -1,10 +1,10 @@
-"""Draw the pictures of the guides again, each by the commands that its guide names: `make figures`, some ten minutes.
+"""Draw the pictures of the guides again, each by the commands in its guide: `make figures`, about ten minutes.
 
     python docs/figures.py                # all
     python docs/figures.py plan.png       # one
 
-plan.png is a picture of a page and needs chromium. Pictures are committed while they are small, so that a guide shows
-them wherever it is read.
+plan.png is a picture of a page and needs chromium. The pictures are small and committed, so that every reader of a
+guide sees them.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def draw(name: str, folder: Path) -> None:
 
 
 def main(names: list[str]) -> None:
-    """Draws the pictures of these names; none: all. Raises ValueError for a name that is none."""
+    """Draws the pictures with these names, or all pictures without names. Raises ValueError for an unknown name."""
     unknown = [name for name in names if name not in FIGURES]
     if unknown:
         raise ValueError(f"pictures must be among {', '.join(FIGURES)}: got {', '.join(unknown)}; name some, or none")
@@ -81,5 +81,5 @@ def main(names: list[str]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="none: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="pictures to draw; all of them by default")
     main(parser.parse_args().names)

@@ -2,7 +2,7 @@
 
     python docs/site_pages.py --output build/docs
 
-Pages are written so that their links lead somewhere in the repository; here they become links of the site.
+The links of the pages lead to files of the repository; this script turns them into links of the site.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 RECIPES = ROOT / "recipes"
 GUIDES = ["from_laptop_to_16_gpus", "bring_your_data", "compress", "serving", "how_a_batch_travels", "four_bottlenecks"]
+GUIDES += ["glossary"]
 SCHEDULERS = ["local", "slurm", "aws_batch", "kubernetes"]
 DOCUMENTS = {"RESULTS.md": "results.md", "LOG.md": "log.md", "CONTRIBUTING.md": "contributing.md"}
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")

@@ -29,7 +29,8 @@ from torchx.specs.builders import materialize_appdef
 from torchx.specs.finder import get_component
 
 from dlrm_torchrec.cli.main import command_line
-from dlrm_torchrec.recipe import load_recipe, parse
+from dlrm_torchrec.command_line import parse
+from dlrm_torchrec.recipe import load_recipe
 from tests import test_packaging, test_readme
 from tests.recipe import ROOT
 
@@ -114,6 +115,14 @@ def test_every_link_leads_somewhere_in_the_site_too(gathered: tuple[dict[str, st
 def test_a_broken_link_is_found() -> None:
     pages = {"a.md": "# One\n[x](b.md#two) [y](#one) [z](c.md) [w](b.md#three)", "b.md": "# Two"}
     assert broken_links(pages, pages.__contains__) == ["a.md: c.md#", "a.md: b.md#three"]
+
+
+def test_pages_link_to_every_term_of_the_glossary() -> None:
+    terms = re.findall(r"^### (.+)$", PAGES["glossary.md"], re.MULTILINE)
+    pages = [path.read_text() for path in (*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("data/*/README.md"))]
+    linked = {anchor for page in pages for anchor in re.findall(r"glossary\.md#([\w-]+)\)", page)}
+    assert len(terms) == len(set(terms)) >= 50
+    assert [term for term in terms if not anchors(f"# {term}") & linked] == []
 
 
 def test_every_quoted_number_stands_in_results() -> None:

@@ -148,6 +148,9 @@ def test_the_file_map_names_what_is_there() -> None:
         assert f"{folder}/" in text
     for part in sorted(path.parent.name for path in (ROOT / "dlrm_torchrec").glob("*/__init__.py")):
         assert f"{part}/" in text, part
+    for part, told in re.findall(r"^  (\w+)/ +(.+)$", text, re.MULTILINE):
+        named = re.findall(r"[\w/]+\.py\b|\w+/(?=,|$)", told)
+        assert [name for name in named if not (ROOT / "dlrm_torchrec" / part / name).exists()] == []
 
 
 @pytest.mark.slow

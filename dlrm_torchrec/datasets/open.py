@@ -53,6 +53,7 @@ def open_streams(
     data: str,
     spec: DatasetSpec,
     ranks: Ranks,
+    *,
     rows: int,
     epochs: int,
     seed: int,
@@ -102,9 +103,10 @@ def open_streams(
 def open_interactions(
     data: str,
     spec: DatasetSpec,
+    ranks: Ranks,
+    *,
     columns: tuple[str, str],
     negatives: int,
-    ranks: Ranks,
     rows: int,
     epochs: int,
     seed: int,
@@ -120,7 +122,7 @@ def open_interactions(
             "train": InteractionStream(spec, num_rows=rows * epochs, negatives=negatives, ranks=ranks, seed=seed),
             "val": InteractionStream(spec, split="val", ranks=held_out, seed=seed),
         }
-    streams = open_streams(data, spec, ranks, rows, epochs, seed, lanes)
+    streams = open_streams(data, spec, ranks, rows=rows, epochs=epochs, seed=seed, lanes=lanes)
     if negatives:
         streams["train"] = WithNegatives(data, *columns, negatives, ranks=ranks, epochs=epochs, seed=seed, lanes=lanes)
     return streams

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, TypeAlias, get_args
+from dataclasses import asdict, fields, replace
+from typing import Any, TypeAlias
 
 import torch
 from iopath.common.file_io import g_pathmgr
@@ -25,89 +25,11 @@ from dlrm_torchrec.embeddings.compositional.partition_sizes import (
 )
 from dlrm_torchrec.embeddings.compositional.partitions import Partition
 from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.config import OperationName, TablesConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
 from dlrm_torchrec.schema import Table
 
-Kind = Literal["plain", "hash", "quotient_remainder", "mixed_radix", "chinese_remainder", "mixed_dimension"]
-OperationName = Literal["concat", "add", "mult", "path", "feature_generation"]
-DataTypeName = Literal["fp32", "fp16"]
 Tables: TypeAlias = EmbeddingBagCollection | MixedDimensionEmbeddingBagCollection
-
-
-@dataclass(frozen=True, kw_only=True)
-class TablesConfig:
-    """How tables are stored: plain, composed of smaller ones (arXiv 1909.02107), or of mixed dims (1909.11810)."""
-
-    kind: Kind = "plain"
-    operation: OperationName = "mult"  # what combines the rows of an id
-    collisions: int = 4  # ids per row of the largest partition; 0: what gives the fewest rows in all
-    max_rows: int = 0  # of a quotient_remainder table, with the fewest collisions, in place of 'collisions'; 0: any
-    partitions: int = 2  # of mixed_radix and chinese_remainder
-    threshold: int = 200  # a table of at most so many rows stays plain
-    hidden: int = 64  # units of a path's networks; 0: linear
-    alpha: float = 0.3  # of mixed_dimension: the power of the rows by which the dim falls
-    budget: int = 0  # of mixed_dimension: most elements of the tables above the threshold; 0: what alpha gives
-    data_type: DataTypeName = "fp32"  # of the weights; their moments are fp32
-    file: str = ""  # of recipes/plan_sharding.py --fit: what is different for single tables
-    pretrained: str = ""  # a folder of recipes/export_tables.py: tables to begin with
-
-    def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("kind", self.kind, get_args(Kind)),
-            ("operation", self.operation, get_args(OperationName)),
-            ("data_type", self.data_type, get_args(DataTypeName)),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} of tables must be one of {choices}: got {value!r}; name one of them")
-        if self.collisions < 0 or (self.kind == "hash" and self.collisions == 0):
-            raise ValueError(
-                f"collisions of {self.kind} tables must be at least {int(self.kind == 'hash')}: got "
-                f"{self.collisions}; try 4"
-            )
-        if self.max_rows < 0 or (self.max_rows and self.kind != "quotient_remainder"):
-            raise ValueError(
-                f"max_rows must be 0 or more, and is for quotient_remainder tables: got {self.max_rows} for "
-                f"{self.kind}; use collisions"
-            )
-        if self.budget < 0 or (self.budget and self.kind != "mixed_dimension"):
-            raise ValueError(
-                f"budget must be 0 or more, and is for mixed_dimension tables: got {self.budget} for {self.kind}; "
-                "use collisions or max_rows"
-            )
-        if self.file and self.kind == "mixed_dimension":
-            raise ValueError(
-                f"a file of single tables must not be given for mixed_dimension, whose dims depend on each other: "
-                f"got {self.file!r}; leave one of them out"
-            )
-
-    def partition(self, rows: int) -> Partition:
-        """The partition of a table of ``rows`` ids."""
-        if self.kind == "hash":
-            return hash_for_collisions(rows, self.collisions)
-        if self.kind == "chinese_remainder":
-            if self.collisions:
-                return chinese_remainder_for_collisions(rows, self.collisions, self.partitions)
-            return optimal_chinese_remainder(rows, self.partitions)
-        if self.kind == "mixed_radix":
-            if self.collisions:
-                return mixed_radix_for_collisions(rows, self.collisions, self.partitions)
-            return optimal_mixed_radix(rows, self.partitions)
-        if self.max_rows:
-            return quotient_remainder_for_rows(rows, self.max_rows)
-        return quotient_remainder_for_collisions(rows, self.collisions or optimal_mixed_radix(rows, 2).radices[1])
-
-    def combine(self) -> Operation:
-        """The operation that makes one vector of an id's rows; a hashed id has only one."""
-        if self.kind == "hash":
-            return Add()
-        operations: dict[OperationName, Operation] = {
-            "concat": Concat(),
-            "add": Add(),
-            "mult": Mult(),
-            "path": Path(hidden=self.hidden),
-            "feature_generation": FeatureGeneration(),
-        }
-        return operations[self.operation]
 
 
 def build_tables(
@@ -147,9 +69,40 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
         embedding_dim=plain.embedding_dim,
         feature_names=plain.feature_names,
         data_type=plain.data_type,
-        partition=config.partition(plain.num_embeddings),
-        operation=config.combine(),
+        partition=partition_of(config, plain.num_embeddings),
+        operation=operation_of(config),
     )
+
+
+def partition_of(config: TablesConfig, rows: int) -> Partition:
+    """The partition of a table of ``rows`` ids."""
+    if config.kind == "hash":
+        return hash_for_collisions(rows, config.collisions)
+    if config.kind == "chinese_remainder":
+        if config.collisions:
+            return chinese_remainder_for_collisions(rows, config.collisions, config.partitions)
+        return optimal_chinese_remainder(rows, config.partitions)
+    if config.kind == "mixed_radix":
+        if config.collisions:
+            return mixed_radix_for_collisions(rows, config.collisions, config.partitions)
+        return optimal_mixed_radix(rows, config.partitions)
+    if config.max_rows:
+        return quotient_remainder_for_rows(rows, config.max_rows)
+    return quotient_remainder_for_collisions(rows, config.collisions or optimal_mixed_radix(rows, 2).radices[1])
+
+
+def operation_of(config: TablesConfig) -> Operation:
+    """The operation that makes one vector of an id's rows; a hashed id has only one row."""
+    if config.kind == "hash":
+        return Add()
+    operations: dict[OperationName, Operation] = {
+        "concat": Concat(),
+        "add": Add(),
+        "mult": Mult(),
+        "path": Path(hidden=config.hidden),
+        "feature_generation": FeatureGeneration(),
+    }
+    return operations[config.operation]
 
 
 def _mixed(tables: Sequence[Table], config: TablesConfig, dense_device: torch.device | None) -> Tables:

@@ -16,7 +16,8 @@ from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from dlrm_torchrec.embeddings.tables import Tables
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.cluster.topology import live_topology
-from dlrm_torchrec.sharding.plan import Plan, ShardingConfig, make_plan
+from dlrm_torchrec.sharding.config import ShardingConfig
+from dlrm_torchrec.sharding.plan import Plan, make_plan
 
 # TorchRec copies replicated tables from rank 0 of the world, and makes the groups of the others from all of its hosts.
 OF_THE_WORLD = ("data_parallel", "table_row_wise", "grid_shard")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -15,38 +15,23 @@ from torchrec.distributed.planner.storage_reservations import HeuristicalStorage
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, Stats
 from torchrec.distributed.types import CacheParams, EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan
 from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS, DataType, EmbeddingBagConfig
-from tyro.conf import arg
 
 from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 from dlrm_torchrec.sharding.adopt import adopt_plan
 from dlrm_torchrec.sharding.cluster.rank_ranges import ranges
-from dlrm_torchrec.sharding.modules.comms import CommsConfig, check_widths, codecs, row_dim
+from dlrm_torchrec.sharding.config import CommsConfig, ShardingConfig, ShardingKind
+from dlrm_torchrec.sharding.modules.comms import check_widths, codecs, row_dim
 from dlrm_torchrec.sharding.modules.composed_shardings import check_sharding, offered_types
 from dlrm_torchrec.sharding.modules.compositional import CompositionalEmbeddingBagCollectionSharder
 from dlrm_torchrec.sharding.modules.sharder import CHANGED_BY, HOST_KERNELS, ROW_TYPES, ExactSharder, table_optimizer
 from dlrm_torchrec.sharding.planner.access import MeasuredAccess
-from dlrm_torchrec.sharding.planner.enumerator import Enumerator, ShardingType
+from dlrm_torchrec.sharding.planner.enumerator import Enumerator
 from dlrm_torchrec.sharding.planner.local_search import LocalSearch
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError, shortfall
 
-ShardingKind = Literal["auto", ShardingType]
 CACHED_SHARE = 0.2  # of the rows of a table in the host's memory, on the device; TorchRec's default
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardingConfig:
-    """How tables are sharded; ``auto`` leaves it to the planner."""
-
-    kind: ShardingKind = "auto"  # of every table
-    tables: dict[str, ShardingKind] = field(default_factory=dict)  # of single tables, by name, before 'kind'
-    plan: Annotated[str, arg(aliases=["--plan"])] = ""  # a file of recipes/plan_sharding.py, to be taken as it is
-    host_memory: bool = False  # let plain tables of GPUs lie in the host's memory, with a cache on the device
-    comms: CommsConfig = CommsConfig()  # the number format of vectors between ranks
-
-    def of(self, table: str) -> ShardingKind:
-        return self.tables.get(table, self.kind)
 
 
 @dataclass

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,28 +16,10 @@ from iopath.common.file_io import g_pathmgr
 from tqdm import tqdm
 
 from dlrm_torchrec.train.checkpoints.checkpoint import Progress
+from dlrm_torchrec.train.config import LogConfig
 from dlrm_torchrec.train.metrics.gates import check_loss
 from dlrm_torchrec.train.timing.step_times import Timing
 from dlrm_torchrec.train.world import World
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogConfig:
-    """How much to write."""
-
-    every: int = 50  # steps between log records
-    tensorboard: bool = False  # also write TensorBoard events into the run folder
-    profile: tuple[int, int] | None = None  # first and last step of a torch.profiler trace of every rank
-    timed: tuple[int, int] | None = None  # first and last step whose parts are timed, one by one: step_times.json
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"steps between log records must be at least 1: got {self.every}; raise it")
-        for name, steps in (("profiled", self.profile), ("timed", self.timed)):
-            if steps is not None and not 1 <= steps[0] <= steps[1]:
-                raise ValueError(
-                    f"{name} steps must be a first and a last one, from 1: got {steps}; name two steps in order"
-                )
 
 
 class RunLog:

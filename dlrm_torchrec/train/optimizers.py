@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,11 +14,11 @@ from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
+from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
 from dlrm_torchrec.train.rowwise_sgd import rowwise_sgd
 
 REPLICATED = "replicated"  # the key of the optimizer of data-parallel tables
-Kind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise_sgd"]
-CLASSES: dict[Kind, type[torch.optim.Optimizer]] = {
+CLASSES: dict[OptimizerKind, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adagrad": torch.optim.Adagrad,
     "rowwise_adagrad": RowWiseAdagrad,
@@ -28,30 +27,14 @@ CLASSES: dict[Kind, type[torch.optim.Optimizer]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """One optimizer; ``eps`` and ``weight_decay`` mean the same for fused and dense kernels."""
-
-    kind: Kind
-    lr: float  # learning rate after warm-up
-    eps: float = 1e-8  # added to the root of the second moment (not used by sgd)
-    weight_decay: float = 0.0  # L2, added to the gradient
-    betas: tuple[float, float] = (0.9, 0.999)  # decay of the moments of adam
-
-    def __post_init__(self) -> None:
-        if self.kind not in CLASSES:
-            raise ValueError(f"optimizer kind must be one of {sorted(CLASSES)}: got {self.kind!r}; name one of them")
-        if self.lr <= 0:
-            raise ValueError(f"learning rate must be positive: got {self.lr}; try 0.01")
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the optimizer's class."""
-        arguments: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
-        if self.kind == "rowwise_sgd":
-            return {**arguments, **rowwise_sgd(self.lr)[1]}
-        if self.kind == "adam":
-            arguments["betas"] = self.betas
-        return arguments if self.kind == "sgd" else {**arguments, "eps": self.eps}
+def arguments_of(config: OptimizerConfig) -> dict[str, Any]:
+    """Keyword arguments of the class of this optimizer."""
+    arguments: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.kind == "rowwise_sgd":
+        return {**arguments, **rowwise_sgd(config.lr)[1]}
+    if config.kind == "adam":
+        arguments["betas"] = config.betas
+    return arguments if config.kind == "sgd" else {**arguments, "eps": config.eps}
 
 
 def optimize_tables_in_backward(tables: nn.Module, config: OptimizerConfig) -> None:
@@ -60,7 +43,7 @@ def optimize_tables_in_backward(tables: nn.Module, config: OptimizerConfig) -> N
     Call it on the meta model before planning, because the planner counts optimizer state by this mark.
     """
     weights = [weight for name, weight in tables.named_parameters() if "embedding_bags." in name]
-    arguments = config.arguments()
+    arguments = arguments_of(config)
     apply_in_backward(CLASSES[config.kind], weights, arguments)
     if "betas" in arguments:  # the mark holds this very dictionary, for FBGEMM, whose names torch.optim does not know
         arguments["beta1"], arguments["beta2"] = arguments.pop("betas")
@@ -90,6 +73,6 @@ def build_optimizer(
 
 def _keyed(parameters: dict[str, nn.Parameter], config: OptimizerConfig) -> KeyedOptimizer:
     def build(values: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return CLASSES[config.kind](values, **config.arguments())
+        return CLASSES[config.kind](values, **arguments_of(config))
 
     return KeyedOptimizerWrapper(parameters, build)

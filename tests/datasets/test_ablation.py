@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dlrm_torchrec.datasets.ablation import without
-from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream, demo_spec
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 
 SPEC = demo_spec()
 NAMES = [each.name for each in (*SPEC.dense, *SPEC.sparse)]

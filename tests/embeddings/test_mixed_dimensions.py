@@ -27,8 +27,10 @@ from dlrm_torchrec.embeddings.initialize import fill_table, initialize_tables
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from dlrm_torchrec.sharding.cluster.topology import live_topology
-from dlrm_torchrec.sharding.plan import ShardingConfig, make_plan
-from dlrm_torchrec.train.optimizers import OptimizerConfig, build_optimizer, optimize_tables_in_backward
+from dlrm_torchrec.sharding.config import ShardingConfig
+from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.train.config import OptimizerConfig
+from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.world import World

@@ -10,12 +10,13 @@ from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
-from dlrm_torchrec.datasets.synthetic.clicks import demo_spec
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Path
 from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
-from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables, physical_configs, read_tables, write_tables
+from dlrm_torchrec.embeddings.tables import build_tables, partition_of, physical_configs, read_tables, write_tables
 from dlrm_torchrec.schema import Table
 
 TABLES = [Table(name=f"t{rows}", rows=rows, dim=16, features=(f"f{rows}",)) for rows in (50, 900, 10_000)]
@@ -133,7 +134,7 @@ def test_a_file_stores_single_tables_otherwise(tmp_path: FilePath) -> None:
     }
     write_tables(path, own, default)
     assert read_tables(path, default) == own
-    assert rows(replace(default, file=path)) == [50, sum(own["t900"].partition(900).classes), 100 + 100]
+    assert rows(replace(default, file=path)) == [50, sum(partition_of(own["t900"], 900).classes), 100 + 100]
     assert rows(replace(default, file=path, kind="hash", threshold=20)) == [13, *rows(replace(default, file=path))[1:]]
     write_tables(path, {"t900": default}, default)
     assert type(build_tables(TABLES, replace(default, file=path))) is EmbeddingBagCollection

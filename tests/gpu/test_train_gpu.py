@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dlrm_torchrec.datasets.synthetic.clicks import demo_spec
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.train.timing.stopwatch import PARTS
 from tests.distributed import run_ranks
 from tests.recipe import records, run_recipe

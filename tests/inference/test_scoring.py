@@ -11,8 +11,9 @@ from torch import nn
 from torchrec.models.dlrm import DLRM, DLRM_DCN
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
-from dlrm_torchrec.embeddings.tables import Tables, TablesConfig, build_tables
+from dlrm_torchrec.embeddings.tables import Tables, build_tables
 from dlrm_torchrec.inference.scoring import Scorer, script
 from dlrm_torchrec.inference.tables.serve import serve_tables, table_weights
 from dlrm_torchrec.models.dlrm_cat import DLRMCat

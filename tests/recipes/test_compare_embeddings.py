@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from dlrm_torchrec.command_line import parse
 from dlrm_torchrec.datasets.criteo import KAGGLE_ROWS
-from dlrm_torchrec.recipe import parse
 from tests.prepared import write_prepared
 from tests.recipe import load_recipe, run_recipe
 
@@ -61,14 +61,14 @@ def test_criteo_kaggle_has_the_published_counts() -> None:
 def test_presets_compare_every_way_and_size_and_show_plain_ones() -> None:
     recipe = load_recipe("compare_embeddings")
     demo, sweep = (
-        [v.name for v in cfg.sweep.variants(recipe.WAYS, cfg.shape.tables(dim=16))]
+        [v.name for v in recipe.variants(cfg.sweep, recipe.WAYS, cfg.shape.tables(dim=16))]
         for cfg in (recipe.PRESETS["demo"], recipe.PRESETS["sweep"])
     )
     assert len(demo) == 10
     assert len(sweep) == len(set(sweep)) == 1 + 12 * (7 + 4) + 4
     assert set(demo) <= set(sweep)
     criteo = recipe.PRESETS["criteo-kaggle"]
-    assert [v.name for v in criteo.sweep.variants(recipe.WAYS, criteo.shape.tables(dim=16))] == sweep
+    assert [v.name for v in recipe.variants(criteo.sweep, recipe.WAYS, criteo.shape.tables(dim=16))] == sweep
     assert (criteo.bottom, criteo.top) == ((512, 256, 64, 16), (512, 256, 1))
     assert (criteo.batch_size, criteo.epochs, len(criteo.seeds)) == (128, 1, 5)
     rows = [feature.rows for feature in recipe.PRESETS["sweep"].shape.sparse]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dlrm_torchrec.datasets.synthetic.clicks import demo_spec
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.compositional.stack import Block
 from dlrm_torchrec.embeddings.initialize import fill_table
 from tests.recipe import load_recipe, run_recipe

@@ -10,12 +10,15 @@ import pytest
 from torch import nn
 from torchrec.distributed.planner import EmbeddingShardingPlanner
 
-from dlrm_torchrec.datasets.synthetic.clicks import demo_spec
-from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
+from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.cluster.topology import parse_topology
+from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.estimate.estimate import EstimateStats, read_estimates
-from dlrm_torchrec.sharding.plan import ShardingConfig, make_plan, plan_to_json
-from dlrm_torchrec.train.optimizers import Kind, OptimizerConfig, optimize_tables_in_backward
+from dlrm_torchrec.sharding.plan import make_plan, plan_to_json
+from dlrm_torchrec.train.config import OptimizerConfig
+from dlrm_torchrec.train.optimizers import Kind, optimize_tables_in_backward
 
 
 def plan(

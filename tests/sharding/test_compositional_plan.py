@@ -18,9 +18,11 @@ from dlrm_torchrec.embeddings.compositional.partitions import QuotientRemainder
 from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 from dlrm_torchrec.sharding import plan as plan_module
+from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.modules.composed_shardings import SHARDINGS, offered_types
-from dlrm_torchrec.sharding.plan import ShardingConfig, make_plan
-from dlrm_torchrec.train.optimizers import Kind, OptimizerConfig, optimize_tables_in_backward
+from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.train.config import OptimizerConfig
+from dlrm_torchrec.train.optimizers import Kind, optimize_tables_in_backward
 from tests.distributed import run_ranks
 from tests.sharding.sharded import features, shard
 

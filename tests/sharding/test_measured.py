@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 from torchrec.models.dlrm import DLRM
 
-from dlrm_torchrec.datasets.synthetic.clicks import demo_spec
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding import measured
 from dlrm_torchrec.sharding.cluster.topology import Cluster, load_cluster, parse_cluster
+from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.estimate.correction import to_toml
 from dlrm_torchrec.sharding.estimate.estimate import Estimate, EstimateStats, read_estimates
-from dlrm_torchrec.sharding.plan import ShardingConfig, ShardingKind, make_plan, plan_to_json
-from dlrm_torchrec.train.optimizers import OptimizerConfig, optimize_tables_in_backward
+from dlrm_torchrec.sharding.plan import make_plan, plan_to_json
+from dlrm_torchrec.train.config import OptimizerConfig
+from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 from tests.recipe import load_recipe, run_recipe
 
 BATCH = 512

@@ -10,10 +10,12 @@ from torchrec.distributed.planner import Topology
 from torchrec.distributed.types import ShardingPlan
 from torchrec.models.dlrm import DLRM
 
-from dlrm_torchrec.datasets.synthetic.clicks import demo_spec
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.tables import build_tables
-from dlrm_torchrec.sharding.plan import ShardingConfig, describe_plan, make_plan, plan_to_json
-from dlrm_torchrec.train.optimizers import Kind, OptimizerConfig, optimize_tables_in_backward
+from dlrm_torchrec.sharding.config import ShardingConfig
+from dlrm_torchrec.sharding.plan import describe_plan, make_plan, plan_to_json
+from dlrm_torchrec.train.config import OptimizerConfig
+from dlrm_torchrec.train.optimizers import Kind, optimize_tables_in_backward
 
 
 def plan(optimizer: Kind = "sgd", world_size: int = 2, **topology: Any) -> Any:

@@ -15,7 +15,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dlrm_torchrec.train.log import LogConfig, RunLog
+from dlrm_torchrec.train.config import LogConfig
+from dlrm_torchrec.train.log import RunLog
 from dlrm_torchrec.train.metrics.gates import TrainingError
 from dlrm_torchrec.train.world import World
 from tests.distributed import run_ranks

@@ -8,7 +8,8 @@ import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 
-from dlrm_torchrec.train.optimizers import OptimizerConfig, optimize_tables_in_backward
+from dlrm_torchrec.train.config import OptimizerConfig
+from dlrm_torchrec.train.optimizers import arguments_of, optimize_tables_in_backward
 
 
 def test_betas_of_adam_reach_fbgemm_under_its_names() -> None:
@@ -20,5 +21,5 @@ def test_betas_of_adam_reach_fbgemm_under_its_names() -> None:
     assert told == {"lr": 0.0045, "weight_decay": 0.0, "eps": 1e-8, "beta1": 0.25, "beta2": 0.5}
     known = inspect.signature(SplitTableBatchedEmbeddingBagsCodegen.__init__).parameters
     assert told.keys() - {"lr"} <= known.keys()  # TorchRec renames lr
-    assert adam.arguments()["betas"] == (0.25, 0.5)
-    assert "betas" not in OptimizerConfig(kind="adagrad", lr=0.1).arguments()
+    assert arguments_of(adam)["betas"] == (0.25, 0.5)
+    assert "betas" not in arguments_of(OptimizerConfig(kind="adagrad", lr=0.1))

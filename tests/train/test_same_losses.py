@@ -14,7 +14,8 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.models.dlrm import DLRM
 from torchrec.optim import RowWiseAdagrad
 
-from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream, demo_spec
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.compositional.operations import Block
 from dlrm_torchrec.embeddings.initialize import fill_table
 from tests.recipe import records, run_recipe

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torchrec.optim.keyed import KeyedOptimizerWrapper
 
-from dlrm_torchrec.train.schedule import Schedule, ScheduledLearningRate
+from dlrm_torchrec.train.config import Schedule
+from dlrm_torchrec.train.schedule import ScheduledLearningRate
 
 
 def test_mlperf_shape() -> None:

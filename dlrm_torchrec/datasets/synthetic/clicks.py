@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from dlrm_torchrec.datasets.random.normal import normals
 from dlrm_torchrec.datasets.stream import Ranks, check_start_step
 from dlrm_torchrec.datasets.synthetic.teacher import Teacher
 from dlrm_torchrec.datasets.synthetic.zipf import Zipf
-from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
+from dlrm_torchrec.schema import DatasetSpec
 
 Split = Literal["train", "val", "test"]
 
@@ -124,21 +124,3 @@ def _row_keys(seed: int, split: str, first: int, last: int) -> counter.Words:
     """The key of every random number of the rows ``first`` .. ``last - 1``: (last - first,)."""
     split_key = counter.words(counter.words(seed, 1), _SPLITS.index(split))
     return counter.words(split_key, np.arange(first, last))
-
-
-def demo_spec(
-    one_hot: Sequence[int] = (50, 100, 200, 300, 500, 1_000, 2_000, 20_000), multi_hot: Sequence[int] = (200, 1_000)
-) -> DatasetSpec:
-    """A small click log: 8 dense columns, one-hot features of so many rows, and multi-hot ones."""
-    return DatasetSpec(
-        name="demo",
-        label="click",
-        dense=tuple(DenseFeature(name=f"dense_{i}") for i in range(8)),
-        sparse=(
-            *(SparseFeature(name=f"id_{i}", rows=rows) for i, rows in enumerate(one_hot)),
-            *(
-                SparseFeature(name=f"list_{i}", rows=rows, multi_hot=True, pooling_factor=4.0)
-                for i, rows in enumerate(multi_hot)
-            ),
-        ),
-    )

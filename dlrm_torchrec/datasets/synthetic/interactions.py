@@ -16,7 +16,7 @@ from dlrm_torchrec.datasets.jagged import to_batch
 from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.stream import Ranks, check_start_step
 from dlrm_torchrec.datasets.synthetic.zipf import Zipf
-from dlrm_torchrec.schema import DatasetSpec, SparseFeature
+from dlrm_torchrec.schema import DatasetSpec
 
 _SPLITS = ("train", "val")
 _HELD_OUT_NEGATIVES = 99  # arXiv 1708.05031
@@ -103,13 +103,3 @@ class InteractionStream:
 def _below(bound: int, keys: counter.Words, number: int | Ints) -> Ints:
     """Uniform in [0, bound)."""
     return (counter.uniforms(counter.words(keys, number)) * bound).astype(np.int64)
-
-
-def interactions_spec(users: int = 2_048, items: int = 1_024) -> DatasetSpec:
-    """Columns as in prepared MovieLens, but for what is known of movies and users."""
-    return DatasetSpec(
-        name="interactions",
-        label="label",
-        dense=(),
-        sparse=(SparseFeature(name="user", rows=users), SparseFeature(name="movie", rows=items)),
-    )

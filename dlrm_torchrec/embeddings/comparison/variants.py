@@ -6,13 +6,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from iopath.common.file_io import g_pathmgr
 
-from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables
+from dlrm_torchrec.embeddings.comparison.sweep import Sweep
+from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.schema import Table
 
 
@@ -40,43 +42,20 @@ class Variant:
         return f"{self.way} {self.size}".strip().replace(",", "").replace(" ", "-")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """Which ways are compared, at which sizes."""
+def variants(sweep: Sweep, ways: Mapping[str, TablesConfig], tables: Sequence[Table]) -> list[Variant]:
+    """The ways that ``sweep`` chooses at all sizes that they have, counted on tables that hold no memory.
 
-    ways: tuple[str, ...] = ()  # by name; none: all
-    collisions: tuple[int, ...] = (4,)  # ids per row of the largest partition; 0: what gives the fewest rows
-    threshold: int = 1  # a table of at most so many rows stays plain
-    thresholds: tuple[int, ...] = ()  # more of them, each with 4 collisions
-    alphas: tuple[float, ...] = (0.3,)  # of mixed dims: the powers of the rows by which the dim falls
-
-    def variants(self, ways: Mapping[str, TablesConfig], tables: Sequence[Table]) -> list[Variant]:
-        """The chosen ways at all sizes that they have, counted on tables that hold no memory.
-
-        Raises ValueError where a chosen way is not among ``ways``.
-        """
-        unknown = [way for way in self.ways if way not in ways]
-        if unknown:
-            raise ValueError(
-                f"ways must be among {', '.join(ways)}: got {', '.join(unknown)}; name some, or none for all"
-            )
-        found = []
-        for way in self.ways or ways:
-            for config in self._sizes(ways[way]):
-                weights = list(build_tables(tables, config, torch.device("meta")).parameters())
-                parameters = sum(weight.numel() for weight in weights)
-                num_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
-                found.append(Variant(way=way, tables=config, parameters=parameters, bytes=num_bytes))
-        return found
-
-    def _sizes(self, way: TablesConfig) -> list[TablesConfig]:
-        if way.kind == "plain":
-            return [way]
-        if way.kind == "mixed_dimension":
-            return [replace(way, alpha=alpha, threshold=self.threshold) for alpha in self.alphas]
-        collisions = [count for count in self.collisions if count or way.kind != "hash"]  # one hashed row would do
-        sizes = [(count, self.threshold) for count in collisions] + [(4, threshold) for threshold in self.thresholds]
-        return [replace(way, collisions=count, threshold=threshold) for count, threshold in sizes]
+    Raises ValueError where a chosen way is not among ``ways``.
+    """
+    sweep.check(ways)
+    counted = []
+    for way in sweep.ways or ways:
+        for config in sweep.sizes(ways[way]):
+            weights = list(build_tables(tables, config, torch.device("meta")).parameters())
+            parameters = sum(weight.numel() for weight in weights)
+            num_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
+            counted.append(Variant(way=way, tables=config, parameters=parameters, bytes=num_bytes))
+    return counted
 
 
 class Runs:

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import gcd
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from fbgemm_gpu.quantize_comm import QuantizationContext, QuantizedCommCodec
 from fbgemm_gpu.split_embedding_configs import SparseType
 from torchrec.distributed.types import CommOp, QuantizedCommCodecs
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+from dlrm_torchrec.sharding.config import CommsConfig, Precision
+
 # Gradients of a mean over a large batch are too small for fp16, which knows no number below 6e-8, and for FBGEMM's
 # int8, which adds 1e-8 to the range of a row. A power of two costs no precision; fp16 ends at gradients of 4.
 GRADIENT_SCALE = 2.0**14
 LONGEST_ROW = 32  # int8 numbers with one scale; FBGEMM's own choice
-
-
-@dataclass(frozen=True, kw_only=True)
-class CommsConfig:
-    """The number format of vectors between ranks; ids and the gradients of dense parameters stay as they are."""
-
-    forward: Precision = "fp32"  # of looked-up vectors; int8 adds a scale and an offset, 8 bytes, to every 32 numbers
-    backward: Precision = "fp32"  # of their gradients
-
-    def __post_init__(self) -> None:
-        for name in (self.forward, self.backward):
-            if name not in get_args(Precision):
-                raise ValueError(f"precision of comms must be one of {get_args(Precision)}: got {name!r}; name one")
-
-    @property
-    def int8(self) -> bool:
-        return "int8" in (self.forward, self.backward)
 
 
 def codecs(config: CommsConfig, dims: Sequence[int]) -> dict[str, QuantizedCommCodecs] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import nn
@@ -13,16 +13,8 @@ from torchrec.distributed.planner.types import Perf, ShardingOption, Storage
 from torchrec.distributed.types import ModuleSharder
 from torchrec.optim import RowWiseAdagrad
 
-# Simplest first
-ShardingType = Literal[
-    "data_parallel",
-    "table_wise",
-    "column_wise",
-    "table_column_wise",
-    "row_wise",
-    "table_row_wise",
-    "grid_shard",
-]
+from dlrm_torchrec.sharding.config import ShardingType
+
 SHARDING_TYPES: tuple[str, ...] = get_args(ShardingType)
 KERNELS = ["dense", "fused", "fused_uvm_caching", "fused_uvm"]
 MOMENT_BYTES = 4  # float32, whatever the weights are

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS
 
 from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig
-from dlrm_torchrec.embeddings.tables import TablesConfig, stored_config
+from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.embeddings.tables import stored_config
 from dlrm_torchrec.schema import AccessStatistics, Table
 from dlrm_torchrec.sharding.planner.enumerator import optimizer_bytes
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError

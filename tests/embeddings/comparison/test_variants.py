@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from dlrm_torchrec.embeddings.comparison.report import plot, to_markdown, write_report
-from dlrm_torchrec.embeddings.comparison.variants import Runs, Sweep, Variant
-from dlrm_torchrec.embeddings.tables import TablesConfig
+from dlrm_torchrec.embeddings.comparison.sweep import Sweep
+from dlrm_torchrec.embeddings.comparison.variants import Runs, Variant, variants
+from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.schema import Table
 
 TABLES = [
@@ -27,7 +28,7 @@ SWEEP = Sweep(collisions=(0, 5), threshold=1, thresholds=(20,), alphas=(0.0, 0.3
 
 
 def test_variants_are_all_ways_at_all_their_sizes() -> None:
-    found = {variant.name: variant.parameters for variant in SWEEP.variants(WAYS, TABLES)}
+    found = {variant.name: variant.parameters for variant in variants(SWEEP, WAYS, TABLES)}
     assert found == {
         "plain": 8 * 1010,
         "hash-5-collisions-threshold-1": 8 * (2 + 200),
@@ -38,19 +39,19 @@ def test_variants_are_all_ways_at_all_their_sizes() -> None:
         "mixed-alpha-0.0": 8 * 1010,
         "mixed-alpha-0.3": 8 * 10 + 4 * 1000 + 4 * 8,
     }
-    assert all(variant.bytes == 4 * variant.parameters for variant in SWEEP.variants(WAYS, TABLES))
+    assert all(variant.bytes == 4 * variant.parameters for variant in variants(SWEEP, WAYS, TABLES))
 
 
 def test_chosen_ways_alone() -> None:
-    assert [v.way for v in Sweep(ways=("qr", "plain")).variants(WAYS, TABLES)] == ["qr", "plain"]
+    assert [v.way for v in variants(Sweep(ways=("qr", "plain")), WAYS, TABLES)] == ["qr", "plain"]
     with pytest.raises(ValueError, match="ways must be among plain, hash, qr, mixed: got crt; name some, or none"):
-        Sweep(ways=("qr", "crt")).variants(WAYS, TABLES)
+        variants(Sweep(ways=("qr", "crt")), WAYS, TABLES)
 
 
-def filled(folder: Path, variants: list[Variant], seeds: tuple[int, ...] = (0, 1, 2)) -> Runs:
+def filled(folder: Path, compared: list[Variant], seeds: tuple[int, ...] = (0, 1, 2)) -> Runs:
     """Runs whose AUC is .5, .6 and .7 in that order of the seeds, less a hundredth per variant."""
     runs = Runs(str(folder), {"rows": 1}, seeds, write=True)
-    for number, variant in enumerate(variants):
+    for number, variant in enumerate(compared):
         for seed in seeds:
             auc = 0.5 + 0.1 * seed - 0.01 * number
             runs.add(variant, seed, {"val/auc": auc, "val/logloss": 1 - auc, "samples_per_s": 1000.0 * seed})
@@ -58,7 +59,7 @@ def filled(folder: Path, variants: list[Variant], seeds: tuple[int, ...] = (0, 1
 
 
 def test_runs_are_found_again_by_settings_variant_and_seed(tmp_path: Path) -> None:
-    plain, small, *_ = SWEEP.variants(WAYS, TABLES)
+    plain, small, *_ = variants(SWEEP, WAYS, TABLES)
     runs = Runs(str(tmp_path), {"rows": 1}, (0, 1), write=True)
     runs.add(plain, 0, {"val/auc": 0.5})
     again = Runs(str(tmp_path), {"rows": 1}, (0,), write=True)
@@ -70,7 +71,7 @@ def test_runs_are_found_again_by_settings_variant_and_seed(tmp_path: Path) -> No
 
 
 def test_only_the_writer_writes(tmp_path: Path) -> None:
-    plain = SWEEP.variants(WAYS, TABLES)[0]
+    plain = variants(SWEEP, WAYS, TABLES)[0]
     other = Runs(str(tmp_path), {}, (0,), write=False)
     other.add(plain, 0, {"val/auc": 0.5})
     assert other.values(plain, "val/auc") == [0.5]
@@ -79,7 +80,7 @@ def test_only_the_writer_writes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [5, -2, -1])  # the last one lacks but the end of the line
 def test_half_a_line_costs_its_own_run_at_most(tmp_path: Path, kept: int) -> None:
-    plain, small, *_ = SWEEP.variants(WAYS, TABLES)
+    plain, small, *_ = variants(SWEEP, WAYS, TABLES)
     filled(tmp_path, [plain], seeds=(0, 1))
     path = tmp_path / "results.jsonl"
     first, second = path.read_text().splitlines(keepends=True)
@@ -101,14 +102,14 @@ def test_seeds_are_needed(tmp_path: Path) -> None:
 
 
 def test_table_has_sizes_means_and_deviations(tmp_path: Path) -> None:
-    variants = SWEEP.variants(WAYS, TABLES)
-    text = write_report(str(tmp_path), variants, filled(tmp_path, variants))
+    compared = variants(SWEEP, WAYS, TABLES)
+    text = write_report(str(tmp_path), compared, filled(tmp_path, compared))
     assert (tmp_path / "results.md").read_text() == text
     header, _, first, second, *others = text.splitlines()
     assert header == "| way | size | parameters | MiB | AUC | log-loss | samples/s | seeds |"
     assert first == "| plain |  | 8,080 | 0.03 | 0.60000 ± 0.10000 | 0.40000 ± 0.10000 | 1,000 | 3 |"
     assert second.startswith("| hash | 5 collisions, threshold 1 | 1,616 | 0.01 | 0.59000 ± 0.10000 | 0.41000")
-    assert len(others) == len(variants) - 2
+    assert len(others) == len(compared) - 2
     assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [line["seed"] for line in lines[:4]] == [0, 1, 2, 0]
@@ -116,7 +117,7 @@ def test_table_has_sizes_means_and_deviations(tmp_path: Path) -> None:
 
 
 def test_table_of_sizes_alone() -> None:
-    lines = to_markdown(SWEEP.variants(WAYS, TABLES)[:2]).splitlines()
+    lines = to_markdown(variants(SWEEP, WAYS, TABLES)[:2]).splitlines()
     assert lines == [
         "| way | size | parameters | MiB |",
         "| --- | --- | --- | --- |",
@@ -126,18 +127,18 @@ def test_table_of_sizes_alone() -> None:
 
 
 def test_plot_has_a_line_per_way_and_the_plain_tables_as_reference(tmp_path: Path) -> None:
-    variants = Sweep(collisions=(5, 2, 4), thresholds=(20,)).variants(WAYS, TABLES)
-    runs = filled(tmp_path, variants)
-    figure = plot(variants, runs)
+    compared = variants(Sweep(collisions=(5, 2, 4), thresholds=(20,)), WAYS, TABLES)
+    runs = filled(tmp_path, compared)
+    figure = plot(compared, runs)
     for axes, metric in zip(figure.axes, ("val/auc", "val/logloss"), strict=True):
         assert axes.get_xscale() == "log"
         drawn = {bars.get_label(): bars.lines[0] for bars in axes.containers if bars.lines[0].get_linestyle() == "-"}
         assert list(drawn) == list(WAYS)
-        hashed = [v for v in variants if v.way == "hash" and v.tables.threshold == 1]
+        hashed = [v for v in compared if v.way == "hash" and v.tables.threshold == 1]
         assert [v.tables.collisions for v in hashed] == [5, 2, 4]
         assert drawn["hash"].get_xdata().tolist() == [v.bytes / 2**20 for v in hashed]
         assert drawn["hash"].get_ydata().tolist() == [statistics.mean(runs.values(v, metric)) for v in hashed]
         crosses = [bars.lines[0] for bars in axes.containers if bars.lines[0].get_marker() == "x"]
         assert sorted(len(line.get_xdata()) for line in crosses) == [0, 0, 1, 1]
         (reference,) = (line for line in axes.lines if line.get_linestyle() == "--")
-        assert set(reference.get_ydata()) == {statistics.mean(runs.values(variants[0], metric))}
+        assert set(reference.get_ydata()) == {statistics.mean(runs.values(compared[0], metric))}

@@ -16,7 +16,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
-from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream, demo_spec
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
 from dlrm_torchrec.embeddings.compositional.partition_sizes import (

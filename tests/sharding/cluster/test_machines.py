@@ -11,12 +11,14 @@ import torch
 from torchrec.distributed.planner import Topology
 from torchrec.distributed.planner.types import CollectiveType
 
-from dlrm_torchrec.datasets.synthetic.clicks import demo_spec
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.cluster.machines import HARDWARE, MACHINES, Machine
 from dlrm_torchrec.sharding.cluster.topology import parse_cluster, parse_topology
-from dlrm_torchrec.sharding.plan import ShardingConfig, make_plan, plan_to_json
-from dlrm_torchrec.train.optimizers import OptimizerConfig, optimize_tables_in_backward
+from dlrm_torchrec.sharding.config import ShardingConfig
+from dlrm_torchrec.sharding.plan import make_plan, plan_to_json
+from dlrm_torchrec.train.config import OptimizerConfig
+from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 
 BOX = """
 hosts = 3

@@ -15,15 +15,18 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import Topology
 from torchrec.models.dlrm import DLRM
 
-from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream, demo_spec
+from dlrm_torchrec.command_line import parse
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_tables
-from dlrm_torchrec.recipe import parse
+from dlrm_torchrec.sharding.config import CommsConfig, Precision, ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.estimate.estimate import EstimateStats
-from dlrm_torchrec.sharding.modules.comms import GRADIENT_SCALE, Codec, CommsConfig, GradientCodec, Precision
+from dlrm_torchrec.sharding.modules.comms import GRADIENT_SCALE, Codec, GradientCodec
 from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES
-from dlrm_torchrec.sharding.plan import Plan, ShardingConfig, ShardingKind, make_plan, plan_to_json
-from dlrm_torchrec.train.optimizers import OptimizerConfig, build_optimizer, optimize_tables_in_backward
+from dlrm_torchrec.sharding.plan import Plan, make_plan, plan_to_json
+from dlrm_torchrec.train.config import OptimizerConfig
+from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.task import BinaryRankingTask
 from tests.distributed import run_ranks
 from tests.recipe import ROOT, load_recipe, run_recipe

@@ -14,7 +14,8 @@ from torchrec.models.dlrm import DLRM
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.optim.keyed import CombinedOptimizer
 
-from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream, demo_spec
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Path
 from dlrm_torchrec.embeddings.compositional.partitions import ChineseRemainder, MixedRadix, QuotientRemainder
@@ -22,10 +23,12 @@ from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingB
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.schema import Table
 from dlrm_torchrec.sharding.cluster.topology import live_topology
+from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.modules.compositional import ShardedCompositionalEmbeddingBagCollection
-from dlrm_torchrec.sharding.plan import ShardingConfig, ShardingKind, make_plan
-from dlrm_torchrec.train.checkpoints.checkpoint import CheckpointConfig, Checkpoints, Progress
-from dlrm_torchrec.train.optimizers import OptimizerConfig, build_optimizer, optimize_tables_in_backward
+from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, Progress
+from dlrm_torchrec.train.config import CheckpointConfig, OptimizerConfig
+from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.world import World, join_world

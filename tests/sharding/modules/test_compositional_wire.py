@@ -14,7 +14,8 @@ from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbed
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
 from dlrm_torchrec.embeddings.compositional.partitions import QuotientRemainder
 from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig
-from dlrm_torchrec.sharding.modules.comms import CommsConfig, Precision, codecs
+from dlrm_torchrec.sharding.config import CommsConfig, Precision
+from dlrm_torchrec.sharding.modules.comms import codecs
 from dlrm_torchrec.sharding.modules.composed_shardings import offered_types
 from tests.distributed import run_ranks
 from tests.sharding.sharded import features, shard

@@ -14,7 +14,8 @@ from torchrec.optim import RowWiseAdagrad
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
 from dlrm_torchrec.datasets.profile import summary
 from dlrm_torchrec.embeddings.compositional.partitions import Partition
-from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables, physical_configs
+from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.embeddings.tables import build_tables, partition_of, physical_configs
 from dlrm_torchrec.schema import AccessStatistics, Table
 from dlrm_torchrec.sharding.planner.fit import Choice, best, choices, describe_choices, equally, fit, shared
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
@@ -73,7 +74,7 @@ def test_ids_sorted_by_frequency_lose_less_by_remainders_than_by_quotients(expon
     counts = zipf(rows, exponent)  # as a vocabulary has them
 
     def loss(kind: str) -> float:
-        partition: Partition = TablesConfig(kind=kind, collisions=collisions).partition(rows)  # type: ignore[arg-type]
+        partition: Partition = partition_of(TablesConfig(kind=kind, collisions=collisions), rows)  # type: ignore[arg-type]
         return counted(counts, partition.of(torch.arange(rows))[0].numpy())
 
     dealt = shared(rows, collisions, statistics(counts))

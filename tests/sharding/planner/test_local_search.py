@@ -8,15 +8,17 @@ import pytest
 from torch import nn
 from torchrec.distributed.planner import EmbeddingShardingPlanner
 
-from dlrm_torchrec.datasets.synthetic.clicks import demo_spec
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding import plan as module
 from dlrm_torchrec.sharding.cluster.topology import parse_topology
+from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.estimate.estimate import Estimate, EstimateStats
 from dlrm_torchrec.sharding.modules.sharder import COLUMN_TYPES
-from dlrm_torchrec.sharding.plan import ShardingConfig, make_plan
+from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.sharding.planner.enumerator import SHARDING_TYPES
-from dlrm_torchrec.train.optimizers import OptimizerConfig, optimize_tables_in_backward
+from dlrm_torchrec.train.config import OptimizerConfig
+from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 
 
 def plan(topology: str, tables: dict[str, Any] | None = None) -> Estimate:

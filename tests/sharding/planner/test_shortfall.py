@@ -10,12 +10,15 @@ from torch import nn
 from torchrec.distributed.planner import Topology
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables
+from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature, Table
+from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.estimate.estimate import EstimateStats
-from dlrm_torchrec.sharding.plan import ShardingConfig, make_plan
+from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
-from dlrm_torchrec.train.optimizers import OptimizerConfig, optimize_tables_in_backward
+from dlrm_torchrec.train.config import OptimizerConfig
+from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 
 DIM = 128
 ROW = 4 * DIM + 4  # bytes of a row and its one moment

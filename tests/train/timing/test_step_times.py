@@ -12,15 +12,19 @@ import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.models.dlrm import DLRM
 
-from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream, demo_spec
+from dlrm_torchrec.command_line import parse
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
+from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.embeddings.initialize import initialize_tables
-from dlrm_torchrec.embeddings.tables import TablesConfig, build_tables, physical_configs
-from dlrm_torchrec.recipe import parse
+from dlrm_torchrec.embeddings.tables import build_tables, physical_configs
 from dlrm_torchrec.sharding.cluster.topology import live_topology
-from dlrm_torchrec.sharding.plan import ShardingConfig, ShardingKind, make_plan
+from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
+from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.train.checkpoints.checkpoint import Progress
-from dlrm_torchrec.train.log import LogConfig, RunLog
-from dlrm_torchrec.train.optimizers import OptimizerConfig, build_optimizer, optimize_tables_in_backward
+from dlrm_torchrec.train.config import LogConfig, OptimizerConfig
+from dlrm_torchrec.train.log import RunLog
+from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.timing import timed_step
 from dlrm_torchrec.train.timing.stopwatch import PARTS, Stopwatch

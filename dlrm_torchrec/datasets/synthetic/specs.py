@@ -1,0 +1,35 @@
+"""Specs of the synthetic data sets. No torch, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
+
+
+def demo_spec(
+    one_hot: Sequence[int] = (50, 100, 200, 300, 500, 1_000, 2_000, 20_000), multi_hot: Sequence[int] = (200, 1_000)
+) -> DatasetSpec:
+    """A small click log: 8 dense columns, one-hot features of so many rows, and multi-hot ones."""
+    return DatasetSpec(
+        name="demo",
+        label="click",
+        dense=tuple(DenseFeature(name=f"dense_{i}") for i in range(8)),
+        sparse=(
+            *(SparseFeature(name=f"id_{i}", rows=rows) for i, rows in enumerate(one_hot)),
+            *(
+                SparseFeature(name=f"list_{i}", rows=rows, multi_hot=True, pooling_factor=4.0)
+                for i, rows in enumerate(multi_hot)
+            ),
+        ),
+    )
+
+
+def interactions_spec(users: int = 2_048, items: int = 1_024) -> DatasetSpec:
+    """Columns as in prepared MovieLens, but for what is known of movies and users."""
+    return DatasetSpec(
+        name="interactions",
+        label="label",
+        dense=(),
+        sparse=(SparseFeature(name="user", rows=users), SparseFeature(name="movie", rows=items)),
+    )

@@ -1,0 +1,109 @@
+"""What may be set of training: optimizers, learning rate, checkpoints, log. No torch, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise_sgd"]
+_LEARNING_STEPS = 200  # after the warm-up
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """One optimizer; ``eps`` and ``weight_decay`` mean the same for fused and dense kernels."""
+
+    kind: OptimizerKind
+    """The update rule. rowwise_adagrad keeps one moment per row; rowwise_sgd is sgd by another kernel."""
+    lr: float
+    """Learning rate after the warm-up."""
+    eps: float = 1e-8
+    """Added to the root of the second moment; sgd does not use it."""
+    weight_decay: float = 0.0
+    """Strength of the L2 penalty, added to the gradient; 0 means none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of adam's two moments; other optimizers do not use them."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(OptimizerKind):
+            kinds = sorted(get_args(OptimizerKind))
+            raise ValueError(f"optimizer kind must be one of {kinds}: got {self.kind!r}; name one of them")
+        if self.lr <= 0:
+            raise ValueError(f"learning rate must be positive: got {self.lr}; try 0.01")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warm-up, a plateau, then polynomial decay to zero (MLPerf DLRM uses power 2)."""
+
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises from 0 to its full value; 0 means no warm-up."""
+    decay_start: int = 0
+    """First step of the decay; it has no effect when decay_steps is 0."""
+    decay_steps: int = 0
+    """Length of the decay in steps; 0 means no decay, -1 means until the end of the run."""
+    power: float = 2.0
+    """Exponent of the decay; 1 is a straight line down to 0."""
+
+    def __post_init__(self) -> None:
+        if self.decay_steps != 0 and self.decay_start < self.warmup_steps:
+            raise ValueError(
+                f"decay_start must not lie inside the warm-up of {self.warmup_steps} steps: got {self.decay_start}; "
+                "raise it or shorten the warm-up"
+            )
+
+    def factor(self, step: int, num_steps: int) -> float:
+        """The share of the full learning rate at ``step`` of a run of ``num_steps``, 0..1.
+
+        >>> [Schedule(warmup_steps=4, decay_start=4, decay_steps=2, power=1).factor(s, 9) for s in range(7)]
+        [0.25, 0.5, 0.75, 1.0, 1.0, 0.5, 0.0]
+        """
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.decay_steps != 0 and step >= self.decay_start:
+            decay_steps = num_steps - self.decay_start if self.decay_steps < 0 else self.decay_steps
+            return float(max(0.0, 1.0 - (step - self.decay_start) / decay_steps) ** self.power)
+        return 1.0
+
+    def settled(self, step: int) -> bool:
+        """True once a model must have learned something: even a slow start is away from AUC 0.5 by then."""
+        return step >= self.warmup_steps + _LEARNING_STEPS
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the run is saved, and how."""
+
+    every: int = 0
+    """Steps between checkpoints; 0 means only at the end and on SIGTERM."""
+    keep: int = 2
+    """Number of checkpoints to keep; older ones are removed."""
+    asynchronous: bool = False
+    """Write checkpoints in the background while training continues."""
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"number of checkpoints to keep must be at least 1: got {self.keep}; raise it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is written about the run."""
+
+    every: int = 50
+    """Steps between log records."""
+    tensorboard: bool = False
+    """Also write TensorBoard events into the run folder."""
+    profile: tuple[int, int] | None = None
+    """First and last step of a torch.profiler trace of every rank; None means no trace."""
+    timed: tuple[int, int] | None = None
+    """First and last step whose parts are timed one by one, written to step_times.json; None means no timing."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"steps between log records must be at least 1: got {self.every}; raise it")
+        for name, steps in (("profiled", self.profile), ("timed", self.timed)):
+            if steps is not None and not 1 <= steps[0] <= steps[1]:
+                raise ValueError(
+                    f"{name} steps must be a first and a last one, from 1: got {steps}; name two steps in order"
+                )
