@@ -33,8 +33,8 @@ from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.plan import make_plan
-from dlrm_torchrec.train.config import OptimizerConfig
-from dlrm_torchrec.train.optimizers import Kind, build_optimizer, optimize_tables_in_backward
+from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
+from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.world import World, join_world
 
@@ -84,7 +84,9 @@ def doubled(ids: KeyedJaggedTensor, rows: list[int]) -> KeyedJaggedTensor:
 class Contender:
     """A sharded model with its optimizers."""
 
-    def __init__(self, shape: Shape, config: TablesConfig, kind: Kind, sharding: ShardingKind, world: World) -> None:
+    def __init__(
+        self, shape: Shape, config: TablesConfig, kind: OptimizerKind, sharding: ShardingKind, world: World
+    ) -> None:
         spec = shape.spec()
         tables = build_tables(spec.tables(dim=shape.dim), config, world.device)
         dlrm = DLRM(tables, len(spec.dense), shape.bottom, shape.top, dense_device=world.device)
@@ -114,7 +116,7 @@ class Contender:
 
 
 def compare(
-    name: str, configs: dict[str, TablesConfig], kind: Kind, sharding: ShardingKind, world: World, rounds: int
+    name: str, configs: dict[str, TablesConfig], kind: OptimizerKind, sharding: ShardingKind, world: World, rounds: int
 ) -> None:
     shape = SHAPES[name]
     stream = SyntheticStream(
@@ -143,7 +145,7 @@ def compare(
 def main(
     shapes: tuple[str, ...] = ("kaggle", "rm"),
     operations: tuple[OperationName, ...] = ("mult", "add", "concat", "path"),
-    optimizers: tuple[Kind, ...] = ("sgd", "rowwise_adagrad"),
+    optimizers: tuple[OptimizerKind, ...] = ("sgd", "rowwise_adagrad"),
     sharding: ShardingKind = "table_wise",
     collisions: int = 4,
     hidden: int = 16,

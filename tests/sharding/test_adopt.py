@@ -13,26 +13,26 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.embeddings.tables import build_tables
-from dlrm_torchrec.sharding.cluster.topology import parse_topology
+from dlrm_torchrec.sharding.cluster.topology import parse_cluster
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.estimate.estimate import EstimateStats, read_estimates
 from dlrm_torchrec.sharding.plan import make_plan, plan_to_json
-from dlrm_torchrec.train.config import OptimizerConfig
-from dlrm_torchrec.train.optimizers import Kind, optimize_tables_in_backward
+from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
+from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 
 
 def plan(
     topology: str,
     config: ShardingConfig,
     tables: TablesConfig | None = None,
-    optimizer: Kind = "adagrad",
+    optimizer: OptimizerKind = "adagrad",
     stats: EstimateStats | None = None,
 ) -> dict[str, Any]:
     """The plan of the demo's tables, as checkpoints have it."""
     spec = demo_spec()
     bags = build_tables(spec.tables(dim=16), tables or TablesConfig())
     optimize_tables_in_backward(bags, OptimizerConfig(kind=optimizer, lr=0.1))
-    machines = parse_topology(topology)
+    machines = parse_cluster(topology).topology()
     return plan_to_json(make_plan(nn.Sequential(bags), bags, machines, 128, config, spec, stats=stats))
 
 

@@ -21,8 +21,8 @@ from dlrm_torchrec.sharding import plan as plan_module
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.modules.composed_shardings import SHARDINGS, offered_types
 from dlrm_torchrec.sharding.plan import make_plan
-from dlrm_torchrec.train.config import OptimizerConfig
-from dlrm_torchrec.train.optimizers import Kind, optimize_tables_in_backward
+from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
+from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 from tests.distributed import run_ranks
 from tests.sharding.sharded import features, shard
 
@@ -72,7 +72,7 @@ def planned(
     monkeypatch: pytest.MonkeyPatch,
     config: ShardingConfig | None = None,
     batch_size: int = 128,
-    optimizer: Kind = "sgd",
+    optimizer: OptimizerKind = "sgd",
 ) -> ShardingOption:
     """The planner's choice for the one table, with its estimates."""
     recorder = Recorder()
@@ -117,7 +117,7 @@ def test_rows_and_pooling_factors_are_the_true_ones(
 @pytest.mark.parametrize("operation", OPERATIONS, ids=str)
 @pytest.mark.parametrize(("optimizer", "state"), [("sgd", 0), ("rowwise_adagrad", 1 / DIM), ("adagrad", 1)])
 def test_storage_is_that_of_the_rows_and_their_optimizer_state(
-    operation: Operation, optimizer: Kind, state: float, monkeypatch: pytest.MonkeyPatch
+    operation: Operation, optimizer: OptimizerKind, state: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What does not grow with the batch, as ids and vectors do; ``state`` is relative to the weights."""
     ddr = []

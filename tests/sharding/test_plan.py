@@ -14,11 +14,11 @@ from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.plan import describe_plan, make_plan, plan_to_json
-from dlrm_torchrec.train.config import OptimizerConfig
-from dlrm_torchrec.train.optimizers import Kind, optimize_tables_in_backward
+from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
+from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 
 
-def plan(optimizer: Kind = "sgd", world_size: int = 2, **topology: Any) -> Any:
+def plan(optimizer: OptimizerKind = "sgd", world_size: int = 2, **topology: Any) -> Any:
     """A function from ShardingConfig to (plan, tables) of the demo model."""
     spec = demo_spec()
     tables = build_tables(spec.tables(dim=16))
@@ -77,7 +77,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("optimizer", "config", "message"), REFUSED)
-def test_impossible_sharding_is_refused(optimizer: Kind, config: ShardingConfig, message: str) -> None:
+def test_impossible_sharding_is_refused(optimizer: OptimizerKind, config: ShardingConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan(optimizer)(config)
 

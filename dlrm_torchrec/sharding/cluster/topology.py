@@ -38,11 +38,6 @@ def live_topology(world_size: int, local_size: int, device: torch.device) -> Top
     )
 
 
-def parse_topology(text: str) -> Topology:
-    """TorchRec's topology of the cluster that ``text`` names, as ``parse_cluster`` reads it."""
-    return parse_cluster(text).topology()
-
-
 @dataclass(frozen=True)
 class Cluster:
     """``hosts`` of one kind, with one rank on each of ``devices_per_host`` devices."""

@@ -11,7 +11,7 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding import plan as module
-from dlrm_torchrec.sharding.cluster.topology import parse_topology
+from dlrm_torchrec.sharding.cluster.topology import parse_cluster
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.estimate.estimate import Estimate, EstimateStats
 from dlrm_torchrec.sharding.modules.sharder import COLUMN_TYPES
@@ -27,7 +27,7 @@ def plan(topology: str, tables: dict[str, Any] | None = None) -> Estimate:
     bags = build_tables(spec.tables(dim=16))
     optimize_tables_in_backward(bags, OptimizerConfig(kind="rowwise_adagrad", lr=0.1))
     config = ShardingConfig(tables=tables or {})
-    make_plan(nn.Sequential(bags), bags, parse_topology(topology), 128, config, spec, stats=stats)
+    make_plan(nn.Sequential(bags), bags, parse_cluster(topology).topology(), 128, config, spec, stats=stats)
     assert stats.found is not None
     return stats.found
 
