@@ -15,7 +15,8 @@ from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.cluster.topology import parse_cluster
 from dlrm_torchrec.sharding.config import ShardingConfig
-from dlrm_torchrec.sharding.estimate.estimate import EstimateStats, read_estimates
+from dlrm_torchrec.sharding.estimate.estimate import read_estimates
+from dlrm_torchrec.sharding.estimate.planner_stats import EstimateStats
 from dlrm_torchrec.sharding.plan import make_plan, plan_to_json
 from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
 from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
@@ -40,9 +41,9 @@ def save(folder: Path, topology: str, config: ShardingConfig, **options: Any) ->
     """A plan's file, and the plan."""
     stats, path = EstimateStats(topology), folder / "plan.json"
     made = plan(topology, config, stats=stats, **options)
-    assert stats.found is not None
-    path.write_text(json.dumps([stats.found.to_json()]))
-    assert read_estimates(str(path)) == [stats.found]
+    assert stats.estimate is not None
+    path.write_text(json.dumps([stats.estimate.to_json()]))
+    assert read_estimates(str(path)) == [stats.estimate]
     return str(path), made
 
 

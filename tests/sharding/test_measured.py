@@ -16,7 +16,8 @@ from dlrm_torchrec.sharding import measured
 from dlrm_torchrec.sharding.cluster.topology import Cluster, load_cluster, parse_cluster
 from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.estimate.correction import to_toml
-from dlrm_torchrec.sharding.estimate.estimate import Estimate, EstimateStats, read_estimates
+from dlrm_torchrec.sharding.estimate.estimate import Estimate, read_estimates
+from dlrm_torchrec.sharding.estimate.planner_stats import EstimateStats
 from dlrm_torchrec.sharding.plan import make_plan, plan_to_json
 from dlrm_torchrec.train.config import OptimizerConfig
 from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
@@ -34,8 +35,8 @@ def plan(cluster: Cluster, config: ShardingConfig, name: str = "", tables: int =
     optimize_tables_in_backward(bags, OptimizerConfig(kind="sgd", lr=0.1))
     stats = EstimateStats(name or str(cluster))
     found = make_plan(model, bags, cluster.topology(), BATCH, config, spec, stats=stats)
-    assert stats.found is not None
-    return json.loads(json.dumps(plan_to_json(found))), stats.found
+    assert stats.estimate is not None
+    return json.loads(json.dumps(plan_to_json(found))), stats.estimate
 
 
 def step_times(estimate: Estimate, plan_json: dict[str, Any], cluster: Cluster, **changes: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 from iopath.common.file_io import g_pathmgr
-from numba import int32, int64, uint64
+from numba import boolean, int32, int64, uint64
 from numpy.typing import NDArray
 
 from dlrm_torchrec.datasets.bags import Bags
@@ -113,32 +113,26 @@ def _fill(multi_hot: MultiHot, index: int, feature: SparseFeature, folder: str) 
             bags[:, 0], bags[:, 1:] = ids, table.take(ids, axis=0)
 
         return look_up
-    kernel = _fill_uniform if multi_hot.distribution == "uniform" else _fill_pareto
-    key = derived_key(multi_hot.seed, index)
-    return lambda ids, bags: kernel(ids, key, rows, bags)
+    key, pareto = derived_key(multi_hot.seed, index), multi_hot.distribution == "pareto"
+    return lambda ids, bags: _draw(ids, key, rows, pareto, bags)
 
 
-# The added ids of id i are numbers i * size + 1 .. i * size + size - 1 of the feature's key.
-@compiled(read_only(int32), uint64, int64, int32[:, ::1])
-def _fill_uniform(ids: Ids, key: np.uint64, rows: int, bags: Ids) -> None:
+@compiled(uint64, uint64, int64)
+def _pareto(key: np.uint64, number: np.uint64, rows: int) -> int:
+    above = 1.0 - uniform(key, number)
+    drawn = 1.0 / (above * above) ** 2 - 1.0  # above ** (-1 / PARETO_SHAPE) - 1
+    if drawn < rows:
+        return int(drawn)
+    return int(drawn if drawn < _INT32_END else -_INT32_END) % rows
+
+
+@compiled(read_only(int32), uint64, int64, boolean, int32[:, ::1])
+def _draw(ids: Ids, key: np.uint64, rows: int, pareto: bool, bags: Ids) -> None:
+    """Fill ``bags``: the added ids of id i are drawn by the counters i * size + 1 .. i * size + size - 1 of ``key``."""
     num_bags, size = bags.shape
     for bag in range(num_bags):
         bags[bag, 0] = ids[bag]
         first = np.uint64(ids[bag]) * np.uint64(size)
         for position in range(1, size):
-            bags[bag, position] = below(key, first + np.uint64(position), rows)
-
-
-@compiled(read_only(int32), uint64, int64, int32[:, ::1])
-def _fill_pareto(ids: Ids, key: np.uint64, rows: int, bags: Ids) -> None:
-    num_bags, size = bags.shape
-    for bag in range(num_bags):
-        bags[bag, 0] = ids[bag]
-        first = np.uint64(ids[bag]) * np.uint64(size)
-        for position in range(1, size):
-            above = 1.0 - uniform(key, first + np.uint64(position))
-            drawn = 1.0 / (above * above) ** 2 - 1.0  # above ** (-1 / PARETO_SHAPE) - 1
-            if drawn < rows:
-                bags[bag, position] = int(drawn)
-            else:
-                bags[bag, position] = int(drawn if drawn < _INT32_END else -_INT32_END) % rows
+            number = first + np.uint64(position)
+            bags[bag, position] = _pareto(key, number, rows) if pareto else below(key, number, rows)

@@ -14,7 +14,7 @@ from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.block import joined
 from dlrm_torchrec.datasets.jagged import to_batch
 from dlrm_torchrec.datasets.random import counter
-from dlrm_torchrec.datasets.stream import Ranks, check_start_step
+from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.zipf import Zipf
 from dlrm_torchrec.schema import DatasetSpec
 
@@ -61,11 +61,7 @@ class InteractionStream:
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
         """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``."""
-        check_start_step(start_step, self.num_steps)
-        size = self._ranks.global_batch_size
-        for step in range(start_step, self.num_steps):
-            share = self._ranks.share(min(size, self.num_rows - step * size))
-            first = step * size + share.first
+        for first, share in self._ranks.shares(self.num_rows, start_step):
             users, items, labels = self.rows(first, first + share.num_rows)
             dense = np.empty((share.num_rows, 0), np.float32)
             yield to_batch(self.spec, [joined(Columns(labels, dense, [Bags(users), Bags(items)]), np.int64)], share)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from dlrm_torchrec.datasets.prepared.files import Stored, chunks, join, write_json
+from dlrm_torchrec.datasets.prepared.files import Stored, digest, join, write_json
 from dlrm_torchrec.datasets.prepared.manifest import DataFile, Manifest, SourceFile, Split
 from dlrm_torchrec.preparation.passes.quarantine import join_quarantine
 from dlrm_torchrec.preparation.passes.tally import Tally, report, total
@@ -20,12 +20,8 @@ from dlrm_torchrec.schema import DatasetSpec
 
 def read_source(source: Source, progress: Report) -> tuple[list[Stored], dict[str, Any]]:
     """Path, size and SHA-256 of a raw file, as ``SourceFile`` has them."""
-    sha256, size = hashlib.sha256(), 0
-    for chunk in chunks(source.path):
-        sha256.update(chunk)
-        size += len(chunk)
-        progress(0, len(chunk))
-    return [], {"path": source.path, "bytes": size, "sha256": sha256.hexdigest()}
+    size, sha256 = digest(source.path, partial(progress, 0))
+    return [], {"path": source.path, "bytes": size, "sha256": sha256}
 
 
 def finish(

@@ -12,6 +12,7 @@ from numba import int64, uint8
 
 from dlrm_torchrec.datasets.compiled import compiled, read_only
 from dlrm_torchrec.datasets.random.counter import Words, word, words
+from dlrm_torchrec.preparation.readers.rows import text_buffers
 
 _FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 _FNV_PRIME = np.uint64(0x100000001B3)
@@ -26,12 +27,9 @@ def hash_ints(values: npt.NDArray[Any]) -> Words:
 def hash_text(values: pa.StringArray) -> Words:
     """uint64 hash of each string: FNV-1a over its UTF-8 bytes, then ``hash_ints``; a null hashes as ""."""
     distinct = pc.dictionary_encode(values.cast(pa.large_string()).fill_null(""))
-    words = distinct.dictionary
-    _, offsets_buffer, data_buffer = words.buffers()
-    offsets = np.frombuffer(offsets_buffer, np.int64)[words.offset : words.offset + len(words) + 1]
-    data = np.frombuffer(data_buffer or b"", np.uint8)
+    offsets, data = text_buffers(distinct.dictionary)
     lengths = np.diff(offsets)
-    state = np.full(len(words), _FNV_OFFSET)
+    state = np.full(len(lengths), _FNV_OFFSET)
     for position in range(lengths.max(initial=0)):
         longer = np.flatnonzero(lengths > position)
         state[longer] = (state[longer] ^ data[offsets[longer] + position]) * _FNV_PRIME

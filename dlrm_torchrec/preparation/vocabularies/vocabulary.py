@@ -15,7 +15,7 @@ from numba import int32, int64, uint8
 
 from dlrm_torchrec.datasets.compiled import compiled, read_only
 from dlrm_torchrec.datasets.prepared.files import is_local
-from dlrm_torchrec.preparation.readers.rows import int_buffers
+from dlrm_torchrec.preparation.readers.rows import int_buffers, text_buffers
 from dlrm_torchrec.preparation.vocabularies.int_tables import find_ids
 
 MISSING, UNSEEN, FIRST = 0, 1, 2
@@ -58,13 +58,6 @@ class Vocabulary:
             word_ids = np.append(_find_text(*text_buffers(distinct.dictionary), *self.table), np.int32(UNSEEN))
             return np.where(missing, np.int32(MISSING), word_ids[distinct.indices.fill_null(-1).to_numpy()])
         return np.where(missing, np.int32(MISSING), np.int32(UNSEEN))
-
-
-def text_buffers(words: pa.LargeStringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """Offsets (N + 1) and UTF-8 bytes of N strings, none of them null."""
-    _, offsets, data = words.buffers()
-    first = words.offset
-    return np.frombuffer(offsets, np.int64)[first : first + len(words) + 1], np.frombuffer(data or b"", np.uint8)
 
 
 @compiled(read_only(int64), read_only(uint8), read_only(int64), read_only(uint8), read_only(int32))

@@ -21,7 +21,7 @@ from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.config import CommsConfig, Precision, ShardingConfig, ShardingKind
-from dlrm_torchrec.sharding.estimate.estimate import EstimateStats
+from dlrm_torchrec.sharding.estimate.planner_stats import EstimateStats
 from dlrm_torchrec.sharding.modules.comms import GRADIENT_SCALE, Codec, GradientCodec
 from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES
 from dlrm_torchrec.sharding.plan import Plan, make_plan, plan_to_json
@@ -179,8 +179,8 @@ def test_the_planner_counts_the_bytes() -> None:
     def milliseconds(comms: CommsConfig) -> tuple[float, float]:
         stats = EstimateStats("two ranks")
         planned(ShardingConfig(kind="table_wise", comms=comms), stats=stats)
-        assert stats.found is not None
-        ranks = stats.found.rank_milliseconds()
+        assert stats.estimate is not None
+        ranks = stats.estimate.rank_milliseconds()
         return sum(rank["fwd_comms"] for rank in ranks), sum(rank["bwd_comms"] for rank in ranks)
 
     exact, lossy = milliseconds(CommsConfig()), milliseconds(CommsConfig(forward="int8", backward="bf16"))

@@ -13,7 +13,8 @@ from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding import plan as module
 from dlrm_torchrec.sharding.cluster.topology import parse_cluster
 from dlrm_torchrec.sharding.config import ShardingConfig
-from dlrm_torchrec.sharding.estimate.estimate import Estimate, EstimateStats
+from dlrm_torchrec.sharding.estimate.estimate import Estimate
+from dlrm_torchrec.sharding.estimate.planner_stats import EstimateStats
 from dlrm_torchrec.sharding.modules.sharder import COLUMN_TYPES
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.sharding.planner.enumerator import SHARDING_TYPES
@@ -28,8 +29,8 @@ def plan(topology: str, tables: dict[str, Any] | None = None) -> Estimate:
     optimize_tables_in_backward(bags, OptimizerConfig(kind="rowwise_adagrad", lr=0.1))
     config = ShardingConfig(tables=tables or {})
     make_plan(nn.Sequential(bags), bags, parse_cluster(topology).topology(), 128, config, spec, stats=stats)
-    assert stats.found is not None
-    return stats.found
+    assert stats.estimate is not None
+    return stats.estimate
 
 
 def slowest(estimate: Estimate) -> float:
