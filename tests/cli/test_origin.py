@@ -95,7 +95,7 @@ def test_status_tells_whose_change_it_is(
     change(copied, "second = 22", "second = 2")
     assert said() == f"count.py: behind (count {__version__}; 2.0 is installed, see `upgrade`)\n"
     (shelf_folder / "count.py").unlink()
-    assert said() == f"count.py: unchanged (count {__version__}, which is no longer on the shelf)\n"
+    assert said() == f"count.py: unchanged (count {__version__}, which is no longer installed)\n"
 
 
 def test_diff_is_against_the_original_or_the_installed(
@@ -148,7 +148,7 @@ def test_conflicts_are_marked_and_said(
     mine = read_copy(copied).text
     assert main(["upgrade", str(copied)]) == 1
     said = capsys.readouterr().out
-    assert "upgraded, with conflicts to settle between <<<<<<< and >>>>>>>: 1; as it was before: " in said
+    assert "upgraded, with conflicts to resolve between <<<<<<< and >>>>>>>: 1; the copy before the upgrade: " in said
     marks = "<<<<<<< yours\nsecond = 22\n=======\nsecond = 222\n>>>>>>> count 2.0\n"
     assert read_copy(copied).text == ORIGINAL.replace("second = 2\n", marks)
     assert Path(said.rpartition(": ")[2].strip()).read_text() == mine
@@ -162,7 +162,7 @@ def test_nothing_changes_where_a_merge_is_impossible(
     (kept,) = (copied.parent / ".dlrm-recipes").iterdir()
     original = kept.read_text()
     kept.write_text("no longer it")
-    with pytest.raises(ValueError, match=r"must hold count .* as it was copied: got no such text; bring it back"):
+    with pytest.raises(ValueError, match=r"must hold count .* as it was copied: got no such text; restore the file"):
         upgrade(read_copy(copied))
     kept.write_text(original)
     with monkeypatch.context() as without_git:

@@ -1,4 +1,4 @@
-"""What is on the shelf, and what `ls` says of it."""
+"""Which recipes are installed, and what `ls` prints of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DOCSTRING = '''"""Train a model (arXiv 1906.00091) of two tables.
 It takes .5 minutes. Expected AUC of the
 demo: .81 ± .002. Copy it.
 """
-raise ImportError("a recipe on the shelf is read, not imported")
+raise ImportError("an installed recipe is read, not imported")
 '''
 
 
@@ -57,7 +57,7 @@ def test_the_shelf_holds_recipes_and_data_preparation() -> None:
 def test_the_name_that_was_meant_is_offered() -> None:
     with pytest.raises(ValueError, match=r"recipe must be one of .* got 'train_drlm'; did you mean train_dlrm"):
         find("train_drlm")
-    with pytest.raises(ValueError, match="got 'x'; `dlrm-recipes ls` shows them"):
+    with pytest.raises(ValueError, match="got 'x'; `dlrm-recipes ls` lists them"):
         find("x")
 
 
