@@ -22,7 +22,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
-from dlrm_torchrec.embeddings.compositional.operations import Block
+from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows
 from dlrm_torchrec.embeddings.initialize import fill_table, initialize_tables
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
@@ -323,7 +323,7 @@ def train_unsharded() -> tuple[list[list[torch.Tensor]], dict[str, torch.Tensor]
             collection.tables.embedding_bags[table.name].weight.data,
             SEED,
             table.name,
-            [Block.plain(table.num_embeddings)],
+            [InitialRows.plain(table.num_embeddings)],
         )
     optimizer = torch.optim.SGD(dlrm.parameters(), lr=SGD.lr)
     logits = []

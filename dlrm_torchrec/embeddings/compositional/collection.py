@@ -15,8 +15,12 @@ from torchrec.modules.embedding_modules import (
 )
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from dlrm_torchrec.embeddings.compositional.stack import Bags
-from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig, StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.bags import Bags
+from dlrm_torchrec.embeddings.compositional.pooling import pool_ids
+from dlrm_torchrec.embeddings.compositional.table_configs import (
+    CompositionalEmbeddingBagConfig,
+    StackedEmbeddingBagConfig,
+)
 
 
 class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):
@@ -85,7 +89,7 @@ class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):
                 weights = ids.weights() if self.is_weighted() else None
                 if stacked:
                     bags = Bags(ids.values().long(), ids.lengths().long(), weights)
-                    vectors = config.pooled(bags, LookUpIn(bag.weight), [feature])
+                    vectors = pool_ids(config, bags, LookUpIn(bag.weight), [feature])
                 else:
                     vectors = bag(ids.values(), ids.offsets(), per_sample_weights=weights)
                 names.append(feature)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 
-import torch
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from dlrm_torchrec.embeddings.compositional.operations import Mult, Operation
 from dlrm_torchrec.embeddings.compositional.partitions import Partition
-from dlrm_torchrec.embeddings.compositional.stack import Bags, Block, LookUp, Stack
+from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows, StackedRows
 
 
 @dataclass(kw_only=True)
@@ -66,7 +65,7 @@ class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
     def stacked(self) -> StackedEmbeddingBagConfig:
         """The physical table: what is stored, sharded, counted by the planner and named in a checkpoint."""
         k = len(self.partition.classes)
-        stack = Stack(self.partition, self.operation.class_rows(self.embedding_dim, k))
+        stack = StackedRows(self.partition, self.operation.class_rows(self.embedding_dim, k))
         outputs = self.operation.num_outputs(k)
         inherited = {entry.name: getattr(self, entry.name) for entry in fields(EmbeddingBagConfig)}
         config = StackedEmbeddingBagConfig(
@@ -79,7 +78,7 @@ class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
             logical=self,
             stack=stack,
         )
-        config.init_fn = config.fill
+        config.init_fn = partial(self.operation.draw, stack, self.embedding_dim)
         return config
 
 
@@ -88,7 +87,7 @@ class StackedEmbeddingBagConfig(EmbeddingBagConfig):
     """The physical table of a compositional one; its features are the logical one's, once per output."""
 
     logical: CompositionalEmbeddingBagConfig
-    stack: Stack
+    stack: StackedRows
 
     @cached_property
     def operation(self) -> Operation:
@@ -110,55 +109,9 @@ class StackedEmbeddingBagConfig(EmbeddingBagConfig):
             factors += [rows / outputs] * outputs
         return factors
 
-    @torch.no_grad()
-    def fill(self, weight: torch.Tensor) -> torch.Tensor:
-        """Draw the initial weights in place; ``weight`` may be a shard of rows, or of columns, or several of columns.
-
-        Only tables whose rows are all drawn alike are ever sharded by rows; TorchRec stacks a rank's column shards.
-        """
-        blocks = self.blocks()
-        if len(blocks) == 1:
-            return torch.nn.init.uniform_(weight, -blocks[0].limit, blocks[0].limit)
-        for start in range(0, len(weight), self.num_embeddings):
-            shard = weight[start : start + self.num_embeddings]
-            for piece, block in zip(torch.split(shard, [block.rows for block in blocks]), blocks, strict=True):
-                torch.nn.init.uniform_(piece, block.center - block.limit, block.center + block.limit)
-        return weight
-
-    def blocks(self) -> list[Block]:
+    def initial_rows(self) -> list[InitialRows]:
         """Initial weights of each run of rows."""
-        return self.operation.blocks(self.stack, self.logical.embedding_dim)
-
-    def pooled(self, bags: Bags, look_up: LookUp, features: Sequence[str] = ()) -> torch.Tensor:
-        """Sums or means (bags, columns) over bags of ids; a mean divides by the number of ids, also with weights.
-
-        The bags are of ``features``, of all that the table has by default, one after another. Raises ValueError for
-        an id outside of [0, number of ids).
-        """
-        self.check(bags, features)
-        pooled = self.operation.pooled(self.stack, bags, look_up)
-        if self.pooling is PoolingType.MEAN:
-            pooled = pooled / bags.lengths.clamp(min=1)[:, None]
-        return pooled
-
-    def check(self, bags: Bags, features: Sequence[str] = ()) -> None:
-        """ValueError for an id outside of [0, number of ids); on a GPU the device asserts, without a wait for it."""
-        ids, num_ids = bags.values, self.stack.partition.num_ids
-        if not len(ids):
-            return
-        low, high = ids.aminmax()
-        if ids.is_cuda:
-            torch._assert_async((low >= 0) & (high < num_ids))
-        elif low < 0 or high >= num_ids:
-            value = int(low if low < 0 else high)
-            position = int((ids == value).nonzero()[0])
-            bag = int(torch.searchsorted(bags.lengths.cumsum(0), position, right=True))
-            features = features or self.logical.feature_names
-            feature = features[bag * len(features) // len(bags.lengths)]
-            raise ValueError(
-                f"ids of feature {feature!r} must be in [0, {num_ids}), the ids of table {self.name!r}: got {value}; "
-                "look at the preparation of that column"
-            )
+        return self.operation.initial_rows(self.stack, self.logical.embedding_dim)
 
 
 def output_names(feature: str, outputs: int) -> list[str]:
