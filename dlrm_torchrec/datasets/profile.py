@@ -19,14 +19,14 @@ import tyro
 from iopath.common.file_io import g_pathmgr
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.bags import Bags
+from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.prepared.decode import check_schema, read_bags
 from dlrm_torchrec.datasets.prepared.expand import Expander
 from dlrm_torchrec.datasets.prepared.manifest import NAME, Manifest, join
 from dlrm_torchrec.schema import WINDOW_ROWS, AccessStatistics, SparseFeature
 
 
-def access_statistics(pieces: Iterable[Bags], rows: int, window_rows: int = WINDOW_ROWS) -> AccessStatistics:
+def access_statistics(pieces: Iterable[IdLists], rows: int, window_rows: int = WINDOW_ROWS) -> AccessStatistics:
     """The statistics of one feature from its bags, in their order, however they are cut into pieces.
 
     Every id must lie in [0, ``rows``), and there must be at least one bag.
@@ -58,7 +58,7 @@ def summary(counts: NDArray[np.int64], samples: int, reuse: float) -> AccessStat
     )
 
 
-def _windows(pieces: Iterable[Bags], window_rows: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+def _windows(pieces: Iterable[IdLists], window_rows: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Rows and ids of each window of consecutive rows; the last one may be shorter."""
     parts: list[NDArray[np.integer]] = []
     missing = window_rows
@@ -86,7 +86,7 @@ def _count(counts: NDArray[np.int64], ids: NDArray[np.int64]) -> int:
     return distinct
 
 
-def read_feature(manifest: Manifest, folder: str, split: str, feature: SparseFeature) -> Iterator[Bags]:
+def read_feature(manifest: Manifest, folder: str, split: str, feature: SparseFeature) -> Iterator[IdLists]:
     """The bags of one feature, row group by row group; ValueError where a file breaks the manifest or the spec."""
     stored = manifest.stored_spec
     stored = replace(stored, dense=(), sparse=tuple(f for f in stored.sparse if f.name == feature.name))

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import tyro
 from iopath.common.file_io import g_pathmgr
 
-from dlrm_torchrec.datasets.bags import Bags
+from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.prepared.manifest import NAME, DataFile, Manifest, Split, join
 from dlrm_torchrec.datasets.prepared.writer import ROW_GROUP_ROWS, SplitWriter
 from dlrm_torchrec.datasets.profile import read_feature
@@ -140,7 +140,7 @@ def generate(
     print(f"{output}: {train:,} rows in split 'train', {rows - train:,} in 'val'")
 
 
-def _first_rows(pieces: Iterator[Bags], rows: int) -> Iterator[Bags]:
+def _first_rows(pieces: Iterator[IdLists], rows: int) -> Iterator[IdLists]:
     for bags in pieces:
         yield bags.slice(0, min(rows, len(bags.lengths)))
         rows -= len(bags.lengths)

@@ -10,9 +10,9 @@ from iopath.common.file_io import g_pathmgr
 from numba import boolean, int32, int64, uint64
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.bags import Bags
 from dlrm_torchrec.datasets.block import Block
 from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.prepared.files import NewFile, join
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.synthesis import PARETO_SHAPE, MultiHot
@@ -62,14 +62,14 @@ class Expander:
                 target[:] = stored
         return Block(block.labels, block.dense, ids, offsets)
 
-    def bags(self, name: str, bags: Bags) -> Bags:
+    def bags(self, name: str, bags: IdLists) -> IdLists:
         """One feature of some rows."""
         if name not in self._fill:
             return bags
         size = self._sizes[name]
         ids = np.empty((len(bags.values), size), np.int32)
         self._fill[name](bags.values.astype(np.int32, copy=False), ids)
-        return Bags(ids.reshape(-1), np.arange(len(ids) + 1) * size)
+        return IdLists(ids.reshape(-1), np.arange(len(ids) + 1) * size)
 
 
 def table_name(feature: str) -> str:

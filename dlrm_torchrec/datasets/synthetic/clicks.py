@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_auroc
 
-from dlrm_torchrec.datasets.bags import Bags, Columns
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.block import joined
 from dlrm_torchrec.datasets.jagged import to_batch
+from dlrm_torchrec.datasets.numpy_columns import Columns, IdLists
 from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.random.normal import normals
 from dlrm_torchrec.datasets.stream import Ranks
@@ -95,7 +95,7 @@ class SyntheticStream:
             labels.append(rows.labels)
         return torch.from_numpy(np.concatenate(probabilities)), torch.from_numpy(np.concatenate(labels)).long()
 
-    def _features(self, row_keys: counter.Words) -> tuple[NDArray[np.float32], list[Bags]]:
+    def _features(self, row_keys: counter.Words) -> tuple[NDArray[np.float32], list[IdLists]]:
         """The dense columns (n, D) and the F bags of the n rows with these keys."""
         num_dense = len(self.spec.dense)
         # Counters within a row: 0 the label, then the dense columns, and from 2^32 (f + 1) on sparse feature f.
@@ -112,7 +112,7 @@ class SyntheticStream:
                 offsets = np.concatenate([[0], np.cumsum(lengths)])
                 position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
                 bits = counter.words(np.repeat(row_keys, lengths), first + 1 + position)
-            sparse.append(Bags(zipf.ids(counter.uniforms(bits)), offsets))
+            sparse.append(IdLists(zipf.ids(counter.uniforms(bits)), offsets))
         return dense[:, :num_dense], sparse
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.bags import Bags, Columns
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.block import joined
 from dlrm_torchrec.datasets.jagged import to_batch
+from dlrm_torchrec.datasets.numpy_columns import Columns, IdLists
 from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.zipf import Zipf
@@ -64,7 +64,9 @@ class InteractionStream:
         for first, share in self._ranks.shares(self.num_rows, start_step):
             users, items, labels = self.rows(first, first + share.num_rows)
             dense = np.empty((share.num_rows, 0), np.float32)
-            yield to_batch(self.spec, [joined(Columns(labels, dense, [Bags(users), Bags(items)]), np.int64)], share)
+            yield to_batch(
+                self.spec, [joined(Columns(labels, dense, [IdLists(users), IdLists(items)]), np.int64)], share
+            )
 
     def rows(self, first: int, last: int) -> tuple[Ints, Ints, NDArray[np.float32]]:
         """Users, items and labels of the rows ``first`` .. ``last - 1`` of the split, whatever rank asks."""

@@ -35,7 +35,7 @@ from dlrm_torchrec.schema import AccessStatistics, Table
 from dlrm_torchrec.sharding.planner.enumerator import optimizer_bytes
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
 
-Plan = TypeVar("Plan")
+Planned = TypeVar("Planned")
 _STEPS = 400  # of the integral over log u: its error is far below that of the histogram
 _BISECTIONS = 8  # the budget is found to 1 / 256 of the room
 
@@ -109,8 +109,8 @@ def best(tables: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choic
 
 
 def fit(
-    tables: Mapping[str, Sequence[Choice]], attempt: Callable[[dict[str, Choice]], Plan], room: int
-) -> tuple[dict[str, Choice], Plan]:
+    tables: Mapping[str, Sequence[Choice]], attempt: Callable[[dict[str, Choice]], Planned], room: int
+) -> tuple[dict[str, Choice], Planned]:
     """The choices of the least loss that ``attempt`` can plan, and its plan.
 
     The largest budget is found by bisection below ``room``, the bytes that there are for weights and moments. Raises
