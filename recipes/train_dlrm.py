@@ -85,7 +85,8 @@ from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import Tables, build_tables
 from dlrm_torchrec.models.dlrm_cat import DLRMCat
 from dlrm_torchrec.sharding.cluster.topology import live_topology
-from dlrm_torchrec.sharding.plan import describe_plan, make_plan, plan_to_json
+from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.sharding.plan_description import describe_plan, plan_to_json
 from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, Progress
 from dlrm_torchrec.train.checkpoints.identity import identity_of
 from dlrm_torchrec.train.compile import compile_dense

@@ -77,7 +77,8 @@ from dlrm_torchrec.embeddings.tables import Tables, build_tables
 from dlrm_torchrec.models.neumf import NeuMF
 from dlrm_torchrec.models.user_item import UserItemModel
 from dlrm_torchrec.sharding.cluster.topology import live_topology
-from dlrm_torchrec.sharding.plan import describe_plan, make_plan, plan_to_json
+from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.sharding.plan_description import describe_plan, plan_to_json
 from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, Progress
 from dlrm_torchrec.train.checkpoints.identity import identity_of
 from dlrm_torchrec.train.compile import compile_module

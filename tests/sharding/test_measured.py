@@ -18,7 +18,8 @@ from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.estimate.correction import to_toml
 from dlrm_torchrec.sharding.estimate.estimate import Estimate, read_estimates
 from dlrm_torchrec.sharding.estimate.planner_stats import EstimateStats
-from dlrm_torchrec.sharding.plan import make_plan, plan_to_json
+from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.sharding.plan_description import plan_to_json
 from dlrm_torchrec.train.config import OptimizerConfig
 from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 from tests.recipe import load_recipe, run_recipe

@@ -13,7 +13,8 @@ from torchrec.models.dlrm import DLRM
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.config import ShardingConfig
-from dlrm_torchrec.sharding.plan import describe_plan, make_plan, plan_to_json
+from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.sharding.plan_description import describe_plan, plan_to_json
 from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
 from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 

@@ -16,7 +16,8 @@ from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.cluster.machines import HARDWARE, MACHINES, Machine
 from dlrm_torchrec.sharding.cluster.topology import parse_cluster
 from dlrm_torchrec.sharding.config import ShardingConfig
-from dlrm_torchrec.sharding.plan import make_plan, plan_to_json
+from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.sharding.plan_description import plan_to_json
 from dlrm_torchrec.train.config import OptimizerConfig
 from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 

@@ -24,7 +24,8 @@ from dlrm_torchrec.sharding.config import CommsConfig, Precision, ShardingConfig
 from dlrm_torchrec.sharding.estimate.planner_stats import EstimateStats
 from dlrm_torchrec.sharding.modules.comms import GRADIENT_SCALE, Codec, GradientCodec
 from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES
-from dlrm_torchrec.sharding.plan import Plan, make_plan, plan_to_json
+from dlrm_torchrec.sharding.plan import Plan, make_plan
+from dlrm_torchrec.sharding.plan_description import plan_to_json
 from dlrm_torchrec.train.config import OptimizerConfig
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.task import BinaryRankingTask
