@@ -37,7 +37,7 @@ from dlrm_torchrec.embeddings.tables import Tables, build_tables
 from dlrm_torchrec.inference.mlps.quantize import quantize_mlps
 from dlrm_torchrec.inference.scoring import Scorer, script
 from dlrm_torchrec.inference.tables.serve import serve_tables, table_weights
-from dlrm_torchrec.recipe import load_recipe
+from dlrm_torchrec.recipe import load_training_recipe
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -59,7 +59,7 @@ def dlrm() -> tuple[nn.Module, Tables, DatasetSpec]:
 
 
 def rmc(preset: str, rows_share: float) -> tuple[nn.Module, Tables, DatasetSpec]:
-    recipe = load_recipe("train_rmc")
+    recipe = load_training_recipe("train_rmc")
     cfg = recipe.PRESETS[preset]
     sparse = tuple(replace(each, rows=max(int(each.rows * rows_share), 1)) for each in cfg.shape.sparse)
     spec = replace(cfg.shape, sparse=sparse)

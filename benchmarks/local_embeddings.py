@@ -22,7 +22,8 @@ from types import ModuleType
 
 import tyro
 
-from dlrm_torchrec.recipe import load_recipe, parse
+from dlrm_torchrec.command_line import parse
+from dlrm_torchrec.recipe import load_training_recipe
 
 ROWS, BATCH = 1_228_800, 2048
 ALONE = "one node alone, half the rows"
@@ -81,7 +82,7 @@ def alone(recipe: ModuleType, seed: int) -> dict[str, float]:
 
 def main(seeds: int = 3) -> None:
     """Prints one line per contender: means over seeds, medians of milliseconds."""
-    recipe = load_recipe("train_dlrm_local_embeddings")
+    recipe = load_training_recipe("train_dlrm_local_embeddings")
     folder = f"{tempfile.gettempdir()}/local_embeddings-{os.getppid()}"  # one for all ranks: children of one launcher
     runs: dict[str, list[dict[str, float]]] = {title: [] for title in [*CONTENDERS, ALONE]}
     for seed in range(seeds):

@@ -25,7 +25,7 @@ from typing import Any
 
 import tyro
 
-from dlrm_torchrec.recipe import load_recipe
+from dlrm_torchrec.recipe import load_training_recipe
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from dlrm_torchrec.sharding.cluster.topology import Cluster, parse_cluster
 from dlrm_torchrec.sharding.config import ShardingConfig
@@ -66,7 +66,7 @@ def config(recipe: ModuleType, kind: str, tables: int, rows: int, dim: int, look
 
 def train_all(folder: Path, rounds: int, **shape: int) -> None:
     """Run every plan ``rounds`` times, in turns, as one rank of two."""
-    recipe = load_recipe("train_dlrm")
+    recipe = load_training_recipe("train_dlrm")
     for number in range(rounds):
         for kind in KINDS if number % 2 else reversed(KINDS):
             cfg = config(recipe, kind, **shape)
@@ -134,7 +134,7 @@ def main(
     if ranks_of:
         train_all(Path(ranks_of), rounds, **shape)
         return
-    recipe = load_recipe("train_dlrm")
+    recipe = load_training_recipe("train_dlrm")
 
     def dry_run(kind: str, cluster: Cluster) -> Estimate:
         cfg = config(recipe, kind, **shape)

@@ -25,7 +25,7 @@ from torchrec.distributed.planner.storage_reservations import HeuristicalStorage
 from torchrec.distributed.planner.types import ParameterConstraints, Stats
 
 from dlrm_torchrec.embeddings.tables import physical_configs
-from dlrm_torchrec.recipe import load_recipe
+from dlrm_torchrec.recipe import load_training_recipe
 from dlrm_torchrec.sharding.cluster.topology import parse_cluster
 from dlrm_torchrec.sharding.dry_run import DryRun
 from dlrm_torchrec.sharding.estimate.estimate import EstimateStats
@@ -42,7 +42,7 @@ def seconds(function: Callable[[], Any]) -> float:
 
 def main(rounds: int = 5) -> None:
     logging.disable(logging.WARNING)
-    recipe, cluster = load_recipe("train_dcnv2"), parse_cluster(TOPOLOGY)
+    recipe, cluster = load_training_recipe("train_dcnv2"), parse_cluster(TOPOLOGY)
     cfg = recipe.PRESETS["mlperf"]
     dry_run = DryRun(recipe.build, cfg.shape, {})
     model, tables = recipe.build(cfg, cfg.shape, cluster.world_size, torch.device("cpu"))

@@ -28,7 +28,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
-from dlrm_torchrec.recipe import load_recipe
+from dlrm_torchrec.recipe import load_training_recipe
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.train.optimizers import build_optimizer
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--plot", help="a file to draw the shares into")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    recipe, rows = load_recipe("train_rmc"), []
+    recipe, rows = load_training_recipe("train_rmc"), []
     with join_world(seed=0) as world:
         for shape in args.shapes:
             for work, size, run in passes(recipe, recipe.PRESETS[shape], world, args.sizes):

@@ -25,7 +25,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.embeddings.initialize import initialize_tables
-from dlrm_torchrec.recipe import load_recipe
+from dlrm_torchrec.recipe import load_training_recipe
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.config import CommsConfig, ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES
@@ -87,7 +87,7 @@ def main(sharding: ShardingKind = "table_wise", rows: int = 2_457_600, seed: int
     """Prints one line per setting."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    recipe = load_recipe("train_dlrm")
+    recipe = load_training_recipe("train_dlrm")
     with join_world(seed) as world:
         say = print if world.is_main else lambda *_, **__: None
         say(f"{sharding}, {world.size} ranks; bytes that a rank sends in a step")

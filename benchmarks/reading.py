@@ -41,7 +41,7 @@ from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.zipf import Zipf
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.preparation.passes.encode import prepared_schema
-from dlrm_torchrec.recipe import load_recipe
+from dlrm_torchrec.recipe import load_training_recipe
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.train.optimizers import build_optimizer
@@ -169,7 +169,7 @@ def lists(folder: Path, turns: int) -> None:
 
 def training(folder: Path, turns: int, steps: int = 200) -> None:
     """The criteo-kaggle preset's step: how long it waits for its batch, and beside batches that are there already."""
-    recipe = load_recipe("train_dlrm")
+    recipe = load_training_recipe("train_dlrm")
     cfg = replace(recipe.PRESETS["criteo-kaggle"], data=str(folder))
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     with join_world(cfg.seed) as world:
@@ -182,7 +182,8 @@ def training(folder: Path, turns: int, steps: int = 200) -> None:
         )
         initialize_tables(model, cfg.seed)
         pipeline = train_pipeline(model, build_optimizer(model, cfg.sparse, cfg.dense), world)
-        streams = open_streams(cfg.data, spec, Ranks(cfg.batch_size, 0, 1), cfg.rows, cfg.epochs, cfg.seed, 1)
+        ranks = Ranks(cfg.batch_size, 0, 1)
+        streams = open_streams(cfg.data, spec, ranks, rows=cfg.rows, epochs=1, seed=cfg.seed, lanes=1)
         waited = 0.0
 
         def timed(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -52,7 +52,7 @@ def bare_samples_per_s(cfg) -> float:
         initialize_tables(model, cfg.seed)
         optimizer = build_optimizer(model, cfg.sparse, cfg.dense)
         ranks = Ranks(cfg.batch_size, world.rank, world.size)
-        stream = open_streams(cfg.data, spec, ranks, cfg.rows, cfg.epochs, cfg.seed, world.size)["train"]
+        stream = open_streams(cfg.data, spec, ranks, rows=cfg.rows, epochs=1, seed=cfg.seed, lanes=world.size)["train"]
         begin = time.perf_counter()
         for batch in stream.batches():
             optimizer.zero_grad()

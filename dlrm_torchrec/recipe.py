@@ -1,40 +1,91 @@
-"""A recipe from the outside: its file, its command line, and the config of a run that it made."""
+"""A recipe from the outside: what other programs need of its file, and the config of a run that it made.
+
+A recipe is a Python file. ``plan_sharding`` and the launcher take any ``TrainingRecipe``; ``evaluate``,
+``quantize_dlrm`` and ``secret_shared_layer`` take any ``RankingRecipe``. A copy that keeps these names works with all
+of them, whatever else is changed in it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import inspect
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-import tyro
+from iopath.common.file_io import g_pathmgr
 
-Config = TypeVar("Config")
+from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.sharding.config import ShardingConfig
+from dlrm_torchrec.train.config import CheckpointConfig, OptimizerConfig
+
+if TYPE_CHECKING:  # torch, which the command line does without
+    import torch
+
+    from dlrm_torchrec.datasets.stream import Ranks, Stream
+    from dlrm_torchrec.embeddings.tables import Tables
+    from dlrm_torchrec.train.task import BinaryRankingTask
 
 
-def parse(presets: Mapping[str, Config], argv: Sequence[str] | None = None) -> tuple[str, Config]:
-    """The chosen preset's name and its config with the options of ``argv`` applied; the first preset by default.
+class TrainingConfig(Protocol):
+    """The fields that other programs read of a recipe's ``Config``, a frozen dataclass."""
 
-    >>> from dataclasses import dataclass
-    >>> @dataclass(frozen=True)
-    ... class Config:
-    ...     lr: float
-    >>> parse({"demo": Config(lr=0.1), "big": Config(lr=1.0)}, ["big", "--lr", "2"])
-    ('big', Config(lr=2.0))
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    data: str  # a prepared folder, or "synthetic"
+    shape: DatasetSpec  # of synthetic rows
+    rows: int  # of a synthetic epoch
+    epochs: int
+    batch_size: int  # over all ranks
+    tables: TablesConfig
+    sparse: OptimizerConfig  # of the tables
+    sharding: ShardingConfig
+    compile: bool  # the dense parts
+    checkpoint: CheckpointConfig
+    run_dir: str  # of runs
+    seed: int
+
+
+class TrainingRecipe(Protocol):
+    """The names that a file must define to be planned and launched as a training recipe."""
+
+    Config: type[Any]  # with the fields of TrainingConfig
+    PRESETS: Mapping[str, Any]  # configs by name, the default first
+
+    def build(
+        self, cfg: Any, spec: DatasetSpec, world_size: int, device: torch.device
+    ) -> tuple[BinaryRankingTask, Tables]:
+        """The model with its loss, and its tables on meta, marked with their optimizer."""
+
+    def main(self, preset: str, cfg: Any) -> dict[str, float]:
+        """Train; the final metrics."""
+
+
+class RankingRecipe(TrainingRecipe, Protocol):
+    """The names that a file must define to be evaluated and quantised: a training recipe for rows with binary labels.
+
+    ``from dlrm_torchrec.datasets.open import open_streams`` is enough for the last one.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    name = next(iter(presets))
-    if arguments and not arguments[0].startswith("-"):
-        name = arguments.pop(0)
-    if name not in presets:
-        raise ValueError(f"preset must be one of {', '.join(presets)}: got {name!r}; name one of them, or none")
-    default = presets[name]
-    text = f"{sys.modules[type(default).__module__].__doc__}\nPresets: {', '.join(presets)}; shown: {name}."
-    parsed = tyro.cli(type(default), default=default, args=arguments, prog=f"{sys.argv[0]} [PRESET]", description=text)
-    return name, parsed
+
+    def open_streams(
+        self, data: str, spec: DatasetSpec, ranks: Ranks, *, rows: int, epochs: int, seed: int, lanes: int
+    ) -> dict[str, Stream]:
+        """A stream of labelled rows per split."""
+
+
+def load_training_recipe(name: str) -> TrainingRecipe:
+    """The recipe of that name, or in that file. Raises ValueError when it is not a ``TrainingRecipe``."""
+    return cast(TrainingRecipe, _checked(name, TrainingRecipe))
+
+
+def load_ranking_recipe(name: str) -> RankingRecipe:
+    """The recipe of that name, or in that file. Raises ValueError when it is not a ``RankingRecipe``."""
+    return cast(RankingRecipe, _checked(name, RankingRecipe))
 
 
 def load_recipe(name: str) -> ModuleType:
@@ -55,7 +106,19 @@ def load_recipe(name: str) -> ModuleType:
     return module
 
 
-def restore(kind: Any, record: Any) -> Any:
+def read_config(recipe: TrainingRecipe, run: str) -> Any:
+    """The config of the run in folder ``run``, which ``recipe`` trained. Raises ValueError when there is none."""
+    path = f"{run}/config.json"
+    if not g_pathmgr.exists(path):
+        raise ValueError(f"run must be the folder of a run, with config.json: got {run!r}; name one under runs/")
+    with g_pathmgr.open(path, "r") as stream:
+        return restore(recipe.Config, json.load(stream))
+
+
+Value = TypeVar("Value")
+
+
+def restore(kind: type[Value], record: Any) -> Value:
     """A value of type ``kind``, a dataclass mostly, from the JSON of its ``asdict``; what is not in it is the default.
 
     >>> from dataclasses import dataclass
@@ -66,19 +129,66 @@ def restore(kind: Any, record: Any) -> Any:
     >>> restore(Config, {"widths": [64, 16]})
     Config(widths=(64, 16), window=None)
     """
+    return cast(Value, _restored(kind, record))
+
+
+def _restored(kind: Any, record: Any) -> Any:
     if record is None:
         return None
     if dataclasses.is_dataclass(kind):
         types = get_type_hints(kind)
         names = {field.name for field in dataclasses.fields(kind) if field.init and field.name in record}
-        return kind(**{name: restore(types[name], record[name]) for name in names})  # type: ignore[operator]  # a class
+        return kind(**{name: _restored(types[name], record[name]) for name in names})  # type: ignore[operator]  # a class
     if get_origin(kind) in (Union, UnionType):
-        return restore(next(each for each in get_args(kind) if each is not type(None)), record)
+        return _restored(next(each for each in get_args(kind) if each is not type(None)), record)
     if get_origin(kind) is tuple:
         first, *others = get_args(kind)
-        return (
-            tuple(restore(each, item) for each, item in zip([first, *others], record, strict=True))
-            if (others != [...])
-            else tuple(restore(first, item) for item in record)
-        )
+        if others == [...]:
+            return tuple(_restored(first, item) for item in record)
+        return tuple(_restored(each, item) for each, item in zip([first, *others], record, strict=True))
     return record
+
+
+def _checked(name: str, contract: type) -> ModuleType:
+    """The recipe ``name`` if it defines what the Protocol ``contract`` has, and the fields of ``TrainingConfig``."""
+    module = load_recipe(name)
+    advice = f"{contract.__name__} in dlrm_torchrec/recipe.py says what it is for; copy it from train_dlrm"
+    defined = vars(module)
+    functions = {each: call for each, call in inspect.getmembers(contract, inspect.isfunction) if each[0] != "_"}
+    for each in ("Config", "PRESETS", *functions):
+        if each not in defined:
+            raise ValueError(f"recipe must define {each}: got {name!r}, which does not; {advice}")
+    for each, wanted in functions.items():
+        if not _takes(defined[each], wanted):
+            raise ValueError(
+                f"{each} of recipe {name!r} must take {_parameters(wanted)}: got {inspect.signature(defined[each])}; "
+                f"{advice}"
+            )
+    config, presets = defined["Config"], defined["PRESETS"]
+    types = get_type_hints(config) if dataclasses.is_dataclass(config) else {}
+    for field, wanted in get_type_hints(TrainingConfig).items():
+        if field[0] != "_" and types.get(field) != wanted:
+            shown = inspect.formatannotation(types[field]) if field in types else "none"
+            raise ValueError(
+                f"Config of recipe {name!r} must have a field {field} of type {inspect.formatannotation(wanted)}: got "
+                f"{shown}; {advice}"
+            )
+    if not presets or not all(isinstance(preset, config) for preset in presets.values()):
+        raise ValueError(f"PRESETS of recipe {name!r} must map names to Config: got {presets!r}; {advice}")
+    return module
+
+
+def _takes(function: Any, wanted: Any) -> bool:
+    """Whether ``function`` can be called as the method ``wanted`` of a Protocol."""
+    parameters = list(inspect.signature(wanted).parameters.values())[1:]
+    positional = [each for each in parameters if each.kind is not each.KEYWORD_ONLY]
+    keywords = {each.name: None for each in parameters if each.kind is each.KEYWORD_ONLY}
+    try:
+        inspect.signature(function).bind(*positional, **keywords)
+    except TypeError:
+        return False
+    return True
+
+
+def _parameters(method: Any) -> str:
+    return f"({', '.join(list(inspect.signature(method).parameters)[1:])})"

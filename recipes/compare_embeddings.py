@@ -14,39 +14,17 @@ classes once they reach the dots, do not (on Criteo they do well). It has two nu
 import json
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import product
-from statistics import mean
 
-import torch
-from torch.distributed.elastic.multiprocessing.errors import record
-from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.models.dlrm import DLRM
 from tyro.conf import Suppress
 
+from dlrm_torchrec.command_line import parse
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
-from dlrm_torchrec.datasets.open import load_spec, open_streams
-from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
-from dlrm_torchrec.embeddings.comparison.report import to_markdown, write_report
 from dlrm_torchrec.embeddings.comparison.sweep import Sweep
-from dlrm_torchrec.embeddings.comparison.variants import Runs, Variant, variants
 from dlrm_torchrec.embeddings.config import TablesConfig
-from dlrm_torchrec.embeddings.initialize import initialize_tables
-from dlrm_torchrec.embeddings.tables import build_tables
-from dlrm_torchrec.recipe import parse
 from dlrm_torchrec.schema import DatasetSpec
-from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.config import ShardingConfig
-from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.train.config import LogConfig, OptimizerConfig, Schedule
-from dlrm_torchrec.train.log import RunLog, prefixed
-from dlrm_torchrec.train.metrics.binary import evaluate
-from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
-from dlrm_torchrec.train.pipeline import train_pipeline
-from dlrm_torchrec.train.schedule import ScheduledLearningRate
-from dlrm_torchrec.train.task import BinaryRankingTask
-from dlrm_torchrec.train.world import World, join_world
 
 # primes, which no number of collisions divides, on both sides of each of the paper's thresholds
 STAGE = partial(demo_spec, one_hot=(13, 151, 499, 997, 2003, 5003, 10_007, 20_011), multi_hot=(997,))
@@ -54,21 +32,21 @@ STAGE = partial(demo_spec, one_hot=(13, 151, 499, 997, 2003, 5003, 10_007, 20_01
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    data: str = "synthetic"  # a prepared folder (see data/), or 'synthetic' rows with a known teacher
-    shape: Suppress[DatasetSpec] = field(default_factory=STAGE)  # of the synthetic rows
-    data_seed: int = 0  # of the synthetic rows and their teacher, or of the order of prepared ones
-    rows: int = 819_200  # synthetic training rows per epoch
-    epochs: int = 1
-    batch_size: int = 2048  # rows of a global batch, over all ranks
-    bottom: tuple[int, ...] = (64, 16)  # widths of the bottom MLP; the last one is the tables' dim
-    top: tuple[int, ...] = (64, 32, 1)  # widths of the top MLP
-    sparse: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.1)  # optimizer of the tables
-    dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # optimizer of everything else
-    schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # of both learning rates
-    sweep: Sweep = Sweep()  # which ways to store tables are compared, at which sizes
-    seeds: tuple[int, ...] = (0, 1, 2)  # of the initial weights, one run of each variant for each
-    count: bool = False  # print how many parameters the variants have, and train nothing
-    run_dir: str = "runs/compare_embeddings"  # the preset's name is appended
+    data: str = "synthetic"  # A prepared folder (see data/), or 'synthetic' for rows labelled by a known model.
+    shape: Suppress[DatasetSpec] = field(default_factory=STAGE)  # Shape of the synthetic rows.
+    data_seed: int = 0  # Seed of the synthetic rows and of the model that labels them, or of the order of rows.
+    rows: int = 819_200  # Number of synthetic training rows per epoch; a prepared folder has its own.
+    epochs: int = 1  # Number of passes over the training rows.
+    batch_size: int = 2048  # Rows of a global batch, over all ranks together.
+    bottom: tuple[int, ...] = (64, 16)  # Widths of the bottom MLP's layers; the last one is the dim of the tables.
+    top: tuple[int, ...] = (64, 32, 1)  # Widths of the top MLP's layers; the last one is 1, the logit.
+    sparse: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.1)  # The optimizer of the tables.
+    dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # The optimizer of all other parameters.
+    schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # Both learning rates.
+    sweep: Sweep = Sweep()  # Which ways to store tables are compared, at which sizes.
+    seeds: tuple[int, ...] = (0, 1, 2)  # Seeds of the initial weights; every variant is trained once with each.
+    count: bool = False  # Print how many parameters the variants have, and train nothing.
+    run_dir: str = "runs/compare_embeddings"  # Folder of runs; the preset's name is appended.
 
 
 QR = partial(TablesConfig, kind="quotient_remainder")
@@ -94,6 +72,34 @@ PRESETS = {
         top=(512, 256, 1), sparse=ADAGRAD, dense=ADAGRAD, schedule=Schedule(), sweep=SWEEP, seeds=(0, 1, 2, 3, 4)),
 }  # fmt: skip
 
+if __name__ == "__main__":
+    COMMAND_LINE = parse(PRESETS)  # before torch is imported, so that --help and mistakes are answered at once
+
+from itertools import product
+from statistics import mean
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import record
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.models.dlrm import DLRM
+
+from dlrm_torchrec.datasets.open import load_spec, open_streams
+from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
+from dlrm_torchrec.embeddings.comparison.report import to_markdown, write_report
+from dlrm_torchrec.embeddings.comparison.variants import Runs, Variant, variants
+from dlrm_torchrec.embeddings.initialize import initialize_tables
+from dlrm_torchrec.embeddings.tables import build_tables
+from dlrm_torchrec.sharding.cluster.topology import live_topology
+from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.train.log import RunLog, prefixed
+from dlrm_torchrec.train.metrics.binary import evaluate
+from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
+from dlrm_torchrec.train.pipeline import train_pipeline
+from dlrm_torchrec.train.schedule import ScheduledLearningRate
+from dlrm_torchrec.train.task import BinaryRankingTask
+from dlrm_torchrec.train.world import World, join_world
+
 
 def train(cfg: Config, spec: DatasetSpec, variant: Variant, seed: int, world: World, log: RunLog) -> dict[str, float]:
     torch.manual_seed(seed)
@@ -110,7 +116,9 @@ def train(cfg: Config, spec: DatasetSpec, variant: Variant, seed: int, world: Wo
     optimizer = build_optimizer(model, cfg.sparse, cfg.dense)
 
     ranks = Ranks(cfg.batch_size, world.rank, world.size)
-    streams = open_streams(cfg.data, spec, ranks, cfg.rows, cfg.epochs, cfg.data_seed, world.size)
+    streams = open_streams(
+        cfg.data, spec, ranks, rows=cfg.rows, epochs=cfg.epochs, seed=cfg.data_seed, lanes=world.size
+    )
     stream, val = streams["train"], streams["val"]
     learning_rate = ScheduledLearningRate(optimizer, cfg.schedule, stream.num_steps)
     pipeline, batches = train_pipeline(model, optimizer, world), stream.batches()
@@ -152,4 +160,4 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(*parse(PRESETS))
+    main(*COMMAND_LINE)

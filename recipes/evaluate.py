@@ -4,26 +4,48 @@
     torchrun --standalone --nproc_per_node 2 recipes/evaluate.py train_dlrm runs/train_dlrm/demo --ablation
     python recipes/evaluate.py my_copy.py runs/my_copy/census --split test --plot calibration.png
 
-The first argument is the recipe that trained the run, the second its folder. ``--ablation`` evaluates once more for
-every feature, with 0 in its place in every row: what AUC then loses is what this model gets from it. Writes
-evaluation.json into the run's folder. Expected: the metrics that the run printed last, on any number of ranks.
+The first argument is the recipe that trained the run, the second is the run's folder. ``--ablation`` evaluates once
+more for every feature, with 0 in its place in every row: the AUC that is lost is what this model gains by the feature.
+The result is written to evaluation.json in the run's folder.
+Expected: the metrics that the run printed last, on any number of ranks.
 """
 
 import json
 import sys
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import tyro
+from tyro.conf import Positional
+
+from dlrm_torchrec.recipe import load_ranking_recipe, read_config
+from dlrm_torchrec.sharding.config import ShardingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    recipe: Positional[str]  # The recipe that trained the run: its name here, or the path of your copy.
+    run: Positional[str]  # The run's folder, with config.json and checkpoints.
+    step: int | None = None  # Step of the checkpoint; None means the newest.
+    data: str = ""  # Another prepared folder with the same features; empty means the run's own data.
+    split: str = "val"  # The split whose rows are evaluated.
+    batch_size: int = 8192  # Rows of a global batch, over all ranks together.
+    bins: int = 20  # Number of bins of the calibration curve.
+    plot: str = ""  # File for a picture of the calibration curve; empty means none.
+    ablation: bool = False  # Also evaluate without each feature.
+    sharding: ShardingConfig = ShardingConfig()  # Which rank holds which piece of which table.
+
+
+if __name__ == "__main__":
+    COMMAND_LINE = tyro.cli(Config, description=__doc__)  # before torch is imported, so that --help answers at once
+
 from iopath.common.file_io import g_pathmgr
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from tyro.conf import Positional
 
 from dlrm_torchrec.datasets.ablation import without
 from dlrm_torchrec.datasets.open import load_spec
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.recipe import load_recipe, restore
 from dlrm_torchrec.sharding.cluster.topology import live_topology
-from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
 from dlrm_torchrec.train.log import prefixed
@@ -32,35 +54,13 @@ from dlrm_torchrec.train.metrics.reliability import calibration_bins, expected_c
 from dlrm_torchrec.train.world import World, join_world
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    recipe: Positional[str]  # that trained the run: its name here, or the path of your copy
-    run: Positional[str]  # its folder, with config.json and checkpoints
-    step: int | None = None  # of the checkpoint; the newest by default
-    data: str = ""  # another prepared folder with the same features; the run's by default
-    split: str = "val"
-    batch_size: int = 8192  # over all ranks
-    bins: int = 20  # of the calibration curve
-    plot: str = ""  # a picture of the calibration curve to write
-    ablation: bool = False  # evaluate without each feature, too
-    sharding: ShardingConfig = ShardingConfig()
-
-
 def main(cfg: Config) -> dict[str, float]:
-    recipe = load_recipe(cfg.recipe)
-    if not hasattr(recipe, "open_streams"):
-        raise ValueError(
-            f"recipe must read binary labels by open_streams: got {cfg.recipe!r}, which does not; type the command "
-            "of the finished run again, which prints its metrics"
-        )
-    config_path = f"{cfg.run}/config.json"
-    if not g_pathmgr.exists(config_path):
-        raise ValueError(f"run must be the folder of a run, with config.json: got {cfg.run!r}; name one under runs/")
-    with g_pathmgr.open(config_path, "r") as stream:
-        trained = restore(recipe.Config, json.load(stream))
+    recipe = load_ranking_recipe(cfg.recipe)
+    trained = read_config(recipe, cfg.run)
     data = cfg.data or trained.data
     spec = load_spec(data, trained.shape)
     with join_world(trained.seed) as world:
+        # the model of the run, sharded over these ranks, with the weights of its checkpoint
         model, tables = recipe.build(trained, spec, world.size, world.device)
         topology = live_topology(world.size, world.local_size, world.device)
         plan = make_plan(model, tables, topology, cfg.batch_size // world.size, cfg.sharding, spec, world.control)
@@ -68,47 +68,53 @@ def main(cfg: Config) -> dict[str, float]:
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )
         progress = Checkpoints(f"{cfg.run}/checkpoints", trained.checkpoint, world).load_model(model, cfg.step)
+
+        # the rows to evaluate
         ranks = Ranks(cfg.batch_size, world.rank, world.size)
-        streams = recipe.open_streams(data, spec, ranks, trained.rows, trained.epochs, trained.seed, world.size)
+        streams = recipe.open_streams(
+            data, spec, ranks, rows=trained.rows, epochs=trained.epochs, seed=trained.seed, lanes=world.size
+        )
         if cfg.split not in streams:
             raise ValueError(f"split must be one of {data}: got {cfg.split!r}; name one of {sorted(streams)}")
         stream = streams[cfg.split]
 
+        # metrics and calibration; the scores of all ranks are on rank 0
+        result: dict[str, Any] = {"step": progress.step, "split": cfg.split}
         scores = predict(model, stream.batches(), world)
-        found = {"step": progress.step, "split": cfg.split}
         if scores is not None:
             bins = calibration_bins(*scores, cfg.bins)
             metrics = ranking_metrics(*scores) | {"calibration_error": expected_calibration_error(bins)}
-            found |= {"metrics": metrics, "calibration": [asdict(each) for each in bins]}
+            result |= {"metrics": metrics, "calibration": [asdict(each) for each in bins]}
             if cfg.plot:
                 plot_calibration(bins, cfg.plot)
+
+        # once more without each feature
         if cfg.ablation:
-            features = [feature.name for feature in (*spec.dense, *spec.sparse)]
             lost = {}
-            for feature in features:
-                without_it = predict(model, (without(batch, feature, spec) for batch in stream.batches()), world)
-                if scores is not None:
-                    changed = ranking_metrics(*without_it)
-                    lost[feature] = {name: metrics[name] - changed[name] for name in ("auc", "logloss")}
-            found["ablation"] = dict(sorted(lost.items(), key=lambda each: -each[1]["auc"]))
-        return report(cfg, found, world)
+            for feature in [each.name for each in (*spec.dense, *spec.sparse)]:
+                changed = predict(model, (without(batch, feature, spec) for batch in stream.batches()), world)
+                if changed is not None:
+                    worse = ranking_metrics(*changed)
+                    lost[feature] = {name: metrics[name] - worse[name] for name in ("auc", "logloss")}
+            result["ablation"] = dict(sorted(lost.items(), key=lambda each: -each[1]["auc"]))
+        return report(cfg, result, world)
 
 
-def report(cfg: Config, found: dict, world: World) -> dict[str, float]:
-    """Write and print what rank 0 found; the last line is one JSON object."""
+def report(cfg: Config, result: dict[str, Any], world: World) -> dict[str, float]:
+    """Write and print the result of rank 0; the last line is one JSON object."""
     if not world.is_main:
         return {}
     with g_pathmgr.open(f"{cfg.run}/evaluation.json", "w") as stream:
-        json.dump(found, stream, indent=1)
-    for feature, lost in found.get("ablation", {}).items():
+        json.dump(result, stream, indent=1)
+    for feature, lost in result.get("ablation", {}).items():
         print(f"without {feature}: AUC {-lost['auc']:+.5f}, log-loss {-lost['logloss']:+.5f}", file=sys.stderr)
-    final = prefixed(f"{cfg.split}/", found["metrics"]) | {"steps": found["step"]}
+    final = prefixed(f"{cfg.split}/", result["metrics"]) | {"steps": result["step"]}
     print(json.dumps(final), flush=True)
     return final
 
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config, description=__doc__))
+        main(COMMAND_LINE)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -4,10 +4,11 @@
     python recipes/export_tables.py runs/train_dlrm/demo --output tables --format parquet --tables t_id_0 t_id_7
     python recipes/train_dlrm.py demo --tables.pretrained tables --run-dir runs/warm
 
-A table is <table>.safetensors, with ``weight`` (rows, dim), or <table>.parquet, with ``id`` and ``vector``; row i
-belongs to id i of the prepared data, whose vocab/ tells the raw values. It is whole, however many ranks trained it, and
-no model or process group is needed: memory is that of the largest table. A compositional table is exported as it is
-stored, its partitions one after another. Expected: the demo's ten tables, 25,350 rows of 16, a second after imports.
+A table is <table>.safetensors, with ``weight`` (rows, dim), or <table>.parquet, with ``id`` and ``vector``. Row i
+belongs to id i of the prepared data, whose vocab/ folder holds the raw values. A table is exported whole, however many
+ranks trained it, without a model or a process group, in the memory of the largest table. A compositional table is
+exported as it is stored, its partitions one after another.
+Expected: the demo's ten tables, 25,350 rows of 16 numbers, in a second after imports.
 """
 
 import json
@@ -15,21 +16,28 @@ import sys
 from dataclasses import dataclass
 
 import tyro
-from iopath.common.file_io import g_pathmgr
 from tyro.conf import Positional
 
-from dlrm_torchrec.embeddings.table_files import Format, write_table
-from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path
-from dlrm_torchrec.train.checkpoints.tables import read_table, saved_tables
+from dlrm_torchrec.embeddings.config import TableFormat
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    run: Positional[str]  # the folder of a run
-    output: str  # a folder for the files; those there are replaced
-    step: int | None = None  # of the checkpoint; the newest by default
-    tables: tuple[str, ...] = ()  # only these
-    format: Format = "safetensors"
+    run: Positional[str]  # The run's folder, with its checkpoints.
+    output: str  # Folder for the files; files of the same tables there are replaced.
+    step: int | None = None  # Step of the checkpoint; None means the newest.
+    tables: tuple[str, ...] = ()  # Names of the tables to export; empty means all.
+    format: TableFormat = "safetensors"  # Format of the files.
+
+
+if __name__ == "__main__":
+    COMMAND_LINE = tyro.cli(Config, description=__doc__)  # before torch is imported, so that --help answers at once
+
+from iopath.common.file_io import g_pathmgr
+
+from dlrm_torchrec.embeddings.table_files import write_table
+from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path
+from dlrm_torchrec.train.checkpoints.tables import read_table, saved_tables
 
 
 def main(cfg: Config) -> dict[str, list[int]]:
@@ -48,6 +56,6 @@ def main(cfg: Config) -> dict[str, list[int]]:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config, description=__doc__))
+        main(COMMAND_LINE)
     except ValueError as error:
         sys.exit(f"error: {error}")

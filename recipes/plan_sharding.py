@@ -7,10 +7,11 @@
     python recipes/plan_sharding.py explain t_cat_0 plan.json
     python recipes/plan_sharding.py diff old.json plan.json
 
-Options after ``--`` are the recipe's, which trains this very plan with ``--plan plan.json``, and what ``--fit`` chose
-with ``--tables.file tables.json``. Prints where every table lies, memory and estimated time per rank, and one line per
-topology; writes plan.json and the page plan.html. Exit code 0: fits; 3: a topology does not; 2: bad arguments.
-Expected: the first one takes seconds, 41 of 80 GB on the fullest of 16 ranks, 3.1 ms per step on the slowest.
+Options after ``--`` are the recipe's. The recipe trains this very plan with ``--plan plan.json``, and the tables that
+``--fit`` chose with ``--tables.file tables.json``. This prints where every table lies, memory and estimated time per
+rank, and one line per topology, and writes plan.json and the page plan.html. The exit code is 0 if the tables fit
+every topology, 3 if they do not, and 2 for bad arguments.
+Expected: the first command takes seconds; the fullest of 16 ranks holds 41 of 80 GB, the slowest needs 3.1 ms a step.
 """
 
 import json
@@ -20,12 +21,40 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import tyro
-from iopath.common.file_io import g_pathmgr
 from tyro.conf import Positional
+
+from dlrm_torchrec.command_line import parse
+from dlrm_torchrec.recipe import load_training_recipe
+
+FITS, BAD_ARGUMENTS, DOES_NOT_FIT = 0, 2, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    recipe: Positional[str]  # A training recipe: its name here, or the path of your copy.
+    preset: str = ""  # Preset of the recipe; empty means its first one.
+    topology: tuple[str, ...] = ("1x8:h100",)  # Hosts x devices : machine, a cloud instance, or a TOML file.
+    fit: bool = False  # Choose how each table is stored, so that the topology holds them at the least loss.
+    fit_bytes: float = 0  # With --fit: maximum bytes of tables and optimizer; 0 means what the topology holds.
+    fit_output: str = "tables.json"  # With --fit: file for the chosen settings of single tables.
+    explain: tuple[str, ...] = ()  # Names of tables whose sharding is explained.
+    output: str = "plan.json"  # File for the plans.
+    page: str = "plan.html"  # File for the page that shows them.
+
+
+def configure(arguments: list[str]) -> tuple[Config, list[str]]:
+    """The config, and the options of the recipe after ``--``."""
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    return tyro.cli(Config, args=arguments[:split], description=__doc__), arguments[split + 1 :]
+
+
+if __name__ == "__main__" and sys.argv[1:2] not in (["explain"], ["diff"]):
+    configure(sys.argv[1:])  # before torch is imported, so that --help and mistakes are answered at once
+
+from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.open import load_spec, load_statistics
 from dlrm_torchrec.embeddings.tables import write_tables
-from dlrm_torchrec.recipe import load_recipe, parse
 from dlrm_torchrec.sharding.cluster.topology import Cluster, parse_cluster
 from dlrm_torchrec.sharding.dry_run import DryRun
 from dlrm_torchrec.sharding.estimate.estimate import Estimate, read_estimates
@@ -34,26 +63,9 @@ from dlrm_torchrec.sharding.estimate.text import compare, describe_ranks, descri
 from dlrm_torchrec.sharding.planner.fit import Choice, describe_choices
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
 
-FITS, BAD_ARGUMENTS, DOES_NOT_FIT = 0, 2, 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    recipe: Positional[str]  # a training recipe: its name here, or the path of your copy
-    preset: str = ""  # of the recipe; its first one by default
-    topology: tuple[str, ...] = ("1x8:h100",)  # hosts x devices : machine, a cloud instance, or a TOML file
-    fit: bool = False  # choose how each table is stored, so that the topology holds them at the least loss
-    fit_bytes: float = 0  # with fit: most bytes of tables and optimizer state; 0: what the topology holds
-    fit_output: str = "tables.json"
-    explain: tuple[str, ...] = ()  # tables to say why they are sharded as they are
-    output: str = "plan.json"
-    page: str = "plan.html"
-
 
 def main(cfg: Config, options: list[str]) -> int:
-    recipe = load_recipe(cfg.recipe)
-    if not hasattr(recipe, "build"):
-        raise ValueError(f"recipe to plan must be one that trains a model: got {cfg.recipe!r}; try train_dlrm")
+    recipe = load_training_recipe(cfg.recipe)
     preset, trained = parse(recipe.PRESETS, [*([cfg.preset] if cfg.preset else []), *options])
     clusters = {text: parse_cluster(text) for text in cfg.topology}
     if cfg.fit and len(clusters) > 1:
@@ -101,7 +113,6 @@ def fit_tables(cfg: Config, dry_run: DryRun, trained: Any, cluster: Cluster) -> 
 
 def command(arguments: list[str]) -> int:
     """The exit code of a command line."""
-    split = arguments.index("--") if "--" in arguments else len(arguments)
     logging.disable(logging.WARNING)  # TorchRec's, of tables that every rank holds
     try:
         match arguments:
@@ -111,7 +122,7 @@ def command(arguments: list[str]) -> int:
             case ["diff", before, after]:
                 print(diff(read_estimates(before), read_estimates(after)))
                 return FITS
-        return main(tyro.cli(Config, args=arguments[:split], description=__doc__), arguments[split + 1 :])
+        return main(*configure(arguments))
     except ValueError as error:
         print(error, file=sys.stderr)
         return BAD_ARGUMENTS

@@ -14,37 +14,41 @@ import json
 import sys
 from dataclasses import dataclass
 
-import torch
-import torch.distributed as dist
 import tyro
-from iopath.common.file_io import g_pathmgr
-from torch import nn
-from torch.distributed.elastic.multiprocessing.errors import record
 from tyro.conf import Positional
 
-from dlrm_torchrec.datasets.open import load_spec
-from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.inference.integers.int64_matmul import int64_matmul
-from dlrm_torchrec.inference.integers.secret_sharing import FRACTION_BITS, decode, encode, share
-from dlrm_torchrec.recipe import load_recipe, restore
-from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path, load_unsharded
-from dlrm_torchrec.train.world import join_world
+from dlrm_torchrec.recipe import load_ranking_recipe, read_config
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    recipe: Positional[str]  # that trained the run: its name here, or the path of your copy
-    run: Positional[str]  # its folder, with config.json and checkpoints
-    step: int | None = None  # of the checkpoint; the newest by default
-    rows: int = 2048  # validation rows
-    fraction_bits: int = FRACTION_BITS  # of inputs, weights and biases
+    recipe: Positional[str]  # The recipe that trained the run: its name here, or the path of your copy.
+    run: Positional[str]  # The run's folder, with config.json and checkpoints.
+    step: int | None = None  # Step of the checkpoint; None means the newest.
+    rows: int = 2048  # Number of validation rows to use.
+    fraction_bits: int = 16  # Bits after the binary point of inputs, weights and biases.
+
+
+if __name__ == "__main__":
+    COMMAND_LINE = tyro.cli(Config, description=__doc__)  # before torch is imported, so that --help answers at once
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from dlrm_torchrec.datasets.open import load_spec
+from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.inference.integers.int64_matmul import int64_matmul
+from dlrm_torchrec.inference.integers.secret_sharing import decode, encode, share
+from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path, load_unsharded
+from dlrm_torchrec.train.world import join_world
 
 
 @record
 def main(cfg: Config) -> dict[str, float]:
-    recipe = load_recipe(cfg.recipe)
-    with g_pathmgr.open(f"{cfg.run}/config.json", "r") as stream:
-        trained = restore(recipe.Config, json.load(stream))
+    recipe = load_ranking_recipe(cfg.recipe)
+    trained = read_config(recipe, cfg.run)
     spec = load_spec(trained.data, trained.shape)
     task, tables = recipe.build(trained, spec, 1, torch.device("cpu"))
     tables.to_empty(device="cpu")
@@ -61,7 +65,10 @@ def main(cfg: Config) -> dict[str, float]:
             raise ValueError("parties must be at least 2: got 1 rank; start 2 with torchrun, as the docstring shows")
         size, shares = [0], None
         if world.is_main:  # alone reads the data
-            streams = recipe.open_streams(trained.data, spec, Ranks(cfg.rows, 0, 1), trained.rows, 1, trained.seed, 1)
+            ranks = Ranks(cfg.rows, 0, 1)
+            streams = recipe.open_streams(
+                trained.data, spec, ranks, rows=trained.rows, epochs=1, seed=trained.seed, lanes=1
+            )
             dense = next(iter(streams["val"].batches())).dense_features[: cfg.rows]
             size, shares = [len(dense)], share(encode(dense, cfg.fraction_bits), world.size)
         dist.broadcast_object_list(size, src=0, group=world.control)
@@ -86,6 +93,6 @@ def main(cfg: Config) -> dict[str, float]:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config, description=__doc__))
+        main(COMMAND_LINE)
     except ValueError as error:
         sys.exit(f"error: {error}")

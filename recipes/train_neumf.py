@@ -4,71 +4,52 @@
     torchrun --standalone --nproc_per_node 2 recipes/train_neumf.py      # two
     python recipes/train_neumf.py ml-1m                                  # of data/movielens/prepare.py --task implicit
                                                                          # --split leave_one_out --negatives 0
-Expected: the demo, 150,097 parameters and 2,608 MACs per sample, ends in 20 seconds on 2 CPU cores. Of each user's next
-item among 99 others it reaches HR@10 0.852 +- 0.005 and NDCG@10 0.639 +- 0.005 (seeds 0 to 2); the best there is
-0.865 and 0.649, and popularity alone 0.523 and 0.296. A diff of train_mf.py: the model, three config fields, presets.
+Expected: the demo, 150,097 parameters and 2,608 MACs per sample, takes 20 seconds on 2 CPU cores. It ranks each user's
+next item among 99 others with HR@10 0.852 +- 0.005 and NDCG@10 0.639 +- 0.005 (seeds 0 to 2); the best possible is
+0.865 and 0.649, and ranking by popularity alone gives 0.523 and 0.296.
+What differs from train_mf.py: the model, three fields of the config, and the presets.
 """
 
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
-import torch
-from torch.distributed.elastic.multiprocessing.errors import record
-from torchrec.distributed.model_parallel import DistributedModelParallel
 from tyro.conf import Suppress
 
-from dlrm_torchrec.datasets.open import load_spec
-from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.datasets.synthetic.interactions import InteractionStream, open_interactions
+from dlrm_torchrec.command_line import parse
 from dlrm_torchrec.datasets.synthetic.specs import interactions_spec
 from dlrm_torchrec.embeddings.config import TablesConfig
-from dlrm_torchrec.embeddings.initialize import initialize_tables
-from dlrm_torchrec.embeddings.tables import Tables, build_tables
-from dlrm_torchrec.models.neumf import NeuMF
-from dlrm_torchrec.models.user_item import UserItemModel
-from dlrm_torchrec.recipe import parse
 from dlrm_torchrec.schema import DatasetSpec
-from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.config import ShardingConfig
-from dlrm_torchrec.sharding.plan import describe_plan, make_plan, plan_to_json
-from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, Progress
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule
-from dlrm_torchrec.train.log import RunLog, prefixed
-from dlrm_torchrec.train.metrics.leave_one_out import evaluate_leave_one_out, known_rankings
-from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
-from dlrm_torchrec.train.pipeline import train_pipeline
-from dlrm_torchrec.train.schedule import ScheduledLearningRate
-from dlrm_torchrec.train.stop import StopRequest
-from dlrm_torchrec.train.task import BinaryRankingTask
-from dlrm_torchrec.train.world import join_world
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    data: str = "synthetic"  # a prepared folder (see data/movielens), or 'synthetic' interactions in latent groups
-    shape: Suppress[DatasetSpec] = field(default_factory=interactions_spec)  # of the synthetic rows
-    rows: int = 1_536_000  # synthetic training rows per epoch
-    epochs: int = 1
-    columns: tuple[str, str] = ("user", "movie")  # the sparse features
-    negatives: int = 4  # drawn for each interaction, other ones in every epoch; 0: the data has its own
-    batch_size: int = 2560  # rows of a global batch, over all ranks: interactions and negatives
-    gmf_dim: int = 16  # factors of generalised matrix factorisation
-    mlp: tuple[int, ...] = (64, 32, 16)  # widths of the MLP; the first one is its input's, half user and half item
-    tables: TablesConfig = TablesConfig()  # how tables are stored: plain, or compositional, or of mixed dims
-    sparse: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.3)  # optimizer of the tables
-    dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # optimizer of everything else
-    schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # of both learning rates
-    bf16: bool = False  # autocast the dense parts to bfloat16
-    sharding: ShardingConfig = ShardingConfig()  # who holds which table
-    eval_every: int = 200  # steps between evaluations; 0: only at the end
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log: LogConfig = LogConfig()
-    run_dir: str = "runs/train_neumf"  # the preset's name is appended
-    seed: int = 0
+    data: str = "synthetic"  # A prepared folder (see data/movielens), or 'synthetic' for users in known groups.
+    shape: Suppress[DatasetSpec] = field(default_factory=interactions_spec)  # Shape of the synthetic rows.
+    rows: int = 1_536_000  # Number of synthetic training rows per epoch; a prepared folder has its own.
+    epochs: int = 1  # Number of passes over the training rows.
+    columns: tuple[str, str] = ("user", "movie")  # The sparse features of the user and of the item.
+    negatives: int = 4  # Items drawn for each interaction, new ones in every epoch; 0 means the data has its own.
+    batch_size: int = 2560  # Rows of a global batch, over all ranks together: interactions and negatives.
+    gmf_dim: int = 16  # Number of factors of generalised matrix factorisation.
+    mlp: tuple[int, ...] = (64, 32, 16)  # Widths of the MLP's layers; the first is its input, half user and half item.
+    eval_every: int = 200  # Steps between evaluations; 0 means only at the end.
+    run_dir: str = "runs/train_neumf"  # Folder of runs; the preset's name is appended.
+    seed: int = 0  # Seed of the initial weights, the synthetic rows and the order of rows.
+    clip_norm: float = 0.0  # Maximum norm of the dense gradients; 0 means no limit.
+    bf16: bool = False  # Run the dense parts in bfloat16 (autocast).
+    compile: bool = False  # Compile the dense parts; this needs a C++ compiler.
+    tables: TablesConfig = TablesConfig()  # How tables are stored: plain, compositional, or of mixed dims.
+    sparse: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.3)  # The optimizer of the tables.
+    dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # The optimizer of all other parameters.
+    schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # Both learning rates.
+    sharding: ShardingConfig = ShardingConfig()  # Which rank holds which piece of which table.
+    checkpoint: CheckpointConfig = CheckpointConfig()  # When the run is saved, and how.
+    log: LogConfig = LogConfig()  # What is written about the run.
 
 
 ADAM = OptimizerConfig(kind="adam", lr=0.0045, betas=(0.25, 0.5))
-IDENTITY = ("batch_size", "columns", "negatives", "gmf_dim", "mlp", "tables", "seed")  # same in its checkpoints
 PRESETS = {
     "demo": Config(),
     # MovieLens is not ours to hand on: sizes and steps per epoch are its own, results have not been measured.
@@ -81,11 +62,41 @@ PRESETS = {
         sparse=ADAM, dense=ADAM, schedule=Schedule(), bf16=True, eval_every=95),
 }  # fmt: skip
 
+if __name__ == "__main__":
+    COMMAND_LINE = parse(PRESETS)  # before torch is imported, so that --help and mistakes are answered at once
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import record
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from dlrm_torchrec.datasets.open import load_spec
+from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.datasets.synthetic.interactions import InteractionStream, open_interactions
+from dlrm_torchrec.embeddings.initialize import initialize_tables
+from dlrm_torchrec.embeddings.tables import Tables, build_tables
+from dlrm_torchrec.models.neumf import NeuMF
+from dlrm_torchrec.models.user_item import UserItemModel
+from dlrm_torchrec.sharding.cluster.topology import live_topology
+from dlrm_torchrec.sharding.plan import describe_plan, make_plan, plan_to_json
+from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, Progress
+from dlrm_torchrec.train.checkpoints.identity import identity_of
+from dlrm_torchrec.train.compile import compile_module
+from dlrm_torchrec.train.log import RunLog, prefixed
+from dlrm_torchrec.train.metrics.leave_one_out import evaluate_leave_one_out, known_rankings
+from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
+from dlrm_torchrec.train.pipeline import train_pipeline
+from dlrm_torchrec.train.schedule import ScheduledLearningRate
+from dlrm_torchrec.train.stop import StopRequest
+from dlrm_torchrec.train.task import BinaryRankingTask
+from dlrm_torchrec.train.world import join_world
+
 
 def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device) -> tuple[BinaryRankingTask, Tables]:
     score = NeuMF(cfg.gmf_dim, cfg.mlp, device)
-    both = [table for table in spec.tables(score.table_dim) if table.features[0] in cfg.columns]
+    both = [table for table in spec.tables(dim=score.table_dim) if table.features[0] in cfg.columns]
     tables = build_tables(both, cfg.tables, device)
+    if cfg.compile:
+        compile_module(score)
     optimize_tables_in_backward(tables, cfg.sparse)
     model = UserItemModel(tables, *cfg.columns, score)
     return BinaryRankingTask(model, world_size, autocast=torch.bfloat16 if cfg.bf16 else None), tables
@@ -93,10 +104,11 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
 
 @record
 def main(preset: str, cfg: Config) -> dict[str, float]:
-    spec = load_spec(cfg.data, cfg.shape)
+    spec, run_dir = load_spec(cfg.data, cfg.shape), f"{cfg.run_dir}/{preset}"
     with join_world(cfg.seed) as world:
-        ranks, run_dir = Ranks(cfg.batch_size, world.rank, world.size), f"{cfg.run_dir}/{preset}"
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
+
+        # build the model with its tables on meta, plan who holds which piece of them, and only then allocate them
         model, tables = build(cfg, spec, world.size, world.device)
         topology = live_topology(world.size, world.local_size, world.device)
         plan = make_plan(model, tables, topology, cfg.batch_size // world.size, cfg.sharding, spec, world.control)
@@ -105,20 +117,27 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )
         initialize_tables(model, cfg.seed, cfg.tables.pretrained)
-        optimizer = build_optimizer(model, cfg.sparse, cfg.dense)
-        identity = {"spec": spec.to_json(), **{name: asdict(cfg)[name] for name in IDENTITY}}
+        optimizer = build_optimizer(model, cfg.sparse, cfg.dense, clip_norm=cfg.clip_norm)
+
+        # resume from the newest checkpoint of this run, or begin at step 0
+        identity = identity_of(cfg, spec.to_json())
         checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world)
         progress = checkpoints.load(model, optimizer, identity) or Progress(identity=identity, lanes=world.size)
         progress = replace(progress, plan=plan_to_json(plan))
-        streams = open_interactions(
-            cfg.data, spec, cfg.columns, cfg.negatives, ranks, cfg.rows, cfg.epochs, cfg.seed, progress.lanes
-        )
-        train, val = streams["train"], streams["val"]
-        evaluate = partial(evaluate_leave_one_out, world=world, user=cfg.columns[0])
 
+        # open the data at that step; what a rank reads is a function of the step alone
+        ranks = Ranks(cfg.batch_size, world.rank, world.size)
+        streams = open_interactions(
+            cfg.data, spec, ranks, columns=cfg.columns, negatives=cfg.negatives,
+            rows=cfg.rows, epochs=cfg.epochs, seed=cfg.seed, lanes=progress.lanes,
+        )  # fmt: skip
+        train, val = streams["train"], streams["val"]
+        batches = train.batches(progress.step)
+
+        # train: the pipeline sends the next batch's ids while this batch is trained
         learning_rate = ScheduledLearningRate(optimizer, cfg.schedule, train.num_steps)
         pipeline = train_pipeline(model, optimizer, world, log.timing(progress))
-        batches = train.batches(progress.step)
+        evaluate = partial(evaluate_leave_one_out, world=world, user=cfg.columns[0])
         stop = StopRequest(world)
         log.start(progress.step, train.num_steps)
         while progress.step < train.num_steps and not stop.agreed():
@@ -127,27 +146,34 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
             step = progress.step + 1
             progress = replace(progress, step=step)
             log.step(step, loss, global_rows)
+
+            # once in a while, and at the end: evaluate
             if step == train.num_steps or (cfg.eval_every and step % cfg.eval_every == 0):
                 with log.paused():
-                    found = evaluate(pipeline.detach(), val.batches(), learned=cfg.schedule.settled(step))
+                    metrics = evaluate(pipeline.detach(), val.batches(), learned=cfg.schedule.settled(step))
                     pipeline.attach()
-                    progress = progress.validated(found)
+                    progress = progress.validated(metrics)
                 log.write(step, prefixed("val/", progress.last))
+
+            # once in a while: save
             if cfg.checkpoint.every and step % cfg.checkpoint.every == 0:
                 log.flush(step)
                 with log.paused():
                     checkpoints.save(model, optimizer, progress)
+
+        # the end, or SIGTERM: save, so that the same command goes on from here
         stop.settle()
         log.stop(progress.step)
         checkpoints.finish(model, optimizer, progress)
 
-        metrics = {**prefixed("val/", progress.last), **prefixed("best/val/", progress.best), "steps": progress.step}
+        # report
+        final = {**prefixed("val/", progress.last), **prefixed("best/val/", progress.best), "steps": progress.step}
         if "test" in streams and progress.step == train.num_steps:
-            metrics |= prefixed("test/", evaluate(pipeline.detach(), streams["test"].batches(), learned=False))
+            final |= prefixed("test/", evaluate(pipeline.detach(), streams["test"].batches(), learned=False))
         if isinstance(val, InteractionStream):
-            metrics |= known_rankings(*val.rankings())
-        return log.finish(metrics)
+            final |= known_rankings(*val.rankings())
+        return log.finish(final)
 
 
 if __name__ == "__main__":
-    main(*parse(PRESETS))
+    main(*COMMAND_LINE)

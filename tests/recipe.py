@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dlrm_torchrec.recipe import parse
+from dlrm_torchrec.command_line import parse
 from tests.distributed import run_ranks
 
 ROOT = Path(__file__).parent.parent

@@ -29,7 +29,8 @@ from torchx.specs.builders import materialize_appdef
 from torchx.specs.finder import get_component
 
 from dlrm_torchrec.cli.main import command_line
-from dlrm_torchrec.recipe import load_recipe, parse
+from dlrm_torchrec.command_line import parse
+from dlrm_torchrec.recipe import load_recipe
 from tests import test_packaging, test_readme
 from tests.recipe import ROOT
 

@@ -15,6 +15,7 @@ import argcomplete
 from argcomplete.completers import FilesCompleter
 from argcomplete.shell_integration import shellcode
 
+from dlrm_torchrec.cli.compare import compare
 from dlrm_torchrec.cli.doctor import CHECKS, doctor
 from dlrm_torchrec.cli.launch import launch, script_of
 from dlrm_torchrec.cli.merge import upgrade
@@ -71,6 +72,10 @@ def status(args: argparse.Namespace) -> int:
 
 
 def diff(args: argparse.Namespace) -> int:
+    if args.other:
+        texts = [script_of(name).read_text() for name in (str(args.file), args.other)]
+        print("\n".join(compare(*texts)) or "no difference but in words")
+        return DONE
     found = read_copy(args.file)
     other = find(found.name).text if args.new else found.original()
     label = f"{found.name} (installed)" if args.new else f"{found.name} {found.version}"
@@ -132,8 +137,10 @@ def command_line() -> argparse.ArgumentParser:
     )
     complete(paths, files)
 
-    differ = verb("diff", diff, "what you changed in a copied recipe")
-    complete(differ.add_argument("file", metavar="FILE", type=Path, help="a copy"), files)
+    differ = verb("diff", diff, "what you changed in a copied recipe; or, part by part, what sets two recipes apart")
+    complete(differ.add_argument("file", metavar="FILE", type=Path, help="a copy; or the first of two recipes"), files)
+    other = differ.add_argument("other", metavar="OTHER", nargs="?", help="the second recipe: a name, or a file")
+    complete(other, teachings)
     differ.add_argument("--new", action="store_true", help="against the installed recipe, not the one copied")
 
     merge = verb("upgrade", upgrade_copy, "merge your changes with the installed recipe; exit code 1 for conflicts")

@@ -50,6 +50,7 @@ def open_streams(
     data: str,
     spec: DatasetSpec,
     ranks: Ranks,
+    *,
     rows: int,
     epochs: int,
     seed: int,

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 TablesKind = Literal["plain", "hash", "quotient_remainder", "mixed_radix", "chinese_remainder", "mixed_dimension"]
 OperationName = Literal["concat", "add", "mult", "path", "feature_generation"]
 DataTypeName = Literal["fp32", "fp16"]
+TableFormat = Literal["safetensors", "parquet"]  # of files of single tables
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +17,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-Format = Literal["safetensors", "parquet"]
+from dlrm_torchrec.embeddings.config import TableFormat
+
 ReadRows = Callable[[int, int], torch.Tensor]  # from a first row to one behind the last
 
 _ROW_GROUP_ROWS = 1 << 16
 
 
-def write_table(folder: str, name: str, weights: torch.Tensor, format: Format) -> str:
+def write_table(folder: str, name: str, weights: torch.Tensor, format: TableFormat) -> str:
     """The path of the file with ``weights`` (rows, dim), which is seen whole or not at all."""
     path = os.path.join(folder, f"{name}.{format}")
     partial = f"{path}.partial"
@@ -40,7 +41,7 @@ def open_table(folder: str, name: str, shape: Sequence[int]) -> ReadRows | None:
 
     Raises ValueError when the file holds a table of another shape, or there is one of each format.
     """
-    paths = [os.path.join(folder, f"{name}.{format}") for format in get_args(Format)]
+    paths = [os.path.join(folder, f"{name}.{format}") for format in get_args(TableFormat)]
     found = [path for path in paths if os.path.exists(path)]
     if len(found) > 1:
         raise ValueError(f"table {name} must have one file in {folder}: got {found}; remove one of them")
@@ -57,7 +58,7 @@ def open_table(folder: str, name: str, shape: Sequence[int]) -> ReadRows | None:
 
 def check_folder(folder: str, tables: Sequence[str]) -> None:
     """ValueError when ``folder`` has a file for none of the tables."""
-    names = {f"{table}.{format}" for table in tables for format in get_args(Format)}
+    names = {f"{table}.{format}" for table in tables for format in get_args(TableFormat)}
     if not os.path.isdir(folder) or names.isdisjoint(os.listdir(folder)):
         raise ValueError(
             f"pretrained tables must be a folder with <table>.safetensors or <table>.parquet: got {folder!r} without "

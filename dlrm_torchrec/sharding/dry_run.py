@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import Field, dataclass, replace
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.embeddings.tables import Tables
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec, Table
 from dlrm_torchrec.sharding.cluster.topology import Cluster
+from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.estimate.estimate import Estimate, EstimateStats
 from dlrm_torchrec.sharding.modules.sharder import table_optimizer
 from dlrm_torchrec.sharding.node_local import OF_THE_WORLD
@@ -20,8 +21,43 @@ from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.sharding.planner.fit import Choice, best, choices, fit
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
 
-Build = Callable[[Any, DatasetSpec, int, torch.device], tuple[nn.Module, Tables]]
 MOST_RANKS = 128
+
+
+class PlannedOptimizer(Protocol):
+    """The optimizer of tables, as far as a plan depends on it."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def kind(self) -> str: ...
+
+
+class PlannedConfig(Protocol):
+    """What a plan depends on of a training recipe's config."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def tables(self) -> TablesConfig: ...
+    @property
+    def sparse(self) -> PlannedOptimizer: ...
+    @property
+    def sharding(self) -> ShardingConfig: ...
+
+
+@runtime_checkable
+class NodeLocalConfig(Protocol):
+    """That of a recipe in which every ``node_size`` ranks learn tables of their own."""
+
+    @property
+    def node_size(self) -> int: ...
+
+
+Config = TypeVar("Config", bound=PlannedConfig)
+Build = Callable[[Any, DatasetSpec, int, torch.device], tuple[nn.Module, Tables]]
 
 
 @dataclass(frozen=True)
@@ -32,13 +68,13 @@ class DryRun:
     spec: DatasetSpec
     access: Mapping[str, AccessStatistics]  # by feature, as far as they were measured
 
-    def __call__(self, config: Any, cluster: Cluster, name: str = "") -> Estimate:
+    def __call__(self, config: PlannedConfig, cluster: Cluster, name: str = "") -> Estimate:
         """The plan of a recipe's ``config`` for ``cluster``, called ``name``; DoesNotFitError when there is none.
 
-        Where each node learns tables of its own (``config.node_size``), that of a node.
+        Where each node learns tables of its own, the plan is that of a node.
         """
         model, tables = self.build(config, self.spec, cluster.world_size, torch.device("cpu"))
-        ranks = getattr(config, "node_size", cluster.world_size)
+        ranks = config.node_size if isinstance(config, NodeLocalConfig) else cluster.world_size
         alone = ranks < cluster.world_size
         stats = EstimateStats((name or str(cluster)) + (f", a node of {ranks}" if alone else ""))
         make_plan(
@@ -56,7 +92,7 @@ class DryRun:
         return stats.found
 
     def fit(
-        self, config: Any, cluster: Cluster, attempt: Callable[[dict[str, Choice]], Estimate], budget: int = 0
+        self, config: PlannedConfig, cluster: Cluster, attempt: Callable[[dict[str, Choice]], Estimate], budget: int = 0
     ) -> tuple[dict[str, Choice], Estimate]:
         """How to store each table of a recipe's ``config`` so that ``attempt`` plans it for ``cluster``, losing least.
 
@@ -80,9 +116,9 @@ class DryRun:
             raise ValueError(f"bytes to fit must be at least {least:,} for these tables: got {budget:,}; raise them")
         return chosen, attempt(chosen)
 
-    def nearest(self, config: Any, cluster: Cluster) -> Iterator[str]:
+    def nearest(self, config: PlannedConfig, cluster: Cluster) -> Iterator[str]:
         """Single changes with which ``config`` fits ``cluster``, each of them planned, in words."""
-        changes: list[tuple[str, Iterator[tuple[str, Any, Cluster]]]] = [
+        changes: list[tuple[str, Iterator[tuple[str, PlannedConfig, Cluster]]]] = [
             ("more ranks", _more_ranks(config, cluster)),
             ("a smaller optimizer", _smaller_optimizer(config, cluster)),
             ("half the bytes a weight", _half_precision(config, cluster)),
@@ -108,7 +144,7 @@ def _headline(estimate: Estimate) -> str:
     return f"{used / 1e9:.2f} of {capacity / 1e9:.1f} GB on the fullest rank, {milliseconds:.3g} ms on the slowest"
 
 
-def _more_ranks(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, Cluster]]:
+def _more_ranks(config: Config, cluster: Cluster) -> Iterator[tuple[str, Config, Cluster]]:
     devices, hosts = cluster.devices_per_host, cluster.hosts
     while True:
         if devices < cluster.machine.devices_per_host:
@@ -122,7 +158,7 @@ def _more_ranks(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, Clust
             yield f"--topology {larger}", config, larger
 
 
-def _smaller_optimizer(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, Cluster]]:
+def _smaller_optimizer(config: Config, cluster: Cluster) -> Iterator[tuple[str, Config, Cluster]]:
     if config.sparse.kind in ("adagrad", "adam"):
         yield (
             "--sparse.kind rowwise_adagrad",
@@ -131,7 +167,7 @@ def _smaller_optimizer(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any
         )
 
 
-def _half_precision(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, Cluster]]:
+def _half_precision(config: Config, cluster: Cluster) -> Iterator[tuple[str, Config, Cluster]]:
     if config.tables.data_type == "fp32":
         half = replace(config, tables=replace(config.tables, data_type="fp16"))
         yield "--tables.data-type fp16", half, cluster
@@ -139,12 +175,12 @@ def _half_precision(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, C
             yield f"--tables.data-type fp16 {options}", smaller, cluster
 
 
-def _host_memory(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, Cluster]]:
+def _host_memory(config: Config, cluster: Cluster) -> Iterator[tuple[str, Config, Cluster]]:
     if cluster.machine.compute_device == "cuda" and not config.sharding.host_memory:
         yield "--sharding.host-memory", replace(config, sharding=replace(config.sharding, host_memory=True)), cluster
 
 
-def _compressed(config: Any, cluster: Cluster) -> Iterator[tuple[str, Any, Cluster]]:
+def _compressed(config: Config, cluster: Cluster) -> Iterator[tuple[str, Config, Cluster]]:
     if config.tables.kind == "plain" and not config.tables.file:
         for power in range(1, 11):
             tables = TablesConfig(kind="quotient_remainder", collisions=2**power, data_type=config.tables.data_type)

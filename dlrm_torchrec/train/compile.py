@@ -12,21 +12,30 @@ from torchrec.models.dlrm import DLRM, InteractionArch, OverArch, SparseArch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 
-def compile_dense(model: DLRM) -> None:
-    """Compile, in place, all of ``model`` but its tables; call it before the tables are sharded.
+def compile_dense(model: nn.Module) -> None:
+    """Compile, in place, all of ``model`` but its ``sparse_arch``; call it before the tables are sharded.
 
     Parameter names do not change, so checkpoints fit with and without. The first step of each batch size takes
     seconds to minutes. A model with DLRM's own interaction gets ``DotInteraction``, compiled together with the top MLP.
     """
+    sparse = model.get_submodule("sparse_arch")
+    assert isinstance(sparse, SparseArch)
+    ordered = OrderedSparseArch(sparse.embedding_bag_collection)
+    model.sparse_arch = ordered
+    if isinstance(model, DLRM) and type(model.inter_arch) is InteractionArch:
+        interaction = DotInteraction(model.inter_arch.F).to(model.inter_arch.triu_indices.device)
+        model.inter_arch, model.over_arch = Pair(), InteractionAndTop(interaction, model.over_arch)
+    for part in model.children():
+        if part is not ordered:
+            compile_module(part)
+
+
+def compile_module(module: nn.Module) -> None:
+    """Compile ``module`` in place. Raises ValueError where there is no C++ compiler."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise ValueError(f"compiling needs a C++ compiler: got {compiler!r}, not found; install it or do not compile")
-    model.sparse_arch = OrderedSparseArch(model.sparse_arch.embedding_bag_collection)
-    if type(model.inter_arch) is InteractionArch:
-        interaction = DotInteraction(model.inter_arch.F).to(model.inter_arch.triu_indices.device)
-        model.inter_arch, model.over_arch = Pair(), InteractionAndTop(interaction, model.over_arch)
-    for part in (model.dense_arch, model.inter_arch, model.over_arch):
-        part.compile(dynamic=False)
+    module.compile(dynamic=False)
 
 
 class OrderedSparseArch(SparseArch):

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from dlrm_torchrec.command_line import parse
 from dlrm_torchrec.datasets.criteo import KAGGLE_ROWS
-from dlrm_torchrec.recipe import parse
 from tests.prepared import write_prepared
 from tests.recipe import load_recipe, run_recipe
 

@@ -37,7 +37,7 @@ def quantize(run: Path, recipe: str = "train_dlrm", **options: Any) -> dict[str,
 def raw_columns(rows: int) -> dict[str, list[Any]]:
     """Validation rows of the demo, as a client would send them."""
     spec = demo_spec()
-    stream = open_streams("synthetic", spec, Ranks(1024, 0, 1), 40_960, 1, 0, 1)["val"]
+    stream = open_streams("synthetic", spec, Ranks(1024, 0, 1), rows=40_960, epochs=1, seed=0, lanes=1)["val"]
     batch = next(iter(stream.batches()))
     dense, ids = batch.dense_features[:rows], batch.sparse_features.to_dict()
     columns = {each.name: dense[:, number].tolist() for number, each in enumerate(spec.dense)}

@@ -350,7 +350,7 @@ def test_recipes_take_the_folder_on_any_number_of_ranks(kaggle_like: Path) -> No
     sizes = []
     for world_size in (1, 2):
         for rank in range(world_size):
-            streams = open_streams(made, spec, Ranks(12, rank, world_size), 0, epochs=1, seed=0, lanes=1)
+            streams = open_streams(made, spec, Ranks(12, rank, world_size), rows=0, epochs=1, seed=0, lanes=1)
             sizes.append(sum(batch.num_rows for batch in streams["train"].batches()))
     assert sizes[0] == sizes[1] + sizes[2] == 1_800
 

@@ -114,9 +114,10 @@ def _below(bound: int, keys: counter.Words, number: int | Ints) -> Ints:
 def open_interactions(
     data: str,
     spec: DatasetSpec,
+    ranks: Ranks,
+    *,
     columns: tuple[str, str],
     negatives: int,
-    ranks: Ranks,
     rows: int,
     epochs: int,
     seed: int,
@@ -134,7 +135,7 @@ def open_interactions(
                 spec, split="val", ranks=replace(ranks, global_batch_size=held_out_batch), seed=seed
             ),
         }
-    streams = open_streams(data, spec, ranks, rows, epochs, seed, lanes)
+    streams = open_streams(data, spec, ranks, rows=rows, epochs=epochs, seed=seed, lanes=lanes)
     if negatives:
         streams["train"] = WithNegatives(data, *columns, negatives, ranks=ranks, epochs=epochs, seed=seed, lanes=lanes)
     return streams

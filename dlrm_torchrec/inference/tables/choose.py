@@ -9,8 +9,9 @@ import numpy.typing as npt
 import torch
 
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
+from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.tables.serve import rounded_rows, table_bytes, table_weights
-from dlrm_torchrec.inference.tables.types import TABLE_TYPES, TableType, fits, rounded
+from dlrm_torchrec.inference.tables.types import TABLE_TYPES, fits, rounded
 
 _UNITS = 10_000
 Errors = dict[str, dict[TableType, float]]

@@ -13,8 +13,9 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
 from torch import nn
 
+from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.tables.digits import WHOLE, Digit
-from dlrm_torchrec.inference.tables.types import TableType, packed
+from dlrm_torchrec.inference.tables.types import packed
 
 
 class StoredTable(NamedTuple):

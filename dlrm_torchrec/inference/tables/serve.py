@@ -13,10 +13,11 @@ from dlrm_torchrec.embeddings.compositional.operations import Add, FeatureGenera
 from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
+from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.tables.composed import Paths, Products
 from dlrm_torchrec.inference.tables.digits import digits
 from dlrm_torchrec.inference.tables.lookups import Column, StoredTable, Sums
-from dlrm_torchrec.inference.tables.types import TableType, check_type, row_bytes
+from dlrm_torchrec.inference.tables.types import check_type, row_bytes
 
 
 class ServedTables(nn.Module):

@@ -6,13 +6,14 @@ Row-wise quantisation with b bits: x ~ scale * q + offset, with offset = min(row
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 import fbgemm_gpu  # noqa: F401 (its operators)
 import torch
 
-TableType: TypeAlias = Literal["fp32", "fp16", "int8", "int4", "int2"]
-TABLE_TYPES: tuple[TableType, ...] = get_args(TableType)  # the most accurate first
+from dlrm_torchrec.inference.config import TableType
+
+TABLE_TYPES: tuple[TableType, ...] = get_args(TableType)
 _BITS: dict[str, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "int2": 2}
 _SCALE_AND_OFFSET_BYTES = 4
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections import ChainMap
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -15,17 +16,18 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from iopath.common.file_io import g_pathmgr
 from torch import nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torchrec.optim.keyed import CombinedOptimizer
 
+from dlrm_torchrec.train.checkpoints.identity import first_difference
 from dlrm_torchrec.train.checkpoints.state import materialise_state, run_tensors
 from dlrm_torchrec.train.checkpoints.storage import IoPathReader, IoPathWriter
 from dlrm_torchrec.train.config import CheckpointConfig
 from dlrm_torchrec.train.world import World
 
-FORMAT = 1
+FORMAT = 2  # 1 had a part of the config as identity
 MARKER = "checkpoint.json"
 Tensors = Callable[[nn.Module, CombinedOptimizer], dict[str, dict[str, Any]]]
-MEASURED = ("pooling_factor",)  # parts of an identity that measuring the same data better may change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +133,9 @@ class Checkpoints:
         return newest[0]
 
     def _read(self, path: str, state: dict[str, dict[str, Any]]) -> None:
-        _refuse_foreign_tensors(path, state)
+        sizes = [_sizes(state)] * self.world.size
+        dist.all_gather_object(sizes, sizes[self.world.rank], group=self.group)  # nodes have tables of their own
+        _refuse_foreign_tensors(path, tuple(state), dict(ChainMap(*sizes)))
         dcp.load(state, storage_reader=IoPathReader(path), process_group=self.group)
 
     def _path(self, step: int) -> str:
@@ -178,18 +182,13 @@ def checkpoint_path(folder: str, step: int | None = None) -> str:
 def load_unsharded(model: nn.Module, path: str) -> Progress:
     """Restore a model that is not sharded, without ranks, from the checkpoint in folder ``path``."""
     state: dict[str, dict[str, Any]] = {"model": model.state_dict()}
-    _refuse_foreign_tensors(path, state)
+    _refuse_foreign_tensors(path, tuple(state), _sizes(state))
     dcp.load(state, storage_reader=IoPathReader(path), no_dist=True)
     return read_progress(path)
 
 
 def _step_path(folder: str, step: int) -> str:
     return f"{folder}/step-{step:08d}"
-
-
-def identity_of(spec: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint must have in common with the run that loads it: data, model, and how they are drawn."""
-    return {"spec": spec, **{name: settings[name] for name in ("batch_size", "bottom", "top", "tables", "seed")}}
 
 
 def read_progress(path: str, identity: dict[str, Any] | None = None) -> Progress:
@@ -203,8 +202,7 @@ def read_progress(path: str, identity: dict[str, Any] | None = None) -> Progress
         )
     fields = {field.name for field in dataclasses.fields(Progress)}
     progress = Progress(**{name: value for name, value in data.items() if name in fields})
-    wanted_identity = progress.identity if identity is None else json.loads(json.dumps(identity))
-    difference = _first_difference("", progress.identity, wanted_identity)
+    difference = None if identity is None else first_difference(progress.identity, identity)
     if difference is not None:
         name, saved, wanted = difference
         raise ValueError(
@@ -214,34 +212,29 @@ def read_progress(path: str, identity: dict[str, Any] | None = None) -> Progress
     return progress
 
 
-def _first_difference(name: str, saved: Any, wanted: Any) -> tuple[str, Any, Any] | None:
-    """The path and both values of the first place where two JSON values differ, other than in what is ``MEASURED``."""
-    if isinstance(saved, dict) and isinstance(wanted, dict):
-        keys = [key for key in {**saved, **wanted} if key not in MEASURED]
-        pairs = [(f"{name}.{key}".strip("."), saved.get(key), wanted.get(key)) for key in keys]
-    elif _are_records(saved) and _are_records(wanted) and len(saved) == len(wanted):
-        pairs = [(f"{name}[{i}]", *values) for i, values in enumerate(zip(saved, wanted, strict=True))]
-    else:
-        return None if saved == wanted else (name, saved, wanted)
-    return next((found for pair in pairs if (found := _first_difference(*pair)) is not None), None)
+def _sizes(state: dict[str, dict[str, Any]]) -> dict[str, tuple[int, ...]]:
+    """Sizes of tensors by the names that they have in a checkpoint."""
+    return {f"{part}.{name}": tuple(value.size()) for part, tensors in state.items() for name, value in tensors.items()}
 
 
-def _are_records(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-
-
-def _refuse_foreign_tensors(path: str, state: dict[str, dict[str, Any]]) -> None:
-    """Compare names and shapes with the file before any tensor is touched."""
-    saved = IoPathReader(path).read_metadata().state_dict_metadata
-    wanted = {f"{part}.{name}": value for part, tensors in state.items() for name, value in tensors.items()}
-    for name, value in wanted.items():
-        size = getattr(saved.get(name), "size", None)
-        if size is None or tuple(size) != tuple(value.size()):
-            found = "no tensor of that name" if size is None else f"one of shape {tuple(size)}"
-            raise ValueError(
-                f"checkpoint {path} must hold {name} of shape {tuple(value.size())}: got {found}; "
-                "it belongs to another model or optimizer, so start anew in another --run-dir"
-            )
+def _refuse_foreign_tensors(path: str, parts: tuple[str, ...], wanted: dict[str, tuple[int, ...]]) -> None:
+    """ValueError unless the checkpoint's ``parts`` have just the ``wanted`` tensors; before any tensor is touched."""
+    saved = {
+        name: tuple(entry.size)
+        for name, entry in IoPathReader(path).read_metadata().state_dict_metadata.items()
+        if name.partition(".")[0] in parts and isinstance(entry, TensorStorageMetadata)
+    }
+    advice = "it belongs to another model or optimizer, so start anew in another --run-dir"
+    for name, size in wanted.items():
+        if saved.get(name) != size:
+            found = f"one of shape {saved[name]}" if name in saved else "no tensor of that name"
+            raise ValueError(f"checkpoint {path} must hold {name} of shape {size}: got {found}; {advice}")
+    left = sorted(saved.keys() - wanted.keys())
+    if left:
+        raise ValueError(
+            f"checkpoint {path} must hold no more tensors than this model has: got {left[0]}, one of {len(left)} that "
+            f"it lacks; {advice}"
+        )
 
 
 def _remove_folder(path: str) -> None:

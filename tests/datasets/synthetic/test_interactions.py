@@ -75,7 +75,7 @@ def test_batches_are_the_same_rows_for_any_number_of_ranks_and_from_any_step(wor
 
 def test_seeds_and_splits_differ_and_each_user_is_held_out_once() -> None:
     streams = open_interactions(
-        "synthetic", SPEC, ("user", "movie"), 4, Ranks(50, 0, 1), rows=100, epochs=3, seed=0, lanes=1
+        "synthetic", SPEC, Ranks(50, 0, 1), columns=("user", "movie"), negatives=4, rows=100, epochs=3, seed=0, lanes=1
     )
     assert {name: stream.num_steps for name, stream in streams.items()} == {"train": 6, "val": 1}
     users, _, labels = InteractionStream(SPEC, split="val", ranks=Ranks(50, 0, 1)).rows(0, 6000)

@@ -23,8 +23,9 @@ from dlrm_torchrec.embeddings.compositional.partitions import (
 from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
+from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.tables.serve import ServedTables, table_weights
-from dlrm_torchrec.inference.tables.types import TableType, rounded
+from dlrm_torchrec.inference.tables.types import rounded
 
 ROWS, DIM, BATCH = 60, 16, 7
 PARTITIONS: list[Partition] = [

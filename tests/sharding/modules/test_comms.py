@@ -15,11 +15,11 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import Topology
 from torchrec.models.dlrm import DLRM
 
+from dlrm_torchrec.command_line import parse
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_tables
-from dlrm_torchrec.recipe import parse
 from dlrm_torchrec.sharding.config import CommsConfig, Precision, ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.estimate.estimate import EstimateStats
 from dlrm_torchrec.sharding.modules.comms import GRADIENT_SCALE, Codec, GradientCodec
