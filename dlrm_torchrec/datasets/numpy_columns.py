@@ -1,4 +1,4 @@
-"""The columns of some rows in NumPy: what is decoded from a file, before it becomes a batch."""
+"""The columns of some rows as NumPy arrays: decoded from a file, not yet a batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class IdLists:
     """One sparse feature of n rows: the ids of row i are ``values[offsets[i]:offsets[i + 1]]``."""
 
     values: NDArray[np.integer]  # (V,)
-    offsets: NDArray[np.int64] | None = None  # (n + 1,), from 0 to V; None: every row has one id
+    offsets: NDArray[np.int64] | None = None  # (n + 1,), from 0 to V; None if every row has one id
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -23,7 +23,7 @@ class IdLists:
 
     @property
     def size(self) -> int | None:
-        """Ids of each row, None if not all have the same number."""
+        """The number of ids in each row; None if the rows have different numbers."""
         lengths = self.lengths
         return int(lengths[0]) if len(lengths) and (lengths == lengths[0]).all() else None
 

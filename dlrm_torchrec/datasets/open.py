@@ -17,7 +17,7 @@ from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 
 SYNTHETIC = "synthetic"
 _HELD_OUT_ROWS = 65_536  # of each synthetic evaluation split
-_EVALUATION_BATCH = 8_192  # at least: an evaluation has no reason for small batches
+_EVALUATION_BATCH = 8_192  # the least size: an evaluation does not need small batches
 
 
 def load_spec(data: str, shape: DatasetSpec) -> DatasetSpec:
@@ -26,17 +26,17 @@ def load_spec(data: str, shape: DatasetSpec) -> DatasetSpec:
 
 
 def load_statistics(data: str) -> Mapping[str, AccessStatistics]:
-    """How the ids of each sparse feature of the prepared folder ``data`` are looked up, as ``profile`` measured it.
+    """How often the ids of each sparse feature of the prepared folder ``data`` are looked up, as ``profile`` counted.
 
-    Empty for ``synthetic`` and for a folder that was not profiled.
+    The result is empty for ``synthetic`` and for a folder that was not profiled.
     """
     return {} if data == SYNTHETIC else Manifest.load(data).statistics
 
 
 def vocabularies(data: str, spec: DatasetSpec) -> dict[str, str]:
-    """The local file of the vocabulary of each feature that has one, as preparation wrote it into the folder ``data``.
+    """The local vocabulary file of each feature that has one, as preparation wrote it into the folder ``data``.
 
-    ValueError when one is missing.
+    Raises ValueError when a file is missing.
     """
     if data == SYNTHETIC:
         return {}

@@ -1,9 +1,9 @@
-"""How often the ids of prepared data are looked up: counted per sparse feature and kept in its ``dataset.json``.
+"""Counts how often the ids of prepared data are looked up, per sparse feature, and keeps it in ``dataset.json``.
 
     python -m dlrm_torchrec.datasets.profile prepared/criteo-kaggle
 
-prints a table and writes the statistics and the pooling factors that plans are made with. Every feature is read in a
-pass of its own: memory holds 8 bytes per row of its table, a row group of its column, and a window.
+prints a table, and writes the statistics and the pooling factors that plans use. The features are read one after the
+other, so the memory holds 8 bytes per row of one table, a row group of one column, and a window.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dlrm_torchrec.schema import WINDOW_ROWS, AccessStatistics, SparseFeature
 
 
 def access_statistics(pieces: Iterable[IdLists], rows: int, window_rows: int = WINDOW_ROWS) -> AccessStatistics:
-    """The statistics of one feature from its bags, in their order, however they are cut into pieces.
+    """The statistics of one feature from its bags in their order; the pieces may have any size.
 
     Every id must lie in [0, ``rows``), and there must be at least one bag.
     """
@@ -41,8 +41,8 @@ def access_statistics(pieces: Iterable[IdLists], rows: int, window_rows: int = W
 
 
 def summary(counts: NDArray[np.int64], samples: int, reuse: float) -> AccessStatistics:
-    """The statistics of ids looked up ``counts`` times (ids,) in ``samples`` rows; sorts ``counts``."""
-    counts.sort()  # in place: they may be most of the memory
+    """The statistics of ids that are looked up ``counts`` times (ids,) in ``samples`` rows; sorts ``counts``."""
+    counts.sort()  # in place, because they may take most of the memory
     seen = counts[np.searchsorted(counts, 1) :]
     distinct, lookups = len(seen), int(seen.sum())
     bounds = np.searchsorted(seen, [1 << power for power in range(int(counts[-1]).bit_length() + 1)])
@@ -59,7 +59,7 @@ def summary(counts: NDArray[np.int64], samples: int, reuse: float) -> AccessStat
 
 
 def _windows(pieces: Iterable[IdLists], window_rows: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Rows and ids of each window of consecutive rows; the last one may be shorter."""
+    """The number of rows and the ids of each window of consecutive rows; the last window may be shorter."""
     parts: list[NDArray[np.integer]] = []
     missing = window_rows
     for bags in pieces:
@@ -77,9 +77,9 @@ def _windows(pieces: Iterable[IdLists], window_rows: int) -> Iterator[tuple[int,
 
 
 def _count(counts: NDArray[np.int64], ids: NDArray[np.int64]) -> int:
-    """How many distinct ids there are in ``ids`` (V,); each lookup is added to ``counts`` (rows,)."""
+    """The number of distinct ids in ``ids`` (V,); each lookup is added to ``counts`` (rows,)."""
     before, positions = counts[ids], np.arange(len(ids))
-    counts[ids] = positions  # of the lookups of an id one stays: no sorting, no second array of the table's length
+    counts[ids] = positions  # one lookup of each id stays: this needs no sorting and no second array
     distinct = int(np.count_nonzero(counts[ids] == positions))
     counts[ids] = before
     np.add.at(counts, ids, 1)
@@ -87,7 +87,7 @@ def _count(counts: NDArray[np.int64], ids: NDArray[np.int64]) -> int:
 
 
 def read_feature(manifest: Manifest, folder: str, split: str, feature: SparseFeature) -> Iterator[IdLists]:
-    """The bags of one feature, row group by row group; ValueError where a file breaks the manifest or the spec."""
+    """The bags of one feature by row group. Raises ValueError if a file breaks the manifest or the spec."""
     stored = manifest.stored_spec
     stored = replace(stored, dense=(), sparse=tuple(f for f in stored.sparse if f.name == feature.name))
     expander = Expander(manifest, folder)
@@ -110,7 +110,7 @@ def main(prepared: tyro.conf.Positional[str], split: str = "train") -> None:
 
     Args:
         prepared: folder with a dataset.json
-        split: whose rows to count
+        split: split whose rows are counted
     """
     manifest = Manifest.load(prepared)
     if split not in manifest.splits or not manifest.splits[split].rows:
@@ -122,7 +122,7 @@ def main(prepared: tyro.conf.Positional[str], split: str = "train") -> None:
     statistics: dict[str, AccessStatistics] = {}
     for feature in spec.sparse:
         found = access_statistics(read_feature(manifest, prepared, split, feature), feature.rows)
-        print(f"{feature.name:{width}}  {_row(found, feature.rows)}", flush=True)  # the next one may take minutes
+        print(f"{feature.name:{width}}  {_row(found, feature.rows)}", flush=True)  # the next feature may take minutes
         statistics[feature.name] = found
     sparse = tuple(replace(f, pooling_factor=statistics[f.name].pooling_factor) for f in spec.sparse)
     replace(manifest, spec=replace(spec, sparse=sparse), statistics=statistics).save(prepared)
@@ -131,7 +131,7 @@ def main(prepared: tyro.conf.Positional[str], split: str = "train") -> None:
 
 def _row(found: AccessStatistics, rows: int) -> str:
     mass = dict(found.top_mass)
-    top = (mass.get(k, 1.0) for k in (1, 100, 10_000))  # of fewer ids than k: all lookups
+    top = (mass.get(k, 1.0) for k in (1, 100, 10_000))  # all lookups, if there are fewer ids than k
     shares = "  ".join(f"{share:{width}.1%}" for share, width in zip((*top, found.reuse), (6, 7, 7, 6), strict=True))
     return f"{rows:10,}  {found.distinct:10,}  {found.distinct / rows:6.1%}  {found.pooling_factor:7.2f}  {shares}"
 

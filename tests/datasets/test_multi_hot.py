@@ -338,8 +338,8 @@ def test_command_says_what_it_made_and_does_not_wait_for_torch(folders: dict[str
     ("sizes", "message"),
     [
         ((), "--sizes must be one number of ids, at least 1, per sparse feature user, history, shop: got []; give 1"),
-        ((3, 2), "got [3, 2]; give 1 to those that stay one-hot"),
-        ((3, 0, 2), "got [3, 0, 2]; give 1 to those that stay one-hot"),
+        ((3, 2), "got [3, 2]; give 1 to features that stay one-hot"),
+        ((3, 0, 2), "got [3, 0, 2]; give 1 to features that stay one-hot"),
         ((1, 1, 1), "multi-hot sizes must be at least 2: got none; leave out the features that stay one-hot"),
         ((1, 2, 1), "must be one-hot in spec 'small': got ['history']; correct the sizes"),
     ],

@@ -235,7 +235,7 @@ def test_a_folder_that_cannot_be_written_is_said(open_folder: Path, begun: bool)
     process = start(try_to_prepare)
     process.join()
     assert said.poll()
-    expected = f"output {output} must be a folder that can be written: got 'Permission denied'; change its permissions"
+    expected = f"output {output} must be a writable folder: got 'Permission denied'; change its permissions"
     assert said.recv().startswith(expected)
     assert [path.name for path in output.iterdir()] == ["quarantine.tsv"] * begun
 

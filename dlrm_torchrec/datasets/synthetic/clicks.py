@@ -1,4 +1,4 @@
-"""Synthetic click data of any DatasetSpec, with a known teacher and so a known best AUC."""
+"""Synthetic click data of any DatasetSpec. A known model, the teacher, draws its labels, so its best AUC is known."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from dlrm_torchrec.schema import DatasetSpec
 Split = Literal["train", "val", "test"]
 
 _SPLITS = ("train", "val", "test", "calibration")
-_BLOCK_ROWS = 8192  # rows made at a time where a whole split is walked
+_BLOCK_ROWS = 8192  # rows that are made at a time when a whole split is read
 
 
 class SyntheticStream:
-    """Batches whose every row is a pure function of (seed, split, index of the row).
+    """Batches in which each row is a pure function of (seed, split, index of the row).
 
-    Dense columns are standard normal, ids are Zipf with ``exponent``; a multi-hot bag has 0 to 2 x pooling_factor
-    ids, each length equally likely. Labels are drawn from a Teacher that all splits of a seed share. One epoch:
-    ``num_rows`` rows in ``ceil(num_rows / global_batch_size)`` steps.
+    Dense columns are standard normal. Ids have a Zipf distribution with ``exponent``. A multi-hot bag has 0 to
+    2 x pooling_factor ids, and each length is equally likely. Labels are drawn from a Teacher, which all splits of a
+    seed share. One epoch has ``num_rows`` rows in ``ceil(num_rows / global_batch_size)`` steps.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class SyntheticStream:
             yield to_batch(self.spec, [rows], share)
 
     def rows(self, first: int, last: int) -> Columns:
-        """The rows ``first`` .. ``last - 1`` of the split, whatever rank asks."""
+        """The rows ``first`` .. ``last - 1`` of the split, the same on every rank."""
         row_keys = _row_keys(self._seed, self._split, first, last)
         dense, sparse = self._features(row_keys)
         labels = counter.uniforms(counter.words(row_keys, 0)) < self._teacher.probabilities(dense, sparse)
@@ -81,7 +81,7 @@ class SyntheticStream:
         return self._judge[0]
 
     def best_auc(self) -> float:
-        """The AUC of the teacher's own probabilities on the rows of this split: no model can expect a better one."""
+        """The AUC of the teacher's own probabilities on the rows of this split; no model can expect a better one."""
         probabilities, labels = self._judge
         return binary_auroc(probabilities, labels, validate_args=False).item()
 
@@ -98,7 +98,7 @@ class SyntheticStream:
     def _features(self, row_keys: counter.Words) -> tuple[NDArray[np.float32], list[IdLists]]:
         """The dense columns (n, D) and the F bags of the n rows with these keys."""
         num_dense = len(self.spec.dense)
-        # Counters within a row: 0 the label, then the dense columns, and from 2^32 (f + 1) on sparse feature f.
+        # Counters within a row: 0 is the label, then come the dense columns; sparse feature f starts at 2^32 (f + 1).
         dense = normals(counter.words(row_keys[:, None], np.arange(1, 1 + -(-num_dense // 4))))
         sparse = []
         for index, (zipf, max_length) in enumerate(zip(self._zipf, self._max_lengths, strict=True)):
@@ -117,6 +117,6 @@ class SyntheticStream:
 
 
 def _row_keys(seed: int, split: str, first: int, last: int) -> counter.Words:
-    """The key of every random number of the rows ``first`` .. ``last - 1``: (last - first,)."""
+    """The keys of the random numbers of the rows ``first`` .. ``last - 1``: (last - first,)."""
     split_key = counter.words(counter.words(seed, 1), _SPLITS.index(split))
     return counter.words(split_key, np.arange(first, last))

@@ -1,4 +1,4 @@
-"""Synthetic interactions of users with items, in latent groups, of which the best possible ranking is known."""
+"""Synthetic interactions of users with items, in latent groups, with a known best possible ranking."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ Ints = NDArray[np.int64]
 class InteractionStream:
     """Interactions (label 1), each followed by negatives: other items, uniform, for the same user (label 0).
 
-    Users and items are of group id mod ``groups``. An interaction is with an item of the user's own group with
-    probability ``loyalty``, else of any group, and within the group with a Zipf distribution. ``val`` has one of each
-    user. Every row is a function of (seed, split, index of the row); the next epoch has other rows.
+    A user or an item with id i is in group i mod ``groups``. With probability ``loyalty``, an interaction is with an
+    item of the user's own group, otherwise with an item of any group. Within the group, items have a Zipf distribution.
+    ``val`` has one interaction of each user. Every row is a function of (seed, split, index of the row), and the next
+    epoch has other rows.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class InteractionStream:
         loyalty: float = 0.8,
         exponent: float = 1.1,
     ) -> None:
-        """``num_rows`` and ``negatives`` are of ``train``; the sparse features of ``spec`` are user and item."""
+        """``num_rows`` and ``negatives`` are for ``train``; the sparse features of ``spec`` are user and item."""
         self.spec = spec
         self._users, self._items = (feature.rows for feature in spec.sparse)
         if self._items % groups:
@@ -69,7 +70,7 @@ class InteractionStream:
             )
 
     def rows(self, first: int, last: int) -> tuple[Ints, Ints, NDArray[np.float32]]:
-        """Users, items and labels of the rows ``first`` .. ``last - 1`` of the split, whatever rank asks."""
+        """Users, items and labels of the rows ``first`` .. ``last - 1`` of the split, the same on every rank."""
         interaction, place = np.divmod(np.arange(first, last), 1 + self._negatives)
         keys = counter.words(self._key, interaction)
         users = interaction if self._split == "val" else _below(self._users, keys, 0)
@@ -81,10 +82,11 @@ class InteractionStream:
         return users, items, (place == 0).astype(np.float32)
 
     def rankings(self) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Users, labels, and scores by the best of all rankings and by popularity, of every row of the split.
+        """Users, labels, and the scores of the best ranking and of popularity, for every row of the split.
 
-        Negatives are uniform, so the best ranking is by P(item | user), the ``teacher`` (Neyman and Pearson): no model
-        can expect a higher HR@k. ``popularity`` is by P(item): a model that is not above it knows nothing of users.
+        Negatives are uniform, so the best ranking orders items by P(item | user), the ``teacher`` (Neyman and Pearson).
+        No model can expect a higher HR@k. ``popularity`` orders items by P(item). A model that is not better than that
+        has learned nothing about users.
         """
         users, items, labels = self.rows(0, self.num_rows)
         within = self._zipf.probabilities()[items // self._groups]
@@ -99,5 +101,5 @@ class InteractionStream:
 
 
 def _below(bound: int, keys: counter.Words, number: int | Ints) -> Ints:
-    """Uniform in [0, bound)."""
+    """Random integers, uniform in [0, bound)."""
     return (counter.uniforms(counter.words(keys, number)) * bound).astype(np.int64)
