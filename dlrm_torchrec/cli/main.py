@@ -21,7 +21,7 @@ from dlrm_torchrec.cli.launch import launch, script_of
 from dlrm_torchrec.cli.merge import upgrade
 from dlrm_torchrec.cli.origin import copies, copy_recipe, read_copy, sha256
 from dlrm_torchrec.cli.serve import add_options, serve
-from dlrm_torchrec.cli.shipped import find, shelf
+from dlrm_torchrec.cli.shipped import find, installed_recipes
 
 DONE, FOUND, BAD_ARGUMENTS = 0, 1, 2  # FOUND: this machine has problems, or a merge has conflicts
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def list_recipes(args: argparse.Namespace) -> int:
-    described = [recipe.describe() for recipe in shelf().values()]
+    described = [recipe.describe() for recipe in installed_recipes().values()]
     if args.json:
         print(json.dumps(described, indent=1, ensure_ascii=False))
         return DONE
@@ -170,7 +170,7 @@ def complete(action: argparse.Action, completer: Callable[..., Iterable[str]]) -
 
 def teachings(**_: object) -> dict[str, str]:
     """Names of recipes to complete, each with the text that a shell may show next to it."""
-    return {name: recipe.describe()["teaches"] for name, recipe in shelf().items()}
+    return {name: recipe.describe()["teaches"] for name, recipe in installed_recipes().items()}
 
 
 if __name__ == "__main__":

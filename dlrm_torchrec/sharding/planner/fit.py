@@ -37,7 +37,7 @@ from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
 
 Planned = TypeVar("Planned")
 _STEPS = 400  # of the integral over log u: its error is far below that of the histogram
-_BISECTIONS = 8  # the budget is found to 1 / 256 of the room
+_BISECTIONS = 8  # the budget is found to 1 / 256 of the free bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +109,11 @@ def best(tables: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choic
 
 
 def fit(
-    tables: Mapping[str, Sequence[Choice]], attempt: Callable[[dict[str, Choice]], Planned], room: int
+    tables: Mapping[str, Sequence[Choice]], attempt: Callable[[dict[str, Choice]], Planned], free_bytes: int
 ) -> tuple[dict[str, Choice], Planned]:
     """The choices of the least loss that ``attempt`` can plan, and its plan.
 
-    The largest budget is found by bisection below ``room``, the bytes that there are for weights and moments. Raises
+    The largest budget is found by bisection below ``free_bytes``, what there is for weights and moments. Raises
     the DoesNotFitError of ``attempt`` when not even the smallest choices fit.
     """
     plain = {name: ways[0] for name, ways in tables.items()}
@@ -124,7 +124,7 @@ def fit(
     smallest = {name: ways[-1] for name, ways in tables.items()}
     fitted = smallest, attempt(smallest)
     low = sum(choice.bytes for choice in smallest.values())
-    high = max(low, room)
+    high = max(low, free_bytes)
     for _ in range(_BISECTIONS):
         middle = (low + high) // 2
         tried = best(tables, middle)

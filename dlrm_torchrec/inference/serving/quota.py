@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from starlette.exceptions import HTTPException
 
 
-class Room:
-    """Room for so many ``unit``; a request for which none is left is refused with 503."""
+class Quota:
+    """At most ``size`` of a ``unit``, such as rows; a request that would need more is refused with 503."""
 
     def __init__(self, size: int, unit: str) -> None:
         self.size = size
