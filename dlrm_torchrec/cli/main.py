@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def status(args: argparse.Namespace) -> int:
-    print("\n".join(found.status() for found in copies(args.files)) or "there is no copied recipe here")
+    print("\n".join(copied.status() for copied in copies(args.files)) or "there is no copied recipe here")
     return DONE
 
 
@@ -76,24 +76,24 @@ def diff(args: argparse.Namespace) -> int:
         texts = [script_of(name).read_text() for name in (str(args.file), args.other)]
         print("\n".join(compare(*texts)) or "no difference but in words")
         return DONE
-    found = read_copy(args.file)
-    other = find(found.name).text if args.new else found.original()
-    label = f"{found.name} (installed)" if args.new else f"{found.name} {found.version}"
+    copied = read_copy(args.file)
+    other = find(copied.name).text if args.new else copied.original()
+    label = f"{copied.name} (installed)" if args.new else f"{copied.name} {copied.version}"
     lines = difflib.unified_diff(
-        other.splitlines(keepends=True), found.text.splitlines(keepends=True), label, str(found.path)
+        other.splitlines(keepends=True), copied.text.splitlines(keepends=True), label, str(copied.path)
     )
     sys.stdout.writelines(lines)
     return DONE
 
 
 def upgrade_copy(args: argparse.Namespace) -> int:
-    found = read_copy(args.file)
-    if sha256(find(found.name).text) == found.sha256:
-        print(f"{found.path}: up to date")
+    copied = read_copy(args.file)
+    if sha256(find(copied.name).text) == copied.sha256:
+        print(f"{copied.path}: up to date")
         return DONE
-    conflicts, backup = upgrade(found)
+    conflicts, backup = upgrade(copied)
     unsettled = f", with conflicts to resolve between <<<<<<< and >>>>>>>: {conflicts}" if conflicts else ""
-    print(f"{found.path}: upgraded{unsettled}; the copy before the upgrade: {backup}")
+    print(f"{copied.path}: upgraded{unsettled}; the copy before the upgrade: {backup}")
     return FOUND if conflicts else DONE
 
 

@@ -40,13 +40,13 @@ def vocabularies(data: str, spec: DatasetSpec) -> dict[str, str]:
     """
     if data == SYNTHETIC:
         return {}
-    found = {each.name: f"{data}/vocab/{each.name}.parquet" for each in spec.sparse if each.encoding == "vocab"}
-    for name, path in found.items():
+    paths = {each.name: f"{data}/vocab/{each.name}.parquet" for each in spec.sparse if each.encoding == "vocab"}
+    for name, path in paths.items():
         if not g_pathmgr.exists(path):
             raise ValueError(
                 f"vocabulary of feature {name!r} must lie in {path}: got no such file; prepare {data} again"
             )
-    return {name: g_pathmgr.get_local_path(path) for name, path in found.items()}
+    return {name: g_pathmgr.get_local_path(path) for name, path in paths.items()}
 
 
 def open_streams(

@@ -121,19 +121,19 @@ def main(prepared: tyro.conf.Positional[str], split: str = "train") -> None:
     print(f"{'feature':{width}}  table rows    distinct    used  pooling   top 1  top 100  top 10k   reuse")
     statistics: dict[str, AccessStatistics] = {}
     for feature in spec.sparse:
-        found = access_statistics(read_feature(manifest, prepared, split, feature), feature.rows)
-        print(f"{feature.name:{width}}  {_row(found, feature.rows)}", flush=True)  # the next feature may take minutes
-        statistics[feature.name] = found
+        access = access_statistics(read_feature(manifest, prepared, split, feature), feature.rows)
+        print(f"{feature.name:{width}}  {_row(access, feature.rows)}", flush=True)  # the next feature may take minutes
+        statistics[feature.name] = access
     sparse = tuple(replace(f, pooling_factor=statistics[f.name].pooling_factor) for f in spec.sparse)
     replace(manifest, spec=replace(spec, sparse=sparse), statistics=statistics).save(prepared)
     print(f"{manifest.splits[split].rows:,} rows of split {split!r}; statistics are in {join(prepared, NAME)}")
 
 
-def _row(found: AccessStatistics, rows: int) -> str:
-    mass = dict(found.top_mass)
+def _row(access: AccessStatistics, rows: int) -> str:
+    mass = dict(access.top_mass)
     top = (mass.get(k, 1.0) for k in (1, 100, 10_000))  # all lookups, if there are fewer ids than k
-    shares = "  ".join(f"{share:{width}.1%}" for share, width in zip((*top, found.reuse), (6, 7, 7, 6), strict=True))
-    return f"{rows:10,}  {found.distinct:10,}  {found.distinct / rows:6.1%}  {found.pooling_factor:7.2f}  {shares}"
+    shares = "  ".join(f"{share:{width}.1%}" for share, width in zip((*top, access.reuse), (6, 7, 7, 6), strict=True))
+    return f"{rows:10,}  {access.distinct:10,}  {access.distinct / rows:6.1%}  {access.pooling_factor:7.2f}  {shares}"
 
 
 if __name__ == "__main__":

@@ -70,12 +70,12 @@ class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):
 
     def model_keys(self) -> dict[str, str]:
         """The key that a model sees for the output of each physical feature; concat makes one key of several."""
-        found: dict[str, str] = {}
+        key_of: dict[str, str] = {}
         stored = get_embedding_names_by_table(self.physical_configs())
         for physical, model in zip(stored, get_embedding_names_by_table(self._model_configs), strict=True):
             pieces = len(physical) // len(model)
-            found |= {name: model[number // pieces] for number, name in enumerate(physical)}
-        return found
+            key_of |= {name: model[number // pieces] for number, name in enumerate(physical)}
+        return key_of
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         jagged = features.to_dict()

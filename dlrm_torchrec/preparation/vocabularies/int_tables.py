@@ -70,15 +70,15 @@ def insert_ids(values: Any, new_ids: Any, keys: Any, ids: Any) -> None:
 
 @compiled(read_only(int64), read_only(uint8), int64, read_only(int64), read_only(int32), int64, int64, int32[::1])
 def find_ids(
-    values: Any, valid: Any, offset: int, keys: Any, ids: Any, if_missing: int, if_absent: int, found: Any
+    values: Any, valid: Any, offset: int, keys: Any, ids: Any, if_missing: int, if_absent: int, value_ids: Any
 ) -> None:
-    """Write to ``found`` (N,) the ids of N values, which are there where bit ``offset`` + i of ``valid`` is set."""
+    """Write to ``value_ids`` (N,) the ids of N values, which are there where bit ``offset`` + i of ``valid`` is set."""
     slots = len(keys)
     for i in range(len(values)):
         if not valid[(offset + i) >> 3] >> ((offset + i) & 7) & 1:
-            found[i] = if_missing
+            value_ids[i] = if_missing
             continue
         slot = _slot(values[i], slots)
         while ids[slot] and keys[slot] != values[i]:
             slot = slot + 1 if slot + 1 < slots else 0
-        found[i] = ids[slot] if ids[slot] else if_absent
+        value_ids[i] = ids[slot] if ids[slot] else if_absent

@@ -48,10 +48,10 @@ class Vocabulary:
                 "convert them to one type"
             )
         if self.kind == "int64":
-            found = np.empty(len(values), np.int32)
+            value_ids = np.empty(len(values), np.int32)
             keys, ids = self.table
-            find_ids(*int_buffers(values), keys, ids, MISSING, UNSEEN, found)
-            return found
+            find_ids(*int_buffers(values), keys, ids, MISSING, UNSEEN, value_ids)
+            return value_ids
         missing = values.is_null().to_numpy(zero_copy_only=False)
         if self.kind == "string":
             distinct = pc.dictionary_encode(values.cast(pa.large_string()))
@@ -63,8 +63,8 @@ class Vocabulary:
 @compiled(read_only(int64), read_only(uint8), read_only(int64), read_only(uint8), read_only(int32))
 def _find_text(word_offsets: Any, words: Any, offsets: Any, values: Any, ids: Any) -> Ids:
     """Ids (N,) of N words among ascending values, by bisection."""
-    found = np.full(len(word_offsets) - 1, np.int32(UNSEEN))
-    for i in range(len(found)):
+    word_ids = np.full(len(word_offsets) - 1, np.int32(UNSEEN))
+    for i in range(len(word_ids)):
         word = words[word_offsets[i] : word_offsets[i + 1]]
         low, high = 0, len(ids)
         while low < high:
@@ -74,13 +74,13 @@ def _find_text(word_offsets: Any, words: Any, offsets: Any, values: Any, ids: An
             while k < len(word) and k < len(value) and word[k] == value[k]:
                 k += 1
             if k == len(word) and k == len(value):
-                found[i] = ids[middle]
+                word_ids[i] = ids[middle]
                 break
             if k < len(value) and (k == len(word) or word[k] < value[k]):
                 high = middle
             else:
                 low = middle + 1
-    return found
+    return word_ids
 
 
 def _load(path: str) -> npt.NDArray[Any]:

@@ -59,9 +59,9 @@ class RecordedWork:
 
     def records(self, names: Iterable[str]) -> list[Record]:
         """The records of finished tasks."""
-        found = [self.record(name) for name in names]
-        assert None not in found
-        return [record for record in found if record is not None]
+        records = [self.record(name) for name in names]
+        assert None not in records
+        return [record for record in records if record is not None]
 
     def _is_intact(self, name: str, report: Report) -> bool:
         """Whether a task is finished and its files are still what they were."""

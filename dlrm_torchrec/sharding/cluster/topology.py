@@ -114,13 +114,13 @@ def parse_cluster(text: str) -> Cluster:
     """
     if text.strip().lower().endswith(".toml"):
         return load_cluster(Path(text.strip()))
-    found = re.fullmatch(r"(?:([1-9]\d*)(?:x([1-9]\d*))?:)?([a-z][\w.-]*)", text.strip().lower())
-    if found is None:
+    match = re.fullmatch(r"(?:([1-9]\d*)(?:x([1-9]\d*))?:)?([a-z][\w.-]*)", text.strip().lower())
+    if match is None:
         raise ValueError(
             "topology must be HOSTSxDEVICES:MACHINE, HOSTS:INSTANCE, INSTANCE or a .toml file: "
             f"got {text!r}; write for example 2x8:h100 or 2:p5.48xlarge"
         )
-    hosts, devices, name = found.groups()
+    hosts, devices, name = match.groups()
     machine = _known(name)
     if devices is None and name not in INSTANCES:
         raise ValueError(

@@ -135,15 +135,15 @@ def read_estimates(path: str) -> list[Estimate]:
 def estimate_of(path: str, world_size: int, topology: str = "") -> Estimate:
     """The one estimate for ``world_size`` ranks in a file, or of several that of ``topology``; else ValueError."""
     plans = read_estimates(path)
-    found = [plan for plan in plans if plan.world_size == world_size]
-    if len(found) > 1:
-        found = [plan for plan in found if plan.topology == topology]
-    if len(found) != 1:
+    fitting = [plan for plan in plans if plan.world_size == world_size]
+    if len(fitting) > 1:
+        fitting = [plan for plan in fitting if plan.topology == topology]
+    if len(fitting) != 1:
         raise ValueError(
             f"plan {path} must hold one plan for {world_size} ranks: got plans for "
             f"{[f'{plan.world_size} of {plan.topology}' for plan in plans]}; plan one such topology alone"
         )
-    return found[0]
+    return fitting[0]
 
 
 def _read_table(table: dict[str, Any]) -> TableEstimate:

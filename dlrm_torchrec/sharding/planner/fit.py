@@ -63,17 +63,17 @@ def choices(
     """
     kind = "chinese_remainder" if base.kind in ("plain", "mixed_dimension") else base.kind
     plain = replace(base, kind="plain", max_rows=0, budget=0)
-    found = [_choice(table, plain, optimizer, loss=0.0)]
+    ways = [_choice(table, plain, optimizer, loss=0.0)]
     if table.rows <= base.threshold:
-        return found
+        return ways
     for collisions in _strengths(table.rows):
         config = replace(plain, kind=kind, collisions=collisions)
         if kind in ("chinese_remainder", "mixed_radix") and collisions**2 > table.rows:
             config = replace(config, partitions=3)
         choice = _choice(table, config, optimizer, pooling_factor * shared(table.rows, collisions, access))
-        if choice.bytes < found[-1].bytes:
-            found.append(choice)
-    return found
+        if choice.bytes < ways[-1].bytes:
+            ways.append(choice)
+    return ways
 
 
 def best(tables: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choice] | None:

@@ -74,8 +74,8 @@ def time_bar(parts: Mapping[str, float], whole: float) -> str:
     return bar(
         {
             part: (part_name(part), parts[part], f"{parts[part]:.3f} ms")
-            for found in FAMILIES.values()
-            for part in found
+            for family in FAMILIES.values()
+            for part in family
         },
         whole,
     )
