@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.random.normal import normals
@@ -31,7 +32,7 @@ def random() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def any_words(random: np.random.Generator, count: int) -> np.ndarray:
+def any_words(random: np.random.Generator, count: int) -> NDArray[np.uint64]:
     edges = np.array([0, 1, 2**31, 2**63 - 1, 2**63, 2**64 - 1], np.uint64)
     return np.concatenate([edges, random.integers(0, 2**64, count, np.uint64)])
 
@@ -76,7 +77,7 @@ def test_known_numbers() -> None:
     assert counter.words(np.arange(2) - 1, 1 << 40).tolist() == [0x68C83D31FA6F683F, 0x1937167E168D9372]
     assert counter.uniforms(words).tolist() == [0.3898297483912715, 0.01678829452815611, 0.9007606806068834]
     assert [counter.below(np.uint64(7), np.uint64(number), 1000) for number in range(3)] == [389, 16, 900]
-    assert (counter.derived_key(3, 5), counter.derived_key(3)) == (0xFE5747E429476829, 0xF88BB8A8724C81EC)
+    assert [int(counter.derived_key(*parts)) for parts in ((3, 5), (3,))] == [0xFE5747E429476829, 0xF88BB8A8724C81EC]
     expected = [-1.606614112854004, -0.3895712196826935, 1.1870338916778564, -0.27977800369262695]
     assert normals(words[:1]).tolist() == expected
     assert permutation(12, 3, 5).tolist() == [9, 0, 8, 2, 7, 1, 5, 10, 3, 11, 6, 4]
