@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dlrm_torchrec.embeddings import table_files
-from dlrm_torchrec.embeddings.table_files import Format, check_folder, open_table, write_table
+from dlrm_torchrec.embeddings.config import TableFormat
+from dlrm_torchrec.embeddings.table_files import check_folder, open_table, write_table
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("format", ["safetensors", "parquet"])
 def test_any_rows_come_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Format, dtype: torch.dtype
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: TableFormat, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(table_files, "_ROW_GROUP_ROWS", 4)
     weights = torch.randn(11, 3).to(dtype)
