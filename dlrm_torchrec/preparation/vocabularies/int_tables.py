@@ -25,6 +25,12 @@ def _slot(key: Any, slots: int) -> Any:
     return np.int64(((np.uint64(key) * GOLDEN >> _HALF) * np.uint64(slots)) >> _HALF)
 
 
+@numba.njit(inline="always")
+def _next(slot: int, slots: int) -> int:
+    """Where to look for a key next."""
+    return slot + 1 if slot + 1 < slots else 0
+
+
 @compiled(read_only(int64), int64[::1], int64[::1], int64)
 def count_values(values: Any, keys: Any, counts: Any, taken: int) -> tuple[int, int]:
     """Add to ``counts`` (slots,), 0 where a slot of ``keys`` is free, as many values as there is room for.
@@ -35,7 +41,7 @@ def count_values(values: Any, keys: Any, counts: Any, taken: int) -> tuple[int, 
     for i in range(len(values)):
         slot = _slot(values[i], slots)
         while counts[slot] and keys[slot] != values[i]:
-            slot = slot + 1 if slot + 1 < slots else 0
+            slot = _next(slot, slots)
         if not counts[slot]:
             if taken >= LOAD * slots:
                 return i, taken
@@ -53,7 +59,7 @@ def move_counts(old_keys: Any, old_counts: Any, keys: Any, counts: Any) -> None:
         if old_counts[i]:
             slot = _slot(old_keys[i], slots)
             while counts[slot]:
-                slot = slot + 1 if slot + 1 < slots else 0
+                slot = _next(slot, slots)
             keys[slot], counts[slot] = old_keys[i], old_counts[i]
 
 
@@ -64,7 +70,7 @@ def insert_ids(values: Any, new_ids: Any, keys: Any, ids: Any) -> None:
     for i in range(len(values)):
         slot = _slot(values[i], slots)
         while ids[slot]:
-            slot = slot + 1 if slot + 1 < slots else 0
+            slot = _next(slot, slots)
         keys[slot], ids[slot] = values[i], new_ids[i]
 
 
@@ -80,5 +86,5 @@ def find_ids(
             continue
         slot = _slot(values[i], slots)
         while ids[slot] and keys[slot] != values[i]:
-            slot = slot + 1 if slot + 1 < slots else 0
+            slot = _next(slot, slots)
         value_ids[i] = ids[slot] if ids[slot] else if_absent
