@@ -1,12 +1,14 @@
-"""Step time of a DLRM with compositional tables over the same DLRM with plain ones (goal: <= 1.15).
+"""Step time of a DLRM with compositional tables relative to the same DLRM with plain tables (goal: <= 1.15).
 
     python benchmarks/compositional_step.py                                                   # one process
     OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 benchmarks/compositional_step.py
     python benchmarks/compositional_step.py --shapes rm --operations mult path --hidden 16
 
-All contenders get the same batches of ids, in turns; the ratio is the median over rounds of the ratio of the round's
-median steps. A plain table has 4 rows for each of its compositional rival's and the same dim; it reads one row per id
-where its rival reads two. "plain, equal lookups" gets twice the ids, and so reads as many rows as its rivals.
+All contenders get the same batches of ids and take turns. The ratio of a round divides the contenders' median step
+times, and the reported ratio is the median over rounds. A plain table has the same dim and 4 times the rows of the
+compositional one, and reads one row per id where the compositional table reads two. "plain, equal lookups" gets twice
+the ids and so reads as many rows as the compositional tables. The shape "kaggle" has the tables of Criteo Kaggle,
+capped at 100,000 rows; "rm" has 32 tables with 20 ids per bag.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ EQUAL_LOOKUPS = "plain, equal lookups"
 class Shape:
     rows: list[int]
     dim: int
-    lookups: int  # ids per bag; on average where there is more than one
+    lookups: int  # ids per bag; if it is more than one, the mean
     bottom: list[int]
     top: list[int]
 
@@ -74,7 +76,7 @@ SHAPES = {
 
 
 def doubled(ids: KeyedJaggedTensor, rows: list[int]) -> KeyedJaggedTensor:
-    """Each id and another one of the same table."""
+    """Every id, followed by another id of the same table."""
     lengths = ids.lengths().view(len(rows), -1).sum(1)
     size = torch.repeat_interleave(torch.tensor(rows), lengths.cpu()).to(ids.device())
     values = torch.stack([ids.values(), (ids.values() + size // 2) % size], dim=1).view(-1)
@@ -110,7 +112,7 @@ class Contender:
             loss, _ = self.model(batch)
             loss.backward()
             self.optimizer.step()
-            loss.item()  # waits for a GPU
+            loss.item()  # waits for the GPU
             milliseconds.append(1e3 * (time.perf_counter() - start))
         return statistics.median(milliseconds)
 

@@ -7,22 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.types import ShardedTensor
 
 from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.table_files import check_folder, open_table
 
-_CHUNK_ELEMENTS = 1 << 22  # bounds the temporaries to a few hundred MB
+_CHUNK_ELEMENTS = 1 << 22  # keeps temporary tensors below a few hundred MB
 
 
 @torch.no_grad()
 def initialize_tables(model: nn.Module, seed: int, pretrained: str = "") -> None:
-    """Draw every table of a sharded model as ``fill_table`` does, each rank its own pieces.
+    """Draw the initial weights of every table of a sharded model with ``fill_table``; each rank draws its own pieces.
 
-    Those that have a file in the folder ``pretrained`` are read from it instead (see ``table_files``). Raises
-    ValueError when it has a file of another shape, or for no table at all.
+    A table that has a file in the folder ``pretrained`` is read from that file instead (see ``table_files``). Raises
+    ValueError when a file has another shape, or when the folder has no file for any table.
     """
     tables = [module for module in model.modules() if isinstance(module, ShardedEmbeddingBagCollection)]
     if pretrained:
@@ -46,7 +46,7 @@ def _table(name: str) -> str:
 
 
 def _pieces(weight: torch.Tensor | ShardedTensor) -> Iterator[tuple[torch.Tensor, int, int]]:
-    """What this rank holds of a table, each with its first row and column."""
+    """The pieces of a table that this rank holds, each with its first row and first column."""
     if isinstance(weight, ShardedTensor):
         for shard in weight.local_shards():
             row, column = shard.metadata.shard_offsets
@@ -59,11 +59,19 @@ def _pieces(weight: torch.Tensor | ShardedTensor) -> Iterator[tuple[torch.Tensor
 def fill_table(
     values: torch.Tensor, seed: int, table: str, parts: Sequence[InitialRows], row: int = 0, column: int = 0
 ) -> None:
-    """Fill the piece of a table of ``parts`` that begins at (row, column), each part from its own distribution.
+    """Fill a piece of a table in place; each of the table's ``parts`` has its own distribution.
 
-    A plain table of n rows is one part, U(-sqrt(1/n), sqrt(1/n)) as in DLRM (arXiv 1906.00091). An element is a
-    function of (seed, table, its row, its column) only, so that any number of ranks and any sharding start from the
-    same model; TorchRec's own initialisation draws from each rank's generator instead.
+    A plain table of n rows is one part, U(-sqrt(1/n), sqrt(1/n)) as in DLRM (arXiv 1906.00091). An element depends
+    only on (seed, table, its row, its column), so the initial model is the same for any number of ranks and any
+    sharding. TorchRec's own initialisation draws from each rank's generator instead.
+
+    Args:
+        values: the piece to fill (rows, columns)
+        seed: the seed of the run
+        table: the name of the table
+        parts: the distributions of all rows of the table, in order
+        row: the first row of the piece within the table
+        column: the first column of the piece within the table
     """
     start = 0
     for part in parts:

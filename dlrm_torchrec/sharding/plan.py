@@ -29,7 +29,7 @@ from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError, shortfall
 
 @dataclass
 class Plan(ShardingPlan):
-    """A plan with the sharders that it was made with; who shards with others trains another plan."""
+    """A plan together with the sharders that it was made with: other sharders would train another plan."""
 
     sharders: list[ModuleSharder[nn.Module]] = field(repr=False, compare=False)
 
@@ -55,12 +55,22 @@ def make_plan(
     access: Mapping[str, AccessStatistics] | None = None,
     without: Sequence[str] = (),
 ) -> Plan:
-    """The planner's plan for ``tables`` (on meta) inside ``model``, ``batch_size`` rows per rank, or a saved one.
+    """The planner's plan for ``tables`` inside ``model``, or a saved plan.
 
-    With ``group``, rank 0 plans and all its ranks get the same plan; ``stats`` is told its estimates. ``access``, by
-    feature, tells how well tables in the host's memory can be cached. Sharding types in ``without`` are not used.
-    Raises ValueError when a table is named that does not exist or a sharding type is impossible for it, and
-    DoesNotFitError.
+    Raises ValueError when ``config`` names a table that does not exist or a sharding type that is impossible for a
+    table, and DoesNotFitError when no plan fits the memory.
+
+    Args:
+        model: the model that contains ``tables``; its dense parameters are counted too
+        tables: the tables to shard, on the meta device
+        topology: the ranks, their memory and their bandwidths
+        batch_size: rows per rank
+        config: the sharding types that the user asks for, or a saved plan
+        spec: the data set; it gives the pooling factors of the features
+        group: its rank 0 plans and all its ranks get the same plan; without a group, each process plans for itself
+        stats: gets the estimates of the plan
+        access: measured accesses by feature, which tell how well tables in the host's memory can be cached
+        without: sharding types that must not be used
     """
     ways = _sharders(tables, config.comms)
     constraints = table_constraints(tables, topology, config, spec, batch_size, access or {}, without)
@@ -104,8 +114,8 @@ def _search(
 
 
 def _reservation(model: nn.Module) -> HeuristicalStorageReservation:
-    """15 % of the memory, and what is not sharded: dense parameters, gradients and at most two moments."""
+    """Reserves 15 % of the memory, and room for dense parameters, their gradients and at most two moments."""
     dense_bytes = 4 * sum(p.numel() * p.element_size() for p in model.parameters() if not p.is_meta)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # it warns of planning without the estimate that we give
+        warnings.simplefilter("ignore", FutureWarning)  # it warns about a missing estimate, which is given here
         return HeuristicalStorageReservation(percentage=0.15, dense_tensor_estimate=dense_bytes)

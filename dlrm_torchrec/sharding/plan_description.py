@@ -12,7 +12,7 @@ from dlrm_torchrec.sharding.cluster.rank_ranges import ranges
 
 
 def plan_to_json(plan: ShardingPlan) -> dict[str, Any]:
-    """Per table: sharding type, kernel, and shards with rank, offset and size."""
+    """The plan as plain dictionaries: for each table its sharding type, kernel, and shards (rank, offset, size)."""
     return {
         table: {
             "sharding_type": parameter.sharding_type,
@@ -27,7 +27,7 @@ def plan_to_json(plan: ShardingPlan) -> dict[str, Any]:
 
 
 def describe_plan(plan: ShardingPlan, tables: Tables, world_size: int) -> str:
-    """The plan as a table for a terminal: per table where it lies, then the bytes of weights per rank."""
+    """The plan as text for a terminal: the ranks of each table, then the bytes of weights on each rank."""
     configs = {table.name: table for table in physical_configs(tables)}
     width = max(5, *(len(name) for name in configs))
     lines = [f"{'table':<{width}}  {'rows':>11}  {'dim':>4}  {'sharding':<17}  {'kernel':<6}  ranks"]
@@ -63,7 +63,7 @@ def _parameters(plan: ShardingPlan) -> list[tuple[str, Any]]:
 
 
 def _shards(parameter: Any, whole: tuple[int, int] | None) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
-    """(rank, offset, size) of each shard; a replicated table is whole on each of its ranks."""
+    """(rank, offset, size) of each shard; a replicated table is complete on each of its ranks."""
     if parameter.sharding_spec is None:
         return [(rank, (0, 0), whole or ()) for rank in parameter.ranks]
     return [

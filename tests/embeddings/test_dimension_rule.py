@@ -33,7 +33,7 @@ TABLE_1 = [
 
 @pytest.mark.parametrize(("items", "hot", "printed", "dims"), TABLE_1)
 def test_table_1(items: int, hot: int, printed: float, dims: tuple[int, int, int]) -> None:
-    """Exact values, and what the printed ones are: short by n·log2(n / (n - k)), cut, and whole 32-bit words."""
+    """Exact values, and how the printed ones differ: short by n·log2(n / (n - k)), cut, and whole 32-bit words."""
     exact = math.comb(items, hot)
     entropy_bits = k_hot_entropy_bits(items, hot)
     assert entropy_bits == pytest.approx(math.log2(exact), rel=1e-13)

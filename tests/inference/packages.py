@@ -16,6 +16,8 @@ from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 class Sum(torch.nn.Module):
     """Adds up the dense values and a number per id, which differs between features and ids."""
 
+    rows: torch.Tensor
+
     def __init__(self, rows: list[int]) -> None:
         super().__init__()
         self.register_buffer("rows", torch.tensor(rows))

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,7 @@ SPEC = DatasetSpec(
         SparseFeature(name="item", rows=30, encoding="hash", multi_hot=True),
     ),
 )
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"x": 1, "city": "Kraków", "item": [1, 2]},
     {"x": None, "city": None, "item": None},
     {"x": 0.5, "city": "nowhere", "item": []},
@@ -156,7 +157,7 @@ def test_only_a_package_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis/only_copy.tex").touch()
     (tmp_path / "file").touch()
     for name in ("thesis", "file"):
-        with pytest.raises(ValueError, match=f"{name} must be a package or not exist: got something without package.j"):
+        with pytest.raises(ValueError, match=f"{name} must be a package or not exist: got a file or folder without"):
             write(tmp_path / name)
     assert (tmp_path / "thesis/only_copy.tex").exists()
 
@@ -208,7 +209,7 @@ def spoil_model(package: Path) -> None:
         ),
         (lambda package: (package / "package.json").write_text("{"), "must hold a package.json: got JSONDecodeError"),
         (lambda package: (package / "package.json").write_text("[]"), "must hold a package.json: got TypeError"),
-        (spoil_format, "format of package .* must be 1: got 2; use the predictor.py that is in it"),
+        (spoil_format, "format of package .* must be 1: got 2; use the package's predictor.py"),
         (
             lambda package: (package / "model.pt").unlink(),
             "model.pt must have sha256 .*: got no file; copy the package",

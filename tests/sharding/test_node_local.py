@@ -50,7 +50,7 @@ def test_averages_and_distances_are_those_of_plain_tensors() -> None:
 
 
 def check(size: int, found: list[tuple[Any, ...]]) -> None:
-    """What the four ranks found, for nodes of ``size``."""
+    """Checks the results of the four ranks for nodes of ``size`` ranks."""
     states = [tensors_of(node) for node in range(4 // size)]
     weights = torch.stack([state["model"][WEIGHT] for state in states]).double()
     moments = torch.stack([state["optimizer"][MOMENT] for state in states])

@@ -12,7 +12,7 @@ LookUp = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tenso
 
 
 class Bags(NamedTuple):
-    """Ids or rows of bags: ``values`` (R,) int64, ``lengths`` (bags,), ``weights`` (R,) or None."""
+    """Bags of ids or rows: ``values`` (R,) int64, ``lengths`` (bags,), ``weights`` (R,) or None."""
 
     values: torch.Tensor
     lengths: torch.Tensor
@@ -20,20 +20,20 @@ class Bags(NamedTuple):
 
 
 def one_each(rows: torch.Tensor) -> torch.Tensor:
-    """Offsets of bags of one row."""
+    """Offsets of bags that hold one row each."""
     return torch.arange(len(rows) + 1, device=rows.device)
 
 
 def offsets_of(lengths: torch.Tensor) -> torch.Tensor:
-    """Offsets (bags + 1,) of bags of these lengths."""
+    """Offsets (bags + 1,) of bags with these lengths."""
     offsets: torch.Tensor = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
     return offsets
 
 
 def pool(vectors: torch.Tensor, bags: Bags) -> torch.Tensor:
-    """Sums (bags, dim) over each bag of one (weighted) vector per id."""
+    """The sum over each bag (bags, dim), from one vector per id, multiplied by the id's weight if there are weights."""
     if bags.weights is not None:
         vectors = vectors * bags.weights[:, None]
     if len(vectors) == len(bags.lengths) and not vectors.is_cuda and bool((bags.lengths == 1).all()):
-        return vectors  # one-hot; a GPU would have to be waited for to know
+        return vectors  # one-hot; on a GPU, finding that out would mean waiting for it
     return torch.segment_reduce(vectors, "sum", lengths=bags.lengths, axis=0, unsafe=True)

@@ -14,10 +14,10 @@ from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddin
 def pool_ids(
     config: StackedEmbeddingBagConfig, bags: Bags, look_up: LookUp, features: Sequence[str] = ()
 ) -> torch.Tensor:
-    """Sums or means (bags, columns) over bags of ids; a mean divides by the number of ids, also with weights.
+    """Sums or means (bags, columns) over bags of ids; a mean divides by the number of ids, even with weights.
 
-    The bags are of ``features``, of all that the table has by default, one after another. Raises ValueError for
-    an id outside of [0, number of ids).
+    The bags hold those of ``features`` one feature after another; by default all features of the table. Raises
+    ValueError for an id outside of [0, number of ids).
     """
     check_ids(config, bags, features)
     pooled = config.operation.pooled(config.stack, bags, look_up)
@@ -27,7 +27,7 @@ def pool_ids(
 
 
 def check_ids(config: StackedEmbeddingBagConfig, bags: Bags, features: Sequence[str] = ()) -> None:
-    """ValueError for an id outside of [0, number of ids); on a GPU the device asserts, without a wait for it."""
+    """Raises ValueError for an id outside of [0, number of ids); a GPU asserts it instead, to avoid waiting."""
     ids, num_ids = bags.values, config.stack.partition.num_ids
     if not len(ids):
         return
@@ -42,5 +42,5 @@ def check_ids(config: StackedEmbeddingBagConfig, bags: Bags, features: Sequence[
         feature = features[bag * len(features) // len(bags.lengths)]
         raise ValueError(
             f"ids of feature {feature!r} must be in [0, {num_ids}), the ids of table {config.name!r}: got {value}; "
-            "look at the preparation of that column"
+            "check how that column was prepared"
         )

@@ -1,4 +1,4 @@
-"""Partitions stacked in one physical table: where the rows of each begin, and how they are drawn at first."""
+"""Partitions that are stacked in one physical table: where the rows of each begin, and their initial weights."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class InitialRows(NamedTuple):
 
     @classmethod
     def plain(cls, rows: int) -> InitialRows:
-        """DLRM's, for a plain table."""
+        """Initial weights of a plain table of ``rows`` rows, as in DLRM."""
         return cls(rows, 0.0, rows**-0.5)
 
 
 @dataclass(frozen=True)
 class StackedRows:
-    """k partitions in one table: partition j begins at row ``first_rows[j]``, a class has ``class_rows[j]`` rows."""
+    """k partitions in one table; partition j begins at row ``first_rows[j]`` and has ``class_rows[j]`` rows a class."""
 
     partition: Partition
     class_rows: tuple[int, ...]
@@ -44,5 +44,5 @@ class StackedRows:
         return [sum(self.sizes[:j]) for j in range(len(self.sizes))]
 
     def rows_of(self, ids: torch.Tensor) -> list[torch.Tensor]:
-        """The row of each of the k classes of every id, for classes of one row each."""
+        """The rows of every id, one (N,) tensor for each of the k partitions; every class must have one row."""
         return [first + classes for first, classes in zip(self.first_rows, self.partition.of(ids), strict=True)]

@@ -29,7 +29,7 @@ class Columns:
     @property
     def names(self) -> list[str]:
         label = [self.spec.label] if self.labelled else []
-        return [*label, *(f.name for f in self.spec.dense), *(f.name for f in self.spec.sparse)]
+        return [*label, *self.spec.feature_names]
 
     def check(self, path: str, header: list[str]) -> None:
         """ValueError when a column is absent from ``header``, the columns of the file, or in it twice."""

@@ -13,7 +13,7 @@ from dlrm_torchrec.sharding.planner.enumerator import shard_optimizer_bytes, sha
 
 
 class EstimateStats(Stats):
-    """Keeps the estimates of the plan that the planner chose in ``estimate``."""
+    """Stores the estimates of the plan that the planner chose in ``estimate``."""
 
     def __init__(self, topology: str) -> None:
         self.estimate: Estimate | None = None
@@ -56,7 +56,7 @@ class EstimateStats(Stats):
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts numbers within names by their value."""
+    """A sort key that orders numbers within names by their value."""
     return [(int(piece) if piece.isdigit() else -1, piece) for piece in re.split(r"(\d+)", name)]
 
 

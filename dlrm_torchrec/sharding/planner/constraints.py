@@ -19,7 +19,7 @@ from dlrm_torchrec.sharding.modules.composed_shardings import check_sharding, of
 from dlrm_torchrec.sharding.modules.sharder import CHANGED_BY, COLUMN_TYPES, HOST_KERNELS, ROW_TYPES, table_optimizer
 from dlrm_torchrec.sharding.planner.access import MeasuredAccess
 
-CACHED_SHARE = 0.2  # of the rows of a table in the host's memory, on the device; TorchRec's default
+CACHED_SHARE = 0.2  # share of the rows of a host-memory table that the device caches; TorchRec's default
 
 
 def table_constraints(
@@ -69,7 +69,7 @@ def _check_names(config: ShardingConfig, tables: Sequence[EmbeddingBagConfig]) -
     names = {table.name for table in tables}
     unknown = sorted(config.tables.keys() - names)
     if unknown:
-        raise ValueError(f"sharded tables must exist: got {unknown}; the model has {sorted(names)}")
+        raise ValueError(f"sharded tables must be tables of the model: got {unknown}; the model has {sorted(names)}")
 
 
 def _check_kernel(optimizer: type[torch.optim.Optimizer], compute_device: str) -> None:
@@ -95,7 +95,7 @@ def _check_arithmetic(table: EmbeddingBagConfig, kind: str, optimizer: type[torc
     if kind in excluded:
         raise ValueError(
             f"sharding of table {table.name!r} must leave {optimizer.__name__}'s arithmetic unchanged: got "
-            f"{kind!r}, with which {reason}; choose another sharding or optimizer"
+            f"{kind!r}, but then {reason}; choose another sharding or optimizer"
         )
 
 
@@ -103,8 +103,8 @@ def _check_groups(table: EmbeddingBagConfig, kind: str, without: Sequence[str]) 
     """Where a node has tables of its own, the process groups that TorchRec makes for some types are the wrong ones."""
     if kind in without:
         raise ValueError(
-            f"sharding of table {table.name!r} must be none of {', '.join(without)}, which need all ranks of the "
-            f"world: got {kind!r}; choose another"
+            f"sharding of table {table.name!r} must not be one of {', '.join(without)}, which need all ranks of "
+            f"the world: got {kind!r}; choose another"
         )
 
 
@@ -112,17 +112,17 @@ def _check_comms(table: EmbeddingBagConfig, kind: str, comms: CommsConfig) -> No
     """Int8 numbers cannot be summed on the wire."""
     if kind in ROW_TYPES and comms.int8:
         raise ValueError(
-            f"sharding of table {table.name!r} must leave vectors whole with int8 comms: got {kind!r}, which sums "
+            f"sharding of table {table.name!r} must send whole vectors with int8 comms: got {kind!r}, which sums "
             "parts of vectors on the wire; choose another sharding, or fp16"
         )
 
 
 def _check_replicas(table: EmbeddingBagConfig, kind: str) -> None:
-    """DDP averages gradients, and its optimizer steps, in the type of the weights: fp16 is not precise enough."""
+    """DDP averages gradients and updates weights in the type of the weights, and fp16 is not precise enough."""
     if kind == "data_parallel" and table.data_type is not DataType.FP32:
         raise ValueError(
-            f"a replicated table must have fp32 weights, in which its gradients are averaged: got "
-            f"{table.data_type.value.lower()} of {table.name!r}; choose another sharding or data_type"
+            f"a replicated table must have fp32 weights because its gradients are averaged in the type of the "
+            f"weights: got {table.data_type.value.lower()} for {table.name!r}; choose another sharding or data_type"
         )
 
 
@@ -131,14 +131,14 @@ def _allowed(kind: ShardingKind, world_size: int, table: EmbeddingBagConfig, exc
     if kind != "auto":
         return [kind]
     if world_size == 1:
-        return ["table_wise"]  # nothing to share, and the fused kernel
+        return ["table_wise"]  # a single rank shares nothing, and this type has the fused kernel
     if table.data_type is not DataType.FP32:  # see _check_replicas
         excluded = [*excluded, "data_parallel"]
     return [offered for offered in offered_types(table) if offered not in excluded]
 
 
 def _shard_columns(table: EmbeddingBagConfig, world_size: int) -> int:
-    """Columns of a shard: as equal as the ranks allow, and a multiple of 4, as FBGEMM wants."""
+    """Columns of a shard: as equal as the number of ranks allows, and a multiple of 4, which FBGEMM needs."""
     return max(4, int(table.embedding_dim) // world_size // 4 * 4)
 
 

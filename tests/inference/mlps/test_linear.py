@@ -118,7 +118,7 @@ def test_scripted_layers_give_the_same_bits_without_this_library_and_without_vnn
 def test_weights_that_are_not_finite_are_refused() -> None:
     weight, bias = layer()
     weight[1, 2] = torch.nan
-    with pytest.raises(ValueError, match=r"weights must be finite: got 1 that are not in a layer of shape \(33, 70\)"):
+    with pytest.raises(ValueError, match=r"weights must be finite: got 1 other values in a layer of shape \(33, 70\)"):
         DynamicLinear(weight, bias, relu=False)
 
 

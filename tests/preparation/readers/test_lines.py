@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def texts(path: Path, block_bytes: int = 1 << 20, max_line_bytes: int = 1 << 20)
 
 @pytest.mark.parametrize("block_bytes", [1, 2, 7, 1000])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_lines_equal_those_of_a_split(tmp_path: Path, block_bytes: int, pack) -> None:
+def test_lines_equal_those_of_a_split(tmp_path: Path, block_bytes: int, pack: Callable[[bytes], bytes]) -> None:
     data = b"\xef\xbb\xbfa\tb\r\n\n\r\nlong " + b"x" * 300 + b"\n\x00\xff\n\r\r\nlast"
     (tmp_path / "f").write_bytes(pack(data))
     expected = [raw.removesuffix(b"\r") for raw in data[3:].split(b"\n")]
@@ -45,7 +46,8 @@ def test_only_lines_longer_than_the_limit_are_rejected(
     tmp_path: Path, block_bytes: int, length: int, mark: bytes, end: bytes
 ) -> None:
     (tmp_path / "f").write_bytes(mark + b"x" * length + end + b"next" + end)
-    rejected, numbers = [], []
+    rejected: list[tuple[int, str, bytes]] = []
+    numbers: list[int] = []
     for lines in read_lines(str(tmp_path / "f"), block_bytes, 10):
         checks = Checks(len(lines))
         lines.check(checks, 10)
@@ -88,7 +90,8 @@ def test_gzip_members_may_be_padded_with_zeros(tmp_path: Path, block_bytes: int)
 def test_fragment_that_looks_whole_is_rejected(tmp_path: Path) -> None:
     member = zlib.compressobj(wbits=31)
     (tmp_path / "f").write_bytes(member.compress(b"1\n23") + member.flush(zlib.Z_SYNC_FLUSH))
-    kept, rejected = [], []
+    kept: list[int] = []
+    rejected: list[tuple[int, str, bytes]] = []
     for lines in read_lines(str(tmp_path / "f")):
         checks = Checks(len(lines))
         lines.check(checks, 10)

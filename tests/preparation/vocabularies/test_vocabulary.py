@@ -29,7 +29,7 @@ def count(values: Sequence[object], kind: str, piece: int = 77) -> pa.Table:
 
 def write(folder: Path, tables: Sequence[pa.Table]) -> list[Run]:
     """One file of several runs, read as runs."""
-    runs = []
+    runs: list[Run] = []
     with (folder / "runs").open("wb") as file:
         for table in tables:
             if len(table):

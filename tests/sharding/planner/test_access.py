@@ -104,7 +104,11 @@ def test_an_id_in_every_lookup_is_one_cache_lookup() -> None:
 @pytest.mark.parametrize(
     ("rows", "batch", "message"),
     [
-        (9, 4, "rows of the table must be at least the 10 distinct ids looked up in it: got 9; a table that shares"),
+        (
+            9,
+            4,
+            "rows of the table must be at least 10, the number of distinct ids that are looked up in it: got 9; use",
+        ),
         (10, 0, "global batch size must be at least 1: got 0; raise it"),
     ],
 )
