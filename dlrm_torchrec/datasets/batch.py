@@ -1,4 +1,4 @@
-"""The batch every stream yields and every model takes."""
+"""The batch that every stream yields and every model takes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torchrec.streamable import Pipelineable
 class Batch(Pipelineable):
     """One rank's share of one global batch.
 
-    All ranks hold the same number ``B`` of rows, as the collectives require. The last ``B - num_rows`` are
-    padding (zeros and empty bags), present only at an uneven end of an epoch: a loss or a metric reads
+    All ranks hold the same number ``B`` of rows, because the collectives need it. The last ``B - num_rows`` rows are
+    padding (zeros and empty bags). Only the last batch of an epoch can have padding. A loss or a metric reads
     ``[:num_rows]``, and a mean divides by ``global_rows``, so padding is neither trained on nor counted.
     """
 

@@ -19,9 +19,9 @@ import pytest
 from iopath.common.file_io import g_pathmgr
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.bags import Bags
 from dlrm_torchrec.datasets.criteo import MULTI_HOT_SIZES, criteo_1tb_spec
 from dlrm_torchrec.datasets.multi_hot import main
+from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.open import load_spec, open_streams
 from dlrm_torchrec.datasets.prepared import expand
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
@@ -58,7 +58,7 @@ def bags_of(multi_hot: MultiHot, spec: DatasetSpec, folder: Path) -> list[NDArra
     expander = expand.Expander(Manifest(spec=multi_hot.applied(spec), splits={}, multi_hot=multi_hot), str(folder))
     found = []
     for feature in spec.sparse:
-        bags = expander.bags(feature.name, Bags(np.arange(feature.rows)))
+        bags = expander.bags(feature.name, IdLists(np.arange(feature.rows)))
         size = multi_hot.sizes.get(feature.name, 1)
         assert bags.lengths.tolist() == [size] * feature.rows
         found.append(bags.values.reshape(-1, size))
@@ -338,8 +338,8 @@ def test_command_says_what_it_made_and_does_not_wait_for_torch(folders: dict[str
     ("sizes", "message"),
     [
         ((), "--sizes must be one number of ids, at least 1, per sparse feature user, history, shop: got []; give 1"),
-        ((3, 2), "got [3, 2]; give 1 to those that stay one-hot"),
-        ((3, 0, 2), "got [3, 0, 2]; give 1 to those that stay one-hot"),
+        ((3, 2), "got [3, 2]; give 1 to features that stay one-hot"),
+        ((3, 0, 2), "got [3, 0, 2]; give 1 to features that stay one-hot"),
         ((1, 1, 1), "multi-hot sizes must be at least 2: got none; leave out the features that stay one-hot"),
         ((1, 2, 1), "must be one-hot in spec 'small': got ['history']; correct the sizes"),
     ],
