@@ -46,15 +46,8 @@ def sent(batch_size: int, world: World) -> dict[str, list[int]]:
     optimize_tables_in_backward(tables, OptimizerConfig(kind="sgd", lr=0.1))
     topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
     whole = ShardingConfig(kind="table_wise")
-    plan = make_plan(
-        nn.Sequential(tables),
-        tables,
-        topology,
-        whole,
-        batch_size=batch_size // world.size,
-        spec=spec,
-        group=world.control,
-    )
+    share = batch_size // world.size  # of a rank
+    plan = make_plan(nn.Sequential(tables), tables, topology, whole, batch_size=share, spec=spec, group=world.control)
     if world.is_main:
         print(describe_plan(plan, tables, world.size))
     model = DistributedModelParallel(

@@ -52,15 +52,8 @@ def train(recipe: Any, cfg: Any, rows: int, world: World) -> tuple[dict[str, flo
     torch.manual_seed(cfg.seed)
     model, tables = recipe.build(cfg, cfg.shape, world.size, world.device)
     topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
-    plan = make_plan(
-        model,
-        tables,
-        topology,
-        cfg.sharding,
-        batch_size=cfg.batch_size // world.size,
-        spec=cfg.shape,
-        group=world.control,
-    )
+    share = cfg.batch_size // world.size  # of a rank
+    plan = make_plan(model, tables, topology, cfg.sharding, batch_size=share, spec=cfg.shape, group=world.control)
     model = DistributedModelParallel(model, device=world.device, plan=plan, sharders=plan.sharders)
     initialize_tables(model, seed=cfg.seed)
     optimizer = build_optimizer(model, cfg.sparse, cfg.dense)

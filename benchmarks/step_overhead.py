@@ -42,15 +42,8 @@ def bare_samples_per_s(cfg: Any) -> float:
         model = BinaryRankingTask(dlrm, world.size)
         optimize_tables_in_backward(tables, cfg.sparse)
         topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
-        plan = make_plan(
-            model,
-            tables,
-            topology,
-            cfg.sharding,
-            batch_size=cfg.batch_size // world.size,
-            spec=spec,
-            group=world.control,
-        )
+        share = cfg.batch_size // world.size  # of a rank
+        plan = make_plan(model, tables, topology, cfg.sharding, batch_size=share, spec=spec, group=world.control)
         model = DistributedModelParallel(
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )

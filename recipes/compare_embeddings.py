@@ -110,15 +110,8 @@ def train(
     model = BinaryRankingTask(dlrm, world.size)
     optimize_tables_in_backward(tables, cfg.sparse)
     topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
-    plan = make_plan(
-        model,
-        tables,
-        topology,
-        ShardingConfig(),
-        batch_size=cfg.batch_size // world.size,
-        spec=spec,
-        group=world.control,
-    )
+    share = cfg.batch_size // world.size  # rows of one rank
+    plan = make_plan(model, tables, topology, ShardingConfig(), batch_size=share, spec=spec, group=world.control)
     model = DistributedModelParallel(
         model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
     )

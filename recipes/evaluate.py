@@ -63,15 +63,8 @@ def main(cfg: Config) -> dict[str, float]:
         # the model of the run, sharded over these ranks, with the weights of its checkpoint
         model, tables = recipe.build(trained, spec, world.size, world.device)
         topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
-        plan = make_plan(
-            model,
-            tables,
-            topology,
-            cfg.sharding,
-            batch_size=cfg.batch_size // world.size,
-            spec=spec,
-            group=world.control,
-        )
+        share = cfg.batch_size // world.size  # rows of one rank
+        plan = make_plan(model, tables, topology, cfg.sharding, batch_size=share, spec=spec, group=world.control)
         model = DistributedModelParallel(
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )

@@ -119,15 +119,8 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         # build the model with its tables on meta, plan who holds which piece of them, and only then allocate them
         model, tables = build(cfg, spec, world.size, world.device)
         topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
-        plan = make_plan(
-            model,
-            tables,
-            topology,
-            cfg.sharding,
-            batch_size=cfg.batch_size // world.size,
-            spec=spec,
-            group=world.control,
-        )
+        share = cfg.batch_size // world.size  # rows of one rank
+        plan = make_plan(model, tables, topology, cfg.sharding, batch_size=share, spec=spec, group=world.control)
         log.say(describe_plan(plan, tables, world.size))
         model = DistributedModelParallel(
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
