@@ -58,7 +58,7 @@ def prepare(folder: Path, rows: int) -> None:
     schema, zipf = prepared_schema(spec), [Zipf(feature.rows, 1.1) for feature in spec.sparse]
     splits = {}
     for split, count in (("train", rows), ("val", ROW_GROUP_ROWS)):
-        with SplitWriter(str(folder), split, 0, schema, ROW_GROUP_ROWS) as writer:
+        with SplitWriter(str(folder), split, unit=0, schema=schema, row_group_rows=ROW_GROUP_ROWS) as writer:
             for first in range(0, count, ROW_GROUP_ROWS):
                 block = min(ROW_GROUP_ROWS, count - first)
                 columns: list[Any] = [random.integers(0, 2, block).astype(np.float32)]
@@ -74,7 +74,7 @@ def files(folder: Path) -> list[str]:
     return [file.location(str(folder)) for file in Manifest.load(str(folder)).splits["train"].files]
 
 
-def ours(folder: Path, batch_size: int, shuffle: bool) -> Reader:
+def ours(folder: Path, batch_size: int, *, shuffle: bool) -> Reader:
     stream = ParquetStream(str(folder), "train", global_batch_size=batch_size, shuffle=shuffle)
     return lambda: (batch.num_rows for batch in stream.batches())
 
@@ -175,12 +175,14 @@ def training(folder: Path, turns: int, steps: int = 200) -> None:
     with join_world(cfg.seed) as world:
         spec = criteo_kaggle_spec()
         model, tables = recipe.build(cfg, spec, world.size, world.device)
-        topology = live_topology(world.size, world.local_size, world.device)
-        plan = make_plan(model, tables, topology, cfg.batch_size, cfg.sharding, spec, world.control)
+        topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
+        plan = make_plan(
+            model, tables, topology, cfg.sharding, batch_size=cfg.batch_size, spec=spec, group=world.control
+        )
         model = DistributedModelParallel(
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )
-        initialize_tables(model, cfg.seed)
+        initialize_tables(model, seed=cfg.seed)
         pipeline = train_pipeline(model, build_optimizer(model, cfg.sparse, cfg.dense), world)
         ranks = Ranks(cfg.batch_size, 0, 1)
         streams = open_streams(cfg.data, spec, ranks, rows=cfg.rows, epochs=1, seed=cfg.seed, lanes=1)

@@ -101,18 +101,21 @@ from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.world import World, join_world
 
 
-def train(cfg: Config, spec: DatasetSpec, variant: Variant, seed: int, world: World, log: RunLog) -> dict[str, float]:
+def train(
+    cfg: Config, spec: DatasetSpec, variant: Variant, *, seed: int, world: World, log: RunLog
+) -> dict[str, float]:
     torch.manual_seed(seed)
     tables = build_tables(spec.tables(dim=cfg.bottom[-1]), variant.tables, world.device)
     dlrm = DLRM(tables, len(spec.dense), list(cfg.bottom), list(cfg.top), dense_device=world.device)
     model = BinaryRankingTask(dlrm, world.size)
     optimize_tables_in_backward(tables, cfg.sparse)
-    topology = live_topology(world.size, world.local_size, world.device)
-    plan = make_plan(model, tables, topology, cfg.batch_size // world.size, ShardingConfig(), spec, world.control)
+    topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
+    share = cfg.batch_size // world.size  # rows of one rank
+    plan = make_plan(model, tables, topology, ShardingConfig(), batch_size=share, spec=spec, group=world.control)
     model = DistributedModelParallel(
         model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
     )
-    initialize_tables(model, seed)
+    initialize_tables(model, seed=seed)
     optimizer = build_optimizer(model, cfg.sparse, cfg.dense)
 
     ranks = Ranks(cfg.batch_size, world.rank, world.size)
@@ -152,7 +155,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
                 folder = f"{run_dir}/{variant.name}/seed-{seed}"
                 log = RunLog(folder, LogConfig(every=200), world, {**alike, **asdict(variant), "seed": seed})
                 log.say(f"{variant.name}, seed {seed}: {variant.parameters:,} parameters of tables")
-                runs.add(variant, seed, train(cfg, spec, variant, seed, world, log))
+                runs.add(variant, seed, train(cfg, spec, variant, seed=seed, world=world, log=log))
         metrics = {variant.name: mean(runs.values(variant, "val/auc")) for variant in compared}
         if world.is_main:
             print(write_report(run_dir, compared, runs), json.dumps(metrics), sep="\n")

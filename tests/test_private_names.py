@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -302,7 +302,8 @@ def replaced() -> dict[tuple[str, str], int]:
     found: dict[tuple[str, str], int] = {}
     for info in pkgutil.walk_packages(dlrm_torchrec.__path__, "dlrm_torchrec."):
         module = importlib.import_module(info.name)
-        for kind in [value for value in vars(module).values() if inspect.isclass(value)]:
+        classes: list[Any] = [value for value in vars(module).values() if inspect.isclass(value)]
+        for kind in classes:
             if kind.__module__ == info.name:
                 bases = [base for base in kind.__mro__[1:] if not base.__module__.startswith("dlrm_torchrec.")]
                 theirs = {name for base in bases for name in created_by(base)}

@@ -1,4 +1,4 @@
-"""``dlrm-recipes doctor``: does this installation run recipes, and what cures it where it does not?"""
+"""``dlrm-recipes doctor``: what is broken in this installation, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ _RAISED = re.compile(r"^(?:\[rank\d+\]: ?)?((?:\w+\.)*\w*(?:Error|Exception)\b(?
 
 
 def doctor(names: Sequence[str]) -> int:
-    """The number of findings of these checks, each printed with its cure.
+    """The number of findings of these checks; each finding is printed with its fix.
 
-    Raises ValueError when there is no check of such a name.
+    Raises ValueError for a name that no check has.
     """
     for name in names:
         if name not in CHECKS:
             raise ValueError(
-                f"check must be one of {', '.join(CHECKS)}: got {name!r}; name some of them, or none for all"
+                f"check must be one of {', '.join(CHECKS)}: got {name!r}; name some of them, or no check to run all"
             )
     environment = observe()
     num_findings = 0
     for name in names:
         findings = CHECKS[name](environment)
         for finding in findings:
-            print(f"{name}: {finding.problem}; cure: {finding.cure}", flush=True)
+            print(f"{name}: {finding.problem}; fix: {finding.cure}", flush=True)
         if not findings:
             print(f"{name}: ok", flush=True)
         num_findings += len(findings)
         if findings and name == "imports":
-            break  # what cannot be imported cannot be tried
+            break  # the next checks need these imports
     return num_findings
 
 
 def check_imports(environment: Environment) -> list[Finding]:
-    """Each package imported by a process of its own, for an import may also kill it."""
+    """Imports the packages in another process, because an import may also kill the process that does it."""
     program = "; ".join(f"import {name}; print({name!r}, flush=True)" for name in IMPORTED)
     said, failure = attempt([sys.executable, "-c", program])
     if failure is None:
@@ -64,12 +64,12 @@ def _cure(failure: str, name: str, environment: Environment) -> str:
     if "libcuda.so" in failure:
         return f"install the NVIDIA driver or, for CPUs, {pip('fbgemm-gpu-cpu')} after pip uninstall -y fbgemm-gpu"
     if name == "torch" or "cannot open shared object file" in failure:
-        return "pip install --force-reinstall torch"  # with what it depends on, such as the CUDA libraries
+        return "pip install --force-reinstall torch"  # also what torch depends on, such as the CUDA libraries
     return pip(right_fbgemm(environment) if name == "fbgemm_gpu" else name, force=True)
 
 
 def check_processes(environment: Environment) -> list[Finding]:
-    """Two processes, started by torchrun as for a recipe, that add a number and train a small sharded table."""
+    """Starts two processes by torchrun, as for a recipe; they add a number and train a small sharded table."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     said, failure = attempt([*torchrun, "-m", "dlrm_torchrec.cli.trial"])
     if failure is None:
@@ -82,7 +82,7 @@ def check_processes(environment: Environment) -> list[Finding]:
 
 
 def attempt(command: Sequence[str]) -> tuple[list[str], str | None]:
-    """The lines that the command printed, and in what way it failed; None when it did not."""
+    """The lines that the command printed, and how it failed; None if it succeeded."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         output, errors = process.communicate(timeout=TIMEOUT_S)

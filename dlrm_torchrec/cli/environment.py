@@ -1,4 +1,4 @@
-"""What is installed for this interpreter, read without importing any of it: an import may be what is broken."""
+"""What is installed for this interpreter. Nothing is imported to find out, because an import may be what is broken."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-FBGEMM = ("fbgemm-gpu", "fbgemm-gpu-cpu")  # built for CUDA, and not; both install into the folder fbgemm_gpu/
+FBGEMM = ("fbgemm-gpu", "fbgemm-gpu-cpu")  # for CUDA, and for CPUs; both install into the folder fbgemm_gpu/
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A build of FBGEMM that pip lists, and what became of the shared libraries that it brought."""
+    """A build of FBGEMM that pip lists, and the state of the shared libraries that it installed."""
 
     name: str
     version: str
     num_libraries: int
-    lost: tuple[str, ...] = ()  # those that are gone, or not the ones it brought
+    lost: tuple[str, ...] = ()  # libraries that are missing, or that differ from the installed ones
 
 
 @dataclass(frozen=True)
 class Environment:
-    versions: Mapping[str, str]  # of packages by their normalised names
+    versions: Mapping[str, str]  # versions by the normalised names of the packages
     fbgemm: tuple[Wheel, ...]
-    torch_cuda: str | None  # CUDA that torch was built for, as '13.0'; None: built without, or no torch
-    driver_cuda: str | None  # newest CUDA that the NVIDIA driver runs; None: no driver
-    programs: Mapping[str, Path]  # torchrun and torchx, where PATH finds them
+    torch_cuda: str | None  # CUDA that torch was built for, as '13.0'; None: torch is for CPUs or missing
+    driver_cuda: str | None  # newest CUDA that the NVIDIA driver can run; None: no driver
+    programs: Mapping[str, Path]  # torchrun and torchx, if they are on PATH
     scripts: tuple[Path, ...]  # folders of this interpreter's own programs
 
 
 def observe() -> Environment:
     packages: dict[str, importlib.metadata.Distribution] = {}
-    for found in importlib.metadata.distributions():
-        if found.read_text("METADATA") or found.read_text("PKG-INFO"):  # a broken removal leaves a folder without
-            name = re.sub(r"[-_.]+", "-", found.metadata["Name"]).lower()
-            packages.setdefault(name, found)  # the first on the path is the one that is imported
+    for package in importlib.metadata.distributions():
+        if package.read_text("METADATA") or package.read_text("PKG-INFO"):  # a broken removal leaves neither
+            name = re.sub(r"[-_.]+", "-", package.metadata["Name"]).lower()
+            packages.setdefault(name, package)  # the first on the path is the one that is imported
     scripts = [sysconfig.get_path("scripts")]
     if site.ENABLE_USER_SITE:
         scripts.append(sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user")))
@@ -76,9 +76,9 @@ def _torch_cuda() -> str | None:
     spec = importlib.util.find_spec("torch")
     for folder in (spec and spec.submodule_search_locations) or []:
         path = Path(folder, "version.py")
-        found = re.search(r"^cuda\b.*= *'([\d.]+)'", path.read_text() if path.exists() else "", re.M)
-        if found:
-            return found[1]
+        match = re.search(r"^cuda\b.*= *'([\d.]+)'", path.read_text() if path.exists() else "", re.M)
+        if match:
+            return match[1]
     return None
 
 

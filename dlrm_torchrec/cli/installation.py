@@ -1,4 +1,4 @@
-"""What is wrong with an installation, and the command that cures it: judged from what `observe` read."""
+"""What is wrong with an installation, and the command that fixes it, judged by what `observe` found."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 
 from dlrm_torchrec.cli.environment import FBGEMM, Environment
 
-# torch -> FBGEMM and TorchRec, which move with it although no metadata says so
+# torch -> its FBGEMM and TorchRec: their versions must match, although no metadata says so
 LOCKSTEP = {"2.11": "1.6", "2.12": "1.7", "2.13": "1.8"}
-LEAST_DRIVER = {"12": 525, "13": 580}  # NVIDIA's, for any CUDA of that major version
+LEAST_DRIVER = {"12": 525, "13": 580}  # NVIDIA's least driver for any CUDA of that major version
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is broken, in one sentence, and a command (or, where there is none, a step) that cures it."""
+    """What is broken, in one sentence, and the command that fixes it, or a step if there is no command."""
 
     problem: str
     cure: str
 
 
 def pip(*requirements: str, force: bool = False) -> str:
-    """The command that installs these and nothing else: TorchRec's metadata would bring FBGEMM for CUDA."""
+    """The command that installs these and nothing else, because TorchRec's metadata would add FBGEMM for CUDA."""
     return " ".join(["pip install --no-deps", *["--force-reinstall"] * force, *(f"'{each}'" for each in requirements)])
 
 
@@ -29,7 +29,7 @@ def minor(version: str) -> str:
 
 
 def right_fbgemm(environment: Environment) -> str:
-    """The requirement that fits this machine and its torch."""
+    """The requirement of FBGEMM that fits this machine and its torch."""
     name = FBGEMM[0] if environment.torch_cuda and environment.driver_cuda else FBGEMM[1]
     partner = LOCKSTEP.get(minor(environment.versions.get("torch", "")))
     return f"{name}=={partner}.*" if partner else name
@@ -50,7 +50,7 @@ def check_versions(environment: Environment) -> list[Finding]:
     for name in ("torchrec", *FBGEMM):
         if "torch" not in versions or name not in versions:
             continue
-        wanted = partner or minor(versions.get("torchrec", versions[name]))  # torch is not in the table: at least alike
+        wanted = partner or minor(versions.get("torchrec", versions[name]))  # of an unknown torch: equal at least
         if minor(versions[name]) != wanted:
             problem = f"{name} must be {wanted} beside torch {versions['torch']}: got {versions[name]}"
             findings.append(Finding(problem, pip(f"{name}=={wanted}.*")))
@@ -61,15 +61,15 @@ def check_wheels(environment: Environment) -> list[Finding]:
     if len(environment.fbgemm) == 2:
         hidden, other = sorted(environment.fbgemm, key=lambda wheel: -len(wheel.lost))
         problem = (
-            f"one build of FBGEMM must be installed: got two in one folder, where {other.name} hides {hidden.name} "
-            f"({len(hidden.lost)} of its {hidden.num_libraries} libraries are the other's or gone)"
+            f"one build of FBGEMM must be installed: got two in one folder, where {other.name} replaces {hidden.name} "
+            f"({len(hidden.lost)} of its {hidden.num_libraries} libraries are replaced or missing)"
         )
         cure = f"pip uninstall -y {' '.join(FBGEMM)} && {pip(right_fbgemm(environment))}"
         return [Finding(problem, cure)]
     return [
         Finding(
-            f"{wheel.name} must be as installed: {len(wheel.lost)} of its {wheel.num_libraries} libraries are gone or "
-            f"another's, as {wheel.lost[0]}",
+            f"{wheel.name} must be as installed: {len(wheel.lost)} of its {wheel.num_libraries} libraries are missing "
+            f"or replaced, for example {wheel.lost[0]}",
             pip(f"{wheel.name}=={wheel.version}", force=True),
         )
         for wheel in environment.fbgemm
@@ -101,7 +101,7 @@ def check_programs(environment: Environment) -> list[Finding]:
     for name in ("torchrun", "torchx"):
         path = environment.programs.get(name)
         if name == "torchx" and "torchx" not in environment.versions:
-            continue  # an extra: recipes run without it
+            continue  # an extra that recipes do not need
         if path is None:
             findings.append(Finding(f"{name} must be on PATH: got none", cure))
         elif path.parent.resolve() not in [folder.resolve() for folder in environment.scripts]:

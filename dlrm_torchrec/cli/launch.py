@@ -1,4 +1,4 @@
-"""A recipe run as its command line would run it: by this interpreter, plainly or under torchrun."""
+"""Runs a recipe as its own command line would: with this interpreter, directly or under torchrun."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from dlrm_torchrec.cli.shipped import find
 
 
 def script_of(name: str) -> Path:
-    """The file of a recipe on the shelf, or of one's own given by its path.
+    """The file of an installed recipe by its name, or of any recipe by its path.
 
-    Raises ValueError when there is neither.
+    Raises ValueError when there is no such file.
     """
     path = Path(name)
     if path.suffix != ".py":
         return find(name).path
     if not path.is_file():
-        raise ValueError(f"recipe must be a name on the shelf or a file: got {name!r}, and there is no such file")
+        raise ValueError(
+            f"recipe must be an installed one's name or a file: got {name!r}, which is no file; correct it"
+        )
     return path
 
 
 def launch(script: Path, torchrun: list[str], arguments: list[str]) -> int:
     """The exit code of ``script``, or of its first process that failed under torchrun.
 
-    Without options for torchrun it is one process, which takes this one's place. Raises ValueError when something
-    among the options is not torchrun's.
+    Without options for torchrun, the script runs in one process, which replaces this one. Raises ValueError for an
+    option that torchrun does not have.
     """
     if not torchrun:
         os.execv(sys.executable, [sys.executable, str(script), *arguments])
-    try:  # here, for it takes seconds that no other command should wait
+    try:  # imported here, because it takes seconds that the other commands need not wait
         from torch.distributed import run
         from torch.distributed.elastic.multiprocessing.api import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -41,15 +43,15 @@ def launch(script: Path, torchrun: list[str], arguments: list[str]) -> int:
     if unknown or parsed.training_script != str(script):
         stray = next(iter(unknown), parsed.training_script)
         raise ValueError(
-            f"what stands before -- must be options of torchrun: got {stray!r}; "
-            f"put what is for the recipe behind it, as in `dlrm-recipes run NAME --nproc_per_node 2 -- demo`"
+            f"arguments before -- must be options of torchrun: got {stray!r}; "
+            f"put the options of the recipe after --, as in `dlrm-recipes run NAME --nproc_per_node 2 -- demo`"
         )
     try:
         run.run(parsed)
     except ChildFailedError as error:
         print(error, file=sys.stderr)
         _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode  # a signal, as a shell says it
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode  # a signal, numbered as in a shell
     except SignalException as error:
         return 128 + error.sigval
     return 0

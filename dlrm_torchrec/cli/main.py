@@ -1,4 +1,4 @@
-"""Find a recipe, run it, copy it to own it, keep the copy up to date; and see whether this machine can run it."""
+"""Find, run and copy recipes, keep copies up to date, check whether this machine can run them, and serve a model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from dlrm_torchrec.cli.launch import launch, script_of
 from dlrm_torchrec.cli.merge import upgrade
 from dlrm_torchrec.cli.origin import copies, copy_recipe, read_copy, sha256
 from dlrm_torchrec.cli.serve import add_options, serve
-from dlrm_torchrec.cli.shipped import find, shelf
+from dlrm_torchrec.cli.shipped import find, installed_recipes
 
-DONE, FOUND, BAD_ARGUMENTS = 0, 1, 2  # FOUND: problems of this machine, or conflicts of a merge
+DONE, FOUND, BAD_ARGUMENTS = 0, 1, 2  # FOUND: this machine has problems, or a merge has conflicts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def list_recipes(args: argparse.Namespace) -> int:
-    described = [recipe.describe() for recipe in shelf().values()]
+    described = [recipe.describe() for recipe in installed_recipes().values()]
     if args.json:
         print(json.dumps(described, indent=1, ensure_ascii=False))
         return DONE
@@ -57,8 +57,8 @@ def list_recipes(args: argparse.Namespace) -> int:
 
 
 def copy(args: argparse.Namespace) -> int:
-    path = copy_recipe(find(args.name), args.destination, args.force)
-    print(f"{path}: yours to change; keep .dlrm-recipes beside it, for `dlrm-recipes diff` and `upgrade`")
+    path = copy_recipe(find(args.name), args.destination, force=args.force)
+    print(f"{path}: this copy is yours; `dlrm-recipes diff` and `upgrade` need .dlrm-recipes next to it")
     return DONE
 
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def status(args: argparse.Namespace) -> int:
-    print("\n".join(found.status() for found in copies(args.files)) or "no copied recipe here")
+    print("\n".join(copied.status() for copied in copies(args.files)) or "there is no copied recipe here")
     return DONE
 
 
@@ -76,24 +76,24 @@ def diff(args: argparse.Namespace) -> int:
         texts = [script_of(name).read_text() for name in (str(args.file), args.other)]
         print("\n".join(compare(*texts)) or "no difference but in words")
         return DONE
-    found = read_copy(args.file)
-    other = find(found.name).text if args.new else found.original()
-    label = f"{found.name} (installed)" if args.new else f"{found.name} {found.version}"
+    copied = read_copy(args.file)
+    other = find(copied.name).text if args.new else copied.original()
+    label = f"{copied.name} (installed)" if args.new else f"{copied.name} {copied.version}"
     lines = difflib.unified_diff(
-        other.splitlines(keepends=True), found.text.splitlines(keepends=True), label, str(found.path)
+        other.splitlines(keepends=True), copied.text.splitlines(keepends=True), label, str(copied.path)
     )
     sys.stdout.writelines(lines)
     return DONE
 
 
 def upgrade_copy(args: argparse.Namespace) -> int:
-    found = read_copy(args.file)
-    if sha256(find(found.name).text) == found.sha256:
-        print(f"{found.path}: up to date")
+    copied = read_copy(args.file)
+    if sha256(find(copied.name).text) == copied.sha256:
+        print(f"{copied.path}: up to date")
         return DONE
-    conflicts, backup = upgrade(found)
-    unsettled = f", with conflicts to settle between <<<<<<< and >>>>>>>: {conflicts}" if conflicts else ""
-    print(f"{found.path}: upgraded{unsettled}; as it was before: {backup}")
+    conflicts, backup = upgrade(copied)
+    unsettled = f", with conflicts to resolve between <<<<<<< and >>>>>>>: {conflicts}" if conflicts else ""
+    print(f"{copied.path}: upgraded{unsettled}; the copy before the upgrade: {backup}")
     return FOUND if conflicts else DONE
 
 
@@ -118,22 +118,22 @@ def command_line() -> argparse.ArgumentParser:
         return added
 
     files = FilesCompleter(["py"])
-    ls = verb("ls", list_recipes, "every recipe: what it teaches, its command, what to expect of it")
-    ls.add_argument("--json", action="store_true", help="as a JSON list")
+    ls = verb("ls", list_recipes, "list the recipes: what each one does, its command, and what to expect")
+    ls.add_argument("--json", action="store_true", help="print a JSON list")
 
-    cp = verb("cp", copy, "a recipe copied, to own and to change")
-    complete(cp.add_argument("name", metavar="NAME", help="of a recipe"), teachings)
-    cp.add_argument("destination", metavar="DEST", type=Path, nargs="?", default=Path(), help="a new .py, or a folder")
-    cp.add_argument("--force", action="store_true", help="overwrite the file")
+    cp = verb("cp", copy, "copy a recipe, so that you can change it")
+    complete(cp.add_argument("name", metavar="NAME", help="name of a recipe"), teachings)
+    cp.add_argument("destination", metavar="DEST", type=Path, nargs="?", default=Path(), help="a new file or a folder")
+    cp.add_argument("--force", action="store_true", help="overwrite an existing file")
 
     usage = "dlrm-recipes run NAME [torchrun options] [-- PRESET and options of the recipe]"
-    launched = verb("run", run, "a recipe run; under torchrun, when options for it are given", usage=usage)
-    complete(launched.add_argument("name", metavar="NAME", help="of a recipe, or the path of a file"), teachings)
-    launched.add_argument("torchrun", nargs=argparse.REMAINDER, help="as in --standalone --nproc_per_node 2")
+    launched = verb("run", run, "run a recipe, under torchrun if you give options for it", usage=usage)
+    complete(launched.add_argument("name", metavar="NAME", help="name of a recipe, or path of a file"), teachings)
+    launched.add_argument("torchrun", nargs=argparse.REMAINDER, help="such as --standalone --nproc_per_node 2")
 
-    state = verb("status", status, "what became of copied recipes: unchanged, edited by you, behind the installed one")
+    state = verb("status", status, "show the state of copied recipes: unchanged, edited, or behind the installed one")
     paths = state.add_argument(
-        "files", metavar="FILE", type=Path, nargs="*", default=[Path()], help="or folder; none: ."
+        "files", metavar="FILE", type=Path, nargs="*", default=[Path()], help="files or folders; by default ."
     )
     complete(paths, files)
 
@@ -143,23 +143,23 @@ def command_line() -> argparse.ArgumentParser:
     complete(other, teachings)
     differ.add_argument("--new", action="store_true", help="against the installed recipe, not the one copied")
 
-    merge = verb("upgrade", upgrade_copy, "the installed recipe with your changes in it; exit code 1 for conflicts")
+    merge = verb("upgrade", upgrade_copy, "merge your changes with the installed recipe; exit code 1 for conflicts")
     complete(merge.add_argument("file", metavar="FILE", type=Path, help="a copy"), files)
 
-    health = verb("doctor", diagnose, "whether recipes run here, and what cures what is broken; exit code 1 if it is")
+    health = verb(
+        "doctor", diagnose, "check whether recipes run here, and print how to fix them; exit code 1 if they do not"
+    )
     complete(
-        health.add_argument("checks", metavar="CHECK", nargs="*", help=f"{', '.join(CHECKS)}; none: all"),
+        health.add_argument("checks", metavar="CHECK", nargs="*", help=f"{', '.join(CHECKS)}; by default all"),
         lambda **_: list(CHECKS),
     )
 
-    about = (
-        "predictions over HTTP; there is no authentication: let others than this machine in through a proxy that has it"
-    )
+    about = "answer requests for predictions over HTTP; before exposing it, add a proxy with authentication and TLS"
     server = verb("serve", serve, about)
-    server.add_argument("package", metavar="PACKAGE", type=Path, help="the folder of a package")
+    server.add_argument("package", metavar="PACKAGE", type=Path, help="folder of a package")
     add_options(server)
 
-    shell = verb("completion", completion, "a script that completes this command in your shell")
+    shell = verb("completion", completion, "print a script that completes this command in your shell")
     shell.add_argument("shell", choices=["bash", "zsh", "fish"])
     return parser
 
@@ -169,8 +169,8 @@ def complete(action: argparse.Action, completer: Callable[..., Iterable[str]]) -
 
 
 def teachings(**_: object) -> dict[str, str]:
-    """What each recipe teaches: names to complete, and what a shell may show beside them."""
-    return {name: recipe.describe()["teaches"] for name, recipe in shelf().items()}
+    """Names of recipes to complete, each with the text that a shell may show next to it."""
+    return {name: recipe.describe()["teaches"] for name, recipe in installed_recipes().items()}
 
 
 if __name__ == "__main__":

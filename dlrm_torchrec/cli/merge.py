@@ -1,4 +1,4 @@
-"""What a person changed in a copied recipe, carried over to the recipe of another version."""
+"""Merges the changes of a copied recipe with another version of the recipe."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dlrm_torchrec.cli.shipped import find
 
 
 def merge(yours: str, original: str, new: str, labels: tuple[str, str, str]) -> tuple[str, int]:
-    """The new text with your changes of the original, and the number of conflicts, marked in it as git marks them.
+    """The new text with your changes of the original, and the number of conflicts, which git's marks show in the text.
 
-    ``labels`` name the three texts in the marks. Raises ValueError when there is no git.
+    ``labels`` name the three texts in the marks. Raises ValueError when git is missing.
     """
     if shutil.which("git") is None:
-        raise ValueError("git must be on PATH, it does the merge: got none; install git")
+        raise ValueError("git must be on PATH, because it does the merge: got none; install git")
     with tempfile.TemporaryDirectory() as folder:
         texts = dict(zip(("yours", "original", "new"), (yours, original, new), strict=True))
         for name, text in texts.items():
@@ -26,15 +26,15 @@ def merge(yours: str, original: str, new: str, labels: tuple[str, str, str]) -> 
         options = [option for label in labels for option in ("-L", label)]
         command = ["git", "merge-file", "--stdout", *options, *texts]
         done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
-    if not 0 <= done.returncode <= 127:  # else it is the number of conflicts
-        raise ValueError(f"texts must be such as git can merge: {done.stderr.decode().strip()}; merge them by hand")
+    if not 0 <= done.returncode <= 127:  # any other code is the number of conflicts
+        raise ValueError(f"git must be able to merge the texts: got {done.stderr.decode().strip()}; merge them by hand")
     return done.stdout.decode(), done.returncode
 
 
 def upgrade(copy: Copy) -> tuple[int, Path]:
-    """The number of conflicts now marked in the copy, merged with the installed recipe, and where its old text is kept.
+    """The number of conflicts in the copy after the merge with the installed recipe, and the file with its old text.
 
-    Raises ValueError, and leaves the copy as it was, when the recipe is gone, its original is lost, or git is missing.
+    Raises ValueError and does not change the copy when the installed recipe, the original or git is missing.
     """
     recipe = find(copy.name)
     labels = ("yours", f"{copy.name} {copy.version}", f"{copy.name} {__version__}")

@@ -1,11 +1,11 @@
-"""Copies of recipes that know where they came from.
+"""Copies of recipes, and the record of where each copy came from.
 
 The first line of a copy names the recipe, the version of the package and the hash of the recipe's text:
 
     # dlrm-recipes: train_dlrm 0.1.0 sha256=<64 hexadecimal digits>
 
-That text itself is kept in the folder ``.dlrm-recipes`` beside the copy, so that a later version of the package can be
-merged with what was changed since. The rest of the copy is the recipe, byte by byte.
+The recipe's text is kept in the folder ``.dlrm-recipes`` next to the copy, so that a later version of the recipe can be
+merged with the changes of the copy. The rest of the copy is the recipe, byte by byte.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlrm_torchrec import __version__
-from dlrm_torchrec.cli.shipped import Recipe, find, shelf
+from dlrm_torchrec.cli.shipped import Recipe, find, installed_recipes
 
 _ORIGIN = re.compile(r"^# dlrm-recipes: (?P<name>\w+) (?P<version>\S+) sha256=(?P<sha256>[0-9a-f]{64})\r?\n", re.M)
 
@@ -29,7 +29,7 @@ def sha256(text: str) -> str:
 
 @dataclass(frozen=True)
 class Copy:
-    """A copied recipe: its file, where it came from, and its text without the line that says so."""
+    """A copied recipe: its file, where it came from, and its text without the first line, which says so."""
 
     path: Path
     name: str
@@ -43,33 +43,33 @@ class Copy:
 
     @property
     def behind(self) -> bool:
-        """The installed package has another text of this recipe."""
-        return self.name in shelf() and sha256(find(self.name).text) != self.sha256
+        """Whether the installed package has another text of this recipe."""
+        return self.name in installed_recipes() and sha256(find(self.name).text) != self.sha256
 
     def status(self) -> str:
         changes = [word for word, holds in (("edited", self.edited), ("behind", self.behind)) if holds]
-        gone = "" if self.name in shelf() else ", which is no longer on the shelf"
+        gone = "" if self.name in installed_recipes() else ", which is no longer installed"
         installed = f"; {__version__} is installed, see `upgrade`" if self.behind else ""
         return f"{self.path}: {' and '.join(changes) or 'unchanged'} ({self.name} {self.version}{gone}{installed})"
 
     def original(self) -> str:
-        """The recipe as it was copied. Raises ValueError when it is nowhere to be found."""
+        """The recipe as it was copied. Raises ValueError when its text is lost."""
         kept = _kept(self.path, self.name, self.sha256)
-        installed = [find(self.name).path] if self.name in shelf() else []
+        installed = [find(self.name).path] if self.name in installed_recipes() else []
         for path in filter(Path.exists, [kept, *installed]):
             text = path.read_bytes().decode()
             if sha256(text) == self.sha256:
                 return text
         raise ValueError(
             f"{kept} must hold {self.name} {self.version} as it was copied: got no such text; "
-            f"bring it back, or compare with the installed recipe (diff --new)"
+            f"restore the file, or compare with the installed recipe (diff --new)"
         )
 
 
-def copy_recipe(recipe: Recipe, destination: Path, force: bool) -> Path:
+def copy_recipe(recipe: Recipe, destination: Path, *, force: bool) -> Path:
     """The file that now holds the recipe: ``destination`` itself if it is a .py, else a file in that folder.
 
-    Folders are made. Raises ValueError when the file exists already, unless ``force``.
+    Missing folders are made. Raises ValueError when the file exists already, unless ``force`` is set.
     """
     path = destination if destination.suffix == ".py" else destination / f"{recipe.name}.py"
     if path.exists() and not force:
@@ -80,7 +80,7 @@ def copy_recipe(recipe: Recipe, destination: Path, force: bool) -> Path:
 
 
 def write_copy(path: Path, recipe: Recipe, text: str) -> None:
-    """Writes ``text``, made from the installed ``recipe``, with its origin; the recipe's own text is kept beside."""
+    """Writes ``text``, made from the installed ``recipe``, with its origin; the recipe's own text is kept, too."""
     original = recipe.text
     keep(path, recipe.name, original)
     _write(path, f"# dlrm-recipes: {recipe.name} {__version__} sha256={sha256(original)}\n{text}")
@@ -98,7 +98,7 @@ def read_copy(path: Path) -> Copy:
 
 
 def copies(paths: list[Path]) -> list[Copy]:
-    """The copied recipes in these files and folders. Raises ValueError for a file that is none."""
+    """The copied recipes in these files and folders. Raises ValueError for a file that is not a copied recipe."""
     files = [path for path in paths if not path.is_dir()]
     for folder in filter(Path.is_dir, paths):
         files += [file for file in sorted(folder.glob("*.py")) if _ORIGIN.search(file.read_text(errors="replace"))]
@@ -106,7 +106,7 @@ def copies(paths: list[Path]) -> list[Copy]:
 
 
 def keep(copy: Path, name: str, text: str) -> Path:
-    """The file beside ``copy`` that now keeps ``text``: its name holds the text's hash, so none replaces another."""
+    """The file near ``copy`` that now keeps ``text``; its name has the text's hash, so no file replaces another."""
     path = _kept(copy, name, sha256(text))
     path.parent.mkdir(exist_ok=True)
     _write(path, text)
@@ -114,11 +114,11 @@ def keep(copy: Path, name: str, text: str) -> Path:
 
 
 def _kept(copy: Path, name: str, digest: str) -> Path:
-    return copy.parent / ".dlrm-recipes" / f"{name}.{digest[:16]}.txt"  # not .py: linters and tests pass it by
+    return copy.parent / ".dlrm-recipes" / f"{name}.{digest[:16]}.txt"  # not .py, so that linters and tests ignore it
 
 
 def _write(path: Path, text: str) -> None:
-    """Writes the whole file or, when interrupted, none of it."""
+    """Writes the whole file, or nothing if it is interrupted."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_bytes(text.encode())
     if path.exists():

@@ -1,4 +1,4 @@
-"""``dlrm-recipes serve``: its options, and the server, which is imported only when one is started."""
+"""``dlrm-recipes serve``: its options, and the server, which is imported only when it is started."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def serve(args: argparse.Namespace) -> int:
-    """0 once the server was told to end; ValueError or OSError when it cannot begin."""
+    """0 after the server was told to end. Raises ValueError or OSError when it cannot start."""
     missing = [name for name in NEEDED if not find_spec(name)]
     if missing:
         raise ValueError(f"serving must have {', '.join(NEEDED)}: got no {missing[0]}; pip install {' '.join(NEEDED)}")
     config = ServingConfig(**{field.name: getattr(args, field.name) for field in fields(ServingConfig)})
-    from dlrm_torchrec.inference.serving.server import serve  # imports torch
+    from dlrm_torchrec.inference.serving.server import serve  # this imports torch
 
     serve(args.package, config)
     return 0

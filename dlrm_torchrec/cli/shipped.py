@@ -1,4 +1,4 @@
-"""The recipes and preparation scripts that this installation ships, read without importing them."""
+"""The recipes and preparation scripts of this installation, read without importing them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# What a docstring tells the reader of a clone to type, and the sentence that says what comes of it.
+# The command that a docstring tells the reader of a clone to type, and the sentence that says what to expect.
 _COMMAND = re.compile(
     r"^ {4}(?:python|torchrun (?P<torchrun>.*?)) (?:recipes|data)/\S+\.py(?P<own>.*?)(?: +#.*)?$", re.M
 )
@@ -18,7 +18,7 @@ _EXPECTED = re.compile(r"\bExpected\b.*?\.(?=\s|$)", re.S)
 
 @dataclass(frozen=True)
 class Recipe:
-    """A script on the shelf; ``path`` is its file in this installation."""
+    """An installed recipe or preparation script; ``path`` is its file in this installation."""
 
     name: str
     path: Path
@@ -28,7 +28,7 @@ class Recipe:
         return self.path.read_bytes().decode()
 
     def describe(self) -> dict[str, str]:
-        """``name``, ``teaches``, ``command`` and ``expected``; empty where the docstring does not say."""
+        """``name``, ``teaches``, ``command`` and ``expected``; a part is empty if the docstring does not have it."""
         docstring = ast.get_docstring(ast.parse(self.text), clean=False) or ""
         command, expected = _COMMAND.search(docstring), _EXPECTED.search(docstring)
         return {
@@ -39,12 +39,12 @@ class Recipe:
         }
 
     def _command(self, torchrun: str, own: str) -> str:
-        """The docstring's command as one types it in any folder."""
+        """The docstring's command as you type it in any folder."""
         words = f"dlrm-recipes run {self.name} {torchrun} {'-- ' + own if own else ''}"
         return " ".join(words.split())
 
 
-def shelf() -> dict[str, Recipe]:
+def installed_recipes() -> dict[str, Recipe]:
     """Every recipe by its name, then every ``prepare_<data set>``."""
     package = Path(str(importlib.resources.files("dlrm_torchrec")))
     recipes = {path.stem: path for path in sorted((package / "recipes").glob("*.py"))}
@@ -54,9 +54,9 @@ def shelf() -> dict[str, Recipe]:
 
 def find(name: str) -> Recipe:
     """The recipe of that name. Raises ValueError when there is none."""
-    recipes = shelf()
+    recipes = installed_recipes()
     if name not in recipes:
         near = difflib.get_close_matches(name, recipes, n=1)
-        advice = f"did you mean {near[0]}?" if near else "`dlrm-recipes ls` shows them"
-        raise ValueError(f"recipe must be one of the {len(recipes)} on the shelf: got {name!r}; {advice}")
+        advice = f"did you mean {near[0]}?" if near else "`dlrm-recipes ls` lists them"
+        raise ValueError(f"recipe must be one of the {len(recipes)} installed ones: got {name!r}; {advice}")
     return recipes[name]

@@ -1,6 +1,6 @@
-"""Two processes that add a number and train a small sharded table; each part that works is said on stdout.
+"""Two processes that add a number and train a small sharded table; each part that works is printed on stdout.
 
-Run by ``dlrm-recipes doctor`` under torchrun, in processes of its own.
+``dlrm-recipes doctor`` runs this file under torchrun.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def say(part: str) -> None:
 
 
 def train_a_table() -> None:
-    """A step of SGD, of rate 1, on a sharded table of ones: the gradient of a pooled vector is 1, so rows fall to 0."""
+    """One step of SGD at rate 1 on a sharded table of ones; the gradient of a pooled vector is 1, so rows become 0."""
     from torch.distributed.optim import _apply_optimizer_in_backward as optimize_in_backward
     from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
     from torchrec.distributed.model_parallel import DistributedModelParallel

@@ -1,4 +1,4 @@
-"""Batches from which one feature is gone: every row as if its value were missing."""
+"""Batches without one feature: in every row its value looks missing."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dlrm_torchrec.schema import DatasetSpec
 def without(batch: Batch, feature: str, spec: DatasetSpec) -> Batch:
     """``batch`` with 0 in every row of a dense feature, or one id 0 in every bag of a sparse one.
 
-    In prepared data both are what a missing value becomes; anywhere they are the same for all rows, and so tell
-    nothing. Raises ValueError when ``spec`` has no such feature.
+    In prepared data, a missing value becomes the same 0 or id 0. In any data, a value that is the same for all rows
+    tells a model nothing. Raises ValueError when ``spec`` has no such feature.
     """
     dense = [each.name for each in spec.dense]
     if feature in dense:
@@ -23,7 +23,7 @@ def without(batch: Batch, feature: str, spec: DatasetSpec) -> Batch:
         values[:, dense.index(feature)] = 0
         return replace(batch, dense_features=values)
     ids = batch.sparse_features
-    if feature not in ids.keys():  # noqa: SIM118  # a KeyedJaggedTensor is no dictionary
+    if feature not in ids.keys():  # noqa: SIM118  # a KeyedJaggedTensor is not a dictionary
         raise ValueError(f"feature must be one of the data set: got {feature!r}; name one of {[*dense, *ids.keys()]}")
     key = ids.keys().index(feature)
     pieces = list(ids.values().split(ids.length_per_key()))

@@ -1,4 +1,4 @@
-"""The batch every stream yields and every model takes."""
+"""The batch that every stream yields and every model takes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torchrec.streamable import Pipelineable
 class Batch(Pipelineable):
     """One rank's share of one global batch.
 
-    All ranks hold the same number ``B`` of rows, as the collectives require. The last ``B - num_rows`` are
-    padding (zeros and empty bags), present only at an uneven end of an epoch: a loss or a metric reads
+    All ranks hold the same number ``B`` of rows, because the collectives need it. The last ``B - num_rows`` rows are
+    padding (zeros and empty bags). Only the last batch of an epoch can have padding. A loss or a metric reads
     ``[:num_rows]``, and a mean divides by ``global_rows``, so padding is neither trained on nor counted.
     """
 
@@ -24,7 +24,7 @@ class Batch(Pipelineable):
     num_rows: int  # real rows on this rank, 0..B
     global_rows: int  # real rows over all ranks
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:  # noqa: FBT001, FBT002  # TorchRec's
         return Batch(
             dense_features=self.dense_features.to(device, non_blocking=non_blocking),
             sparse_features=self.sparse_features.to(device, non_blocking=non_blocking),

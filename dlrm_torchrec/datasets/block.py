@@ -1,4 +1,4 @@
-"""Rows as batches are cut from them: in the order of reading, with the ids of all features in one array."""
+"""Blocks of rows, from which batches are cut: in reading order, with the ids of all features in one array."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from numba import int32, int64
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.bags import Bags, Columns
 from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.datasets.numpy_columns import Columns, IdLists
 
 Ids = NDArray[np.signedinteger[Any]]
 
@@ -22,10 +22,9 @@ class Block:
 
     labels: NDArray[np.float32]  # (n,)
     dense: NDArray[np.float32]  # (n, D)
-    ids: Ids  # (F, n) without offsets, else (V,)
-    offsets: (
-        NDArray[np.int64] | None
-    )  # (F, n + 1): row i of feature f has ids[offsets[f, i]:offsets[f, i + 1]]; None: one each
+    ids: Ids  # (F, n) without offsets, or (V,) with offsets
+    # (F, n + 1): row i of feature f has ids[offsets[f, i]:offsets[f, i + 1]]; None: one each
+    offsets: NDArray[np.int64] | None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,10 +42,10 @@ class Block:
 
 
 def joined(columns: Columns, kind: type[np.int32 | np.int64], order: NDArray[np.int64] | None = None) -> Block:
-    """The rows ``order[0]``, ``order[1]``, ... of ``columns``, all rows as they are if None; ids as ``kind``."""
+    """The rows ``order[0]``, ``order[1]``, ... of ``columns``, or all of them if None; ids have the type ``kind``."""
     labels, dense, sparse = columns.labels, columns.dense, columns.sparse
     if order is not None:
-        labels, dense = labels.take(order), dense.take(order, axis=0)  # take copies whole rows, indexing does not
+        labels, dense = labels.take(order), dense.take(order, axis=0)  # take copies whole rows; indexing copies numbers
     if all(bags.offsets is None for bags in sparse):
         ids: Ids = np.empty((len(sparse), len(labels)), kind)
         for row, bags in zip(ids, sparse, strict=True):
@@ -63,7 +62,7 @@ def joined(columns: Columns, kind: type[np.int32 | np.int64], order: NDArray[np.
 
 
 def join_ids(pieces: Sequence[Block], length_per_key: Sequence[int], values: NDArray[np.int64]) -> None:
-    """Fill ``values`` with the ids of all pieces, feature after feature and within it row after row."""
+    """Fill ``values`` with the ids of all pieces: feature after feature, and row after row within a feature."""
     first, starts = 0, np.cumsum([0, *length_per_key[:-1]])
     for piece in pieces:
         if piece.offsets is None:
@@ -74,18 +73,18 @@ def join_ids(pieces: Sequence[Block], length_per_key: Sequence[int], values: NDA
             _APPEND[piece.ids.dtype](piece.ids, piece.offsets, starts, values)
 
 
-def _copy(bags: Bags, order: NDArray[np.int64] | None, target: Ids) -> None:
+def _copy(bags: IdLists, order: NDArray[np.int64] | None, target: Ids) -> None:
     values = bags.values.astype(target.dtype, copy=False)
     if order is None:
         target[:] = values
     elif (size := bags.size) is not None:
         rows = (len(order), size)
-        np.take(values.reshape(rows), order, axis=0, out=target.reshape(rows), mode="clip")  # "raise" would buffer
+        np.take(values.reshape(rows), order, axis=0, out=target.reshape(rows), mode="clip")  # mode "raise" would buffer
     else:
         _GATHER[target.dtype](values, bags.offsets, order, target)
 
 
-# Indices are unsigned: numba tests the sign of others, and needs four times as long.
+# Indices are unsigned, because numba tests the sign of signed ones, which takes four times as long.
 def _gather(values: Ids, offsets: NDArray[np.int64], order: NDArray[np.int64], ids: Ids) -> None:
     target = np.uint64(0)
     for row in order:

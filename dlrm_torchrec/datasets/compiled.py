@@ -1,4 +1,4 @@
-"""Loops over bytes and hash tables as machine code, compiled once and then kept on disk."""
+"""Loops over bytes and hash tables as machine code, which is compiled once and then kept on disk."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(*arguments: Any) -> Callable[[F], F]:
-    """A decorator: the function as machine code for arguments of these numba types, ready when it is defined.
+    """A decorator that compiles a function for arguments of these numba types as soon as it is defined.
 
-    The code is kept beside the source file, or in the user's cache folder, for the next process. Where neither can be
-    written, every process compiles anew.
+    The machine code is kept next to the source file, or in the user's cache folder, for the next process. If neither
+    folder is writable, every process compiles the function again.
     """
 
     def decorate(function: F) -> F:
@@ -27,5 +27,5 @@ def compiled(*arguments: Any) -> Callable[[F], F]:
 
 
 def read_only(kind: Any) -> Any:
-    """The numba type of a one-dimensional array that is only read, whether or not it could be written."""
+    """The numba type of a one-dimensional array that the function only reads; a writable array fits, too."""
     return numba.types.Array(kind, 1, "C", readonly=True)

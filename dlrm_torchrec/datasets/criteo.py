@@ -1,4 +1,4 @@
-"""The Criteo click logs: column names, the published table sizes, and the specs made of them.
+"""The Criteo click logs: column names, published table sizes, and specs.
 
 Sources: Kaggle cardinalities, Naumov et al. 2019 (arXiv 1906.00091); 1TB rows, capped at 40,000,000, and multi-hot
 sizes, MLPerf training (DLRM v1 and DLRM-DCNv2).
@@ -15,7 +15,7 @@ DENSE_NAMES = tuple(f"int_{i}" for i in range(13))
 SPARSE_NAMES = tuple(f"cat_{i}" for i in range(26))
 DENSE = tuple(DenseFeature(name=name, log1p=True) for name in DENSE_NAMES)
 
-MAX_IND_RANGE = 40_000_000  # MLPerf folds every category below this before it numbers them
+MAX_IND_RANGE = 40_000_000  # MLPerf takes every category modulo this before it numbers them
 
 # fmt: off
 KAGGLE_ROWS = (
@@ -49,11 +49,12 @@ def criteo_1tb_multi_hot_spec() -> DatasetSpec:
 
 
 def criteo_raw_spec(
-    name: str, rows: Sequence[int], encoding: Encoding, min_count: int = 1, max_ind_range: int = 1 << 32
+    name: str, rows: Sequence[int], encoding: Encoding, *, min_count: int = 1, max_ind_range: int = 1 << 32
 ) -> DatasetSpec:
-    """What raw Criteo is prepared through: vocabularies to be counted, or hashes into ``rows`` (26) plus one.
+    """The spec to prepare raw Criteo files with: vocabularies to be counted, or hashes into ``rows`` (26) plus one.
 
-    ``max_ind_range`` bounds the hashed rows; a vocabulary is bounded by the reader, which folds the raw values.
+    ``max_ind_range`` bounds the hashed rows. The reader bounds a vocabulary: it takes the raw values modulo that
+    number.
     """
     sizes = [0 if encoding == "vocab" else min(count, max_ind_range) + 1 for count in rows]
     sparse = tuple(

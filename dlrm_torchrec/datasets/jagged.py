@@ -1,4 +1,4 @@
-"""Blocks of rows to one Batch: pieces joined, ids to a KeyedJaggedTensor, the end padded."""
+"""Makes one Batch of blocks of rows: joins the pieces, puts ids into a KeyedJaggedTensor, and pads the end."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dlrm_torchrec.schema import DatasetSpec
 
 
 def to_batch(spec: DatasetSpec, pieces: Sequence[Block], share: Share, *, pin_memory: bool = False) -> Batch:
-    """A Batch of ``share.padded_rows`` rows: those of ``pieces`` in order, then zeros and empty bags.
+    """A Batch of ``share.padded_rows`` rows: the rows of ``pieces`` in order, then zeros and empty bags.
 
-    With ``pin_memory`` all of it lies in page-locked memory, from which a GPU copies while the caller goes on.
+    With ``pin_memory``, all of it lies in page-locked memory, from which a GPU can copy while the caller continues.
     """
     labels = torch.zeros(share.padded_rows, pin_memory=pin_memory)
     dense = torch.zeros(share.padded_rows, len(spec.dense), pin_memory=pin_memory)
@@ -39,7 +39,7 @@ def to_batch(spec: DatasetSpec, pieces: Sequence[Block], share: Share, *, pin_me
             values=values,
             lengths=lengths.view(-1),
             stride=share.padded_rows,
-            length_per_key=length_per_key,  # counted here, so that no device is asked for it
+            length_per_key=length_per_key,  # counted here, so that TorchRec need not read it from a device
         ),
         labels=labels,
         num_rows=share.num_rows,

@@ -1,10 +1,10 @@
-"""Multi-hot data from one-hot data, as MLPerf training makes it for DLRM-DCNv2.
+"""Makes multi-hot data from one-hot data, as MLPerf training does for DLRM-DCNv2.
 
     python -m dlrm_torchrec.datasets.multi_hot prepared/criteo-1tb --output prepared/criteo-1tb-multi-hot
 
-writes a folder whose ``dataset.json`` names the Parquet files of the first one, and says how their ids become bags when
-they are read: nothing is copied, and every recipe takes the folder. With ``--materialize`` it holds Parquet files of
-lists instead, for MLPerf's 214 ids about six times as large, which give the same batches.
+writes a folder whose ``dataset.json`` names the Parquet files of the first folder, and says how their ids become bags
+when they are read. Nothing is copied, and every recipe takes the folder. With ``--materialize``, the new folder holds
+Parquet files of lists instead, which give the same batches. For MLPerf's 214 ids they are about six times as large.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _LIST = pa.list_(pa.int32())
 def main(
     prepared: tyro.conf.Positional[str],
     output: str,
+    *,
     sizes: tuple[int, ...] = (),
     distribution: Distribution = "uniform",
     generator: Generator = "counter",
@@ -45,10 +46,10 @@ def main(
     Args:
         prepared: folder with a dataset.json
         output: folder to write, new or empty
-        sizes: ids per row of every sparse feature in order, 1: stays one-hot; MLPerf's 26 for Criteo
-        distribution: of the ids that are added
-        generator: counter: no memory, no files; mt19937: the numbers of MLPerf's reference, 23 GB of files at its sizes
-        seed: of the added ids
+        sizes: ids per row of every sparse feature in order; 1 keeps a feature one-hot; by default MLPerf's for Criteo
+        distribution: distribution of the ids that are added
+        generator: counter needs no files; mt19937 gives the numbers of MLPerf's reference, in 23 GB of files
+        seed: seed of the added ids
         materialize: write Parquet files that hold the bags, instead of making bags while reading
     """
     source = Manifest.load(prepared)
@@ -57,7 +58,7 @@ def main(
         source,
         spec=replace(multi_hot.applied(source.spec), name=f"{source.spec.name}-multi-hot"),
         splits={name: _shared(split, prepared, output) for name, split in source.splits.items()},
-        statistics={},  # those of the one-hot ids
+        statistics={},  # the old ones are of one-hot ids
         multi_hot=multi_hot,
     )
     if g_pathmgr.exists(join(output, NAME)):
@@ -83,13 +84,13 @@ def _sizes(spec: DatasetSpec, sizes: Sequence[int]) -> dict[str, int]:
     if len(sizes) != len(names) or min(sizes) < 1:
         raise ValueError(
             f"--sizes must be one number of ids, at least 1, per sparse feature {', '.join(names)}: got {list(sizes)}; "
-            "give 1 to those that stay one-hot"
+            "give 1 to features that stay one-hot"
         )
     return {name: size for name, size in zip(names, sizes, strict=True) if size > 1}
 
 
 def _shared(split: Split, prepared: str, output: str) -> Split:
-    """The files of ``prepared`` as ``output`` names them: relative where both are local, so that they may move."""
+    """The files of ``prepared`` as ``output`` names them. Local paths are relative, so both folders may be moved."""
     files = []
     for file in split.files:
         path = file.location(prepared)
@@ -100,7 +101,7 @@ def _shared(split: Split, prepared: str, output: str) -> Split:
 
 
 def _materialized(made: Manifest, name: str, output: str) -> Split:
-    """The files of the split again, row group by row group, with bags for ids."""
+    """Writes the files of the split again, row group by row group, with bags instead of ids."""
     split, expander = made.splits[name], Expander(made, output)
     files: list[DataFile] = []
     with tqdm(total=split.rows, desc=name, unit=" rows", unit_scale=True, disable=None) as progress:
@@ -118,7 +119,7 @@ def _materialized(made: Manifest, name: str, output: str) -> Split:
                 )
                 with pq.ParquetWriter(target, schema, compression="lz4", use_dictionary=False) as writer:
                     for group in range(parquet.num_row_groups):
-                        rows = _materialized_group(parquet, group, schema, expander, path)
+                        rows = _materialized_group(parquet, group, schema, expander, path=path)
                         writer.write_table(rows, row_group_size=max(1, rows.num_rows))
                         progress.update(rows.num_rows)
             files.append(DataFile(path=target.path, rows=file.rows, sha256=target.stored.sha256))
@@ -126,7 +127,7 @@ def _materialized(made: Manifest, name: str, output: str) -> Split:
 
 
 def _materialized_group(
-    parquet: pq.ParquetFile, group: int, schema: pa.Schema, expander: Expander, path: str
+    parquet: pq.ParquetFile, group: int, schema: pa.Schema, expander: Expander, *, path: str
 ) -> pa.Table:
     kept = [name for name in schema.names if name not in expander.features]
     columns = dict(zip(kept, parquet.read_row_group(group, columns=kept).columns, strict=True))

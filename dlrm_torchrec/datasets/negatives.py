@@ -1,4 +1,4 @@
-"""Negatives drawn while interactions are read, other ones in every epoch."""
+"""Negatives that are drawn while interactions are read; every epoch has new ones."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from dlrm_torchrec.datasets.prepared.parquet import BATCHES_AHEAD, ParquetStream
 from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.stream import Ranks, Share
 
-_RESERVED = {"id": 0, "hash": 1, "vocab": 2}  # first ids, which are no items
+_RESERVED = {"id": 0, "hash": 1, "vocab": 2}  # number of first ids that are not items
 _BLOCK_ROWS = 65_536
 
 Ints = NDArray[np.int64]
 
 
 class WithNegatives:
-    """Each interaction of a prepared ``train`` split (label 1), then ``count`` items that its user has none with (0).
+    """Each interaction of a prepared ``train`` split (label 1), then ``count`` items its user did not choose (label 0).
 
-    Negatives are uniform over the other items, whatever ``val`` and ``test`` hold, with repetition. They are a function
-    of (seed, step, place in the global batch), so that a run goes on with the same ones on any number of ranks. The
-    batches that ``ranks`` cuts are of interactions and negatives together. Only the features ``user`` and ``item`` are
-    filled: what else is known of an interaction is not of a negative, so other bags are empty and dense columns 0.
-    Every rank holds 8 bytes per interaction in memory.
+    Negatives are drawn uniformly, with repetition, from all items that the user has no training interaction with;
+    ``val`` and ``test`` do not matter. They are a function of (seed, step, place in the global batch), so that a
+    resumed run has the same ones on any number of ranks. The batches that ``ranks`` cuts hold interactions and
+    negatives together. Only the features ``user`` and ``item`` are filled, because other columns are unknown for a
+    negative: other bags are empty and dense columns are 0. Every rank holds 8 bytes per interaction in memory.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class WithNegatives:
         self._known = self._pairs(folder)
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``, made ahead by a thread."""
+        """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``, made in advance by a thread."""
         return ahead(self._batches(start_step), BATCHES_AHEAD)
 
     def _batches(self, start_step: int) -> Generator[Batch, None, None]:
@@ -92,7 +92,7 @@ class WithNegatives:
         return Block(np.zeros(count, np.float32), dense, np.concatenate(values), offsets)
 
     def _draw(self, users: Ints, keys: counter.Words) -> Ints:
-        """Items (n, count) that are not known of these users: draws that are, are drawn again."""
+        """Items (n, count) that these users did not choose; an item that they chose is drawn again."""
         users, keys = users.repeat(self._count), keys.repeat(self._count)
         number = np.tile(np.arange(self._count), len(users) // self._count)
         items, left = np.empty(len(users), np.int64), np.arange(len(users))
@@ -110,7 +110,7 @@ class WithNegatives:
         for batch in ParquetStream(folder, "train", global_batch_size=_BLOCK_ROWS, shuffle=False).batches():
             if not bool((batch.labels[: batch.num_rows] == 1).all()):
                 raise ValueError(
-                    f"training rows must all be interactions if negatives are drawn: got rows of label 0 in {folder}; "
+                    f"training rows must all have label 1 if negatives are drawn: got rows of label 0 in {folder}; "
                     "prepare it with --negatives 0"
                 )
             users, items = (batch.sparse_features[name].values().numpy() for name in (self._user, self._item))
@@ -119,7 +119,7 @@ class WithNegatives:
         met = np.bincount(known // self._rows)
         if met.max() >= self._rows - self._reserved:
             raise ValueError(
-                f"a user must have items left to draw negatives from: got all of them for user {int(met.argmax())}; "
-                "leave it out"
+                f"every user must leave items to draw negatives from: got user {int(met.argmax())} with all items; "
+                "leave this user out"
             )
         return known

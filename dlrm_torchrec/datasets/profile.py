@@ -1,9 +1,9 @@
-"""How often the ids of prepared data are looked up: counted per sparse feature and kept in its ``dataset.json``.
+"""Counts how often the ids of prepared data are looked up, per sparse feature, and keeps it in ``dataset.json``.
 
     python -m dlrm_torchrec.datasets.profile prepared/criteo-kaggle
 
-prints a table and writes the statistics and the pooling factors that plans are made with. Every feature is read in a
-pass of its own: memory holds 8 bytes per row of its table, a row group of its column, and a window.
+prints a table, and writes the statistics and the pooling factors that plans use. The features are read one after the
+other, so the memory holds 8 bytes per row of one table, a row group of one column, and a window.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import tyro
 from iopath.common.file_io import g_pathmgr
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.bags import Bags
+from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.prepared.decode import check_schema, read_bags
 from dlrm_torchrec.datasets.prepared.expand import Expander
 from dlrm_torchrec.datasets.prepared.manifest import NAME, Manifest, join
 from dlrm_torchrec.schema import WINDOW_ROWS, AccessStatistics, SparseFeature
 
 
-def access_statistics(pieces: Iterable[Bags], rows: int, window_rows: int = WINDOW_ROWS) -> AccessStatistics:
-    """The statistics of one feature from its bags, in their order, however they are cut into pieces.
+def access_statistics(pieces: Iterable[IdLists], rows: int, window_rows: int = WINDOW_ROWS) -> AccessStatistics:
+    """The statistics of one feature from its bags in their order; the pieces may have any size.
 
     Every id must lie in [0, ``rows``), and there must be at least one bag.
     """
@@ -58,8 +58,8 @@ def summary(counts: NDArray[np.int64], samples: int, reuse: float) -> AccessStat
     )
 
 
-def _windows(pieces: Iterable[Bags], window_rows: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Rows and ids of each window of consecutive rows; the last one may be shorter."""
+def _windows(pieces: Iterable[IdLists], window_rows: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """The number of rows and the ids of each window of consecutive rows; the last window may be shorter."""
     parts: list[NDArray[np.integer]] = []
     missing = window_rows
     for bags in pieces:
@@ -77,17 +77,17 @@ def _windows(pieces: Iterable[Bags], window_rows: int) -> Iterator[tuple[int, ND
 
 
 def _count(counts: NDArray[np.int64], ids: NDArray[np.int64]) -> int:
-    """How many distinct ids there are in ``ids`` (V,); each lookup is added to ``counts`` (rows,)."""
+    """The number of distinct ids in ``ids`` (V,); each lookup is added to ``counts`` (rows,)."""
     before, positions = counts[ids], np.arange(len(ids))
-    counts[ids] = positions  # of the lookups of an id one stays: no sorting, no second array of the table's length
+    counts[ids] = positions  # one lookup of each id stays: this needs no sorting and no second array
     distinct = int(np.count_nonzero(counts[ids] == positions))
     counts[ids] = before
     np.add.at(counts, ids, 1)
     return distinct
 
 
-def read_feature(manifest: Manifest, folder: str, split: str, feature: SparseFeature) -> Iterator[Bags]:
-    """The bags of one feature, row group by row group; ValueError where a file breaks the manifest or the spec."""
+def read_feature(manifest: Manifest, folder: str, split: str, feature: SparseFeature) -> Iterator[IdLists]:
+    """The bags of one feature by row group. Raises ValueError if a file breaks the manifest or the spec."""
     stored = manifest.stored_spec
     stored = replace(stored, dense=(), sparse=tuple(f for f in stored.sparse if f.name == feature.name))
     expander = Expander(manifest, folder)
@@ -110,7 +110,7 @@ def main(prepared: tyro.conf.Positional[str], split: str = "train") -> None:
 
     Args:
         prepared: folder with a dataset.json
-        split: whose rows to count
+        split: split whose rows are counted
     """
     manifest = Manifest.load(prepared)
     if split not in manifest.splits or not manifest.splits[split].rows:
@@ -121,19 +121,19 @@ def main(prepared: tyro.conf.Positional[str], split: str = "train") -> None:
     print(f"{'feature':{width}}  table rows    distinct    used  pooling   top 1  top 100  top 10k   reuse")
     statistics: dict[str, AccessStatistics] = {}
     for feature in spec.sparse:
-        found = access_statistics(read_feature(manifest, prepared, split, feature), feature.rows)
-        print(f"{feature.name:{width}}  {_row(found, feature.rows)}", flush=True)  # the next one may take minutes
-        statistics[feature.name] = found
+        access = access_statistics(read_feature(manifest, prepared, split, feature), feature.rows)
+        print(f"{feature.name:{width}}  {_row(access, feature.rows)}", flush=True)  # the next feature may take minutes
+        statistics[feature.name] = access
     sparse = tuple(replace(f, pooling_factor=statistics[f.name].pooling_factor) for f in spec.sparse)
     replace(manifest, spec=replace(spec, sparse=sparse), statistics=statistics).save(prepared)
     print(f"{manifest.splits[split].rows:,} rows of split {split!r}; statistics are in {join(prepared, NAME)}")
 
 
-def _row(found: AccessStatistics, rows: int) -> str:
-    mass = dict(found.top_mass)
-    top = (mass.get(k, 1.0) for k in (1, 100, 10_000))  # of fewer ids than k: all lookups
-    shares = "  ".join(f"{share:{width}.1%}" for share, width in zip((*top, found.reuse), (6, 7, 7, 6), strict=True))
-    return f"{rows:10,}  {found.distinct:10,}  {found.distinct / rows:6.1%}  {found.pooling_factor:7.2f}  {shares}"
+def _row(access: AccessStatistics, rows: int) -> str:
+    mass = dict(access.top_mass)
+    top = (mass.get(k, 1.0) for k in (1, 100, 10_000))  # all lookups, if there are fewer ids than k
+    shares = "  ".join(f"{share:{width}.1%}" for share, width in zip((*top, access.reuse), (6, 7, 7, 6), strict=True))
+    return f"{rows:10,}  {access.distinct:10,}  {access.distinct / rows:6.1%}  {access.pooling_factor:7.2f}  {shares}"
 
 
 if __name__ == "__main__":

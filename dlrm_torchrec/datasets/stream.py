@@ -1,4 +1,4 @@
-"""What every stream of batches offers, and how a global batch is shared among ranks."""
+"""What every stream of batches offers, and how a global batch is cut among ranks (``Ranks.share``)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dlrm_torchrec.schema import DatasetSpec
 
 
 class Stream(Protocol):
-    """Batches positioned purely by step: there is no state to save.
+    """Batches that depend on their step alone, so there is no state to save.
 
-    The rows of global batch ``t`` over all ranks together are the same for every world size, so a run may stop on
-    some ranks and go on with more or fewer.
+    The rows of global batch ``t`` over all ranks together are the same for every world size, so a run may stop and
+    resume on more or fewer ranks.
     """
 
     @property
@@ -22,7 +22,7 @@ class Stream(Protocol):
 
     @property
     def num_steps(self) -> int:
-        """Global batches in the whole stream, all epochs together."""
+        """The number of global batches in the whole stream, over all epochs."""
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
         """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``."""
@@ -32,7 +32,7 @@ class Stream(Protocol):
 class Share:
     """The rows of one global batch that one rank holds."""
 
-    first: int  # index of the first one in the global batch
+    first: int  # index of the first row in the global batch
     num_rows: int
     padded_rows: int  # the same on every rank
     global_rows: int
@@ -58,14 +58,21 @@ class Ranks:
             )
 
     def share(self, global_rows: int) -> Share:
-        """This rank's piece of a batch of ``global_rows`` rows, fewer than the full size at the end of an epoch."""
+        """This rank's piece of a batch of ``global_rows`` rows, which can be fewer at the end of an epoch."""
         padded = -(-global_rows // self.world_size)
         first = min(self.rank * padded, global_rows)
         return Share(first, min(padded, global_rows - first), padded, global_rows)
 
+    def shares(self, num_rows: int, start_step: int) -> Iterator[tuple[int, Share]]:
+        """This rank's piece of every batch of ``num_rows`` rows in order, each with the number of its first row."""
+        check_start_step(start_step, -(-num_rows // self.global_batch_size))
+        for first in range(start_step * self.global_batch_size, num_rows, self.global_batch_size):
+            share = self.share(min(self.global_batch_size, num_rows - first))
+            yield first + share.first, share
+
 
 def check_start_step(start_step: int, num_steps: int) -> None:
-    """ValueError unless ``start_step`` is a step of the stream, or its end."""
+    """Raises ValueError unless ``start_step`` is a step of the stream, or its end."""
     if not 0 <= start_step <= num_steps:
         raise ValueError(
             f"start_step must be in [0, {num_steps}], the steps of this stream: got {start_step}; "

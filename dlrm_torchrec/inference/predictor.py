@@ -125,13 +125,13 @@ class Predictor:
         dense = np.where(np.isnan(dense), self._defaults, dense)
         dense[self._log1p] = np.log1p(np.maximum(dense[self._log1p], 0.0)) + 0.0  # -0.0 becomes 0.0
         lengths: npt.NDArray[np.int32] = np.ones((len(self._lookups), rows), np.int32)
-        found = []
+        encoded = []
         for row, feature, lookup in zip(lengths, self.spec["sparse"], self._lookups, strict=True):
             column = columns[feature["name"]]
             if feature["multi_hot"]:
                 column, row[:] = _explained(_bags, column, feature["name"], "a list of values per row")
-            found.append(_explained(lookup, column, feature["name"], lookup.holds))
-        ids, unseen = zip(*found, strict=True)
+            encoded.append(_explained(lookup, column, feature["name"], lookup.holds))
+        ids, unseen = zip(*encoded, strict=True)
         return Inputs(dense.T.astype(np.float32, order="C"), ids, lengths, np.array(unseen))
 
     def _checked(self, columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,17 +181,22 @@ class _Lookup:
 
 def _lookup(path: Path, feature: Mapping[str, Any]) -> _Lookup:
     if feature["encoding"] == "id":
-        return _Lookup(partial(_find_id, feature["rows"]), MISSING, None, _WHOLE)
+        return _Lookup(partial(_find_id, feature["rows"]), unseen=MISSING, text=None, holds=_WHOLE)
     if feature["encoding"] == "hash":
-        return _Lookup(partial(_find_hash, feature["rows"]), MISSING, None, _WHOLE_OR_TEXT)
+        return _Lookup(partial(_find_hash, feature["rows"]), unseen=MISSING, text=None, holds=_WHOLE_OR_TEXT)
     values = pq.read_table(path / "vocab" / f"{feature['name']}.parquet")["value"].combine_chunks()
     if not len(values):  # the type of an empty vocabulary is not known
-        return _Lookup(lambda values: np.full(len(values), _UNKNOWN), UNSEEN, None, _WHOLE_OR_TEXT)
+        return _Lookup(_find_nothing, unseen=UNSEEN, text=None, holds=_WHOLE_OR_TEXT)
     if _is_text(values.type):
         ids = {value: FIRST + place for place, value in enumerate(values.to_pylist())}
-        return _Lookup(partial(_find_text, ids), UNSEEN, True, "texts")
+        return _Lookup(partial(_find_text, ids), unseen=UNSEEN, text=True, holds="texts")
     order = values.to_numpy().argsort()
-    return _Lookup(partial(_find_integer, values.to_numpy()[order], FIRST + order), UNSEEN, False, _WHOLE)
+    find = partial(_find_integer, values.to_numpy()[order], FIRST + order)
+    return _Lookup(find, unseen=UNSEEN, text=False, holds=_WHOLE)
+
+
+def _find_nothing(values: Any) -> Ids:
+    return np.full(len(values), _UNKNOWN)
 
 
 def _find_id(rows: int, values: Any) -> Ids:
@@ -212,9 +217,9 @@ def _find_integer(ascending: Ids, ids: Ids, values: Ids) -> Ids:
     order = values.argsort()  # searching in ascending order finds neighbours in the processor's cache
     values = values[order]
     at = ascending.searchsorted(values, side="right") - 1  # -1 for values below all, which points at the greatest
-    found = np.empty_like(order)
-    found[order] = np.where(ascending[at] == values, ids[at], _UNKNOWN)
-    return found
+    matched = np.empty_like(order)
+    matched[order] = np.where(ascending[at] == values, ids[at], _UNKNOWN)
+    return matched
 
 
 def _find_hash(rows: int, values: Any) -> Ids:
@@ -274,7 +279,7 @@ def _array(column: Any) -> Any:
     """An Arrow array of numbers, text or only nulls; a missing value is null."""
     array = column if isinstance(column, pa.Array) else _from_python(column)
     if array is None:
-        last = bisect_left(range(len(column)), True, key=lambda last: _from_python(column[: last + 1]) is None)
+        last = bisect_left(range(len(column)), x=True, key=lambda last: _from_python(column[: last + 1]) is None)
         _array(list(column[:last]))  # raises if an earlier value is wrong
         raise _MalformedError(column[last])
     if not (_is_text(array.type) or any(is_number(array.type) for is_number in _NUMBER_TYPES)):

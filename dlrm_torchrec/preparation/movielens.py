@@ -83,7 +83,7 @@ def read_ratings(folder: str, kind: str) -> Ratings:
         fields, malformed = split_fields(lines, files.separator, max(files.columns) + 1)
         user, movie, rating, time = (fields.columns(column, column + 1) for column in files.columns)
         text, _ = parse_text(rating, 0)
-        number = pc.match_substring_regex(text, NUMBER).fill_null(False)
+        number = pc.match_substring_regex(text, NUMBER).fill_null(fill_value=False)
         for column in (user, movie, time):
             values, bad = parse_int64(column)
             integers.append(values[:, 0])
@@ -104,7 +104,7 @@ def read_ratings(folder: str, kind: str) -> Ratings:
 
 def read_genres(folder: str, kind: str) -> dict[int, list[str]]:
     """Genres of each movie; none where none are listed."""
-    found = {}
+    by_movie = {}
     for cells in _cells(join(folder, FORMATS[kind].movies), kind):
         if kind == "100k":
             genres = [
@@ -112,8 +112,8 @@ def read_genres(folder: str, kind: str) -> dict[int, list[str]]:
             ]
         else:
             genres = [genre for genre in cells[-1].split("|") if genre != NO_GENRES]
-        found[int(cells[0])] = genres
-    return found
+        by_movie[int(cells[0])] = genres
+    return by_movie
 
 
 def read_users(folder: str, kind: str) -> dict[int, dict[str, str]]:

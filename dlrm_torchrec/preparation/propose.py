@@ -91,9 +91,9 @@ def propose(name: str, columns: dict[str, Any], label: str = "") -> tuple[Datase
     if label not in columns:
         raise ValueError(f"label must be one of the columns {list(columns)}: got {label!r}; name it with --label")
     positive, reason = _positive(columns[label], label)
-    found = [Proposal(name=label, feature=None, reason=reason)]
-    found += [_column(each, values) for each, values in columns.items() if each != label]
-    features = [proposal.feature for proposal in found]
+    proposals = [Proposal(name=label, feature=None, reason=reason)]
+    proposals += [_column(each, values) for each, values in columns.items() if each != label]
+    features = [proposal.feature for proposal in proposals]
     spec = DatasetSpec(
         name=name,
         label=label,
@@ -101,7 +101,7 @@ def propose(name: str, columns: dict[str, Any], label: str = "") -> tuple[Datase
         dense=tuple(feature for feature in features if isinstance(feature, DenseFeature)),
         sparse=tuple(feature for feature in features if isinstance(feature, SparseFeature)),
     )
-    return spec, found
+    return spec, proposals
 
 
 def _guess_label(columns: dict[str, Any]) -> str:
@@ -206,7 +206,13 @@ def _is_list(values: Any) -> bool:
 
 
 def main(
-    file: Positional[str], output: str = "", label: str = "", separator: str = ",", rows: int = 200_000, name: str = ""
+    file: Positional[str],
+    *,
+    output: str = "",
+    label: str = "",
+    separator: str = ",",
+    rows: int = 200_000,
+    name: str = "",
 ) -> None:
     """Print what each column of a file may become, and write the spec.
 
@@ -218,9 +224,9 @@ def main(
         rows: to look at, from the first
         name: of the data set; the file's by default
     """
-    spec, found = propose(name or file.split("/")[-1].split(".")[0], read_columns(file, separator, rows), label)
-    width = max(len(proposal.name) for proposal in found)
-    for proposal in found:
+    spec, proposals = propose(name or file.split("/")[-1].split(".")[0], read_columns(file, separator, rows), label)
+    width = max(len(proposal.name) for proposal in proposals)
+    for proposal in proposals:
         print(f"{proposal.name:{width}}  {proposal.reason}")
     if output:
         with g_pathmgr.open(output, "w") as stream:

@@ -31,7 +31,7 @@ class Nodes:
     same pieces of their nodes' tables. TorchRec's DMPCollection does this too, but only on GPUs.
     """
 
-    def __init__(self, rank: int, world_size: int, size: int, local_size: int, device: torch.device) -> None:
+    def __init__(self, rank: int, world_size: int, *, size: int, local_size: int, device: torch.device) -> None:
         """Creates the process groups; raises ValueError when ``size`` does not divide ``world_size``.
 
         Args:
@@ -55,17 +55,20 @@ class Nodes:
         self,
         model: nn.Module,
         tables: Tables,
-        batch_size: int,
         config: ShardingConfig,
+        *,
+        batch_size: int,
         spec: DatasetSpec,
         group: dist.ProcessGroup,
     ) -> Plan:
         """The plan of ``make_plan`` for one node, the same for every node; ``group`` contains all ranks."""
-        topology = live_topology(self.size, min(self.size, self.local_size), self.device)
+        topology = live_topology(self.device, world_size=self.size, local_size=min(self.size, self.local_size))
         without = OF_THE_WORLD if self.count > 1 else ()
-        return make_plan(model, tables, topology, batch_size, config, spec, group, without=without)
+        return make_plan(
+            model, tables, topology, config, batch_size=batch_size, spec=spec, group=group, without=without
+        )
 
-    def shard(self, model: nn.Module, plan: Plan, init_data_parallel: bool) -> DistributedModelParallel:
+    def shard(self, model: nn.Module, plan: Plan, *, init_data_parallel: bool) -> DistributedModelParallel:
         """``model`` with tables sharded over this node by ``plan``, and dense parameters replicated on all ranks."""
         return DistributedModelParallel(
             model,
@@ -139,6 +142,6 @@ def _group(ranks: torch.Tensor) -> dist.ProcessGroup:
 
 
 class _OverAllRanks(DefaultDataParallelWrapper):
-    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:  # noqa: ARG002
+    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:  # noqa: ARG002 (TorchRec's)
         assert dist.group.WORLD is not None
         super().wrap(dmp, ShardingEnv.from_process_group(dist.group.WORLD), device)

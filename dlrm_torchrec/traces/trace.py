@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import tyro
 from iopath.common.file_io import g_pathmgr
 
-from dlrm_torchrec.datasets.bags import Bags
+from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.prepared.manifest import NAME, DataFile, Manifest, Split, join
 from dlrm_torchrec.datasets.prepared.writer import ROW_GROUP_ROWS, SplitWriter
 from dlrm_torchrec.datasets.profile import read_feature
@@ -31,6 +31,7 @@ from dlrm_torchrec.traces.trace_rows import TraceRows
 def fit(
     prepared: tyro.conf.Positional[str],
     output: str,
+    *,
     split: str = "train",
     features: tuple[str, ...] = (),
     rows: int = 0,
@@ -55,21 +56,22 @@ def fit(
         raise ValueError(f"features must be of {sorted(known)}: got {list(features)}; correct the names")
     print(f"{'feature':20}  table rows     lookups    distinct  hits of an LRU cache of 1k rows    100k")
     measured = min(rows or sys.maxsize, manifest.splits[split].rows)
-    found = []
+    profiles = []
     for name in features or known:
         read = _first_rows(read_feature(manifest, prepared, split, known[name]), measured)
         profile = measure((bags.values for bags in read), known[name].rows)
         factor = profile.lookups / measured
-        found.append(FeatureProfile(name=name, rows=known[name].rows, pooling_factor=factor, profile=profile))
+        profiles.append(FeatureProfile(name=name, rows=known[name].rows, pooling_factor=factor, profile=profile))
         hits = f"{profile.hit_rate(1_000):32.1%}  {profile.hit_rate(100_000):6.1%}"
         print(f"{name:20}  {known[name].rows:10,}  {profile.lookups:10,}  {profile.distinct:10,}  {hits}", flush=True)
-    save(found, output)
+    save(profiles, output)
     print(f"the profile is {output}")
 
 
 def histogram(
     stats: tyro.conf.Positional[str],
     output: str,
+    *,
     section: str = "",
     features: int = 8,
     table_rows: int = 1_000_000,
@@ -101,6 +103,7 @@ def histogram(
 def generate(
     profile: tyro.conf.Positional[str],
     output: str,
+    *,
     rows: int,
     val_share: float = 0.1,
     dense: int = 13,
@@ -125,13 +128,14 @@ def generate(
         )
     if g_pathmgr.exists(join(output, NAME)):
         raise ValueError(f"output must be a folder without a {NAME}: got {output}; remove it or name another")
-    trace, train = TraceRows(load(profile), rows, dense, seed), rows - round(rows * val_share)
+    trace = TraceRows(load(profile), rows=rows, dense=dense, seed=seed)
+    train = rows - round(rows * val_share)
     splits: dict[str, Split] = {}
     first = 0
     for split, end in (("train", train), ("val", rows)):
         if end == first:
             continue
-        with SplitWriter(output, split, 0, trace.schema, row_group_rows) as writer:
+        with SplitWriter(output, split, unit=0, schema=trace.schema, row_group_rows=row_group_rows) as writer:
             for start in range(first, end, row_group_rows):
                 writer.write(trace.take(min(row_group_rows, end - start)))
         files = (DataFile(path=file.path, rows=count, sha256=file.sha256) for file, count in writer.files)
@@ -140,7 +144,7 @@ def generate(
     print(f"{output}: {train:,} rows in split 'train', {rows - train:,} in 'val'")
 
 
-def _first_rows(pieces: Iterator[Bags], rows: int) -> Iterator[Bags]:
+def _first_rows(pieces: Iterator[IdLists], rows: int) -> Iterator[IdLists]:
     for bags in pieces:
         yield bags.slice(0, min(rows, len(bags.lengths)))
         rows -= len(bags.lengths)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from dlrm_torchrec.datasets.random.splitmix import derived_key, uniforms
+from dlrm_torchrec.datasets.random.counter import derived_key, uniforms, words
 from dlrm_torchrec.datasets.synthetic.zipf import scattering
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from dlrm_torchrec.traces.trace_profile import FeatureProfile
@@ -21,11 +21,11 @@ class TraceRows:
     Row i of a feature with pooling factor p has floor((i + 1) p) - floor(i p) ids, as one sequence follows its profile.
     """
 
-    def __init__(self, features: Sequence[FeatureProfile], rows: int, dense: int, seed: int) -> None:
+    def __init__(self, features: Sequence[FeatureProfile], *, rows: int, dense: int, seed: int) -> None:
         self._features, self._taken = features, 0
         *keys, self._dense_key, self._label_key = (derived_key(seed, part) for part in range(len(features) + 2))
         self._traces = [
-            feature.profile.trace(int(rows * feature.pooling_factor), feature.rows, key)
+            feature.profile.trace(key, lookups=int(rows * feature.pooling_factor), rows=feature.rows)
             for feature, key in zip(features, keys, strict=True)
         ]
         self.spec = DatasetSpec(
@@ -54,8 +54,9 @@ class TraceRows:
         first, last = self._taken, self._taken + rows
         self._taken = last
         num_dense = len(self.spec.dense)
-        dense = uniforms(self._dense_key, first * num_dense, (last - first) * num_dense).reshape(-1, num_dense)
-        labels = uniforms(self._label_key, first, last - first) < dense[:, 0]
+        numbers = uniforms(words(self._dense_key, np.arange(first * num_dense, last * num_dense)))
+        dense = numbers.reshape(-1, num_dense)
+        labels = uniforms(words(self._label_key, np.arange(first, last))) < dense[:, 0]
         columns = [pa.array(values.astype(np.float32)) for values in (labels, *dense.T)]
         for feature, trace in zip(self._features, self._traces, strict=True):
             bounds = (np.arange(first, last + 1) * feature.pooling_factor).astype(np.int64)

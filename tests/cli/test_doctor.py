@@ -103,17 +103,17 @@ def test_nothing_is_found_where_nothing_is_wrong(environment: Environment) -> No
         ),
         (
             replace(GOOD, fbgemm=(Wheel("fbgemm-gpu", "1.8.0", 25), Wheel("fbgemm-gpu-cpu", "1.8.0", 18, ("a.so",)))),
-            "fbgemm-gpu hides fbgemm-gpu-cpu (1 of its 18 libraries",
+            "fbgemm-gpu replaces fbgemm-gpu-cpu (1 of its 18 libraries",
             "pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu && pip install --no-deps 'fbgemm-gpu-cpu==1.8.*'",
         ),
         (
             replace(CUDA, fbgemm=(Wheel("fbgemm-gpu", "1.8.0", 25, ("a.so",)), Wheel("fbgemm-gpu-cpu", "1.8.0", 18))),
-            "fbgemm-gpu-cpu hides fbgemm-gpu (1 of its 25 libraries",
+            "fbgemm-gpu-cpu replaces fbgemm-gpu (1 of its 25 libraries",
             "&& pip install --no-deps 'fbgemm-gpu==1.8.*'",
         ),
         (
             replace(GOOD, fbgemm=(Wheel("fbgemm-gpu-cpu", "1.8.0", 18, ("fbgemm_gpu/a.so", "fbgemm_gpu/b.so")),)),
-            "2 of its 18 libraries are gone or another's, as fbgemm_gpu/a.so",
+            "2 of its 18 libraries are missing or replaced, for example fbgemm_gpu/a.so",
             "pip install --no-deps --force-reinstall 'fbgemm-gpu-cpu==1.8.0'",
         ),
         (
@@ -197,7 +197,7 @@ def test_versions_that_do_not_belong_together(installation: Installation) -> Non
     installation.add_wheel("torchrec", "1.5.0", {})
     (line,) = installation.doctor("versions")
     assert line.startswith("versions: torchrec must be 1.")
-    assert ": got 1.5.0; cure: pip install --no-deps 'torchrec==1." in line
+    assert ": got 1.5.0; fix: pip install --no-deps 'torchrec==1." in line
 
 
 def test_a_package_that_is_missing(installation: Installation) -> None:
@@ -220,19 +220,20 @@ def test_a_cpu_build_hidden_by_the_cuda_build_and_the_other_way_round(installati
     digest = base64.urlsafe_b64encode(hashlib.sha256(b"the other").digest()).decode().rstrip("=")
     installation.add_wheel(other, "1.8.0", dict.fromkeys(libraries, f"sha256={digest},9"))
     (line,) = installation.doctor("wheels")
-    assert f"where {here} hides {other} (2 of its 2 libraries are the other's or gone)" in line
+    assert f"where {here} replaces {other} (2 of its 2 libraries are replaced or missing)" in line
     for path in libraries:
         (installation.own("fbgemm_gpu").parent / path).write_bytes(b"the other")
     (line,) = installation.doctor("wheels")
-    assert f"where {other} hides {here} (2 of its " in line
-    assert "cure: pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu && pip install --no-deps 'fbgemm-gpu" in line
+    assert f"where {other} replaces {here} (2 of its " in line
+    assert "fix: pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu && pip install --no-deps 'fbgemm-gpu" in line
 
 
 def test_libraries_that_left_with_another_wheel(installation: Installation) -> None:
     (installation.own("fbgemm_gpu") / "fbgemm_gpu_py.so").unlink()
     (line,) = installation.doctor("wheels")
     assert (
-        "libraries are gone or another's, as fbgemm_gpu/fbgemm_gpu_py.so; cure: pip install --no-deps --force" in line
+        "libraries are missing or replaced, for example fbgemm_gpu/fbgemm_gpu_py.so; fix: pip install --no-deps --force"
+        in line
     )
 
 
@@ -246,7 +247,7 @@ def test_a_library_that_wants_a_symbol_of_another_torch(installation: Installati
     assert line.startswith("imports: `import fbgemm_gpu` must succeed: got OSError: ")
     assert "fbgemm_gpu_config.so: undefined symbol: _ZN" in line
     assert "parseSchemaOrGone" in line
-    assert "; cure: pip install --no-deps --force-reinstall 'fbgemm-gpu" in line
+    assert "; fix: pip install --no-deps --force-reinstall 'fbgemm-gpu" in line
 
 
 def test_a_torch_that_cannot_be_imported(installation: Installation) -> None:
@@ -256,7 +257,7 @@ def test_a_torch_that_cannot_be_imported(installation: Installation) -> None:
     (line,) = installation.doctor("cuda", "imports", "processes")
     expected = "imports: `import torch` must succeed: got OSError: libcudart.so.99: cannot open shared object file"
     assert line.startswith(expected)
-    assert line.endswith("cure: pip install --force-reinstall torch")
+    assert line.endswith("fix: pip install --force-reinstall torch")
 
 
 def test_cuda_is_read_from_torch_and_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,4 +334,4 @@ def test_processes_that_cannot_meet(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert doctor(["processes"]) == 1
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("processes: two processes must be able to add a number: got ")
-    assert "cure: export GLOO_SOCKET_IFNAME=lo" in line
+    assert "fix: export GLOO_SOCKET_IFNAME=lo" in line

@@ -10,7 +10,7 @@ import pytest
 
 from dlrm_torchrec.cli.launch import launch, script_of
 from dlrm_torchrec.cli.main import main
-from dlrm_torchrec.cli.shipped import shelf
+from dlrm_torchrec.cli.shipped import installed_recipes
 from tests.distributed import run_ranks
 
 JOB = Path(__file__).with_name("job.py")
@@ -35,14 +35,14 @@ def test_torchrun_passes_the_exit_code_on(tmp_path: Path) -> None:
 def test_what_is_not_for_torchrun_is_refused(
     options: list[str], stray: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ValueError, match=f"before -- must be options of torchrun: got '{stray}'; put what is for the"):
+    with pytest.raises(ValueError, match=f"before -- must be options of torchrun: got '{stray}'; put the options of"):
         launch(JOB, options, ["--rows", "2"])
     assert main(["run", str(JOB), *options]) == 2
-    assert capsys.readouterr().err.startswith("dlrm-recipes: what stands before --")
+    assert capsys.readouterr().err.startswith("dlrm-recipes: arguments before --")
 
 
-def test_a_name_is_on_the_shelf_and_a_path_is_a_file(tmp_path: Path) -> None:
-    assert script_of("train_dlrm") == shelf()["train_dlrm"].path
+def test_a_name_is_an_installed_recipe_and_a_path_is_a_file(tmp_path: Path) -> None:
+    assert script_of("train_dlrm") == installed_recipes()["train_dlrm"].path
     assert script_of(str(JOB)) == JOB
-    with pytest.raises(ValueError, match=r"recipe must be a name on the shelf or a file: got .*there is no such file"):
+    with pytest.raises(ValueError, match=r"recipe must be an installed one's name or a file: got .*which is no file"):
         script_of(str(tmp_path / "train_dlrm.py"))

@@ -19,14 +19,14 @@ import pytest
 from iopath.common.file_io import g_pathmgr
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.bags import Bags
 from dlrm_torchrec.datasets.criteo import MULTI_HOT_SIZES, criteo_1tb_spec
 from dlrm_torchrec.datasets.multi_hot import main
+from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.open import load_spec, open_streams
 from dlrm_torchrec.datasets.prepared import expand
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
-from dlrm_torchrec.datasets.prepared.synthesis import MultiHot
+from dlrm_torchrec.datasets.prepared.synthesis import Distribution, Generator, MultiHot
 from dlrm_torchrec.datasets.profile import main as profile
 from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.stream import Ranks
@@ -40,8 +40,8 @@ from tests.datasets.prepared_files import SPEC, make_table, write_folder, write_
 from tests.elsewhere import Elsewhere
 from tests.recipe import ROOT, run_recipe
 
-GENERATORS = ("counter", "mt19937")
-DISTRIBUTIONS = ("uniform", "pareto")
+GENERATORS: tuple[Generator, ...] = ("counter", "mt19937")
+DISTRIBUTIONS: tuple[Distribution, ...] = ("uniform", "pareto")
 SIZES = (3, 1, 5)  # of user, history (lists of their own), shop
 GROUPS = [[40, 0, 7], [], [30, 1]]
 
@@ -58,7 +58,7 @@ def bags_of(multi_hot: MultiHot, spec: DatasetSpec, folder: Path) -> list[NDArra
     expander = expand.Expander(Manifest(spec=multi_hot.applied(spec), splits={}, multi_hot=multi_hot), str(folder))
     found = []
     for feature in spec.sparse:
-        bags = expander.bags(feature.name, Bags(np.arange(feature.rows)))
+        bags = expander.bags(feature.name, IdLists(np.arange(feature.rows)))
         size = multi_hot.sizes.get(feature.name, 1)
         assert bags.lengths.tolist() == [size] * feature.rows
         found.append(bags.values.reshape(-1, size))
@@ -136,7 +136,7 @@ def test_distributions_of_the_two_generators_agree(tmp_path: Path) -> None:
     for distribution in DISTRIBUTIONS:
         shares = []
         for generator in GENERATORS:
-            multi_hot = MultiHot(sizes={"f0": 200}, distribution=distribution, generator=generator)  # type: ignore[arg-type]
+            multi_hot = MultiHot(sizes={"f0": 200}, distribution=distribution, generator=generator)
             (found,) = bags_of(multi_hot, one_hot_spec(rows), tmp_path)
             shares.append(np.bincount(found[:, 1:].ravel(), minlength=rows) / draws)
         if distribution == "uniform":
@@ -167,8 +167,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             str(made["one-hot"]),
             str(made[name]),
             sizes=SIZES,
-            generator=generator,  # type: ignore[arg-type]
-            distribution=distribution,  # type: ignore[arg-type]
+            generator=generator,
+            distribution=distribution,
             materialize=materialize,
         )
     return made
@@ -270,7 +270,7 @@ def test_a_folder_may_move_with_what_it_reads(folders: dict[str, Path], tmp_path
 class Store(Elsewhere):
     """A store whose handler can also bring a file to the local disk, as those of iopath can."""
 
-    def _get_local_path(self, path: str, force: bool = False, **_: object) -> str:  # noqa: ARG002
+    def _get_local_path(self, path: str, force: bool = False, **_: object) -> str:  # noqa: ARG002  # iopath's
         return str(self._path(path))
 
 
@@ -338,8 +338,8 @@ def test_command_says_what_it_made_and_does_not_wait_for_torch(folders: dict[str
     ("sizes", "message"),
     [
         ((), "--sizes must be one number of ids, at least 1, per sparse feature user, history, shop: got []; give 1"),
-        ((3, 2), "got [3, 2]; give 1 to those that stay one-hot"),
-        ((3, 0, 2), "got [3, 0, 2]; give 1 to those that stay one-hot"),
+        ((3, 2), "got [3, 2]; give 1 to features that stay one-hot"),
+        ((3, 0, 2), "got [3, 0, 2]; give 1 to features that stay one-hot"),
         ((1, 1, 1), "multi-hot sizes must be at least 2: got none; leave out the features that stay one-hot"),
         ((1, 2, 1), "must be one-hot in spec 'small': got ['history']; correct the sizes"),
     ],

@@ -122,8 +122,10 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         WithNegatives(folder, "user", "tags", 3, ranks=Ranks(32, 0, 1), epochs=1, seed=0, lanes=1)
     folder = write(tmp_path / "labels", met()[:2], [1.0, 0.0])
-    with pytest.raises(ValueError, match=r"must all be interactions .* label 0 in .*; prepare it with --negatives 0"):
+    with pytest.raises(ValueError, match=r"must all have label 1 .* label 0 in .*; prepare it with --negatives 0"):
         stream(folder)
     folder = write(tmp_path / "all", [(3, item) for item in range(2, ITEMS)])
-    with pytest.raises(ValueError, match="left to draw negatives from: got all of them for user 3; leave it out"):
+    with pytest.raises(
+        ValueError, match="items to draw negatives from: got user 3 with all items; leave this user out"
+    ):
         stream(folder)

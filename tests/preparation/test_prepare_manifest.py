@@ -58,7 +58,7 @@ def test_folder_without_manifest_is_refused(tmp_path: Path) -> None:
         ({"format": 2}, "format must be 1: got 2"),
         (
             {"splits": {"train": {"rows": 3, "files": [{"path": "a", "rows": 2}]}}},
-            "'train' 3, while its files sum to 2",
+            "got 3 rows in split 'train', but 2 in its files",
         ),
         ({"splits": {"train": {}}}, "no field 'files'"),
         ({"spec": {"name": "x"}}, "a dataset spec must have the fields"),

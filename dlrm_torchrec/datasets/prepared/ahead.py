@@ -1,4 +1,4 @@
-"""Work done ahead of whoever needs its result, in a thread."""
+"""Work that a thread does before its result is needed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 def ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
-    """The items, up to ``depth`` of them made by a thread while the one before is in use.
+    """The items; a thread makes up to ``depth`` of them while the caller uses the one before.
 
-    An error in ``items`` is raised where the item is asked for. The thread ends, and ``items`` is closed, with the last
-    item, an error, or when this generator is closed or forgotten.
+    An error in ``items`` is raised when the caller asks for that item. The thread ends, and ``items`` is closed, after
+    the last item, after an error, or when this generator is closed or no longer referenced.
     """
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead")
     try:

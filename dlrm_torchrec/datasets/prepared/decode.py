@@ -1,4 +1,4 @@
-"""One Parquet row group to NumPy columns, checked against the spec once, with no loop over rows."""
+"""Decodes a Parquet row group into NumPy columns and checks them against the spec, without a loop over rows."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.bags import Bags, Columns
+from dlrm_torchrec.datasets.numpy_columns import Columns, IdLists
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 
 
 def check_schema(schema: pa.Schema, spec: DatasetSpec, path: str) -> None:
-    """ValueError, naming column and file, unless every column of the spec is there with a type that fits."""
+    """Raises ValueError, with column and file, unless every column of the spec exists and has a type that fits."""
     expected = [(spec.label, "a number or a boolean", _is_label)]
     expected += [(feature.name, "a number", _is_number) for feature in spec.dense]
     expected += [
@@ -36,7 +36,7 @@ def check_schema(schema: pa.Schema, spec: DatasetSpec, path: str) -> None:
 
 
 def read_row_group(file: pq.ParquetFile, group: int, spec: DatasetSpec, path: str) -> Columns:
-    """All rows of one row group; ValueError, naming column, file and row group, where a value breaks the spec."""
+    """All rows of one row group. Raises ValueError, with column, file and row group, if a value breaks the spec."""
     names = [spec.label, *spec.feature_names]
     table = file.read_row_group(group, columns=names, use_threads=False)
     where = f"{path}, row group {group}"
@@ -46,27 +46,27 @@ def read_row_group(file: pq.ParquetFile, group: int, spec: DatasetSpec, path: st
     dense = np.empty((table.num_rows, len(spec.dense)), dtype=np.float32)
     for index, feature in enumerate(spec.dense):
         column = _values(table, feature.name, where)
-        with np.errstate(over="ignore"):  # becomes an infinity, which the check names
+        with np.errstate(over="ignore"):  # overflow gives infinity, which the next check reports
             numbers = column.astype(np.float32, copy=False)
         _check(~np.isfinite(numbers), column, f"column {feature.name!r} of {where} must hold finite float32s")
         dense[:, index] = numbers
     return Columns(labels, dense, [_bags(table, feature, where) for feature in spec.sparse])
 
 
-def read_bags(file: pq.ParquetFile, group: int, feature: SparseFeature, path: str) -> Bags:
-    """One sparse column of one row group; ValueError as ``read_row_group``."""
+def read_bags(file: pq.ParquetFile, group: int, feature: SparseFeature, path: str) -> IdLists:
+    """One sparse column of one row group. Raises ValueError like ``read_row_group``."""
     table = file.read_row_group(group, columns=[feature.name], use_threads=False)
     return _bags(table, feature, f"{path}, row group {group}")
 
 
-def _bags(table: pa.Table, feature: SparseFeature, where: str) -> Bags:
+def _bags(table: pa.Table, feature: SparseFeature, where: str) -> IdLists:
     column = _array(table, feature.name, where)
     if feature.multi_hot:
         offsets = column.offsets.to_numpy().astype(np.int64)
-        column = _without_nulls(column.flatten(), feature.name, where)  # only what the offsets span
-        bags = Bags(column.to_numpy(), offsets - offsets[0])
+        column = _without_nulls(column.flatten(), feature.name, where)  # only the values that the offsets span
+        bags = IdLists(column.to_numpy(), offsets - offsets[0])
     else:
-        bags = Bags(column.to_numpy())
+        bags = IdLists(column.to_numpy())
     values = bags.values
     if len(values) and not (values.min() >= 0 and values.max() < feature.rows):
         rule = f"column {feature.name!r} of {where} must hold ids in [0, {feature.rows}), the rows of its table"

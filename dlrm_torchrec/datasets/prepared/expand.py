@@ -1,4 +1,4 @@
-"""One-hot columns to bags, as ``synthesis`` defines them: whole columns at a time, from a function or from tables."""
+"""Turns one-hot columns into bags as ``synthesis`` defines them: whole columns, by a function or from tables."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from itertools import pairwise
 
 import numpy as np
 from iopath.common.file_io import g_pathmgr
-from numba import int32, int64, uint64
+from numba import boolean, int32, int64, uint64
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.bags import Bags
 from dlrm_torchrec.datasets.block import Block
 from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.prepared.files import NewFile, join
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.synthesis import PARETO_SHAPE, MultiHot
-from dlrm_torchrec.datasets.random.splitmix import below, derived_key, uniform
+from dlrm_torchrec.datasets.random.counter import below, derived_key, uniform
 from dlrm_torchrec.schema import SparseFeature
 
 Ids = NDArray[np.int32]
-Fill = Callable[[Ids, Ids], None]  # of ids (n,), all of bags (n, size)
+Fill = Callable[[Ids, Ids], None]  # from ids (n,), fills bags (n, size)
 
-_BLOCK_IDS = 1 << 20  # of a table, drawn at a time
+_BLOCK_IDS = 1 << 20  # of a table that are drawn at a time
 _INT32_END = 2.0**31
 
 
 class Expander:
-    """Rows as the spec of a manifest describes them, from rows as its files hold them."""
+    """Turns rows as the files of a manifest hold them into rows as its spec describes them."""
 
     def __init__(self, manifest: Manifest, folder: str) -> None:
         self._sizes = {} if manifest.multi_hot is None else manifest.multi_hot.sizes
         self._names = [feature.name for feature in manifest.spec.sparse]
         self._fill: dict[str, Fill] = {}
-        self.features: dict[str, SparseFeature] = {}  # that change, as the files hold them
+        self.features: dict[str, SparseFeature] = {}  # that become bags; as the files hold them
         if manifest.multi_hot is not None:
             for index, feature in enumerate(manifest.stored_spec.sparse):
                 if feature.name in self._sizes:
@@ -41,7 +41,7 @@ class Expander:
                     self._fill[feature.name] = _fill(manifest.multi_hot, index, feature, folder)
 
     def block(self, block: Block) -> Block:
-        """All features of the rows of a block, of int32 ids."""
+        """The rows of a block with all features as in the spec; ids are int32."""
         if not self._fill:
             return block
         lengths = np.empty((len(self._names), len(block)), np.int64)
@@ -62,23 +62,23 @@ class Expander:
                 target[:] = stored
         return Block(block.labels, block.dense, ids, offsets)
 
-    def bags(self, name: str, bags: Bags) -> Bags:
-        """One feature of some rows."""
+    def bags(self, name: str, bags: IdLists) -> IdLists:
+        """One feature of some rows as in the spec."""
         if name not in self._fill:
             return bags
         size = self._sizes[name]
         ids = np.empty((len(bags.values), size), np.int32)
         self._fill[name](bags.values.astype(np.int32, copy=False), ids)
-        return Bags(ids.reshape(-1), np.arange(len(ids) + 1) * size)
+        return IdLists(ids.reshape(-1), np.arange(len(ids) + 1) * size)
 
 
 def table_name(feature: str) -> str:
-    """The file of a prepared folder that holds the table of a feature for ``mt19937``."""
+    """The name of the file in a prepared folder that holds the table of a feature for ``mt19937``."""
     return f"multi-hot-{feature}.npy"
 
 
 def write_tables(multi_hot: MultiHot, features: Sequence[SparseFeature], folder: str) -> None:
-    """The files that ``mt19937`` reads: (rows, size - 1) int32 for each of ``features`` that has a size, in order."""
+    """Writes the files that ``mt19937`` reads: (rows, size - 1) int32 for each feature with a size, in their order."""
     random = np.random.RandomState(multi_hot.seed)
     for feature in features:
         width = multi_hot.sizes.get(feature.name, 1) - 1
@@ -89,7 +89,7 @@ def write_tables(multi_hot: MultiHot, features: Sequence[SparseFeature], folder:
             np.lib.format.write_array_header_1_0(file, header)
             block = max(1, _BLOCK_IDS // width)
             for first, last in pairwise([*range(0, feature.rows, block), feature.rows]):
-                # Block after block gives the numbers of a single call.
+                # Drawing in blocks gives the same numbers as a single call.
                 file.write(_drawn(random, multi_hot, feature.rows, (last - first, width)).astype("<i4"))
 
 
@@ -113,32 +113,26 @@ def _fill(multi_hot: MultiHot, index: int, feature: SparseFeature, folder: str) 
             bags[:, 0], bags[:, 1:] = ids, table.take(ids, axis=0)
 
         return look_up
-    kernel = _fill_uniform if multi_hot.distribution == "uniform" else _fill_pareto
-    key = derived_key(multi_hot.seed, index)
-    return lambda ids, bags: kernel(ids, key, rows, bags)
+    key, pareto = derived_key(multi_hot.seed, index), multi_hot.distribution == "pareto"
+    return lambda ids, bags: _draw(ids, key, rows, bags, pareto=pareto)
 
 
-# The added ids of id i are numbers i * size + 1 .. i * size + size - 1 of the feature's key.
-@compiled(read_only(int32), uint64, int64, int32[:, ::1])
-def _fill_uniform(ids: Ids, key: np.uint64, rows: int, bags: Ids) -> None:
+@compiled(uint64, uint64, int64)
+def _pareto(key: np.uint64, number: np.uint64, rows: int) -> int:
+    above = 1.0 - uniform(key, number)
+    drawn = 1.0 / (above * above) ** 2 - 1.0  # above ** (-1 / PARETO_SHAPE) - 1
+    if drawn < rows:
+        return int(drawn)
+    return int(drawn if drawn < _INT32_END else -_INT32_END) % rows
+
+
+@compiled(read_only(int32), uint64, int64, int32[:, ::1], boolean)
+def _draw(ids: Ids, key: np.uint64, rows: int, bags: Ids, *, pareto: bool) -> None:
+    """Fill ``bags``: the added ids of id i are the random numbers i * size + 1 .. i * size + size - 1 of ``key``."""
     num_bags, size = bags.shape
     for bag in range(num_bags):
         bags[bag, 0] = ids[bag]
         first = np.uint64(ids[bag]) * np.uint64(size)
         for position in range(1, size):
-            bags[bag, position] = below(key, first + np.uint64(position), rows)
-
-
-@compiled(read_only(int32), uint64, int64, int32[:, ::1])
-def _fill_pareto(ids: Ids, key: np.uint64, rows: int, bags: Ids) -> None:
-    num_bags, size = bags.shape
-    for bag in range(num_bags):
-        bags[bag, 0] = ids[bag]
-        first = np.uint64(ids[bag]) * np.uint64(size)
-        for position in range(1, size):
-            above = 1.0 - uniform(key, first + np.uint64(position))
-            drawn = 1.0 / (above * above) ** 2 - 1.0  # above ** (-1 / PARETO_SHAPE) - 1
-            if drawn < rows:
-                bags[bag, position] = int(drawn)
-            else:
-                bags[bag, position] = int(drawn if drawn < _INT32_END else -_INT32_END) % rows
+            number = first + np.uint64(position)
+            bags[bag, position] = _pareto(key, number, rows) if pareto else below(key, number, rows)

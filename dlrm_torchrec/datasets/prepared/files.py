@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are whole, with their size and checksum."""
+"""Files that appear under their name only when they are complete, with their size and checksum."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -25,13 +25,13 @@ def join(folder: str, *names: str) -> str:
 
 
 def is_local(path: str) -> bool:
-    """Whether a path needs no handler."""
+    """Whether a path is local, so that it needs no handler."""
     return "://" not in path
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A whole file; ``path`` is relative to the prepared folder."""
+    """A complete file; ``path`` is relative to the prepared folder."""
 
     path: str
     bytes: int
@@ -39,14 +39,14 @@ class Stored:
 
 
 class NewFile:
-    """A binary file open for writing, under another name until ``close``.
+    """A binary file that is open for writing, and has another name until ``close``.
 
-    It is a file as Arrow writes to one, and a context manager that leaves nothing behind after an error.
+    Arrow can write to it as to a file. It is also a context manager that leaves nothing behind after an error.
     """
 
     def __init__(self, folder: str, path: str) -> None:
         self._target, self.path = join(folder, path), path
-        self._partial = f"{self._target}.{secrets.token_hex(4)}{PARTIAL}"  # of no other process, not even an orphan
+        self._partial = f"{self._target}.{secrets.token_hex(4)}{PARTIAL}"  # a name that no other process uses
         self._sha256, self._bytes = hashlib.sha256(), 0
         self.closed = False
         g_pathmgr.mkdirs(self._target.rpartition("/")[0])
@@ -72,10 +72,10 @@ class NewFile:
             self.closed = True
 
     def discard(self) -> None:
-        """Remove what was written, unless it is whole."""
+        """Remove what was written, unless the file is complete."""
         if not self.closed:
             self.closed = True
-            with suppress(OSError):  # of a full disk, when what is left in memory is to be written
+            with suppress(OSError):  # a full disk has no room for what is left in memory
                 self._file.close()
             g_pathmgr.rm(self._partial)
 
@@ -91,24 +91,24 @@ class NewFile:
 
 
 def replace(partial: str, target: str) -> None:
-    """Move a file to ``target``; a file there is replaced, at once where the path is local."""
+    """Move a file to ``target`` and replace a file there; this is atomic if the path is local."""
     if is_local(target):
         os.replace(partial, target)
         return
-    if g_pathmgr.exists(target):  # a handler's move may refuse to replace a file
+    if g_pathmgr.exists(target):  # the move of a handler may refuse to replace a file
         g_pathmgr.rm(target)
     if not g_pathmgr.mv(partial, target):
         raise OSError(f"cannot move {partial} to {target}; check the permissions of the folder")
 
 
 def write_json(folder: str, path: str, data: Any, indent: int | None = None) -> None:
-    """Write ``data`` to a file that is seen whole or not at all."""
+    """Write ``data`` to a file, which others see complete or not at all."""
     with NewFile(folder, path) as file:
         file.write((json.dumps(data, indent=indent) + "\n").encode())
 
 
 def read_json(path: str) -> Any:
-    """What a JSON file holds; None when there is none, or one that cannot be understood."""
+    """The content of a JSON file; None if the file is missing or is not JSON."""
     try:
         with g_pathmgr.open(path, "r") as file:
             return json.load(file)
@@ -123,8 +123,18 @@ def chunks(path: str) -> Iterator[bytes]:
             yield chunk
 
 
+def digest(path: str, read: Callable[[int], None]) -> tuple[int, str]:
+    """Bytes and SHA-256 of a file; ``read`` is called with the number of bytes of every piece."""
+    sha256, size = hashlib.sha256(), 0
+    for chunk in chunks(path):
+        sha256.update(chunk)
+        size += len(chunk)
+        read(len(chunk))
+    return size, sha256.hexdigest()
+
+
 def remove(folder: str) -> None:
-    """Remove a folder with all that is in it, if there is one."""
+    """Remove a folder with all its content, if it exists."""
     if is_local(folder):
         shutil.rmtree(folder, ignore_errors=True)
     elif g_pathmgr.isdir(folder):
@@ -133,15 +143,15 @@ def remove(folder: str) -> None:
 
 
 def explained(error: OSError, folder: str) -> OSError:
-    """An error in a sentence that says what to do, where it is that ``folder`` cannot be written."""
+    """If ``folder`` cannot be written, the error as a sentence that says what to do; otherwise the error itself."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OSError(
-            f"the disk of {folder} must have room for what is prepared: got '{error.strerror}'; make room, then start "
+            f"the disk of {folder} must have room for the prepared data: got '{error.strerror}'; make room, then run "
             "the same command again: finished parts are kept"
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and str(error.filename).startswith(folder):
         return OSError(
-            f"output {folder} must be a folder that can be written: got '{error.strerror}'; change its permissions, "
-            "then start the same command again, or name another folder"
+            f"output {folder} must be a writable folder: got '{error.strerror}'; change its permissions, "
+            "then run the same command again, or name another folder"
         )
     return error

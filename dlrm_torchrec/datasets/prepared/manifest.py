@@ -1,7 +1,7 @@
 """The prepared folder: Parquet files per split, described by ``dataset.json``.
 
-``dataset.json`` is written last, so a folder that has one is whole. It may also be written by hand beside one's own
-Parquet files: ``format``, ``spec`` and ``splits`` with a ``path`` and ``rows`` per file are enough.
+``dataset.json`` is written last, so a folder that has one is complete. You can also write it by hand for your own
+Parquet files: it needs ``format``, ``spec``, and ``splits`` with a ``path`` and ``rows`` per file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.prepared.files import is_local, write_json
-from dlrm_torchrec.datasets.prepared.files import join as join  # a name that readers of manifests need as well
+from dlrm_torchrec.datasets.prepared.files import join as join  # readers of manifests need this name, too
 from dlrm_torchrec.datasets.prepared.synthesis import MultiHot
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 
@@ -24,14 +24,14 @@ NAME = "dataset.json"
 
 @dataclass(frozen=True, kw_only=True)
 class DataFile:
-    """One Parquet file of a split; ``path`` is relative to the prepared folder, or absolute, or a URI."""
+    """One Parquet file of a split; ``path`` is relative to the prepared folder, absolute, or a URI."""
 
     path: str
     rows: int
     sha256: str | None = None  # absent when the manifest was written by hand
 
     def location(self, folder: str) -> str:
-        """The path or URI of the file, when ``folder`` is the prepared folder's."""
+        """The path or URI of the file in the prepared folder ``folder``."""
         return join(folder, self.path) if is_local(self.path) and self.path[:1] != "/" else self.path
 
 
@@ -57,14 +57,14 @@ class SourceFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a prepared folder holds: the spec, the splits' files, where they came from, and how ids are looked up."""
+    """What a prepared folder holds: spec, files of the splits, their raw sources, and how often ids are looked up."""
 
     spec: DatasetSpec
     splits: Mapping[str, Split]
     sources: tuple[SourceFile, ...] = ()
     report: Mapping[str, Any] = field(default_factory=dict)  # counts of rows read, written and quarantined
-    statistics: Mapping[str, AccessStatistics] = field(default_factory=dict)  # by sparse feature; empty: not profiled
-    multi_hot: MultiHot | None = None  # what makes bags, while they are read, of features that the files hold one-hot
+    statistics: Mapping[str, AccessStatistics] = field(default_factory=dict)  # by sparse feature; empty if not profiled
+    multi_hot: MultiHot | None = None  # how features that the files hold one-hot become bags while they are read
 
     @property
     def stored_spec(self) -> DatasetSpec:
@@ -72,7 +72,7 @@ class Manifest:
         return self.spec if self.multi_hot is None else self.multi_hot.stored(self.spec)
 
     def save(self, folder: str) -> None:
-        """Write ``dataset.json`` into ``folder``; one that is there stays as it is until the new one is whole."""
+        """Write ``dataset.json`` into ``folder``; an old one stays in place until the new one is complete."""
         data: dict[str, Any] = {
             "format": FORMAT,
             "spec": self.spec.to_json(),
@@ -91,12 +91,12 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: str) -> Manifest:
-        """The manifest of a prepared folder; ValueError when there is none or it cannot be understood."""
+        """The manifest of a prepared folder. Raises ValueError if it is missing or invalid."""
         path = join(folder, NAME)
         if not g_pathmgr.exists(path):
             raise ValueError(
                 f"folder {folder!r} must hold a {NAME}: got none; prepare it first with a data/*/prepare.py, "
-                "or write one beside your Parquet files"
+                "or write one for your Parquet files"
             )
         try:
             with g_pathmgr.open(path, "r") as file:
@@ -124,5 +124,5 @@ class Manifest:
 def _split(name: str, data: dict[str, Any]) -> Split:
     split = Split(files=tuple(DataFile(**file) for file in data["files"]))
     if data.get("rows", split.rows) != split.rows:
-        raise ValueError(f"rows of split {name!r} {data['rows']}, while its files sum to {split.rows}")
+        raise ValueError(f"{data['rows']} rows in split {name!r}, but {split.rows} in its files")
     return split

@@ -1,11 +1,13 @@
-"""Which rows of which row group a rank reads for which global batch.
+"""Which rows of which row groups a rank reads for each global batch, from any step on.
 
-An epoch is a seeded permutation of all row groups, each with its rows permuted. In this order they are dealt to tracks
-of equal length, each to the track with the fewest rows so far, and split where a track is full. A global batch takes
-its next rows from every track alike, and the ranks share the batch contiguously. There are ``lanes`` tracks, and up to
-``MIXED_ROW_GROUPS`` times as many when shuffled. With as many lanes as ranks every rank thus reads row groups of its
-own, evenly whatever their sizes, and when shuffled mixes the rows of several; with any other number of ranks the global
-batches stay the same.
+An epoch is a seeded permutation of all row groups, and the rows of each row group are permuted, too. In this order, the
+row groups are dealt to tracks of equal length: each one goes to the track with the fewest rows so far, and is split
+where a track becomes full. A global batch takes equally many rows from every track, and each rank gets a contiguous
+share of the batch. There are ``lanes`` tracks, or up to ``MIXED_ROW_GROUPS`` times as many when rows are shuffled.
+
+With as many lanes as ranks, every rank reads its own row groups, and equally many rows for any sizes of row groups;
+when shuffled, it mixes the rows of several row groups. With any other number of ranks the global batches stay the same,
+so a resumed run finds its rows by its step alone (``Order.steps``).
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class Visit(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """The rows ``first`` .. ``last - 1`` of a row group in its order of that epoch."""
+    """The rows ``first`` .. ``last - 1`` of a row group, in the order that they have in that epoch."""
 
     visit: Visit
     first: int
@@ -45,7 +47,7 @@ class Piece(NamedTuple):
 
 
 class _Take(NamedTuple):
-    """The rows ``first`` .. ``first + rows - 1`` of those that a track gives to a batch."""
+    """The rows ``first`` .. ``first + rows - 1`` of the rows that a track gives to a batch."""
 
     track: int
     first: int
@@ -53,7 +55,7 @@ class _Take(NamedTuple):
 
 
 class _Track(NamedTuple):
-    """The rows of a track in one epoch: from ``starts[i]`` on those of ``groups[i]`` from its row ``firsts[i]`` on."""
+    """The rows of a track in an epoch: from place ``starts[i]`` the rows of ``groups[i]`` from row ``firsts[i]`` on."""
 
     starts: list[int]
     groups: list[int]
@@ -92,7 +94,7 @@ class Order:
         return -(-self.num_rows // self.ranks.global_batch_size)
 
     def steps(self, start_step: int) -> Iterator[tuple[Share, list[Piece]]]:
-        """This rank's share of every global batch from ``start_step`` on, and the pieces that make it up, in order."""
+        """This rank's share of each global batch from ``start_step`` (where a run resumes), and its pieces in order."""
         whole, last = self._takes(0), self._takes(self.steps_per_epoch - 1)
         first_epoch, first_batch = divmod(start_step, self.steps_per_epoch)
         for epoch in range(first_epoch, self.epochs):
@@ -112,7 +114,7 @@ class Order:
             first_batch = 0
 
     def rows(self, visit: Visit) -> NDArray[np.int64] | None:
-        """The order of the rows within a row group, None as stored: the same for every track."""
+        """The order of the rows within a row group, the same for every track; None for the order in the file."""
         if not self.shuffle:
             return None
         return permutation(int(self.group_rows[visit.group]), self.seed, visit.epoch, visit.group)
@@ -123,13 +125,13 @@ class Order:
 
     @cached_property
     def _track_rows(self) -> list[int]:
-        """Of each track in an epoch."""
+        """The number of rows of each track in an epoch."""
         count = self.lanes * (gcd(self.ranks.global_batch_size // self.lanes, MIXED_ROW_GROUPS) if self.shuffle else 1)
         return [(track + 1) * self.num_rows // count - track * self.num_rows // count for track in range(count)]
 
     @cached_property
     def _rows_per_track(self) -> int:
-        """Of a whole global batch."""
+        """The number of rows that each track gives to a full global batch."""
         return self.ranks.global_batch_size // len(self._track_rows)
 
     def _tracks(self, epoch: int) -> list[_Track]:
@@ -151,9 +153,9 @@ class Order:
         return tracks
 
     def _takes(self, batch: int) -> tuple[Share, list[_Take]]:
-        """This rank's share of a global batch of an epoch, and where it comes from."""
+        """This rank's share of a global batch of an epoch, and the rows that each track gives to it."""
         left = (rows - batch * self._rows_per_track for rows in self._track_rows)
-        ends = list(accumulate(min(max(rows, 0), self._rows_per_track) for rows in left))  # of tracks, in the batch
+        ends = list(accumulate(min(max(rows, 0), self._rows_per_track) for rows in left))  # of each track, in the batch
         share = self.ranks.share(ends[-1])
         takes = []
         for track, (start, stop) in enumerate(pairwise([0, *ends])):

@@ -1,4 +1,4 @@
-"""Batches from prepared Parquet files: each rank decodes only the row groups that it needs, ahead of training."""
+"""Batches from prepared Parquet files. Each rank decodes only the row groups that it needs, before training does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dlrm_torchrec.datasets.stream import Ranks, check_start_step
 
 BATCHES_AHEAD = 2
 ROW_GROUPS_AHEAD = 4
-_FOOTERS = 16  # kept in memory, parsed: 2 MB each for 64 row groups of 40 columns
+_FOOTERS = 16  # that are kept in memory, parsed; 2 MB each for 64 row groups of 40 columns
 
 
 class RowGroup(NamedTuple):
@@ -37,10 +37,10 @@ class RowGroup(NamedTuple):
 
 
 class ParquetStream:
-    """Batches of one split of a prepared folder, every row once per epoch, each epoch in its own seeded order.
+    """Batches of one split of a prepared folder, with every row once per epoch, and a seeded order for each epoch.
 
-    ``lanes`` fixes how the rows are spread over the global batches (see ``order``). It must stay what it was when the
-    run began, and is then best equal to the number of ranks; the default is ``world_size``.
+    ``lanes`` decides which rows each global batch has (see ``order``). It must not change when a run resumes. A new run
+    is fastest with as many lanes as ranks, and the default is ``world_size``.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ParquetStream:
         self._stored_spec = manifest.stored_spec
         self._expander = Expander(manifest, folder)
         self._footer = lru_cache(_FOOTERS)(_read_footer)
-        with ThreadPoolExecutor(_FOOTERS, thread_name_prefix="open") as threads:  # far away, opening a file takes long
+        with ThreadPoolExecutor(_FOOTERS, thread_name_prefix="open") as threads:  # opening a remote file takes long
             files = list(threads.map(lambda file: self._row_groups(file.location(folder), file), splits[split].files))
         self._groups = [group for groups in files for group in groups]
         self._order = Order(
@@ -81,9 +81,9 @@ class ParquetStream:
     def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
         """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``.
 
-        Batches are made ahead, and row groups decoded ahead of those, by threads that end with the iterator; an error
-        in one of them is raised here. In memory are the row groups that a batch is cut from and as many more, at least
-        ``ROW_GROUPS_AHEAD``, whatever the size of the files. With a GPU, batches lie in pinned memory.
+        Threads make batches in advance, and decode the row groups for them. They end with the iterator, and their
+        errors are raised here. The memory holds the row groups that a batch is cut from and as many more, at least
+        ``ROW_GROUPS_AHEAD``, for any size of files. With a GPU, batches lie in pinned memory.
         """
         check_start_step(start_step, self.num_steps)
         return ahead(self._batches(start_step), BATCHES_AHEAD)
@@ -146,7 +146,7 @@ class ParquetStream:
 
 
 def _cores() -> int:
-    """Of this machine, as many as this process may use."""
+    """The number of cores of this machine that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

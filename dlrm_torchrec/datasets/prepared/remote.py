@@ -1,4 +1,4 @@
-"""Files that only a handler of iopath can open, in an object store for example."""
+"""Files that only a handler of iopath can open, for example in an object store."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from iopath.common.file_io import g_pathmgr
 
 
 def random_access(path: str) -> str:
-    """A path under which any part of the file can be read by itself: ``path``, or a copy that its handler made.
+    """A path at which any part of the file can be read alone: ``path`` itself, or a local copy that its handler made.
 
-    Most handlers open files in which one can seek, and fetch what is read. Of those that cannot, or that fetch a whole
-    file to open it, as iopath's own for S3 does, each file is fetched once, to the local disk.
+    Most handlers open seekable files and fetch only the parts that are read. If a handler cannot do so, or fetches the
+    whole file to open it, as iopath's own handler for S3 does, the file is copied to the local disk once.
     """
     with g_pathmgr.open(path, "rb") as file:
         if file.seekable() and not isinstance(file, io.BytesIO):

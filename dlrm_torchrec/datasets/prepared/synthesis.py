@@ -1,8 +1,8 @@
-"""How bags are made of one-hot ids while they are read: the entry ``multi_hot`` of ``dataset.json``.
+"""How one-hot ids become bags while they are read: the entry ``multi_hot`` of ``dataset.json``.
 
-The definition is that of MLPerf training for DLRM-DCNv2 (``Multihot`` of its reference, arXiv 1906.00091's code): a
-feature of n rows and size s has a fixed random table of n x (s - 1) ids, and the bag of id i is i followed by row i of
-that table. The ids of the table are drawn from all n with replacement, so a bag may hold an id twice.
+The definition comes from MLPerf training for DLRM-DCNv2 (``Multihot`` of its reference, arXiv 1906.00091's code). A
+feature of n rows and size s has a fixed random table of n x (s - 1) ids. The bag of id i is i, followed by row i of
+that table. The ids of the table are drawn from all n ids with replacement, so a bag may hold an id twice.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dlrm_torchrec.schema import DatasetSpec
 Distribution = Literal["uniform", "pareto"]
 Generator = Literal["counter", "mt19937"]
 PARETO_SHAPE = 0.25
-MAX_ROWS = 1 << 31  # the ids are int32, as the reference's
+MAX_ROWS = 1 << 31  # the ids are int32, as in the reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +24,14 @@ class MultiHot:
     """The features that become bags, and where the added ids come from.
 
     - ``uniform``: every id is equally likely;
-    - ``pareto``: floor(x) mod n, where P(x > t) = (1 + t)^-0.25. As in the reference, whose int32 it overflows, an x
-      of 2^31 or more, 0.46 % of them, becomes -2^31 before the mod.
-    - ``counter``: a table is a function of (seed, feature, id), computed where it is read and stored nowhere;
-    - ``mt19937``: the very numbers of the reference, ``numpy.random.seed(seed)`` and then feature after feature. They
-      can only be drawn in that order, so the tables are files: 4 bytes per added id of every row of a table.
+    - ``pareto``: floor(x) mod n, where P(x > t) = (1 + t)^-0.25. An x of 2^31 or more, 0.46 % of them, becomes -2^31
+      before the mod, because it overflows the int32 of the reference.
+    - ``counter``: a table is a function of (seed, feature, id), which is computed when it is read and never stored;
+    - ``mt19937``: exactly the numbers of the reference: ``numpy.random.seed(seed)``, then feature after feature. They
+      can only be drawn in that order, so the tables are files, with 4 bytes per added id of every row of a table.
     """
 
-    sizes: Mapping[str, int]  # ids per row, at least 2, by feature; the others stay one-hot
+    sizes: Mapping[str, int]  # ids per row, at least 2, by feature; other features stay one-hot
     distribution: Distribution = "uniform"
     generator: Generator = "counter"
     seed: int = 0
@@ -52,7 +52,7 @@ class MultiHot:
             raise ValueError(f"multi-hot seed must be in [0, 2^32): got {self.seed}; MLPerf's is 0")
 
     def applied(self, spec: DatasetSpec) -> DatasetSpec:
-        """``spec`` with these features multi-hot; ValueError unless all are one-hot features of it, of int32 ids."""
+        """``spec`` with these features multi-hot. Raises ValueError unless they are one-hot in it, with int32 ids."""
         self._check(spec, multi_hot=False)
         sparse = (
             replace(f, multi_hot=True, pooling_factor=float(self.sizes[f.name])) if f.name in self.sizes else f
@@ -61,12 +61,12 @@ class MultiHot:
         return replace(spec, sparse=tuple(sparse))
 
     def stored(self, spec: DatasetSpec) -> DatasetSpec:
-        """The inverse of ``applied``: what the files hold."""
+        """The inverse of ``applied``: the spec of the columns in the files."""
         self._check(spec, multi_hot=True)
         sparse = (replace(f, multi_hot=False, pooling_factor=1.0) if f.name in self.sizes else f for f in spec.sparse)
         return replace(spec, sparse=tuple(sparse))
 
-    def _check(self, spec: DatasetSpec, multi_hot: bool) -> None:
+    def _check(self, spec: DatasetSpec, *, multi_hot: bool) -> None:
         features = {f.name: f for f in spec.sparse if f.multi_hot == multi_hot}
         if not self.sizes.keys() <= features.keys():
             raise ValueError(

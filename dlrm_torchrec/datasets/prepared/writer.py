@@ -1,4 +1,4 @@
-"""Prepared Parquet files with full row groups, whatever the size of the pieces they are given."""
+"""Writes prepared Parquet files with full row groups from pieces of any size."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ FILE_ROW_GROUPS = 64
 class SplitWriter:
     """Writes the rows of a unit that go to one split as ``<split>/part-<unit>-<n>.parquet``.
 
-    Every row group but the last has ``row_group_rows`` rows. An error leaves no file that is not whole.
+    Every row group except the last has ``row_group_rows`` rows. An error leaves no incomplete file.
     """
 
-    def __init__(self, folder: str, split: str, unit: int, schema: pa.Schema, row_group_rows: int) -> None:
+    def __init__(self, folder: str, split: str, *, unit: int, schema: pa.Schema, row_group_rows: int) -> None:
         self._folder, self._prefix, self._schema = folder, f"{split}/part-{unit:05d}", schema
         self._row_group_rows = row_group_rows
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
         self._part: _Part | None = None
-        self.files: list[tuple[Stored, int]] = []  # written so far, with their rows
+        self.files: list[tuple[Stored, int]] = []  # the files written so far, with their rows
 
     def write(self, table: pa.Table) -> None:
         self._waiting.append(table)
@@ -71,8 +71,8 @@ class _Part:
         self._rows, self.row_groups = 0, 0
         self.file = NewFile(folder, name)
         try:
-            # all first bytes of a column, then all second ones: lz4 passes over zeros and over noise at once, so that
-            # it takes half the time for the same size
+            # BYTE_STREAM_SPLIT stores all first bytes of a column, then all second bytes, and so on. That puts zeros
+            # next to zeros and noise next to noise, so lz4 takes half the time for the same size.
             self._writer = pq.ParquetWriter(
                 self.file,
                 schema,
@@ -86,13 +86,13 @@ class _Part:
             raise
 
     def write(self, rows: pa.Table) -> None:
-        # in one piece: where pages end depends on where pieces do, and those on the blocks that were read
+        # In one piece, because pages end where pieces end, and pieces depend on the blocks that were read.
         self._writer.write_table(rows.combine_chunks(), row_group_size=rows.num_rows)
         self._rows += rows.num_rows
         self.row_groups += 1
 
     def discard(self) -> None:
-        with suppress(OSError):  # of a full disk, where the footer is to be written
+        with suppress(OSError):  # a full disk has no room for the footer
             self._writer.close()
         self.file.discard()
 

@@ -1,4 +1,4 @@
-"""Synthetic click data of any DatasetSpec, with a known teacher and so a known best AUC."""
+"""Synthetic click data of any DatasetSpec. A known model, the teacher, draws its labels, so its best AUC is known."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_auroc
 
-from dlrm_torchrec.datasets.bags import Bags, Columns
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.block import joined
 from dlrm_torchrec.datasets.jagged import to_batch
+from dlrm_torchrec.datasets.numpy_columns import Columns, IdLists
 from dlrm_torchrec.datasets.random import counter
-from dlrm_torchrec.datasets.stream import Ranks, check_start_step
+from dlrm_torchrec.datasets.random.normal import normals
+from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.teacher import Teacher
 from dlrm_torchrec.datasets.synthetic.zipf import Zipf
 from dlrm_torchrec.schema import DatasetSpec
@@ -24,15 +25,15 @@ from dlrm_torchrec.schema import DatasetSpec
 Split = Literal["train", "val", "test"]
 
 _SPLITS = ("train", "val", "test", "calibration")
-_BLOCK_ROWS = 8192  # rows made at a time where a whole split is walked
+_BLOCK_ROWS = 8192  # rows that are made at a time when a whole split is read
 
 
 class SyntheticStream:
-    """Batches whose every row is a pure function of (seed, split, index of the row).
+    """Batches in which each row is a pure function of (seed, split, index of the row).
 
-    Dense columns are standard normal, ids are Zipf with ``exponent``; a multi-hot bag has 0 to 2 x pooling_factor
-    ids, each length equally likely. Labels are drawn from a Teacher that all splits of a seed share. One epoch:
-    ``num_rows`` rows in ``ceil(num_rows / global_batch_size)`` steps.
+    Dense columns are standard normal. Ids have a Zipf distribution with ``exponent``. A multi-hot bag has 0 to
+    2 x pooling_factor ids, and each length is equally likely. Labels are drawn from a Teacher, which all splits of a
+    seed share. One epoch has ``num_rows`` rows in ``ceil(num_rows / global_batch_size)`` steps.
     """
 
     def __init__(
@@ -64,16 +65,12 @@ class SyntheticStream:
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
         """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``."""
-        check_start_step(start_step, self.num_steps)
-        size = self._ranks.global_batch_size
-        for step in range(start_step, self.num_steps):
-            share = self._ranks.share(min(size, self.num_rows - step * size))
-            first = step * size + share.first
+        for first, share in self._ranks.shares(self.num_rows, start_step):
             rows = joined(self.rows(first, first + share.num_rows), np.int64)
             yield to_batch(self.spec, [rows], share)
 
     def rows(self, first: int, last: int) -> Columns:
-        """The rows ``first`` .. ``last - 1`` of the split, whatever rank asks."""
+        """The rows ``first`` .. ``last - 1`` of the split, the same on every rank."""
         row_keys = _row_keys(self._seed, self._split, first, last)
         dense, sparse = self._features(row_keys)
         labels = counter.uniforms(counter.words(row_keys, 0)) < self._teacher.probabilities(dense, sparse)
@@ -84,7 +81,7 @@ class SyntheticStream:
         return self._judge[0]
 
     def best_auc(self) -> float:
-        """The AUC of the teacher's own probabilities on the rows of this split: no model can expect a better one."""
+        """The AUC of the teacher's own probabilities on the rows of this split; no model can expect a better one."""
         probabilities, labels = self._judge
         return binary_auroc(probabilities, labels, validate_args=False).item()
 
@@ -98,11 +95,11 @@ class SyntheticStream:
             labels.append(rows.labels)
         return torch.from_numpy(np.concatenate(probabilities)), torch.from_numpy(np.concatenate(labels)).long()
 
-    def _features(self, row_keys: counter.Words) -> tuple[NDArray[np.float32], list[Bags]]:
+    def _features(self, row_keys: counter.Words) -> tuple[NDArray[np.float32], list[IdLists]]:
         """The dense columns (n, D) and the F bags of the n rows with these keys."""
         num_dense = len(self.spec.dense)
-        # Counters within a row: 0 the label, then the dense columns, and from 2^32 (f + 1) on sparse feature f.
-        dense = counter.normals(counter.words(row_keys[:, None], np.arange(1, 1 + -(-num_dense // 4))))
+        # Counters within a row: 0 is the label, then come the dense columns; sparse feature f starts at 2^32 (f + 1).
+        dense = normals(counter.words(row_keys[:, None], np.arange(1, 1 + -(-num_dense // 4))))
         sparse = []
         for index, (zipf, max_length) in enumerate(zip(self._zipf, self._max_lengths, strict=True)):
             first = (index + 1) << 32
@@ -115,11 +112,11 @@ class SyntheticStream:
                 offsets = np.concatenate([[0], np.cumsum(lengths)])
                 position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
                 bits = counter.words(np.repeat(row_keys, lengths), first + 1 + position)
-            sparse.append(Bags(zipf.ids(counter.uniforms(bits)), offsets))
+            sparse.append(IdLists(zipf.ids(counter.uniforms(bits)), offsets))
         return dense[:, :num_dense], sparse
 
 
 def _row_keys(seed: int, split: str, first: int, last: int) -> counter.Words:
-    """The key of every random number of the rows ``first`` .. ``last - 1``: (last - first,)."""
+    """The keys of the random numbers of the rows ``first`` .. ``last - 1``: (last - first,)."""
     split_key = counter.words(counter.words(seed, 1), _SPLITS.index(split))
     return counter.words(split_key, np.arange(first, last))

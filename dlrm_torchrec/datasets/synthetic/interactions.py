@@ -1,29 +1,25 @@
-"""Synthetic interactions of users with items, in latent groups, of which the best possible ranking is known."""
+"""Synthetic interactions of users with items, in latent groups, with a known best possible ranking."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.bags import Bags, Columns
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.block import joined
 from dlrm_torchrec.datasets.jagged import to_batch
-from dlrm_torchrec.datasets.negatives import WithNegatives
-from dlrm_torchrec.datasets.open import SYNTHETIC, open_streams
+from dlrm_torchrec.datasets.numpy_columns import Columns, IdLists
 from dlrm_torchrec.datasets.random import counter
-from dlrm_torchrec.datasets.stream import Ranks, Stream, check_start_step
+from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.zipf import Zipf
 from dlrm_torchrec.schema import DatasetSpec
 
 _SPLITS = ("train", "val")
 _HELD_OUT_NEGATIVES = 99  # arXiv 1708.05031
-_EVALUATION_BATCH = 8_192  # at least, as of other streams
 
 Ints = NDArray[np.int64]
 
@@ -31,9 +27,10 @@ Ints = NDArray[np.int64]
 class InteractionStream:
     """Interactions (label 1), each followed by negatives: other items, uniform, for the same user (label 0).
 
-    Users and items are of group id mod ``groups``. An interaction is with an item of the user's own group with
-    probability ``loyalty``, else of any group, and within the group with a Zipf distribution. ``val`` has one of each
-    user. Every row is a function of (seed, split, index of the row); the next epoch has other rows.
+    A user or an item with id i is in group i mod ``groups``. With probability ``loyalty``, an interaction is with an
+    item of the user's own group, otherwise with an item of any group. Within the group, items have a Zipf distribution.
+    ``val`` has one interaction of each user. Every row is a function of (seed, split, index of the row), and the next
+    epoch has other rows.
     """
 
     def __init__(
@@ -49,7 +46,7 @@ class InteractionStream:
         loyalty: float = 0.8,
         exponent: float = 1.1,
     ) -> None:
-        """``num_rows`` and ``negatives`` are of ``train``; the sparse features of ``spec`` are user and item."""
+        """``num_rows`` and ``negatives`` are for ``train``; the sparse features of ``spec`` are user and item."""
         self.spec = spec
         self._users, self._items = (feature.rows for feature in spec.sparse)
         if self._items % groups:
@@ -65,17 +62,15 @@ class InteractionStream:
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
         """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``."""
-        check_start_step(start_step, self.num_steps)
-        size = self._ranks.global_batch_size
-        for step in range(start_step, self.num_steps):
-            share = self._ranks.share(min(size, self.num_rows - step * size))
-            first = step * size + share.first
+        for first, share in self._ranks.shares(self.num_rows, start_step):
             users, items, labels = self.rows(first, first + share.num_rows)
             dense = np.empty((share.num_rows, 0), np.float32)
-            yield to_batch(self.spec, [joined(Columns(labels, dense, [Bags(users), Bags(items)]), np.int64)], share)
+            yield to_batch(
+                self.spec, [joined(Columns(labels, dense, [IdLists(users), IdLists(items)]), np.int64)], share
+            )
 
     def rows(self, first: int, last: int) -> tuple[Ints, Ints, NDArray[np.float32]]:
-        """Users, items and labels of the rows ``first`` .. ``last - 1`` of the split, whatever rank asks."""
+        """Users, items and labels of the rows ``first`` .. ``last - 1`` of the split, the same on every rank."""
         interaction, place = np.divmod(np.arange(first, last), 1 + self._negatives)
         keys = counter.words(self._key, interaction)
         users = interaction if self._split == "val" else _below(self._users, keys, 0)
@@ -87,10 +82,11 @@ class InteractionStream:
         return users, items, (place == 0).astype(np.float32)
 
     def rankings(self) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Users, labels, and scores by the best of all rankings and by popularity, of every row of the split.
+        """Users, labels, and the scores of the best ranking and of popularity, for every row of the split.
 
-        Negatives are uniform, so the best ranking is by P(item | user), the ``teacher`` (Neyman and Pearson): no model
-        can expect a higher HR@k. ``popularity`` is by P(item): a model that is not above it knows nothing of users.
+        Negatives are uniform, so the best ranking orders items by P(item | user), the ``teacher`` (Neyman and Pearson).
+        No model can expect a higher HR@k. ``popularity`` orders items by P(item). A model that is not better than that
+        has learned nothing about users.
         """
         users, items, labels = self.rows(0, self.num_rows)
         within = self._zipf.probabilities()[items // self._groups]
@@ -105,35 +101,5 @@ class InteractionStream:
 
 
 def _below(bound: int, keys: counter.Words, number: int | Ints) -> Ints:
-    """Uniform in [0, bound)."""
+    """Random integers, uniform in [0, bound)."""
     return (counter.uniforms(counter.words(keys, number)) * bound).astype(np.int64)
-
-
-def open_interactions(
-    data: str,
-    spec: DatasetSpec,
-    ranks: Ranks,
-    *,
-    columns: tuple[str, str],
-    negatives: int,
-    rows: int,
-    epochs: int,
-    seed: int,
-    lanes: int,
-) -> dict[str, Stream]:
-    """``open_streams`` for interactions of a user with an item, the features ``columns``.
-
-    With ``negatives``, so many are drawn for each training row, other ones in every epoch; else the data has its own.
-    """
-    if data == SYNTHETIC:
-        held_out_batch = ranks.global_batch_size * -(-_EVALUATION_BATCH // ranks.global_batch_size)
-        return {
-            "train": InteractionStream(spec, num_rows=rows * epochs, negatives=negatives, ranks=ranks, seed=seed),
-            "val": InteractionStream(
-                spec, split="val", ranks=replace(ranks, global_batch_size=held_out_batch), seed=seed
-            ),
-        }
-    streams = open_streams(data, spec, ranks, rows=rows, epochs=epochs, seed=seed, lanes=lanes)
-    if negatives:
-        streams["train"] = WithNegatives(data, *columns, negatives, ranks=ranks, epochs=epochs, seed=seed, lanes=lanes)
-    return streams

@@ -10,7 +10,7 @@ from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 def demo_spec(
     one_hot: Sequence[int] = (50, 100, 200, 300, 500, 1_000, 2_000, 20_000), multi_hot: Sequence[int] = (200, 1_000)
 ) -> DatasetSpec:
-    """A small click log: 8 dense columns, one-hot features of so many rows, and multi-hot ones."""
+    """A small click log: 8 dense columns, and features whose tables have ``one_hot`` and ``multi_hot`` rows."""
     return DatasetSpec(
         name="demo",
         label="click",
@@ -26,7 +26,7 @@ def demo_spec(
 
 
 def interactions_spec(users: int = 2_048, items: int = 1_024) -> DatasetSpec:
-    """Columns as in prepared MovieLens, but for what is known of movies and users."""
+    """Columns as in prepared MovieLens, without the facts about movies and users."""
     return DatasetSpec(
         name="interactions",
         label="label",

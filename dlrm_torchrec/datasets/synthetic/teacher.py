@@ -1,4 +1,4 @@
-"""A known model that labels synthetic rows, so that the best reachable AUC is known."""
+"""A known model that labels synthetic rows, so that the best possible AUC is known."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.bags import Bags
+from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.random import counter
+from dlrm_torchrec.datasets.random.normal import normals
 from dlrm_torchrec.schema import DatasetSpec
 
 Floats = NDArray[np.float64]
 
-# Shares of the logit's variance: the dense columns alone, the ids alone, and the two together.
+# Shares of the logit's variance: of the dense columns alone, the ids alone, and both together.
 _SHARES = np.array([0.30, 0.55, 0.15])
 _TINY = np.finfo(np.float64).tiny
 
 
 class Teacher:
-    """P(label = 1 | row), with an effect and a slope hashed from every id of every sparse feature.
+    """P(label = 1 | row). Each id of each sparse feature has an effect and a slope, which are hashed from the id.
 
-    The logit mixes three terms in fixed shares of its variance: w · x of the dense columns x; the sum of the effects
-    of all ids; and the sum of their slopes times u · x, the second-order term that a dot interaction finds. The mix
-    is scaled to the standard deviation ``logit_std`` and shifted to the rate ``positive_rate``. Effects and slopes are
-    summed over a bag, as the tables do. No weight is stored, so tables may be of any size.
+    The logit is the sum of three terms with fixed shares of its variance: w · x of the dense columns x; the sum of the
+    effects of all ids; and the sum of their slopes times u · x, a second-order term that a dot interaction can learn.
+    The logit is scaled to the standard deviation ``logit_std`` and shifted to the rate ``positive_rate``. Effects and
+    slopes are summed over a bag, as tables sum their vectors. No weight is stored, so tables may have any size.
     """
 
     def __init__(self, spec: DatasetSpec, seed: int, positive_rate: float, logit_std: float) -> None:
@@ -41,17 +42,17 @@ class Teacher:
         self._scale = np.ones((3, 1))
         self._bias = 0.0
 
-    def calibrate(self, dense: NDArray[np.float32], sparse: Sequence[Bags]) -> None:
-        """Fix the scales and the bias on these rows, a sample of those to be labelled."""
+    def calibrate(self, dense: NDArray[np.float32], sparse: Sequence[IdLists]) -> None:
+        """Set the scales and the bias by these rows, a sample of the rows to be labelled."""
         terms = self._terms(dense, sparse)
         self._mean = terms.mean(axis=1, keepdims=True)
         spread = terms.std(axis=1, keepdims=True)
-        # A term that is constant (there are no dense columns, say) is left out.
+        # A constant term is left out, for example if there are no dense columns.
         self._scale = np.where(spread > 0, _SHARES[:, None] ** 0.5 / np.maximum(spread, _TINY), 0.0)
         self._scale *= self._logit_std / max(self._logits(terms).std(), _TINY)
         self._bias = _bias_for_rate(self._logits(terms), self._positive_rate)
 
-    def probabilities(self, dense: NDArray[np.float32], sparse: Sequence[Bags]) -> Floats:
+    def probabilities(self, dense: NDArray[np.float32], sparse: Sequence[IdLists]) -> Floats:
         """P(label = 1) of every row: (n,), from dense (n, D) and F bags of n rows."""
         return _sigmoid(self._logits(self._terms(dense, sparse)))
 
@@ -60,9 +61,9 @@ class Teacher:
         logits: Floats = self._bias + scaled.sum(axis=0)
         return logits
 
-    def _terms(self, dense: NDArray[np.float32], sparse: Sequence[Bags]) -> Floats:
+    def _terms(self, dense: NDArray[np.float32], sparse: Sequence[IdLists]) -> Floats:
         """The three terms of the logit, unscaled: (3, n)."""
-        # Column by column and never through BLAS: a row's sum must not depend on the batch that it is in.
+        # Column by column, not by BLAS, because the sum of a row must not depend on its batch.
         from_dense, from_ids = np.zeros((2, 2, len(dense)))
         for column, weights in zip(dense.T, self._dense_weights, strict=True):
             from_dense += weights[:, None] * column
@@ -73,11 +74,11 @@ class Teacher:
 
 def _weights(key: np.uint64, ids: NDArray[np.integer]) -> NDArray[np.float32]:
     """The effect and the slope of every id, standard normal: (V,) gives (V, 2)."""
-    return counter.normals(counter.words(key, ids)[:, None])[:, :2]
+    return normals(counter.words(key, ids)[:, None])[:, :2]
 
 
-def _sum_bags(per_id: NDArray[np.float32], bags: Bags) -> Floats:
-    """Sums over the bags of n rows, each in the order of its ids: (V, K) gives (K, n)."""
+def _sum_bags(per_id: NDArray[np.float32], bags: IdLists) -> Floats:
+    """Sums over the bags of n rows, in the order of the ids: (V, K) gives (K, n)."""
     if bags.offsets is None:
         return per_id.T.astype(np.float64)
     lengths = bags.lengths
@@ -90,7 +91,7 @@ def _sigmoid(logits: Floats) -> Floats:
 
 
 def _bias_for_rate(logits: Floats, rate: float) -> float:
-    """The shift that makes the mean probability ``rate``, by bisection."""
+    """The shift that makes the mean probability equal to ``rate``, found by bisection."""
     low, high = -50.0, 50.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""Ids with a bounded Zipf distribution: a few popular rows, a long tail, any table size, no table of weights."""
+"""Ids with a bounded Zipf distribution: a few popular rows and a long tail, for tables of any size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def scattering(rows: int) -> int:
-    """A multiplier m such that i -> i * m mod ``rows`` is one-to-one, and neighbours become far apart."""
+    """A multiplier m for which i -> i * m mod ``rows`` is one-to-one and moves neighbours far apart."""
     multiplier = max(1, int(rows * 0.6180339887))  # near the golden section
     while math.gcd(multiplier, rows) != 1:
         multiplier += 1
@@ -17,17 +17,17 @@ def scattering(rows: int) -> int:
 
 
 class Zipf:
-    """Ids in ``[0, rows)``, where the k-th most popular has weight ∫ x^-exponent dx over [k, k + 1), k = 1..rows.
+    """Ids in ``[0, rows)``; the k-th most popular one has weight ∫ x^-exponent dx over [k, k + 1), k = 1..rows.
 
-    This is a bounded Pareto variable rounded down, so its inverse CDF has a closed form. Popularity ranks are spread
-    over the table by a fixed bijection, so that popular ids are not neighbours.
+    This is a bounded Pareto variable rounded down, so its inverse CDF has a closed form and needs no table of weights.
+    A fixed bijection spreads the popularity ranks over the table, so that popular ids are not neighbours.
     """
 
     def __init__(self, rows: int, exponent: float) -> None:
         if exponent <= 1:
             raise ValueError(f"the Zipf exponent must be above 1: got {exponent}; 1.05 to 1.2 is usual for click logs")
         if rows < 1:
-            raise ValueError(f"a table must have at least one row to draw ids of: got {rows}; count its ids first")
+            raise ValueError(f"a table must have at least one row to draw ids from: got {rows}; count its ids first")
         self.rows = rows
         self._power = 1.0 - exponent
         self._mass = 1.0 - (rows + 1.0) ** self._power
@@ -36,7 +36,7 @@ class Zipf:
     def ids(self, uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
         """The ids at these points of the CDF, each point in [0, 1)."""
         position = np.power(1.0 - uniforms * self._mass, 1.0 / self._power)
-        # Rounding may lift a point next to 1 just past the last row.
+        # Rounding may move a point near 1 beyond the last row.
         rank = np.minimum(position.astype(np.int64) - 1, self.rows - 1)
         return self.scatter(rank)
 

@@ -92,7 +92,7 @@ class RowLookup(nn.Module):
 class Sums(nn.Module):
     """One vector (B, dim) per key: the sums of its columns' bags, concatenated or added."""
 
-    def __init__(self, keys: Sequence[tuple[Sequence[Column], bool]], num_features: int, together: bool) -> None:
+    def __init__(self, keys: Sequence[tuple[Sequence[Column], bool]], num_features: int, *, together: bool) -> None:
         """``keys`` holds each key's columns and whether to add them; ``together`` returns all keys as one tensor."""
         super().__init__()
         self.lookup = RowLookup([column for columns, _ in keys for column in columns], PoolingMode.SUM, num_features)
@@ -101,11 +101,11 @@ class Sums(nn.Module):
         self.together = together
 
     def forward(self, values: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
-        found = self.lookup(values, lengths)
+        pooled = self.lookup(values, lengths)
         if self.together:
-            return [found]
-        sums = list(torch.split(found, self.widths, dim=1))
+            return [pooled]
+        sums = list(torch.split(pooled, self.widths, dim=1))
         for key, terms in enumerate(self.terms):
             if terms > 1:
-                sums[key] = sums[key].reshape(found.size(0), terms, -1).sum(1)
+                sums[key] = sums[key].reshape(pooled.size(0), terms, -1).sum(1)
         return sums

@@ -10,7 +10,7 @@ from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from dlrm_torchrec.embeddings.compositional.operations import Add, FeatureGeneration, Mult, Path
-from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
 from dlrm_torchrec.inference.config import TableType
@@ -75,7 +75,7 @@ class ServedTables(nn.Module):
         self.num_features = len(features)
         # one lookup returns the output of all tables
         self.together = not (products or paths or self.divided or self.projected or any(a for _, a in sums.values()))
-        self.parts = nn.ModuleList([Sums(list(sums.values()), len(features), self.together)] if sums else [])
+        self.parts = nn.ModuleList([Sums(list(sums.values()), len(features), together=self.together)] if sums else [])
         self.parts.extend(Products(list(part.values()), len(features)) for part in products.values())
         self.parts.extend(paths)
 

@@ -11,17 +11,17 @@ from dlrm_torchrec.datasets.random.permutation import permutation
 class ShufflingWriter:
     """Hands the rows of each window of ``window_rows`` on to ``writer``, in an order that only ``seed`` decides."""
 
-    def __init__(self, writer: SplitWriter, window_rows: int, *seed: int) -> None:
+    def __init__(self, writer: SplitWriter, *, window_rows: int, seed: tuple[int, ...]) -> None:
         self._writer, self._window_rows, self._seed = writer, window_rows, seed
         self._waiting: list[pa.Table] = []
         self._held = self._window = 0
 
     def write(self, table: pa.Table) -> None:
         while self._held + table.num_rows >= self._window_rows:
-            room = self._window_rows - self._held
-            self._waiting.append(table.slice(0, room))
+            left = self._window_rows - self._held
+            self._waiting.append(table.slice(0, left))
             self.flush()
-            table = table.slice(room)
+            table = table.slice(left)
         self._waiting.append(table)
         self._held += table.num_rows
 

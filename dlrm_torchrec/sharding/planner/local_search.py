@@ -47,15 +47,15 @@ class LocalSearch(Proposer):
             if proposal:
                 return proposal
             self._first.pop(0)
-        found = next(self._neighbours, None)
-        if found is None:
+        proposal = next(self._neighbours, None)
+        if proposal is None:
             self._neighbours, self._next = self._next, iter(())
-            found = next(self._neighbours, None)
-        return found
+            proposal = next(self._neighbours, None)
+        return proposal
 
     def feedback(
         self,
-        partitionable: bool,
+        partitionable: bool,  # noqa: FBT001  # TorchRec's
         plan: list[ShardingOption] | None = None,
         perf_rating: float | None = None,
         storage_constraint: Topology | None = None,

@@ -253,5 +253,5 @@ def test_a_table_without_rows_is_refused() -> None:
     spec = DatasetSpec(
         name="uncounted", label="click", dense=(), sparse=(SparseFeature(name="s", rows=0, encoding="vocab"),)
     )
-    with pytest.raises(ValueError, match="a table must have at least one row to draw ids of: got 0"):
+    with pytest.raises(ValueError, match="a table must have at least one row to draw ids from: got 0"):
         stream(spec)

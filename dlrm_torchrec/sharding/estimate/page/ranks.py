@@ -80,14 +80,13 @@ def memory_section(estimate: Estimate, memory: str) -> str:
 
     kinds = [kind.capitalize() for kind in MEMORY.values()]
     head = f"<tr>{columns('Rank')}{scale(size_text(whole))}{columns('Tables', *kinds)}</tr>"
+    groups = alike([tuple(map(size_text, held.values())) for held in ranks])
     cached = (
         " and caches of tables in the host&rsquo;s memory" if memory == "hbm" and "ddr" in memories(estimate) else ""
     )
     return (
         f"<h3>{name} per rank</h3>{legend(MEMORY)}"
-        + _chart(
-            alike([tuple(map(size_text, held.values())) for held in ranks]), used, row, head, f"{name} of every rank"
-        )
+        + _chart(groups, row, amounts=used, head=head, caption=f"{name} of every rank")
         + f'<p class="note">Buffers hold the ids and rows of a step{cached}. '
         "Reserved memory is for everything that is not sharded, plus a margin.</p>"
     )
@@ -105,7 +104,8 @@ def time_section(estimate: Estimate) -> str:
         return _row(group, "slowest" if critical in group else "", time_bar(rank, totals[critical]), numbers)
 
     above = "".join(
-        f'<th scope="colgroup" colspan="{len(found)}">{family.capitalize()}</th>' for family, found in families.items()
+        f'<th scope="colgroup" colspan="{len(members)}">{family.capitalize()}</th>'
+        for family, members in families.items()
     )
     stages = [part_name(part).split()[0].capitalize() for part in parts]
     head = (
@@ -114,7 +114,7 @@ def time_section(estimate: Estimate) -> str:
     )
     groups = alike([tuple(f"{rank[part]:.3f}" for part in parts) for rank in ranks])
     return f"<h3>Time per rank</h3>{legend({part: part_name(part) for part in parts})}" + _chart(
-        groups, totals, row, head, "Time of a step on every rank"
+        groups, row, amounts=totals, head=head, caption="Time of a step on every rank"
     )
 
 
@@ -134,7 +134,7 @@ def _row(group: list[int], mark: str, drawing: str, numbers: list[str]) -> str:
 
 
 def _chart(
-    groups: list[list[int]], amounts: Sequence[float], row: Callable[[list[int]], str], head: str, caption: str
+    groups: list[list[int]], row: Callable[[list[int]], str], *, amounts: Sequence[float], head: str, caption: str
 ) -> str:
     whole = table(head, "".join(map(row, groups)), caption, kind="chart", seen=False)
     if len(groups) <= SHOWN_GROUPS:
@@ -159,13 +159,13 @@ def critical_section(estimate: Estimate) -> str:
     others = ranks.count(parts) - 1
     like_it = f" ({others:,} other{'s take' if others > 1 else ' takes'} as long)" if others else ""
     families, shares, rows = _timed_parts(estimate), [], ""
-    for family, found in families.items():
-        spent = sum(parts[part] for part in found)
+    for family, members in families.items():
+        spent = sum(parts[part] for part in members)
         shares.append(f"<strong>{swatch(f'fwd_{family}')}{family} {time(spent)}</strong> ({share(spent, total)})")
         rows += "".join(
             f"<tr><th scope=row>{swatch(part)}{part_name(part).capitalize()}</th>"
             f"{cells([time(parts[part]), share(parts[part], total)])}</tr>"
-            for part in found
+            for part in members
         )
     return (
         f"<h3>Critical path</h3><p>All ranks wait for rank {rank}{like_it}: {time(total)} per step, "
@@ -178,21 +178,21 @@ def critical_section(estimate: Estimate) -> str:
 
 def _contributions(estimate: Estimate, rank: int, total: float) -> str:
     """The tables that take longest on ``rank``, and the total time of all others."""
-    found: list[tuple[float, str, dict[str, float]]] = []
+    tables: list[tuple[float, str, dict[str, float]]] = []
     for each in estimate.tables:
         parts = dict.fromkeys(PARTS, 0.0)
         for shard in each.shards:
             for part, milliseconds in shard.milliseconds.items() if shard.rank == rank else ():
                 parts[part] += milliseconds
         if any(parts.values()):
-            found.append((sum(parts.values()), escape(each.name), parts))
-    found.sort(key=lambda each: -each[0])
-    longest = found[0][0]
+            tables.append((sum(parts.values()), escape(each.name), parts))
+    tables.sort(key=lambda each: -each[0])
+    longest = tables[0][0]
     rows = "".join(
         f"<tr><th scope=row>{name}</th>{cells([time_bar(parts, longest), time(spent), share(spent, total)])}</tr>"
-        for spent, name, parts in found[:SHOWN_TABLES]
+        for spent, name, parts in tables[:SHOWN_TABLES]
     )
-    if rest := found[SHOWN_TABLES:]:
+    if rest := tables[SHOWN_TABLES:]:
         spent = sum(each[0] for each in rest)
         rows += f"<tr><th scope=row>{len(rest)} more</th>{cells(['', time(spent), share(spent, total)])}</tr>"
     head = f"<tr>{columns('Table')}{scale(f'{longest:.3f} ms')}{columns('Time', 'Share')}</tr>"

@@ -1,4 +1,4 @@
-"""The columns of some rows in NumPy: what is decoded from a file, before it becomes a batch."""
+"""The columns of some rows as NumPy arrays: decoded from a file, not yet a batch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Bags:
+class IdLists:
     """One sparse feature of n rows: the ids of row i are ``values[offsets[i]:offsets[i + 1]]``."""
 
     values: NDArray[np.integer]  # (V,)
-    offsets: NDArray[np.int64] | None = None  # (n + 1,), from 0 to V; None: every row has one id
+    offsets: NDArray[np.int64] | None = None  # (n + 1,), from 0 to V; None if every row has one id
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -23,16 +23,16 @@ class Bags:
 
     @property
     def size(self) -> int | None:
-        """Ids of each row, None if not all have the same number."""
+        """The number of ids in each row; None if the rows have different numbers."""
         lengths = self.lengths
         return int(lengths[0]) if len(lengths) and (lengths == lengths[0]).all() else None
 
-    def slice(self, first: int, last: int) -> Bags:
+    def slice(self, first: int, last: int) -> IdLists:
         """The rows ``first`` .. ``last - 1``, a view."""
         if self.offsets is None:
-            return Bags(self.values[first:last])
+            return IdLists(self.values[first:last])
         offsets = self.offsets[first : last + 1]
-        return Bags(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+        return IdLists(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Columns:
 
     labels: NDArray[np.float32]  # (n,)
     dense: NDArray[np.float32]  # (n, D)
-    sparse: Sequence[Bags]  # F of n rows each
+    sparse: Sequence[IdLists]  # F of n rows each
 
     def __len__(self) -> int:
         return len(self.labels)
