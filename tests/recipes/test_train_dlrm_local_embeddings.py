@@ -27,7 +27,7 @@ def losses(folder: Path) -> list[float]:
     return [record["train/loss"] for record in records(folder / "demo") if "train/loss" in record]
 
 
-SGD = ["--sparse.kind=sgd", "--sparse.lr=0.5"]
+SGD = ["--sparse.kind=sgd", "--sparse.lr=100"]
 
 
 def test_tables_averaged_at_every_step_are_data_parallel_ones_with_sgd(tmp_path: Path) -> None:

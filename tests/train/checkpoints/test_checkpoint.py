@@ -27,7 +27,7 @@ def train(folder: Path, steps: int, world_size: int, *options: str) -> dict[str,
 
 
 def nearly(metrics: dict[str, float]) -> dict[str, Any]:
-    """The same metrics after sums in another order, which may move a row with a probability of 0.5 to the other class."""
+    """These metrics after sums in another order, which may move a row with a probability of 0.5 to the other class."""
     return {
         name: pytest.approx(value, rel=1e-5, abs=1e-3 if "accuracy" in name else 0) for name, value in metrics.items()
     }
