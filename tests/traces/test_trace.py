@@ -408,7 +408,7 @@ def test_arguments_that_do_not_fit_are_refused(kaggle_like: Path, tmp_path: Path
         (lambda: fit(folder, out, split="val"), f"split must be one of {folder} that has rows: got 'val' of"),
         (
             lambda: fit(folder, out, features=("user", "x")),
-            "features must be of ['history', 'shop', 'user']: got ['use",
+            "features must be among ['history', 'shop', 'user']: got ['use",
         ),
         (
             lambda: histogram(str(tmp_path / "stats.txt"), out, section="x"),
