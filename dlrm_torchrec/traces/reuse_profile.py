@@ -73,7 +73,7 @@ class ReuseProfile:
         if (wanted[share > 0] < low[share > 0]).any():
             needed = lookups * (low[share > 0] / wanted[share > 0]).max()
             raise ValueError(
-                f"a trace must have at least {needed:,.0f} lookups per feature, so that an id can be looked up as often "
+                f"a trace must have at least {needed:,.0f} lookups per feature to look up its ids as often "
                 f"as in the profile: got {lookups:,}; ask for more rows or a larger pooling factor"
             )
         in_bin = wanted.astype(np.int64)

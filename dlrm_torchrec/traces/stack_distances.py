@@ -49,8 +49,8 @@ class StackProfile:
         bins = len(self.counts)
         if not 1 <= bins <= _NUM_BINS or min(self.counts) < 0 or self.counts[0] < max(1, _first_distances(bins)[-2]):
             raise ValueError(
-                f"stack distances must be 1 to {_NUM_BINS} counts, none negative, of distances up to the number of ids, "
-                f"which is the first count: got {self.counts}; measure them again"
+                f"stack distances must be 1 to {_NUM_BINS} counts, none negative, of distances up to the number of "
+                f"ids, which is the first count: got {self.counts}; measure them again"
             )
 
     @property

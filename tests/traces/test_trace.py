@@ -186,7 +186,7 @@ def test_profiles_that_cannot_be_are_refused() -> None:
     # the last one has a distance of 5 among 4 ids
     for counts in ((), (0,), (0, 5), (3, -1), (10**10,) * 449, (4, 0, 0, 0, 0, 8)):
         with pytest.raises(
-            ValueError, match="stack distances must be 1 to 448 counts, none negative, and none of more"
+            ValueError, match="stack distances must be 1 to 448 counts, none negative, of distances up to"
         ):
             StackProfile(counts)
     assert StackProfile((5, 0, 0, 0, 0, 8)).lookups == 13
