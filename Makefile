@@ -1,4 +1,4 @@
-# Every verb sets itself up in .venv first; the machine needs Python 3.11, make and git.
+# Every verb sets itself up in .venv first (test-next in .venv-next); the machine needs Python 3.11, make and git.
 
 PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -7,20 +7,31 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 REQUIREMENTS ?= $(firstword $(patsubst .venv/installed-%,requirements/%.txt,$(wildcard .venv/installed-*)) requirements/cpu.txt)
 STAMP := .venv/installed-$(basename $(notdir $(REQUIREMENTS)))
 SITE := .venv/site-generator
+NEXT := .venv-next/installed
 
-.PHONY: setup train test test-slow test-gpu check bench docs figures
+.PHONY: setup train test test-next test-slow test-gpu check bench docs figures
 
 setup: $(STAMP)
 
 # The CPU and the CUDA build of fbgemm share a folder, so a change of lock starts from an empty .venv.
 $(STAMP): $(REQUIREMENTS) setup.cfg pyproject.toml
-	$(if $(PYTHON),,$(error Python 3.11 must be on PATH as python3.11 or python3: found none; install it or name it with PYTHON=...))
 	$(if $(filter-out $@,$(wildcard .venv/installed-*)),rm -rf .venv)
-	$(PYTHON) -m venv .venv
-	.venv/bin/pip install -c $(REQUIREMENTS) torch
-	.venv/bin/pip install --no-deps -r $(REQUIREMENTS)
-	.venv/bin/pip install --no-deps --no-build-isolation -e .
+	$(call install,.venv,$(REQUIREMENTS))
 	touch $@
+
+# A second environment, which no other verb uses: the first lines of requirements/next.txt say what for.
+$(NEXT): requirements/next.txt setup.cfg pyproject.toml
+	$(call install,.venv-next,requirements/next.txt)
+	touch $@
+
+# into a folder, by a lock
+define install
+	$(if $(PYTHON),,$(error Python 3.11 must be on PATH as python3.11 or python3: found none; install it or name it with PYTHON=...))
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/pip install -c $(2) torch
+	$(1)/bin/pip install --no-deps -r $(2)
+	$(1)/bin/pip install --no-deps --no-build-isolation -e .
+endef
 
 # two processes share the cores (torchrun's own default is one thread for each)
 train: export OMP_NUM_THREADS ?= $(shell n=$$(nproc); echo $$(( n > 1 ? n / 2 : 1 )))
@@ -28,8 +39,13 @@ train: setup
 	.venv/bin/torchrun --standalone --nproc_per_node 2 recipes/train_dlrm.py
 
 # one worker per core, which takes whole files in the order of tests/conftest.py: those that take minutes come first
+TEST := pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
+
 test: setup
-	.venv/bin/pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
+	.venv/bin/$(TEST)
+
+test-next: $(NEXT)
+	.venv-next/bin/$(TEST)
 
 test-slow: $(SITE)
 	.venv/bin/pytest -m 'slow and not gpu'

@@ -1,11 +1,11 @@
-"""Draw the personalised all-to-all of one step: the bytes from rank to rank, of ids and of vectors.
+"""Draws the personalised all-to-all of one step: the bytes of ids and of vectors that each rank sends to each rank.
 
     OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 4 benchmarks/all_to_all.py --output all_to_all.svg
 
-Whole tables lie on single ranks. A rank sends the ids of its rows to the ranks that hold their tables, and gets back
-one vector per row and feature: every pair of ranks exchanges pieces of its own. Counted from the sizes that are handed
-to all_to_all; the diagonal stays on its rank. Prints bytes against B F d 4 (W - 1) / W^2, what a rank sends of vectors
-when W ranks hold equally many of F features of dim d, with a global batch of B.
+Every table is on a single rank. A rank sends the ids of its rows to the ranks with their tables, and gets back one
+vector per row and feature, so every pair of ranks exchanges different data. The bytes are counted from the sizes that
+all_to_all receives; the diagonal stays on its rank. The output compares them with B F d 4 (W - 1) / W^2, the bytes of
+vectors that a rank sends if W ranks hold equal numbers of F features of dim d and the global batch has B rows.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DIM = 16
 
 
 def sent(batch_size: int, world: World) -> dict[str, list[int]]:
-    """Bytes from this rank to every rank, itself included, in one forward pass of the demo's tables."""
+    """Bytes from this rank to every rank, including itself, in one forward pass of the demo's tables."""
     spec = demo_spec()
     tables = build_tables(spec.tables(dim=DIM))
     optimize_tables_in_backward(tables, OptimizerConfig(kind="sgd", lr=0.1))
@@ -65,8 +65,8 @@ def sent(batch_size: int, world: World) -> dict[str, list[int]]:
 
 
 def draw(traffic: dict[str, Any], path: str) -> None:
-    """One heat map per (W, W) matrix of bytes, sender by receiver."""
-    mpl.rcParams["svg.hashsalt"] = "all-to-all"  # the same file for the same bytes
+    """Draws one heat map per (W, W) matrix of bytes, with senders as rows and receivers as columns."""
+    mpl.rcParams["svg.hashsalt"] = "all-to-all"  # so that equal bytes give an equal file
     figure, axes = plt.subplots(1, len(traffic), figsize=(4.6 * len(traffic), 4.2), layout="constrained")
     for axis, (name, matrix) in zip(axes, traffic.items(), strict=True):
         kib = np.array(matrix) / 1024

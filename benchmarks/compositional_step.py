@@ -1,12 +1,14 @@
-"""Step time of a DLRM with compositional tables over the same DLRM with plain ones (goal: <= 1.15).
+"""Step time of a DLRM with compositional tables relative to the same DLRM with plain tables (goal: <= 1.15).
 
     python benchmarks/compositional_step.py                                                   # one process
     OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 benchmarks/compositional_step.py
     python benchmarks/compositional_step.py --shapes rm --operations mult path --hidden 16
 
-All contenders get the same batches of ids, in turns; the ratio is the median over rounds of the ratio of the round's
-median steps. A plain table has 4 rows for each of its compositional rival's and the same dim; it reads one row per id
-where its rival reads two. "plain, equal lookups" gets twice the ids, and so reads as many rows as its rivals.
+All contenders get the same batches of ids and take turns. The ratio of a round divides the contenders' median step
+times, and the reported ratio is the median over rounds. A plain table has the same dim and 4 times the rows of the
+compositional one, and reads one row per id where the compositional table reads two. "plain, equal lookups" gets twice
+the ids and so reads as many rows as the compositional tables. The shape "kaggle" has the tables of Criteo Kaggle,
+capped at 100,000 rows; "rm" has 32 tables with 20 ids per bag.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import statistics
 import time
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import torch
@@ -33,8 +36,8 @@ from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.plan import make_plan
-from dlrm_torchrec.train.config import OptimizerConfig
-from dlrm_torchrec.train.optimizers import Kind, build_optimizer, optimize_tables_in_backward
+from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
+from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.world import World, join_world
 
@@ -50,7 +53,7 @@ EQUAL_LOOKUPS = "plain, equal lookups"
 class Shape:
     rows: list[int]
     dim: int
-    lookups: int  # ids per bag; on average where there is more than one
+    lookups: int  # ids per bag; if it is more than one, the mean
     bottom: list[int]
     top: list[int]
 
@@ -74,7 +77,7 @@ SHAPES = {
 
 
 def doubled(ids: KeyedJaggedTensor, rows: list[int]) -> KeyedJaggedTensor:
-    """Each id and another one of the same table."""
+    """Every id, followed by another id of the same table."""
     lengths = ids.lengths().view(len(rows), -1).sum(1)
     size = torch.repeat_interleave(torch.tensor(rows), lengths.cpu()).to(ids.device())
     values = torch.stack([ids.values(), (ids.values() + size // 2) % size], dim=1).view(-1)
@@ -84,7 +87,9 @@ def doubled(ids: KeyedJaggedTensor, rows: list[int]) -> KeyedJaggedTensor:
 class Contender:
     """A sharded model with its optimizers."""
 
-    def __init__(self, shape: Shape, config: TablesConfig, kind: Kind, sharding: ShardingKind, world: World) -> None:
+    def __init__(
+        self, shape: Shape, config: TablesConfig, *, kind: OptimizerKind, sharding: ShardingKind, world: World
+    ) -> None:
         spec = shape.spec()
         tables = build_tables(spec.tables(dim=shape.dim), config, world.device)
         dlrm = DLRM(tables, len(spec.dense), shape.bottom, shape.top, dense_device=world.device)
@@ -108,20 +113,27 @@ class Contender:
             loss, _ = self.model(batch)
             loss.backward()
             self.optimizer.step()
-            loss.item()  # waits for a GPU
+            loss.item()  # waits for the GPU
             milliseconds.append(1e3 * (time.perf_counter() - start))
         return statistics.median(milliseconds)
 
 
 def compare(
-    name: str, configs: dict[str, TablesConfig], kind: Kind, sharding: ShardingKind, world: World, rounds: int
+    name: str,
+    configs: dict[str, TablesConfig],
+    *,
+    kind: OptimizerKind,
+    sharding: ShardingKind,
+    world: World,
+    rounds: int,
 ) -> None:
     shape = SHAPES[name]
     stream = SyntheticStream(
         shape.spec(), num_rows=8 * 2048, global_batch_size=2048, rank=world.rank, world_size=world.size
     )
     batches = [batch.to(world.device) for batch in islice(stream.batches(), 8)]
-    contenders = {title: Contender(shape, config, kind, sharding, world) for title, config in configs.items()}
+    build = partial(Contender, shape, kind=kind, sharding=sharding, world=world)
+    contenders = {title: build(config) for title, config in configs.items()}
     twice = [replace(batch, sparse_features=doubled(batch.sparse_features, shape.rows)) for batch in batches]
     medians: dict[str, list[float]] = {title: [] for title in contenders}
     for number in range(-1, rounds):  # the first round warms up
@@ -141,9 +153,10 @@ def compare(
 
 
 def main(
+    *,
     shapes: tuple[str, ...] = ("kaggle", "rm"),
     operations: tuple[OperationName, ...] = ("mult", "add", "concat", "path"),
-    optimizers: tuple[Kind, ...] = ("sgd", "rowwise_adagrad"),
+    optimizers: tuple[OptimizerKind, ...] = ("sgd", "rowwise_adagrad"),
     sharding: ShardingKind = "table_wise",
     collisions: int = 4,
     hidden: int = 16,
@@ -161,7 +174,7 @@ def main(
     with join_world(seed=0) as world:
         for name in shapes:
             for kind in optimizers:
-                compare(name, configs, kind, sharding, world, rounds)
+                compare(name, configs, kind=kind, sharding=sharding, world=world, rounds=rounds)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python benchmarks/criteo_preparation.py
 
-makes Criteo's TSV itself (5 M rows, 1.2 GB: categories by Zipf's law over Kaggle's cardinalities, missing values), and
-prepares it with two workers, hashed and with exact vocabularies; the time is that of the whole command, its start
-included. Against it: a plain Python loop over rows that writes the same (checked on every run), and torchrec's own
-script on the same file. Both are measured on its first rows and without their start: the whole would take minutes, and
-the script about 1.8 GB per million rows.
+generates a TSV file like Criteo's (5 M rows, 1.2 GB, with missing values and categories by Zipf's law over Kaggle's
+cardinalities) and prepares it with two workers, hashed and with exact vocabularies. The time is that of the whole
+command including its start. It is compared to a plain Python loop over rows that writes the same (checked in every run)
+and to torchrec's own script on the same file. Both are measured on the first rows and without their start, because the
+whole file would take minutes, and the script needs about 1.8 GB per million rows.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
+from numpy.typing import NDArray
 
 from dlrm_torchrec.datasets.criteo import DENSE_NAMES, KAGGLE_ROWS, LABEL, SPARSE_NAMES
 
 PREPARE = Path(__file__).parent.parent / "data" / "criteo" / "prepare.py"
 BLOCK_ROWS, MAX_ROW_BYTES = 100_000, 600
 
-# Kaggle's script writes one file of a kind each; its next step, `contiguous_preproc_criteo`, insists on 24 days, so the
-# function behind it is called. Times are printed without the import of torch.
+# The script for Kaggle writes one file of each kind. The next script, `contiguous_preproc_criteo`, accepts only 24
+# days, so its function is called directly. The printed times do not include the import of torch.
 TORCHREC = """
 import sys, time, torchrec.datasets.scripts.npy_preproc_criteo as script
 from torchrec.datasets.criteo import BinaryCriteoUtils
@@ -49,17 +50,17 @@ print(converted - begin, time.perf_counter() - begin)
 
 @dataclass(frozen=True)
 class Config:
-    rows: int = 5_000_000  # of the file
-    few_rows: int = 1_000_000  # of the file whose peak memory is compared
-    python_rows: int = 100_000  # that the loop over rows is measured on
-    torchrec_rows: int = 200_000  # that torchrec's script is measured on
-    rounds: int = 3  # of which the best counts
+    rows: int = 5_000_000  # rows of the file
+    few_rows: int = 1_000_000  # rows of a smaller file, to compare peak memory
+    python_rows: int = 100_000  # rows for the Python loop
+    torchrec_rows: int = 200_000  # rows for torchrec's script
+    rounds: int = 3  # repetitions; the best one counts
     workers: int = 2
 
 
-@numba.njit
-def fill(text, rows, sizes, seed):
-    """Write ``rows`` random lines to ``text``; how many bytes they are."""
+@numba.njit()
+def fill(text: NDArray[np.uint8], rows: int, sizes: NDArray[np.float64], seed: int) -> int:
+    """Writes ``rows`` random lines to ``text``, and returns their number of bytes."""
     np.random.seed(seed)
     at = 0
     for _ in range(rows):
@@ -105,13 +106,13 @@ def generate(path: Path, rows: int) -> None:
 
 
 def head(path: Path, rows: int, target: Path) -> None:
-    """The first rows of a file as another."""
+    """Writes the first rows of a file to another file."""
     with path.open("rb") as whole, target.open("wb") as file:
         file.writelines(islice(whole, rows))
 
 
 def hashed(value: int, rows: int) -> int:
-    """The id of a value, as data/criteo/README.md has it."""
+    """The id of a value, as data/criteo/README.md defines it."""
     x = (value + 0x9E3779B97F4A7C15) & (1 << 64) - 1
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & (1 << 64) - 1
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB & (1 << 64) - 1
@@ -119,7 +120,7 @@ def hashed(value: int, rows: int) -> int:
 
 
 def row_by_row(path: Path, rows: int, output: Path) -> float:
-    """Rows per second of a loop that writes what ``prepare --encoding hash`` does of the first rows of a file."""
+    """Rows per second of a loop that writes the same as ``prepare --encoding hash`` for the first rows of a file."""
     begin, waiting = time.perf_counter(), []
     names = (LABEL, *DENSE_NAMES, *SPARSE_NAMES)
     schema = pa.schema([(name, pa.int32() if name in SPARSE_NAMES else pa.float32()) for name in names])
@@ -140,7 +141,7 @@ def row_by_row(path: Path, rows: int, output: Path) -> float:
 
 
 def check(output: Path, expected: Path) -> None:
-    """That the first training rows of a prepared folder are those of the loop."""
+    """Asserts that the first training rows of a prepared folder equal those of the loop."""
     wanted = pq.read_table(expected)
     parts = sorted((output / "train").iterdir())
     found = pq.ParquetDataset(parts[: 2 + wanted.num_rows // 65_536]).read().slice(0, wanted.num_rows)
@@ -151,10 +152,10 @@ def check(output: Path, expected: Path) -> None:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes resident of some processes, those that several share counted once."""
+    """Resident bytes of some processes; bytes that several processes share count once."""
 
     total: int = 0
-    private: int = 0  # without mapped files, which the system takes back when it needs memory
+    private: int = 0  # without mapped files, which the system can release when it needs memory
 
     def __add__(self, other: Memory) -> Memory:
         return Memory(self.total + other.total, self.private + other.private)
@@ -167,7 +168,7 @@ class Memory:
 
 
 def memory(process: int) -> Memory:
-    """What a process and its children hold now."""
+    """The memory that a process and its children use now."""
     held = Memory()
     try:
         children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
@@ -175,7 +176,7 @@ def memory(process: int) -> Memory:
             lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()[1:]
             sizes = {line.split()[0]: int(line.split()[1]) << 10 for line in lines}
             held += Memory(sizes["Pss:"], sizes["Pss_Anon:"])
-    except (OSError, KeyError):  # one has just ended
+    except (OSError, KeyError):  # a process has just ended
         pass
     return held
 
@@ -184,6 +185,7 @@ def run(command: list[str]) -> tuple[float, Memory, str]:
     """Seconds, peak memory and output of a command."""
     begin, peak = time.perf_counter(), Memory()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     while process.poll() is None:
         peak |= memory(process.pid)
         time.sleep(0.2)

@@ -1,15 +1,16 @@
-"""What few bits do to a model's latency and throughput on one CPU core, alone, beside its like, and under load.
+"""How few bits change a model's latency and throughput on one CPU core: alone, next to other processes, under load.
 
     python benchmarks/inference.py latency --plot latency.png       # every model and batch size, as it is served
     python benchmarks/inference.py latency --models dlrm --sizes 64 --rounds 200
     python benchmarks/inference.py colocation                       # 1 to 4 processes that share the machine
-    python benchmarks/inference.py load                             # queries a second at a p95 of 25 ms
+    python benchmarks/inference.py load                             # queries per second at a p95 of 25 ms
 
-Contenders, alternating in one process with one thread: the float32 model as it is trained (eager); its tables fp16,
-int8 or int4, scripted; and int8 tables with int8 MLPs, scripted, as recipes/quantize_dlrm.py writes them. Models: DLRM
-with 26 tables of 40,000 x 64 and large MLPs; DeepRecSys' RMC1 to 3 with every width and lookup as published, and
-``--rows-share`` of the rows, so that all contenders fit together. Load: Poisson arrivals, queries of N(165, 16) items,
-1,024 at most (DeepRecSys, ISCA 2020), each one batch of one worker, first come, first served.
+The contenders take turns in one process with one thread: the float32 model as it is trained (eager); the scripted model
+with fp16, int8 or int4 tables; and the scripted model with int8 tables and int8 MLPs, as recipes/quantize_dlrm.py
+writes it. The models are a DLRM with 26 tables of 40,000 x 64 and large MLPs, and DeepRecSys' RMC1 to RMC3. The latter
+have the published widths and lookups but only ``--rows-share`` of the rows, so that all contenders fit into memory
+together. Under load, queries arrive as a Poisson process. A query has N(165, 16) items, at most 1,024 (DeepRecSys, ISCA
+2020), and is one batch of a single worker, first come, first served.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from torchrec.models.dlrm import DLRM
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.tables import Tables, build_tables
+from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.mlps.quantize import quantize_mlps
 from dlrm_torchrec.inference.scoring import Scorer, script
 from dlrm_torchrec.inference.tables.serve import serve_tables, table_weights
@@ -47,7 +49,7 @@ MEAN_ITEMS, STD_ITEMS, MOST_ITEMS, BOUND_MS = 165, 16, 1024, 25.0
 
 
 def dlrm() -> tuple[nn.Module, Tables, DatasetSpec]:
-    """The model of the shared speed goal: 26 tables of 40,000 x 64."""
+    """The DLRM for which the speed goal is stated: 26 tables of 40,000 x 64."""
     spec = DatasetSpec(
         name="dlrm",
         label="click",
@@ -68,7 +70,7 @@ def rmc(preset: str, rows_share: float) -> tuple[nn.Module, Tables, DatasetSpec]
 
 
 def inputs(spec: DatasetSpec, size: int) -> Inputs:
-    """Bags of the features' pooling factors, ids uniform."""
+    """Bags of uniform ids; their lengths are the features' pooling factors."""
     bags = [(feature.rows, round(feature.pooling_factor)) for feature in spec.sparse]
     ids = torch.cat([torch.randint(rows, (size * lookups,)) for rows, lookups in bags])
     lengths = torch.cat([torch.full((size,), lookups, dtype=torch.int32) for _, lookups in bags])
@@ -83,10 +85,11 @@ def contenders(name: str, rows_share: float) -> tuple[DatasetSpec, dict[str, Mod
             nn.init.normal_(weight, std=0.05)
     features = [feature.name for feature in spec.sparse]
     found: dict[str, Model] = {EAGER: Scorer(model.eval(), spec)}
-    for label, kind in (("fp16 tables", "fp16"), ("int8 tables", "int8"), ("int4 tables", "int4")):
-        own = copy.deepcopy(model, {id(tables): tables})  # all but the tables
+    kinds: tuple[TableType, ...] = ("fp16", "int8", "int4")
+    for kind in kinds:
+        own = copy.deepcopy(model, {id(tables): tables})  # copies everything except the tables
         served = serve_tables(own, tables, dict.fromkeys(table_weights(tables), kind), features)
-        found[label] = script(Scorer(served, spec))
+        found[f"{kind} tables"] = script(Scorer(served, spec))
         if kind == "int8":
             dense, ids, lengths = inputs(spec, 1024)
             real = [(dense, KeyedJaggedTensor(keys=features, values=ids, lengths=lengths))]
@@ -102,7 +105,7 @@ def seconds(model: Model, given: Inputs) -> float:
 
 @torch.inference_mode()
 def latencies(spec: DatasetSpec, models: dict[str, Model], size: int, rounds: int) -> dict[str, np.ndarray]:
-    """Milliseconds (rounds,) of each contender, taken in turns on fresh inputs."""
+    """Milliseconds (rounds,) of each contender; the contenders take turns, and every round has fresh inputs."""
     found: dict[str, list[float]] = {label: [] for label in models}
     for number in range(rounds + 5):
         given = inputs(spec, size)
@@ -134,7 +137,7 @@ def latency(args: argparse.Namespace) -> None:
 
 
 def plot(rows: Sequence[tuple[str, int, str, float, float, float]], path: str) -> None:
-    """A panel per model: milliseconds over batch size, a line per contender and a band up to its p95."""
+    """Draws one panel per model: milliseconds over batch size, with a line per contender and a band up to its p95."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(row[0] for row in rows))
@@ -155,8 +158,8 @@ def plot(rows: Sequence[tuple[str, int, str, float, float, float]], path: str) -
     figure.savefig(path, dpi=150)
 
 
-def neighbour(path: str, given: Inputs, duration_s: float, ready: Any, start: Any, found: Any) -> None:
-    """One process of several: milliseconds of its batches until ``duration_s`` are over."""
+def neighbour(path: str, given: Inputs, *, duration_s: float, ready: Any, start: Any, found: Any) -> None:
+    """One of several processes: runs batches for ``duration_s`` and puts their milliseconds into ``found``."""
     torch.set_num_threads(1)
     model = torch.jit.load(path)
     with torch.inference_mode():
@@ -173,7 +176,7 @@ def neighbour(path: str, given: Inputs, duration_s: float, ready: Any, start: An
 def colocation(args: argparse.Namespace) -> None:
     context = multiprocessing.get_context("spawn")
     print(
-        "| model | processes | contender | p50 ms | p95 | p99 | items/s, all | p50 of one process's |\n"
+        "| model | processes | contender | p50 ms | p95 | p99 | items/s, all | p50 over that of one process |\n"
         + "|---" * 8
         + "|"
     )
@@ -187,8 +190,10 @@ def colocation(args: argparse.Namespace) -> None:
                 torch.jit.save(models[label], path)
                 for processes in range(1, args.processes + 1):
                     ready, start, found = context.Semaphore(0), context.Event(), context.Queue()
-                    rest = (path, given, args.seconds, ready, start, found)
-                    workers = [context.Process(target=neighbour, args=rest) for _ in range(processes)]
+                    shared = {"duration_s": args.seconds, "ready": ready, "start": start, "found": found}
+                    workers = [
+                        context.Process(target=neighbour, args=(path, given), kwargs=shared) for _ in range(processes)
+                    ]
                     for worker in workers:
                         worker.start()
                     for _ in workers:
@@ -211,8 +216,8 @@ def query_size(random: np.random.Generator) -> int:
     return int(np.clip(round(random.normal(MEAN_ITEMS, STD_ITEMS)), 1, MOST_ITEMS))
 
 
-def p95_under_load(model: Model, pool: Sequence[Inputs], rate: float, duration_s: float, seed: int) -> float:
-    """p95 milliseconds from arrival to answer of queries that arrive at ``rate`` a second, in real time."""
+def p95_under_load(model: Model, pool: Sequence[Inputs], *, rate: float, duration_s: float, seed: int) -> float:
+    """The p95 of milliseconds from arrival to answer for ``rate`` queries per second, in real time."""
     random, waiting = np.random.default_rng(seed), queue.Queue[Any]()
     arrivals = np.cumsum(random.exponential(1 / rate, size=max(int(rate * duration_s), 20)))
     answered: list[float] = []
@@ -230,7 +235,7 @@ def p95_under_load(model: Model, pool: Sequence[Inputs], rate: float, duration_s
     for number, arrival in enumerate(arrivals):
         time.sleep(max(begin + arrival - time.perf_counter(), 0))
         waiting.put((begin + arrival, pool[number % len(pool)]))
-        if waiting.qsize() > 200:  # it only grows: the rate is beyond what the worker can do
+        if waiting.qsize() > 200:  # the queue only grows: the worker cannot keep up with this rate
             break
     waiting.put(None)
     worker.join()
@@ -238,13 +243,13 @@ def p95_under_load(model: Model, pool: Sequence[Inputs], rate: float, duration_s
 
 
 def highest_rate(model: Model, pool: Sequence[Inputs], duration_s: float) -> tuple[float, float]:
-    """The most queries a second, to 4 %, of which 95 % are answered within the bound, and their p95; 0 if none is."""
+    """The highest rate of queries per second, to 4 %, with a p95 within the bound, and its p95; 0 if there is none."""
     with torch.inference_mode():
         service = statistics.median(seconds(model, given) for given in pool)
     low, high, p95_low = 0.0, 1.2 / service, 0.0
     while high > 1.04 * low and high > 0.02 / service:
         rate = (low + high) / 2
-        p95 = p95_under_load(model, pool, rate, duration_s, seed=0)
+        p95 = p95_under_load(model, pool, rate=rate, duration_s=duration_s, seed=0)
         if p95 <= BOUND_MS:
             low, p95_low = rate, p95
         else:

@@ -1,12 +1,13 @@
-"""The exact int64 product against torch's own, and against splitting into limbs; beside FBGEMM's published 10.5 Gops/s.
+"""The exact int64 product against torch's product and against products of smaller numbers.
 
-    python benchmarks/int64_gemm.py              # 1024 x 1024 x 1024, one thread and all
+    python benchmarks/int64_gemm.py              # 1024 x 1024 x 1024, with one thread and with all
     python benchmarks/int64_gemm.py --size 2048 --rounds 5
 
-Contenders, alternating in one process, each checked against torch's product: torch's own; ours, which is torch's
-over groups of rows, one per thread; 8-bit digits, 36 products on the int8 kernel; 22-bit limbs, 6 products in
-float64. Residues modulo 18 numbers below 2^8 would need 18 int8 products; their time alone is the last line. Gops/s
-count 2 n^3 operations. Published: 10.5 Gops/s, FBGEMM's int64 GEMM on a Xeon Gold 6138, 3.5 times what there was.
+The contenders take turns in one process, and each result is compared with torch's: torch's product; ours, which is
+torch's product of a group of rows in each thread; 8-bit digits, 36 products on the int8 kernel; and 22-bit limbs, 6
+products in float64. Residues modulo 18 numbers below 2^8 would need 18 int8 products; the last line is the time of only
+these products. Gops/s counts 2 n^3 operations. The published 10.5 Gops/s are FBGEMM's int64 GEMM on a Xeon Gold 6138,
+3.5 times as fast as what existed before.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def limbs(x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def residue_products(a: torch.Tensor, b: torch.Tensor) -> None:
-    """Only the 18 products of residues: without making them, and without putting the result together."""
+    """Only the 18 products of residues, without computing the residues and without combining the result."""
     left, right = a.to(torch.int8), b.to(torch.int8)
     for _ in range(18):
         torch._int_mm(left, right)

@@ -1,11 +1,12 @@
-"""Node-local tables against fully sharded ones and against one node alone: bytes, time, AUC, how far tables part.
+"""Node-local tables against fully sharded tables and a single node: bytes, time, AUC, and how far tables drift apart.
 
     OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 benchmarks/local_embeddings.py
 
-Two nodes of one process train the demo of recipes/train_dlrm_local_embeddings.py at equal global rows, from the same
-weights, in turns; half a demo, about 10 seconds a run. "alone" is one node with half of the rows and of each batch,
-and nothing else. AUC is on one validation set for all: of a single node, and of the mean of the nodes' probabilities;
-beside each, what it is above the fully sharded model of the same seed.
+Two nodes of one process each train the demo of recipes/train_dlrm_local_embeddings.py. All contenders take turns, start
+from the same weights and train the same global rows, which are half of the demo's rows; a run takes about 10 seconds.
+"one node alone" is a single node that gets half of the rows and half of each batch. All are evaluated on the same
+validation rows. The report shows the AUC of a single node and of the mean of the nodes' probabilities, and next to each
+its difference to the fully sharded model with the same seed.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from statistics import mean, median, stdev
-from types import ModuleType
 
 import tyro
 
 from dlrm_torchrec.command_line import parse
-from dlrm_torchrec.recipe import load_training_recipe
+from dlrm_torchrec.recipe import TrainingRecipe, load_training_recipe
 
 ROWS, BATCH = 1_228_800, 2048
 ALONE = "one node alone, half the rows"
@@ -36,16 +36,16 @@ CONTENDERS = {
 }
 
 
-def train(recipe: ModuleType, options: list[str], share: int, seed: int, folder: str) -> dict[str, float]:
-    """The recipe's metrics, on one ``share``-th of the rows."""
+def train(recipe: TrainingRecipe, options: list[str], *, share: int, seed: int, folder: str) -> dict[str, float]:
+    """The recipe's metrics after training on 1 / ``share`` of the rows."""
     options = [*options, f"--rows={ROWS // share}", f"--batch-size={BATCH // share}"]
-    options += ["--eval-every=145"]  # between averages
+    options += ["--eval-every=145"]  # between the averages of every 10 and every 100 steps
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         return recipe.main(*parse(recipe.PRESETS, ["demo", *options, f"--seed={seed}", f"--run-dir={folder}"]))
 
 
 def distances(folder: str) -> str:
-    """Relative distances of the nodes' tables, from evaluation to evaluation."""
+    """The relative distance of the nodes' tables at each evaluation."""
     records = [json.loads(line) for line in Path(folder, "demo/metrics.jsonl").read_text().splitlines()]
     return " ".join(f"{r['val/relative_distance']:.2f}" for r in records if "val/relative_distance" in r)
 
@@ -61,33 +61,33 @@ def report(runs: dict[str, list[dict[str, float]]]) -> None:
         together = [run["val/auc"] for run in found]
         aucs = "  ".join(against(each, [run["val/auc"] for run in sharded]) for each in (nodes, together))
         print(f"{title:<31} {sent:10,.0f} {median(milliseconds):6.1f} {ratio:6.2f}  {aucs}")
-    print(f"the teacher's AUC: {mean(run['teacher/auc'] for run in sharded):.4f}")
+    print(f"best possible AUC: {mean(run['teacher/auc'] for run in sharded):.4f}")
 
 
 def against(values: list[float], others: list[float]) -> str:
-    """The mean; mean and standard deviation of the differences."""
+    """The mean of ``values``, and mean and standard deviation of their differences to ``others``."""
     differences = [value - other for value, other in zip(values, others, strict=True)]
     return f"{mean(values):.4f} ({mean(differences):+.4f} ± {stdev(differences):.4f})"
 
 
-def alone(recipe: ModuleType, seed: int) -> dict[str, float]:
-    """Every rank by itself, as if it had been started by hand."""
+def alone(recipe: TrainingRecipe, seed: int) -> dict[str, float]:
+    """The metrics of a run in which every rank trains by itself, as if it had been started by hand."""
     launched = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return train(recipe, [], 2, seed, folder)
+            return train(recipe, [], share=2, seed=seed, folder=folder)
     finally:
         os.environ |= launched
 
 
 def main(seeds: int = 3) -> None:
-    """Prints one line per contender: means over seeds, medians of milliseconds."""
+    """Prints one line per contender, with means over seeds and medians of milliseconds."""
     recipe = load_training_recipe("train_dlrm_local_embeddings")
-    folder = f"{tempfile.gettempdir()}/local_embeddings-{os.getppid()}"  # one for all ranks: children of one launcher
+    folder = f"{tempfile.gettempdir()}/local_embeddings-{os.getppid()}"  # the same for all ranks of one launcher
     runs: dict[str, list[dict[str, float]]] = {title: [] for title in [*CONTENDERS, ALONE]}
     for seed in range(seeds):
         for title, options in CONTENDERS.items():
-            runs[title].append(train(recipe, options, 1, seed, f"{folder}/{title}/{seed}"))
+            runs[title].append(train(recipe, options, share=1, seed=seed, folder=f"{folder}/{title}/{seed}"))
         runs[ALONE].append(alone(recipe, seed))
     if os.environ["RANK"] == "0":
         report(runs)

@@ -1,11 +1,11 @@
-"""Planned beside measured milliseconds of three plans of one model on two CPU ranks: do they come in one order?
+"""Compares planned with measured milliseconds of three plans of one model on two CPU ranks: is their order the same?
 
     python benchmarks/planned_versus_measured.py
 
-Trains recipes/train_dlrm.py, its tables replaced by larger ones, sharded table-wise, row-wise and replicated, in turns.
-Measured are the parts of a step that the planner estimates, on the slowest rank, and whole steps: of the pipeline, as
-recipes train, and of those whose parts are timed. Estimates are those of the registered cpu machine, and of the same
-with its bandwidths corrected by what one of the three plans took.
+Trains recipes/train_dlrm.py with larger tables, which are sharded table-wise, row-wise or replicated, in turns. The
+benchmark measures the parts of a step that the planner estimates, on the slowest rank, and whole steps. Whole steps are
+those of the pipeline, as recipes train, and those whose parts are timed. The estimates are for the registered cpu
+machine, and for the same machine with bandwidths corrected by the measurements of one of the three plans.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import tyro
 
-from dlrm_torchrec.recipe import load_training_recipe
+from dlrm_torchrec.recipe import TrainingRecipe, load_training_recipe
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from dlrm_torchrec.sharding.cluster.topology import Cluster, parse_cluster
-from dlrm_torchrec.sharding.config import ShardingConfig
+from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.dry_run import DryRun
 from dlrm_torchrec.sharding.estimate.correction import correct, tables_milliseconds
 from dlrm_torchrec.sharding.estimate.estimate import Estimate
@@ -36,13 +35,13 @@ from dlrm_torchrec.sharding.measured import check_same_plan, read_measured
 
 ROOT = Path(__file__).parent.parent
 TOPOLOGY = "1x2:cpu"
-KINDS = ("table_wise", "row_wise", "data_parallel")
-BATCH = 8192  # rows, over both ranks
-WARM_UP, PIPELINED, TIMED = 10, 30, 50  # last steps of each stretch of a run
+KINDS: tuple[ShardingKind, ...] = ("table_wise", "row_wise", "data_parallel")
+BATCH = 8192  # rows of both ranks together
+WARM_UP, PIPELINED, TIMED = 10, 30, 50  # the last step of each part of a run
 
 
-def config(recipe: ModuleType, kind: str, tables: int, rows: int, dim: int, lookups: int) -> Any:
-    """The recipe's demo with ``tables`` equal tables, to be timed once by the plan of ``kind``."""
+def config(recipe: TrainingRecipe, kind: ShardingKind, *, tables: int, rows: int, dim: int, lookups: int) -> Any:
+    """The config of the recipe's demo with ``tables`` equal tables, a sharding of ``kind`` and one timed stretch."""
     shape = DatasetSpec(
         name="planned_versus_measured",
         label="click",
@@ -65,7 +64,7 @@ def config(recipe: ModuleType, kind: str, tables: int, rows: int, dim: int, look
 
 
 def train_all(folder: Path, rounds: int, **shape: int) -> None:
-    """Run every plan ``rounds`` times, in turns, as one rank of two."""
+    """Run every plan ``rounds`` times, in turns, as one of two ranks."""
     recipe = load_training_recipe("train_dlrm")
     for number in range(rounds):
         for kind in KINDS if number % 2 else reversed(KINDS):
@@ -75,7 +74,7 @@ def train_all(folder: Path, rounds: int, **shape: int) -> None:
 
 
 def pipelined_ms(run: Path) -> float:
-    """Milliseconds of a step of the pipeline, between two records of a run's speed so far."""
+    """Milliseconds of a step of the pipeline, from the difference between two records of a run's speed so far."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds_per_sample = {record["step"]: 1 / record["samples_per_s"] for record in records if "train/loss" in record}
     elapsed = [step * seconds_per_sample[step] for step in (WARM_UP, PIPELINED)]
@@ -86,12 +85,12 @@ def slowest_ms(ranks: list[dict[str, float]]) -> float:
     return max(sum(parts.values()) for parts in ranks)
 
 
-def report(dry_run: Callable[[str, Cluster], Estimate], folder: Path, rounds: int) -> None:
+def report(dry_run: Callable[[ShardingKind, Cluster], Estimate], folder: Path, rounds: int) -> None:
     cluster = parse_cluster(TOPOLOGY)
     planned = {kind: dry_run(kind, cluster) for kind in KINDS}
     runs = {kind: [folder / str(number) / kind for number in range(rounds)] for kind in KINDS}
     timed = {kind: [read_measured(f"{run}/step_times.json") for run in runs[kind]] for kind in KINDS}
-    found: dict[str, dict[str, list[float]]] = {"tables, timed": {}, "step, timed": {}, "step, pipelined": {}}
+    found: dict[str, dict[ShardingKind, list[float]]] = {"tables, timed": {}, "step, timed": {}, "step, pipelined": {}}
     columns = {f"{TOPOLOGY}": {kind: slowest_ms(planned[kind].rank_milliseconds()) for kind in KINDS}}
     for kind in KINDS:
         for each in timed[kind]:
@@ -121,14 +120,14 @@ def report(dry_run: Callable[[str, Cluster], Estimate], folder: Path, rounds: in
         print(f"{name}: {order} by medians, the same in {sum(same)} of {rounds} rounds")
 
 
-def fastest_first(milliseconds: dict[str, float]) -> list[str]:
+def fastest_first(milliseconds: Mapping[ShardingKind, float]) -> list[ShardingKind]:
     return sorted(milliseconds, key=milliseconds.__getitem__)
 
 
 def main(
-    tables: int = 8, rows: int = 40_000, dim: int = 64, lookups: int = 10, rounds: int = 5, ranks_of: str = ""
+    *, tables: int = 8, rows: int = 40_000, dim: int = 64, lookups: int = 10, rounds: int = 5, ranks_of: str = ""
 ) -> None:
-    """Plans, trains and compares; ``ranks_of`` is for the processes that this one starts."""
+    """Plans, trains and compares; only the processes that this one starts get ``ranks_of``."""
     logging.disable(logging.WARNING)
     shape = {"tables": tables, "rows": rows, "dim": dim, "lookups": lookups}
     if ranks_of:
@@ -136,7 +135,7 @@ def main(
         return
     recipe = load_training_recipe("train_dlrm")
 
-    def dry_run(kind: str, cluster: Cluster) -> Estimate:
+    def dry_run(kind: ShardingKind, cluster: Cluster) -> Estimate:
         cfg = config(recipe, kind, **shape)
         return DryRun(recipe.build, cfg.shape, {})(cfg, cluster, TOPOLOGY)
 

@@ -1,11 +1,11 @@
-"""Seconds of a planner dry run, MLPerf DLRM-DCNv2 on 16 H100s, beside TorchRec's own planner on the same model.
+"""Seconds of a planner dry run of MLPerf's DLRM-DCNv2 on 16 H100s, compared to TorchRec's own planner.
 
     python benchmarks/planner.py
 
-Both plan in this process, in turns, after imports. Ours is all that recipes/plan_sharding.py does between reading its
-arguments and printing: the recipe's model on meta, the plan, and its estimates. TorchRec's is its planner, for the
-same topology, tables and pooling factors, with its own sharder, on a model that is built already. Then the slowest
-rank of either plan, by the same estimates.
+Both plan in this process, in turns, after imports. Our time covers everything that recipes/plan_sharding.py does
+between reading its arguments and printing: the recipe's model on meta, the plan, and its estimates. TorchRec's time
+covers only its planner and sharder, for the same topology, tables and pooling factors, on a model that is already
+built. The last line compares the slowest ranks of the two plans by the same estimates.
 """
 
 from __future__ import annotations

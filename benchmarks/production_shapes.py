@@ -1,12 +1,12 @@
-"""Where the time of production's shapes goes on one CPU core, training and inference, beside what was published.
+"""Where training and inference of production's shapes spend their time on one CPU core, compared to published results.
 
     python benchmarks/production_shapes.py --plot operator_shares.png    # 6 GB of memory
     python benchmarks/production_shapes.py --shapes rmc3 --sizes 1 64
 
-Models and sizes are the presets of recipes/train_rmc.py, rows and lookups as published: every bag has the same number
-of ids, drawn uniformly. Times are medians of unprofiled passes; shares are the operators' own time in torch.profiler,
-where 'other' is activations, losses, optimizers and TorchRec's bookkeeping around the lookups, which does not
-depend on the batch and fills most of a pass at batch 1.
+Models and sizes are the presets of recipes/train_rmc.py with rows and lookups as published. Every bag has the same
+number of ids, drawn uniformly. Times are medians of unprofiled passes. Shares are the operators' own time in
+torch.profiler. 'other' is activations, losses, optimizers and TorchRec's bookkeeping around the lookups. This
+bookkeeping does not depend on the batch, and takes most of a pass at batch size 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
-from dlrm_torchrec.recipe import load_training_recipe
+from dlrm_torchrec.recipe import TrainingRecipe, load_training_recipe
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.train.optimizers import build_optimizer
@@ -47,7 +46,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table, one bar of the plot."""
+    """One line of the table and one bar of the plot."""
 
     shape: str
     work: str  # training or inference
@@ -65,7 +64,7 @@ class Row:
 
 
 def uniform_batch(cfg: Any, size: int) -> Batch:
-    """Bags of the published length, ids uniform."""
+    """A batch with bags of the published length and uniform ids."""
     bags = [(feature, round(feature.pooling_factor)) for feature in cfg.shape.sparse]
     features = KeyedJaggedTensor(
         keys=[feature.name for feature, _ in bags],
@@ -77,9 +76,9 @@ def uniform_batch(cfg: Any, size: int) -> Batch:
 
 
 def passes(
-    recipe: ModuleType, cfg: Any, world: World, sizes: list[int]
+    recipe: TrainingRecipe, cfg: Any, world: World, sizes: list[int]
 ) -> Iterator[tuple[str, int, Callable[[], Any]]]:
-    """Inference of each batch size, and one training step of the preset's."""
+    """Inference with each batch size, and a training step with the preset's batch size."""
     model, tables = recipe.build(cfg, cfg.shape, world.size, world.device)
     topology = live_topology(world.size, world.local_size, world.device)
     plan = make_plan(model, tables, topology, cfg.batch_size, cfg.sharding, cfg.shape)
@@ -108,7 +107,7 @@ def passes(
 
 
 def measure(run: Callable[[], Any], seconds: float) -> tuple[float, dict[str, float]]:
-    """Median milliseconds of a pass, and the parts' shares, within ``seconds`` and at least three passes of each."""
+    """Median milliseconds of a pass, and the parts' shares, measured for ``seconds`` and at least three passes."""
     run()
     milliseconds: list[float] = []
     begin = time.perf_counter()
@@ -139,7 +138,7 @@ def table(rows: list[Row]) -> str:
 
 
 def plot(rows: list[Row], path: str) -> None:
-    from matplotlib.figure import Figure  # an extra: needed only when asked for
+    from matplotlib.figure import Figure  # an optional dependency that only --plot needs
 
     figure = Figure(figsize=(9, 0.35 * len(rows) + 1.2), layout="constrained")
     axes = figure.subplots()
@@ -159,8 +158,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=PUBLISHED, default=list(PUBLISHED))
     parser.add_argument("--sizes", nargs="+", type=int, default=[1, 64, 512], help="batch sizes of inference")
-    parser.add_argument("--seconds", type=float, default=3, help="of each pass")
-    parser.add_argument("--plot", help="a file to draw the shares into")
+    parser.add_argument("--seconds", type=float, default=3, help="seconds to spend on each kind of pass")
+    parser.add_argument("--plot", help="file for a plot of the shares")
     args = parser.parse_args()
     torch.set_num_threads(1)
     recipe, rows = load_training_recipe("train_rmc"), []
@@ -170,7 +169,7 @@ def main() -> None:
                 rows.append(Row(shape, work, size, *measure(run, args.seconds)))
                 print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
             del run
-            gc.collect()  # the tables of the next shape need the room
+            gc.collect()  # the next shape's tables need the memory
     print(f"torch {torch.__version__}, one thread\n{table(rows)}")
     for shape in args.shapes:
         found = {row.dominated_by for row in rows if row.shape == shape and row.batch_size > 1}

@@ -1,11 +1,11 @@
-"""Bytes that a rank sends, and AUC, with vectors and gradients in fewer bits: the demo of recipes/train_dlrm.py.
+"""Bytes that a rank sends, and AUC, with vectors and gradients in fewer bits, for the demo of recipes/train_dlrm.py.
 
     OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 benchmarks/quantized_comms.py
     OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 benchmarks/quantized_comms.py --sharding row_wise
 
-Every setting trains the same rows from the same weights, about 20 seconds each; bytes are those of one step, mean
-over the ranks, counted from the collectives that ran. The MLPs' gradients are not quantised. Ranks of one machine share
-its memory, so that a step is not faster here.
+Every setting trains the same rows from the same weights and takes about 20 seconds. Bytes are for one step, averaged
+over ranks and counted from the collectives that ran. The MLPs' gradients are not quantised. A step is not faster here,
+because the ranks of one machine exchange data through its memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.recipe import load_training_recipe
 from dlrm_torchrec.sharding.cluster.topology import live_topology
-from dlrm_torchrec.sharding.config import CommsConfig, ShardingConfig, ShardingKind
+from dlrm_torchrec.sharding.config import CommsConfig, Precision, ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.train.metrics.binary import evaluate
@@ -37,11 +37,18 @@ from dlrm_torchrec.train.schedule import ScheduledLearningRate
 from dlrm_torchrec.train.timing.wire import Wire
 from dlrm_torchrec.train.world import World, join_world
 
-SETTINGS = [("fp32", "fp32"), ("bf16", "bf16"), ("fp16", "bf16"), ("fp16", "fp16"), ("int8", "fp16"), ("int8", "int8")]
+SETTINGS: list[tuple[Precision, Precision]] = [
+    ("fp32", "fp32"),
+    ("bf16", "bf16"),
+    ("fp16", "bf16"),
+    ("fp16", "fp16"),
+    ("int8", "fp16"),
+    ("int8", "int8"),
+]
 
 
 def train(recipe: Any, cfg: Any, rows: int, world: World) -> tuple[dict[str, float], float, list[float]]:
-    """Validation metrics, milliseconds a step, and bytes of ids, vectors, their gradients and the MLPs' gradients."""
+    """Validation metrics, milliseconds per step, and bytes of ids, vectors, their gradients and the MLPs' gradients."""
     torch.manual_seed(cfg.seed)
     model, tables = recipe.build(cfg, cfg.shape, world.size, world.device)
     topology = live_topology(world.size, world.local_size, world.device)
@@ -65,7 +72,7 @@ def train(recipe: Any, cfg: Any, rows: int, world: World) -> tuple[dict[str, flo
 
 
 def sent(model: DistributedModelParallel, batch: Any, world: World) -> list[float]:
-    """Bytes of a step, mean over the ranks; the step of the tables is taken twice."""
+    """Bytes of a step, averaged over the ranks; the tables take their step twice."""
     (sharded,) = (module for module in model.modules() if isinstance(module, ShardedEmbeddingBagCollection))
     context = sharded.create_context()
     with Wire() as ids:

@@ -1,11 +1,11 @@
-"""Reading prepared rows: rows per second and core beside other readers of the same rows, and what training waits for.
+"""Speed of reading prepared rows, per core and compared to other readers, and how long training waits for batches.
 
     python benchmarks/reading.py                     # 2.5 GB of files, 6 GB of memory, about 10 minutes
     python benchmarks/reading.py --parts training    # only the share of a training step
 
-Rows of 1 label, 13 dense columns and 26 ids, then of 214 ids in 26 lists, as ``prepare`` writes them. Contenders take
-turns in one process and read all rows in each; a rate is the median over turns, a ratio the median of the ratios within
-a turn. A "core second" is CPU time of all threads together.
+The rows have 1 label, 13 dense columns and 26 ids, and then 214 ids in 26 lists, as ``prepare`` writes them. The
+contenders take turns in one process, and read all rows in each turn. A rate is the median over turns, and a ratio is
+the median of the ratios within a turn. A "core second" is a second of CPU time, summed over all threads.
 """
 
 import os
@@ -53,12 +53,12 @@ Reader = Callable[[], Iterable[int]]  # the rows of each batch
 
 
 def prepare(folder: Path, rows: int) -> None:
-    """A prepared folder of Criteo's shape."""
+    """Writes a prepared folder with Criteo's columns."""
     spec, random = criteo_kaggle_spec(), np.random.default_rng(0)
     schema, zipf = prepared_schema(spec), [Zipf(feature.rows, 1.1) for feature in spec.sparse]
     splits = {}
     for split, count in (("train", rows), ("val", ROW_GROUP_ROWS)):
-        with SplitWriter(str(folder), split, 0, schema, ROW_GROUP_ROWS) as writer:
+        with SplitWriter(str(folder), split, unit=0, schema=schema, row_group_rows=ROW_GROUP_ROWS) as writer:
             for first in range(0, count, ROW_GROUP_ROWS):
                 block = min(ROW_GROUP_ROWS, count - first)
                 columns: list[Any] = [random.integers(0, 2, block).astype(np.float32)]
@@ -74,7 +74,7 @@ def files(folder: Path) -> list[str]:
     return [file.location(str(folder)) for file in Manifest.load(str(folder)).splits["train"].files]
 
 
-def ours(folder: Path, batch_size: int, shuffle: bool) -> Reader:
+def ours(folder: Path, batch_size: int, *, shuffle: bool) -> Reader:
     stream = ParquetStream(str(folder), "train", global_batch_size=batch_size, shuffle=shuffle)
     return lambda: (batch.num_rows for batch in stream.batches())
 
@@ -114,16 +114,16 @@ def row_by_row(folder: Path, batch_size: int, rows: int = 100_000) -> Reader:
 
 
 def compare(title: str, readers: dict[str, Reader], turns: int) -> None:
-    """Rates of all readers, and the ratio of each to the first."""
+    """Prints the rates of all readers, and the ratio of each to the first reader."""
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
-    for turn in range(turns + 1):  # the first one warms up
+    for turn in range(turns + 1):  # the first turn warms up
         for name, read in readers.items():
             wall, cpu = time.perf_counter(), time.process_time()
             rows = sum(read())
             rate = rows / (time.perf_counter() - wall) / 1e6, rows / (time.process_time() - cpu) / 1e6
             if turn:
                 rates[name].append(rate)
-    print(f"\n{title}: M rows per second, per core second, and per core second beside the first")
+    print(f"\n{title}: M rows per second, per core second, and per core second relative to the first")
     first = next(iter(rates.values()))
     for name, found in rates.items():
         wall, cpu = (statistics.median(each) for each in zip(*found, strict=True))
@@ -168,7 +168,7 @@ def lists(folder: Path, turns: int) -> None:
 
 
 def training(folder: Path, turns: int, steps: int = 200) -> None:
-    """The criteo-kaggle preset's step: how long it waits for its batch, and beside batches that are there already."""
+    """Prints how long a step of the criteo-kaggle preset waits for its batch, compared to batches that are ready."""
     recipe = load_training_recipe("train_dlrm")
     cfg = replace(recipe.PRESETS["criteo-kaggle"], data=str(folder))
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -210,7 +210,7 @@ def training(folder: Path, turns: int, steps: int = 200) -> None:
     milliseconds, share, ratio = (statistics.median(each) for each in zip(*found, strict=True))
     print(
         f"\ncriteo-kaggle, batches of {cfg.batch_size} on {torch.get_num_threads()} cores: a step takes "
-        f"{milliseconds:.2f} ms, {share:.2%} of it waiting for the batch; beside batches in memory: {ratio:.3f}"
+        f"{milliseconds:.2f} ms, {share:.2%} of it waiting for the batch; relative to batches in memory: {ratio:.3f}"
     )
 
 
@@ -220,13 +220,13 @@ def main(
     turns: int = 5,
     folder: str | None = None,
 ) -> None:
-    """Measure.
+    """Measure how fast prepared rows are read.
 
     Args:
         parts: what to measure
-        rows: to read in a turn; a sixth of them with lists
-        turns: of all contenders
-        folder: where to keep the generated rows; a temporary one if none
+        rows: rows to read in a turn; a sixth of them if rows have lists
+        turns: turns of each contender
+        folder: folder that keeps the generated rows; without one, they are deleted at the end
     """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,22 +1,20 @@
-"""Step time of recipes/train_dlrm.py as shipped, over the same TorchRec model in a bare loop (goal: <= 1.03).
+"""Step time of recipes/train_dlrm.py as shipped, relative to the same TorchRec model in a bare loop (goal: <= 1.03).
 
-    OMP_NUM_THREADS=1 python benchmarks/step_overhead.py      # one thread: two disturb each other on a small machine
+    OMP_NUM_THREADS=1 python benchmarks/step_overhead.py      # two threads would disturb each other on a small machine
 
-Both train the demo from the same stream, plan, optimizers and initial weights; they alternate in one process and
-each pair gives one ratio. Only the recipe has the pipeline, the log, the schedule and the stop signal.
+Both train the demo with the same stream, plan, optimizers and initial weights. They take turns in one process, and each
+pair of runs gives one ratio. Only the recipe has the pipeline, the log, the schedule and the stop signal.
 """
 
 import contextlib
-import importlib.util
 import io
 import os
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import tyro
@@ -27,17 +25,16 @@ from dlrm_torchrec.datasets.open import open_streams
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_tables
+from dlrm_torchrec.recipe import load_recipe
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.world import join_world
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "train_dlrm.py"
 
-
-def bare_samples_per_s(cfg) -> float:
-    """Samples per second of zero_grad, forward, backward, step, in a plain loop over the same batches."""
+def bare_samples_per_s(cfg: Any) -> float:
+    """Samples per second of zero_grad, forward, backward and step in a plain loop over the same batches."""
     with join_world(cfg.seed) as world:
         spec = cfg.shape
         tables = build_tables(spec.tables(dim=cfg.bottom[-1]))
@@ -63,8 +60,8 @@ def bare_samples_per_s(cfg) -> float:
         return stream.num_steps * cfg.batch_size / (time.perf_counter() - begin)
 
 
-def recipe_samples_per_s(recipe: ModuleType, cfg) -> float:
-    """Samples per second that the recipe reports of its own run."""
+def recipe_samples_per_s(recipe: ModuleType, cfg: Any) -> float:
+    """Samples per second that the recipe reports for its run."""
     silent = io.StringIO()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -75,10 +72,7 @@ def recipe_samples_per_s(recipe: ModuleType, cfg) -> float:
 
 
 def main(steps: int = 300, pairs: int = 5) -> None:
-    spec = importlib.util.spec_from_file_location("recipe", RECIPE)
-    recipe = importlib.util.module_from_spec(spec)
-    sys.modules["recipe"] = recipe
-    spec.loader.exec_module(recipe)
+    recipe = load_recipe("train_dlrm")
     demo = recipe.PRESETS["demo"]
     cfg = replace(demo, rows=steps * demo.batch_size, eval_every=0)
     ratios = []

@@ -1,10 +1,10 @@
-"""Fitted tables against the naive rule, "compress every table above a threshold equally", at the same bytes.
+"""Fitted tables against the naive rule, "compress every table above a threshold equally", with the same bytes.
 
     python benchmarks/table_fit.py
 
-Criteo-shaped tables, rows and bags as published; how often ids are looked up is drawn from Zipf laws of different
-exponents, one per table. The loss of both is counted, not estimated: ids are dealt to rows by the partitions that
-training would use, and every lookup of a row is weighed by the share of its updates that come from other ids.
+The tables have the rows and bags of Criteo as published. Each table has its own Zipf law, with its own exponent, for
+how often ids are looked up. The loss of both is counted, not estimated: the partitions of training map ids to rows, and
+every lookup of a row counts with the share of the row's updates that come from other ids.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Config:
-    lookups: int = 20_000_000  # of each table
+    lookups: int = 20_000_000  # lookups of each table
     seed: int = 0
 
 
 def counted(counts: Counts, choice: Choice) -> float:
-    """Share of the lookups whose row is updated by other ids, with the partition that training uses."""
+    """The share of lookups that read updates of other ids, with the partition that training uses."""
     if choice.config.kind == "plain":
         return 0.0
     partition = partition_of(choice.config, len(counts))
@@ -51,8 +51,9 @@ def main(config: Config) -> None:
     for table in spec.tables(dim=16):
         shares = np.arange(1, table.rows + 1) ** -random.uniform(0.6, 1.3)
         drawn = random.poisson(config.lookups * shares / shares.sum())
-        counts[table.name] = random.permutation(drawn)  # as hashed ids are
-        ways[table.name] = choices(table, TablesConfig(), RowWiseAdagrad, 1.0, summary(drawn, config.lookups, 0.0))
+        counts[table.name] = random.permutation(drawn)  # in random order, like hashed ids
+        access = summary(drawn, config.lookups, reuse=0.0)
+        ways[table.name] = choices(table, TablesConfig(), RowWiseAdagrad, pooling_factor=1.0, access=access)
 
     def lost(chosen: Mapping[str, Choice]) -> float:
         return sum(counted(counts[name], choice) for name, choice in chosen.items())

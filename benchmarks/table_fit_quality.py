@@ -1,10 +1,10 @@
-"""AUC of fitted tables against tables that are all compressed equally, at the same bytes.
+"""AUC of fitted tables against tables that are all compressed equally, with the same bytes.
 
     python benchmarks/table_fit_quality.py
 
-Trains half of recipes/train_dlrm.py's demo, whose best AUC is known, in one process at a time: with plain tables, with
-every table above the threshold compressed equally, and with what is fitted to those very bytes by the frequencies of
-the training ids. About half a minute a run.
+Trains on half of the rows of recipes/train_dlrm.py's demo, whose best possible AUC is known, one process at a time.
+The tables are plain, or every table above the threshold is compressed equally, or they are fitted to the bytes of the
+latter by the frequencies of the training ids. A run takes about half a minute.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PROFILED = 200 * BATCH
 
 
 def demo_choices() -> dict[str, list[Choice]]:
-    """Ways to store the demo's tables, by how often its first training rows look ids up."""
+    """The ways to store each table of the demo; losses come from the frequencies of ids in the first training rows."""
     spec = demo_spec()
     counts = {feature.name: np.zeros(feature.rows, dtype=np.int64) for feature in spec.sparse}
     stream = SyntheticStream(
@@ -45,7 +45,11 @@ def demo_choices() -> dict[str, list[Choice]]:
             np.add.at(ids, batch.sparse_features[name].values().numpy(), 1)
     return {
         table.name: choices(
-            table, TablesConfig(), RowWiseAdagrad, feature.pooling_factor, summary(counts[feature.name], PROFILED, 0.0)
+            table,
+            TablesConfig(),
+            RowWiseAdagrad,
+            pooling_factor=feature.pooling_factor,
+            access=summary(counts[feature.name], PROFILED, reuse=0.0),
         )
         for table, feature in zip(spec.tables(dim=16), spec.sparse, strict=True)
     }
@@ -77,7 +81,7 @@ def main(seeds: int = 3, strengths: tuple[int, ...] = (4, 8, 16)) -> None:
         fitted = best(ways, sum(choice.bytes for choice in equal.values()))
         assert fitted is not None
         contenders |= {f"equally, {strength} ids per row": equal, f"fitted to the bytes of {strength}": fitted}
-    print(f"{'tables':<26}  {'bytes':>9}  {'loss':>6}  AUC by seed (teacher's)")
+    print(f"{'tables':<26}  {'bytes':>9}  {'loss':>6}  AUC by seed (best possible)")
     for name, chosen in contenders.items():
         size, loss = (sum(getattr(choice, field) for choice in chosen.values()) for field in ("bytes", "loss"))
         found = [train(chosen, seed) for seed in range(seeds)]

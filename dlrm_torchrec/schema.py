@@ -1,7 +1,7 @@
 """The nouns of a ranking data set: features, tables, and the spec that joins them.
 
 A spec describes *prepared* data: Parquet columns that a stream can read without looking anything up.
-It is stored in ``dataset.json`` beside the data and inside every checkpoint.
+It is stored in ``dataset.json`` next to the data and inside every checkpoint.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from operator import index
 from typing import Any, Literal
 
 Encoding = Literal["id", "vocab", "hash"]
-WINDOW_ROWS = 65_536  # of data, within which a repeated id counts as reuse
+WINDOW_ROWS = 65_536  # rows of data in one window; an id that repeats within a window counts as reuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,19 +31,19 @@ class SparseFeature:
 
     ``encoding`` says how a raw value becomes an id in ``[0, rows)``:
 
-    - ``id``: it is one already;
-    - ``vocab``: id 0 is missing, id 1 is unseen, then the values seen at least ``min_count`` times;
-    - ``hash``: id 0 is missing, then a stable 64-bit hash folded into ``[1, rows)``.
+    - ``id``: the value is already an id;
+    - ``vocab``: id 0 means missing, id 1 means unseen; the other ids are the values seen at least ``min_count`` times;
+    - ``hash``: id 0 means missing; other values get a stable 64-bit hash folded into ``[1, rows)``.
 
-    ``rows`` may be 0 only for ``vocab`` before preparation has counted the values.
+    ``rows`` may be 0 only for ``vocab``, before preparation has counted the values.
     """
 
     name: str
     rows: int
     encoding: Encoding = "id"
     multi_hot: bool = False
-    min_count: int = 1  # a value seen less often than this is unseen (vocab only)
-    pooling_factor: float = 1.0  # mean ids per row: measured on the data, used by planner and synthetic data
+    min_count: int = 1  # a value seen less often than this gets the id of unseen values (vocab only)
+    pooling_factor: float = 1.0  # mean ids per row, measured on the data; the planner and synthetic data use it
 
     def __post_init__(self) -> None:
         if self.rows < 1 and not (self.encoding == "vocab" and self.rows == 0):
@@ -76,21 +76,26 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """What a batch holds: a binary label, dense columns and sparse columns, in model order."""
+    """The columns of a batch: a binary label, dense columns and sparse columns, in the model's order."""
 
     name: str
     label: str
     dense: tuple[DenseFeature, ...]
     sparse: tuple[SparseFeature, ...]
-    positive_label: str | None = None  # the text that means 1; None: the column is 0 / 1 already
+    positive_label: str | None = None  # the text that means 1; None means that the column already holds 0 and 1
 
     def __post_init__(self) -> None:
         if not self.sparse:
             raise ValueError(f"spec {self.name!r} must have a sparse feature: got none; add one to 'sparse'")
-        names = Counter([self.label, *(f.name for f in self.dense), *(f.name for f in self.sparse)])
+        names = Counter([self.label, *self.feature_names])
         twice = sorted(name for name, count in names.items() if count > 1)
         if twice:
             raise ValueError(f"columns of spec {self.name!r} must have distinct names: got {twice} twice; rename them")
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Dense, then sparse."""
+        return [*(feature.name for feature in self.dense), *(feature.name for feature in self.sparse)]
 
     def tables(self, dim: int) -> tuple[Table, ...]:
         """One table of width ``dim`` per sparse feature, named ``t_<feature>``."""
@@ -120,18 +125,18 @@ class DatasetSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class AccessStatistics:
-    """How often each id of one sparse feature is looked up in the rows of one split, summarised.
+    """A summary of how often each id of one sparse feature is looked up in the rows of one split.
 
-    The ids looked up between 2^b and 2^(b+1) - 1 times are entry b of the histogram: how many they are, and how many
-    lookups they have together. The last entry is not (0, 0), so there are at most 63.
+    Entry b of the histogram counts the ids that are looked up between 2^b and 2^(b+1) - 1 times, and all lookups of
+    these ids together. The last entry is not (0, 0), so there are at most 63 entries.
     """
 
     samples: int  # rows of data
     lookups: int  # ids in them
     distinct: int  # ids looked up at least once
     top_mass: tuple[tuple[int, float], ...]  # (k, share of lookups of the k most frequent ids), k = 1, 10, .. distinct
-    # Rows n * WINDOW_ROWS .. (n + 1) * WINDOW_ROWS - 1 of the split are window n. Reuse is the share of lookups whose
-    # id was looked up before in the same window: the hits of a cache that holds one window and is then emptied.
+    # Window n is rows n * WINDOW_ROWS .. (n + 1) * WINDOW_ROWS - 1 of the split. Reuse is the share of lookups whose
+    # id was already looked up in the same window: the hit rate of a cache that is emptied after each window.
     reuse: float
     histogram: tuple[tuple[int, int], ...]  # (ids, lookups)
 
@@ -151,7 +156,7 @@ class AccessStatistics:
         shares = [*(share for _, share in self.top_mass), self.reuse]
         if self.samples < 1 or not all(0 <= share <= 1 for share in shares):
             raise ValueError(
-                f"statistics must be of at least 1 row and have shares in [0, 1]: got {self.samples} rows and "
+                f"statistics must cover at least 1 row and have shares in [0, 1]: got {self.samples} rows and "
                 f"{shares}; profile the data again"
             )
 

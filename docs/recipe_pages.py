@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional, Suppress
 
@@ -23,7 +23,7 @@ from dlrm_torchrec.schema import DatasetSpec
 
 OPTIONS_PAGE = "options.md"
 COMMAND = re.compile(r"^ *(python|torchrun|torchx) ", re.M)
-SUPPRESSED, POSITIONAL = Suppress[int].__metadata__, Positional[int].__metadata__
+SUPPRESSED, POSITIONAL = get_args(Suppress[int])[1:], get_args(Positional[int])[1:]  # what is annotated
 
 
 def recipe_pages(recipes: Path) -> dict[str, str]:
@@ -102,7 +102,7 @@ def preset_notes(source: str) -> dict[str, str]:
     for node in ast.parse(source).body:
         match node:
             case ast.Assign(targets=[ast.Name(id="PRESETS")], value=ast.Dict(keys=keys)):
-                lines = {key.value: key.lineno for key in keys if isinstance(key, ast.Constant)}
+                lines = {str(key.value): key.lineno for key in keys if isinstance(key, ast.Constant)}
                 return {name: comments[line] for name, line in lines.items() if line in comments}
     return {}
 
@@ -134,7 +134,7 @@ def options(config: type, prefix: str = "--") -> str:
         if marks == SUPPRESSED:
             continue
         name, note = prefix + field.name.replace("_", "-"), prose(notes[field.name], set())
-        if dataclasses.is_dataclass(kind):
+        if is_config(kind):
             told, note = ", ".join(changed(default(field))), note or prose(first_line(kind), set())
             rows.append([f"[`{name}.*`]({OPTIONS_PAGE}#{kind.__name__.lower()})", code(told), note])
             continue
@@ -178,9 +178,13 @@ def options_page(modules: Mapping[str, ModuleType]) -> str:
 def nested(config: type, prefix: str) -> Iterator[tuple[str, type]]:
     """The configs inside a config, with what their options begin with."""
     for name, kind in get_type_hints(config).items():
-        if dataclasses.is_dataclass(kind) and kind is not DatasetSpec:
+        if is_config(kind) and kind is not DatasetSpec:
             yield f"{prefix}{name}.", kind
             yield from nested(kind, f"{prefix}{name}.")
+
+
+def is_config(kind: Any) -> TypeGuard[type]:
+    return dataclasses.is_dataclass(kind)
 
 
 def first_line(config: type) -> str:
@@ -188,11 +192,21 @@ def first_line(config: type) -> str:
 
 
 def field_notes(config: type) -> dict[str, str]:
-    """The comment behind each field of a dataclass, or an empty text."""
+    """What the comment behind each field of a dataclass says, or the text below the field; empty for neither."""
     source = textwrap.dedent(inspect.getsource(config))
-    comments, (body,) = _comments(source), ast.parse(source).body
-    fields = [node for node in body.body if isinstance(node, ast.AnnAssign)]
-    return {node.target.id: comments.get(node.end_lineno, "") for node in fields}
+    comments, notes = _comments(source), dict[str, str]()
+    (definition,) = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    for node, below in zip(definition.body, [*definition.body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign):
+            notes[ast.unparse(node.target)] = _text(below) or comments.get(node.end_lineno or 0, "")
+    return notes
+
+
+def _text(node: ast.stmt | None) -> str:
+    """The text of a statement that is nothing but a string."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        return node.value.value
+    return ""
 
 
 def _comments(source: str) -> dict[int, str]:

@@ -82,16 +82,17 @@ def main(cfg: Config) -> dict[str, float]:
         result: dict[str, Any] = {"step": progress.step, "split": cfg.split}
         scores = predict(model, stream.batches(), world)
         if scores is not None:
-            bins = calibration_bins(*scores, cfg.bins)
-            metrics = ranking_metrics(*scores) | {"calibration_error": expected_calibration_error(bins)}
+            logits, labels = scores
+            bins = calibration_bins(logits, labels, cfg.bins)
+            metrics = ranking_metrics(logits, labels) | {"calibration_error": expected_calibration_error(bins)}
             result |= {"metrics": metrics, "calibration": [asdict(each) for each in bins]}
             if cfg.plot:
                 plot_calibration(bins, cfg.plot)
 
         # once more without each feature
         if cfg.ablation:
-            lost = {}
-            for feature in [each.name for each in (*spec.dense, *spec.sparse)]:
+            lost: dict[str, dict[str, float]] = {}
+            for feature in spec.feature_names:
                 changed = predict(model, (without(batch, feature, spec) for batch in stream.batches()), world)
                 if changed is not None:
                     worse = ranking_metrics(*changed)

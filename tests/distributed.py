@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from dlrm_torchrec.train.world import World
+
 T = TypeVar("T")
 
 # Children are forked from one clean, single-threaded process that has imported torchrec and done nothing else,
@@ -53,6 +55,13 @@ def run_ranks(
                 process.join()
 
 
+def here() -> World:
+    """This process among those of ``run_ranks``."""
+    control, rank, size = dist.group.WORLD, dist.get_rank(), dist.get_world_size()
+    assert control is not None
+    return World(rank=rank, size=size, local_size=size, device=torch.device("cpu"), control=control)
+
+
 def _start(rank: int, world_size: int, port: int, stack: Path, work: bytes) -> tuple[ForkServerProcess, Connection]:
     link, far_end = _context.Pipe()
     environment = {
@@ -79,7 +88,7 @@ def _rank_main(environment: dict[str, str], stack: Path, work: bytes, link: Conn
             function, args, join = pickle.loads(work)
             if join:
                 dist.init_process_group("gloo")
-            message = (True, pickle.dumps(function(*args)))
+            message: tuple[bool, Any] = (True, pickle.dumps(function(*args)))
         except BaseException:  # SystemExit as well
             message = (False, traceback.format_exc())
         link.send(message)
@@ -98,7 +107,7 @@ def _collect(ranks: list[tuple[ForkServerProcess, Connection]], stacks: list[Pat
         if not ready:
             hanging = [(rank, ranks[rank][0], stacks[rank]) for rank in running.values()]
             raise TimeoutError(_hang_report(hanging, timeout_s))
-        for link in ready:
+        for link in [link for link in running if link in ready]:
             rank = running.pop(link)
             try:
                 succeeded, content = link.recv()
@@ -121,7 +130,8 @@ def _collect(ranks: list[tuple[ForkServerProcess, Connection]], stacks: list[Pat
 
 def _hang_report(hanging: list[tuple[int, ForkServerProcess, Path]], timeout_s: float) -> str:
     for _, process, _ in hanging:
-        os.kill(process.pid, signal.SIGUSR1)
+        if process.pid is not None:
+            os.kill(process.pid, signal.SIGUSR1)
     time.sleep(0.5)  # for faulthandler to write
     names = ", ".join(str(rank) for rank, _, _ in hanging)
     dumps = [f"rank {rank} is at\n{stack.read_text()}" for rank, _, stack in hanging]

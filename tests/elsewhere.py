@@ -7,7 +7,7 @@ from pathlib import Path
 from iopath.common.file_io import PathHandler
 
 
-class Elsewhere(PathHandler):  # type: ignore[misc]
+class Elsewhere(PathHandler):
     """Files below a local folder under the name ``elsewhere://``, as the handler of a user's store serves them."""
 
     def __init__(self, root: Path) -> None:

@@ -30,7 +30,7 @@ ALLOWED["cli"] = set(ALLOWED)
 # Folders of scripts: nobody imports them, and a script does not import its neighbours either.
 SCRIPTS = ("recipes", "data", "benchmarks")
 
-MAX_LINES = {LIBRARY: 400, "recipes": 150}
+MAX_LINES = {LIBRARY: 400, "recipes": 200}
 
 
 def violations(root: Path) -> list[str]:
@@ -163,7 +163,7 @@ def test_a_lawful_tree_has_no_violations(tmp_path: Path) -> None:
         ("recipes/train_a.py", "import train_b", "a script does not import its neighbours"),
         ("recipes/train_a.py", "from . import train_b", "nothing imports recipes"),
         ("recipes/train_a.py", "import benchmarks.speed", "nothing imports recipes"),
-        ("recipes/train_a.py", "\n" * 151, "151 lines; at most 150 in recipes"),
+        ("recipes/train_a.py", "\n" * 201, "201 lines; at most 200 in recipes"),
         ("data/a/prepare.py", "from recipes import train_a", "nothing imports recipes"),
         ("tests/test_a.py", "from recipes.train_a import main", "nothing imports recipes"),
         ("torchx_components/dist.py", "import torch", "torchx and the standard library only"),

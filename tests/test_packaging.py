@@ -154,6 +154,12 @@ def test_locks_differ_in_fbgemm_only() -> None:
     assert cpu == cuda
 
 
+def test_next_lock_differs_in_torch_fbgemm_and_torchrec_only() -> None:
+    now, later = lock("cpu.txt"), lock("next.txt")
+    assert now.keys() == later.keys()
+    assert {name for name in now if now[name] != later[name]} == {"torch", "fbgemm-gpu-cpu", "torchrec"}
+
+
 def closure(package: str, extras: tuple[str, ...] = ()) -> Iterator[str]:
     """Every package that ``package`` needs on this machine, itself included, by the installed metadata."""
     seen: set[tuple[str, str]] = set()
@@ -166,7 +172,7 @@ def closure(package: str, extras: tuple[str, ...] = ()) -> Iterator[str]:
         for text in importlib.metadata.requires(name) or []:
             requirement = Requirement(text)
             if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
-                needed = canonicalize_name(requirement.name)
+                needed: str = canonicalize_name(requirement.name)
                 if needed == "fbgemm-gpu":
                     needed = installed_fbgemm()
                 todo += [(needed, wanted) for wanted in ("", *requirement.extras)]
@@ -179,14 +185,22 @@ def installed_fbgemm() -> str:
     return name
 
 
+def installed_lock() -> dict[str, str]:
+    """The lock that this environment is made from."""
+    if installed_fbgemm() == "fbgemm-gpu":
+        return lock("cuda.txt")
+    later = lock("next.txt")
+    return later if importlib.metadata.version("torchrec") == later["torchrec"] else lock("cpu.txt")
+
+
 def test_lock_holds_what_is_needed_and_no_more() -> None:
-    pins = lock("cpu.txt" if installed_fbgemm() == "fbgemm-gpu-cpu" else "cuda.txt")
+    pins = installed_lock()
     needed = set(closure(PACKAGE, ("launch", "plot", "serve", "tensorboard", "dev"))) - {PACKAGE}
     cuda_libraries = {name for name in needed if name.startswith(("nvidia-", "cuda-", "triton"))}
     assert needed - cuda_libraries == set(pins)
 
 
 def test_environment_is_the_lock() -> None:
-    pins = lock("cpu.txt" if installed_fbgemm() == "fbgemm-gpu-cpu" else "cuda.txt")
+    pins = installed_lock()
     installed = {name: importlib.metadata.version(name).partition("+")[0] for name in pins}
     assert installed == pins

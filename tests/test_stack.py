@@ -29,6 +29,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.keyed import CombinedOptimizer
+from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES, ExactSharder
@@ -99,7 +100,8 @@ def marked_and_moved() -> list[tuple[bool, bool]]:
         (parameter,) = model.parameters()
         before = parameter.detach().clone()
         model(batch(4))[0].backward()
-        found.append((hasattr(parameter, "_in_backward_optimizers"), not torch.equal(parameter, before)))
+        marked = list(in_backward_optimizer_filter(model.named_parameters(), include=True))
+        found.append((len(marked) == 1, not torch.equal(parameter, before)))
     return found
 
 

@@ -47,7 +47,7 @@ def launch(script: Path, torchrun: list[str], arguments: list[str]) -> int:
             f"put the options of the recipe after --, as in `dlrm-recipes run NAME --nproc_per_node 2 -- demo`"
         )
     try:
-        run.run(parsed)  # type: ignore[no-untyped-call]  # torch has no annotations here
+        run.run(parsed)
     except ChildFailedError as error:
         print(error, file=sys.stderr)
         _, failure = error.get_first_failure()

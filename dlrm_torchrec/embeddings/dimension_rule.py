@@ -1,13 +1,13 @@
-"""How many elements an embedding needs to hold what is looked up (arXiv 1901.02103).
+"""How many elements an embedding needs to hold the information of a lookup (arXiv 1901.02103).
 
     python -m dlrm_torchrec.embeddings.dimension_rule --items 20_000_000 --hot 1 100 --bits 8 32
 
-A vector of d elements of s bits holds d·s bits, so a lookup with an entropy of H bits needs d >= H / s. That bound
-takes all lookups for equally likely; real ones are not, so count the combinations that occur where you can, and take
-their empirical entropy.
+A vector of d elements of s bits holds d·s bits, so a lookup with an entropy of H bits needs d >= H / s. The formulas
+assume that all lookups are equally likely. Real lookups are not, so if you can, count how often each combination
+occurs and use the empirical entropy.
 
-The entropies of the paper's Table 1 and examples (read in a translation) are for k > 1 about k·log2(e) below those of
-its formula log2 C(n, k), and its dimensions for 8 and 16 bits fill whole words of 32 bits. Here the formulas hold.
+For k > 1, the entropies in the paper's Table 1 and examples (read in a translation) are about k·log2(e) below its own
+formula log2 C(n, k), and its dimensions for 8 and 16 bits fill whole words of 32 bits. This module uses the formulas.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from itertools import product
 import tyro
 
 
-def k_hot_entropy_bits(items: int, hot: int, weight_bits: int = 0) -> float:
-    """Entropy in bits of ``hot`` of ``items`` ids, each with a weight of ``weight_bits`` bits: t·k + log2 C(n, k).
+def k_hot_entropy_bits(items: int, hot: int, *, weight_bits: int = 0) -> float:
+    """Entropy in bits of ``hot`` ids out of ``items``, each with a weight of ``weight_bits`` bits: t·k + log2 C(n, k).
 
     >>> k_hot_entropy_bits(32, 1)
     5.0
@@ -35,7 +35,7 @@ def k_hot_entropy_bits(items: int, hot: int, weight_bits: int = 0) -> float:
 
 
 def empirical_entropy_bits(counts: Iterable[int]) -> float:
-    """Entropy in bits of what was observed, from how often each distinct outcome was: -Σ p log2 p.
+    """Entropy in bits of the observed outcomes, from the count of each distinct outcome: -Σ p log2 p.
 
     >>> from collections import Counter
     >>> bags = [{1, 2}, {2, 1}, {3}, {4}]
@@ -53,9 +53,10 @@ def empirical_entropy_bits(counts: Iterable[int]) -> float:
 
 
 def required_dim(entropy_bits: float, bits: int) -> int:
-    """ceil(H / s): the elements of ``bits`` bits that hold ``entropy_bits``.
+    """ceil(H / s): how many elements of ``bits`` bits hold ``entropy_bits``.
 
-    An entropy within 1e-12 (relative) of a whole number of elements counts as that number: it is rounding.
+    An entropy within 1e-12 (relative) of a whole number of elements counts as that number, because the difference is
+    a rounding error.
 
     >>> required_dim(24.3, bits=32), required_dim(64.00000000000001, bits=32)
     (1, 2)
@@ -70,13 +71,13 @@ def required_dim(entropy_bits: float, bits: int) -> int:
 
 
 def _log2_combinations(n: int, k: int) -> float:
-    """log2 C(n, k), to a relative error of about 1e-14 at any n.
+    """log2 C(n, k) with a relative error of about 1e-14 for any n.
 
-    The difference lgamma(n + 1) - lgamma(n - k + 1) of two far larger numbers would lose all digits as n grows: it is
-    taken term by term in Stirling's series.
+    lgamma(n + 1) - lgamma(n - k + 1), a difference of two far larger numbers, would lose all digits as n grows. This
+    function subtracts Stirling's series term by term instead.
     """
     k = min(k, n - k)
-    if n < 64:  # where that series is not precise
+    if n < 64:  # Stirling's series is not precise here
         return math.log2(math.comb(n, k))
     rest = n - k
     falling = k * math.log(n) - (rest + 0.5) * math.log1p(-k / n) - k + _stirling_tail(n) - _stirling_tail(rest)
@@ -84,7 +85,7 @@ def _log2_combinations(n: int, k: int) -> float:
 
 
 def _stirling_tail(x: float) -> float:
-    """ln x! - ((x + 1/2) ln x - x + ln(2π) / 2), to 2e-14 for x >= 32."""
+    """ln x! - ((x + 1/2) ln x - x + ln(2π) / 2), with an error of at most 2e-14 for x >= 32."""
     return 1 / (12 * x) - 1 / (360 * x**3) + 1 / (1260 * x**5)
 
 
@@ -94,14 +95,14 @@ def main(
     """Print the entropy of a k-hot lookup and the dimension that holds it, for every pair of items and hot.
 
     Args:
-        items: distinct ids (n)
-        hot: ids per lookup (k)
-        bits: bits of one element of the embedding (s)
-        weight_bits: bits of the weight of each id (t); 0: no weights
+        items: the number of distinct ids (n)
+        hot: the number of ids per lookup (k)
+        bits: the bits of one element of the embedding (s)
+        weight_bits: the bits of the weight of each id (t); 0 means no weights
     """
     lines = [["items", "hot", "weight bits", "entropy (bits)", *(f"dim at {s} bits" for s in bits)]]
     for n, k in product(items, hot):
-        entropy_bits = k_hot_entropy_bits(n, k, weight_bits)
+        entropy_bits = k_hot_entropy_bits(n, k, weight_bits=weight_bits)
         dims = (f"{required_dim(entropy_bits, s):,}" for s in bits)
         lines.append([f"{n:,}", f"{k:,}", str(weight_bits), f"{entropy_bits:,.1f}", *dims])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -7,22 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.types import ShardedTensor
 
 from dlrm_torchrec.embeddings.compositional.stack import Block
 from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.table_files import check_folder, open_table
 
-_BLOCK_ELEMENTS = 1 << 22  # bounds the temporaries to a few hundred MB
+_BLOCK_ELEMENTS = 1 << 22  # keeps temporary tensors below a few hundred MB
 
 
 @torch.no_grad()
 def initialize_tables(model: nn.Module, seed: int, pretrained: str = "") -> None:
-    """Draw every table of a sharded model as ``fill_table`` does, each rank its own pieces.
+    """Draw the initial weights of every table of a sharded model with ``fill_table``; each rank draws its own pieces.
 
-    Those that have a file in the folder ``pretrained`` are read from it instead (see ``table_files``). Raises
-    ValueError when it has a file of another shape, or for no table at all.
+    A table that has a file in the folder ``pretrained`` is read from that file instead (see ``table_files``). Raises
+    ValueError when a file has another shape, or when the folder has no file for any table.
     """
     tables = [module for module in model.modules() if isinstance(module, ShardedEmbeddingBagCollection)]
     if pretrained:
@@ -36,7 +36,7 @@ def initialize_tables(model: nn.Module, seed: int, pretrained: str = "") -> None
             read = open_table(pretrained, table, shape) if pretrained else None
             for values, row, column in _pieces(weight):
                 if read is None:
-                    fill_table(values, seed, table, blocks, row, column)
+                    fill_table(values, blocks, seed=seed, table=table, row=row, column=column)
                 else:
                     values.copy_(read(row, row + len(values))[:, column : column + values.size(1)])
 
@@ -46,7 +46,7 @@ def _table(name: str) -> str:
 
 
 def _pieces(weight: torch.Tensor | ShardedTensor) -> Iterator[tuple[torch.Tensor, int, int]]:
-    """What this rank holds of a table, each with its first row and column."""
+    """The pieces of a table that this rank holds, each with its first row and first column."""
     if isinstance(weight, ShardedTensor):
         for shard in weight.local_shards():
             row, column = shard.metadata.shard_offsets
@@ -57,23 +57,31 @@ def _pieces(weight: torch.Tensor | ShardedTensor) -> Iterator[tuple[torch.Tensor
 
 @torch.no_grad()
 def fill_table(
-    values: torch.Tensor, seed: int, table: str, blocks: Sequence[Block], row: int = 0, column: int = 0
+    values: torch.Tensor, blocks: Sequence[Block], *, seed: int, table: str, row: int = 0, column: int = 0
 ) -> None:
-    """Fill the piece of a table of ``blocks`` that begins at (row, column), each block from its own distribution.
+    """Fill a piece of a table in place; each of the table's ``blocks`` has its own distribution.
 
-    A plain table of n rows is one block, U(-sqrt(1/n), sqrt(1/n)) as in DLRM (arXiv 1906.00091). An element is a
-    function of (seed, table, its row, its column) only, so that any number of ranks and any sharding start from the
-    same model; TorchRec's own initialisation draws from each rank's generator instead.
+    A plain table of n rows is one block, U(-sqrt(1/n), sqrt(1/n)) as in DLRM (arXiv 1906.00091). An element depends
+    only on (seed, table, its row, its column), so the initial model is the same for any number of ranks and any
+    sharding. TorchRec's own initialisation draws from each rank's generator instead.
+
+    Args:
+        values: the piece to fill (rows, columns)
+        seed: the seed of the run
+        table: the name of the table
+        blocks: the distributions of all rows of the table, in order
+        row: the first row of the piece within the table
+        column: the first column of the piece within the table
     """
     start = 0
     for block in blocks:
         first, last = max(start, row), min(start + block.rows, row + len(values))
         if first < last:
-            _fill(values[first - row : last - row], _table_seed(seed, table), block, first, column)
+            _fill(values[first - row : last - row], block, salt=_table_seed(seed, table), row=first, column=column)
         start += block.rows
 
 
-def _fill(values: torch.Tensor, salt: int, block: Block, row: int, column: int) -> None:
+def _fill(values: torch.Tensor, block: Block, *, salt: int, row: int, column: int) -> None:
     columns = torch.arange(column, column + values.size(1), device=values.device)
     step = max(1, _BLOCK_ELEMENTS // max(1, values.size(1)))
     for start in range(0, values.size(0), step):
@@ -90,7 +98,7 @@ def _table_seed(seed: int, table: str) -> int:
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
-    """SplitMix64's finaliser (Steele et al., OOPSLA 2014) on int64, whose products wrap around."""
+    """SplitMix64's finaliser (Steele et al., OOPSLA 2014) on int64; products wrap around."""
     x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
     return x ^ (x >> 31 & 0x1FFFFFFFF)

@@ -1,7 +1,7 @@
-"""Files of single tables, for other programs and from them: ``<table>.safetensors`` or ``<table>.parquet``.
+"""Files of single tables, to exchange with other programs: ``<table>.safetensors`` or ``<table>.parquet``.
 
-A safetensors file holds ``weight`` (rows, dim). A Parquet file holds one row per row of the table, in order: the column
-``id``, int64, and ``vector``, a list of dim floats.
+A safetensors file holds ``weight`` (rows, dim). A Parquet file holds one row per row of the table, in order, with two
+columns: ``id``, int64, and ``vector``, a list of dim floats.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from safetensors.torch import save_file
 
 from dlrm_torchrec.embeddings.config import TableFormat
 
-ReadRows = Callable[[int, int], torch.Tensor]  # from a first row to one behind the last
+ReadRows = Callable[[int, int], torch.Tensor]  # (first row, last row + 1) -> rows
 
 _ROW_GROUP_ROWS = 1 << 16
 
 
 def write_table(folder: str, name: str, weights: torch.Tensor, format: TableFormat) -> str:
-    """The path of the file with ``weights`` (rows, dim), which is seen whole or not at all."""
+    """The path of the written file with ``weights`` (rows, dim); the file appears only when it is complete."""
     path = os.path.join(folder, f"{name}.{format}")
     partial = f"{path}.partial"
     if format == "safetensors":
@@ -37,9 +37,9 @@ def write_table(folder: str, name: str, weights: torch.Tensor, format: TableForm
 
 
 def open_table(folder: str, name: str, shape: Sequence[int]) -> ReadRows | None:
-    """Reads rows of a table of ``shape`` from its file in ``folder``; None when there is none.
+    """A function that reads rows of a table of ``shape`` from its file in ``folder``; None when there is no file.
 
-    Raises ValueError when the file holds a table of another shape, or there is one of each format.
+    Raises ValueError when the file holds a table of another shape, or when there is a file in each format.
     """
     paths = [os.path.join(folder, f"{name}.{format}") for format in get_args(TableFormat)]
     found = [path for path in paths if os.path.exists(path)]
@@ -50,14 +50,14 @@ def open_table(folder: str, name: str, shape: Sequence[int]) -> ReadRows | None:
     read, stored = (_open_safetensors if found[0] == paths[0] else _open_parquet)(found[0])
     if stored != tuple(shape):
         raise ValueError(
-            f"{found[0]} must hold a table of shape {tuple(shape)}: got {stored}; it is of another data set or dim, or "
-            "of tables stored otherwise"
+            f"{found[0]} must hold a table of shape {tuple(shape)}: got {stored}; export it again from a run with the "
+            "same data set, dim and kind of tables"
         )
     return read
 
 
 def check_folder(folder: str, tables: Sequence[str]) -> None:
-    """ValueError when ``folder`` has a file for none of the tables."""
+    """Raises ValueError when ``folder`` has no file for any of the tables."""
     names = {f"{table}.{format}" for table in tables for format in get_args(TableFormat)}
     if not os.path.isdir(folder) or names.isdisjoint(os.listdir(folder)):
         raise ValueError(
@@ -100,7 +100,9 @@ def _open_parquet(path: str) -> tuple[ReadRows, tuple[int, ...]]:
         table = file.read_row_groups(range(begin, end), columns=["id", "vector"])
         ids = table["id"].to_numpy()
         if not np.array_equal(ids, np.arange(starts[begin], starts[end])):
-            raise ValueError(f"{path} must hold the ids 0, 1, 2, ... in order: got others; sort it, with all ids")
+            raise ValueError(
+                f"{path} must hold the ids 0, 1, 2, ... in order: got others; add missing ids and sort by id"
+            )
         values = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(ids), -1)
         return torch.from_numpy(values[first - starts[begin] : last - starts[begin]].copy())
 

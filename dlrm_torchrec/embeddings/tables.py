@@ -1,4 +1,4 @@
-"""The embedding tables of a data set as a recipe's config wants them stored."""
+"""The embedding tables of a data set, stored in the way that a recipe's config asks for."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ Tables: TypeAlias = EmbeddingBagCollection | MixedDimensionEmbeddingBagCollectio
 def build_tables(
     tables: Sequence[Table], config: TablesConfig | None = None, dense_device: torch.device | None = None
 ) -> Tables:
-    """Sum-pooled tables that hold no memory until they are sharded; plain ones without ``config``.
+    """Sum-pooled tables that hold no memory until they are sharded; without ``config``, all tables are plain.
 
-    ``dense_device`` is where the projections of mixed dims lie, which are not sharded.
+    ``dense_device`` is the device of the projections of mixed dims, which are not sharded.
     """
     config, meta = config or TablesConfig(), torch.device("meta")
     if config.kind == "mixed_dimension":
@@ -45,7 +45,9 @@ def build_tables(
     own = read_tables(config.file, config) if config.file else {}
     unknown = sorted(own.keys() - {table.name for table in tables})
     if unknown:
-        raise ValueError(f"tables in {config.file} must exist: got {unknown}; fit them again for this data set")
+        raise ValueError(
+            f"tables in {config.file} must be tables of this data set: got {unknown}; fit them again for this data set"
+        )
     stored = [stored_config(table, own.get(table.name, config)) for table in tables]
     if any(isinstance(each, CompositionalEmbeddingBagConfig) for each in stored):
         return CompositionalEmbeddingBagCollection(stored, device=meta)
@@ -53,7 +55,7 @@ def build_tables(
 
 
 def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
-    """The config of one table: compositional where ``config`` says so and the table is above its threshold."""
+    """The config of one table: compositional if ``config`` says so and the table has more rows than its threshold."""
     plain = EmbeddingBagConfig(
         name=table.name,
         num_embeddings=table.rows,
@@ -80,11 +82,11 @@ def partition_of(config: TablesConfig, rows: int) -> Partition:
         return hash_for_collisions(rows, config.collisions)
     if config.kind == "chinese_remainder":
         if config.collisions:
-            return chinese_remainder_for_collisions(rows, config.collisions, config.partitions)
+            return chinese_remainder_for_collisions(rows, config.collisions, k=config.partitions)
         return optimal_chinese_remainder(rows, config.partitions)
     if config.kind == "mixed_radix":
         if config.collisions:
-            return mixed_radix_for_collisions(rows, config.collisions, config.partitions)
+            return mixed_radix_for_collisions(rows, config.collisions, k=config.partitions)
         return optimal_mixed_radix(rows, config.partitions)
     if config.max_rows:
         return quotient_remainder_for_rows(rows, config.max_rows)
@@ -92,7 +94,7 @@ def partition_of(config: TablesConfig, rows: int) -> Partition:
 
 
 def operation_of(config: TablesConfig) -> Operation:
-    """The operation that makes one vector of an id's rows; a hashed id has only one row."""
+    """The operation that computes one vector from an id's rows; a hashed id has only one row."""
     if config.kind == "hash":
         return Add()
     operations: dict[OperationName, Operation] = {
@@ -106,21 +108,21 @@ def operation_of(config: TablesConfig) -> Operation:
 
 
 def _mixed(tables: Sequence[Table], config: TablesConfig, dense_device: torch.device | None) -> Tables:
-    """Tables of mixed dims, or plain ones where all are small."""
+    """Tables of mixed dims, or plain tables if none has more rows than the threshold."""
     stored = [stored_config(table, TablesConfig(data_type=config.data_type)) for table in tables]
     large = [plain for plain in stored if plain.num_embeddings > config.threshold]
     if not large:
         return EmbeddingBagCollection(device=torch.device("meta"), tables=stored)
     common = tables[0].dim
     rows = [plain.num_embeddings for plain in large]
-    dims = power_rule_dims(rows, common, config.alpha, budget=config.budget or None)
+    dims = power_rule_dims(rows, base_dim=common, alpha=config.alpha, budget=config.budget or None)
     for plain, dim in zip(large, dims, strict=True):
         plain.embedding_dim = dim
     return MixedDimensionEmbeddingBagCollection(stored, common, device=torch.device("meta"), dense_device=dense_device)
 
 
 def write_tables(path: str, tables: Mapping[str, TablesConfig], default: TablesConfig) -> None:
-    """Write, for ``--tables.file``, what each table's config has other than ``default``."""
+    """Write a file for ``--tables.file``: for each table, the fields of its config that differ from ``default``."""
     base = asdict(default)
     changed = {
         name: {field: value for field, value in asdict(config).items() if value != base[field]}
@@ -132,7 +134,7 @@ def write_tables(path: str, tables: Mapping[str, TablesConfig], default: TablesC
 
 
 def read_tables(path: str, default: TablesConfig) -> dict[str, TablesConfig]:
-    """Configs of single tables: ``default`` with the fields that ``write_tables`` wrote, by the table's name.
+    """Configs by table name: ``default`` with the fields that ``write_tables`` wrote for the table.
 
     Raises ValueError when the file is not such a mapping.
     """
@@ -142,10 +144,10 @@ def read_tables(path: str, default: TablesConfig) -> dict[str, TablesConfig]:
             tables: dict[str, dict[str, Any]] = json.load(stream)
         unknown = sorted({field for own in tables.values() for field in own} - allowed)
         if unknown:
-            raise ValueError(f"fields {unknown}, of which none is one of {sorted(allowed)}")
+            raise ValueError(f"fields {unknown}, but only {sorted(allowed)} are allowed")
         read = {name: replace(default, file="", **own) for name, own in tables.items()}
         if any(config.kind == "mixed_dimension" for config in read.values()):
-            raise ValueError("a table of mixed dims, which takes its dim from the others")
+            raise ValueError("a mixed_dimension table, whose dim depends on the other tables")
         return read
     except (OSError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(
@@ -155,7 +157,7 @@ def read_tables(path: str, default: TablesConfig) -> dict[str, TablesConfig]:
 
 
 def physical_configs(tables: Tables) -> list[EmbeddingBagConfig]:
-    """The tables as they are stored, sharded and counted."""
+    """The configs of the tables as they are stored and sharded; the planner counts these."""
     stored = tables.tables if isinstance(tables, MixedDimensionEmbeddingBagCollection) else tables
     if isinstance(stored, CompositionalEmbeddingBagCollection):
         return stored.physical_configs()

@@ -1,4 +1,4 @@
-"""A model as a folder of its own: what serves it needs no training code."""
+"""A package: a folder with a model and everything that serving it needs, without any training code."""
 
 from __future__ import annotations
 
@@ -25,22 +25,28 @@ def write_package(
     path: str | Path,
     model: torch.jit.ScriptModule,
     spec: DatasetSpec,
+    *,
     vocabularies: Mapping[str, str],
     model_facts: Mapping[str, Any],
     metrics: Mapping[str, Any],
 ) -> None:
-    """Make ``path`` the package of a model, which stays what it was until the new one is whole.
+    """Write the package of a model to ``path``; an old package there stays until the new one is complete.
 
-    ``model`` takes dense (B, D), ids (N,) and lengths (F * B,), features in the order of ``spec``, and gives
-    probabilities (B,) and how many ids of each feature lie outside its table (F,). ``vocabularies`` names, per feature
-    of encoding vocab, the Parquet file that preparation wrote. ``model_facts`` and ``metrics`` are told, not used.
+    Raises ValueError when the vocabularies are not those of the spec, or when ``path`` exists and is not a package.
 
-    ValueError when vocabularies are not those of the spec, or when ``path`` is anything but a package.
+    Args:
+        path: the folder of the package
+        model: takes dense (B, D), ids (N,) and lengths (F * B,), with features in the order of ``spec``; returns
+            probabilities (B,) and the number of ids of each feature that are outside its table (F,)
+        spec: the data set that the model was trained on
+        vocabularies: for each feature with encoding vocab, the Parquet file that preparation wrote
+        model_facts: facts about the model, which are stored but not used
+        metrics: metrics of the model, which are stored but not used
     """
     path = Path(path).absolute()
     if path.exists() and not (path / MANIFEST).is_file():
         raise ValueError(
-            f"{path} must be a package or not exist: got something without {MANIFEST}; name another folder"
+            f"{path} must be a package or not exist: got a file or folder without {MANIFEST}; name another folder"
         )
     _check_vocabularies(spec, vocabularies)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +87,7 @@ def _check_vocabularies(spec: DatasetSpec, vocabularies: Mapping[str, str]) -> N
     if absent or unknown:
         raise ValueError(
             f"vocabularies must be those of {spec.name!r}: got no {absent} and unknown {unknown}; take the files from "
-            "vocab/ of the prepared folder, or set the encoding of these features to 'id' when requests are to hold ids"
+            "vocab/ of the prepared folder, or set the encoding of these features to 'id' if requests will contain ids"
         )
     for name, feature in features.items():
         try:
@@ -94,7 +100,7 @@ def _check_vocabularies(spec: DatasetSpec, vocabularies: Mapping[str, str]) -> N
         if kinds not in (["int64"], ["string"]) or rows != feature.rows - FIRST:
             raise ValueError(
                 f"vocabulary of {name!r} must have {feature.rows - FIRST} values of int64 or string: got {rows} of "
-                f"{kinds}; take the one that the model was trained with"
+                f"{kinds}; take the vocabulary that the model was trained with"
             )
 
 

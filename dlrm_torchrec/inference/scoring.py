@@ -1,4 +1,4 @@
-"""A trained model as one function of tensors: ids checked, tables looked up, probabilities out; and its TorchScript."""
+"""A trained model as one function of tensors, which checks ids and returns probabilities, and its TorchScript form."""
 
 import warnings
 
@@ -9,11 +9,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.schema import DatasetSpec
 
-UNSEEN = {"vocab": 1}  # the id of what no vocabulary holds; others have none, and take that of what is missing
+UNSEEN = {"vocab": 1}  # the id of unseen values; other encodings use the id of missing values, 0
 
 
 class Scorer(nn.Module):
-    """Probabilities of samples, whatever their ids."""
+    """Probabilities of samples; ids may be out of range."""
 
     rows: torch.Tensor
     replacement: torch.Tensor
@@ -29,10 +29,10 @@ class Scorer(nn.Module):
     def forward(
         self, dense: torch.Tensor, ids: torch.Tensor, lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Probabilities (B,), and how many ids (F,) of each feature are outside of its table and count as unseen.
+        """Probabilities (B,), and how many ids of each feature (F,) are outside its table and count as unseen.
 
-        ``dense`` is (B, D) float32; ``ids`` (N,) int64 are those of all features, one feature after another, and
-        ``lengths`` (F * B,) how many each feature has in each sample.
+        ``dense`` is (B, D) float32. ``ids`` (N,) int64 holds the ids of all features, one feature after another.
+        ``lengths`` (F * B,) holds the number of ids of each feature in each sample.
         """
         feature = torch.repeat_interleave(lengths.view(len(self.keys), -1).sum(1))
         outside = (ids < 0) | (ids >= self.rows[feature])
@@ -43,10 +43,10 @@ class Scorer(nn.Module):
 
 
 def script(scorer: Scorer) -> torch.jit.ScriptModule:
-    """The same function as TorchScript, which a process without this library loads and runs."""
+    """The same function as TorchScript, which a process without this library can load and run."""
     whole = ["ServedTables", "DynamicLinear", "StaticLinear", "SparseProduct", "ColumnScales"]
     graph = torchrec.fx.Tracer(leaf_modules=whole).trace(scorer.eval())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # FBGEMM's annotations, and that TorchScript ages: LOG.md says why it is used
+        warnings.simplefilter("ignore")  # of FBGEMM's annotations and of TorchScript's age; LOG.md says why it is used
         scripted: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.script(torch.fx.GraphModule(scorer, graph)))
     return scripted

@@ -1,4 +1,4 @@
-"""DLRM without dots: ``--arch-interaction-op=cat`` of the code of arXiv 1906.00091."""
+"""DLRM without dot products: ``--arch-interaction-op=cat`` in the code of arXiv 1906.00091."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dlrm_torchrec.embeddings.tables import Tables
 
 
 class DLRMCat(DLRM):
-    """A DLRM whose top MLP gets the dense vector and the F pooled ones side by side: (F + 1) D numbers."""
+    """A DLRM whose top MLP gets the dense vector and the F pooled vectors concatenated: (F + 1) D numbers."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  # as DLRM
         self,
         embedding_bag_collection: Tables,
         dense_in_features: int,
@@ -29,7 +29,7 @@ class DLRMCat(DLRM):
 
 
 class Concatenation(nn.Module):
-    """(B, D + F D) of the dense (B, D) and the pooled vectors (B, F, D)."""
+    """Concatenates the dense vector (B, D) and the pooled vectors (B, F, D) to (B, D + F D)."""
 
     def forward(self, dense_features: torch.Tensor, sparse_features: torch.Tensor) -> torch.Tensor:
         return torch.cat((dense_features, sparse_features.flatten(1)), dim=1)

@@ -14,22 +14,23 @@ from dlrm_torchrec.embeddings.tables import Tables
 
 
 class FactorizationMachine(nn.Module):
-    """Logits b + Σ w_i x_i + Σ_{i<j} <v_i, v_j> x_i x_j of ids, one-hot, and dense columns.
+    """Logits b + Σ w_i x_i + Σ_{i<j} <v_i, v_j> x_i x_j over ids (as one-hot inputs) and dense columns.
 
-    A row of the tables is (w_i, v_i): one lookup fetches both, and a dim that is a multiple of 4, as FBGEMM wants it,
-    has one factor fewer and no padding. A bag of ids is one feature, with the sum of their rows, as in DLRM: ids meet
-    those of other features and not each other, for which they would have to leave the tables unpooled.
+    A row of a table is (w_i, v_i), so one lookup fetches both. FBGEMM needs a dim that is a multiple of 4; with w_i
+    inside the row, such a dim holds dim - 1 factors and no padding. A bag of ids counts as one feature whose vector is
+    the sum of their rows, as in DLRM. Ids therefore interact with ids of other features but not with ids of their own
+    bag: that would need unpooled rows.
     """
 
     def __init__(self, tables: Tables, dense_in_features: int, dense_device: torch.device | None = None) -> None:
-        """``tables`` are all of one dim, at least 2."""
+        """All ``tables`` must have the same dim, at least 2."""
         super().__init__()
         self.sparse_arch = SparseArch(tables)
         self.dense_arch = DenseRows(dense_in_features, self.sparse_arch.D, dense_device)
         self.inter_arch = Pairs(dense_device)
 
     def rows(self, dense_features: torch.Tensor, sparse_features: KeyedJaggedTensor) -> torch.Tensor:
-        """x_i (w_i, v_i) of every feature: (B, dense + sparse features, dim)."""
+        """x_i (w_i, v_i) for every feature: (B, dense + sparse features, dim)."""
         return torch.cat((self.dense_arch(dense_features), self.sparse_arch(sparse_features)), dim=1)
 
     def forward(self, dense_features: torch.Tensor, sparse_features: KeyedJaggedTensor) -> torch.Tensor:
@@ -39,16 +40,16 @@ class FactorizationMachine(nn.Module):
 
 
 class DeepFM(FactorizationMachine):
-    """A factorisation machine plus an MLP over the same v_i, side by side.
+    """The sum of a factorisation machine and an MLP over the same v_i.
 
-    Only its deep part is TorchRec's: the pairs of ``torchrec.modules.deepfm.FactorizationMachine`` are those of all
-    single numbers, across factors and within a vector, and not dot products.
+    Only the deep part comes from TorchRec. ``torchrec.modules.deepfm.FactorizationMachine`` is not used because it
+    does not compute dot products: it multiplies every pair of single numbers, also across factors and within a vector.
     """
 
     def __init__(
         self, tables: Tables, dense_in_features: int, deep: Sequence[int], dense_device: torch.device | None = None
     ) -> None:
-        """``deep`` are the widths of the MLP, the last one 1."""
+        """``deep`` holds the widths of the MLP; the last one is 1."""
         super().__init__(tables, dense_in_features, dense_device)
         numbers = (dense_in_features + self.sparse_arch.F) * (self.sparse_arch.D - 1)
         self.over_arch = deepfm.DeepFM(OverArch(numbers, list(deep), dense_device))
@@ -61,7 +62,10 @@ class DeepFM(FactorizationMachine):
 
 
 class DenseRows(nn.Module):
-    """(B, n, dim) of n dense columns (B, n): each times a row of its own, drawn like those of a table of n rows."""
+    """Maps n dense columns (B, n) to (B, n, dim): each column is multiplied by a learned row of its own.
+
+    The rows start with the same distribution as those of a table of n rows.
+    """
 
     def __init__(self, columns: int, dim: int, device: torch.device | None = None) -> None:
         super().__init__()
@@ -74,9 +78,9 @@ class DenseRows(nn.Module):
 
 
 class Pairs(nn.Module):
-    """Logits (B, 1) of the rows (B, n, dim) of n features, by Σ_{i<j} <a_i, a_j> = ½ (|Σ a_i|² - Σ |a_i|²).
+    """Logits (B, 1) from the rows (B, n, dim) of n features, by Σ_{i<j} <a_i, a_j> = ½ (|Σ a_i|² - Σ |a_i|²).
 
-    That is linear in n (Rendle 2010, lemma 3.1).
+    The cost is linear in n (Rendle 2010, lemma 3.1).
     """
 
     def __init__(self, device: torch.device | None = None) -> None:

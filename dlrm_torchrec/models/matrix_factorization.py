@@ -9,8 +9,8 @@ from torch import nn
 class MatrixFactorization(nn.Module):
     """mu + b_u + b_i + <p_u, q_i> (Koren, Bell, Volinsky, IEEE Computer 42(8), 2009): dim - 1 MACs per sample.
 
-    A row of a table is ``dim - 1`` factors and then the bias: one look-up, one optimizer step and one shard for both,
-    and a dim that is a multiple of 4, as FBGEMM wants it. mu is the only dense parameter.
+    A row of a table holds ``dim - 1`` factors and then the bias, so both share one lookup, one optimizer step and one
+    shard, and dim can be a multiple of 4, as FBGEMM needs. mu is the only dense parameter.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -18,6 +18,6 @@ class MatrixFactorization(nn.Module):
         self.mean = nn.Parameter(torch.zeros(1, device=device))
 
     def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
-        """(B, 1) from the rows of the user and of the item, (B, dim) each."""
+        """Logits (B, 1) from the row of the user and the row of the item, (B, dim) each."""
         products = (user[:, :-1] * item[:, :-1]).sum(dim=1, keepdim=True)
         return self.mean + user[:, -1:] + item[:, -1:] + products

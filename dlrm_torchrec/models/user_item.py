@@ -1,4 +1,4 @@
-"""A model of one user and one item per row: two rows of embedding tables, and a score of them."""
+"""A model for data with one user and one item per row: it looks up a row for each and scores the two."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dlrm_torchrec.embeddings.tables import Tables
 
 
 class UserItemModel(nn.Module):
-    """The logits of ``score``, which maps the rows of the user and of the item, (B, dim) each, to (B, 1).
+    """Logits (B, 1) that ``score`` computes from the row of the user and the row of the item, (B, dim) each.
 
     The features ``user`` and ``item`` have one id per row; all other columns of a batch are ignored.
     """
@@ -20,8 +20,8 @@ class UserItemModel(nn.Module):
         features = [feature for config in tables.embedding_bag_configs() for feature in config.feature_names]
         if sorted(features) != sorted([user, item]):
             raise ValueError(
-                f"tables must be of the user {user!r} and the item {item!r}, one vector each: got {sorted(features)}; "
-                "name two one-hot features of the data, and no feature generation"
+                f"tables must give one vector for the user {user!r} and one for the item {item!r}: got features "
+                f"{sorted(features)}; name two one-hot features of the data and do not use feature generation"
             )
         self.tables = tables
         self.user, self.item = user, item

@@ -1,4 +1,4 @@
-"""Plans of a training recipe for machines that are not there, and the nearest changes when it does not fit them."""
+"""Plans of a training recipe for machines that you do not have, and the smallest changes if it does not fit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_RANKS = 128
 
 
 class PlannedOptimizer(Protocol):
-    """The optimizer of tables, as far as a plan depends on it."""
+    """The part of a table optimizer's config that a plan depends on."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -34,7 +34,7 @@ class PlannedOptimizer(Protocol):
 
 
 class PlannedConfig(Protocol):
-    """What a plan depends on of a training recipe's config."""
+    """The part of a training recipe's config that a plan depends on."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -50,7 +50,7 @@ class PlannedConfig(Protocol):
 
 @runtime_checkable
 class NodeLocalConfig(Protocol):
-    """That of a recipe in which every ``node_size`` ranks learn tables of their own."""
+    """The config of a recipe in which every ``node_size`` ranks learn their own tables."""
 
     @property
     def node_size(self) -> int: ...
@@ -62,16 +62,16 @@ Build = Callable[[Any, DatasetSpec, int, torch.device], tuple[nn.Module, Tables]
 
 @dataclass(frozen=True)
 class DryRun:
-    """Plans what a recipe's ``build`` makes of ``spec``, with the functions that training uses."""
+    """Plans the model that a recipe's ``build`` makes for ``spec``, with the same functions as training."""
 
     build: Build
     spec: DatasetSpec
-    access: Mapping[str, AccessStatistics]  # by feature, as far as they were measured
+    access: Mapping[str, AccessStatistics]  # by feature; only features that were measured
 
     def __call__(self, config: PlannedConfig, cluster: Cluster, name: str = "") -> Estimate:
-        """The plan of a recipe's ``config`` for ``cluster``, called ``name``; DoesNotFitError when there is none.
+        """The estimates of the plan of a recipe's ``config`` for ``cluster``; ``name`` replaces the cluster's name.
 
-        Where each node learns tables of its own, the plan is that of a node.
+        If each node learns its own tables, this is the plan of one node. Raises DoesNotFitError when no plan fits.
         """
         model, tables = self.build(config, self.spec, cluster.world_size, torch.device("cpu"))
         ranks = config.node_size if isinstance(config, NodeLocalConfig) else cluster.world_size
@@ -94,10 +94,16 @@ class DryRun:
     def fit(
         self, config: PlannedConfig, cluster: Cluster, attempt: Callable[[dict[str, Choice]], Estimate], budget: int = 0
     ) -> tuple[dict[str, Choice], Estimate]:
-        """How to store each table of a recipe's ``config`` so that ``attempt`` plans it for ``cluster``, losing least.
+        """How to store each table of a recipe's ``config`` with the least loss so that it fits, and the plan.
 
-        ``budget`` are the most bytes of weights and moments; 0: what there is room for. Raises ValueError
-        when the smallest choices are above the budget, and DoesNotFitError when not even they can be planned.
+        Raises ValueError when even the smallest choices need more than the budget, and DoesNotFitError when even they
+        cannot be planned.
+
+        Args:
+            config: the recipe's config; its tables say which kind and operation compressed tables have
+            cluster: the machines to fit
+            attempt: plans choices, by table name, or raises DoesNotFitError
+            budget: the most bytes of weights and moments; 0 means all the memory that the cluster has for tables
         """
         plain = self.build(replace(config, tables=TablesConfig()), self.spec, 1, torch.device("cpu"))[1]
         optimizer, pooling = table_optimizer(plain), {each.name: each.pooling_factor for each in self.spec.sparse}
@@ -107,7 +113,7 @@ class DryRun:
             table = Table(name=name, rows=stored.num_embeddings, dim=stored.embedding_dim, features=features)
             looked_up = sum(pooling[feature] for feature in features)
             access = self.access.get(features[0]) if len(features) == 1 else None
-            ways[name] = choices(table, config.tables, optimizer, looked_up, access)
+            ways[name] = choices(table, config.tables, optimizer, pooling_factor=looked_up, access=access)
         if not budget:
             return fit(ways, attempt, cluster.world_size * cluster.machine.table_bytes)
         chosen = best(ways, budget)
@@ -117,11 +123,11 @@ class DryRun:
         return chosen, attempt(chosen)
 
     def nearest(self, config: PlannedConfig, cluster: Cluster) -> Iterator[str]:
-        """Single changes with which ``config`` fits ``cluster``, each of them planned, in words."""
+        """Single changes that make ``config`` fit ``cluster``, as text; each of them was planned."""
         changes: list[tuple[str, Iterator[tuple[str, PlannedConfig, Cluster]]]] = [
             ("more ranks", _more_ranks(config, cluster)),
             ("a smaller optimizer", _smaller_optimizer(config, cluster)),
-            ("half the bytes a weight", _half_precision(config, cluster)),
+            ("weights of half the bytes", _half_precision(config, cluster)),
             ("the host's memory", _host_memory(config, cluster)),
             ("compression", _compressed(config, cluster)),
         ]

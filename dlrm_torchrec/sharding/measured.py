@@ -1,11 +1,11 @@
-"""The steps of a run beside what its plan expected, and a topology file that would have expected them.
+"""Compares the timed steps of a run with its plan, and writes a topology file that would have predicted them.
 
     python recipes/train_dlrm.py --plan plan.json --log.timed 50 100
     python -m dlrm_torchrec.sharding.measured runs/train_dlrm/demo/step_times.json plan.json --output measured.toml
     python recipes/plan_sharding.py train_dlrm --topology measured.toml
 
-Times are medians of steps in which nothing overlaps. A bandwidth found so has in it whatever else a part takes, like
-the start of a collective: it holds for plans and batch sizes near the one that ran.
+Times are medians of steps in which nothing overlaps. A bandwidth that is measured this way includes every other cost of
+its part, such as the start of a collective, so it is valid only for plans and batch sizes close to the measured ones.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What ``--log.timed`` found of a run."""
+    """The measurements of a run with ``--log.timed``."""
 
     device: str
     batch_size: int  # rows per rank
-    steps: tuple[int, int]
+    steps: tuple[int, int]  # the first and the last timed step
     plan: dict[str, Any]  # by table, as in checkpoints
     ranks: tuple[dict[str, Any], ...]  # milliseconds by part, and bytes
 
@@ -43,13 +43,13 @@ class Measured:
 
 
 def read_measured(path: str) -> Measured:
-    """What a run wrote to ``step_times.json``; ValueError when it is of another version."""
+    """The contents of a run's ``step_times.json``; raises ValueError when the file has another version."""
     with g_pathmgr.open(path, "r") as stream:
         found = json.load(stream)
     if found.get("version") != VERSION:
         raise ValueError(
-            f"step times {path} must be of version {VERSION}: got {found.get('version')!r}; "
-            "time again with this release"
+            f"step times {path} must have version {VERSION}: got {found.get('version')!r}; "
+            "time the run again with this release"
         )
     return Measured(
         device=found["device"],
@@ -61,7 +61,7 @@ def read_measured(path: str) -> Measured:
 
 
 def check_same_plan(measured: Measured, estimate: Estimate, cluster: Cluster) -> None:
-    """ValueError where ``estimate`` is not of the plan that ran, or not made for ``cluster``."""
+    """Raises ValueError when ``estimate`` is not for the plan that ran, or not for ``cluster``."""
     devices = cluster.topology().devices
     for what, ran, planned in (
         ("rows per rank", measured.batch_size, estimate.batch_size),
@@ -70,19 +70,19 @@ def check_same_plan(measured: Measured, estimate: Estimate, cluster: Cluster) ->
     ):
         if ran != planned:
             raise ValueError(
-                f"{what} of the plan must be those that were timed, {ran}: got {planned}; "
-                "train with --plan and this very plan.json"
+                f"{what} of the plan must equal those of the timed run, {ran}: got {planned}; "
+                "time a run that trains with --plan and this plan.json"
             )
     capacities = tuple((device.storage.hbm, device.storage.ddr) for device in devices)
     if capacities != tuple(zip(estimate.hbm_capacity, estimate.ddr_capacity, strict=True)):
         raise ValueError(
-            f"topology must be the one of the plan, {estimate.topology!r}: got {cluster}, with other ranks or memory; "
-            "name it, or plan again"
+            f"topology must be that of the plan, {estimate.topology!r}: got {cluster}, with other ranks or memory; "
+            "name the plan's topology, or plan again"
         )
 
 
 def _cut(table: TableEstimate) -> dict[str, Any]:
-    """A table of a plan, as checkpoints have it: a replica has no offset or size."""
+    """A table of a plan in the form of checkpoints, where a replica has no offset and no size."""
     whole = table.sharding_type == "data_parallel"
     return {
         "sharding_type": table.sharding_type,
@@ -99,7 +99,7 @@ def _cut(table: TableEstimate) -> dict[str, Any]:
 
 
 def describe(measured: Measured, estimate: Estimate) -> str:
-    """Planned and measured milliseconds of every rank by part, and bytes, as tables for a terminal."""
+    """Planned and measured milliseconds of each part on each rank, and bytes, as tables for a terminal."""
     first, last = measured.steps
     lines = [
         f"steps {first} to {last} on {measured.device}, {measured.batch_size} rows per rank, planned for "
@@ -134,7 +134,7 @@ def _beside(planned: float, measured: float) -> str:
 
 
 def describe_correction(correction: Correction, cluster: Cluster) -> str:
-    """The corrected lines of a topology file, and how they were found."""
+    """The corrected lines of a topology file, with a comment that says how they were found."""
     lines = [
         f"{key} = {correction.fields[field]:.4g}  # was {getattr(cluster.machine, field):.4g}"
         for key, field in FIELDS.items()
@@ -142,21 +142,23 @@ def describe_correction(correction: Correction, cluster: Cluster) -> str:
     ]
     if correction.is_one_factor:
         lines.append(
-            "# one factor for all: by that of lookups, TorchRec's copies in memory would be above all measured"
+            "# one factor for all: with the factor of lookups alone, TorchRec's copies in memory would take longer "
+            "than the whole measured step"
         )
     elif {"inter_host_bandwidth", "intra_host_bandwidth"} <= correction.fields.keys():
-        lines.append("# one factor for sending within and between hosts: no part of a step tells them apart")
+        lines.append("# one factor for sending within and between hosts: the timed parts cannot separate the two")
     return "\n".join(lines)
 
 
 def main(step_times: Positional[str], plan: Positional[str], topology: str = "", output: str = "") -> None:
-    """Print the report.
+    """Print planned and measured times and bytes, and the corrected bandwidths.
 
     Args:
-        step_times: what a run with --log.timed wrote
-        plan: the plan.json it was trained with
-        topology: the plan's, where the file holds several of this many ranks or the topology file was moved
-        output: a topology file to write
+        step_times: the step_times.json that a run with --log.timed wrote
+        plan: the plan.json that the run was trained with
+        topology: the topology of the plan; needed if plan.json holds several plans for this number of ranks, or if the
+            topology file was moved
+        output: the topology file to write; empty writes none
     """
     measured = read_measured(step_times)
     estimate = estimate_of(plan, len(measured.ranks), topology)
@@ -166,7 +168,7 @@ def main(step_times: Positional[str], plan: Positional[str], topology: str = "",
     correction = correct(estimate, cluster, measured.milliseconds)
     print(f"\ncorrected bandwidths\n{describe_correction(correction, cluster)}")
     if output:
-        source = f"measured by {step_times} on {measured.device}, else {cluster.machine.source}"
+        source = f"measured by {step_times} on {measured.device}; other figures: {cluster.machine.source}"
         Path(output).write_text(to_toml(correction.apply(cluster, source)))
         print(f"written to {output}; plan with --topology {output}")
 

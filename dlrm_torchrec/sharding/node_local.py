@@ -1,4 +1,4 @@
-"""Groups of ranks, nodes, that each learn embedding tables of their own; dense parameters are trained by all ranks."""
+"""Nodes: groups of ranks that each learn their own embedding tables, while all ranks train the dense parameters."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
-from torchrec.distributed.types import ShardingEnv, ShardingPlan
+from torchrec.distributed.types import ShardedTensor, ShardingEnv, ShardingPlan, ShardMetadata
 
 from dlrm_torchrec.embeddings.tables import Tables
 from dlrm_torchrec.schema import DatasetSpec
@@ -19,26 +18,35 @@ from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.plan import Plan, make_plan
 
-# TorchRec copies replicated tables from rank 0 of the world, and makes the groups of the others from all of its hosts.
+# These types need all ranks of the world: TorchRec copies data_parallel tables from rank 0 of the world, and builds the
+# process groups of the other two from all hosts.
 OF_THE_WORLD = ("data_parallel", "table_row_wise", "grid_shard")
-State = Mapping[str, Mapping[str, Any]]  # "model" and "optimizer": tensors by name, see train/state.py
+State = Mapping[str, Mapping[str, Any]]  # "model" and "optimizer": tensors by name, see train/checkpoints/state.py
 
 
 class Nodes:
     """``world_size / size`` nodes of ``size`` neighbouring ranks.
 
-    A node shards its tables over its own ranks, each node by the same plan, so that the ranks at one place in their
-    nodes hold the same pieces of their nodes' tables. TorchRec's DMPCollection is of this kind, too, but only for GPUs.
+    Every node shards its tables over its own ranks by the same plan, so ranks at the same place in their nodes hold the
+    same pieces of their nodes' tables. TorchRec's DMPCollection does this too, but only on GPUs.
     """
 
-    def __init__(self, rank: int, world_size: int, size: int, local_size: int, device: torch.device) -> None:
-        """``local_size`` ranks are on a host. Raises ValueError where the ranks are not whole nodes."""
+    def __init__(self, rank: int, world_size: int, *, size: int, local_size: int, device: torch.device) -> None:
+        """Creates the process groups; raises ValueError when ``size`` does not divide ``world_size``.
+
+        Args:
+            rank: this rank
+            world_size: the number of ranks
+            size: the number of ranks of a node
+            local_size: the number of ranks of a host
+            device: the device of this rank
+        """
         if size < 1 or world_size % size:
             raise ValueError(
-                f"ranks of a node must divide the {world_size} ranks: got {size}; choose a divisor, or other ranks"
+                f"ranks of a node must divide the {world_size} ranks: got {size}; choose a divisor, or use other ranks"
             )
         self.size, self.count, self.local_size, self.device = size, world_size // size, local_size, device
-        self.number, self.place = divmod(rank, size)  # of this rank's node; of this rank in it
+        self.number, self.place = divmod(rank, size)  # the number of this rank's node; this rank's place in it
         ranks = torch.arange(world_size).view(self.count, size)
         self.env = ShardingEnv.from_process_group(_group(ranks))
         self.peers = _group(ranks.T)  # the ranks at this place in their nodes
@@ -49,16 +57,17 @@ class Nodes:
         tables: Tables,
         batch_size: int,
         config: ShardingConfig,
+        *,
         spec: DatasetSpec,
         group: dist.ProcessGroup,
     ) -> Plan:
-        """``make_plan`` for one node, the same for each; ``group`` is of all ranks."""
+        """The plan of ``make_plan`` for one node, the same for every node; ``group`` contains all ranks."""
         topology = live_topology(self.size, min(self.size, self.local_size), self.device)
         without = OF_THE_WORLD if self.count > 1 else ()
         return make_plan(model, tables, topology, batch_size, config, spec, group, without=without)
 
-    def shard(self, model: nn.Module, plan: Plan, init_data_parallel: bool) -> DistributedModelParallel:
-        """``model`` with its tables sharded over this node by ``plan``, and its dense parameters over all ranks."""
+    def shard(self, model: nn.Module, plan: Plan, *, init_data_parallel: bool) -> DistributedModelParallel:
+        """``model`` with tables sharded over this node by ``plan``, and dense parameters replicated on all ranks."""
         return DistributedModelParallel(
             model,
             env=self.env,
@@ -70,22 +79,25 @@ class Nodes:
         )
 
     def _placed(self, plan: Plan) -> ShardingPlan:
-        """The plan with the ranks of the world as placements, which torch wants; TorchRec's own are those of a node."""
+        """The plan with ranks of the world as placements, as torch needs; TorchRec's placements are ranks of a node."""
         placed = deepcopy(plan.plan)
         for module in placed.values():
             for table in module.values():
-                for shard in table.sharding_spec.shards if table.sharding_spec else ():
-                    rank = self.number * self.size + shard.placement.rank()
-                    device = f"cuda:{rank % self.local_size}" if self.device.type == "cuda" else "cpu"
-                    shard.placement = torch.distributed._remote_device(f"rank:{rank}/{device}")
+                if table.sharding_spec:
+                    table.sharding_spec.shards = [self._placed_shard(shard) for shard in table.sharding_spec.shards]
         return ShardingPlan(placed)
+
+    def _placed_shard(self, shard: ShardMetadata) -> ShardMetadata:
+        rank = self.number * self.size + shard.placement.rank()
+        device = f"cuda:{rank % self.local_size}" if self.device.type == "cuda" else "cpu"
+        return ShardMetadata(shard.shard_offsets, shard.shard_sizes, f"rank:{rank}/{device}")
 
     @torch.no_grad()
     def average(self, state: State) -> None:
-        """Replace tables, and their moments, by their means over the nodes.
+        """Replace tables and their moments by their means over the nodes.
 
-        After every step with SGD, that is data-parallel training. With Adagrad it is not, because each node divides its
-        gradient by a moment of its own.
+        With SGD, doing this after every step is data-parallel training. With Adagrad it is not, because each node
+        divides its gradient by its own moment.
         """
         pieces = [piece for tensors in state.values() for piece in _pieces(tensors)]
         work = [dist.all_reduce(piece, group=self.peers, async_op=True) for piece in pieces]
@@ -95,7 +107,10 @@ class Nodes:
 
     @torch.no_grad()
     def distance(self, state: State) -> dict[str, float]:
-        """‖E_a - E_b‖ of all tables E, the root mean square over pairs of nodes, and that over the one of ‖E‖."""
+        """How far apart the nodes' tables E are: the root mean square of ‖E_a - E_b‖ over all pairs of nodes.
+
+        ``relative_distance`` is that distance divided by the root mean square of ‖E‖ over the nodes.
+        """
         squares = torch.zeros(2, dtype=torch.float64, device=self.device)
         for piece in _pieces(state["model"]):
             mean = piece.clone()
@@ -108,7 +123,7 @@ class Nodes:
 
 
 def _pieces(tensors: Mapping[str, Any]) -> Iterator[torch.Tensor]:
-    """What this rank holds of the tensors of tables."""
+    """The pieces of tables that this rank holds."""
     for name, tensor in tensors.items():
         if ".embedding_bags." in name:
             if isinstance(tensor, ShardedTensor):
@@ -118,13 +133,13 @@ def _pieces(tensors: Mapping[str, Any]) -> Iterator[torch.Tensor]:
 
 
 def _group(ranks: torch.Tensor) -> dist.ProcessGroup:
-    """The group of one row of ``ranks``: that of this rank."""
+    """The process group of the row of ``ranks`` that contains this rank."""
     mine: dist.ProcessGroup
-    mine, _ = dist.new_subgroups_by_enumeration(ranks.tolist())  # type: ignore[no-untyped-call]  # untyped in torch
+    mine, _ = dist.new_subgroups_by_enumeration(ranks.tolist())
     return mine
 
 
 class _OverAllRanks(DefaultDataParallelWrapper):
-    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:  # noqa: ARG002
+    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:  # noqa: ARG002 (TorchRec's)
         assert dist.group.WORLD is not None
         super().wrap(dmp, ShardingEnv.from_process_group(dist.group.WORLD), device)

@@ -31,12 +31,12 @@ from dlrm_torchrec.sharding.planner.enumerator import Enumerator
 from dlrm_torchrec.sharding.planner.local_search import LocalSearch
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError, shortfall
 
-CACHED_SHARE = 0.2  # of the rows of a table in the host's memory, on the device; TorchRec's default
+CACHED_SHARE = 0.2  # share of the rows of a host-memory table that the device caches; TorchRec's default
 
 
 @dataclass
 class Plan(ShardingPlan):
-    """A plan with the sharders that it was made with; who shards with others trains another plan."""
+    """A plan together with the sharders that it was made with: other sharders would train another plan."""
 
     sharders: list[ModuleSharder[nn.Module]] = field(repr=False, compare=False)
 
@@ -62,17 +62,27 @@ def make_plan(
     access: Mapping[str, AccessStatistics] | None = None,
     without: Sequence[str] = (),
 ) -> Plan:
-    """The planner's plan for ``tables`` (on meta) inside ``model``, ``batch_size`` rows per rank, or a saved one.
+    """The planner's plan for ``tables`` inside ``model``, or a saved plan.
 
-    With ``group``, rank 0 plans and all its ranks get the same plan; ``stats`` is told its estimates. ``access``, by
-    feature, tells how well tables in the host's memory can be cached. Sharding types in ``without`` are not used.
-    Raises ValueError when a table is named that does not exist or a sharding type is impossible for it, and
-    DoesNotFitError.
+    Raises ValueError when ``config`` names a table that does not exist or a sharding type that is impossible for a
+    table, and DoesNotFitError when no plan fits the memory.
+
+    Args:
+        model: the model that contains ``tables``; its dense parameters are counted too
+        tables: the tables to shard, on the meta device
+        topology: the ranks, their memory and their bandwidths
+        batch_size: rows per rank
+        config: the sharding types that the user asks for, or a saved plan
+        spec: the data set; it gives the pooling factors of the features
+        group: its rank 0 plans and all its ranks get the same plan; without a group, each process plans for itself
+        stats: gets the estimates of the plan
+        access: measured accesses by feature, which tell how well tables in the host's memory can be cached
+        without: sharding types that must not be used
     """
     ways = _sharders(tables, config.comms)
     constraints = _constraints(tables, topology, config, spec, batch_size, access or {}, without)
     if config.plan:
-        found = adopt_plan(config.plan, model, ways, topology, batch_size, constraints)
+        found = adopt_plan(config.plan, model, ways, topology, batch_size=batch_size, constraints=constraints)
     else:
         found = _search(model, ways, topology, batch_size, constraints, group, stats)
     if config.comms.int8:
@@ -112,10 +122,10 @@ def _search(
 
 
 def _reservation(model: nn.Module) -> HeuristicalStorageReservation:
-    """15 % of the memory, and what is not sharded: dense parameters, gradients and at most two moments."""
+    """Reserves 15 % of the memory, and room for dense parameters, their gradients and at most two moments."""
     dense_bytes = 4 * sum(p.numel() * p.element_size() for p in model.parameters() if not p.is_meta)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # it warns of planning without the estimate that we give
+        warnings.simplefilter("ignore", FutureWarning)  # it warns about a missing estimate, which is given here
         return HeuristicalStorageReservation(percentage=0.15, dense_tensor_estimate=dense_bytes)
 
 
@@ -132,7 +142,7 @@ def _constraints(
     names = {table.name for table in physical_configs(tables)}
     unknown = sorted(config.tables.keys() - names)
     if unknown:
-        raise ValueError(f"sharded tables must exist: got {unknown}; the model has {sorted(names)}")
+        raise ValueError(f"sharded tables must be tables of the model: got {unknown}; the model has {sorted(names)}")
     optimizer = table_optimizer(tables)
     if topology.compute_device == "cpu" and optimizer is torch.optim.Adam:
         raise ValueError(
@@ -150,28 +160,28 @@ def _constraints(
         if kind in excluded:
             raise ValueError(
                 f"sharding of table {table.name!r} must leave {optimizer.__name__}'s arithmetic unchanged: got "
-                f"{kind!r}, with which {reason}; choose another sharding or optimizer"
+                f"{kind!r}, but then {reason}; choose another sharding or optimizer"
             )
         if kind in without:
             raise ValueError(
-                f"sharding of table {table.name!r} must be none of {', '.join(without)}, which need all ranks of the "
-                f"world: got {kind!r}; choose another"
+                f"sharding of table {table.name!r} must not be one of {', '.join(without)}, which need all ranks of "
+                f"the world: got {kind!r}; choose another"
             )
         if kind in ROW_TYPES and config.comms.int8:
             raise ValueError(
-                f"sharding of table {table.name!r} must leave vectors whole with int8 comms: got {kind!r}, which sums "
+                f"sharding of table {table.name!r} must send whole vectors with int8 comms: got {kind!r}, which sums "
                 "parts of vectors on the wire; choose another sharding, or fp16"
             )
         stacked = isinstance(table, StackedEmbeddingBagConfig)
         offload = config.host_memory and not stacked
         if kind == "data_parallel" and table.data_type is not DataType.FP32:
             raise ValueError(
-                f"a replicated table must have fp32 weights, in which its gradients are averaged: got "
-                f"{table.data_type.value.lower()} of {table.name!r}; choose another sharding or data_type"
+                f"a replicated table must have fp32 weights because its gradients are averaged in the type of the "
+                f"weights: got {table.data_type.value.lower()} for {table.name!r}; choose another sharding or data_type"
             )
         if kind != "auto":
             check_sharding(table, kind)
-        # column shards as equal as the ranks allow; FBGEMM wants multiples of 4
+        # column shards are as equal as the number of ranks allows; FBGEMM needs multiples of 4
         columns = max(4, table.embedding_dim // topology.world_size // 4 * 4)
         constraints[table.name] = ParameterConstraints(
             sharding_types=_allowed(kind, topology, table, [*without, *(ROW_TYPES if config.comms.int8 else [])]),
@@ -198,14 +208,14 @@ def _allowed(kind: ShardingKind, topology: Topology, table: EmbeddingBagConfig, 
     if kind != "auto":
         return [kind]
     if topology.world_size == 1:
-        return ["table_wise"]  # nothing to share, and the fused kernel
-    if table.data_type is not DataType.FP32:  # DDP would average, and its optimizer step, in the type of the weights
+        return ["table_wise"]  # a single rank shares nothing, and this type has the fused kernel
+    if table.data_type is not DataType.FP32:  # DDP would average gradients and update weights in the weights' type
         without = [*without, "data_parallel"]
     return [offered for offered in offered_types(table) if offered not in without]
 
 
 def plan_to_json(plan: ShardingPlan) -> dict[str, Any]:
-    """Per table: sharding type, kernel, and shards with rank, offset and size."""
+    """The plan as plain dictionaries: for each table its sharding type, kernel, and shards (rank, offset, size)."""
     return {
         table: {
             "sharding_type": parameter.sharding_type,
@@ -220,7 +230,7 @@ def plan_to_json(plan: ShardingPlan) -> dict[str, Any]:
 
 
 def describe_plan(plan: ShardingPlan, tables: Tables, world_size: int) -> str:
-    """The plan as a table for a terminal: per table where it lies, then the bytes of weights per rank."""
+    """The plan as text for a terminal: the ranks of each table, then the bytes of weights on each rank."""
     configs = {table.name: table for table in physical_configs(tables)}
     width = max(5, *(len(name) for name in configs))
     lines = [f"{'table':<{width}}  {'rows':>11}  {'dim':>4}  {'sharding':<17}  {'kernel':<6}  ranks"]
@@ -249,7 +259,7 @@ def _parameters(plan: ShardingPlan) -> list[tuple[str, Any]]:
 
 
 def _shards(parameter: Any, whole: tuple[int, int] | None) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
-    """(rank, offset, size) of each shard; a replicated table is whole on each of its ranks."""
+    """(rank, offset, size) of each shard; a replicated table is complete on each of its ranks."""
     if parameter.sharding_spec is None:
         return [(rank, (0, 0), whole or ()) for rank in parameter.ranks]
     return [

@@ -1,4 +1,4 @@
-"""DLRM with compiled dense parts: the same parameters, names and arithmetic, fewer passes over memory."""
+"""DLRM with compiled dense parts: the same parameters, names and arithmetic with fewer passes over memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 
 def compile_dense(model: nn.Module) -> None:
-    """Compile, in place, all of ``model`` but its ``sparse_arch``; call it before the tables are sharded.
+    """Compile everything of ``model`` except its ``sparse_arch``, in place; call it before the tables are sharded.
 
-    Parameter names do not change, so checkpoints fit with and without. The first step of each batch size takes
-    seconds to minutes. A model with DLRM's own interaction gets ``DotInteraction``, compiled together with the top MLP.
+    Parameter names do not change, so a checkpoint can be loaded with or without compiling. The first step of each batch
+    size takes seconds to minutes. A model with DLRM's own interaction gets ``DotInteraction``, which is compiled
+    together with the top MLP.
     """
     sparse = model.get_submodule("sparse_arch")
     assert isinstance(sparse, SparseArch)
@@ -31,15 +32,17 @@ def compile_dense(model: nn.Module) -> None:
 
 
 def compile_module(module: nn.Module) -> None:
-    """Compile ``module`` in place. Raises ValueError where there is no C++ compiler."""
+    """Compile ``module`` in place; raises ValueError when there is no C++ compiler."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        raise ValueError(f"compiling needs a C++ compiler: got {compiler!r}, not found; install it or do not compile")
+        raise ValueError(
+            f"compiling must have a C++ compiler: got {compiler!r}, which was not found; install it or do not compile"
+        )
     module.compile(dynamic=False)
 
 
 class OrderedSparseArch(SparseArch):
-    """A ``SparseArch`` that does not cut up and copy pooled embeddings which already lie in the features' order."""
+    """A ``SparseArch`` that does not split and copy pooled embeddings if they are already in the features' order."""
 
     def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
         """(B, F, D) from F features of stride B."""
@@ -49,19 +52,19 @@ class OrderedSparseArch(SparseArch):
 
 @torch.fx.wrap  # TorchRec's pipelines trace the model with fx, which cannot follow the branch
 def in_order(pooled: KeyedTensor, names: list[str]) -> torch.Tensor:
-    """(B, sum of dims), the columns in the order of ``names``."""
+    """The pooled vectors (B, sum of dims) in the order of ``names``."""
     return pooled.values() if pooled.keys() == names else torch.cat([pooled[name] for name in names], dim=1)
 
 
 class Pair(nn.Module):
-    """Hands both inputs of the interaction on to ``InteractionAndTop``."""
+    """Passes both inputs of the interaction on to ``InteractionAndTop``."""
 
     def forward(self, dense_features: torch.Tensor, sparse_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return dense_features, sparse_features
 
 
 class InteractionAndTop(nn.Module):
-    """An ``OverArch``, with its parameter names, that starts at the interaction: one graph to compile, not two."""
+    """An ``OverArch`` with the same parameter names that includes the interaction, so there is one graph to compile."""
 
     def __init__(self, interaction: DotInteraction, over_arch: OverArch) -> None:
         super().__init__()
@@ -75,13 +78,13 @@ class InteractionAndTop(nn.Module):
 
 
 class DotInteraction(InteractionArch):
-    """An ``InteractionArch`` whose backward is one gather and one product, not a scatter and two products."""
+    """An ``InteractionArch`` with a cheaper backward: it saves a scatter and one of two matrix products."""
 
     def __init__(self, num_sparse_features: int) -> None:
         super().__init__(num_sparse_features)
         vectors = num_sparse_features + 1
         row, column = self.triu_indices
-        pair = torch.full((vectors, vectors), len(row))  # the pairs' number on the diagonal: a padding column
+        pair = torch.full((vectors, vectors), len(row))  # the diagonal points to a padding column after all pairs
         pair[row, column] = pair[column, row] = torch.arange(len(row))
         self.register_buffer("upper", row * vectors + column, persistent=False)
         self.register_buffer("pair", pair.flatten(), persistent=False)
@@ -96,7 +99,7 @@ class DotInteraction(InteractionArch):
 
 
 class _PairwiseDots(torch.autograd.Function):
-    """The upper triangle of V Vᵀ, whose gradient by V is S V, S symmetric, zero on the diagonal."""
+    """The upper triangle of V Vᵀ; its gradient by V is S V, where S is symmetric with a zero diagonal."""
 
     @staticmethod
     def forward(ctx: Any, vectors: torch.Tensor, upper: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:

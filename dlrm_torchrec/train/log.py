@@ -1,4 +1,4 @@
-"""What a run writes for people and programs: progress, metrics.jsonl, config.json, TensorBoard, a profile."""
+"""The output of a run for people and programs: progress, metrics.jsonl, config.json, TensorBoard, a profile."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,9 +23,9 @@ from dlrm_torchrec.train.world import World
 
 
 class RunLog:
-    """Records of one run, written by rank 0; ``metrics.jsonl`` has one JSON object per line with its step.
+    """The records of one run, which rank 0 writes; each line of ``metrics.jsonl`` is a JSON object with its step.
 
-    Losses stay on the device until a record is due, because reading one waits for the device.
+    Losses stay on the device until a record is due, because reading a loss waits for the device.
     """
 
     def __init__(self, folder: str, config: LogConfig, world: World, run: dict[str, Any]) -> None:
@@ -39,18 +39,18 @@ class RunLog:
             return
         g_pathmgr.mkdirs(self.folder)
         if config.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # an extra: needed only when asked for
+            from torch.utils.tensorboard import SummaryWriter  # an optional dependency that only this option needs
 
             self._tensorboard = SummaryWriter(self.folder)
 
     def start(self, step: int, num_steps: int) -> None:
-        """Begin at ``step``: write config.json, and drop records of later steps, from before an interruption.
+        """Begin at ``step``: write config.json, and drop records of later steps that an interrupted run wrote.
 
-        Raises ValueError when steps after the last one are to be timed.
+        Raises ValueError when the config asks to time steps after the last one.
         """
         if self.config.timed is not None and self.config.timed[1] > num_steps:
             raise ValueError(
-                f"timed steps must be among the run's {num_steps}: got {self.config.timed}; name earlier ones"
+                f"timed steps must be among the run's {num_steps} steps: got {self.config.timed}; name earlier steps"
             )
         self._clock = time.perf_counter()
         self._profile(step)
@@ -66,12 +66,12 @@ class RunLog:
         with g_pathmgr.open(path, "w") as stream:
             stream.writelines(kept)
         if step >= num_steps:
-            self.say(f"{self.folder} holds a finished run of {step} steps: name another --run-dir to train again")
+            self.say(f"{self.folder} holds a finished run of {step} steps; choose another --run-dir to train again")
         elif sys.stderr.isatty():
             self._bar = tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True)
 
     def timing(self, progress: Progress) -> Timing | None:
-        """For ``train_pipeline``: the steps to time in a run that has come to ``progress``, if any are left."""
+        """The argument ``timing`` of ``train_pipeline``; None when no steps are left to time after ``progress``."""
         if self.config.timed is None or self.config.timed[1] <= progress.step:
             return None
         first, last = self.config.timed
@@ -82,12 +82,12 @@ class RunLog:
             path = f"{self.folder}/step_times.json"
             with g_pathmgr.open(path, "w") as stream:
                 json.dump(found, stream, indent=1)
-            self.say(f"times of single steps: {path}, for python -m dlrm_torchrec.sharding.measured")
+            self.say(f"wrote times of single steps to {path}; python -m dlrm_torchrec.sharding.measured reads them")
 
     def step(self, step: int, loss: torch.Tensor, global_rows: int) -> None:
-        """Count one training step of ``global_rows`` samples; writes a record every ``config.every`` steps.
+        """Count one training step of ``global_rows`` samples, and write a record every ``config.every`` steps.
 
-        Raises TrainingError when a loss of the window was not finite.
+        Raises TrainingError when a loss since the last record was not finite.
         """
         self._losses.append(loss)
         self._samples += global_rows
@@ -98,7 +98,7 @@ class RunLog:
             self.flush(step)
 
     def flush(self, step: int) -> None:
-        """Write the mean training loss over the window and over all ranks, if there was a step since the last one."""
+        """Write the mean training loss over all ranks and all steps since the last record, if there were any."""
         if not self._losses:
             return
         total = torch.stack(self._losses).double().sum().reshape(1).cpu()
@@ -109,7 +109,7 @@ class RunLog:
         self.write(step, record)
 
     def write(self, step: int, record: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and a line on the terminal."""
+        """Write one line to metrics.jsonl and one line to the terminal."""
         if not self.world.is_main:
             return
         with g_pathmgr.open(f"{self.folder}/metrics.jsonl", "a") as stream:
@@ -121,26 +121,26 @@ class RunLog:
         self.say(f"step {step}  {text}")
 
     def say(self, text: str) -> None:
-        """A line for people, on rank 0, that does not break the progress bar."""
+        """Print a line for people on rank 0 without breaking the progress bar."""
         if self.world.is_main:
             tqdm.write(text, file=sys.stderr) if self._bar is not None else print(text, file=sys.stderr, flush=True)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop the clock: what happens inside (an evaluation, a save) is not training time."""
+        """Stop the clock inside ``with``, so that an evaluation or a save does not count as training time."""
         self._train_s = self._elapsed_s()
         self._clock = None
         yield
         self._clock = time.perf_counter()
 
     def stop(self, step: int) -> None:
-        """Training ends after ``step``: write the last record and stop the clock."""
+        """End training after ``step``: write the last record and stop the clock."""
         self.flush(step)
         self._train_s = self._elapsed_s()
         self._clock = None
 
     def _profile(self, step: int) -> None:
-        """Open or close the profiler's window after ``step`` steps; the trace is for chrome://tracing or Perfetto."""
+        """Start or stop the profiler after ``step`` steps; chrome://tracing and Perfetto show its trace."""
         if self.config.profile is None:
             return
         if step == self.config.profile[0] - 1:
@@ -151,7 +151,7 @@ class RunLog:
             self._profiler.export_chrome_trace(f"{self.folder}/trace-rank{self.world.rank}.json")
 
     def samples_per_s(self) -> float:
-        """Training samples of all ranks per second of training time, since this process began."""
+        """Training samples of all ranks per second of training time, since this process started."""
         return self._samples / max(1e-9, self._elapsed_s())
 
     def _elapsed_s(self) -> float:
@@ -163,7 +163,7 @@ class RunLog:
         if self._bar is not None:
             self._bar.close()
         if "teacher/auc" in metrics and "val/auc" in metrics:
-            self.say(f"val/auc {metrics['val/auc']:.4f}; the best that can be reached is {metrics['teacher/auc']:.4f}")
+            self.say(f"val/auc {metrics['val/auc']:.4f}; the best possible AUC is {metrics['teacher/auc']:.4f}")
         if self.world.is_main:
             if self.config.tensorboard:
                 self._tensorboard.close()
@@ -171,8 +171,8 @@ class RunLog:
         return final
 
 
-def prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
-    """The same metrics, their names led by ``prefix``."""
+def prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """The same metrics with ``prefix`` in front of every name."""
     return {f"{prefix}{name}": value for name, value in metrics.items()}
 
 

@@ -1,4 +1,4 @@
-"""Models that share dense parameters but not tables: how good each one is, and all together; their tensors' names."""
+"""Metrics and tensor names of nodes, which are models that share dense parameters but not tables."""
 
 from __future__ import annotations
 
@@ -19,19 +19,27 @@ from dlrm_torchrec.train.world import World
 def evaluate_nodes(
     model: nn.Module, batches: Iterable[RankingBatch], world: World, nodes: int, *, learned: bool
 ) -> dict[str, float]:
-    """Metrics of the nodes' ensemble, whose probability is the mean of theirs, and as ``node<number>/`` of each.
+    """Metrics of the ensemble, whose probability is the mean over the nodes, and of each node as ``node<number>/...``.
 
-    The ranks of a node must share all rows among them, every node's in the same way. Otherwise as ``evaluate``.
+    The ranks of a node must split all rows among themselves, in the same way in every node. Everything else is as in
+    ``evaluate``.
+
+    Args:
+        model: the model of this rank's node
+        batches: this rank's part of the rows
+        world: all ranks
+        nodes: the number of nodes
+        learned: whether the model has had time to learn, so that constant logits or an AUC of 0.5 are an error
     """
 
     def measure(scores: torch.Tensor) -> dict[str, float]:
         logits, labels = scores.view(2, nodes, -1)
-        return _measure(logits, labels[0], learned)
+        return _measure(logits, labels[0], learned=learned)
 
     return on_all_ranks(predict(model, batches, world), measure, world)
 
 
-def _measure(logits: torch.Tensor, labels: torch.Tensor, learned: bool) -> dict[str, float]:
+def _measure(logits: torch.Tensor, labels: torch.Tensor, *, learned: bool) -> dict[str, float]:
     for single in logits:
         check_scores(single, labels)
     found = ranking_metrics(torch.logit(torch.sigmoid(logits.double()).mean(0)), labels)
@@ -44,7 +52,7 @@ def _measure(logits: torch.Tensor, labels: torch.Tensor, learned: bool) -> dict[
 
 
 def node_tensors(node: int, model: nn.Module, optimizer: CombinedOptimizer) -> dict[str, dict[str, Any]]:
-    """``run_tensors`` for a checkpoint of all nodes: tables of different nodes have different names."""
+    """``run_tensors`` for a checkpoint of all nodes, with a different name for each node's tables."""
     return {
         part: {f"node{node}.{name}" if ".embedding_bags." in name else name: tensor for name, tensor in tensors.items()}
         for part, tensors in run_tensors(model, optimizer).items()

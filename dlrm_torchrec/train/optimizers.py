@@ -23,7 +23,7 @@ CLASSES: dict[OptimizerKind, type[torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "rowwise_adagrad": RowWiseAdagrad,
     "adam": torch.optim.Adam,
-    "rowwise_sgd": RowWiseAdagrad,  # the arithmetic of sgd by a kernel that is faster on CPU, see rowwise_sgd
+    "rowwise_sgd": RowWiseAdagrad,  # the same arithmetic as sgd with a kernel that is faster on CPU, see rowwise_sgd
 }
 
 
@@ -38,14 +38,14 @@ def arguments_of(config: OptimizerConfig) -> dict[str, Any]:
 
 
 def optimize_tables_in_backward(tables: nn.Module, config: OptimizerConfig) -> None:
-    """Mark the embedding tables in ``tables``: FBGEMM updates the touched rows inside backward.
+    """Mark the embedding tables in ``tables``, so that FBGEMM updates the rows of a batch inside backward.
 
-    Call it on the meta model before planning, because the planner counts optimizer state by this mark.
+    Call it on the meta model before planning, because the planner uses this mark to count optimizer state.
     """
     weights = [weight for name, weight in tables.named_parameters() if "embedding_bags." in name]
     arguments = arguments_of(config)
     apply_in_backward(CLASSES[config.kind], weights, arguments)
-    if "betas" in arguments:  # the mark holds this very dictionary, for FBGEMM, whose names torch.optim does not know
+    if "betas" in arguments:  # the mark keeps this dictionary object, and FBGEMM has other names than torch.optim
         arguments["beta1"], arguments["beta2"] = arguments.pop("betas")
 
 
@@ -54,8 +54,8 @@ def build_optimizer(
 ) -> CombinedOptimizer:
     """One optimizer over the fused tables, the data-parallel tables and the dense parameters.
 
-    A data-parallel table is not fused, so it is stepped here, by the tables' optimizer and not by the dense one.
-    ``clip_norm`` > 0 clips the norm of the dense gradients (equal on all ranks after DDP's average).
+    A data-parallel table is not fused. This optimizer updates it, with the config of the tables and not the dense one.
+    ``clip_norm`` > 0 clips the norm of the dense gradients, which are equal on all ranks after DDP's average.
     """
     replicated: dict[str, nn.Parameter] = {}
     parameters: dict[str, nn.Parameter] = {}

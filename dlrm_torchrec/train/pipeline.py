@@ -1,7 +1,8 @@
-"""TorchRec's training pipelines: which one a world needs."""
+"""Chooses the TorchRec training pipeline for a world."""
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 from torchrec.optim.keyed import CombinedOptimizer
@@ -15,21 +16,24 @@ def train_pipeline(
 ) -> TrainPipelineSparseDist | SingleRankPipeline | TimedPipeline:
     """``TrainPipelineSparseDist``, which overlaps the next batch's input_dist with this batch's training.
 
-    A single rank has no one to wait for, and gets the pipeline without that stage (a fifth faster on CPU). The steps
-    of ``timing``, if any, are trained part by part and timed.
+    A single rank exchanges no ids, so it gets a pipeline without that stage (a fifth faster on CPU). With ``timing``,
+    some steps are trained part by part and timed.
     """
     kind = TrainPipelineSparseDist if world.size > 1 else SingleRankPipeline
     pipeline = kind(model, optimizer, world.device)
-    return pipeline if timing is None else TimedPipeline(pipeline, model, optimizer, world, timing)
+    return pipeline if timing is None else TimedPipeline(pipeline, model, optimizer, world, timing=timing)
 
 
 class SingleRankPipeline(TrainPipelineBase):
-    """``TrainPipelineBase`` with the calls around an evaluation that ``TrainPipelineSparseDist`` has."""
+    """``TrainPipelineBase`` with the methods of ``TrainPipelineSparseDist`` that are called around an evaluation."""
+
+    def __init__(self, model: nn.Module, optimizer: CombinedOptimizer, device: torch.device) -> None:
+        super().__init__(model, optimizer, device)
+        self.model = model
 
     def detach(self) -> nn.Module:
-        """The model, as it is."""
-        model: nn.Module = self._model
-        return model
+        """The model, unchanged."""
+        return self.model
 
     def attach(self) -> None:
-        """Go on training: there is nothing to restore."""
+        """Continue training; there is nothing to restore."""

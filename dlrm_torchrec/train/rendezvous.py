@@ -1,4 +1,4 @@
-"""A meeting place for the ranks of one attempt of a run, clean of earlier attempts."""
+"""A store for the ranks of one attempt of a run, without the leftovers of earlier attempts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch.distributed as dist
 
 
 def attempt_store(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
-    """A part of ``store`` that only the ranks of this attempt know, the same on all of them.
+    """The part of ``store`` that belongs to this attempt, the same on all its ranks.
 
-    torchelastic hands restarted ranks the store of the attempt that failed, in which gloo finds the addresses of
-    processes that are gone (torch 2.13). Rank 0 names the attempt; the others may still read the name of the one
-    before, so they trust a name only when it lists what they have just written. Raises TimeoutError.
+    torchelastic gives restarted ranks the store of the failed attempt, in which gloo finds the addresses of dead
+    processes (torch 2.13). Rank 0 names the attempt. The other ranks may still read the name of the previous attempt,
+    so they trust a name only when its list contains what they have just written. Raises TimeoutError.
     """
     mine = uuid.uuid4().hex
     if rank == 0:
@@ -33,4 +33,4 @@ def attempt_store(store: dist.Store, rank: int, size: int, timeout: timedelta) -
         if store.check([ranks]) and mine in json.loads(store.get(ranks)):
             return dist.PrefixStore(attempt, store)
         time.sleep(0.02)
-    raise TimeoutError(f"rank {rank} must be met by rank 0 within {timeout}: got no answer; look at the log of rank 0")
+    raise TimeoutError(f"rank 0 must answer rank {rank} within {timeout}: got no answer; look at the log of rank 0")

@@ -1,4 +1,4 @@
-"""SIGTERM, agreed on by all ranks, so that they stop after the same step."""
+"""A stop on SIGTERM that all ranks agree on, so that they stop after the same step."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dlrm_torchrec.train.world import World
 
 
 class StopRequest:
-    """Turns SIGTERM on any rank into one decision of all ranks.
+    """Turns SIGTERM on any rank into a common decision of all ranks.
 
-    The flag travels in an asynchronous all-reduce that overlaps the next step, so asking costs no waiting.
+    An asynchronous all-reduce sends the flag while the next step runs, so asking takes no extra time.
     """
 
     def __init__(self, world: World) -> None:
@@ -30,14 +30,14 @@ class StopRequest:
         self.settle()
         stop = bool(self._flag.item()) if self._world.size > 1 else self._received
         if stop and self._world.is_main:
-            print("stopped by SIGTERM: the same command continues", file=sys.stderr, flush=True)
+            print("stopped by SIGTERM; run the same command again to resume", file=sys.stderr, flush=True)
         if not stop and self._world.size > 1:
             self._flag.fill_(float(self._received))
             self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, self._world.control, async_op=True)
         return stop
 
     def settle(self) -> None:
-        """Wait for the all-reduce under way; call it before the process group goes."""
+        """Wait for the running all-reduce; call it before the process group is destroyed."""
         if self._work is not None:
             self._work.wait()
             self._work = None

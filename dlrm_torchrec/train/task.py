@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-Output = tuple[torch.Tensor, torch.Tensor, int]  # loss (detached), logits (B,) with padding, rows over all ranks
+Output = tuple[torch.Tensor, torch.Tensor, int]  # loss (detached), logits (B,) with padding, rows of all ranks
 
 
 class RankingBatch(Protocol):
-    """What the task reads; see ``dlrm_torchrec.datasets.batch.Batch``."""
+    """The fields of a batch that the task reads; see ``dlrm_torchrec.datasets.batch.Batch``."""
 
     dense_features: torch.Tensor
     sparse_features: KeyedJaggedTensor
@@ -24,15 +24,18 @@ class RankingBatch(Protocol):
 
 
 class BinaryRankingTask(nn.Module):
-    """Binary cross-entropy over the global batch, whatever the number of ranks.
+    """Binary cross-entropy over the global batch, for any number of ranks.
 
-    The local loss is the sum over the rank's real rows, times ``world_size / global_rows``. DDP and TorchRec both
-    average gradients over ranks, so the result is the gradient of the mean over the global batch, also when ranks
-    hold unequal numbers of real rows.
+    The local loss is the sum over the rank's real rows times ``world_size / global_rows``. DDP and TorchRec both
+    average gradients over ranks, so the result is the gradient of the mean over the global batch, even if ranks have
+    different numbers of real rows.
     """
 
     def __init__(self, model: nn.Module, world_size: int, autocast: torch.dtype | None = None) -> None:
-        """``model`` maps (dense (B, D), sparse KJT) to logits (B, 1); ``autocast`` is the dtype of its dense parts."""
+        """``model`` maps (dense (B, D), sparse KJT) to logits (B, 1).
+
+        ``autocast`` is the dtype of its dense parts; None turns autocast off.
+        """
         super().__init__()
         self.model = model
         self.world_size = world_size

@@ -1,4 +1,4 @@
-"""Who am I among the ranks: process groups, device and seeds."""
+"""This process's place among the ranks: process groups, device and seeds."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dlrm_torchrec.train.rendezvous import attempt_store
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of them."""
+    """This process's place among all processes of the run."""
 
     rank: int  # 0..size-1
     size: int
     local_size: int  # ranks on this host
     device: torch.device
-    control: dist.ProcessGroup  # gloo on every machine: flags, metrics and checkpoint plans travel here
+    control: dist.ProcessGroup  # gloo on every machine; it carries flags, metrics and checkpoint plans
 
     @property
     def is_main(self) -> bool:
@@ -32,15 +32,15 @@ class World:
 
     @property
     def needs_ddp(self) -> bool:
-        """Whether to wrap dense parts in DDP; around one CPU rank it only costs time."""
+        """Whether to wrap dense parts in DDP; on a single CPU rank DDP only costs time."""
         return self.size > 1 or self.device.type == "cuda"
 
 
 @contextmanager
 def join_world(seed: int, timeout_s: float = 600) -> Iterator[World]:
-    """The world that torchrun or TorchX started, or a world of one when the script was started by hand.
+    """The world that torchrun or TorchX started, or a world of one rank when the script was started by hand.
 
-    Dense weights are seeded alike on every rank; tables are initialised by ``initialize_tables``.
+    Every rank has the same seed for dense weights; ``initialize_tables`` initialises tables.
     """
     _quiet_libraries()
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -71,7 +71,7 @@ def join_world(seed: int, timeout_s: float = 600) -> Iterator[World]:
 
 
 def _quiet_libraries() -> None:
-    """Keep the terminal for the run: what torch and torchrec deprecate among themselves is not the user's concern."""
+    """Hide deprecation warnings between torch and torchrec, which do not concern the user."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(rec)?\.")
     for name in ("torchrec", "torch.fx._symbolic_trace"):

@@ -173,7 +173,7 @@ class Installation:
 
     def doctor(self, *checks: str) -> list[str]:
         """The lines of findings; the exit code says whether there are any."""
-        command = [self.python, "-m", "dlrm_torchrec.cli.main", "doctor", *checks]
+        command = [str(self.python), "-m", "dlrm_torchrec.cli.main", "doctor", *checks]
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.stderr == ""
@@ -266,7 +266,7 @@ def test_cuda_is_read_from_torch_and_the_driver(tmp_path: Path, monkeypatch: pyt
             assert name == "libcuda.so.1"
 
         def cuDriverGetVersion(self, version: Any) -> int:  # noqa: N802  # the driver's name for it
-            version._obj.value = 12080
+            ctypes.cast(version, ctypes.POINTER(ctypes.c_int))[0] = 12080
             return 0
 
     (tmp_path / "torch").mkdir()

@@ -6,6 +6,7 @@ import gzip
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -59,7 +60,7 @@ def test_kaggle_holds_out_the_last_seventh(tmp_path: Path, script: ModuleType, e
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_1tb_holds_out_the_last_day(tmp_path: Path, script: ModuleType, pack) -> None:
+def test_1tb_holds_out_the_last_day(tmp_path: Path, script: ModuleType, pack: Callable[[bytes], bytes]) -> None:
     days = {day: criteo_files.content(np.random.default_rng(day), 20 + day) for day in (0, 2, 10)}
     for day, data in days.items():
         (tmp_path / f"day_{day}").write_bytes(pack(data))
@@ -106,7 +107,9 @@ def test_workers_memory_and_shuffling_from_the_command_line(tmp_path: Path) -> N
         ({"kind": "kaggle", "input": ("a", "b")}, "--input must be one file for kaggle"),
     ],
 )
-def test_unfit_arguments_are_refused(tmp_path: Path, script: ModuleType, options: dict, message: str) -> None:
+def test_unfit_arguments_are_refused(
+    tmp_path: Path, script: ModuleType, options: dict[str, object], message: str
+) -> None:
     config = script.Config(**({"input": ("day_0",), "output": str(tmp_path)} | options))
     with pytest.raises(ValueError, match=message):
         script.main(config)

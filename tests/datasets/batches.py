@@ -7,6 +7,8 @@ import torch
 
 from dlrm_torchrec.datasets.batch import Batch
 
+Row = tuple[object, tuple[object, ...], tuple[tuple[int, ...], ...]]  # label, dense values, ids of each feature
+
 
 class Columns(NamedTuple):
     labels: torch.Tensor
@@ -34,7 +36,7 @@ def concatenate(batches: Iterable[Batch]) -> Columns:
     )
 
 
-def rows_of(batches: Iterable[Batch]) -> list[tuple[object, ...]]:
+def rows_of(batches: Iterable[Batch]) -> list[Row]:
     """(label, dense, ids of each feature) of every real row: plain values that compare exactly."""
     columns = concatenate(batches)
     ids = zip(*columns.sparse, strict=True)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
+from tests.datasets.batches import Row
 
 SPEC = DatasetSpec(
     name="small",
@@ -66,7 +67,7 @@ def write_folder(folder: Path, files: Sequence[Sequence[int]]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def reference_rows(table: pa.Table, spec: DatasetSpec = SPEC) -> list[tuple[object, ...]]:
+def reference_rows(table: pa.Table, spec: DatasetSpec = SPEC) -> list[Row]:
     """The rows as plain values, by a loop over rows, in the form of ``batches.rows_of``."""
     return [
         (

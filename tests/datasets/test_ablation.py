@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from dlrm_torchrec.datasets.ablation import without
+from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 
 SPEC = demo_spec()
-NAMES = [each.name for each in (*SPEC.dense, *SPEC.sparse)]
 
 
-def batch():
+def batch() -> Batch:
     stream = SyntheticStream(SPEC, split="train", num_rows=60, global_batch_size=50, rank=0, world_size=1, seed=3)
     return list(stream.batches())[1]  # 10 rows
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SPEC.feature_names)
 def test_one_feature_is_the_same_in_all_rows_and_the_others_are_as_before(name: str) -> None:
     before, after = batch(), without(batch(), name, SPEC)
     assert torch.equal(after.labels, before.labels)
@@ -26,15 +26,15 @@ def test_one_feature_is_the_same_in_all_rows_and_the_others_are_as_before(name: 
     for i, feature in enumerate(SPEC.dense):
         found, was = after.dense_features[:, i], before.dense_features[:, i]
         assert torch.equal(found, torch.zeros_like(was) if feature.name == name else was)
-    for feature in SPEC.sparse:
-        found, was = after.sparse_features[feature.name], before.sparse_features[feature.name]
-        if feature.name == name:
-            assert found.values().tolist() == [0] * len(before.labels)
-            assert found.lengths().tolist() == [1] * len(before.labels)
-            assert found.values().dtype == was.values().dtype
+    for key in before.sparse_features.keys():  # noqa: SIM118  # a KeyedJaggedTensor is no dictionary
+        ids, ids_before = after.sparse_features[key], before.sparse_features[key]
+        if key == name:
+            assert ids.values().tolist() == [0] * len(before.labels)
+            assert ids.lengths().tolist() == [1] * len(before.labels)
+            assert ids.values().dtype == ids_before.values().dtype
         else:
-            assert torch.equal(found.values(), was.values())
-            assert torch.equal(found.lengths(), was.lengths())
+            assert torch.equal(ids.values(), ids_before.values())
+            assert torch.equal(ids.lengths(), ids_before.lengths())
 
 
 def test_an_unknown_feature_is_refused() -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.negatives import WithNegatives
 from dlrm_torchrec.datasets.prepared.manifest import DataFile, Manifest, Split
 from dlrm_torchrec.datasets.stream import Ranks
@@ -57,7 +58,7 @@ def stream(folder: str, batch: int = 32, rank: int = 0, world_size: int = 1, **o
     return WithNegatives(folder, "user", "item", ranks=Ranks(batch, rank, world_size), **settings)
 
 
-def rows(batches: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def rows(batches: list[Batch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Users, items and labels of the real rows of batches, in order."""
     users, items = (
         torch.cat([batch.sparse_features[name].values() for batch in batches]).numpy() for name in ("user", "item")

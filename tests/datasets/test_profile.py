@@ -228,8 +228,8 @@ GOOD = AccessStatistics(
     [
         ({"samples": None}, "'NoneType' object cannot be interpreted as an integer"),
         ({"samples": 2.5}, "'float' object cannot be interpreted as an integer"),
-        ({"samples": 0}, "must be of at least 1 row and have shares in [0, 1]: got 0 rows"),
-        ({"reuse": 1.5}, "must be of at least 1 row and have shares in [0, 1]: got 4 rows and [0.6"),
+        ({"samples": 0}, "must cover at least 1 row and have shares in [0, 1]: got 0 rows"),
+        ({"reuse": 1.5}, "must cover at least 1 row and have shares in [0, 1]: got 4 rows and [0.6"),
         ({"reuse": "all"}, "not supported between instances of 'int' and 'str'"),
         ({"top_mass": [[1, -0.1]]}, "shares in [0, 1]: got 4 rows and [-0.1, 0.5]"),
         ({"top_mass": [[1]]}, "not enough values to unpack"),

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline.runtime_forwards import PipelinedForward
+from torchrec.distributed.types import ShardedTensor
 from torchrec.models.deepfm import SimpleDeepFMNN
 from torchrec.models.dlrm import DLRM, DLRM_DCN
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
@@ -22,7 +22,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
-from dlrm_torchrec.embeddings.compositional.operations import Block
+from dlrm_torchrec.embeddings.compositional.stack import Block
 from dlrm_torchrec.embeddings.initialize import fill_table, initialize_tables
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
@@ -33,8 +33,7 @@ from dlrm_torchrec.train.config import OptimizerConfig
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.task import BinaryRankingTask
-from dlrm_torchrec.train.world import World
-from tests.distributed import run_ranks
+from tests.distributed import here, run_ranks
 
 ROWS = st.lists(st.integers(1, 10**9), min_size=1, max_size=12)
 ALPHA = st.floats(0, 1)
@@ -46,7 +45,7 @@ def test_dims_obey_their_limits(
     rows: list[int], base_dim: int, alpha: float, powers: bool, share: float | None
 ) -> None:
     budget = None if share is None else math.ceil(sum(rows) * (4 + share * (base_dim - 4)))
-    dims = power_rule_dims(rows, base_dim, alpha, budget=budget, round_to_power_of_two=powers)
+    dims = power_rule_dims(rows, base_dim=base_dim, alpha=alpha, budget=budget, round_to_power_of_two=powers)
     assert len(dims) == len(rows)
     for dim in dims:
         assert 4 <= dim <= base_dim
@@ -72,15 +71,15 @@ def test_a_budget_is_used_as_far_as_the_rule_allows(rows: list[int], alpha: floa
 
     tried = [by_formula(2 ** (step / 16)) for step in range(40 * 16)]
     costs = [sum(n * dim for n, dim in zip(rows, dims, strict=True)) for dims in tried]
-    ours = power_rule_dims(rows, 64, alpha, budget=budget, multiple_of=1)
+    ours = power_rule_dims(rows, base_dim=64, alpha=alpha, budget=budget, multiple_of=1)
     assert sum(n * dim for n, dim in zip(rows, ours, strict=True)) >= max(cost for cost in costs if cost <= budget)
 
 
 def test_dims_of_the_paper_without_a_budget() -> None:
     rows = [feature.rows for feature in criteo_kaggle_spec().sparse]
     expected = [2 ** round(math.log2(max(1, 16 * (min(rows) / n) ** 0.3))) for n in rows]
-    assert power_rule_dims(rows, 16, 0.3, multiple_of=1) == expected
-    assert power_rule_dims(rows, 16, 0.3) == [max(4, dim) for dim in expected]
+    assert power_rule_dims(rows, base_dim=16, alpha=0.3, multiple_of=1) == expected
+    assert power_rule_dims(rows, base_dim=16, alpha=0.3) == [max(4, dim) for dim in expected]
     assert len(set(expected)) > 3
 
 
@@ -88,15 +87,15 @@ def test_dims_of_the_paper_with_a_budget() -> None:
     """Where no dim is clipped and rounding hardly matters, λ is budget / Σ n^(1-alpha)."""
     rows, alpha, budget = [100, 5, 30_000], 0.4, 10**8
     scale = budget / sum(n ** (1 - alpha) for n in rows)
-    dims = power_rule_dims(rows, 10**6, alpha, budget=budget, round_to_power_of_two=False, multiple_of=1)
+    dims = power_rule_dims(rows, base_dim=10**6, alpha=alpha, budget=budget, round_to_power_of_two=False, multiple_of=1)
     assert dims == pytest.approx([scale * n**-alpha for n in rows], rel=2e-4)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rows": []}, r"rows must name tables of at least 1 row: got \[\]; give each table's rows"),
-        ({"rows": [3, 0]}, r"rows must name tables of at least 1 row: got \[3, 0\]"),
+        ({"rows": []}, r"rows must be at least 1 for every table: got \[\]; give each table's rows"),
+        ({"rows": [3, 0]}, r"rows must be at least 1 for every table: got \[3, 0\]"),
         ({"alpha": -0.1}, "alpha must lie between 0 and 1: got -0.1; try 0.3"),
         ({"alpha": math.nan}, "alpha must lie between 0 and 1: got nan"),
         ({"alpha": 1.5}, "alpha must lie between 0 and 1: got 1.5"),
@@ -104,7 +103,7 @@ def test_dims_of_the_paper_with_a_budget() -> None:
         ({"base_dim": 18}, "base_dim must be a positive multiple of 4: got 18"),
         ({"multiple_of": 0}, "multiple_of must be positive, and a power of two if .*: got 0; use 4"),
         ({"multiple_of": 12}, "multiple_of must be positive, and a power of two if .*: got 12; use 4"),
-        ({"budget": 39}, "budget must hold all tables at the least dim, 4: got 39 elements; raise it to 40 or leave"),
+        ({"budget": 39}, "budget must hold all tables at the least dim, 4: got 39 elements; raise it to 40 or use"),
     ],
 )
 def test_impossible_rules_are_refused(arguments: dict[str, Any], message: str) -> None:
@@ -278,8 +277,8 @@ def build(device: torch.device) -> tuple[DLRM, MixedDimensionEmbeddingBagCollect
     torch.manual_seed(SEED)
     collection = MixedDimensionEmbeddingBagCollection(configs(), DIM, device=device, dense_device=CPU)
     torch.manual_seed(SEED)
-    for projection in collection.projections.values():
-        nn.init.normal_(projection.weight)
+    for projection in collection.projections.parameters():
+        nn.init.normal_(projection)
     return DLRM(collection, 3, [8, DIM], [8, 1], dense_device=CPU), collection
 
 
@@ -288,9 +287,7 @@ Pieces = dict[str, list[tuple[tuple[int, ...], torch.Tensor]]]
 
 def train_sharded(kinds: ShardingConfig) -> tuple[list[torch.Tensor], Pieces]:
     """The logits of each step and of one more forward; then every local piece of a weight with its offset."""
-    rank = dist.get_rank()
-    assert dist.group.WORLD is not None
-    world = World(rank=rank, size=2, local_size=2, device=CPU, control=dist.group.WORLD)
+    world = here()
     dlrm, collection = build(torch.device("meta"))
     task = BinaryRankingTask(dlrm, 2)
     optimize_tables_in_backward(collection.tables, SGD)
@@ -299,12 +296,13 @@ def train_sharded(kinds: ShardingConfig) -> tuple[list[torch.Tensor], Pieces]:
     initialize_tables(model, SEED)
     pipeline = train_pipeline(model, build_optimizer(model, SGD, SGD), world)
     assert isinstance(pipeline, TrainPipelineSparseDist)
-    batches = iter([batch(step, rank) for step in range(STEPS)])
+    batches = iter([batch(step, world.rank) for step in range(STEPS)])
     logits = [pipeline.progress(batches)[1] for _ in range(STEPS)]
-    assert len(pipeline._pipelined_modules) == 1  # its input_dist is overlapped
+    overlapped = [part for part in model.modules() if isinstance(part.forward, PipelinedForward)]
+    assert len(overlapped) == 1
     with torch.no_grad():
-        logits.append(pipeline.detach()(batch(STEPS, rank))[1][1])
-        keys = dlrm.sparse_arch.embedding_bag_collection(batch(STEPS, rank).sparse_features).keys()
+        logits.append(pipeline.detach()(batch(STEPS, world.rank))[1][1])
+        keys = dlrm.sparse_arch.embedding_bag_collection(batch(STEPS, world.rank).sparse_features).keys()
     assert keys == ["f0", "f3", "f1", "f2", "f4"]  # whatever the plan's order
     pieces: Pieces = {}
     for name, value in model.state_dict().items():
@@ -319,12 +317,8 @@ def train_unsharded() -> tuple[list[list[torch.Tensor]], dict[str, torch.Tensor]
     """The logits of each step by rank, and of one more forward, of plain PyTorch; then the weights."""
     dlrm, collection = build(CPU)
     for table in configs():
-        fill_table(
-            collection.tables.embedding_bags[table.name].weight.data,
-            SEED,
-            table.name,
-            [Block.plain(table.num_embeddings)],
-        )
+        weight, blocks = collection.tables.embedding_bags[table.name].weight.data, [Block.plain(table.num_embeddings)]
+        fill_table(weight, blocks, seed=SEED, table=table.name)
     optimizer = torch.optim.SGD(dlrm.parameters(), lr=SGD.lr)
     logits = []
     for step in range(STEPS + 1):

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dlrm_torchrec.embeddings import table_files
-from dlrm_torchrec.embeddings.table_files import Format, check_folder, open_table, write_table
+from dlrm_torchrec.embeddings.config import TableFormat
+from dlrm_torchrec.embeddings.table_files import check_folder, open_table, write_table
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("format", ["safetensors", "parquet"])
 def test_any_rows_come_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Format, dtype: torch.dtype
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: TableFormat, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(table_files, "_ROW_GROUP_ROWS", 4)
     weights = torch.randn(11, 3).to(dtype)
@@ -51,7 +52,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
         check_folder(str(tmp_path / "none"), ["t"])
     save_file({"weight": torch.ones(5, 2)}, tmp_path / "t.safetensors")
     check_folder(str(tmp_path), ["t", "u"])
-    with pytest.raises(ValueError, match=r"t.safetensors must hold a table of shape \(5, 4\): got \(5, 2\); it is of"):
+    with pytest.raises(ValueError, match=r"t.safetensors must hold a table of shape \(5, 4\): got \(5, 2\); export"):
         open_table(str(tmp_path), "t", (5, 4))
     write_table(str(tmp_path), "t", torch.ones(5, 2), "parquet")
     with pytest.raises(ValueError, match=r"table t must have one file in .*: got .*; remove one of them"):
@@ -63,5 +64,5 @@ def test_ids_out_of_order_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": [1, 0], "vector": vectors}), tmp_path / "t.parquet")
     read = open_table(str(tmp_path), "t", (2, 2))
     assert read is not None
-    with pytest.raises(ValueError, match=r"must hold the ids 0, 1, 2, ... in order: got others; sort it"):
+    with pytest.raises(ValueError, match=r"must hold the ids 0, 1, 2, ... in order: got others; add missing ids"):
         read(0, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path as FilePath
+from typing import Any
 
 import pytest
 from torchrec.modules.embedding_configs import DataType
@@ -14,7 +15,7 @@ from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Path
 from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConfig
-from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.embeddings.config import DataTypeName, TablesConfig, TablesKind
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import build_tables, partition_of, physical_configs, read_tables, write_tables
 from dlrm_torchrec.schema import Table
@@ -109,20 +110,23 @@ def test_every_kind_builds_the_demo_and_criteo() -> None:
         ({"collisions": -1}, r"collisions of plain tables must be at least 0: got -1; try 4"),
     ],
 )
-def test_errors(options: dict[str, object], message: str) -> None:
+def test_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TablesConfig(**options)
 
 
 def test_dims_that_do_not_divide_for_concat() -> None:
-    with pytest.raises(ValueError, match=r"dim of table 't900' must be a multiple of its 3 partitions for concat"):
+    with pytest.raises(
+        ValueError, match=r"dim of table 't900' must be a multiple of 3, its number of partitions, for concat"
+    ):
         build_tables(TABLES, TablesConfig(kind="mixed_radix", partitions=3, operation="concat"))
 
 
 @pytest.mark.parametrize("kind", ["plain", "quotient_remainder", "mixed_dimension"])
-def test_weights_are_of_the_data_type(kind: str) -> None:
-    for data_type, expected in (("fp32", DataType.FP32), ("fp16", DataType.FP16)):
-        config = TablesConfig(kind=kind, data_type=data_type)  # type: ignore[arg-type]
+def test_weights_are_of_the_data_type(kind: TablesKind) -> None:
+    types: dict[DataTypeName, DataType] = {"fp32": DataType.FP32, "fp16": DataType.FP16}
+    for data_type, expected in types.items():
+        config = TablesConfig(kind=kind, data_type=data_type)
         assert {table.data_type for table in physical_configs(build_tables(TABLES, config))} == {expected}
 
 
@@ -143,14 +147,17 @@ def test_a_file_stores_single_tables_otherwise(tmp_path: FilePath) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"t7": {"kind": "hash"}}', r"tables in .*json must exist: got \['t7'\]; fit them again for this data set"),
+        (
+            '{"t7": {"kind": "hash"}}',
+            r"tables in .*json must be tables of this data set: got \['t7'\]; fit them again for this data set",
+        ),
         (
             '{"t900": {"strength": 2}}',
-            r"must map names to fields of --tables: got fields \['strength'\], of which none",
+            r"must map names to fields of --tables: got fields \['strength'\], but only",
         ),
         (
             '{"t900": {"kind": "mixed_dimension"}}',
-            r"got a table of mixed dims, which takes its dim from the others; wri",
+            r"got a mixed_dimension table, whose dim depends on the other tables; wri",
         ),
         ('{"t900": {"collisions": -1}}', r"got collisions of plain tables must be at least 0: got -1; try 4; write it"),
         ('["t900"]', r"must map names to fields of --tables: got .*; write it with recipes/plan_sharding.py --fit"),

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,7 @@ SPEC = DatasetSpec(
         SparseFeature(name="item", rows=30, encoding="hash", multi_hot=True),
     ),
 )
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"x": 1, "city": "Kraków", "item": [1, 2]},
     {"x": None, "city": None, "item": None},
     {"x": 0.5, "city": "nowhere", "item": []},
@@ -43,7 +44,8 @@ COLUMNS = {name: [row[name] for row in ROWS] for name in ROWS[0]}
 def write(path: Path, spec: DatasetSpec = SPEC, metrics: dict[str, float] | None = None) -> None:
     vocabulary = path.parent / "city.parquet"
     pq.write_table(pa.table({"value": ["Paris", "Kraków"]}), vocabulary)
-    write_package(path, scripted(spec), spec, {"city": str(vocabulary)}, {"tables": "int8"}, metrics or {})
+    words = {"city": str(vocabulary)}
+    write_package(path, scripted(spec), spec, vocabularies=words, model_facts={"tables": "int8"}, metrics=metrics or {})
 
 
 @pytest.fixture
@@ -138,9 +140,9 @@ def test_an_older_package_stays_when_the_new_one_fails(
 ) -> None:
     rename = Path.rename
 
-    def fail(source: object, target: object) -> object:
+    def fail(source: Any, target: Any) -> Any:
         if isinstance(source, Path) and not source.name.endswith(".new"):
-            return rename(source, target)  # type: ignore[arg-type]
+            return rename(source, target)
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
@@ -156,7 +158,7 @@ def test_only_a_package_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis/only_copy.tex").touch()
     (tmp_path / "file").touch()
     for name in ("thesis", "file"):
-        with pytest.raises(ValueError, match=f"{name} must be a package or not exist: got something without package.j"):
+        with pytest.raises(ValueError, match=f"{name} must be a package or not exist: got a file or folder without"):
             write(tmp_path / name)
     assert (tmp_path / "thesis/only_copy.tex").exists()
 
@@ -166,7 +168,7 @@ def test_vocabularies_are_those_of_the_spec(tmp_path: Path) -> None:
 
     def fails(vocabularies: dict[str, str], message: str, spec: DatasetSpec = SPEC) -> None:
         with pytest.raises(ValueError, match=message):
-            write_package(path, model, spec, vocabularies, {}, {})
+            write_package(path, model, spec, vocabularies=vocabularies, model_facts={}, metrics={})
         assert not path.exists()
 
     files = {name: str(tmp_path / f"{name}.parquet") for name in ("two", "three", "numbers", "columns")}
@@ -182,7 +184,7 @@ def test_vocabularies_are_those_of_the_spec(tmp_path: Path) -> None:
     fails({"city": files["columns"]}, r"must have 2 values of int64 or string: got 2 of \[\]")
     ids = replace(SPEC, sparse=(replace(SPEC.sparse[0], encoding="id"), SPEC.sparse[1]))
     fails({"city": files["two"]}, r"got no \[\] and unknown \['city'\]", ids)
-    write_package(path, model, ids, {}, {}, {})
+    write_package(path, model, ids, vocabularies={}, model_facts={}, metrics={})
     assert Predictor.load(path)({"x": [0], "city": [3], "item": [[]]}).unseen == {}
 
 
@@ -208,7 +210,7 @@ def spoil_model(package: Path) -> None:
         ),
         (lambda package: (package / "package.json").write_text("{"), "must hold a package.json: got JSONDecodeError"),
         (lambda package: (package / "package.json").write_text("[]"), "must hold a package.json: got TypeError"),
-        (spoil_format, "format of package .* must be 1: got 2; use the predictor.py that is in it"),
+        (spoil_format, "format of package .* must be 1: got 2; use the package's predictor.py"),
         (
             lambda package: (package / "model.pt").unlink(),
             "model.pt must have sha256 .*: got no file; copy the package",

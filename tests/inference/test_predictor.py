@@ -137,8 +137,7 @@ def test_threads_get_the_probabilities_of_their_own_rows(prepared: tuple[Path, p
 
 def row(**values: object) -> dict[str, Values]:
     """One row without values, except for those given."""
-    names = [feature.name for feature in (*SPEC.dense, *SPEC.sparse)]
-    return {name: [None] for name in names} | values
+    return {name: [None] for name in SPEC.feature_names} | values
 
 
 def test_what_is_not_known_is_counted(predictor: Predictor) -> None:
@@ -169,13 +168,13 @@ JSON_VALUES = st.recursive(
 )
 
 
-@given(garbage=st.dictionaries(st.sampled_from([f.name for f in (*SPEC.dense, *SPEC.sparse)]), JSON_VALUES, max_size=3))
+@given(garbage=st.dictionaries(st.sampled_from(SPEC.feature_names), JSON_VALUES, max_size=3))
 @settings(max_examples=100, deadline=None)
 def test_any_column_is_encoded_or_refused(predictor: Predictor, garbage: dict[str, object]) -> None:
     check_encoded_or_refused(predictor, row(**garbage))
 
 
-@given(st.sampled_from([f.name for f in (*SPEC.dense, *SPEC.sparse)]), st.lists(JSON_VALUES, max_size=6))
+@given(st.sampled_from(SPEC.feature_names), st.lists(JSON_VALUES, max_size=6))
 @settings(max_examples=300, deadline=None)
 def test_any_values_are_encoded_or_refused(predictor: Predictor, name: str, values: list[object]) -> None:
     columns = {other: [None] * len(values) for other in predictor.features} | {name: values}
@@ -248,7 +247,7 @@ def test_columns_are_those_of_the_features(predictor: Predictor) -> None:
     with pytest.raises(ValueError, match=r"columns must be the features of 'log': got no \['slot'\] and unknown \[\];"):
         predictor.encode(columns)
     with pytest.raises(ValueError, match=r"columns must be an object: got \['slot'\]; send the values of each feature"):
-        predictor.encode(["slot"])  # type: ignore[arg-type]
+        predictor.encode(["slot"])  # type: ignore[arg-type]  # refused
 
 
 def test_the_value_at_fault_is_named(predictor: Predictor) -> None:

@@ -1,4 +1,4 @@
-"""The scripted scorer: a trained model's own probabilities, whatever ids come."""
+"""The scripted scorer: it returns the trained model's probabilities for any ids."""
 
 from __future__ import annotations
 

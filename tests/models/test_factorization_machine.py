@@ -34,7 +34,7 @@ def tables() -> EmbeddingBagCollection:
 
 
 def ids_of(lengths: list[list[int]]) -> KeyedJaggedTensor:
-    """Random ids, often the same one twice in a bag: there are few rows."""
+    """Random ids; there are few rows, so a bag often has an id twice."""
     values = [torch.randint(rows, (sum(bags),)) for rows, bags in zip(ROWS, lengths, strict=True)]
     return KeyedJaggedTensor(
         keys=[f"f{i}" for i in range(len(ROWS))], values=torch.cat(values), lengths=torch.tensor(lengths).flatten()

@@ -28,7 +28,7 @@ def tables(dim: int, rows: dict[str, int] = ROWS) -> EmbeddingBagCollection:
 
 
 def model(score: nn.Module, dim: int) -> UserItemModel:
-    """With all parameters drawn at random, biases as well."""
+    """The model with random parameters, including biases."""
     made = UserItemModel(tables(dim), "user", "movie", score)
     generator = torch.Generator().manual_seed(0)
     for parameter in made.parameters():
@@ -99,10 +99,13 @@ def test_mlperfs_sizes() -> None:
 
 
 def test_what_is_refused() -> None:
-    message = "tables must be of the user 'user' and the item 'film', one vector each: got ['movie', 'user']; name two"
+    message = (
+        "tables must give one vector for the user 'user' and one for the item 'film': got features ['movie', 'user']; "
+        "name two"
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
         UserItemModel(tables(8), "user", "film", MatrixFactorization())
     for widths in ((7, 4), (8,)):
-        message = f"widths of the MLP must be an even input and at least one layer: got {widths}; try 32 16 8"
+        message = f"widths of the MLP must be an even input width and at least one layer: got {widths}; try 32 16 8"
         with pytest.raises(ValueError, match=re.escape(message)):
             NeuMF(4, widths)

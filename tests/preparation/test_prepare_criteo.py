@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,8 @@ def hashed_ids(expected: Reading) -> list[list[int]]:
 def vocabulary_ids(expected: Reading, min_count: int, max_ind_range: int = 1 << 32) -> list[list[int]]:
     columns = []
     for i in range(26):
-        raw = [None if sparse[i] is None else sparse[i] % max_ind_range for *_, sparse in expected.good]
+        found = [sparse[i] for *_, sparse in expected.good]
+        raw = [None if value is None else value % max_ind_range for value in found]
         counts = Counter(value for value in raw if value is not None)
         ordered = sorted((value for value in counts if counts[value] >= min_count), key=lambda v: (-counts[v], v))
         number = {value: i + 2 for i, value in enumerate(ordered)}
@@ -107,7 +109,7 @@ def test_damaged_files_lose_no_good_row(tmp_path: Path, part: int) -> None:
 
 
 @pytest.mark.parametrize("pack", [bytes, lambda data: gzip.compress(data)])
-def test_hash_equals_the_row_by_row_reading(tmp_path: Path, pack) -> None:
+def test_hash_equals_the_row_by_row_reading(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "train"
     path.write_bytes(pack(criteo_files.content(np.random.default_rng(0), 700)))
     prepare(HASHED, sources(path), str(tmp_path / "out"))
@@ -120,7 +122,7 @@ def test_hash_equals_the_row_by_row_reading(tmp_path: Path, pack) -> None:
 def test_vocabulary_equals_the_row_by_row_reading(tmp_path: Path, min_count: int, max_ind_range: int) -> None:
     path = tmp_path / "train.txt"
     path.write_bytes(criteo_files.content(np.random.default_rng(1), 700))
-    spec = criteo_raw_spec("vocab", KAGGLE_ROWS, "vocab", min_count)
+    spec = criteo_raw_spec("vocab", KAGGLE_ROWS, "vocab", min_count=min_count)
     manifest = prepare(spec, sources(path, max_ind_range=max_ind_range), str(tmp_path / "out"))
     expected = criteo_files.read(path.read_bytes())
     ids = vocabulary_ids(expected, min_count, max_ind_range)

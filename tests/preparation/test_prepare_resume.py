@@ -21,6 +21,7 @@ from dlrm_torchrec.datasets.prepared import files
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.preparation import prepare as prepare_module
 from dlrm_torchrec.preparation.prepare import Source, prepare
+from dlrm_torchrec.preparation.work.record import Work
 from dlrm_torchrec.preparation.work.units import Unit
 from dlrm_torchrec.schema import DatasetSpec
 from tests.preparation.prepared_folders import HASHED, MIXED, contents, write_raw
@@ -116,9 +117,9 @@ def test_finished_parts_are_kept_unless_they_are_damaged(tmp_path: Path, unfinis
     (output / "work/write-00005.json").write_text("{")
     (output / "train/part-00009-000.parquet.0a1b2c3d.partial").write_bytes(b"cut off")
     again: dict[str, int] = {}
-    remove = prepare_module.Work.remove
+    remove = Work.remove
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare_module.Work, "remove", lambda work: (again.update(times(output)), remove(work)))
+        patch.setattr(Work, "remove", lambda work: (again.update(times(output)), remove(work)))
         prepare(MIXED, sources, str(output), **OPTIONS)
     redone = {name for name, when in again.items() if before[name] != when}
     with_the_vocabulary = {name for name in before if name.startswith("work/table-001")}
@@ -240,9 +241,14 @@ def test_a_folder_that_cannot_be_written_is_said(open_folder: Path, begun: bool)
     assert [path.name for path in output.iterdir()] == ["quarantine.tsv"] * begun
 
 
+def save_often(manifest: Manifest, folder: Path) -> None:
+    for _ in range(300):
+        manifest.save(str(folder))
+
+
 def test_a_prepared_folder_stays_readable_while_its_manifest_is_replaced(tmp_path: Path) -> None:
     manifest = prepare(HASHED, write_raw(tmp_path, 800), str(tmp_path / "out"))
-    process = start(lambda: [manifest.save(str(tmp_path / "out")) for _ in range(300)])
+    process = start(lambda: save_often(manifest, tmp_path / "out"))
     loads = 0
     while process.is_alive():
         assert Manifest.load(str(tmp_path / "out")) == manifest

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +40,7 @@ SPEC = DatasetSpec(
     ),
 )
 NAMES = ["unused", "clicked", "price", "age", "slot", "city", "user", "tags", "items"]
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 def random_rows(count: int, seed: int = 0) -> list[Row]:
@@ -87,14 +88,14 @@ def as_parquet(rows: Sequence[Row], path: Path) -> None:
 def reference(rows: Sequence[Row], train: Sequence[Row]) -> list[Row]:
     """Prepared rows, one value at a time."""
     cities = Counter(row["city"] for row in train if row["city"] is not None)
-    tags = Counter(tag for row in train for tag in row["tags"] or [] if tag is not None)  # type: ignore[attr-defined]
+    tags = Counter(tag for row in train for tag in row["tags"] or [] if tag is not None)
     city_ids = {
         v: i for i, v in enumerate(sorted((c for c in cities if cities[c] > 1), key=lambda c: (-cities[c], c)), 2)
     }
     tag_ids = {v: i for i, v in enumerate(sorted(tags, key=lambda t: (-tags[t], t)), 2)}
 
     def prepared(row: Row) -> Row:
-        age = np.log1p(max(row["age"] or 0, 0))  # type: ignore[call-overload]
+        age = np.log1p(max(row["age"] or 0, 0))
         user = 0 if row["user"] is None else 1 + splitmix64(fnv1a(str(row["user"]).encode())) % 999
         return {
             "clicked": float(row["clicked"] == "yes"),
@@ -103,7 +104,7 @@ def reference(rows: Sequence[Row], train: Sequence[Row]) -> list[Row]:
             "slot": row["slot"] or 0,
             "city": 0 if row["city"] is None else city_ids.get(row["city"], 1),
             "user": user,
-            "tags": [0 if tag is None else tag_ids.get(tag, 1) for tag in row["tags"] or []],  # type: ignore[attr-defined]
+            "tags": [0 if tag is None else tag_ids.get(tag, 1) for tag in row["tags"] or []],
             "items": row["items"],
         }
 
@@ -142,7 +143,7 @@ def test_prepared_rows_equal_the_reference(tmp_path: Path, form: str, piece: int
     assert read(tmp_path / "out", "train") == reference(train, train)
     assert read(tmp_path / "out", "val") == reference(val, train)
     tags = manifest.spec.sparse[3]
-    assert tags.pooling_factor == pytest.approx(np.mean([len(row["tags"] or []) for row in train]))  # type: ignore[arg-type]
+    assert tags.pooling_factor == pytest.approx(np.mean([len(row["tags"] or []) for row in train]))
     assert manifest.report["headers"] == (0 if form == "parquet" else 2)
     metadata = pq.ParquetFile(tmp_path / "out" / manifest.splits["train"].files[0].path).metadata
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [128, 128, 128, 16]
@@ -215,10 +216,10 @@ def test_malformed_parquet_rows_are_quarantined(tmp_path: Path) -> None:
     assert json.loads(lines[3][3]) == {"y": 0.0, "x": 1.0, "a": 3, "b": 5.0}
 
 
-def prepared_csv(tmp_path: Path, data: bytes, **options: object) -> Manifest:
+def prepared_csv(tmp_path: Path, data: bytes, **options: Any) -> Manifest:
     (tmp_path / "log.csv").write_bytes(data)
     reader = CsvReader(columns=Columns(spec=SPEC, negative_label="no"))
-    return prepare(SPEC, [source(tmp_path / "log.csv", reader)], str(tmp_path / "out"), **options)  # type: ignore[arg-type]
+    return prepare(SPEC, [source(tmp_path / "log.csv", reader)], str(tmp_path / "out"), **options)
 
 
 def test_a_random_share_is_split_off_and_kept_out_of_the_vocabulary(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_every_column_becomes_what_it_is_and_can_be_prepared(tmp_path: Path, nam
     spec, found = propose("log", read_columns(path, ",", 2000))
     assert (spec.label, spec.positive_label) == ("clicked", "yes")
     assert {proposal.name: proposal.feature for proposal in found[1:]} == EXPECTED
-    assert {feature.name for feature in (*spec.dense, *spec.sparse)} == {n for n, kind in EXPECTED.items() if kind}
+    assert set(spec.feature_names) == {n for n, kind in EXPECTED.items() if kind}
 
     columns = Columns(spec=spec)
     reader = ParquetReader(columns=columns) if name.endswith("parquet") else CsvReader(columns=columns)

@@ -69,7 +69,7 @@ def test_what_is_not_there_is_said(
 
 def test_a_recipe_of_other_metrics_is_refused(tmp_path: Path) -> None:
     recipe = load_recipe("evaluate")
-    with pytest.raises(ValueError, match="recipe must read binary labels by open_streams: got 'train_mf', which"):
+    with pytest.raises(ValueError, match="recipe must define open_streams: got 'train_mf', which does not"):
         recipe.main(recipe.Config(recipe="train_mf", run=str(tmp_path)))
 
 

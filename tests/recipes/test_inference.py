@@ -123,12 +123,12 @@ def test_a_model_that_lost_too_much_is_not_written(trained: tuple[Path, dict[str
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
-        ("train_mf", {}, "recipe must read binary labels by open_streams: got 'train_mf'; name one that does"),
+        ("train_mf", {}, "recipe must define open_streams: got 'train_mf', which does not"),
         ("train_dlrm", {"step": 7}, r"must hold a whole checkpoint of step 7: got those of steps \[40\]"),
         ("train_dlrm", {"split": "test"}, "split must be one of synthetic: got 'test'; name one of"),
         ("train_dlrm", {"tables": "bfloat16"}, "type of table 't_id_0' must be one of fp32, .*: got 'bfloat16'"),
-        ("train_dlrm", {"table_types": {"t_x": "int4"}}, r"types must be of all tables .*: got \['t_x'\]"),
-        ("train_dlrm", {"budget_mib": 0.01}, r"budget must hold all tables at their smallest, \d+ bytes: got 10485"),
+        ("train_dlrm", {"table_types": {"t_x": "int4"}}, r"types must name every table .*: got \['t_x'\]"),
+        ("train_dlrm", {"budget_mib": 0.01}, r"budget must hold all tables .*, \d+ bytes: got 10485"),
     ],
 )
 def test_errors(trained: tuple[Path, dict[str, float]], recipe: str, options: dict[str, Any], message: str) -> None:

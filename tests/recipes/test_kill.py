@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, and SIGTERM: the same command continues, and the end is the same bit for bit."""
+"""SIGKILL at random moments, and SIGTERM: the same command resumes, and the final result is equal bit for bit."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def newest(folder: Path) -> int:
 
 
 def kill_and_restart(folder: Path, kills: int, seed: int, *options: str) -> dict[str, float]:
-    """Metrics of a run of which a random rank was killed ``kills`` times, at a random moment, saves included."""
+    """Metrics of a run in which a random rank was killed ``kills`` times at random moments, also during saves."""
     random_moment = random.Random(seed)
     for _ in range(kills):
         agent = start(folder, *options)
@@ -101,7 +101,7 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path: Path, whole: dict[str, float]
         os.kill(rank, signal.SIGTERM)
     _, err = agent.communicate(timeout=120)
     assert agent.returncode == 0, err
-    assert "stopped by SIGTERM: the same command continues" in err
+    assert "stopped by SIGTERM; run the same command again to resume" in err
     assert 0 < newest(tmp_path / "stopped") < STEPS
     assert finish(start(tmp_path / "stopped", *options)) == whole
 

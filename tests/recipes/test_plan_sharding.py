@@ -98,7 +98,7 @@ def test_the_recipe_s_options_shrink_its_tables(tmp_path: Path) -> None:
 
 CHANGES = {  # by the words of the refusal: what a user would add to the command
     "more ranks": "--topology",
-    "half the bytes a weight": "--tables.data-type",
+    "weights of half the bytes": "--tables.data-type",
     "a smaller optimizer": "--sparse.kind",
     "the host's memory": "--sharding.host-memory",
     "compression": "--tables.kind",
@@ -109,7 +109,7 @@ CHANGES = {  # by the words of the refusal: what a user would add to the command
     ("preset", "topology", "offered"),
     [
         ("mlperf", "1x1:a100-40", {"more ranks", "the host's memory", "compression"}),
-        ("mlperf", "2x1:h100", {"more ranks", "a smaller optimizer", "half the bytes a weight", "the host's memory"}),
+        ("mlperf", "2x1:h100", {"more ranks", "a smaller optimizer", "weights of half the bytes", "the host's memory"}),
     ],
 )
 def test_a_refusal_names_changes_that_do_fit(tmp_path: Path, preset: str, topology: str, offered: set[str]) -> None:
@@ -117,7 +117,7 @@ def test_a_refusal_names_changes_that_do_fit(tmp_path: Path, preset: str, topolo
     estimates, printed = plan(tmp_path, *command, "--topology", topology, "1x8:a100-80", code=3)
     assert [estimate["topology"] for estimate in estimates] == ["1x8:a100-80"]
     (refusal,) = [line for line in printed.splitlines() if line.startswith(f"{topology}: tables must fit the memory")]
-    assert re.search(r"got table.* [\d,]+ bytes too many", refusal)
+    assert re.search(r"got [\d,]+ bytes too many, because .*table", refusal)
     text = refusal.split("Nearest changes that fit, each planned: ")[1]
     changes = re.findall(r"([a-z][a-z' ]+) \((--[^,)]+)[^)]*\): ([\d.]+) of [\d.]+ GB", text)
     assert offered <= {what for what, _, _ in changes}
@@ -155,7 +155,7 @@ def test_a_fitted_model_is_planned_and_trained(tmp_path: Path) -> None:
         (["train_dlmr"], ": got 'train_dlmr'; try train_dlrm"),
         (
             ["compare_embeddings"],
-            "recipe to plan must be one that trains a model: got 'compare_embeddings'; try train_",
+            "recipe must define build: got 'compare_embeddings', which does not; Tra",
         ),
         (
             ["train_dlrm", "--preset=criteo"],
@@ -232,12 +232,12 @@ def test_the_plan_of_the_dry_run_is_the_plan_that_is_trained(tmp_path: Path) -> 
         (
             [],
             1,
-            r"plan .*plan.json must hold one plan for 1 ranks: got plans for \['2 of 1x2:cpu'\]; plan one such",
+            r"plan .*plan.json must hold one plan for 1 ranks: got plans for \['2 of 1x2:cpu'\]; plan only one",
         ),
         (
             ["--bottom", "64", "32"],
             2,
-            r"table 't_.*' of the plan .* must be cut as for this model and these hosts: got",
+            r"table 't_.*' of the plan .* must have the shards of this model on these hosts: got",
         ),
     ],
 )
@@ -286,12 +286,12 @@ def test_a_node_that_learns_tables_of_its_own_is_planned_alone(tmp_path: Path) -
     (plain,), _ = plan(tmp_path, "train_dlrm", "--topology", "2x4:h100")
     assert whole == plain
     _, printed = plan(tmp_path, *arguments, "--node-size=3", code=2)
-    assert "ranks of a node must divide the 8 ranks of 2x4:h100, as whole hosts or parts of one: got 3" in printed
+    assert "must divide the 8 ranks of 2x4:h100 and be whole hosts or part of one host: got 3" in printed
 
 
 def test_a_table_that_could_lie_in_one_way_only_says_so(tmp_path: Path) -> None:
     arguments = ["train_dlrm", "--topology", "1x2:cpu", "--explain", "t_id_7", "--", "--sharding.kind=row_wise"]
-    assert "chosen: the only way that ranks and options leave" in plan(tmp_path, *arguments)[1]
+    assert "chosen: it is the only way that the topology and the options allow" in plan(tmp_path, *arguments)[1]
 
 
 def test_an_unknown_table_cannot_be_explained(tmp_path: Path) -> None:
@@ -302,8 +302,8 @@ def test_an_unknown_table_cannot_be_explained(tmp_path: Path) -> None:
 def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text('[{"version": 0}]')
     printed = recipe("explain", "t_id_7", f"{tmp_path}/old.json", code=2)
-    assert "must be of version 2: got ['0']; plan again with this release" in printed
-    assert "nowhere.json must be a file of recipes/plan_sharding.py: got [Errno 2]" in recipe(
+    assert "must have version 2: got ['0']; plan again with this release" in printed
+    assert "nowhere.json must be a file that recipes/plan_sharding.py wrote: got [Errno 2]" in recipe(
         "explain", "t_id_7", f"{tmp_path}/nowhere.json", code=2
     )
 

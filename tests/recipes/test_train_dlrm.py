@@ -97,7 +97,7 @@ def test_options_of_the_log_and_the_model(tmp_path: Path) -> None:
 
 STOPPED = [
     (["--dense.kind=sgd", "--dense.lr=1e38"], 3.0, r"training loss must be finite: got (nan|inf) between steps"),
-    (["--dense.lr=0.0001", "--sparse.lr=1e-9"], 0.0, r"validation AUC must have left 0.5 after the warm-up: got 0\."),
+    (["--dense.lr=0.0001", "--sparse.lr=1e-9"], 0.0, r"validation AUC must differ from 0.5 after the warm-up: got 0\."),
 ]
 
 

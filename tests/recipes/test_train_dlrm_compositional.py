@@ -21,8 +21,8 @@ def test_it_is_a_small_diff_of_the_baseline() -> None:
     baseline, ours = (
         (ROOT / "recipes" / f"{name}.py").read_text() for name in ("train_dlrm", "train_dlrm_compositional")
     )
-    body = [text.split('"""', 2)[2].splitlines() for text in (baseline, ours)]
-    changed = [line for line in difflib.unified_diff(*body, n=0, lineterm="") if line.startswith(("+", "-"))]
+    before, after = (text.split('"""', 2)[2].splitlines() for text in (baseline, ours))
+    changed = [line for line in difflib.unified_diff(before, after, n=0, lineterm="") if line.startswith(("+", "-"))]
     assert len([line for line in changed if line.startswith("+")]) <= 6
 
 

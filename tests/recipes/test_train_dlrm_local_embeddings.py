@@ -60,7 +60,7 @@ def test_nodes_of_two_ranks_resume(tmp_path: Path) -> None:
     assert whole["val/node0/auc"] != whole["val/node1/auc"]
     with pytest.raises(
         RuntimeError,
-        match=r"must be none of data_parallel, table_row_wise, grid_shard, .*: got 'data_parallel'; choose another",
+        match=r"must not be one of data_parallel, table_row_wise, grid_shard, .*: got 'data_parallel'; choose another",
     ):
         train(RECIPE, tmp_path, 12, 4, "--node-size=2", "--sharding.kind=data_parallel")
     with pytest.raises(RuntimeError, match=r"nodes must be what the checkpoint .* was trained with, 2: got 1; restore"):

@@ -51,7 +51,7 @@ def test_presets_are_the_published_shapes(preset: str) -> None:
     products = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
     parameters = sum(weight.numel() for weight in model.parameters())
     costs = [f"{short(products)}\\b", f"{short(4 * number * lookups * dim)}B", f"{short(parameters)}[;:]"]
-    assert re.search(f"{preset}[^;]*" + "[^;]*".join(costs), " ".join(recipe.__doc__.split()))
+    assert re.search(f"{preset}[^;]*" + "[^;]*".join(costs), " ".join((recipe.__doc__ or "").split()))
 
 
 @pytest.mark.slow

@@ -25,7 +25,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.sharding.modules.compositional import CompositionalEmbeddingBagCollectionSharder
 
-ARGUMENTS = {torch.optim.SGD: {"lr": 0.03}, RowWiseAdagrad: {"lr": 0.1, "eps": 1e-8}}
+ARGUMENTS: dict[type[torch.optim.Optimizer], dict[str, Any]] = {
+    torch.optim.SGD: {"lr": 0.03},
+    RowWiseAdagrad: {"lr": 0.1, "eps": 1e-8},
+}
 
 
 class Wrapped(nn.Module):

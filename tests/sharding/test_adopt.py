@@ -17,15 +17,15 @@ from dlrm_torchrec.sharding.cluster.topology import parse_topology
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.estimate.estimate import EstimateStats, read_estimates
 from dlrm_torchrec.sharding.plan import make_plan, plan_to_json
-from dlrm_torchrec.train.config import OptimizerConfig
-from dlrm_torchrec.train.optimizers import Kind, optimize_tables_in_backward
+from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
+from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 
 
 def plan(
     topology: str,
     config: ShardingConfig,
     tables: TablesConfig | None = None,
-    optimizer: Kind = "adagrad",
+    optimizer: OptimizerKind = "adagrad",
     stats: EstimateStats | None = None,
 ) -> dict[str, Any]:
     """The plan of the demo's tables, as checkpoints have it."""
@@ -75,7 +75,7 @@ def test_the_same_plan_comes_back_and_no_proposal_is_evaluated(
             {"optimizer": "sgd"},
             r"moments of table 't_.*' must take the [0-9,]+ bytes that .*: got 0; plan again with the",
         ),
-        ({"tables": TablesConfig(kind="hash")}, "table 't_.*' of the plan .* must be cut as for this model"),
+        ({"tables": TablesConfig(kind="hash")}, "table 't_.*' of the plan .* must have the shards of this model"),
     ],
 )
 def test_tables_of_other_bytes_are_refused(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
@@ -89,5 +89,5 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, text: str | None) -
     path = tmp_path / "plan.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ValueError, match=r"plan .*plan.json must be a file of recipes/plan_sharding.py: got .*; name"):
+    with pytest.raises(ValueError, match=r"plan.json must be a file that .*plan_sharding.py wrote: got .*; name"):
         read_estimates(str(path))

@@ -21,8 +21,8 @@ from dlrm_torchrec.sharding import plan as plan_module
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.modules.composed_shardings import SHARDINGS, offered_types
 from dlrm_torchrec.sharding.plan import make_plan
-from dlrm_torchrec.train.config import OptimizerConfig
-from dlrm_torchrec.train.optimizers import Kind, optimize_tables_in_backward
+from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
+from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 from tests.distributed import run_ranks
 from tests.sharding.sharded import features, shard
 
@@ -72,7 +72,7 @@ def planned(
     monkeypatch: pytest.MonkeyPatch,
     config: ShardingConfig | None = None,
     batch_size: int = 128,
-    optimizer: Kind = "sgd",
+    optimizer: OptimizerKind = "sgd",
 ) -> ShardingOption:
     """The planner's choice for the one table, with its estimates."""
     recorder = Recorder()
@@ -117,9 +117,9 @@ def test_rows_and_pooling_factors_are_the_true_ones(
 @pytest.mark.parametrize("operation", OPERATIONS, ids=str)
 @pytest.mark.parametrize(("optimizer", "state"), [("sgd", 0), ("rowwise_adagrad", 1 / DIM), ("adagrad", 1)])
 def test_storage_is_that_of_the_rows_and_their_optimizer_state(
-    operation: Operation, optimizer: Kind, state: float, monkeypatch: pytest.MonkeyPatch
+    operation: Operation, optimizer: OptimizerKind, state: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What does not grow with the batch, as ids and vectors do; ``state`` is relative to the weights."""
+    """Compares the storage that does not grow with the batch; ``state`` is relative to the weights."""
     ddr = []
     for batch_size in (1000, 2000):
         config = ShardingConfig(kind="table_wise")
@@ -135,7 +135,7 @@ def test_storage_is_that_of_the_rows_and_their_optimizer_state(
 @pytest.mark.parametrize("world_size", [2, 16])
 @pytest.mark.parametrize("operation", [*OPERATIONS, Path(hidden=0)], ids=str)
 def test_auto_keeps_to_what_is_offered(operation: Operation, world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where TorchRec would cut a plain table of as many rows by rows or columns."""
+    """Here TorchRec would shard a plain table of equally many rows by rows or columns."""
     machine = Topology(world_size=world_size, local_world_size=min(world_size, 8), compute_device="cuda")
     tables = collection(operation, ids=100_000_000)
     (stored,) = tables.physical_configs()
@@ -147,9 +147,9 @@ def test_auto_keeps_to_what_is_offered(operation: Operation, world_size: int, mo
         assert composed.sharding_type in ("table_wise", "data_parallel")
 
 
-ROWS_APART = "with which the rows of an id must lie on one rank, to be combined before the bag is summed; choose one"
-PART_OF_BAG = "with which a rank with a part of the rows does not know how many ids a bag has; choose one of them"
-COLUMNS_APART = "with which the networks of a path mix all columns; choose one of them"
+ROWS_APART = "but the rows of an id must be on one rank, where they are combined before the bag is summed; choose one"
+PART_OF_BAG = "but a rank with a part of the rows does not know how many ids a bag has; choose one of them"
+COLUMNS_APART = "but the networks of a path mix all columns; choose one of them"
 ROW_KINDS, COLUMN_KINDS = ["row_wise", "table_row_wise"], ["column_wise", "table_column_wise"]
 REFUSED: list[tuple[Operation | None, PoolingType, str, str]] = [
     *((Mult(), PoolingType.SUM, kind, ROWS_APART) for kind in [*ROW_KINDS, "grid_shard"]),
@@ -217,8 +217,8 @@ def messages_of_bad_ids() -> list[str]:
 def test_ids_out_of_range_are_named_whichever_rank_composes() -> None:
     (messages,) = run_ranks(1, messages_of_bad_ids, timeout_s=60)
     assert messages == [
-        f"ids of feature {feature!r} must be in [0, 1000), the ids of table 't': got {value}; look at the "
-        "preparation of that column"
+        f"ids of feature {feature!r} must be in [0, 1000), the ids of table 't': got {value}; check how "
+        "that column was prepared"
         for kind, feature, value in BAD_IDS
     ]
 

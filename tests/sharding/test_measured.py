@@ -1,4 +1,4 @@
-"""Planned versus measured: bandwidths that are known are found again, and what does not belong together is refused."""
+"""Planned versus measured: known bandwidths are found again, and files that do not belong together are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def plan(cluster: Cluster, config: ShardingConfig, name: str = "", tables: int =
 
 
 def step_times(estimate: Estimate, plan_json: dict[str, Any], cluster: Cluster, **changes: Any) -> dict[str, Any]:
-    """A run on ``cluster`` that took exactly what ``estimate`` expects of it."""
+    """The step times of a run on ``cluster`` that took exactly the estimated time."""
     updates = [0.0] * estimate.world_size  # TorchRec's: 9.22 passes over a replica, at half the memory's bandwidth
     machine = cluster.machine
     memory = machine.hbm_bandwidth or machine.ddr_bandwidth / cluster.devices_per_host
@@ -73,7 +73,7 @@ def step_times(estimate: Estimate, plan_json: dict[str, Any], cluster: Cluster, 
 
 
 def with_bandwidths(cluster: Cluster, memory: float, wires: float) -> Cluster:
-    """``cluster`` with memory and connections so many times as fast."""
+    """``cluster`` with memory and connections that are faster by these factors."""
     machine = cluster.machine
     return replace(
         cluster,
@@ -129,7 +129,7 @@ def test_the_bandwidths_of_the_machine_that_ran_are_found(
     expected = {name: getattr(real.machine if name in corrected else assumed.machine, name) for name in BANDWIDTHS}
     machine = parse_cluster(found).machine
     assert {name: getattr(machine, name) for name in BANDWIDTHS} == pytest.approx(expected, rel=1e-6)
-    assert machine.source.startswith(f"measured by {tmp_path}/step_times.json on cpu, else ")
+    assert machine.source.startswith(f"measured by {tmp_path}/step_times.json on cpu; other figures: ")
     again, replanned = plan(parse_cluster(found), config)
     assert again == ran
     assert slowest(replanned) == pytest.approx(slowest(times), rel=1e-6)
@@ -165,7 +165,7 @@ def test_one_factor_for_all_where_memory_alone_would_be_too_slow(
     assert max(factors) == pytest.approx(min(factors))
     took = max(18.2 + rank["milliseconds"]["input_dist"] for rank in times["ranks"])
     assert slowest(plan(parse_cluster(found), ShardingConfig(kind="row_wise"))[1]) == pytest.approx(took)
-    assert "one factor for all: by that of lookups" in capsys.readouterr().out
+    assert "one factor for all: with the factor of lookups alone" in capsys.readouterr().out
 
 
 def test_tables_in_the_host_s_memory_correct_its_bandwidth_too(tmp_path: Path) -> None:
@@ -241,14 +241,14 @@ def _other_rank(times: dict[str, Any]) -> None:
 
 
 REFUSED = [
-    (lambda times: times.update(version=0), r"step times .* must be of version 1: got 0; time again with this release"),
+    (lambda times: times.update(version=0), r"step times .* must have version 1: got 0; time the run again with this"),
     (
         lambda times: times["ranks"].pop(),
-        r"must hold one plan for 1 ranks: got plans for \['2 of 1x2:cpu'\]; plan one such",
+        r"must hold one plan for 1 ranks: got plans for \['2 of 1x2:cpu'\]; plan only one",
     ),
-    (lambda times: times.update(batch_size=BATCH + 1), "rows per rank of the plan must be those that .*, 513: got 512"),
-    (lambda times: times["plan"].pop("t_id_7"), "tables of the plan must be those that were timed, .*; train with"),
-    (_other_rank, "shards of 't_id_7' of the plan must be those that were timed, .*; train with --plan and this very"),
+    (lambda times: times.update(batch_size=BATCH + 1), "rows per rank of the plan must equal .*, 513: got 512"),
+    (lambda times: times["plan"].pop("t_id_7"), "tables of the plan must equal those of the timed run, .*; time"),
+    (_other_rank, "shards of 't_id_7' of the plan must equal those of the timed run, .* trains with --plan and this"),
 ]
 
 
@@ -267,7 +267,7 @@ def test_another_topology_than_the_plan_s_is_refused(tmp_path: Path) -> None:
     ran, estimate = plan(cluster, ShardingConfig(kind="table_wise"))
     paths = write(tmp_path, [estimate], step_times(estimate, ran, cluster))
     assert read_estimates(paths[1]) == [estimate]
-    with pytest.raises(ValueError, match="topology must be the one of the plan, '1x2:cpu': got 1x2:h100, with other"):
+    with pytest.raises(ValueError, match="topology must be that of the plan, '1x2:cpu': got 1x2:h100, with other"):
         measured.main(*paths, topology="1x2:h100")
 
 

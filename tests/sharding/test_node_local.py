@@ -32,7 +32,7 @@ def all_averaged(sizes: list[int]) -> list[tuple[Any, ...]]:
 
 def averaged(size: int) -> tuple[Any, ...]:
     """Place and group of this rank; distances; its rows of its node's tensors after an average."""
-    nodes = Nodes(dist.get_rank(), dist.get_world_size(), size, dist.get_world_size(), CPU)
+    nodes = Nodes(dist.get_rank(), dist.get_world_size(), size=size, local_size=dist.get_world_size(), device=CPU)
     state = {
         part: {name: tensor.chunk(size)[nodes.place].clone() for name, tensor in tensors.items()}
         for part, tensors in tensors_of(nodes.number).items()
@@ -50,7 +50,7 @@ def test_averages_and_distances_are_those_of_plain_tensors() -> None:
 
 
 def check(size: int, found: list[tuple[Any, ...]]) -> None:
-    """What the four ranks found, for nodes of ``size``."""
+    """Checks the results of the four ranks for nodes of ``size`` ranks."""
     states = [tensors_of(node) for node in range(4 // size)]
     weights = torch.stack([state["model"][WEIGHT] for state in states]).double()
     moments = torch.stack([state["optimizer"][MOMENT] for state in states])
@@ -68,4 +68,4 @@ def check(size: int, found: list[tuple[Any, ...]]) -> None:
 
 def test_nodes_are_whole() -> None:
     with pytest.raises(ValueError, match="ranks of a node must divide the 4 ranks: got 3; choose a divisor"):
-        Nodes(0, 4, 3, 4, CPU)
+        Nodes(0, 4, size=3, local_size=4, device=CPU)

@@ -79,5 +79,5 @@ def test_compiled_model_equals_the_original_by_parameter_name() -> None:
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ValueError, match="compiling needs a C\\+\\+ compiler: got 'no-such-compiler'"):
+    with pytest.raises(ValueError, match="compiling must have a C\\+\\+ compiler: got 'no-such-compiler'"):
         compile_dense(build())

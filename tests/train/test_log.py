@@ -18,13 +18,7 @@ import torch.distributed as dist
 from dlrm_torchrec.train.config import LogConfig
 from dlrm_torchrec.train.log import RunLog
 from dlrm_torchrec.train.metrics.gates import TrainingError
-from dlrm_torchrec.train.world import World
-from tests.distributed import run_ranks
-
-
-def here() -> World:
-    rank, size = dist.get_rank(), dist.get_world_size()
-    return World(rank=rank, size=size, local_size=size, device=torch.device("cpu"), control=dist.group.WORLD)
+from tests.distributed import here, run_ranks
 
 
 def _two_windows(folder: str) -> None:
@@ -62,7 +56,7 @@ def _what_a_finished_run_says(folder: str) -> str:
 
 def test_a_finished_run_says_so(tmp_path: Path) -> None:
     shown = run_ranks(1, _what_a_finished_run_says, str(tmp_path))[0]
-    assert "holds a finished run of 10 steps: name another --run-dir to train again" in shown
+    assert "holds a finished run of 10 steps; choose another --run-dir to train again" in shown
 
 
 def _loss_of_one_rank(folder: str, value: float) -> None:

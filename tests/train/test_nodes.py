@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from dlrm_torchrec.train.nodes import evaluate_nodes
-from dlrm_torchrec.train.world import World
-from tests.distributed import run_ranks
+from tests.distributed import here, run_ranks
 
 NODES, ROWS = 2, 101
 LOGITS = np.random.default_rng(0).normal(size=(NODES, ROWS))
@@ -28,14 +26,13 @@ class Fixed(nn.Module):
 
 
 def evaluated() -> dict[str, float]:
-    """By one rank per node; one row of padding."""
-    rank = dist.get_rank()
-    world = World(rank=rank, size=NODES, local_size=NODES, device=torch.device("cpu"), control=dist.group.WORLD)
+    """The metrics with one rank per node and one row of padding."""
+    world = here()
     batch = SimpleNamespace(
-        logits=torch.tensor([*LOGITS[rank], 99.0]), labels=torch.tensor([*LABELS, 0.0]), num_rows=ROWS
+        logits=torch.tensor([*LOGITS[world.rank], 99.0]), labels=torch.tensor([*LABELS, 0.0]), num_rows=ROWS
     )
     batch.to = lambda _: batch
-    return evaluate_nodes(Fixed(), [batch], world, NODES, learned=False)  # type: ignore[list-item]
+    return evaluate_nodes(Fixed(), [batch], world, NODES, learned=False)
 
 
 def logloss(probabilities: np.ndarray) -> float:

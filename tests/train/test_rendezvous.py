@@ -15,7 +15,7 @@ TIMEOUT = timedelta(seconds=20)
 
 
 def meet(store: dist.Store, delays_s: list[float]) -> list[str]:
-    """The part of the store that each rank got, by what it says there and the others read."""
+    """For each rank, the address that rank 0 wrote to the part of the store that the rank got."""
 
     def rank_main(rank: int) -> str:
         time.sleep(delays_s[rank])
@@ -51,5 +51,5 @@ def test_a_failed_attempt_of_some_ranks_does_no_harm() -> None:
 def test_a_rank_that_nobody_meets_says_so() -> None:
     store = dist.HashStore()
     store.set("attempt", "an earlier one")
-    with pytest.raises(TimeoutError, match=r"rank 1 must be met by rank 0 within 0:00:00\.2\d*: got no answer; look"):
+    with pytest.raises(TimeoutError, match=r"rank 0 must answer rank 1 within 0:00:00\.2\d*: got no answer; look"):
         attempt_store(store, 1, 2, timedelta(seconds=0.2))

@@ -37,7 +37,7 @@ def check_schema(schema: pa.Schema, spec: DatasetSpec, path: str) -> None:
 
 def read_row_group(file: pq.ParquetFile, group: int, spec: DatasetSpec, path: str) -> Columns:
     """All rows of one row group. Raises ValueError, with column, file and row group, if a value breaks the spec."""
-    names = [spec.label, *(feature.name for feature in spec.dense), *(feature.name for feature in spec.sparse)]
+    names = [spec.label, *spec.feature_names]
     table = file.read_row_group(group, columns=names, use_threads=False)
     where = f"{path}, row group {group}"
 

@@ -1,4 +1,4 @@
-"""What a comparison of ways to store tables shows: a table, and a plot of quality against memory."""
+"""The report of a comparison of ways to store tables: a table, and a plot of quality against memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _METRICS = {"val/auc": "AUC", "val/logloss": "log-loss"}
 
 
 def write_report(folder: str, variants: Sequence[Variant], runs: Runs) -> str:
-    """The table, which is written to ``results.md`` beside the plot ``quality.png``."""
+    """Writes ``results.md`` and the plot ``quality.png`` to ``folder``, and returns the text of ``results.md``."""
     text = to_markdown(variants, runs)
     with g_pathmgr.open(f"{folder}/results.md", "w") as stream:
         stream.write(text)
@@ -28,7 +28,7 @@ def write_report(folder: str, variants: Sequence[Variant], runs: Runs) -> str:
 
 
 def to_markdown(variants: Sequence[Variant], runs: Runs | None = None) -> str:
-    """A row per variant: its size and, given ``runs``, mean ± standard deviation over seeds and the median speed."""
+    """One row per variant: its size and, with ``runs``, mean ± standard deviation over seeds and the median speed."""
     columns = [*_SIZES, *_METRICS.values(), "samples/s", "seeds"] if runs else _SIZES
     rows = [columns, ["---"] * len(columns)]
     for variant in variants:
@@ -42,11 +42,11 @@ def to_markdown(variants: Sequence[Variant], runs: Runs | None = None) -> str:
 
 
 def plot(variants: Sequence[Variant], runs: Runs) -> Figure:
-    """Each metric against the memory of the tables: a line per way over its sizes in their order, dashed the plain one.
+    """A plot of each metric against the memory of the tables, with one line per way that joins its sizes in order.
 
-    Variants of another threshold than the first one of their way are crosses beside its line.
+    A dashed line shows plain tables. Variants whose threshold differs from the first one of their way are crosses.
     """
-    from matplotlib import colormaps  # an extra: needed only here
+    from matplotlib import colormaps  # an optional dependency that only this function needs
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 6), layout="constrained")

@@ -1,4 +1,4 @@
-"""What a comparison of ways to store tables consists of: its variants, and their finished runs."""
+"""The parts of a comparison of ways to store tables: its variants and their finished runs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from dlrm_torchrec.schema import Table
 class Variant:
     """One way to store the tables, at one size."""
 
-    way: str  # for people; variants of one way differ in size
+    way: str  # the name that people see; variants of one way differ in size
     tables: TablesConfig
-    parameters: int  # of all tables, with the projections of mixed dims
+    parameters: int  # of all tables, including the projections of mixed dims
     bytes: int
 
     @property
     def size(self) -> str:
-        """What decides the size, for people."""
+        """The settings that decide the size, as text for people."""
         if self.tables.kind == "plain":
             return ""
         if self.tables.kind == "mixed_dimension":
@@ -43,9 +43,9 @@ class Variant:
 
 
 def variants(sweep: Sweep, ways: Mapping[str, TablesConfig], tables: Sequence[Table]) -> list[Variant]:
-    """The ways that ``sweep`` chooses at all sizes that they have, counted on tables that hold no memory.
+    """The ways that ``sweep`` chooses, in all their sizes, counted on tables that hold no memory.
 
-    Raises ValueError where a chosen way is not among ``ways``.
+    Raises ValueError when a chosen way is not among ``ways``.
     """
     sweep.check(ways)
     counted = []
@@ -59,20 +59,20 @@ def variants(sweep: Sweep, ways: Mapping[str, TablesConfig], tables: Sequence[Ta
 
 
 class Runs:
-    """Finished runs of each variant with each seed: a line of ``results.jsonl`` each, appended when a run ends.
+    """The finished runs of each variant and seed; each run appends one line to ``results.jsonl`` when it ends.
 
-    A line is found again by a key of all that decides its outcome: ``settings``, which is everything but variant and
-    seed, and these two. So runs of other settings may lie in the same file and are never mixed in. Every rank reads
-    the file when it begins; only the one that is to ``write`` adds to it.
+    The key of a line covers everything that decides the outcome: the variant, the seed, and ``settings``, which holds
+    all the rest. Runs with other settings may therefore share the file and are never mixed up. Every rank reads the
+    file at the start; only the rank with ``write`` adds lines.
     """
 
     def __init__(self, folder: str, settings: dict[str, Any], seeds: Sequence[int], *, write: bool) -> None:
         if not seeds:
-            raise ValueError("seeds must name at least one: got none; three show a spread")
+            raise ValueError("seeds must hold at least one seed: got none; give three to see a spread")
         self.seeds = seeds
         self._folder, self._path, self._settings, self._write = folder, f"{folder}/results.jsonl", settings, write
         self._metrics: dict[str, dict[str, float]] = {}
-        self._torn = False  # a run that is killed while it writes leaves half a line
+        self._torn = False  # whether the last line is incomplete because a run was killed while it wrote
         if g_pathmgr.exists(self._path):
             with g_pathmgr.open(self._path, "r") as stream:
                 for line in stream:
@@ -96,7 +96,7 @@ class Runs:
             self._torn = False
 
     def values(self, variant: Variant, metric: str) -> list[float]:
-        """The metric of the variant's run with each seed, all of which must have finished."""
+        """The metric of the variant for each seed; all these runs must have finished."""
         return [self._metrics[self._key(variant, seed)][metric] for seed in self.seeds]
 
     def _key(self, variant: Variant, seed: int) -> str:

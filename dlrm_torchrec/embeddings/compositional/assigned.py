@@ -1,4 +1,4 @@
-"""A partition given by the user's own assignment of ids to classes, say from clustering."""
+"""A partition by the user's own assignment of ids to classes, for example from clustering."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ _CPU = torch.device("cpu")
 class Assigned(Complementary):
     """Classes that the user assigns: k integer tensors that hold the class of every id.
 
-    The class count of each is its largest class plus one. ValueError when the classes leave two ids alike.
+    The number of classes of a partition is its largest class plus one. Raises ValueError when two ids have the same
+    k classes.
     """
 
     def __init__(self, assignments: Sequence[torch.Tensor]) -> None:
         if not assignments:
             raise ValueError("assignments must hold at least one tensor: got none; give the class of every id")
-        # copies, so that what is checked here cannot be changed from outside
+        # copies, so that a caller cannot change the assignments after they were checked
         own = tuple(_checked(f"assignment {index}", given).clone() for index, given in enumerate(assignments))
         lengths = [len(assignment) for assignment in own]
         if len(set(lengths)) > 1:
             raise ValueError(
-                f"assignments must have one length, the number of ids: got lengths {lengths}; "
+                f"assignments must all have the same length, the number of ids: got lengths {lengths}; "
                 "give every id a class in each"
             )
         ranks, order = _tuple_ranks(own).sort(stable=True)
@@ -42,7 +43,7 @@ class Assigned(Complementary):
 
     @classmethod
     def from_clusters(cls, clusters: torch.Tensor) -> Assigned:
-        """The cluster of an id, then its rank among the ids of its cluster: complementary for any clustering."""
+        """Two partitions: the cluster of an id, and its rank within the cluster; complementary for any clustering."""
         clusters = _checked("clusters", clusters)
         by_cluster, order = clusters.sort(stable=True)
         sizes = clusters.bincount()
@@ -60,7 +61,7 @@ class Assigned(Complementary):
         return tuple(assignment[ids] for assignment in self._on(ids.device))
 
     def ids_of(self, *classes: torch.Tensor) -> torch.Tensor:
-        """The ids that have these k classes, -1 where none has; sorts all ``num_ids`` tuples at every call."""
+        """The ids that have these k classes, or -1 where no id has; every call sorts all ``num_ids`` tuples."""
         device, shape = classes[0].device, classes[0].shape
         pairs = zip(self._on(device), classes, strict=True)
         ranks = _tuple_ranks([torch.cat((own, given.flatten())) for own, given in pairs])
@@ -69,19 +70,19 @@ class Assigned(Complementary):
         return ids[ranks[self.num_ids :]].reshape(shape)
 
     def _on(self, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """The assignments on ``device``, copied there once."""
+        """The assignments on ``device``; they are copied there once."""
         if device not in self._copies:
             self._copies[device] = tuple(assignment.to(device) for assignment in self._copies[_CPU])
         return self._copies[device]
 
 
 def _checked(name: str, classes: torch.Tensor) -> torch.Tensor:
-    """``classes`` as int64 on the CPU; ValueError unless they are one class of at least 0 per id."""
+    """``classes`` as int64 on the CPU; raises ValueError unless they hold one class per id, and none is negative."""
     dtype, shape = classes.dtype, tuple(classes.shape)
     integer = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
     if not integer or len(shape) != 1 or shape[0] == 0:
         raise ValueError(
-            f"{name} must be a 1-D integer tensor of one class per id: got {dtype} of shape {shape}; "
+            f"{name} must be a 1-D integer tensor with one class per id: got {dtype} of shape {shape}; "
             "give class numbers from 0"
         )
     classes = classes.detach().to(_CPU, torch.int64)
@@ -91,7 +92,7 @@ def _checked(name: str, classes: torch.Tensor) -> torch.Tensor:
 
 
 def _tuple_ranks(columns: Sequence[torch.Tensor]) -> torch.Tensor:
-    """A number below n for each of n tuples, the same for equal tuples only; ``columns`` are n values each."""
+    """A number below n for each of n tuples; only equal tuples get the same. Each of ``columns`` holds n values."""
     ranks = torch.zeros_like(columns[0], dtype=torch.int64)
     for column in columns:
         values, dense = torch.unique(column, return_inverse=True)

@@ -1,4 +1,4 @@
-"""A drop-in for TorchRec's ``EmbeddingBagCollection`` in which any table may be compositional."""
+"""A drop-in replacement for TorchRec's ``EmbeddingBagCollection`` in which any table may be compositional."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingB
 
 
 class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):
-    """Plain and compositional tables, each summed or averaged over the bags of its features.
+    """Plain and compositional tables; each is summed or averaged over the bags of its features.
 
-    Takes the ``KeyedJaggedTensor`` and gives the ``KeyedTensor`` (keys, order, dims) of an ``EmbeddingBagCollection``
-    of the same names, rows and dims; only feature generation gives k keys ``feature#0`` ... for one. The partitions
-    of a table are stacked in ``embedding_bags.<table>.weight``.
+    The collection takes the ``KeyedJaggedTensor`` that an ``EmbeddingBagCollection`` with the same names, rows and dims
+    takes, and returns the same ``KeyedTensor`` (keys, order, dims). The only exception is feature generation, which
+    returns k keys ``feature#0`` ... for a feature. The partitions of a table are stacked in
+    ``embedding_bags.<table>.weight``.
     """
 
     def __init__(
-        self, tables: Sequence[EmbeddingBagConfig], is_weighted: bool = False, device: torch.device | None = None
+        self,
+        tables: Sequence[EmbeddingBagConfig],
+        is_weighted: bool = False,  # noqa: FBT001, FBT002  # as EmbeddingBagCollection, which this stands in for
+        device: torch.device | None = None,
     ) -> None:
         physical, model = [], []
         for config in tables:
@@ -53,19 +57,19 @@ class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):
         return self._model_configs
 
     def physical_configs(self) -> list[EmbeddingBagConfig]:
-        """The tables as they are stored: a ``StackedEmbeddingBagConfig`` for each compositional one."""
+        """The tables as they are stored: a compositional table is a ``StackedEmbeddingBagConfig``."""
         configs: list[EmbeddingBagConfig] = super().embedding_bag_configs()
         return configs
 
     def physical(self) -> EmbeddingBagCollection:
-        """The stored tables as a plain collection, with the parameters of this one."""
-        plain = EmbeddingBagCollection(self.physical_configs(), self.is_weighted(), torch.device("meta"))
+        """The stored tables as a plain collection that shares the parameters of this one."""
+        plain = _StoredTables(self.physical_configs(), self.is_weighted(), torch.device("meta"))
         plain.embedding_bags = self.embedding_bags
-        plain._device = self.device  # TorchRec copies the weights of a collection that is not on meta
+        plain.device = self.device  # TorchRec copies the weights of a collection that is on a GPU
         return plain
 
     def model_keys(self) -> dict[str, str]:
-        """The key that a model sees for the output of each physical feature; concat makes one key of several."""
+        """The key that a model sees for each physical feature; with concat, several features share one key."""
         found: dict[str, str] = {}
         stored = get_embedding_names_by_table(self.physical_configs())
         for physical, model in zip(stored, get_embedding_names_by_table(self._model_configs), strict=True):
@@ -95,8 +99,14 @@ class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):
         return KeyedTensor(keys=self._keys, length_per_key=dims, values=process_pooled_embeddings(pooled, inverse))
 
 
+class _StoredTables(EmbeddingBagCollection):
+    """A plain collection created without memory of its own, so that its device is set when it gets its tables."""
+
+    device = torch.device("meta")
+
+
 def _check_names(tables: Sequence[EmbeddingBagConfig], physical: Sequence[EmbeddingBagConfig]) -> None:
-    """ValueError where a feature is called like an output of another one."""
+    """Raises ValueError when a feature has the name of another feature's output."""
     outputs = {
         name for config in physical if isinstance(config, StackedEmbeddingBagConfig) for name in config.feature_names
     }
@@ -104,13 +114,13 @@ def _check_names(tables: Sequence[EmbeddingBagConfig], physical: Sequence[Embedd
         for feature in config.feature_names:
             if feature in outputs:
                 raise ValueError(
-                    f"features must not be called like an output of a compositional table: got {feature!r} in table "
+                    f"features must not have the name of an output of a compositional table: got {feature!r} in table "
                     f"{config.name!r}; rename it"
                 )
 
 
 class LookUpIn:
-    """Sums of bags of the rows of one weight, by PyTorch."""
+    """Sums bags of rows of one weight with PyTorch."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = weight

@@ -1,4 +1,4 @@
-"""Small networks, one per class, each applied to the vectors of its class."""
+"""Small networks, one per class; each is applied to the vectors of its class."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ def grouped_linear(
     layers: list[tuple[torch.Tensor, torch.Tensor | None]],
     block: int = 32,
 ) -> torch.Tensor:
-    """``vectors`` (N, in) through the layers of their ``classes`` (N,), with ReLU between layers: (N, out).
+    """The output (N, out) of ``vectors`` (N, in) after the layers of their ``classes`` (N,), with ReLU between layers.
 
-    A layer is a weight (num classes, in, out) and a bias (num classes, out) or None. Vectors are laid out in blocks
-    of one class each, which share a copy of its weights, so that a layer is one batched product whose shape depends
-    on N and the number of classes only: a class that gets most of the vectors costs no more than an even split, and
-    no count leaves the device.
+    A layer is a weight (num classes, in, out) and a bias (num classes, out) or None. Vectors are sorted into blocks of
+    ``block`` vectors of one class, and a block has one copy of its weights. A layer is therefore one batched product
+    whose shape depends only on N and the number of classes: an uneven split costs no more than an even one, and no
+    count has to leave the device.
     """
     num_classes = len(layers[0][0])
     num_blocks = -(-len(vectors) // block) + num_classes
     counts = classes.new_zeros(num_classes).scatter_add(0, classes, torch.ones_like(classes))
     last_block = (-(-counts // block)).cumsum(0)
     block_class = torch.searchsorted(last_block, torch.arange(num_blocks, device=classes.device), right=True)
-    block_class = block_class.clamp(max=num_classes - 1)  # blocks that nothing was left for
+    block_class = block_class.clamp(max=num_classes - 1)  # spare blocks at the end hold no vectors
 
     order = classes.argsort(stable=True)
     first_slot = torch.cat([last_block.new_zeros(1), last_block[:-1]]) * block - (counts.cumsum(0) - counts)

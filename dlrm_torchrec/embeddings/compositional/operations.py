@@ -1,8 +1,8 @@
 """Operations: how the rows of an id's k classes become its vector (arXiv 1909.02107, section 4).
 
-Every operation works on one physical table in which the k partitions are stacked, and asks for *bags* of its rows:
-``look_up(rows, offsets, weights)`` gives one sum per bag, as a bag of a plain table would. So any kernel that sums
-rows, PyTorch's or FBGEMM's, sharded or not, fused with its optimizer or not, also serves compositional tables.
+Every operation works on one physical table that holds the k stacked partitions, and asks for *bags* of its rows:
+``look_up(rows, offsets, weights)`` returns one sum per bag, as for a plain table. Any kernel that sums rows therefore
+also works for compositional tables: PyTorch's or FBGEMM's, sharded or not, fused with its optimizer or not.
 """
 
 from __future__ import annotations
@@ -21,51 +21,51 @@ from dlrm_torchrec.embeddings.compositional.stack import Bags, Block, LookUp, St
 
 
 class Operation(ABC):
-    """How an id's vector is made of its classes' rows."""
+    """A way to compute an id's vector from the rows of its classes."""
 
     row_wise: ClassVar[bool] = False  # whether rows may lie on different ranks
-    column_wise: ClassVar[bool] = True  # whether columns may
+    column_wise: ClassVar[bool] = True  # whether columns may lie on different ranks
 
-    def row_dim(self, dim: int, k: int) -> int:  # noqa: ARG002 (for those that split the dim)
-        """Numbers of a physical row."""
+    def row_dim(self, dim: int, k: int) -> int:  # noqa: ARG002 (operations that split the dim use k)
+        """The number of elements of a physical row."""
         return dim
 
-    def num_outputs(self, k: int) -> int:  # noqa: ARG002
-        """Vectors per bag, side by side."""
+    def num_outputs(self, k: int) -> int:  # noqa: ARG002 (other operations use it)
+        """The number of vectors per bag, which are concatenated."""
         return 1
 
-    def class_rows(self, dim: int, k: int) -> tuple[int, ...]:  # noqa: ARG002
-        """Physical rows of one class of each of the k partitions."""
+    def class_rows(self, dim: int, k: int) -> tuple[int, ...]:  # noqa: ARG002 (other operations use it)
+        """The number of physical rows of one class, for each of the k partitions."""
         return (1,) * k
 
     @abstractmethod
     def blocks(self, stack: Stack, dim: int) -> list[Block]:
-        """Initial weights with which a vector has the mean 0 and the variance 1 / (3 n) of a plain table's."""
+        """Initial weights that give a vector the mean 0 and variance 1 / (3 n), as in a plain table."""
 
     @abstractmethod
     def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
-        """Sum over each bag of its ids' (weighted) vectors: (bags, num_outputs * row dim)."""
+        """The sum of the vectors of each bag's ids, weighted if there are weights: (bags, num_outputs * row dim)."""
 
 
 class Summed(Operation):
-    """Operations that are bags of rows themselves, so that nothing is left to combine."""
+    """Operations whose result is a bag of rows, so that the look-up itself combines them."""
 
     row_wise = True
 
-    def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002
-        return [Block(stack.rows, 0.0, stack.partition.num_ids**-0.5)]
+    def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002 (other operations use it)
+        return [Block(stack.rows, center=0.0, limit=stack.partition.num_ids**-0.5)]
 
     def rows(self, stack: Stack, bags: Bags) -> Bags:
-        """Bags of physical rows: of all bags the first output, then of all bags the second, ..."""
+        """Bags of physical rows: first the first output of all bags, then the second output of all bags, ..."""
         return self.ask(stack.rows_of(bags.values), bags)
 
     def ask(self, rows: list[torch.Tensor], bags: Bags) -> Bags:
-        """Bags of the ``rows`` of some partitions: ``num_outputs`` for each of ``bags``."""
+        """The bags of ``rows`` of some partitions to look up: ``num_outputs`` for each of ``bags``."""
         weights = None if bags.weights is None else bags.weights.repeat(len(rows))
         return Bags(torch.cat([bags.values[:0], *rows]), bags.lengths.repeat(len(rows)), weights)
 
     def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
-        """Rows of a partition with few classes are read once each, and multiplied by how often each bag has them."""
+        """The summed vectors; rows of a partition with few classes are read once and multiplied by their counts."""
         num_bags, rows = len(bags.lengths), stack.rows_of(bags.values)
         few = [j for j, size in enumerate(stack.sizes) if size * num_bags <= len(bags.values)]
         many = [j for j in range(len(rows)) if j not in few]
@@ -75,7 +75,7 @@ class Summed(Operation):
         lengths = torch.cat([asked.lengths, asked.lengths.new_ones(len(single))])
         weights = None if asked.weights is None else torch.cat([asked.weights, asked.weights.new_ones(len(single))])
         read = look_up(torch.cat([asked.values, single]), offsets_of(lengths), weights)
-        read = read.to(torch.promote_types(read.dtype, torch.float32))  # float16 cannot count beyond 2048
+        read = read.to(torch.promote_types(read.dtype, torch.float32))  # float16 cannot hold counts above 2048
         whole = many[: self.num_outputs(len(many))]
         pieces = torch.split(read, [num_bags] * len(whole) + [len(span) for span in spans])
         sums = dict(zip(whole + few, pieces, strict=True))
@@ -84,13 +84,13 @@ class Summed(Operation):
         return self.join([sums[j] for j in sorted(sums)])
 
     def join(self, sums: list[torch.Tensor]) -> torch.Tensor:
-        """The outputs of each bag, of one sum (bags, row dim) per partition."""
+        """The outputs of each bag, from one sum (bags, row dim) per partition."""
         return torch.cat(sums, dim=1)
 
 
 @dataclass(frozen=True)
 class Concat(Summed):
-    """The k rows side by side, each of dim / k numbers; unique where rows are (Theorem 1 of the paper)."""
+    """The k rows concatenated, each of dim / k numbers; vectors are unique if rows are (Theorem 1 of the paper)."""
 
     def row_dim(self, dim: int, k: int) -> int:
         return dim // k
@@ -101,7 +101,7 @@ class Concat(Summed):
 
 @dataclass(frozen=True)
 class FeatureGeneration(Summed):
-    """k rows that stay k vectors: each feature becomes k features of the model."""
+    """k rows that stay separate: each feature becomes k features of the model."""
 
     def num_outputs(self, k: int) -> int:
         return k
@@ -111,8 +111,8 @@ class FeatureGeneration(Summed):
 class Add(Summed):
     """The sum of the k rows."""
 
-    def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002
-        return [Block(stack.rows, 0.0, (len(stack.class_rows) * stack.partition.num_ids) ** -0.5)]
+    def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002 (other operations use it)
+        return [Block(stack.rows, center=0.0, limit=(len(stack.class_rows) * stack.partition.num_ids) ** -0.5)]
 
     def ask(self, rows: list[torch.Tensor], bags: Bags) -> Bags:
         k = len(rows)
@@ -125,7 +125,7 @@ class Add(Summed):
 
 
 def _counts(bags: Bags, classes: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
-    """How often, or with how much weight, each bag has each class: (bags, num_classes)."""
+    """How often each class occurs in each bag, or its total weight there: (bags, num_classes)."""
     num_bags = len(bags.lengths)
     numbers = torch.arange(num_bags, device=classes.device)
     bag = torch.repeat_interleave(numbers, bags.lengths, output_size=len(classes))
@@ -136,9 +136,10 @@ def _counts(bags: Bags, classes: torch.Tensor, num_classes: int, dtype: torch.dt
 
 @dataclass(frozen=True)
 class Mult(Operation):
-    """The element-wise product of the k rows, per id and then summed: a product of sums would be another model.
+    """The element-wise product of the k rows of each id, summed over the bag; a product of sums would be another model.
 
-    Factors after the first start as ``center`` + U(-spread, spread), the first small enough for the product.
+    Factors after the first start as ``center`` + U(-spread, spread). The first factor starts so small that the product
+    has the variance of a plain table.
     """
 
     center: float = 0.0
@@ -147,20 +148,20 @@ class Mult(Operation):
     def __post_init__(self) -> None:
         if self.spread < 0 or self.center == self.spread == 0:
             raise ValueError(
-                f"factors of a product must start as center + U(-spread, spread), spread not negative and not both 0: "
-                f"got center {self.center} and spread {self.spread}; leave the defaults"
+                f"factors of a product must start as center + U(-spread, spread) where spread is not negative and not "
+                f"both are 0: got center {self.center} and spread {self.spread}; keep the defaults"
             )
 
-    def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002
+    def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002 (other operations use it)
         first, *others = stack.sizes
         second_moment = self.center**2 + self.spread**2 / 3
         limit = (stack.partition.num_ids * second_moment ** len(others)) ** -0.5
-        return [Block(first, 0.0, limit), Block(sum(others), self.center, self.spread)]
+        return [Block(first, center=0.0, limit=limit), Block(sum(others), center=self.center, limit=self.spread)]
 
     def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
         num_combinations = prod(stack.partition.classes[1:])
         weights = bags.weights
-        # FBGEMM's bucketizing passes no gradient on to weights, and takes float32 ones only
+        # FBGEMM's bucketizing gives weights no gradient, and takes only float32 weights
         sortable = weights is None or (weights.dtype == torch.float32 and not weights.requires_grad)
         if num_combinations * len(bags.lengths) <= len(bags.values) and sortable:
             return self._pooled_by_class(stack, num_combinations, bags, look_up)
@@ -174,7 +175,7 @@ class Mult(Operation):
         """The same sum by the distributive law: ids of a bag that share their later classes are summed first.
 
         sum_x w1[p1(x)] * w2[p2(x)] = sum_c w2[c] * sum_{x: p2(x) = c} w1[p1(x)]. The sums over x are a plain lookup,
-        and what is left is one product per bag and class instead of one per id.
+        so there is only one product per bag and class instead of one per id.
         """
         later_rows, repeats = [], num_combinations
         index = torch.arange(num_combinations, device=bags.values.device)
@@ -182,7 +183,11 @@ class Mult(Operation):
             repeats //= count
             later_rows.append(row + index // repeats % count)
         lengths, values, weights, *_ = torch.ops.fbgemm.bucketize_sparse_features(
-            bags.lengths, stack.partition.ordinals(bags.values), False, num_combinations, bags.weights
+            bags.lengths,
+            stack.partition.ordinals(bags.values),
+            bucketize_pos=False,
+            my_size=num_combinations,
+            weights=bags.weights,
         )
         rows = torch.cat([values, *later_rows])
         ones = lengths.new_ones(len(rows) - len(values))
@@ -198,11 +203,11 @@ class Mult(Operation):
 
 @dataclass(frozen=True)
 class Path(Operation):
-    """A row of the first partition, passed through one small network per later partition, chosen by the id's class.
+    """A row of the first partition, passed through one small network per later partition; the id's class selects it.
 
-    ``hidden`` units with ReLU, dim -> hidden -> dim; 0: one dim x dim matrix, the linear variant. A class's network
-    is stored as rows of the same table: W1 (hidden rows), b1 (hidden / dim rows, rounded up), W2 transposed (hidden
-    rows), b2 (one row); or the transposed matrix.
+    A network has ``hidden`` units with ReLU: dim -> hidden -> dim. With ``hidden`` 0 it is one dim x dim matrix, the
+    linear variant. The network of a class is stored as rows of the same table: W1 (hidden rows), b1 (hidden / dim
+    rows, rounded up), W2 transposed (hidden rows), b2 (one row); the linear variant stores the transposed matrix.
     """
 
     hidden: int = 64
@@ -222,14 +227,16 @@ class Path(Operation):
         return (1,) + (sum(self._network_rows(dim)),) * (k - 1)
 
     def blocks(self, stack: Stack, dim: int) -> list[Block]:
-        # He initialisation of the hidden layer: ReLU halves the second moment that 2 / dim doubles
+        # He initialisation of the hidden layer: the variance 2 / dim doubles the second moment, and ReLU halves it
         limits = [(6 / dim) ** 0.5, 0.0, (3 / self.hidden) ** 0.5, 0.0] if self.hidden else [(3 / dim) ** 0.5]
-        network = [Block(rows, 0.0, limit) for rows, limit in zip(self._network_rows(dim), limits, strict=True)]
+        network = [
+            Block(rows, center=0.0, limit=limit) for rows, limit in zip(self._network_rows(dim), limits, strict=True)
+        ]
         num_networks = sum(stack.partition.classes[1:])
-        return [Block(stack.sizes[0], 0.0, stack.partition.num_ids**-0.5), *network * num_networks]
+        return [Block(stack.sizes[0], center=0.0, limit=stack.partition.num_ids**-0.5), *network * num_networks]
 
     def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
-        ids, places = torch.unique(bags.values, return_inverse=True)  # a network sees an id once; waits for a GPU
+        ids, places = torch.unique(bags.values, return_inverse=True)  # each id passes once; this waits for a GPU
         first, *later = stack.partition.of(ids)
         rows = torch.cat([first, torch.arange(stack.sizes[0], stack.rows, device=first.device)])
         vectors, *parameters = torch.split(look_up(rows, one_each(rows), None), [len(first), *stack.sizes[1:]])
@@ -246,7 +253,7 @@ class Path(Operation):
         )
 
     def layers(self, networks: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Weights and biases, as ``grouped_linear`` takes them, of stored ``networks`` (num classes, rows, dim)."""
+        """Weights and biases of stored ``networks`` (num classes, rows, dim), as ``grouped_linear`` takes them."""
         if not self.hidden:
             return [(networks, None)]
         w1, b1, w2, b2 = torch.split(networks, self._network_rows(networks.size(2)), dim=1)

@@ -1,4 +1,4 @@
-"""Partitions of a wanted size: from collisions, from a row budget, or of the fewest rows; exact integer arithmetic.
+"""Partitions of a chosen size: by collisions, by a row budget, or with the fewest rows; in exact integer arithmetic.
 
 ``collisions`` is the number of ids that share a class of the partition that has ceil(n / collisions) classes.
 """
@@ -15,11 +15,11 @@ from dlrm_torchrec.embeddings.compositional.partitions import (
     check_count,
 )
 
-_SEARCH_WIDTH = 64  # first moduli tried: coprime sets lie close together, and wider finds no fewer rows worth having
+_SEARCH_WIDTH = 64  # number of first moduli that are tried; coprime sets are dense, so trying more saves few rows
 
 
 def quotient_remainder_for_collisions(num_ids: int, collisions: int) -> QuotientRemainder:
-    """ceil(n / collisions) quotients and, as published, ``collisions`` remainders however few the ids."""
+    """ceil(n / collisions) quotients and ``collisions`` remainders, even if there are fewer ids, as published."""
     check_count("collisions", collisions)
     return QuotientRemainder(num_ids, collisions)
 
@@ -29,22 +29,22 @@ def hash_for_collisions(num_ids: int, collisions: int) -> Hash:
     return Hash(num_ids, _ceil_div(num_ids, _collisions(num_ids, collisions)))
 
 
-def mixed_radix_for_collisions(num_ids: int, collisions: int, k: int) -> MixedRadix:
-    """ceil(n / collisions) first, then ``collisions`` split over k - 1 radices of the smallest sum."""
+def mixed_radix_for_collisions(num_ids: int, collisions: int, *, k: int) -> MixedRadix:
+    """The radix ceil(n / collisions), then the k - 1 radices of the smallest sum that cover ``collisions``."""
     _check_several(k)
     collisions = _collisions(num_ids, collisions)
     return MixedRadix(num_ids, (_ceil_div(num_ids, collisions), *_even_split(collisions, k - 1)))
 
 
-def chinese_remainder_for_collisions(num_ids: int, collisions: int, k: int = 2) -> ChineseRemainder:
-    """A first modulus of ceil(n / collisions) or little more, then k - 1 that share the rest about evenly."""
+def chinese_remainder_for_collisions(num_ids: int, collisions: int, *, k: int = 2) -> ChineseRemainder:
+    """A first modulus of ceil(n / collisions) or slightly more, then k - 1 moduli that split the rest about evenly."""
     _check_several(k)
     first = _ceil_div(num_ids, _collisions(num_ids, collisions))
     return _fewest_rows(num_ids, k, range(first, first + _SEARCH_WIDTH))
 
 
 def quotient_remainder_for_rows(num_ids: int, max_rows: int) -> QuotientRemainder:
-    """Quotients and remainders of at most ``max_rows`` together, with the fewest collisions."""
+    """The quotients and remainders with the fewest collisions that need at most ``max_rows`` rows together."""
     check_count("num_ids", num_ids)
     check_count("max_rows", max_rows)
     least = sum(_even_split(num_ids, 2))
@@ -53,19 +53,19 @@ def quotient_remainder_for_rows(num_ids: int, max_rows: int) -> QuotientRemainde
             f"max_rows must be at least {least} for quotients and remainders of {num_ids} ids: got {max_rows}; "
             "raise it or use more partitions"
         )
-    # ceil(n / m) + m <= max_rows exactly where m^2 - max_rows m + n <= 0: m is the least integer from its lower root on
+    # ceil(n / m) + m <= max_rows holds where m^2 - max_rows m + n <= 0: m is the lower root, rounded up
     return QuotientRemainder(num_ids, _ceil_div(max_rows - isqrt(max_rows**2 - 4 * num_ids), 2))
 
 
 def optimal_mixed_radix(num_ids: int, k: int) -> MixedRadix:
-    """k radices of the smallest sum, about k n^(1/k)."""
+    """The k radices with the smallest sum, about k n^(1/k)."""
     check_count("num_ids", num_ids)
     check_count("k", k)
     return MixedRadix(num_ids, _even_split(num_ids, k))
 
 
 def optimal_chinese_remainder(num_ids: int, k: int) -> ChineseRemainder:
-    """k pairwise coprime moduli of a sum close to the smallest, about k n^(1/k)."""
+    """k pairwise coprime moduli whose sum is close to the smallest possible, about k n^(1/k)."""
     check_count("num_ids", num_ids)
     _check_several(k)
     root = _root(num_ids, k)
@@ -79,7 +79,7 @@ def _check_several(k: int) -> None:
 
 
 def _collisions(num_ids: int, collisions: int) -> int:
-    """``collisions``, which are never more than the ids."""
+    """``collisions``, but at most the number of ids."""
     check_count("num_ids", num_ids)
     check_count("collisions", collisions)
     return min(collisions, num_ids)
@@ -90,7 +90,7 @@ def _ceil_div(dividend: int, divisor: int) -> int:
 
 
 def _root(value: int, k: int) -> int:
-    """The largest integer whose k-th power is at most ``value``, bit by bit."""
+    """The largest integer whose k-th power is at most ``value``, found bit by bit."""
     root = 0
     for bit in reversed(range(value.bit_length() // k + 1)):
         if (root | 1 << bit) ** k <= value:
@@ -99,8 +99,8 @@ def _root(value: int, k: int) -> int:
 
 
 def _even_split(product: int, k: int) -> tuple[int, ...]:
-    """k integers of the smallest sum whose product is at least ``product``, largest first."""
-    # of all integers of one sum those that differ by at most one have the largest product
+    """The k integers with the smallest sum whose product is at least ``product``, largest first."""
+    # among k integers with a given sum, the product is largest when they differ by at most one
     root = _root(product, k)
     larger = next(larger for larger in range(k + 1) if (root + 1) ** larger * root ** (k - larger) >= product)
     return (root + 1,) * larger + (root,) * (k - larger)
@@ -111,7 +111,7 @@ def _fewest_rows(num_ids: int, k: int, firsts: range) -> ChineseRemainder:
 
 
 def _coprime_moduli(product: int, k: int, first: int) -> tuple[int, ...]:
-    """``first``, then k - 1 moduli as even as being pairwise coprime allows, of a product of at least ``product``."""
+    """``first`` and k - 1 more pairwise coprime moduli, about equal, so that their product is at least ``product``."""
     moduli = [first]
     for left in range(k - 1, 0, -1):
         modulus = _root(_ceil_div(product, prod(moduli)), left)

@@ -1,6 +1,6 @@
-"""Partitions: which class of each of k small tables an id belongs to, in exact int64 arithmetic.
+"""Partitions: maps from an id to its class in each of k small tables, in exact int64 arithmetic.
 
-Partitions are complementary when any two ids differ in at least one class, so that the k classes name the id.
+Partitions are complementary when any two ids differ in at least one class, so that the k classes identify the id.
 Definitions: Shi et al. 2019, "Compositional embeddings using complementary partitions" (arXiv 1909.02107), section 3.
 """
 
@@ -14,12 +14,12 @@ from math import gcd, isqrt, prod
 import torch
 
 INT64_MAX = torch.iinfo(torch.int64).max
-# Residues multiply below this without leaving int64.
+# The product of two residues below this fits in int64.
 _LARGEST_FACTOR = isqrt(INT64_MAX)
 
 
 class Partition(ABC):
-    """k ways, taken together, to put the ids 0 .. num_ids - 1 into classes."""
+    """k partitions of the ids 0 .. num_ids - 1 that are used together: each puts every id into one of its classes."""
 
     num_ids: int
 
@@ -33,7 +33,7 @@ class Partition(ABC):
         """The k classes of every id: int64, shaped like ``ids``, which must lie in [0, num_ids)."""
 
     def ordinals(self, ids: torch.Tensor) -> torch.Tensor:
-        """The k classes of every id as one number in mixed radix, the first class its highest digit."""
+        """The k classes of every id as one number in mixed radix; the first class is its highest digit."""
         ordinals, *later = self.of(ids)
         for classes, count in zip(later, self.classes[1:], strict=True):
             ordinals = ordinals * count + classes
@@ -41,18 +41,18 @@ class Partition(ABC):
 
 
 class Complementary(Partition):
-    """Partitions whose k classes name an id."""
+    """Partitions whose k classes identify an id."""
 
     @abstractmethod
     def ids_of(self, *classes: torch.Tensor) -> torch.Tensor:
-        """The ids that have these k classes, the inverse of ``of``; classes that no id has give no meaningful id."""
+        """The ids that have these k classes: the inverse of ``of``. If no id has them, the result is meaningless."""
 
 
 def check_count(name: str, value: int) -> None:
     """ValueError unless ``value`` is an integer from 1 to 2^63 - 1: a float would make the classes inexact."""
     if not isinstance(value, int) or not 1 <= value <= INT64_MAX:
         raise ValueError(
-            f"{name} must be an integer from 1 to 2^63 - 1: got {value!r}; give a whole number of that range"
+            f"{name} must be an integer from 1 to 2^63 - 1: got {value!r}; give a whole number in that range"
         )
 
 
@@ -69,12 +69,12 @@ def _check_product(name: str, factors: tuple[int, ...], num_ids: int) -> None:
 
 def _divmod(ids: torch.Tensor, divisor: int) -> tuple[torch.Tensor, torch.Tensor]:
     quotient = ids // divisor
-    return quotient, torch.sub(ids, quotient, alpha=divisor)  # % would divide, the slow part, a second time
+    return quotient, torch.sub(ids, quotient, alpha=divisor)  # % would divide a second time, and division is slow
 
 
 @dataclass(frozen=True)
 class Naive(Complementary):
-    """Every id is a class of its own: the plain table."""
+    """One partition in which every id has its own class, as in a plain table."""
 
     num_ids: int
 
@@ -95,7 +95,7 @@ class Naive(Complementary):
 
 @dataclass(frozen=True)
 class Hash(Partition):
-    """The hashing trick, id mod ``num_classes``: ids collide unless there are as many classes as ids."""
+    """The hashing trick, id mod ``num_classes``: ids collide if there are fewer classes than ids."""
 
     num_ids: int
     num_classes: int
@@ -114,7 +114,7 @@ class Hash(Partition):
 
 @dataclass(frozen=True)
 class QuotientRemainder(Complementary):
-    """The quotient id \\ m, then the remainder id mod m, for m = ``num_remainders``: ceil(n / m) and m classes."""
+    """The quotient id \\ m and the remainder id mod m, for m = ``num_remainders``: ceil(n / m) and m classes."""
 
     num_ids: int
     num_remainders: int
@@ -142,7 +142,8 @@ class QuotientRemainder(Complementary):
 class MixedRadix(Complementary):
     """Generalised quotient-remainder: the digits of the id in mixed radix, least significant first.
 
-    P_1 = id mod m_1 and P_j = (id \\ (m_1 ... m_(j-1))) mod m_j, for radices m_j of a product of at least ``num_ids``.
+    P_1 = id mod m_1 and P_j = (id \\ (m_1 ... m_(j-1))) mod m_j, where the product of the radices m_j is at least
+    ``num_ids``.
     """
 
     num_ids: int
@@ -160,7 +161,7 @@ class MixedRadix(Complementary):
         for radix in self.radices[:-1]:
             rest, digit = _divmod(rest, radix)
             digits.append(digit)
-        return *digits, rest  # below the last radix, as the product of all is at least num_ids
+        return *digits, rest  # rest is below the last radix because the product of all radices is at least num_ids
 
     def ids_of(self, *classes: torch.Tensor) -> torch.Tensor:
         ids = torch.zeros_like(classes[0], dtype=torch.int64)
@@ -171,7 +172,7 @@ class MixedRadix(Complementary):
 
 @dataclass(frozen=True)
 class ChineseRemainder(Complementary):
-    """P_j = id mod m_j, for pairwise coprime moduli m_j of a product of at least ``num_ids``."""
+    """P_j = id mod m_j, for pairwise coprime moduli m_j whose product is at least ``num_ids``."""
 
     num_ids: int
     moduli: tuple[int, ...]
@@ -200,8 +201,8 @@ class ChineseRemainder(Complementary):
         return tuple(ids % modulus for modulus in self.moduli)
 
     def ids_of(self, *classes: torch.Tensor) -> torch.Tensor:
-        # Garner's algorithm: after each modulus ids is id mod product, so nothing summed ever exceeds the id itself.
-        # The largest modulus comes first because it alone is never squared.
+        # Garner's algorithm: after each modulus, ids is id mod product, so no sum ever exceeds the id itself.
+        # The largest modulus comes first because that one is never squared.
         (product, ids), *rest = sorted(zip(self.moduli, classes, strict=True), key=lambda pair: -pair[0])
         ids = ids.long()
         for modulus, residue in rest:

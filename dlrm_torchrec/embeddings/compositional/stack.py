@@ -1,4 +1,4 @@
-"""Partitions stacked in one physical table, and bags of its rows."""
+"""Partitions that are stacked in one physical table, and bags of its rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LookUp = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tenso
 
 
 class Bags(NamedTuple):
-    """Ids or rows of bags: ``values`` (R,) int64, ``lengths`` (bags,), ``weights`` (R,) or None."""
+    """Bags of ids or rows: ``values`` (R,) int64, ``lengths`` (bags,), ``weights`` (R,) or None."""
 
     values: torch.Tensor
     lengths: torch.Tensor
@@ -32,13 +32,13 @@ class Block(NamedTuple):
 
     @classmethod
     def plain(cls, rows: int) -> Block:
-        """DLRM's, for a plain table."""
-        return cls(rows, 0.0, rows**-0.5)
+        """Initial weights of a plain table of ``rows`` rows, as in DLRM."""
+        return cls(rows, center=0.0, limit=rows**-0.5)
 
 
 @dataclass(frozen=True)
 class Stack:
-    """k partitions in one table: partition j begins at row ``first_rows[j]``, a class has ``class_rows[j]`` rows."""
+    """k partitions in one table; partition j begins at row ``first_rows[j]`` and has ``class_rows[j]`` rows a class."""
 
     partition: Partition
     class_rows: tuple[int, ...]
@@ -56,25 +56,25 @@ class Stack:
         return [sum(self.sizes[:j]) for j in range(len(self.sizes))]
 
     def rows_of(self, ids: torch.Tensor) -> list[torch.Tensor]:
-        """The row of each of the k classes of every id, for classes of one row each."""
+        """The rows of every id, one (N,) tensor for each of the k partitions; every class must have one row."""
         return [first + classes for first, classes in zip(self.first_rows, self.partition.of(ids), strict=True)]
 
 
 def one_each(rows: torch.Tensor) -> torch.Tensor:
-    """Offsets of bags of one row."""
+    """Offsets of bags that hold one row each."""
     return torch.arange(len(rows) + 1, device=rows.device)
 
 
 def offsets_of(lengths: torch.Tensor) -> torch.Tensor:
-    """Offsets (bags + 1,) of bags of these lengths."""
+    """Offsets (bags + 1,) of bags with these lengths."""
     offsets: torch.Tensor = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
     return offsets
 
 
 def pool(vectors: torch.Tensor, bags: Bags) -> torch.Tensor:
-    """Sums (bags, dim) over each bag of one (weighted) vector per id."""
+    """The sum over each bag (bags, dim), from one vector per id, multiplied by the id's weight if there are weights."""
     if bags.weights is not None:
         vectors = vectors * bags.weights[:, None]
     if len(vectors) == len(bags.lengths) and not vectors.is_cuda and bool((bags.lengths == 1).all()):
-        return vectors  # one-hot; a GPU would have to be waited for to know
+        return vectors  # one-hot; on a GPU, finding that out would mean waiting for it
     return torch.segment_reduce(vectors, "sum", lengths=bags.lengths, axis=0, unsafe=True)

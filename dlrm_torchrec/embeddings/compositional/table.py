@@ -1,4 +1,4 @@
-"""Configs of compositional tables: the logical one that models see, and the physical one that is stored."""
+"""Configs of compositional tables: the logical table, which models see, and the physical table, which is stored."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from dlrm_torchrec.embeddings.compositional.stack import Bags, Block, LookUp, St
 
 @dataclass(kw_only=True)
 class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
-    """A table of ``num_embeddings`` ids, of which each vector is composed of the rows of its classes.
+    """A table of ``num_embeddings`` ids; the vector of an id is composed of the rows of its classes.
 
-    Raises ValueError where the partition is of another number of ids, or the operation does not fit it; also where
-    initial weights are given, which depend on the operation.
+    Raises ValueError when the partition has another number of ids, or when the dim is no multiple of the number of
+    partitions and the operation needs one. Also raises ValueError when initial weights are given: they depend on the
+    operation.
     """
 
     partition: Partition
@@ -30,22 +31,22 @@ class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
         k = len(self.partition.classes)
         if (self.init_fn, self.weight_init_min, self.weight_init_max) != (None, None, None):
             raise ValueError(
-                f"initial weights of table {self.name!r} must be left to its operation: got an init_fn or limits; "
+                f"initial weights of table {self.name!r} must come from its operation: got an init_fn or limits; "
                 "leave them out"
             )
         if self.partition.num_ids != self.num_embeddings:
             raise ValueError(
-                f"partition of table {self.name!r} must be of its {self.num_embeddings} ids: got one of "
+                f"partition of table {self.name!r} must cover its {self.num_embeddings} ids: got a partition of "
                 f"{self.partition.num_ids}; make the two equal"
             )
         if self.embedding_dim != self.operation.row_dim(self.embedding_dim, k) and self.embedding_dim % k:
             raise ValueError(
-                f"dim of table {self.name!r} must be a multiple of its {k} partitions for concat: got "
+                f"dim of table {self.name!r} must be a multiple of {k}, its number of partitions, for concat: got "
                 f"{self.embedding_dim}; change the dim, or choose mult"
             )
 
     def model_config(self) -> EmbeddingBagConfig:
-        """The table as a model sees it: rows and dim of a plain one, and every key that it gives as a feature."""
+        """The table as a model sees it: rows and dim of a plain table, and one feature for each key of the output."""
         return EmbeddingBagConfig(
             num_embeddings=self.num_embeddings,
             embedding_dim=self.embedding_dim,
@@ -56,7 +57,7 @@ class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
         )
 
     def keys(self) -> list[str]:
-        """What a model gets of each feature: one vector, or k with feature generation."""
+        """The keys of the output: one for each feature, or k for each feature with feature generation."""
         k = len(self.partition.classes)
         outputs = self.operation.num_outputs(k)
         if outputs * self.operation.row_dim(self.embedding_dim, k) == self.embedding_dim:
@@ -64,7 +65,7 @@ class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
         return [name for feature in self.feature_names for name in output_names(feature, outputs)]
 
     def stacked(self) -> StackedEmbeddingBagConfig:
-        """The physical table: what is stored, sharded, counted by the planner and named in a checkpoint."""
+        """The physical table: the one that is stored, sharded, counted by the planner and named in a checkpoint."""
         k = len(self.partition.classes)
         stack = Stack(self.partition, self.operation.class_rows(self.embedding_dim, k))
         outputs = self.operation.num_outputs(k)
@@ -85,7 +86,7 @@ class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
 
 @dataclass(kw_only=True)
 class StackedEmbeddingBagConfig(EmbeddingBagConfig):
-    """The physical table of a compositional one; its features are the logical one's, once per output."""
+    """The physical table of a compositional table; it repeats each feature of the logical table once per output."""
 
     logical: CompositionalEmbeddingBagConfig
     stack: Stack
@@ -95,9 +96,9 @@ class StackedEmbeddingBagConfig(EmbeddingBagConfig):
         return self.logical.operation
 
     def pooling_factors(self, ids_per_bag: Mapping[str, float], batch_size: int) -> list[float]:
-        """Rows that a bag of each physical feature looks up, for the planner: k per id, and a share of the networks.
+        """The rows that a bag of each physical feature looks up, for the planner: k per id plus its share of networks.
 
-        A path reads its networks once per batch of a rank, for all features together.
+        A path reads its networks once per batch and rank, for all features together.
         """
         num_bags = batch_size * len(self.logical.feature_names)
         outputs = self.operation.num_outputs(len(self.stack.sizes))
@@ -112,9 +113,10 @@ class StackedEmbeddingBagConfig(EmbeddingBagConfig):
 
     @torch.no_grad()
     def fill(self, weight: torch.Tensor) -> torch.Tensor:
-        """Draw the initial weights in place; ``weight`` may be a shard of rows, or of columns, or several of columns.
+        """Draw the initial weights in place; ``weight`` may be a shard of rows, or one or more shards of columns.
 
-        Only tables whose rows are all drawn alike are ever sharded by rows; TorchRec stacks a rank's column shards.
+        A table is sharded by rows only if all its rows have the same distribution. TorchRec stacks the column shards
+        of a rank below each other.
         """
         blocks = self.blocks()
         if len(blocks) == 1:
@@ -126,14 +128,14 @@ class StackedEmbeddingBagConfig(EmbeddingBagConfig):
         return weight
 
     def blocks(self) -> list[Block]:
-        """Initial weights of each run of rows."""
+        """Initial weights of the table, as consecutive blocks of rows."""
         return self.operation.blocks(self.stack, self.logical.embedding_dim)
 
     def pooled(self, bags: Bags, look_up: LookUp, features: Sequence[str] = ()) -> torch.Tensor:
-        """Sums or means (bags, columns) over bags of ids; a mean divides by the number of ids, also with weights.
+        """Sums or means (bags, columns) over bags of ids; a mean divides by the number of ids, even with weights.
 
-        The bags are of ``features``, of all that the table has by default, one after another. Raises ValueError for
-        an id outside of [0, number of ids).
+        The bags hold those of ``features`` one feature after another; by default all features of the table. Raises
+        ValueError for an id outside of [0, number of ids).
         """
         self.check(bags, features)
         pooled = self.operation.pooled(self.stack, bags, look_up)
@@ -142,7 +144,7 @@ class StackedEmbeddingBagConfig(EmbeddingBagConfig):
         return pooled
 
     def check(self, bags: Bags, features: Sequence[str] = ()) -> None:
-        """ValueError for an id outside of [0, number of ids); on a GPU the device asserts, without a wait for it."""
+        """Raises ValueError for an id outside of [0, number of ids); a GPU asserts it instead, to avoid waiting."""
         ids, num_ids = bags.values, self.stack.partition.num_ids
         if not len(ids):
             return
@@ -157,7 +159,7 @@ class StackedEmbeddingBagConfig(EmbeddingBagConfig):
             feature = features[bag * len(features) // len(bags.lengths)]
             raise ValueError(
                 f"ids of feature {feature!r} must be in [0, {num_ids}), the ids of table {self.name!r}: got {value}; "
-                "look at the preparation of that column"
+                "check how that column was prepared"
             )
 
 

@@ -1,15 +1,15 @@
-"""Products of int64 matrices modulo 2^64, faster than torch's own on a CPU, and on a GPU, where torch has none.
+"""Products of int64 matrices modulo 2^64: faster than torch's product on a CPU, and on a GPU, where torch has none.
 
-On a CPU with 64-bit vector multiplies splitting into smaller numbers does not pay (LOG.md), but torch's product keeps
-only one core busy: every thread gets some of the rows.
+torch's product uses only one core of a CPU, so here every thread multiplies some of the rows. Splitting integers into
+smaller numbers does not help on a CPU with 64-bit vector multiplication (LOG.md).
 
-GPUs multiply 8-bit integers fast. With the signed digits of two integers in base 256, x = sum x_i 256^i modulo 2^64,
-a product is
+GPUs multiply 8-bit integers fast. With the signed digits of integers in base 256, x = sum x_i 256^i modulo 2^64, a
+product is
 
     A C = sum over s of 256^s (A_0 C_s + A_1 C_(s-1) + ... + A_s C_0)    modulo 2^64
 
-where the powers from 2^64 on vanish: 36 products of digits. Those of one s are one product of longer matrices, the
-digits of A beside each other, those of C below each other in reverse.
+Powers from 2^64 on vanish, which leaves 36 products of digits. The products for one s are a single product of longer
+matrices: the digits of A are placed next to each other, and those of C below each other in reverse order.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _SIGNS = -0x7F7F7F7F7F7F7F80  # 0x8080808080808080, the top bit of every byte
 
 
 def int64_matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """``a`` (m, k) times ``b`` (k, n), int64, modulo 2^64 as int64 arithmetic wraps around: (m, n) int64.
+    """The product (m, n) int64 of ``a`` (m, k) and ``b`` (k, n), both int64; like int64 arithmetic, it is modulo 2^64.
 
-    Raises ValueError when shapes or types do not fit.
+    Raises ValueError when shapes or types are wrong.
     """
     if a.dtype != torch.int64 or b.dtype != torch.int64:
         raise ValueError(f"matrices must be int64: got {a.dtype} and {b.dtype}; convert them")
@@ -35,7 +35,7 @@ def int64_matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def matmul_by_rows(a: torch.Tensor, b: torch.Tensor, threads: int) -> torch.Tensor:
-    """``int64_matmul`` by torch's own product of as many groups of rows as there are ``threads``, at once."""
+    """``int64_matmul`` with torch's product: each of the ``threads`` multiplies one group of rows."""
     product = a.new_empty(a.size(0), b.size(1))
     with ThreadPoolExecutor(threads) as pool:
         groups = zip(a.chunk(threads), product.chunk(threads), strict=True)
@@ -44,16 +44,16 @@ def matmul_by_rows(a: torch.Tensor, b: torch.Tensor, threads: int) -> torch.Tens
 
 
 def matmul_by_digits(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """``int64_matmul`` by 8-bit digits, whose products are summed in 32 bits.
+    """``int64_matmul`` with 8-bit digits; their products are summed in 32 bits.
 
-    On a CPU it needs VNNI: older x86 processors add pairs of 8-bit products in 16 bits, which saturate.
+    A CPU needs VNNI for this: older x86 processors add pairs of 8-bit products in 16 bits, which saturate.
     """
     (m, k), n = a.shape, b.size(1)
     product = torch.zeros(m, n, dtype=torch.int64, device=a.device)
     for start in range(0, k, _TERMS):
-        # CUDA's 8-bit kernels take more than 16 rows, and columns by eights
-        left = _padded(a[:, start : start + _TERMS], 32, 8)
-        right = _padded(b[start : start + _TERMS], 8, 8)
+        # CUDA's 8-bit kernels need more than 16 rows, and a multiple of 8 columns
+        left = _padded(a[:, start : start + _TERMS], rows=32, columns=8)
+        right = _padded(b[start : start + _TERMS], rows=8, columns=8)
         terms = left.size(1)
         beside = _digits(left).permute(0, 2, 1).reshape(len(left), 8 * terms)
         below = _digits(right).permute(2, 0, 1).flip(0).reshape(8 * terms, -1)
@@ -64,14 +64,14 @@ def matmul_by_digits(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _digits(x: torch.Tensor) -> torch.Tensor:
-    """Eight digits -128 .. 127 of base 256 for every element of ``x`` (rows, columns): (rows, columns, 8), int8.
+    """The eight base-256 digits, -128 .. 127, of every element of ``x`` (rows, columns): (rows, columns, 8), int8.
 
-    Adding 128 to every digit gives the bytes of an integer, and the top bit of a byte is what tells it from its digit.
+    Adding 128 to every digit gives the bytes of an integer; flipping the top bit of such a byte gives the digit.
     """
     return ((x + _SIGNS) ^ _SIGNS).view(torch.int8).view(*x.shape, 8)
 
 
-def _padded(x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+def _padded(x: torch.Tensor, *, rows: int, columns: int) -> torch.Tensor:
     """``x`` with zeros up to multiples of ``rows`` and ``columns``."""
     missing = (0, -x.size(1) % columns, 0, -x.size(0) % rows)
     return torch.nn.functional.pad(x, missing) if any(missing) else x

@@ -1,8 +1,9 @@
-"""Real numbers as 64-bit integers, and integers as sums of random ones.
+"""Secret sharing: encodes real numbers as 64-bit integers, and splits integers into random shares.
 
-A value x is round(2^f x) modulo 2^64 (fixed point), split into shares that sum to it modulo 2^64. All but the last are
-uniformly random, so that any of the shares but all together say nothing about x (additive secret sharing). A linear map
-with known weights acts on every share by itself: the results sum to the result.
+A value x is stored in fixed point as round(2^f x) modulo 2^64, and split into shares whose sum modulo 2^64 is this
+integer (additive secret sharing). All shares but the last are uniformly random, so nobody learns anything about x
+without all of them. A linear map with known weights can be applied to each share separately: the results sum to the
+result.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ FRACTION_BITS = 16
 
 
 def encode(x: torch.Tensor, fraction_bits: int = FRACTION_BITS) -> torch.Tensor:
-    """``x`` in fixed point, int64; ValueError when a value does not fit."""
+    """``x`` in fixed point, int64; raises ValueError when a value is too large."""
     scaled = (x.double() * 2.0**fraction_bits).round()
     largest = float(scaled.abs().max()) if scaled.numel() else 0.0
     if not largest < 2.0**63:
@@ -27,17 +28,18 @@ def encode(x: torch.Tensor, fraction_bits: int = FRACTION_BITS) -> torch.Tensor:
 
 
 def decode(values: torch.Tensor, fraction_bits: int = FRACTION_BITS) -> torch.Tensor:
-    """The real numbers, float64, that ``values`` stand for; of a product, the bits of both factors."""
+    """The real numbers, float64, of the fixed-point ``values``; a product has the fraction bits of both factors."""
     return values.double() * 2.0**-fraction_bits
 
 
 def share(values: torch.Tensor, parties: int) -> list[torch.Tensor]:
-    """``parties`` tensors, any of which but all together are uniformly random, that sum to ``values`` modulo 2^64.
+    """``parties`` tensors that sum to ``values`` modulo 2^64; without any one of them, the others are uniformly random.
 
-    Random bytes are the operating system's, fit for secrets. ValueError for fewer than two parties.
+    The random bytes come from the operating system and are safe for secrets. Raises ValueError for fewer than two
+    parties.
     """
     if parties < 2:
-        raise ValueError(f"parties must be at least 2: got {parties}; with one there is no secret")
+        raise ValueError(f"parties must be at least 2: got {parties}; one party alone would see the secret")
     shares = []
     for _ in range(parties - 1):
         noise = torch.frombuffer(bytearray(secrets.token_bytes(values.nbytes)), dtype=torch.int64).view_as(values)

@@ -1,4 +1,4 @@
-"""What the inputs of layers look like on real batches."""
+"""Ranges of the inputs of layers, measured on real batches."""
 
 from collections.abc import Collection, Iterable
 from math import isfinite
@@ -9,13 +9,14 @@ from torch import nn
 
 from dlrm_torchrec.inference.mlps.linear import INPUT_LEVELS
 
-# Noise over signal of quantised inputs above which their columns get scales of their own. On the demo only the input
-# of the top MLP is above (its dot products have long tails), and there it costs AUC 5e-4; other layers lose 1e-5.
+# If the noise-to-signal ratio of quantised inputs exceeds this, every column gets its own scale. In the demo this
+# happens only at the input of the top MLP, whose dot products have long tails: one scale for all columns costs AUC 5e-4
+# there, and 1e-5 in other layers.
 MAX_NOISE = 1e-3
 
 
 class InputStatistics:
-    """Extremes (K,) of every column of a layer's inputs, and their mean square; a forward pre-hook of the layer."""
+    """A forward pre-hook of a layer that records the extremes (K,) of its input's columns, and their mean square."""
 
     def __init__(self, columns: int) -> None:
         self.low = torch.zeros(columns)
@@ -32,10 +33,11 @@ class InputStatistics:
             self.rows += len(features)
 
     def column_scales(self) -> torch.Tensor | None:
-        """Largest size (K,) in every column, if one scale for all would round the inputs too much; else None.
+        """The largest magnitude (K,) in every column, or None if one scale for all columns is precise enough.
 
-        Uniform rounding by steps s adds noise of power s² / 12. Scales are at least the root mean square of all inputs:
-        finer steps gain nothing, and a column that was almost always 0 in the calibration has room for more.
+        Uniform rounding with steps s adds noise of power s² / 12. Scales are at least the root mean square of all
+        inputs, because finer steps gain nothing and a column that was almost always 0 in the calibration may hold
+        larger values later.
         """
         step = float(self.high.max() - self.low.min()) / INPUT_LEVELS
         mean_square = self.squares / (self.rows * len(self.low))
@@ -47,7 +49,7 @@ class InputStatistics:
 def observe_inputs(
     model: nn.Module, layers: Collection[nn.Linear], batches: Iterable[tuple[Any, ...]]
 ) -> dict[nn.Linear, InputStatistics]:
-    """Statistics of the inputs of each of ``layers`` while ``model`` is called with each of ``batches``."""
+    """Statistics of the inputs of each of ``layers``, collected while ``model`` runs on all ``batches``."""
     seen = {layer: InputStatistics(layer.in_features) for layer in layers}
     hooks = [layer.register_forward_pre_hook(statistics) for layer, statistics in seen.items()]
     try:

@@ -1,7 +1,7 @@
-"""Fully connected layers on FBGEMM's int8 kernels: float in, float out.
+"""Fully connected layers on FBGEMM's int8 kernels, with float inputs and float outputs.
 
-FBGEMM quantises the input as it packs it and scales the sums as it writes them, so a chain of these layers takes no
-longer than one whose numbers stay int8 from layer to layer, and the output of the last one is not rounded to 8 bits.
+FBGEMM quantises the input while it packs it and scales the sums while it writes them. A chain of these layers is
+therefore as fast as a chain whose numbers stay int8 between layers, and the last output is not rounded to 8 bits.
 """
 
 import warnings
@@ -9,20 +9,20 @@ import warnings
 import torch
 from torch import nn
 
-# A CPU without VNNI adds two products in 16 bits, saturating. Inputs have 8 bits; with weights of 7 no such sum comes
-# to that, 2 · 255 · 63 < 2^15, and a model gives the same numbers on every CPU. Weights of 8 bits and inputs of 7 lose
-# twice as much: every row of weights has a scale of its own, all inputs share one.
+# A CPU without VNNI adds two products in 16 bits and saturates. Inputs have 8 bits. With weights of 7 bits no such sum
+# can saturate, as 2 · 255 · 63 < 2^15, so a model gives the same numbers on every CPU. Weights of 8 bits and inputs of
+# 7 bits lose twice as much precision, because every row of weights has its own scale but all inputs share one.
 MAX_BITS = 7
 INPUT_LEVELS = 255
 
 
 class Int8Linear(nn.Module):
-    """A layer (B, K) -> (B, O), with or without a ReLU, of weights (O, K) with ``bits`` bits, one scale per row.
+    """A layer (B, K) -> (B, O) with weights (O, K) of ``bits`` bits, one scale per row, and optionally a ReLU.
 
-    Raises ValueError for weights that are not finite, and where PyTorch lacks FBGEMM.
+    Raises ValueError for weights that are not finite, and if PyTorch was built without FBGEMM.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, relu: bool, bits: int = MAX_BITS) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, relu: bool, bits: int = MAX_BITS) -> None:
         super().__init__()
         levels, scales = quantize_weight(weight, bits)
         self.packed = _pack(levels, scales, None if bias is None else bias.detach().float())
@@ -32,7 +32,7 @@ class Int8Linear(nn.Module):
 
 
 class DynamicLinear(Int8Linear):
-    """An int8 layer that takes the range of its inputs from each batch: other rows change the rounding of a row."""
+    """An int8 layer that takes its input range from each batch, so a row's rounding depends on the other rows."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if self.relu:
@@ -43,19 +43,20 @@ class DynamicLinear(Int8Linear):
 
 
 class StaticLinear(Int8Linear):
-    """An int8 layer for inputs from ``low`` to ``high``: what is outside saturates."""
+    """An int8 layer for inputs from ``low`` to ``high``; inputs outside this range saturate."""
 
     def __init__(
         self,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
+        *,
         relu: bool,
         low: float,
         high: float,
         bits: int = MAX_BITS,
     ) -> None:
-        super().__init__(weight, bias, relu, bits)
-        low, high = min(low, 0.0), max(high, 0.0)  # 0 has to be a level
+        super().__init__(weight, bias, relu=relu, bits=bits)
+        low, high = min(low, 0.0), max(high, 0.0)  # 0 must be a level
         self.scale = (high - low) / INPUT_LEVELS or 1.0
         self.zero_point = round(-low / self.scale)
 
@@ -72,7 +73,7 @@ class StaticLinear(Int8Linear):
 
 
 class ColumnScales(nn.Module):
-    """Features (B, K) divided by one scale per column."""
+    """Divides features (B, K) by one scale per column."""
 
     inverses: torch.Tensor
 
@@ -85,10 +86,10 @@ class ColumnScales(nn.Module):
 
 
 def quantize_weight(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Levels (O, K) int8, of size 2^(bits - 1) - 1 at most, and scales (O,): their product is about ``weight``."""
+    """Levels (O, K) int8, at most 2^(bits - 1) - 1 in magnitude, and scales (O,); their product is about ``weight``."""
     if not weight.isfinite().all():
         raise ValueError(
-            f"weights must be finite: got {int((~weight.isfinite()).sum())} that are not in a layer of shape "
+            f"weights must be finite: got {int((~weight.isfinite()).sum())} other values in a layer of shape "
             f"{tuple(weight.shape)}; take a checkpoint from before the model diverged"
         )
     weight = weight.detach().float()
@@ -105,7 +106,7 @@ def _pack(levels: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None)
     try:
         torch.backends.quantized.engine = "fbgemm"
         with warnings.catch_warnings():
-            # quantised tensors are deprecated, but FBGEMM packs nothing else; loading a saved model says so once more
+            # quantised tensors are deprecated, but FBGEMM packs nothing else; loading a saved model warns again
             warnings.simplefilter("ignore")
             weight = torch._make_per_channel_quantized_tensor(levels, scales.double(), zero_points, 0)
         packed: torch.ScriptObject = torch.ops.quantized.linear_prepack(weight, bias)

@@ -6,9 +6,9 @@ from torch.nn import functional
 
 
 class SplitLinear(nn.Module):
-    """relu(dense(x) + x outliersᵀ), or without the ReLU: an int8 layer, and the weights left out of it in float."""
+    """relu(dense(x) + x outliersᵀ), or the same without ReLU: an int8 layer plus the outlier weights in float."""
 
-    def __init__(self, dense: nn.Module, outliers: torch.Tensor, relu: bool) -> None:
+    def __init__(self, dense: nn.Module, outliers: torch.Tensor, *, relu: bool) -> None:
         super().__init__()
         self.dense = dense
         self.outliers = SparseProduct(outliers)
@@ -20,9 +20,9 @@ class SplitLinear(nn.Module):
 
 
 class SparseProduct(nn.Module):
-    """x Wᵀ (B, O) of x (B, K) and the few weights of W (O, K) that are not 0, kept by rows (CSR).
+    """x Wᵀ (B, O) for x (B, K) and a sparse W (O, K), whose few weights that are not 0 are stored by rows (CSR).
 
-    An output is a weighted sum of the columns of x: a bag of embeddings, FBGEMM's sparse-lengths sum, over xᵀ.
+    An output is a weighted sum of columns of x, which is a bag of embeddings (FBGEMM's sparse-lengths sum) over xᵀ.
     """
 
     columns: torch.Tensor
@@ -38,21 +38,22 @@ class SparseProduct(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         sums = torch.embedding_bag(
-            functional.pad(features.t(), (0, 1)),  # PyTorch's kernel refuses rows of no columns, as of an empty batch
+            functional.pad(features.t(), (0, 1)),  # PyTorch's kernel refuses the rows of an empty batch: no columns
             self.columns,
             self.offsets,
             mode=0,  # sum
             per_sample_weights=self.values,
             include_last_offset=True,
         )[0]
-        return sums.t()[:-1].contiguous()  # at large batches adding columns to rows takes three times as long as this
+        return sums.t()[:-1].contiguous()  # for large batches this takes a third of the time of adding columns to rows
 
 
 def split_outliers(weight: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """``weight`` without its outliers, and its outliers: each (O, K), 0 where the other has a number.
+    """``weight`` without its outliers, and the outliers; each is (O, K) and is 0 where the other has a number.
 
-    Outliers are the ``share`` of the matrix that is largest in size. With as many, the largest of every row leave a
-    larger error; choosing how many per row to minimise Σ_row (largest that is left)² gains a few percent more.
+    Outliers are the ``share`` of the matrix with the largest magnitudes. Taking equally many outliers from every row
+    would leave a larger error. Choosing the number per row to minimise Σ_row (largest remaining weight)² would gain a
+    few percent.
     """
     outliers = torch.zeros_like(weight)
     where = weight.abs().flatten().topk(round(share * weight.numel())).indices

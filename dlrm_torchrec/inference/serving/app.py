@@ -1,4 +1,4 @@
-"""The endpoints of a server: predictions, what is served, and how the server does."""
+"""The endpoints of a server: predictions, the served package, and the state of the server."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from dlrm_torchrec.inference.serving.prometheus import Counted, Metrics
 from dlrm_torchrec.inference.serving.room import Room
 
 JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
-MAX_BODIES = 16  # of the largest size that are held at once
-ENCODERS = 2  # threads, so that a large request does not hold up all others
-SHORT_BODY_BYTES = 16_384  # encoded at once: with threads that take turns at it, 8 clients get 0.6 of the answers
-MAX_ERROR_LENGTH = 500  # of a sentence that repeats what a client sent
+MAX_BODIES = 16  # how many request bodies of the largest size are held at once
+ENCODERS = 2  # threads; with two, a large request does not block all others
+SHORT_BODY_BYTES = 16_384  # encoded without a thread: with threads, 8 clients get only 0.6 of the answers
+MAX_ERROR_LENGTH = 500  # characters of an error, which may repeat the client's input
 
 Probabilities = NDArray[np.float32]
 
 
 class Service:
-    """A package, and what the endpoints share."""
+    """A package, and everything that the endpoints share."""
 
     def __init__(self, path: Path, config: ServingConfig) -> None:
         self.path = path
@@ -48,7 +48,12 @@ class Service:
         self.queued_rows = Room(config.max_queued_rows, "rows")
         self.body_bytes = Room(MAX_BODIES * config.max_request_bytes, "bytes")
         self.metrics = Metrics(lambda: self.queued_rows.held)
-        self.batcher = Batcher(config.max_batch_rows, config.max_delay_ms / 1e3, config.threads, self.metrics)
+        self.batcher = Batcher(
+            self.metrics,
+            max_batch_rows=config.max_batch_rows,
+            max_delay_s=config.max_delay_ms / 1e3,
+            threads=config.threads,
+        )
         self._encoders = ThreadPoolExecutor(ENCODERS, "encode")
         self._loading = asyncio.Lock()
 
@@ -67,7 +72,7 @@ class Service:
         return Counted(app, self.metrics.requests, {route.path for route in routes})
 
     async def load(self) -> Predictor:
-        """Serves what is in the folder now, once it has answered; PackageError when it cannot, and nothing changes."""
+        """Starts to serve the folder's current package after a test run; PackageError, and no change, if that fails."""
         async with self._loading:
             try:
                 predictor = await asyncio.to_thread(load_package, self.path)
@@ -82,7 +87,7 @@ class Service:
     async def predict(self, request: Request) -> Response:
         start = perf_counter()
         content_type = _content_type(request)
-        predictor = self._loaded()  # it encodes and answers this request, whatever is loaded meanwhile
+        predictor = self._loaded()  # it encodes and answers this request even if another package is loaded meanwhile
         num_bytes = announced_bytes(request, self.config.max_request_bytes)
         with self.body_bytes.hold(num_bytes), self.queued_rows.hold(1):
             body = await read_body(request, num_bytes, self.config.timeout_s)
@@ -99,10 +104,10 @@ class Service:
         else:
             loop = asyncio.get_running_loop()
             inputs = await loop.run_in_executor(self._encoders, self._encoded, predictor, content_type, body)
-        with self.queued_rows.hold(len(inputs) - 1):  # one is held since the request began
+        with self.queued_rows.hold(len(inputs) - 1):  # one row was reserved when the request began
             probabilities = await self.batcher.submit(predictor, inputs)
         if not np.isfinite(probabilities).all():
-            raise HTTPException(422, "a row must give a probability: got one of which numbers overflow the model")
+            raise HTTPException(422, "a row must give a finite probability: got a row whose values overflow the model")
         return inputs, probabilities
 
     def _encoded(self, predictor: Predictor, content_type: str, body: bytes) -> Inputs:
@@ -119,7 +124,7 @@ class Service:
         try:
             predictor = await self.load()
         except PackageError as error:
-            raise HTTPException(409, f"{error} (what was served before still is)") from error
+            raise HTTPException(409, f"{error} (the server keeps serving the previous package)") from error
         return JSONResponse({"package": predictor.manifest["name"]})
 
     async def package(self, _: Request) -> Response:
@@ -136,7 +141,7 @@ class Service:
 
     def _loaded(self) -> Predictor:
         if self.predictor is None:
-            raise HTTPException(503, "a package must be loaded first: got none yet; try later", {"Retry-After": "1"})
+            raise HTTPException(503, "the package must be loaded first: got none yet; try later", {"Retry-After": "1"})
         return self.predictor
 
 
@@ -145,7 +150,7 @@ def _content_type(request: Request) -> str:
     if content_type not in (JSON, ARROW):
         raise HTTPException(415, f"content type must be {JSON} or {ARROW}: got {content_type or 'none'}")
     if "content-encoding" in request.headers:
-        raise HTTPException(415, "content must not be encoded: got a Content-Encoding; send it plainly")
+        raise HTTPException(415, "content must not be encoded: got a Content-Encoding; send it unencoded")
     return content_type
 
 
@@ -157,7 +162,7 @@ def _written(content_type: str, probabilities: Probabilities, unseen: Mapping[st
 
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    text = json.dumps({"error": error.detail[:MAX_ERROR_LENGTH]})  # as ASCII, whatever half characters it repeats
+    text = json.dumps({"error": error.detail[:MAX_ERROR_LENGTH]})  # as ASCII, because it may repeat broken characters
     return Response(text, error.status_code, error.headers, JSON)
 
 

@@ -1,8 +1,8 @@
-"""The columns of an Arrow IPC stream that anybody may have written, and a stream that answers it.
+"""Reads the columns of an Arrow IPC stream from an untrusted client, and writes the answer as a stream.
 
-Arrow checks how a stream is built as it reads it, but neither what its arrays hold nor how much memory a few bytes of
-it ask for. So arrays are validated in full, and what stands for more than its bytes (compressed buffers, dictionaries,
-views, columns that share a buffer) is refused.
+Arrow checks the structure of a stream while reading. It checks neither the contents of arrays nor how much memory a few
+bytes can allocate. Therefore this module validates arrays in full, and refuses everything that stands for more than its
+bytes: compressed buffers, dictionaries, views, and columns that share a buffer.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from pyarrow import types
 from starlette.exceptions import HTTPException
 
 KINDS = (types.is_integer, types.is_floating, types.is_boolean, types.is_null, types.is_string, types.is_large_string)
-# Fields of the tables Message (two) and RecordBatch in Arrow's format/Message.fbs; Arrow 0.17 named codecs in metadata.
+# Fields in Arrow's format/Message.fbs: the first two of the table Message, the last of RecordBatch. Arrow 0.17 named
+# codecs in metadata.
 HEADER, CUSTOM_METADATA, COMPRESSION = 2, 4, 3
 
 
 def read_arrow(body: bytes, max_rows: int) -> dict[str, pa.Array]:
-    """Columns by name; HTTPException 400 for what is no such stream, 413 for more rows, 422 for types not read here."""
+    """Columns by name; HTTPException 400 for other bodies, 413 for too many rows, 422 for types that are refused."""
     try:
         schema = pa.ipc.open_stream(body).schema
         _check(schema)
@@ -32,16 +33,18 @@ def read_arrow(body: bytes, max_rows: int) -> dict[str, pa.Array]:
         num_rows = 0
         for message in islice(pa.ipc.MessageReader.open_stream(body), 1, None):  # the first is the schema
             if _may_expand(message):
-                raise HTTPException(422, "batches must be plain: got one with a codec or metadata; write it plainly")
+                raise HTTPException(
+                    422, "batches must be plain: got a batch with a codec or metadata; write it without them"
+                )
             batch = pa.ipc.read_record_batch(message, schema)
-            num_rows += max(batch.num_rows, 1)  # an empty batch takes time, too
+            num_rows += max(batch.num_rows, 1)  # an empty batch takes time too
             if num_rows > max_rows:
                 raise HTTPException(413, f"rows must be at most {max_rows}: got more; split the request")
-            batch.validate()  # as far as it takes to measure it
+            batch.validate()  # enough to measure its size
             num_values = sum(len(column.values) for column in batch if _is_list(column.type))
             if max(batch.nbytes, num_values) > len(body):  # columns may share their bytes, and nulls have none
                 raise HTTPException(
-                    413, "columns must hold what the request has bytes for: got more; split the request"
+                    413, "columns must not be larger than the request's body: got more bytes; split the request"
                 )
             batch.validate(full=True)
             batches.append(batch)
@@ -58,7 +61,7 @@ def _check(schema: pa.Schema) -> None:
             message = f"column {field.name!r} must hold numbers, strings or lists of them: got {field.type}; cast it"
             raise HTTPException(422, message)
     if len(set(schema.names)) < len(schema.names):
-        raise HTTPException(422, "columns must have distinct names: got one twice; rename it")
+        raise HTTPException(422, "columns must have distinct names: got a name twice; rename one column")
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -66,7 +69,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _may_expand(message: pa.ipc.Message) -> bool:
-    """Whether a message names a codec for the buffers of its batch: pyarrow tells it only by what it allocates."""
+    """Whether a message names a codec for its batch's buffers; pyarrow shows this only by the memory it allocates."""
     metadata = message.metadata.to_pybytes()
 
     def read(format: str, place: int) -> int:
@@ -74,7 +77,7 @@ def _may_expand(message: pa.ipc.Message) -> bool:
         return value
 
     def find(table: int, field: int) -> int:
-        """Where the field of a flatbuffers table lies; 0 when it has none."""
+        """The position of a field of a flatbuffers table; 0 when the table has no such field."""
         vtable, entry = table - read("<i", table), 4 + 2 * field
         offset = read("<H", vtable + entry) if entry < read("<H", vtable) else 0
         return table + offset if offset else 0
@@ -85,7 +88,7 @@ def _may_expand(message: pa.ipc.Message) -> bool:
 
 
 def write_arrow(probabilities: NDArray[np.float32], unseen: Mapping[str, int], package: str) -> bytes:
-    """A stream of one column ``probability``; the schema's metadata has the rest of the answer."""
+    """A stream with one column ``probability``; the schema's metadata holds the rest of the answer."""
     schema = pa.schema(
         {"probability": pa.float32()}, metadata={"package": package, "unseen": json.dumps(unseen, ensure_ascii=False)}
     )

@@ -1,7 +1,7 @@
-"""Requests that wait together become one batch of the model.
+"""Batching: requests that wait at the same time become one batch of the model.
 
-The model is run as soon as it is free, on what came while it was busy: alone, a request never waits, and the busier the
-server is, the larger its batches are.
+The model runs as soon as it is free, on all requests that came while it was busy. A single request never waits, and the
+busier the server is, the larger its batches are.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from dlrm_torchrec.inference.serving.prometheus import Metrics
 
 @dataclass(frozen=True, eq=False)
 class Waiting:
-    """A request in the queue, and where its rows' probabilities go."""
+    """A request in the queue, with the future that receives its rows' probabilities."""
 
-    predictor: Predictor  # that encoded the inputs: ids of another package mean other values
+    predictor: Predictor  # it encoded the inputs; ids of another package mean other values
     inputs: Inputs
     answer: asyncio.Future[NDArray[np.float32]]
     since: float
 
 
 class Batcher:
-    """The queue of a model that runs in a thread of its own, one batch at a time."""
+    """The queue of a model that runs in its own thread, one batch at a time."""
 
-    def __init__(self, max_batch_rows: int, max_delay_s: float, threads: int, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, *, max_batch_rows: int, max_delay_s: float, threads: int) -> None:
         self.max_batch_rows = max_batch_rows
         self.max_delay_s = max_delay_s
         self.metrics = metrics
@@ -44,14 +44,14 @@ class Batcher:
         self._model = ThreadPoolExecutor(1, "model", initializer=torch.set_num_threads, initargs=(threads,))
 
     def submit(self, predictor: Predictor, inputs: Inputs) -> asyncio.Future[NDArray[np.float32]]:
-        """The probabilities (rows,), once the model has run; cancel it, and the rows leave the queue."""
+        """A future of the probabilities (rows,); cancelling it removes the rows from the queue."""
         answer = asyncio.get_running_loop().create_future()
         self._queue.append(Waiting(predictor, inputs, answer, perf_counter()))
         self._arrival.set()
         return answer
 
     async def run(self) -> None:
-        """Runs the model on what waits, until it is cancelled."""
+        """Runs the model on waiting requests until this task is cancelled."""
         while True:
             if not self._queue:
                 self._arrival.clear()
@@ -68,12 +68,12 @@ class Batcher:
                 await asyncio.wait_for(self._arrival.wait(), left)
 
     def _next_batch(self) -> list[Waiting]:
-        """Requests from the head of the queue: one, or as many as fit into a batch and were encoded alike."""
+        """The next batch from the head of the queue: at least one request, then more of the same predictor that fit."""
         batch: list[Waiting] = []
         rows = 0
         while self._queue:
             head = self._queue[0]
-            if not head.answer.cancelled():  # else its client has gone
+            if not head.answer.cancelled():  # a cancelled request has lost its client
                 rows += len(head.inputs)
                 if batch and (rows > self.max_batch_rows or head.predictor is not batch[0].predictor):
                     break
@@ -85,7 +85,7 @@ class Batcher:
         start = perf_counter()
         try:
             parts = await asyncio.get_running_loop().run_in_executor(self._model, _probabilities, batch)
-        except Exception as error:  # of the model: these requests fail, the server goes on
+        except Exception as error:  # the model failed: these requests fail, but the server continues
             for each in batch:
                 if not each.answer.cancelled():
                     each.answer.set_exception(error)
@@ -99,7 +99,7 @@ class Batcher:
 
 
 def _probabilities(batch: list[Waiting]) -> list[NDArray[np.float32]]:
-    """Those of each request."""
+    """The probabilities of each request."""
     inputs = [each.inputs for each in batch]
     probabilities = batch[0].predictor.run(Inputs.joined(inputs)).probabilities
     return np.split(probabilities, np.cumsum([len(each) for each in inputs])[:-1])

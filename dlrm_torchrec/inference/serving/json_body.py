@@ -1,4 +1,4 @@
-"""The columns of a JSON document that anybody may have written, by rows or by columns."""
+"""Reads the columns of a JSON document from an untrusted client; the document has rows or columns."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ FORMS = '{"rows": [{feature: value, ...}, ...]} or {"columns": {feature: [value,
 
 
 def read_json(body: bytes, max_rows: int) -> dict[str, list[Any]]:
-    """Columns by name; HTTPException 400 for what is no JSON, 413 for more rows, 422 for any other document."""
+    """Columns by name; HTTPException 400 for other bodies, 413 for too many rows, 422 for any other document."""
     try:
         document = json.loads(body, parse_constant=_no_number)
     except RecursionError:
-        raise HTTPException(400, "body must be JSON of few levels: got hundreds") from None
+        raise HTTPException(400, "body must be JSON with few nested levels: got hundreds") from None
     except ValueError as error:
         raise HTTPException(400, f"body must be JSON: got {error}") from error
     match document:
@@ -30,7 +30,7 @@ def read_json(body: bytes, max_rows: int) -> dict[str, list[Any]]:
 
 
 def _no_number(constant: str) -> NoReturn:
-    raise ValueError(f"{constant}, which JSON has not; write null for a missing value")
+    raise ValueError(f"{constant}, which JSON does not have; write null for a missing value")
 
 
 def _check_length(values: Any, max_rows: int) -> None:
@@ -41,5 +41,7 @@ def _check_length(values: Any, max_rows: int) -> None:
 def _transposed(rows: list[Any]) -> dict[str, list[Any]]:
     for number, row in enumerate(rows):
         if not isinstance(row, dict) or row.keys() != rows[0].keys():
-            raise HTTPException(422, f"rows must be objects that name the same features: got another as row {number}")
+            raise HTTPException(
+                422, f"rows must be objects that all name the same features: got something else in row {number}"
+            )
     return {name: [row[name] for row in rows] for name in rows[0]}

@@ -1,4 +1,4 @@
-"""What may be set of a server, apart from what it runs on, so that a command line need not import that."""
+"""The options of a server, in a module of its own so that a command line can show them without heavy imports."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ def option(default: Any, help: str, least: float = 1, most: float = 10**9) -> An
 
 @dataclass(frozen=True, kw_only=True)
 class ServingConfig:
-    """Where to listen, how to batch, and how much to take from clients."""
+    """Where to listen, how to batch, and how much to accept from clients."""
 
-    host: str = field(default="127.0.0.1", metadata={"help": "address to listen at; 0.0.0.0: all of this machine's"})
-    port: int = option(8000, "0: any that is free", least=0, most=65_535)
-    threads: int = option(1, "of the model")
-    max_batch_rows: int = option(1024, "requests that wait together run as one batch of at most this many rows")
+    host: str = field(default="127.0.0.1", metadata={"help": "address to listen on; 0.0.0.0 means all addresses"})
+    port: int = option(8000, "port to listen on; 0 means any free port", least=0, most=65_535)
+    threads: int = option(1, "threads of the model")
+    max_batch_rows: int = option(1024, "largest number of rows in a batch of the model; a larger request runs alone")
     max_delay_ms: float = option(0.0, "how long a request waits for others while the model is free", least=0)
-    max_rows: int = option(4096, "of a request; 413 beyond")
-    max_request_mb: float = option(8.0, "of the body of a request; 413 beyond", least=1e-3)
-    max_queued_rows: int = option(16_384, "of all requests together that are not answered yet; 503 beyond")
-    timeout_s: int = option(10, "for a client to send a request; an idle connection is closed after it")
+    max_rows: int = option(4096, "largest number of rows in a request; a larger request gets 413")
+    max_request_mb: float = option(8.0, "largest body of a request in MB; a larger body gets 413", least=1e-3)
+    max_queued_rows: int = option(16_384, "largest number of rows that wait for an answer; more requests get 503")
+    timeout_s: int = option(10, "seconds for a client to send a request; also closes an idle connection")
 
     def __post_init__(self) -> None:
         for each in fields(self)[1:]:

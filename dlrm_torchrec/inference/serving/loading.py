@@ -1,4 +1,4 @@
-"""What becomes of a package before it is served."""
+"""Loads a package and tests it before it is served."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from dlrm_torchrec.inference.predictor import Predictor
 
-WARM_UP_RUNS = 3  # TorchScript observes the first runs of a model, and compiles it in those that follow
+WARM_UP_RUNS = 3  # TorchScript observes the first runs of a model and compiles it in the next ones
 
 
 class PackageError(ValueError):
@@ -16,7 +16,7 @@ class PackageError(ValueError):
 
 
 def load_package(path: Path) -> Predictor:
-    """The predictor of a folder, once it has answered for a row without values; PackageError when it cannot."""
+    """The predictor of a folder, after it has predicted a row of missing values; PackageError when that fails."""
     try:
         predictor = Predictor.load(path)
         row = predictor.encode({feature: [None] for feature in predictor.features})
@@ -24,8 +24,8 @@ def load_package(path: Path) -> Predictor:
             probabilities = predictor.run(row).probabilities
     except ValueError as error:
         raise PackageError(str(error)) from error
-    except Exception as error:  # whatever the libraries that read it make of a damaged file
-        raise PackageError(f"package {path} must answer: got {error!r}; export it again") from error
+    except Exception as error:  # libraries raise all kinds of errors for a damaged file
+        raise PackageError(f"package {path} must give predictions: got {error!r}; export it again") from error
     if probabilities.shape != (1,) or not np.isfinite(probabilities).all():
         raise PackageError(f"package {path} must give a probability for each row: got {probabilities}; export it again")
     return predictor

@@ -1,4 +1,4 @@
-"""What a server tells Prometheus."""
+"""The metrics that a server exports to Prometheus."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ SECONDS = [1e-3 * bound for bound in (0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250
 
 
 class Metrics:
-    """The metrics of one server, in a registry of their own; beside them those of its process, as its memory."""
+    """The metrics of one server, in their own registry, together with those of its process, such as its memory."""
 
     def __init__(self, queued_rows: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         here: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter(
-            "dlrm_requests", "Requests by answer; 499: the client had gone", ["path", "code"], **here
+            "dlrm_requests", "Requests by path and code; 499 means that the client hung up", ["path", "code"], **here
         )
         self.rows = Counter("dlrm_rows", "Rows answered with a probability", **here)
-        self.unseen = Counter("dlrm_unseen_values", "Values in them that training had not seen", ["feature"], **here)
-        self.batch_rows = Histogram("dlrm_batch_rows", "Rows of a run of the model", buckets=BATCH_ROWS, **here)
+        self.unseen = Counter("dlrm_unseen_values", "Values that training had not seen", ["feature"], **here)
+        self.batch_rows = Histogram("dlrm_batch_rows", "Rows in each batch of the model", buckets=BATCH_ROWS, **here)
         latency = Histogram(
             "dlrm_latency_seconds",
-            "Of requests answered with probabilities: in the queue, in the model, in total",
+            "Time of requests answered with probabilities: in the queue, in the model, in total",
             ["part"],
             buckets=SECONDS,
             **here,
@@ -36,14 +36,14 @@ class Metrics:
         queued = Gauge("dlrm_queued_rows", "Rows not answered yet; a request not read yet counts as one", **here)
         queued.set_function(queued_rows)
         self.loads = Counter(
-            "dlrm_package_loads", "Times that the package was loaded, the first included", ["outcome"], **here
+            "dlrm_package_loads", "How often the package was loaded, including the first time", ["outcome"], **here
         )
         for outcome in ("done", "failed"):
-            self.loads.labels(outcome)  # 0 until it is counted
-        self.package = Info("dlrm_package", "What is served", **here)
+            self.loads.labels(outcome)  # so that it shows 0 before the first count
+        self.package = Info("dlrm_package", "The served package", **here)
 
     def serves(self, manifest: Mapping[str, Any]) -> None:
-        """Another package is served from now on."""
+        """Note that another package is served from now on."""
         self.package.info(
             {"name": manifest["name"], "model_sha256": manifest["files"]["model.pt"], **manifest["versions"]}
         )
@@ -56,7 +56,7 @@ class Metrics:
 
 
 class Counted:
-    """An application whose answers are counted by their path, if it is one of ``paths``, and code."""
+    """An application that counts its answers by code and path; a path that is not in ``paths`` counts as "other"."""
 
     def __init__(self, app: ASGIApp, requests: Counter, paths: Set[str]) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""How much the requests that a server has not answered yet may hold at once."""
+"""A limit on how much all unanswered requests of a server may hold at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 
 
 class Room:
-    """Room for so many ``unit``; a request for which none is left is refused with 503."""
+    """Room for ``size`` units, named ``unit``; a request that needs more than is left is refused with 503."""
 
     def __init__(self, size: int, unit: str) -> None:
         self.size = size
@@ -20,7 +20,8 @@ class Room:
     def hold(self, amount: int) -> Iterator[None]:
         if self.held + amount > self.size:
             message = (
-                f"requests that wait may hold {self.size} {self.unit}: got {self.held} and {amount} more; try later"
+                f"waiting requests must hold at most {self.size} {self.unit}: got {self.held} and {amount} more; try "
+                "later"
             )
             raise HTTPException(503, message, {"Retry-After": "1"})
         self.held += amount

@@ -1,4 +1,4 @@
-"""The process of a server: its socket, its signals, and connections that nothing comes from."""
+"""The process of a server: its socket, its signals, and its idle connections."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dlrm_torchrec.inference.serving.app import Service
 from dlrm_torchrec.inference.serving.limits import ServingConfig
 from dlrm_torchrec.inference.serving.loading import PackageError
 
-SHUTDOWN_S = 30  # for what is in flight
+SHUTDOWN_S = 30  # the longest time to answer open requests after SIGTERM
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 that hangs up on a client whose next request does not begin, head and all, in time.
+    """HTTP/1.1 that closes a connection if the complete head of the next request does not arrive in time.
 
-    uvicorn's own limit holds only after a first answer, and only until the next byte.
+    uvicorn's own limit starts only after a first answer, and ends with the next byte.
     """
 
     _timer: asyncio.TimerHandle | None = None
@@ -49,13 +49,13 @@ class Protocol(H11Protocol):
         self._timer = self.loop.call_later(self.timeout_keep_alive, self._hang_up_after, self.cycle)
 
     def _hang_up_after(self, cycle: object) -> None:
-        if self.cycle is cycle:  # no request has begun since
+        if self.cycle is cycle:  # no new request has begun
             self.timeout_keep_alive_handler()
 
 
 def serve(path: Path, config: ServingConfig) -> None:
-    """Serves until SIGTERM or SIGINT, and then answers what has come; OSError, PackageError when it cannot begin."""
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody reads
+    """Serves until SIGTERM or SIGINT, then answers open requests; OSError or PackageError when it cannot start."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # they would add an unused series to every metric
     service = Service(path, config)
     failures: list[BaseException] = []
 
@@ -67,7 +67,7 @@ def serve(path: Path, config: ServingConfig) -> None:
         try:
             predictor = await service.load()
         except PackageError as error:
-            print(f"reload: {error} (what was served before still is)", file=sys.stderr, flush=True)
+            print(f"reload: {error} (the server keeps serving the previous package)", file=sys.stderr, flush=True)
         else:
             print(f"reload: serving {predictor.manifest['name']}", flush=True)
 
@@ -94,7 +94,7 @@ def serve(path: Path, config: ServingConfig) -> None:
 
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with socket.create_server((config.host, config.port), family=family) as listening:
-        # asyncio would, but not for a socket that it has not opened; without it an answer waits 40 ms for an ACK
+        # asyncio sets this only for sockets that it opens; without it, an answer waits 40 ms for an ACK
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         host, port = listening.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -122,7 +122,7 @@ def serve(path: Path, config: ServingConfig) -> None:
 
 @contextmanager
 def _signals_ignored() -> Iterator[None]:
-    """uvicorn, once it has ended well, raises what has ended it again: as the death of a process that was killed."""
+    """Ignores SIGTERM and SIGINT, which uvicorn raises again after a clean end, so that the process is not killed."""
     handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield

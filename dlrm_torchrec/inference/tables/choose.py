@@ -1,4 +1,4 @@
-"""Which type each table is stored as: within a budget of bytes, by what each type does to the model's logits."""
+"""Chooses the type of each table within a budget of bytes, by how much each type changes the model's logits."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Errors = dict[str, dict[TableType, float]]
 
 @torch.no_grad()
 def logit_errors(predict: Callable[[], torch.Tensor], tables: Tables) -> Errors:
-    """Mean squared change of the logits that ``predict`` gives, when one table alone is stored as each of its types.
+    """Mean squared change of ``predict``'s logits when only one table is stored as a type, for each table and type.
 
-    ``predict`` runs the model of ``tables`` on the same rows at every call. The weights are as before afterwards;
-    memory for one more copy of the largest table is needed.
+    ``predict`` must run the model of ``tables`` on the same rows at every call. The weights are restored at the end.
+    This needs memory for one more copy of the largest table.
     """
     exact = predict().double()
     weights, errors = table_weights(tables), Errors()
@@ -39,10 +39,10 @@ def logit_errors(predict: Callable[[], torch.Tensor], tables: Tables) -> Errors:
 
 
 def choose_types(tables: Tables, errors: Mapping[str, Mapping[TableType, float]], budget: int) -> dict[str, TableType]:
-    """The type of each table for which all take at most ``budget`` bytes, and the sum of ``errors`` is least.
+    """The type of each table with the least sum of ``errors``, such that all tables need at most ``budget`` bytes.
 
-    A multiple-choice knapsack, solved by dynamic programming over ``_UNITS`` shares of the budget, to which bytes are
-    rounded up. ValueError when the tables do not fit even at their smallest.
+    This solves a multiple-choice knapsack problem by dynamic programming over ``_UNITS`` parts of the budget; bytes are
+    rounded up to whole parts. Raises ValueError when the tables do not fit even with their smallest types.
     """
     sizes = {
         config.name: {kind: table_bytes(config, kind) for kind in errors[config.name]}
@@ -62,7 +62,7 @@ def choose_types(tables: Tables, errors: Mapping[str, Mapping[TableType, float]]
     if not np.isfinite(least[-1]):
         smallest = sum(min(of_kind.values()) for of_kind in sizes.values())
         raise ValueError(
-            f"budget must hold all tables at their smallest, {smallest} bytes: got {budget}; raise it, or train "
+            f"budget must hold all tables in their smallest types, {smallest} bytes: got {budget}; raise it, or train "
             "compositional tables"
         )
     chosen, left = dict[str, TableType](), len(least) - 1

@@ -1,4 +1,4 @@
-"""Lookups whose rows are combined id by id before they are summed: products, and paths through small networks."""
+"""Lookups that combine the rows of each id before summing: products, and paths through small networks."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from dlrm_torchrec.inference.tables.lookups import Column, RowLookup, by_feature
 
 
 def pooled(vectors: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
-    """Sums (B, dim) for each of n features, of one vector (ids, dim) per id; ``lengths`` is (n, B)."""
+    """Sums (B, dim) for each of n features, from one vector per id (ids, dim); ``lengths`` is (n, B)."""
     flat = lengths.flatten()
     if vectors.size(0) != flat.numel() or not bool((flat == 1).all()):
         vectors = torch.segment_reduce(vectors, "sum", lengths=flat.long(), axis=0, unsafe=True)
@@ -26,7 +26,7 @@ class Products(nn.Module):
     features: torch.Tensor
 
     def __init__(self, keys: Sequence[Sequence[Column]], num_features: int) -> None:
-        """``keys`` are the k columns of each key; all tables have one dim."""
+        """``keys`` holds the k columns of each key; all tables have the same dim."""
         super().__init__()
         columns = [column for partition in zip(*keys, strict=True) for column in partition]
         self.lookup = RowLookup(columns, PoolingMode.NONE, num_features)
@@ -44,7 +44,7 @@ class Products(nn.Module):
 class Paths(nn.Module):
     """One vector (B, dim) per key of one table: the sum of its ids' rows, passed through the networks of their classes.
 
-    The networks stay float32: they are few, shared by many rows, and read whole for every batch.
+    The networks stay float32 because they are few, many rows share them, and every batch reads all of them.
     """
 
     features: torch.Tensor

@@ -1,4 +1,4 @@
-"""The classes of any partition of ids by arithmetic, as the digits (id // divisor) % modulus."""
+"""The classes of arithmetic partitions as digits (id // divisor) % modulus."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WHOLE = Digit(1, INT64_MAX)  # the id itself
 
 
 def digits(table: str, partition: Partition) -> list[Digit]:
-    """The k classes of ``partition``; ValueError when they are none of arithmetic."""
+    """The k classes of ``partition``; raises ValueError when arithmetic cannot compute them."""
     match partition:
         case Naive():
             return [WHOLE]
@@ -43,6 +43,6 @@ def digits(table: str, partition: Partition) -> list[Digit]:
         case ChineseRemainder():
             return [Digit(1, modulus) for modulus in partition.moduli]
     raise ValueError(
-        f"partition of table {table!r} must be one of arithmetic to be served: got {type(partition).__name__}; train "
-        "with quotient_remainder, mixed_radix, chinese_remainder or hash"
+        f"partition of table {table!r} must be arithmetic to be served: got {type(partition).__name__}; train with "
+        "quotient_remainder, mixed_radix, chinese_remainder or hash"
     )

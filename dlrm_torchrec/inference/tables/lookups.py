@@ -1,7 +1,7 @@
-"""Lookups in FBGEMM's inference tables, by modules that can be scripted.
+"""Modules that look up rows in FBGEMM's inference tables and that TorchScript can compile.
 
-``values`` are the ids of all features, one feature after another; ``lengths`` (F, B) say how many of them each feature
-has in each sample.
+``values`` holds the ids of all features, one feature after another. ``lengths`` (F, B) holds the number of ids of each
+feature in each sample.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from dlrm_torchrec.inference.tables.types import packed
 
 
 class StoredTable(NamedTuple):
-    """A table's weight (rows, dim), and the type that its rows are to be stored as."""
+    """A table's weight (rows, dim), and the type in which its rows will be stored."""
 
     name: str
     weight: torch.Tensor
@@ -27,7 +27,7 @@ class StoredTable(NamedTuple):
 
 
 class Column(NamedTuple):
-    """Rows of ``table`` for the ids of feature number ``source``: ``first_row`` plus their digit."""
+    """The rows of ``table`` for the ids of feature number ``source``: a row is ``first_row`` plus the id's digit."""
 
     table: StoredTable
     source: int
@@ -42,7 +42,7 @@ def by_feature(values: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor
 
 
 class RowLookup(nn.Module):
-    """Rows of tables for columns of ids: sums (B, dims of all columns) of bags, or each id's own (ids, dim)."""
+    """Looks up rows for columns of ids: sums of bags (B, dims of all columns), or one row per id (ids, dim)."""
 
     features: torch.Tensor
     divisors: torch.Tensor
@@ -59,7 +59,7 @@ class RowLookup(nn.Module):
             device="cpu",
             pooling_mode=mode,
             output_dtype=SparseType.FP32,
-            bounds_check_mode=BoundsCheckMode.NONE,  # the served model looks at every id itself
+            bounds_check_mode=BoundsCheckMode.NONE,  # the served model checks every id itself
             row_alignment=1,
             indices_dtype=torch.int64,
         )
@@ -90,10 +90,10 @@ class RowLookup(nn.Module):
 
 
 class Sums(nn.Module):
-    """One vector (B, dim) per key: sums of the bags of its columns, side by side or added."""
+    """One vector (B, dim) per key: the sums of its columns' bags, concatenated or added."""
 
-    def __init__(self, keys: Sequence[tuple[Sequence[Column], bool]], num_features: int, together: bool) -> None:
-        """``keys`` are the columns of each key, and whether they are added; ``together``: one tensor of all keys."""
+    def __init__(self, keys: Sequence[tuple[Sequence[Column], bool]], num_features: int, *, together: bool) -> None:
+        """``keys`` holds each key's columns and whether to add them; ``together`` returns all keys as one tensor."""
         super().__init__()
         self.lookup = RowLookup([column for columns, _ in keys for column in columns], PoolingMode.SUM, num_features)
         self.widths = [sum(column.table.weight.size(1) for column in columns) for columns, _ in keys]

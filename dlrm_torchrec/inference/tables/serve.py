@@ -1,4 +1,4 @@
-"""The tables of a trained model as a served model holds them: rows of few bits, plain and compositional ones alike."""
+"""The tables of a trained model in the form for serving: plain and compositional tables with rows of few bits."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,28 +21,29 @@ from dlrm_torchrec.inference.tables.types import check_type, row_bytes
 
 
 class ServedTables(nn.Module):
-    """Pooled vectors of every feature, as the collection of tables that it is made of gives them, but for rounding.
+    """Pooled vectors of every feature: those of the original collection of tables, except for rounding.
 
-    Holds FBGEMM's inference tables; can be scripted, and then loaded by a process that has only FBGEMM.
+    The module holds FBGEMM's inference tables. TorchScript can compile it, so a process with only FBGEMM can load it.
     """
 
-    divided: list[tuple[int, int]]  # numbers of a key that is a mean, and of its feature
-    projected: list[int]  # numbers of the keys that each projection is for
+    divided: list[tuple[int, int]]  # for each key that is a mean, its number and that of its feature
+    projected: list[int]  # the number of the key that each projection belongs to
 
     def __init__(self, tables: Tables, types: Mapping[str, TableType], features: Sequence[str]) -> None:
-        """``types`` of all tables by name; ``features`` are the keys, in order, of every KeyedJaggedTensor to come.
+        """Copies ``tables`` with the given ``types``, by table name, for inputs whose keys are ``features`` in order.
 
-        Raises ValueError for a type that is none or does not fit its table, and for what cannot be served.
+        Raises ValueError for a type that does not exist or does not fit its table, and for tables that cannot be
+        served.
         """
         super().__init__()
         check_types(tables, types)
         model_configs, weights = tables.embedding_bag_configs(), table_weights(tables)
         names_by_table = get_embedding_names_by_table(model_configs)
-        sums: dict[str, tuple[list[Column], bool]] = {}  # of each key its columns, and whether they are added
+        sums: dict[str, tuple[list[Column], bool]] = {}  # for each key, its columns and whether to add them
         products: dict[tuple[int, int], dict[str, list[Column]]] = defaultdict(dict)  # by dim and number of factors
         paths: list[Paths] = []
         path_keys: list[str] = []
-        sources: list[int] = []  # number of each key's feature
+        sources: list[int] = []  # the number of each key's feature
         for config, keys in zip(physical_configs(tables), names_by_table, strict=True):
             table = StoredTable(config.name, weights[config.name], types[config.name])
             operation = config.operation if isinstance(config, StackedEmbeddingBagConfig) else None
@@ -72,9 +73,9 @@ class ServedTables(nn.Module):
             self.projected = [self.keys.index(key) for key in narrow]
             self.projections.extend(tables.projections[tables.projections.table_of[key]] for key in narrow)
         self.num_features = len(features)
-        # the output of one lookup is that of all tables
+        # one lookup returns the output of all tables
         self.together = not (products or paths or self.divided or self.projected or any(a for _, a in sums.values()))
-        self.parts = nn.ModuleList([Sums(list(sums.values()), len(features), self.together)] if sums else [])
+        self.parts = nn.ModuleList([Sums(list(sums.values()), len(features), together=self.together)] if sums else [])
         self.parts.extend(Products(list(part.values()), len(features)) for part in products.values())
         self.parts.extend(paths)
 
@@ -98,20 +99,20 @@ class ServedTables(nn.Module):
 def serve_tables(
     model: nn.Module, tables: Tables, types: Mapping[str, TableType], features: Sequence[str]
 ) -> nn.Module:
-    """``model`` with ``ServedTables`` in the place of its ``tables``, changed in place."""
+    """``model``, changed in place: ``ServedTables`` replace its ``tables``."""
     place = next(name for name, part in model.named_modules() if part is tables)
     model.set_submodule(place, ServedTables(tables, types, features))
     return model
 
 
 def table_weights(tables: Tables) -> dict[str, torch.Tensor]:
-    """The weight (rows, dim) of every table as it is stored, by name."""
+    """The stored weight (rows, dim) of every table, by name."""
     stored = tables.tables if isinstance(tables, MixedDimensionEmbeddingBagCollection) else tables
     return {name: bag.weight for name, bag in stored.embedding_bags.items()}
 
 
 def rounded_rows(config: EmbeddingBagConfig) -> int:
-    """Rows of a stored table that are rounded: the first ones, as the networks of a path stay float32."""
+    """The number of rows of a stored table that are rounded: the first rows, because a path's networks stay float32."""
     if isinstance(config, StackedEmbeddingBagConfig) and isinstance(config.operation, Path):
         return config.stack.sizes[0]
     return int(config.num_embeddings)
@@ -124,13 +125,15 @@ def table_bytes(config: EmbeddingBagConfig, kind: TableType) -> int:
 
 
 def check_types(tables: Tables, types: Mapping[str, str]) -> None:
-    """ValueError unless every table has a type that it can be stored as, and the tables can be served at all."""
+    """Raises ValueError unless every table has a type that fits it, and all tables can be served."""
     if tables.is_weighted():
-        raise ValueError("tables must be without per-sample weights to be served: got weighted ones; train others")
+        raise ValueError(
+            "tables must have no per-sample weights to be served: got weighted tables; train tables without weights"
+        )
     configs = {config.name: config for config in physical_configs(tables)}
     if set(types) != set(configs):
         unfit = sorted(set(types) ^ set(configs))
-        raise ValueError(f"types must be of all tables and of no others: got {unfit} on one side only; name each once")
+        raise ValueError(f"types must name every table and no others: got {unfit} on only one side; name each once")
     for name, config in configs.items():
         check_type(name, types[name], config.embedding_dim)
         if isinstance(config, StackedEmbeddingBagConfig):
@@ -138,7 +141,7 @@ def check_types(tables: Tables, types: Mapping[str, str]) -> None:
 
 
 def _columns(config: EmbeddingBagConfig, table: StoredTable, features: list[str]) -> list[list[Column]]:
-    """The rows that make each output of a table: k columns; with feature generation one."""
+    """The columns that make each output of a table: k columns, or one with feature generation."""
     if not isinstance(config, StackedEmbeddingBagConfig):
         return [[Column(table, features.index(name))] for name in config.feature_names]
     classes = list(zip(digits(config.name, config.stack.partition), config.stack.first_rows, strict=True))

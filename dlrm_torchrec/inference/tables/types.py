@@ -1,7 +1,7 @@
-"""How a row of a served table is stored: as floats, or as small integers with a scale and an offset of its own.
+"""The types of rows of a served table: floats, or small integers with a scale and an offset for each row.
 
 Row-wise quantisation with b bits: x ~ scale * q + offset, with offset = min(row), scale = (max(row) - min(row)) /
-(2^b - 1) and q = 0 .. 2^b - 1. Scale and offset are float16: 4 bytes a row.
+(2^b - 1) and q = 0 .. 2^b - 1. Scale and offset are float16 and take 4 bytes per row.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ _SCALE_AND_OFFSET_BYTES = 4
 
 
 def fits(kind: TableType, dim: int) -> bool:
-    """Whether rows of ``dim`` numbers take an even number of bytes, as FBGEMM wants them."""
+    """Whether rows of ``dim`` numbers have an even number of bytes, as FBGEMM requires."""
     return dim * _BITS[kind] % 16 == 0
 
 
 def check_type(table: str, kind: str, dim: int) -> None:
-    """ValueError unless rows of ``dim`` numbers of this table can be stored as ``kind``."""
+    """Raises ValueError unless rows of ``dim`` numbers can be stored as ``kind``."""
     if kind not in TABLE_TYPES:
         # FBGEMM ends the process at the first lookup in a bfloat16 table
         raise ValueError(
-            f"type of table {table!r} must be one of {', '.join(TABLE_TYPES)}: got {kind!r}; choose fp16 in place of "
-            "bfloat16, int8 in place of fp8"
+            f"type of table {table!r} must be one of {', '.join(TABLE_TYPES)}: got {kind!r}; choose fp16 instead of "
+            "bfloat16, or int8 instead of fp8"
         )
     if not fits(kind, dim):
         raise ValueError(
-            f"dim of {kind} table {table!r} must be a multiple of {16 // _BITS[kind]}, for rows of even bytes: got "
-            f"{dim}; choose a type of more bits"
+            f"dim of {kind} table {table!r} must be a multiple of {16 // _BITS[kind]} because rows need an even number "
+            f"of bytes: got {dim}; choose a type with more bits"
         )
 
 
@@ -48,18 +48,18 @@ def row_bytes(kind: TableType, dim: int) -> int:
 
 
 def packed(weight: torch.Tensor, kind: TableType) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Rows (rows, dim) as FBGEMM stores them: numbers (rows, bytes) uint8, then scale and offset (rows, 4) uint8.
+    """``weight`` (rows, dim) in FBGEMM's form: numbers (rows, bytes) uint8, and scale and offset (rows, 4) uint8.
 
-    ValueError when a number is not finite, or too large for float16.
+    Raises ValueError when a number is not finite, or too large for float16.
     """
     weight = weight.detach().float().contiguous()
-    low, high = (float(each) for each in weight.aminmax())  # which takes no memory of its own, as abs would
+    low, high = (float(each) for each in weight.aminmax())  # unlike abs, this allocates no memory
     largest = max(-low, high)
     limit = torch.finfo(torch.float32 if kind == "fp32" else torch.float16).max
     if not largest <= limit:
         raise ValueError(
-            f"weights of a {kind} table must be finite, and at most {limit:g}: got {largest:g}; look at the training, "
-            "or keep the table fp32"
+            f"weights of a {kind} table must be finite and at most {limit:g}: got {largest:g}; check the training, or "
+            "keep the table fp32"
         )
     if kind == "fp32":
         return weight.view(torch.uint8), None
@@ -70,7 +70,7 @@ def packed(weight: torch.Tensor, kind: TableType) -> tuple[torch.Tensor, torch.T
 
 
 def rounded(weight: torch.Tensor, kind: TableType) -> torch.Tensor:
-    """The rows (rows, dim), float32, that a table of ``kind`` gives in place of ``weight``."""
+    """The rows (rows, dim), float32, that a table of type ``kind`` returns for ``weight``."""
     numbers, scales = packed(weight, kind)
     if scales is None:
         return numbers.view(torch.float32 if kind == "fp32" else torch.float16).float()

@@ -15,7 +15,7 @@ REPORT = "report.json"
 _COMMAND = f"{record.FOLDER}/command.json"
 
 
-def check(output: str, command: dict[str, Any], overwrite: bool) -> None:
+def check(output: str, command: dict[str, Any], *, overwrite: bool) -> None:
     """Raises ValueError when a preparation by ``command`` would damage the content of ``output``.
 
     This is so if it is prepared already, or half prepared by another command, and ``overwrite`` is not set. It is also

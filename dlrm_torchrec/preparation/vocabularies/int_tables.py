@@ -68,9 +68,9 @@ def insert_ids(values: Any, new_ids: Any, keys: Any, ids: Any) -> None:
         keys[slot], ids[slot] = values[i], new_ids[i]
 
 
-@compiled(read_only(int64), read_only(uint8), int64, read_only(int64), read_only(int32), int64, int64, int32[::1])
+@compiled(read_only(int64), read_only(uint8), int64, int32[::1], read_only(int64), read_only(int32), int64, int64)
 def find_ids(
-    values: Any, valid: Any, offset: int, keys: Any, ids: Any, if_missing: int, if_absent: int, found: Any
+    values: Any, valid: Any, offset: int, found: Any, *, keys: Any, ids: Any, if_missing: int, if_absent: int
 ) -> None:
     """Writes the ids of N values to ``found`` (N,); value i is missing if bit ``offset`` + i of ``valid`` is 0."""
     slots = len(keys)

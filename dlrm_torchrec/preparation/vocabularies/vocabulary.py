@@ -50,12 +50,14 @@ class Vocabulary:
         if self.kind == "int64":
             found = np.empty(len(values), np.int32)
             keys, ids = self.table
-            find_ids(*int_buffers(values), keys, ids, MISSING, UNSEEN, found)
+            find_ids(*int_buffers(values), found, keys=keys, ids=ids, if_missing=MISSING, if_absent=UNSEEN)
             return found
         missing = values.is_null().to_numpy(zero_copy_only=False)
         if self.kind == "string":
             distinct = pc.dictionary_encode(values.cast(pa.large_string()))
-            word_ids = np.append(_find_text(*text_buffers(distinct.dictionary), *self.table), np.int32(UNSEEN))
+            offsets, texts, ids = self.table
+            known = _find_text(*text_buffers(distinct.dictionary), offsets=offsets, values=texts, ids=ids)
+            word_ids = np.append(known, np.int32(UNSEEN))
             return np.where(missing, np.int32(MISSING), word_ids[distinct.indices.fill_null(-1).to_numpy()])
         return np.where(missing, np.int32(MISSING), np.int32(UNSEEN))
 
@@ -68,7 +70,7 @@ def text_buffers(words: pa.LargeStringArray) -> tuple[npt.NDArray[np.int64], npt
 
 
 @compiled(read_only(int64), read_only(uint8), read_only(int64), read_only(uint8), read_only(int32))
-def _find_text(word_offsets: Any, words: Any, offsets: Any, values: Any, ids: Any) -> Ids:
+def _find_text(word_offsets: Any, words: Any, *, offsets: Any, values: Any, ids: Any) -> Ids:
     """Ids (N,) of N words among ascending values, by bisection."""
     found = np.full(len(word_offsets) - 1, np.int32(UNSEEN))
     for i in range(len(found)):

@@ -1,12 +1,13 @@
-"""Machines to plan for: memory and bandwidths as their data sheets state them, a GB being 10**9 bytes.
+"""Machines to plan for: memory and bandwidths from their data sheets. 1 GB is 10**9 bytes.
 
-Bandwidths are peaks, in one direction: NVIDIA's data sheets add both directions of NVLink and PCIe, so half of their
-figure stands here. A cloud's network is shared equally by the devices of a host. The host's memory bandwidth is that of
-its processors' memory channels, all populated.
+Bandwidths are peak values in one direction. NVIDIA's data sheets add both directions of NVLink and PCIe, so this file
+has half of their figures. The devices of a host share a cloud's network equally. A host's memory bandwidth is that of
+all memory channels of its processors, fully populated.
 
-A ``source`` is where to check a figure, not a proof that it was: no document could be opened when this was written.
-Most were seen quoted elsewhere; from memory are H100's bandwidth, hosts' memory channels, PCIe generations, DGX host
-memory, the networks of p4d, p4de, p5e, p5en, p6-b200, g6e, A3 and ND H200, and p6-b200's memory.
+A ``source`` says where to check a figure. It does not mean that the figure was checked: no document could be opened
+when this file was written. Most figures were quoted elsewhere. These are from memory: H100's bandwidth, the memory
+channels of hosts, PCIe generations, DGX host memory, the networks of p4d, p4de, p5e, p5en, p6-b200, g6e, A3 and
+ND H200, and p6-b200's memory.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import Literal
 GB = 10**9
 GIB = 2**30
 GBIT = GB / 8
-DDR4_2933, DDR4_3200, DDR5_4800, DDR5_5600 = (8 * 10**6 * rate for rate in (2933, 3200, 4800, 5600))  # a channel
+DDR4_2933, DDR4_3200, DDR5_4800, DDR5_5600 = (8 * 10**6 * rate for rate in (2933, 3200, 4800, 5600))  # per channel
 PCIE_3, PCIE_4, PCIE_5 = 16 * GB, 32 * GB, 64 * GB  # 16 lanes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A kind of host and its devices: GPUs, or the ranks that a CPU host runs; a CPU host's HBM and PCIe are 0."""
+    """A kind of host and its devices, which are GPUs or the ranks of a CPU host; HBM and PCIe of a CPU host are 0."""
 
     name: str
     compute_device: Literal["cuda", "cpu"]
@@ -39,7 +40,7 @@ class Machine:
 
     @property
     def table_bytes(self) -> int:
-        """Bytes per device where tables lie unless they are offloaded."""
+        """Bytes per device of the memory that holds tables unless they are offloaded."""
         return self.hbm_bytes if self.compute_device == "cuda" else self.ddr_bytes // self.devices_per_host
 
 
@@ -51,8 +52,8 @@ CPU = Machine(
     ddr_bandwidth=2 * 8 * DDR4_3200,
     intra_host_bandwidth=4 * GB,
     inter_host_bandwidth=10 * GBIT,
-    source="two sockets of Intel Xeon Platinum 8380 (Intel product page, 2021), at most one rank per core; assumed, "
-    "and best replaced by measured figures: 512 GiB, gloo at 4 GB/s within and 10 Gb/s between hosts",
+    source="two sockets of Intel Xeon Platinum 8380 (Intel product page, 2021), at most one rank per core; assumptions "
+    "that should be replaced by measurements: 512 GiB, gloo at 4 GB/s within and 10 Gb/s between hosts",
 )
 A100_40 = Machine(
     name="a100-40",
@@ -238,7 +239,7 @@ ND_H200 = replace(
     source=AZURE.format("ND H200 v5", SAPPHIRE_RAPIDS, "h200"),
 )
 
-# By name in lower case. A cloud's instance is a whole host, so its name alone says how many devices there are.
+# Keys are names in lower case. A cloud's instance is a whole host, so its name also says how many devices it has.
 HARDWARE = {machine.name: machine for machine in (CPU, A100_40, A100_80, H100, H200, B200, L40S)}
 INSTANCES = {
     machine.name.lower(): machine

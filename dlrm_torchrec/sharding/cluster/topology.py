@@ -1,4 +1,4 @@
-"""The machines a plan is made for: the ones we are on, or any others, written as text."""
+"""The machines that a plan is made for: the current ones, or any others, which a text or a file describes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from torchrec.distributed.planner.types import (
 
 from dlrm_torchrec.sharding.cluster.machines import INSTANCES, MACHINES, Machine
 
-MILLISECONDS = 1000  # in a second: TorchRec wants bytes per millisecond
+MILLISECONDS = 1000  # per second; TorchRec expects bytes per millisecond
 
 
 def live_topology(world_size: int, local_size: int, device: torch.device) -> Topology:
-    """The machine we are on: its real memory per rank, TorchRec's default bandwidths."""
+    """The topology of the current machines: their real memory per rank and TorchRec's default bandwidths."""
     host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Topology(
         world_size=world_size,
@@ -39,13 +39,13 @@ def live_topology(world_size: int, local_size: int, device: torch.device) -> Top
 
 
 def parse_topology(text: str) -> Topology:
-    """TorchRec's topology of the cluster that ``text`` names, as ``parse_cluster`` reads it."""
+    """TorchRec's topology for the cluster that ``text`` describes; see ``parse_cluster``."""
     return parse_cluster(text).topology()
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """``hosts`` of one kind, with one rank on each of ``devices_per_host`` devices."""
+    """``hosts`` of the same kind, each with one rank on each of its ``devices_per_host`` devices."""
 
     machine: Machine
     hosts: int
@@ -59,12 +59,12 @@ class Cluster:
         return self.hosts * self.devices_per_host
 
     def node(self, ranks: int) -> Cluster:
-        """The first ``ranks`` of it, with their share of a host's memory and its bandwidth."""
+        """The first ``ranks`` ranks of the cluster, with their share of a host's memory and of its bandwidth."""
         devices = min(ranks, self.devices_per_host)
         if ranks < 1 or self.world_size % ranks or ranks % devices:
             raise ValueError(
-                f"ranks of a node must divide the {self.world_size} ranks of {self}, as whole hosts or parts of one: "
-                f"got {ranks}; choose a divisor"
+                f"ranks of a node must divide the {self.world_size} ranks of {self} and be whole hosts or part of one "
+                f"host: got {ranks}; choose a divisor"
             )
         share = devices / self.devices_per_host
         machine = replace(
@@ -75,7 +75,7 @@ class Cluster:
         return Cluster(machine, ranks // devices, devices)
 
     def topology(self) -> Topology:
-        """What TorchRec's planner plans for; ranks share their host's memory and its bandwidth equally."""
+        """The cluster in the form of TorchRec's planner; ranks share their host's memory and bandwidth equally."""
         machine, ranks = self.machine, self.devices_per_host
         is_gpu = machine.compute_device == "cuda"
         return TopologyFactory.create_topology(
@@ -83,7 +83,7 @@ class Cluster:
             HardwareConfig(
                 hbm_cap_bytes=machine.hbm_bytes if is_gpu else None,
                 ddr_cap_bytes=machine.ddr_bytes // ranks,
-                ssd_cap_bytes=0,  # no kernel that we offer keeps rows on disk
+                ssd_cap_bytes=0,  # no offered kernel keeps rows on disk
                 hbm_mem_bw=machine.hbm_bandwidth / MILLISECONDS if is_gpu else None,
                 ddr_mem_bw=machine.ddr_bandwidth / ranks / MILLISECONDS,
                 hbm_to_ddr_mem_bw=machine.pcie_bandwidth / MILLISECONDS if is_gpu else None,
@@ -100,10 +100,10 @@ class Cluster:
 
 
 class HostBandwidths(BasicCommsBandwidths):
-    """TorchRec's, save that an all-reduce among the ranks of one host does not take the network between hosts."""
+    """TorchRec's bandwidths, except that an all-reduce within one host does not use the network between hosts."""
 
     def get_bw(self, local_world_size: int, world_size: int, collective_type: CollectiveType) -> float:
-        """Bytes per millisecond of a collective among ``world_size`` ranks, ``local_world_size`` on a host."""
+        """Bytes per millisecond of a collective among ``world_size`` ranks with ``local_world_size`` per host."""
         inside = world_size <= local_world_size
         bandwidth: float = (
             self.intra_host_bw if inside else super().get_bw(local_world_size, world_size, collective_type)
@@ -112,10 +112,11 @@ class HostBandwidths(BasicCommsBandwidths):
 
 
 def parse_cluster(text: str) -> Cluster:
-    """The cluster that ``text`` names, in any case: ``2x8:h100``, ``2:p5.48xlarge``, ``p5.48xlarge`` or a TOML file.
+    """The cluster that ``text`` describes: ``2x8:h100``, ``2:p5.48xlarge``, ``p5.48xlarge`` or a TOML file.
 
-    That is hosts x devices : machine; whole hosts of a cloud's instance, one if no number is given; or a file as
-    ``load_cluster`` reads it. Raises ValueError for anything else, and for more devices than a host has.
+    The forms are: hosts x devices : machine; a number of hosts and a cloud's instance, which is a whole host; such an
+    instance alone, which means one host; and a file for ``load_cluster``. Upper and lower case are equal. Raises
+    ValueError for any other text, and for more devices than a host has.
     """
     if text.strip().lower().endswith(".toml"):
         return load_cluster(Path(text.strip()))
@@ -141,7 +142,7 @@ def parse_cluster(text: str) -> Cluster:
     return Cluster(machine, int(hosts or 1), ranks)
 
 
-# Keys of a topology file, and the fields of Machine that they give
+# Keys of a topology file, and the fields of Machine that they set
 FIELDS = {
     f"{field.name}_bytes_per_s" if field.name.endswith("_bandwidth") else field.name: field.name
     for field in fields(Machine)
@@ -154,10 +155,11 @@ WHOLE = {"hosts", "devices_per_host", "hbm_bytes", "ddr_bytes"}
 def load_cluster(path: Path) -> Cluster:
     """The cluster that a TOML file describes.
 
-    Its keys: ``hosts``; ``machine``, a known one to start from, if any; and ``Machine``'s fields but the name, with the
-    unit of bandwidths: ``devices_per_host = 8``, ``hbm_bytes = 80e9``, ``hbm_bandwidth_bytes_per_s = 3.35e12``. Without
-    ``machine`` all are needed but ``source``; those of HBM and PCIe are for ``cuda`` only. Raises ValueError for a key
-    that is unknown or missing, and for a figure that is not positive.
+    The keys are ``hosts``, ``machine`` and the fields of ``Machine`` except the name. ``machine`` is optional and names
+    a known machine to start from. Bandwidths carry their unit in the key: ``devices_per_host = 8``,
+    ``hbm_bytes = 80e9``, ``hbm_bandwidth_bytes_per_s = 3.35e12``. Without ``machine``, every key except ``source`` is
+    required; keys of HBM and PCIe are for ``cuda`` only. Raises ValueError for a key that is unknown or missing, and
+    for a figure that is not positive.
     """
     table = _read(path)
     figures: dict[str, Any] = {"source": str(path)}
@@ -174,7 +176,7 @@ def load_cluster(path: Path) -> Cluster:
     figures |= {field: _figure(path, key, table[key]) for key, field in keys.items() if key in table}
     missing = ["hosts"] * ("hosts" not in table) + [key for key, field in keys.items() if field not in figures]
     if missing:
-        raise ValueError(f"keys in {path} must describe the whole cluster: got none of {missing}; add them")
+        raise ValueError(f"keys in {path} must describe the whole cluster: got no {missing}; add them")
     figures["name"] = path.stem
     return Cluster(Machine(**figures), _figure(path, "hosts", table["hosts"]), figures["devices_per_host"])
 
@@ -183,13 +185,13 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
-        raise ValueError(f"topology file must be readable: got {error}; name another") from error
+        raise ValueError(f"topology file must be readable: got {error}; name another file") from error
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"topology file {path} must be TOML: got {error}; correct it") from error
 
 
 def _figure(path: Path, key: str, value: Any) -> Any:
-    """``value`` of ``key``, as an integer where only whole numbers make sense."""
+    """The ``value`` of ``key``, as an integer if only whole numbers make sense."""
     if key in ("compute_device", "source"):
         return value
     whole = key in WHOLE
@@ -205,6 +207,6 @@ def _known(name: str) -> Machine:
     if name not in MACHINES:
         raise ValueError(
             f"machine must be one of {[machine.name for machine in MACHINES.values()]}: got {name!r}; "
-            "name one, or describe yours in a .toml file"
+            "name one of them, or describe your machine in a .toml file"
         )
     return MACHINES[name]

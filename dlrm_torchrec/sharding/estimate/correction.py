@@ -1,4 +1,4 @@
-"""Bandwidths with which the planner would have expected the times that were measured."""
+"""Bandwidths with which the planner would have predicted the measured times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlrm_torchrec.sharding.cluster.topology import FIELDS, GPU_ONLY, Cluster
 from dlrm_torchrec.sharding.estimate.estimate import Estimate, ShardEstimate, TableEstimate
 from dlrm_torchrec.sharding.modules.sharder import HOST_KERNELS, ROW_TYPES
 
-# What is planned, and the parts of a step that are timed for it (dlrm_torchrec.train.timing.stopwatch)
+# The planned parts of a step, and for each of them the timed parts (dlrm_torchrec.train.timing.stopwatch)
 TIMED = {
     "input_dist_comms": ("input_dist",),
     "fwd_compute": ("lookup",),
@@ -21,12 +21,12 @@ TIMED = {
     "bwd_compute": ("lookup_backward",),
     "bwd_comms": ("output_dist_backward", "tables_optimizer"),
 }
-IN_MEMORY = ("lookup", "lookup_backward", "tables_optimizer")  # what the memory's bandwidth alone decides
+IN_MEMORY = ("lookup", "lookup_backward", "tables_optimizer")  # parts that only the memory's bandwidth decides
 
 
 @dataclass(frozen=True, kw_only=True)
 class Correction:
-    """How many times the planned milliseconds it takes: to read and write memory, and to send."""
+    """Measured divided by planned milliseconds, for reading and writing memory and for sending."""
 
     memory: float
     wires: float
@@ -34,29 +34,30 @@ class Correction:
 
     @property
     def is_one_factor(self) -> bool:
-        """Whether times in memory alone would be too long, if only they were corrected by what they were."""
+        """Whether one factor corrects both, because the corrected times in memory alone would exceed the step."""
         return self.memory == self.wires
 
     def apply(self, cluster: Cluster, source: str) -> Cluster:
-        """``cluster`` with the corrected bandwidths, which ``source`` tells the origin of."""
+        """``cluster`` with the corrected bandwidths; ``source`` says where they come from."""
         return replace(cluster, machine=Machine(**{**vars(cluster.machine), **self.fields, "source": source}))
 
 
 @dataclass(frozen=True)
 class _Planned:
-    """Milliseconds of a rank by what they shrink with: the memory's bandwidth, or that between ranks."""
+    """Planned milliseconds of a rank, split by the bandwidth that decides them: the memory's, or that between ranks."""
 
     memory: float  # lookups and updates
-    copies: float  # of gradients that an all-gather brought: by memory, but timed as part of sending
+    copies: float  # copies of gradients after an all-gather: the memory decides, but they are timed as sending
     wires: float
 
 
 def correct(estimate: Estimate, cluster: Cluster, measured: Sequence[Mapping[str, float]]) -> Correction:
-    """Bandwidths for which the slowest rank's estimate of the same plan is what the slowest rank measured.
+    """Bandwidths for which the same plan's estimate of its slowest rank equals the measured time of the slowest rank.
 
-    ``measured`` are milliseconds by part of a step, per rank; every planned time is inverse in one bandwidth. The
-    memory's is such that the longest time in memory is as measured. That between ranks is then the lowest for which
-    no rank takes longer than the slowest one did. Where memory alone would take longer, one factor changes both.
+    ``measured`` holds milliseconds by part of a step, for each rank. Every planned time is inversely proportional to
+    one bandwidth. The memory's bandwidth makes the longest planned time in memory equal to the longest measured one.
+    The bandwidth between ranks is then the lowest for which no rank takes longer than the measured slowest rank. If
+    time in memory alone would already exceed that, one factor changes both bandwidths.
     """
     planned = [_planned(estimate, cluster, rank) for rank in range(estimate.world_size)]
     slowest = max(sum(tables_milliseconds(parts).values()) for parts in measured)
@@ -72,7 +73,7 @@ def correct(estimate: Estimate, cluster: Cluster, measured: Sequence[Mapping[str
 
 
 def tables_milliseconds(parts: Mapping[str, float]) -> dict[str, float]:
-    """What was timed of a rank, under the names of what was planned."""
+    """The timed milliseconds of a rank, under the names of the planned parts."""
     return {name: sum(parts[part] for part in timed) for name, timed in TIMED.items()}
 
 
@@ -90,7 +91,7 @@ def _planned(estimate: Estimate, cluster: Cluster, rank: int) -> _Planned:
 
 
 def _update_ms(table: TableEstimate, shard: ShardEstimate, cluster: Cluster) -> float:
-    """The optimizer of a replicated table, which TorchRec counts as a part of the gradients' all-reduce."""
+    """Milliseconds of a replicated table's optimizer, which TorchRec counts as part of the gradients' all-reduce."""
     if table.sharding_type != "data_parallel":
         return 0.0
     topology = cluster.topology()
@@ -105,7 +106,10 @@ def _update_ms(table: TableEstimate, shard: ShardEstimate, cluster: Cluster) -> 
 
 
 def _copy_ms(table: TableEstimate, shard: ShardEstimate) -> float:
-    """For row-wise types, TorchRec adds copies in memory to the way back, which else is that of the way there."""
+    """Milliseconds of copies in memory, which TorchRec adds to the backward comms of row-wise types.
+
+    Without these copies, backward comms take as long as forward comms.
+    """
     parts = shard.milliseconds
     return parts["bwd_comms"] - parts["fwd_comms"] if table.sharding_type in ROW_TYPES else 0.0
 
@@ -125,7 +129,7 @@ def _wires(estimate: Estimate, cluster: Cluster) -> list[str]:
 
 
 def to_toml(cluster: Cluster) -> str:
-    """The topology file from which ``load_cluster`` reads ``cluster``."""
+    """The text of a topology file that ``load_cluster`` reads as ``cluster``."""
     machine = replace(cluster.machine, devices_per_host=cluster.devices_per_host)
     keys = {key: field for key, field in FIELDS.items() if machine.compute_device == "cuda" or field not in GPU_ONLY}
     values = {"hosts": cluster.hosts} | {key: getattr(machine, field) for key, field in keys.items()}

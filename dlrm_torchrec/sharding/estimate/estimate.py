@@ -1,4 +1,4 @@
-"""What the planner expects of a plan: bytes and milliseconds of every shard, for people and for programs."""
+"""The planner's estimates for a plan: bytes and milliseconds of every shard, as objects and as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ PARTS = ("input_dist_comms", "prefetch_compute", "fwd_compute", "fwd_comms", "bw
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEstimate:
-    """A piece of a table: ``size`` rows and columns from ``offset`` on; what HBM and DDR hold beyond are buffers."""
+    """A piece of a table: ``size`` (rows, columns) from ``offset`` on.
+
+    HBM and DDR bytes include weights, moments and buffers.
+    """
 
     rank: int
     offset: tuple[int, ...]
@@ -28,12 +31,12 @@ class ShardEstimate:
     ddr_bytes: int
     weight_bytes: int
     optimizer_bytes: int  # the moments of its rows
-    milliseconds: dict[str, float]  # of a step, by PARTS
+    milliseconds: dict[str, float]  # of one step, by PARTS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
-    """One way to shard a table, whether or not it would fit beside the others."""
+    """One way to shard a table; it may not fit together with the other tables."""
 
     sharding_type: str
     compute_kernel: str
@@ -52,18 +55,18 @@ class TableEstimate:
     sharding_type: str
     compute_kernel: str
     shards: tuple[ShardEstimate, ...]
-    alternatives: tuple[Alternative, ...]  # all that were considered, the chosen one among them, fastest first
+    alternatives: tuple[Alternative, ...]  # all ways that were considered, also the chosen one, fastest first
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A plan for ``batch_size`` rows per rank, as TorchRec's planner sees it; a step of tables only."""
+    """TorchRec's estimates for a plan with ``batch_size`` rows per rank; they cover only the tables' part of a step."""
 
     topology: str
     batch_size: int
     hbm_capacity: tuple[int, ...]  # bytes of each rank
     ddr_capacity: tuple[int, ...]
-    hbm_reserved: tuple[int, ...]  # of it for what is not sharded, and a margin
+    hbm_reserved: tuple[int, ...]  # bytes of the capacity for everything that is not sharded, and a margin
     ddr_reserved: tuple[int, ...]
     tables: tuple[TableEstimate, ...]
 
@@ -73,11 +76,11 @@ class Estimate:
 
     @property
     def memory(self) -> str:
-        """Where tables lie unless they are offloaded: hbm, or ddr on hosts without devices."""
+        """The memory that holds tables unless they are offloaded: hbm, or ddr on hosts without GPUs."""
         return "hbm" if any(self.hbm_capacity) else "ddr"
 
     def capacity(self, memory: str) -> tuple[int, ...]:
-        """Bytes of each rank; ``memory`` is hbm or ddr."""
+        """Bytes that each rank has; ``memory`` is hbm or ddr."""
         return self.hbm_capacity if memory == "hbm" else self.ddr_capacity
 
     def rank_bytes(self, memory: str) -> list[int]:
@@ -88,7 +91,7 @@ class Estimate:
         return total
 
     def rank_milliseconds(self) -> list[dict[str, float]]:
-        """Milliseconds of a step that each rank spends on its shards, by part."""
+        """Milliseconds that each rank spends on its shards in a step, by part."""
         total = [dict.fromkeys(PARTS, 0.0) for _ in range(self.world_size)]
         for shard in self._shards():
             for part, milliseconds in shard.milliseconds.items():
@@ -104,7 +107,7 @@ class Estimate:
         return {"version": VERSION, **asdict(self)}
 
     def shards_of(self, rank: int) -> list[ShardEstimate]:
-        """What one rank holds."""
+        """The shards that one rank holds."""
         return [shard for shard in self._shards() if shard.rank == rank]
 
     def _shards(self) -> list[ShardEstimate]:
@@ -112,17 +115,17 @@ class Estimate:
 
 
 def read_estimates(path: str) -> list[Estimate]:
-    """The estimates in a file of ``to_json``s; ValueError when it cannot be read or is of another version."""
+    """The estimates in a plan.json; raises ValueError when it cannot be read or has another version."""
     try:
         with g_pathmgr.open(path, "r") as stream:
             plans: list[dict[str, Any]] = json.load(stream)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"plan {path} must be a file of recipes/plan_sharding.py: got {error}; name another"
+            f"plan {path} must be a file that recipes/plan_sharding.py wrote: got {error}; name another file"
         ) from error
     versions = sorted({str(plan.pop("version", None)) for plan in plans})
     if versions != [str(VERSION)]:
-        raise ValueError(f"plan {path} must be of version {VERSION}: got {versions}; plan again with this release")
+        raise ValueError(f"plan {path} must have version {VERSION}: got {versions}; plan again with this release")
     return [
         Estimate(
             topology=plan["topology"],
@@ -138,7 +141,10 @@ def read_estimates(path: str) -> list[Estimate]:
 
 
 def estimate_of(path: str, world_size: int, topology: str = "") -> Estimate:
-    """The one estimate for ``world_size`` ranks in a file, or of several that of ``topology``; else ValueError."""
+    """The estimate for ``world_size`` ranks in a plan.json; ``topology`` chooses if there are several.
+
+    Raises ValueError when that does not leave exactly one.
+    """
     plans = read_estimates(path)
     found = [plan for plan in plans if plan.world_size == world_size]
     if len(found) > 1:
@@ -146,7 +152,7 @@ def estimate_of(path: str, world_size: int, topology: str = "") -> Estimate:
     if len(found) != 1:
         raise ValueError(
             f"plan {path} must hold one plan for {world_size} ranks: got plans for "
-            f"{[f'{plan.world_size} of {plan.topology}' for plan in plans]}; plan one such topology alone"
+            f"{[f'{plan.world_size} of {plan.topology}' for plan in plans]}; plan only one such topology"
         )
     return found[0]
 
@@ -165,21 +171,21 @@ def _read_table(table: dict[str, Any]) -> TableEstimate:
 
 
 class EstimateStats(Stats):
-    """Keeps the estimates of the plan that the planner chose in ``found``."""
+    """Stores the estimates of the plan that the planner chose in ``found``."""
 
     def __init__(self, topology: str) -> None:
         self.found: Estimate | None = None
         self._topology = topology
 
-    def log(
+    def log(  # noqa: PLR0917  # TorchRec's
         self,
         sharding_plan: Any,  # noqa: ARG002 (TorchRec's)
         topology: Topology,
         batch_size: int,
         storage_reservation: StorageReservation,
-        num_proposals: int,  # noqa: ARG002
-        num_plans: int,  # noqa: ARG002
-        run_time: float,  # noqa: ARG002
+        num_proposals: int,  # noqa: ARG002 (TorchRec's)
+        num_plans: int,  # noqa: ARG002 (TorchRec's)
+        run_time: float,  # noqa: ARG002 (TorchRec's)
         best_plan: list[ShardingOption],
         *_: Any,
         enumerator: Any = None,
@@ -208,7 +214,7 @@ class EstimateStats(Stats):
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts numbers within names by their value."""
+    """A sort key that orders numbers within names by their value."""
     return [(int(piece) if piece.isdigit() else -1, piece) for piece in re.split(r"(\d+)", name)]
 
 

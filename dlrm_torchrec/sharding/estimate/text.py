@@ -11,7 +11,7 @@ NEXT_BEST = 3
 
 
 def describe_tables(estimate: Estimate) -> str:
-    """Where every table lies, as a table for a terminal; GB and ms of a table are those of all its shards."""
+    """The ranks of every table, as a table for a terminal; GB and ms of a table are sums over its shards."""
     width = max(map(len, [*(table.name for table in estimate.tables), "table"]))
     lines = [
         f"{'table':<{width}}  {'rows':>11}  {'dim':>4}  {'sharding':<17}  {'kernel':<17}  {'GB':>7}  {'ms':>8}  ranks"
@@ -28,9 +28,10 @@ def describe_tables(estimate: Estimate) -> str:
 
 
 def describe_ranks(estimate: Estimate) -> str:
-    """Memory and estimated time per rank, as a table for a terminal; the rank that the others wait for is marked.
+    """Memory and estimated time of each rank, as a table for a terminal; the rank that the others wait for is marked.
 
-    Bytes are those of weights, of moments, and of all that tables need with their buffers, of what the rank has.
+    The columns of bytes are weights, moments, and everything that tables need including buffers, next to what the rank
+    has.
     """
     ranks = estimate.rank_milliseconds()
     parts = [part for part in PARTS if any(milliseconds[part] for milliseconds in ranks)]
@@ -38,7 +39,7 @@ def describe_ranks(estimate: Estimate) -> str:
     lines = [
         "  ".join(
             [f"{'rank':>4}  {'weights GB':>10}  {'moments GB':>10}"]
-            + [f"{memory.upper() + ' GB in all':>16}" for memory in memories]
+            + [f"{memory.upper() + ' GB used / of':>16}" for memory in memories]
             + [f"{'ms':>8}", *(f"{part:>8}" for part in parts)]
         )
     ]
@@ -58,7 +59,7 @@ def describe_ranks(estimate: Estimate) -> str:
 
 
 def compare(estimates: list[Estimate]) -> str:
-    """One line per topology: what the fullest rank holds, and what the slowest one takes."""
+    """One line per topology: the bytes of the fullest rank, and the time of the slowest rank."""
     lines = [f"{'topology':<20}  {'ranks':>5}  {'GB, fullest':>11}  {'of':>6}  {'ms, slowest':>11}  rows/s of tables"]
     for estimate in estimates:
         milliseconds = sum(estimate.rank_milliseconds()[estimate.critical_rank()].values())
@@ -72,7 +73,7 @@ def compare(estimates: list[Estimate]) -> str:
 
 
 def explain(estimate: Estimate, table: str) -> str:
-    """Why ``table`` is sharded as it is: what that costs, the next best three ways, and what they would cost.
+    """Why the planner chose this sharding for ``table``: its cost, and the cost of at least the next best three ways.
 
     Raises ValueError when the plan has no such table.
     """
@@ -95,11 +96,13 @@ def explain(estimate: Estimate, table: str) -> str:
             f"{'  <- chosen' if number == place else ''}"
         )
     if place:
-        reason = f"although {place} would be faster alone: no plan tried with them is faster and fits"
+        reason = (
+            f"{place} of these would be faster for this table alone, but no tried plan with them is faster and fits"
+        )
     elif len(ways) > 1:
-        reason = f"the fastest by its slowest shard; the next takes {_times(ways[1], ways[0])} times as long"
+        reason = f"its slowest shard takes the least time; the next way takes {_times(ways[1], ways[0])} times as long"
     else:
-        reason = "the only way that ranks and options leave"
+        reason = "it is the only way that the topology and the options allow"
     return "\n".join([*lines, f"  chosen: {reason}"])
 
 
@@ -108,7 +111,7 @@ def _times(slower: Alternative, faster: Alternative) -> str:
 
 
 def diff(before: Sequence[Estimate], after: Sequence[Estimate]) -> str:
-    """What changed between two files of plans, topology by topology."""
+    """The differences between two files of plans, topology by topology."""
     old, new = ({estimate.topology: estimate for estimate in plans} for plans in (before, after))
     lines = [
         f"{topology}: only {'after' if topology in new else 'before'}"
@@ -120,7 +123,7 @@ def diff(before: Sequence[Estimate], after: Sequence[Estimate]) -> str:
 
 
 def _diff(before: Estimate, after: Estimate) -> str:
-    """Tables sharded or placed otherwise, and the step; empty when nothing changed."""
+    """The tables whose sharding or ranks changed, and the step; empty when nothing changed."""
     lines = []
     old, new = ({table.name: table for table in estimate.tables} for estimate in (before, after))
     for name in sorted(old.keys() | new.keys()):

@@ -1,4 +1,4 @@
-"""Vectors and their gradients on the wire in fewer bits than float32."""
+"""Codecs that send vectors and their gradients in fewer bits than float32."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torchrec.distributed.types import CommOp, QuantizedCommCodecs
 
 from dlrm_torchrec.sharding.config import CommsConfig, Precision
 
-# Gradients of a mean over a large batch are too small for fp16, which knows no number below 6e-8, and for FBGEMM's
-# int8, which adds 1e-8 to the range of a row. A power of two costs no precision; fp16 ends at gradients of 4.
+# Gradients of a mean over a large batch are too small for fp16, whose smallest number is 6e-8, and for FBGEMM's int8,
+# which adds 1e-8 to the range of a row. A power of two loses no precision; with it, fp16 holds gradients up to 4.
 GRADIENT_SCALE = 2.0**14
-LONGEST_ROW = 32  # int8 numbers with one scale; FBGEMM's own choice
+LONGEST_ROW = 32  # int8 numbers that share one scale; FBGEMM's default
 
 
 def codecs(config: CommsConfig, dims: Sequence[int]) -> dict[str, QuantizedCommCodecs] | None:
-    """A sharder's ``qcomm_codecs_registry`` for tables of ``dims`` columns; None where nothing is quantised.
+    """A sharder's ``qcomm_codecs_registry`` for tables of ``dims`` columns; None when nothing is quantised.
 
-    In place of TorchRec's ``get_qcomm_codecs_registry``, whose bf16 is fp16 on CPU, whose int8 fails on vectors that
-    are no multiple of 32 numbers, and whose loss scale is divided out in fp16, so that small gradients are lost anyway.
-    Raises ValueError where int8 would not save anything over fp16.
+    This replaces TorchRec's ``get_qcomm_codecs_registry``. Its bf16 is fp16 on CPU, its int8 fails if the length of a
+    vector is not a multiple of 32, and it divides the loss scale out in fp16, which loses small gradients anyway.
+    Raises ValueError when int8 would save nothing over fp16.
     """
     if config == CommsConfig():
         return None
@@ -35,18 +35,18 @@ def codecs(config: CommsConfig, dims: Sequence[int]) -> dict[str, QuantizedCommC
 
 
 def row_dim(dims: Sequence[int]) -> int:
-    """How many int8 numbers share a scale: as many as divide every vector of ``dims``, so that any batch will do."""
+    """How many int8 numbers share a scale: a divisor of all ``dims``, so that every batch has whole rows."""
     row = gcd(LONGEST_ROW, *dims)
     if row <= 8:
         raise ValueError(
-            f"tables' dims must be multiples of 16 with int8 comms, which send 8 bytes beside each row of numbers: "
+            f"tables' dims must be multiples of 16 with int8 comms, which add 8 bytes to each row of numbers: "
             f"got {sorted(set(dims))}; choose other dims, or fp16"
         )
     return row
 
 
 def check_widths(widths: Sequence[int], row: int) -> None:
-    """ValueError unless shards of ``widths`` columns are rows of ``row`` int8 numbers."""
+    """Raises ValueError unless all ``widths`` of column shards are multiples of ``row``."""
     if any(width % row for width in widths):
         raise ValueError(
             f"column shards must be multiples of {row} columns with int8 comms: got {sorted(set(widths))}; "
@@ -55,7 +55,7 @@ def check_widths(widths: Sequence[int], row: int) -> None:
 
 
 class Codec(QuantizedCommCodec):
-    """FBGEMM's, with int8 rows of ``row_dim`` numbers."""
+    """FBGEMM's codec with int8 rows of ``row_dim`` numbers."""
 
     def __init__(self, precision: Precision, row_dim: int) -> None:
         super().__init__(SparseType(precision))
@@ -66,7 +66,7 @@ class Codec(QuantizedCommCodec):
 
 
 class GradientCodec(Codec):
-    """Gradients times ``GRADIENT_SCALE`` on the wire."""
+    """A codec that multiplies gradients by ``GRADIENT_SCALE`` before sending and divides them afterwards."""
 
     def encode(self, input_tensor: torch.Tensor, ctx: Any = None) -> torch.Tensor:
         encoded: torch.Tensor = super().encode(input_tensor * GRADIENT_SCALE, ctx)

@@ -17,7 +17,7 @@ from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConf
 
 
 class CompositionalLookup(GroupedPooledEmbeddingsLookup):
-    """TorchRec's lookup, with one composing kernel per compositional table in ``stacked`` (by name)."""
+    """TorchRec's lookup with one composing kernel for each compositional table in ``stacked``, which maps names."""
 
     def __init__(self, stacked: dict[str, StackedEmbeddingBagConfig], *args: Any, **kwargs: Any) -> None:
         self._stacked = stacked  # before TorchRec's __init__, which creates the kernels
@@ -38,13 +38,13 @@ class CompositionalLookup(GroupedPooledEmbeddingsLookup):
 
 
 def sources(table: EmbeddingTableConfig, stacked: dict[str, StackedEmbeddingBagConfig]) -> list[str]:
-    """Features whose ids ``table`` takes; a compositional one may give several outputs for each."""
+    """The features whose ids ``table`` looks up; a compositional table may have several outputs for each feature."""
     config = stacked.get(table.name)
     return list(table.feature_names if config is None else config.logical.feature_names)
 
 
 def _one_feature(config: GroupedEmbeddingConfig) -> GroupedEmbeddingConfig:
-    """The kernel's config for the shards of one table: sums over any bags, whichever feature they are of."""
+    """The kernel's config for the shards of one table: it sums any bags, no matter which feature they come from."""
     tables = [
         replace(table, feature_names=table.feature_names[:1], embedding_names=table.embedding_names[:1])
         for table in config.embedding_tables
@@ -53,14 +53,14 @@ def _one_feature(config: GroupedEmbeddingConfig) -> GroupedEmbeddingConfig:
 
 
 class _Composed:
-    """``forward`` of a kernel that holds a table, or some of its columns in shards side by side."""
+    """``forward`` of a kernel that holds a whole table, or one or more of its column shards."""
 
     stacked: StackedEmbeddingBagConfig
     config: GroupedEmbeddingConfig
     emb_module: torch.nn.Module
 
     def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
-        """Pooled vectors (B, sum over shards of features x outputs x columns); every shard brings the same ids."""
+        """Pooled vectors (B, sum over shards of features x outputs x columns); every shard gets the same ids."""
         num_features = len(self.stacked.logical.feature_names)
         columns = [table.local_cols for table in self.config.embedding_tables]
         if len(columns) > 1:
@@ -83,7 +83,7 @@ class _Composed:
 
 
 class ComposedFusedEmbeddingBag(_Composed, BatchedFusedEmbeddingBag):
-    """With the optimizer in backward."""
+    """A composing kernel with the optimizer in backward."""
 
     def __init__(self, stacked: StackedEmbeddingBagConfig, *args: Any) -> None:
         super().__init__(*args)
@@ -91,7 +91,7 @@ class ComposedFusedEmbeddingBag(_Composed, BatchedFusedEmbeddingBag):
 
 
 class ComposedDenseEmbeddingBag(_Composed, BatchedDenseEmbeddingBag):
-    """With dense gradients, for data-parallel tables."""
+    """A composing kernel with dense gradients, for data-parallel tables."""
 
     def __init__(self, stacked: StackedEmbeddingBagConfig, *args: Any) -> None:
         super().__init__(*args)

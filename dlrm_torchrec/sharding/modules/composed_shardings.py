@@ -1,7 +1,7 @@
-"""TorchRec's sharding types for compositional tables: where ids become rows, and rows become vectors.
+"""TorchRec's sharding types for compositional tables. They decide which rank turns ids into rows.
 
-On the owner, where a rank holds whole rows or whole columns of a table: ids and vectors cross the wire once, as for a
-plain table. On the sender, where rows are spread over ranks: an id crosses as its k rows, a vector once.
+If a rank owns whole rows or whole columns of a table, this owner does it: ids and vectors are sent once, as for a plain
+table. If rows are spread over ranks, the sender does it: an id is sent as its k rows, and a vector once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torchrec.distributed.embedding_sharding import EmbeddingShardingInfo
 from torchrec.distributed.sharding.cw_sharding import CwPooledEmbeddingSharding
 from torchrec.distributed.sharding.dp_sharding import DpPooledEmbeddingSharding
 from torchrec.distributed.sharding.grid_sharding import GridPooledEmbeddingSharding
@@ -17,6 +18,7 @@ from torchrec.distributed.sharding.rw_sharding import RwPooledEmbeddingSharding
 from torchrec.distributed.sharding.tw_sharding import TwPooledEmbeddingSharding
 from torchrec.distributed.sharding.twcw_sharding import TwCwPooledEmbeddingSharding
 from torchrec.distributed.sharding.twrw_sharding import TwRwPooledEmbeddingSharding
+from torchrec.distributed.types import ShardingEnv
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingTableConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -30,25 +32,25 @@ Stacked = dict[str, StackedEmbeddingBagConfig]  # by the name of the table
 
 
 def refusal(config: EmbeddingBagConfig, kind: str) -> str | None:
-    """Why a table, plain or compositional, cannot be sharded so; None: it can."""
-    if kind in ROW_TYPES and config.pooling is PoolingType.MEAN:  # TorchRec divides the vectors of other tables, too
+    """Why a plain or compositional table cannot have the sharding type ``kind``; None when it can."""
+    if kind in ROW_TYPES and config.pooling is PoolingType.MEAN:  # TorchRec would also divide other tables' vectors
         return "a rank with a part of the rows does not know how many ids a bag has"
     if not isinstance(config, StackedEmbeddingBagConfig):
         return None
     if kind in ROW_TYPES and not config.operation.row_wise:
-        return "the rows of an id must lie on one rank, to be combined before the bag is summed"
+        return "the rows of an id must be on one rank, where they are combined before the bag is summed"
     if kind in COLUMN_TYPES and not config.operation.column_wise:
         return "the networks of a path mix all columns"
     return None
 
 
 def check_sharding(config: EmbeddingBagConfig, kind: str) -> None:
-    """ValueError where ``kind`` is a sharding type that the table cannot have."""
+    """Raises ValueError when the table cannot have the sharding type ``kind``."""
     reason = refusal(config, kind)
     if reason is not None:
         raise ValueError(
             f"sharding of table {config.name!r} must be one of {offered_types(config)}: got {kind!r}, "
-            f"with which {reason}; choose one of them"
+            f"but {reason}; choose one of them"
         )
 
 
@@ -58,19 +60,27 @@ def offered_types(config: EmbeddingBagConfig) -> list[str]:
 
 
 class _Sources:
-    """Ids arrive by the features of the logical tables, each once, however many outputs it has."""
+    """Names features like the logical tables, so that each feature's ids are sent once for all its outputs."""
 
-    def __init__(self, stacked: Stacked, *args: Any, **kwargs: Any) -> None:
-        self._stacked = stacked
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        stacked: Stacked,
+        infos: list[EmbeddingShardingInfo],
+        env: ShardingEnv,
+        device: torch.device | None,
+        **options: Any,
+    ) -> None:
+        self._stacked, self.env, self.device = stacked, env, device
+        inherited: Any = super()
+        inherited.__init__(infos, env, device, **options)
 
     def feature_names(self) -> list[str]:
         return [name for table in self._tables() for name in sources(table, self._stacked)]
 
     def _tables(self) -> list[EmbeddingTableConfig]:
-        """Tables in the order of their features."""
+        """The tables in the order of their features."""
         inherited: Any = self
-        nodes = getattr(self, "_grouped_embedding_configs_per_node", None)  # of types that place tables on nodes
+        nodes = getattr(self, "_grouped_embedding_configs_per_node", None)  # only types that place tables on nodes
         if nodes is None:
             return list(inherited.embedding_tables())
         return [table for configs in nodes for config in configs for table in config.embedding_tables]
@@ -88,10 +98,10 @@ class _Owner(_Sources):
         return CompositionalLookup(
             self._stacked,
             grouped_configs=inherited._grouped_embedding_configs,
-            pg=inherited._env.process_group,
-            device=device if device is not None else inherited._device,
+            pg=self.env.process_group,
+            device=device if device is not None else self.device,
             scale_weight_gradients=not isinstance(self, DpPooledEmbeddingSharding),
-            env=inherited._env,
+            env=self.env,
         )
 
 
@@ -108,7 +118,7 @@ class _Sender(_Sources):
 def _ids_to_rows(
     configs: list[StackedEmbeddingBagConfig | None], _module: torch.nn.Module, features: tuple[KeyedJaggedTensor]
 ) -> tuple[KeyedJaggedTensor]:
-    """Features of ids as features of physical rows; ``configs`` has one entry per feature, None for a plain table."""
+    """Converts features of ids to features of physical rows; ``configs`` has one entry per feature, None if plain."""
     (ids,) = features
     keys, parts = [], []
     for config, feature in zip(configs, ids.split([1] * len(configs)), strict=True):

@@ -20,10 +20,10 @@ from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES, ExactSharder
 
 
 class ShardedCompositionalEmbeddingBagCollection(ConcurrentShardedEmbeddingBagCollection):
-    """Plain and compositional tables over ranks: TorchRec's sharded collection of the stacked tables.
+    """Plain and compositional tables that are sharded over ranks: TorchRec's sharded collection of the stacked tables.
 
-    ``input_dist``, ``compute`` and ``output_dist`` are TorchRec's, so pipelines overlap them as they do for plain
-    tables. Raises ValueError for a sharding type that a table's operation cannot have.
+    ``input_dist``, ``compute`` and ``output_dist`` are TorchRec's, so pipelines overlap them as for plain tables.
+    Raises ValueError for a sharding type that a table's operation cannot have.
     """
 
     def __init__(
@@ -48,16 +48,16 @@ class ShardedCompositionalEmbeddingBagCollection(ConcurrentShardedEmbeddingBagCo
         for kind, tables in grouped.items():
             for table in tables:
                 if kind not in ROW_TYPES and table.embedding_config.name in stacked:
-                    # TorchRec makes one kernel of the tables with equal keys
+                    # TorchRec puts tables with equal keys into one kernel
                     table.fused_params = {**(table.fused_params or {}), "_batch_key": table.embedding_config.name}
         return grouped
 
-    def create_embedding_bag_sharding(
+    def create_embedding_bag_sharding(  # noqa: PLR0917  # TorchRec's
         self,
         sharding_infos: list[EmbeddingShardingInfo],
         env: ShardingEnv,
         device: torch.device | None = None,
-        permute_embeddings: bool = False,
+        permute_embeddings: bool = False,  # noqa: FBT001, FBT002  # TorchRec's
         qcomm_codecs_registry: dict[str, Any] | None = None,
     ) -> EmbeddingSharding:
         kind = sharding_infos[0].param_sharding.sharding_type
@@ -85,7 +85,7 @@ class ShardedCompositionalEmbeddingBagCollection(ConcurrentShardedEmbeddingBagCo
         self._name_outputs()
 
     def _name_outputs(self) -> None:
-        """Replace physical keys by the model's; the pieces of a concat are neighbours and become one key."""
+        """Replace physical keys by the model's keys; the pieces of a concat are adjacent and become one key."""
         inherited: Any = self
         dims: dict[str, int] = {}
         for name, dim in zip(inherited._embedding_names, inherited._embedding_dims, strict=True):
@@ -112,5 +112,5 @@ class CompositionalEmbeddingBagCollectionSharder(ExactSharder):
 
 
 def stacked_tables(module: EmbeddingBagCollection) -> dict[str, StackedEmbeddingBagConfig]:
-    """The compositional tables of a collection by name, in their physical form."""
+    """The physical configs of a collection's compositional tables, by name."""
     return {config.name: config for config in physical_configs(module) if isinstance(config, StackedEmbeddingBagConfig)}

@@ -1,7 +1,7 @@
 """Table lookups of one rank on all of its CPU cores.
 
-FBGEMM's published CPU wheels are built without OpenMP: a lookup, forward or backward, keeps one core busy whatever
-``torch.get_num_threads()`` says. Tables are independent, so a rank's tables are dealt into one lookup per thread.
+FBGEMM's published CPU wheels are built without OpenMP, so a lookup uses only one core, forward and backward, whatever
+``torch.get_num_threads()`` says. Tables are independent, so a rank's tables are divided into one lookup per thread.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Function = Callable[[], torch.Tensor]
 class ConcurrentShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
     """A ``ShardedEmbeddingBagCollection`` whose fused tables are read and updated by ``get_num_threads()`` threads.
 
-    Each table stays in one lookup, so results are those of TorchRec bit for bit.
+    Each table stays in one lookup, so the results equal TorchRec's bit for bit.
     """
 
     @classmethod
@@ -48,11 +48,11 @@ class ConcurrentShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
                     table.embedding_config.embedding_dim * table.embedding_config.num_features() for table in local
                 ]
                 for table, part in zip(local, deal(numbers, torch.get_num_threads()), strict=True):
-                    # TorchRec makes one lookup of the tables with equal keys
+                    # TorchRec puts tables with equal keys into one lookup
                     table.fused_params = {**(table.fused_params or {}), "_batch_key": part}
         return grouped
 
-    def compute(self, ctx: EmbeddingBagCollectionContext, dist_input: KJTList) -> list[torch.Tensor]:  # noqa: ARG002
+    def compute(self, ctx: EmbeddingBagCollectionContext, dist_input: KJTList) -> list[torch.Tensor]:  # noqa: ARG002 (TorchRec's)
         return [look_up(lookup, features) for lookup, features in zip(self._lookups, dist_input, strict=True)]
 
     def compute_and_output_dist(self, ctx: EmbeddingBagCollectionContext, input: KJTList) -> LazyAwaitable[KeyedTensor]:
@@ -60,13 +60,13 @@ class ConcurrentShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
 
 
 class ConcurrentSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder, with concurrent lookups where the rank is on a CPU with several threads."""
+    """TorchRec's sharder with concurrent lookups if the rank runs on a CPU with several threads."""
 
     @property
     def sharded_module_type(self) -> type[ConcurrentShardedEmbeddingBagCollection]:
         return ConcurrentShardedEmbeddingBagCollection
 
-    def shard(
+    def shard(  # noqa: PLR0917  # TorchRec's
         self,
         module: EmbeddingBagCollection,
         params: dict[str, ParameterSharding],
@@ -91,7 +91,7 @@ def _on_cpu(table: EmbeddingShardingInfo) -> bool:
 
 
 def deal(work: Sequence[int], parts: int) -> list[int]:
-    """The part, 0..parts - 1, of each item: runs of neighbours with about equal sums of ``work``.
+    """The part, 0..parts - 1, of each item; parts are runs of adjacent items with about equal sums of ``work``.
 
     >>> deal([1, 1, 1, 1], 2), deal([8, 1, 1, 1, 1], 2)
     ([0, 0, 1, 1], [0, 1, 1, 1, 1])
@@ -102,7 +102,7 @@ def deal(work: Sequence[int], parts: int) -> list[int]:
 
 
 def look_up(lookup: torch.nn.Module, features: KeyedJaggedTensor) -> torch.Tensor:
-    """Pooled embeddings (B, sum of dims) of ``lookup``'s tables, by TorchRec itself where threads cannot help."""
+    """Pooled embeddings (B, sum of dims) of ``lookup``'s tables; without threads if they cannot help."""
     weights = features.weights_or_none()
     if (
         not isinstance(lookup, GroupedPooledEmbeddingsLookup)
@@ -121,10 +121,10 @@ def look_up(lookup: torch.nn.Module, features: KeyedJaggedTensor) -> torch.Tenso
 
 
 def concurrently(functions: Sequence[Function]) -> tuple[torch.Tensor, ...]:
-    """What each function returns; they run at the same time, and so do their backward passes."""
+    """The result of each function; the functions run at the same time, and so do their backward passes."""
     pool = thread_pool(torch.get_num_threads())
     if torch.is_grad_enabled():
-        anchor = torch.empty(0, requires_grad=True)  # autograd records only what depends on a tensor with a gradient
+        anchor = torch.empty(0, requires_grad=True)  # autograd records only results of a tensor that needs a gradient
         outputs: tuple[torch.Tensor, ...] = _Concurrently.apply(  # type: ignore[no-untyped-call]  # untyped in torch
             pool, functions, anchor
         )
@@ -152,7 +152,7 @@ def _call(function: Function) -> torch.Tensor:
 
 @cache
 def thread_pool(threads: int) -> ThreadPoolExecutor:
-    """``threads`` threads, each of which runs torch's operators on one core."""
+    """A pool of ``threads`` threads; each runs torch's operators on one core."""
     started = Barrier(threads + 1)
 
     def start() -> None:
@@ -163,5 +163,5 @@ def thread_pool(threads: int) -> ThreadPoolExecutor:
     for _ in range(threads):
         pool.submit(int)
     started.wait()
-    torch.set_num_threads(threads)  # `start` also changed the number for threads that torch has yet to meet
+    torch.set_num_threads(threads)  # `start` also changed the number for threads that torch has not seen yet
     return pool

@@ -1,4 +1,4 @@
-"""Which sharding types and kernels a plan may choose from."""
+"""The sharding types and kernels that a plan may choose from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROW_TYPES = ["row_wise", "table_row_wise", "grid_shard"]
 COLUMN_TYPES = ["column_wise", "table_column_wise", "grid_shard"]
 HOST_KERNELS = [EmbeddingComputeKernel.FUSED_UVM_CACHING.value, EmbeddingComputeKernel.FUSED_UVM.value]
 
-# A sharding type that would change the arithmetic of an optimizer is not offered with it.
+# A sharding type that would change the arithmetic of an optimizer is not offered for that optimizer.
 CHANGED_BY = {
     RowWiseAdagrad: (
         COLUMN_TYPES,
@@ -22,16 +22,16 @@ CHANGED_BY = {
     ),
     torch.optim.Adam: (
         ["data_parallel"],
-        "a replicated table decays the moments of rows that a batch does not touch, a fused one does not",
+        "the moments of rows that a batch does not touch would decay, unlike in a fused table",
     ),
 }
 
 
 class ExactSharder(ConcurrentSharder):
-    """TorchRec's sharder, on any device, kept to plans that train the same model.
+    """TorchRec's sharder for any device, limited to sharding types that train the same model.
 
-    Row-wise types also run on CPU with gloo, where TorchRec hides them. On a GPU it also offers kernels that keep
-    tables in the host's memory: ``make_plan`` leaves them out unless they are asked for.
+    Row-wise types also run on CPU with gloo, although TorchRec does not offer them there. On a GPU, the sharder also
+    offers kernels that keep tables in the host's memory; ``make_plan`` excludes them unless the user asks for them.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ExactSharder(ConcurrentSharder):
 
 
 def table_optimizer(tables: nn.Module) -> type[torch.optim.Optimizer]:
-    """The optimizer that ``optimize_tables_in_backward`` marked the tables with."""
+    """The optimizer with which ``optimize_tables_in_backward`` marked the tables."""
     classes: set[type[torch.optim.Optimizer]] = {
         kind for parameter in tables.parameters() for kind in getattr(parameter, "_optimizer_classes", [])
     }

@@ -1,4 +1,4 @@
-"""What a cache of a table's rows saves, from the measured accesses of its feature, in the planner's terms."""
+"""How much a cache of a table's rows saves, computed from measured accesses in the form that the planner takes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torchrec.distributed.types import CacheStatistics
 from dlrm_torchrec.schema import AccessStatistics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeasuredAccess(CacheStatistics):
-    """Cache statistics of a table of ``rows`` rows that ids index directly, for ``CacheParams(stats=...)``.
+    """Cache statistics for ``CacheParams(stats=...)`` of a table with ``rows`` rows that ids index directly.
 
-    A batch looks each of its distinct ids up in the cache once, and the cache holds the most frequent ids. Ids of one
-    entry of the histogram are taken for equally frequent, and the lookups of a batch for independent.
+    The model assumes that a batch looks up each of its distinct ids in the cache once, that the cache holds the most
+    frequent ids, that all ids of one histogram entry are equally frequent, and that lookups are independent.
     """
 
     statistics: AccessStatistics
@@ -25,8 +25,8 @@ class MeasuredAccess(CacheStatistics):
     def __post_init__(self) -> None:
         if self.rows < self.statistics.distinct:
             raise ValueError(
-                f"rows of the table must be at least the {self.statistics.distinct} distinct ids looked up in it: "
-                f"got {self.rows}; a table that shares rows among ids has other statistics"
+                f"rows of the table must be at least {self.statistics.distinct}, the number of distinct ids that are "
+                f"looked up in it: got {self.rows}; use statistics only for a table in which ids share no rows"
             )
         if self.global_batch_size < 1:
             raise ValueError(f"global batch size must be at least 1: got {self.global_batch_size}; raise it")
@@ -39,8 +39,8 @@ class MeasuredAccess(CacheStatistics):
     def expected_miss_rate(self, clf: float) -> float:
         """Share of a batch's distinct ids that are not among the ``clf`` x rows most frequent ids.
 
-        It counts distinct ids as the planner multiplies it by ``expected_lookups``. The share of all lookups would be
-        smaller: what repeats in a batch is what the cache holds.
+        It counts distinct ids because the planner multiplies it by ``expected_lookups``. The share of all lookups would
+        be smaller, because the ids that repeat in a batch are those in the cache.
         """
         if not self.statistics.lookups:
             return 0.0 if clf > 0 else 1.0
@@ -53,7 +53,7 @@ class MeasuredAccess(CacheStatistics):
 
     @property
     def cacheability(self) -> float:
-        """Area under the miss rate over the cache load factor 0 to 1: small where few rows get most lookups."""
+        """Area under the miss rate over the cache load factor 0 to 1: small if few rows get most lookups."""
         missed, area = 1.0, 0.0
         for ids, lookups in self._cache_lookups():
             share = lookups / self.expected_lookups
@@ -62,7 +62,7 @@ class MeasuredAccess(CacheStatistics):
         return area
 
     def _cache_lookups(self) -> list[tuple[int, float]]:
-        """Number of ids in each entry of the histogram, the most frequent first, and how many of them a batch has."""
+        """For each histogram entry, most frequent ids first: its number of ids, and how many of them a batch has."""
         batch_lookups = self.global_batch_size * self.statistics.pooling_factor
         expected = []
         for ids, lookups in reversed(self.statistics.histogram):

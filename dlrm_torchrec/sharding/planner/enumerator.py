@@ -1,15 +1,15 @@
-"""The ways to shard tables, with the bytes of weights and moments as FBGEMM allocates them."""
+"""The ways to shard each table, with the bytes of weights and moments that FBGEMM allocates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
-from torchrec.distributed.planner.types import Perf, ShardingOption, Storage
+from torchrec.distributed.planner.types import Perf, ShardingOption, Storage, Topology
 from torchrec.distributed.types import ModuleSharder
 from torchrec.optim import RowWiseAdagrad
 
@@ -17,7 +17,7 @@ from dlrm_torchrec.sharding.config import ShardingType
 
 SHARDING_TYPES: tuple[str, ...] = get_args(ShardingType)
 KERNELS = ["dense", "fused", "fused_uvm_caching", "fused_uvm"]
-MOMENT_BYTES = 4  # float32, whatever the weights are
+MOMENT_BYTES = 4  # moments are float32 for any type of weights
 
 
 def optimizer_bytes(optimizer: type[torch.optim.Optimizer], size: Sequence[int]) -> int:
@@ -32,8 +32,8 @@ def optimizer_bytes(optimizer: type[torch.optim.Optimizer], size: Sequence[int])
 
 
 def shard_optimizer_bytes(option: ShardingOption, size: Sequence[int]) -> int:
-    """Bytes of the moments of a shard of a table, by the optimizer that it is marked with."""
-    (optimizer,) = option.tensor._optimizer_classes  # TorchRec's mark
+    """Bytes of the moments of a shard of a table, for the optimizer that the table is marked with."""
+    (optimizer,) = option.tensor._optimizer_classes  # the attribute with which TorchRec marks tables
     return optimizer_bytes(optimizer, size)
 
 
@@ -43,10 +43,10 @@ def shard_weight_bytes(option: ShardingOption, size: Sequence[int]) -> int:
 
 
 class StepPerf(Perf):
-    """TorchRec's, with the ids' way to the ranks of their tables in the total, which planners make small.
+    """TorchRec's estimate, whose total, which planners minimise, also counts the time to send ids to their tables.
 
-    TorchRec leaves it out, as pipelines overlap it with other work. Yet it takes the wires that vectors take, and the
-    ranks of a row-wise table, which get ids from every rank, would look idle without it.
+    TorchRec leaves this time out because pipelines overlap it with other work. But ids use the same wires as vectors.
+    Without it, the ranks of a row-wise table would look idle although they get ids from every rank.
     """
 
     @property
@@ -56,18 +56,25 @@ class StepPerf(Perf):
     def __add__(self, other: Perf) -> StepPerf:
         return StepPerf(**vars(super().__add__(other)))
 
-    __radd__ = __add__  # of a device's sum so far, which begins as TorchRec's
+    __radd__ = __add__  # a device's sum starts as TorchRec's Perf
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StepPerf:
+        return StepPerf(**vars(self))  # from TorchRec 1.9 on, its own returns a plain Perf
 
 
 class Enumerator(EmbeddingEnumerator):
-    """TorchRec's, made deterministic, exact about the moments of fp16 tables, and with all of a step in its times.
+    """TorchRec's enumerator, but deterministic, with exact bytes of fp16 tables and with times of whole steps.
 
-    TorchRec orders sharding types by a set of strings, so that equally good plans differ from run to run: here the
-    simpler one comes first. And it counts moments at the width of the weights, although they are float32.
+    TorchRec orders sharding types by a set of strings, so equally good plans differ from run to run; here the simpler
+    way comes first. TorchRec also counts moments at the width of the weights, although they are float32.
     """
 
+    def __init__(self, topology: Topology, *args: Any, **kwargs: Any) -> None:
+        super().__init__(topology, *args, **kwargs)
+        self.on_gpu = topology.compute_device == "cuda"
+
     def enumerate(self, module: nn.Module, sharders: list[ModuleSharder[nn.Module]]) -> list[ShardingOption]:
-        """All ways to shard each table, table by table, the simplest first."""
+        """All ways to shard each table, table by table, the simplest way first."""
         found: dict[str, list[ShardingOption]] = {}
         for option in super().enumerate(module, sharders):
             found.setdefault(option.fqn, []).append(option)
@@ -80,7 +87,7 @@ class Enumerator(EmbeddingEnumerator):
             uncounted = 1 - option.tensor.element_size() / MOMENT_BYTES
             for shard in option.shards:
                 missing = int(uncounted * shard_optimizer_bytes(option, shard.size))
-                on_device = self._compute_device == "cuda" and option.compute_kernel == "fused"
+                on_device = self.on_gpu and option.compute_kernel == "fused"
                 assert shard.storage is not None
                 assert shard.perf is not None
                 shard.perf = StepPerf(**vars(shard.perf))
@@ -88,5 +95,5 @@ class Enumerator(EmbeddingEnumerator):
 
 
 def simplicity(option: ShardingOption) -> tuple[int, int]:
-    """Where an option comes among ways that are equally good."""
+    """The sort key of ways that are equally good: the simplest comes first."""
     return SHARDING_TYPES.index(option.sharding_type), KERNELS.index(option.compute_kernel)

@@ -1,19 +1,19 @@
-"""Which tables to compress, and how strongly, so that they fit a number of bytes at the least loss.
+"""Which tables to compress, and how strongly, so that they fit a number of bytes with the least loss.
 
-The loss of a table is the expected number of its lookups in a sample whose row belongs to other ids. In a table of
-which c ids share each row of the largest partition, a row that id x reads is updated by x itself for the share
-p(x) / (p(x) + S) of the updates, where p is an id's share of the lookups and S the sum of those of the c - 1 others:
+The loss of a table is the expected number of lookups per sample that read a row of other ids. If c ids share each row
+of the largest partition, the row that id x reads gets the share p(x) / (p(x) + S) of its updates from x itself. Here p
+is an id's share of the lookups, and S is the sum of p over the c - 1 other ids of the row:
 
     loss = pooling_factor * sum over x of p(x) * E[1 - p(x) / (p(x) + S)]
 
-It is 0 for a plain table. An id that is seen once costs next to nothing, one that is seen a million times much if it
-shares its row with its like. Which ids meet is taken for random, as it is with hashed ids; then E follows from how
-many ids have which frequency, as p / (p + S) is the integral of p exp(-p u) exp(-S u) over u > 0. Without measured
-frequencies all ids are equally frequent and E is 1 - 1/c.
+The loss of a plain table is 0. A rare id costs almost nothing; a frequent id costs much if it shares its row with
+another frequent id. The model assumes that random ids share a row, which is true for hashed ids. Then E follows from
+the histogram of frequencies, because p / (p + S) is the integral of p exp(-p u) exp(-S u) over u > 0. Without measured
+frequencies, all ids count as equally frequent and E is 1 - 1/c.
 
-Chinese remainders are tried unless another kind is asked for. They tell any two ids apart, which this loss does not
-see: hashing lost five times as much AUC at equal rows (RESULTS.md). And they keep neighbours apart: the ids of a
-vocabulary are sorted by frequency, so by quotients the frequent ones would meet.
+Compressed tables use chinese_remainder unless another kind is asked for. It distinguishes any two ids, which this loss
+does not measure: hashing lost five times as much AUC with equal rows (RESULTS.md). It also separates neighbouring ids.
+The ids of a vocabulary are sorted by frequency, so quotients would let frequent ids share a row.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from dlrm_torchrec.sharding.planner.enumerator import optimizer_bytes
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
 
 Plan = TypeVar("Plan")
-_STEPS = 400  # of the integral over log u: its error is far below that of the histogram
-_BISECTIONS = 8  # the budget is found to 1 / 256 of the room
+_STEPS = 400  # steps of the integral over log u; its error is far below that of the histogram
+_BISECTIONS = 8  # find the budget to within 1 / 256 of the room
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,21 +45,29 @@ class Choice:
     """One way to store a table."""
 
     config: TablesConfig
-    rows: int  # that are stored
-    bytes: int  # of weights and moments
-    loss: float  # lookups per sample of rows that belong to other ids
+    rows: int  # stored rows
+    bytes: int  # bytes of weights and moments
+    loss: float  # lookups per sample that read rows of other ids
 
 
 def choices(
     table: Table,
     base: TablesConfig,
     optimizer: type[torch.optim.Optimizer],
+    *,
     pooling_factor: float,
     access: AccessStatistics | None,
 ) -> list[Choice]:
-    """Ways to store ``table``: plain, and with ``base``'s kind and operation ever stronger; each smaller than the last.
+    """Ways to store ``table``: first plain, then compressed more and more; each choice is smaller than the one before.
 
-    Three partitions take over from two where the second would be larger than the first.
+    Three partitions replace two as soon as the second would be larger than the first.
+
+    Args:
+        table: the table, not compressed
+        base: the kind and operation of the compressed tables; a plain ``base`` means chinese_remainder
+        optimizer: the optimizer, which decides the bytes of the moments
+        pooling_factor: the lookups of the table per sample
+        access: how often ids are looked up; None means that all ids are equally frequent
     """
     kind = "chinese_remainder" if base.kind in ("plain", "mixed_dimension") else base.kind
     plain = replace(base, kind="plain", max_rows=0, budget=0)
@@ -77,10 +85,10 @@ def choices(
 
 
 def best(tables: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choice] | None:
-    """The choices of the least loss among those of at most ``budget`` bytes together; None when there are none.
+    """The choices with the least loss that need at most ``budget`` bytes together; None when there are none.
 
-    A knapsack by dynamic programming over at least 10,000 parts of the budget; bytes are rounded up to parts, so that
-    the result may be that far from the best one, and never above the budget.
+    This solves a knapsack problem by dynamic programming over at least 10,000 parts of the budget. Bytes are rounded up
+    to whole parts, so the result never exceeds the budget, and may miss the best choices by that rounding.
     """
     chosen = {name: ways[0] for name, ways in tables.items() if len(ways) == 1}
     free = budget - sum(choice.bytes for choice in chosen.values())
@@ -89,7 +97,7 @@ def best(tables: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choic
     if free < sum(min(choice.bytes for choice in ways) for ways in open_.values()):
         return None
     unit = max(free, 1) / parts
-    losses = np.zeros(parts + 1)  # of the tables so far, by parts used at most
+    losses = np.zeros(parts + 1)  # least loss of the tables so far, by the largest number of parts they may use
     taken: list[NDArray[np.int64]] = []
     for ways in open_.values():
         after = np.full((len(ways), parts + 1), np.inf)
@@ -99,7 +107,7 @@ def best(tables: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choic
                 after[number, size:] = losses[: parts + 1 - size] + choice.loss
         taken.append(after.argmin(axis=0))
         losses = after.min(axis=0)
-    if not math.isfinite(losses[-1]):  # by rounding only
+    if not math.isfinite(losses[-1]):  # the smallest choices fit, but not after rounding up to parts
         return {name: min(ways, key=lambda choice: choice.bytes) for name, ways in tables.items()}
     left = parts
     for (name, ways), numbers in zip(reversed(open_.items()), reversed(taken), strict=True):
@@ -111,10 +119,10 @@ def best(tables: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choic
 def fit(
     tables: Mapping[str, Sequence[Choice]], attempt: Callable[[dict[str, Choice]], Plan], room: int
 ) -> tuple[dict[str, Choice], Plan]:
-    """The choices of the least loss that ``attempt`` can plan, and its plan.
+    """The choices with the least loss that ``attempt`` can plan, and its plan.
 
-    The largest budget is found by bisection below ``room``, the bytes that there are for weights and moments. Raises
-    the DoesNotFitError of ``attempt`` when not even the smallest choices fit.
+    A bisection finds the largest budget that can be planned, up to ``room``, the bytes available for weights and
+    moments. Raises the DoesNotFitError of ``attempt`` when not even the smallest choices fit.
     """
     plain = {name: ways[0] for name, ways in tables.items()}
     try:
@@ -137,7 +145,7 @@ def fit(
 
 
 def equally(tables: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choice] | None:
-    """The naive rule: every table as strong as every other, just so that they take at most ``budget`` bytes."""
+    """The naive rule: all tables are compressed equally, as little as a total of at most ``budget`` bytes allows."""
     for number in range(max(map(len, tables.values()))):
         chosen = {name: ways[min(number, len(ways) - 1)] for name, ways in tables.items()}
         if sum(choice.bytes for choice in chosen.values()) <= budget:
@@ -146,7 +154,7 @@ def equally(tables: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Ch
 
 
 def describe_choices(chosen: Mapping[str, Choice]) -> str:
-    """What is compressed, how strongly, and what it loses, as a table for a terminal."""
+    """A table for a terminal: which tables are compressed, how strongly, and their loss."""
     compressed = {name: choice for name, choice in chosen.items() if choice.config.kind != "plain"}
     width = max(map(len, [*compressed, "table"]))
     lines = [f"{'table':<{width}}  {'stored as':<18}  {'ids per row':>11}  {'rows':>11}  {'GB':>8}  loss"]
@@ -166,7 +174,7 @@ def describe_choices(chosen: Mapping[str, Choice]) -> str:
 
 
 def shared(rows: int, collisions: int, access: AccessStatistics | None) -> float:
-    """Share of the lookups of a table that go to rows of other ids: the mean of 1 - p / (p + S) over lookups."""
+    """Share of a table's lookups that read rows of other ids: the mean of 1 - p / (p + S) over lookups."""
     if access is None:
         return 1 - 1 / min(collisions, rows)
     ids, lookups = np.array([entry for entry in access.histogram if entry[0]], dtype=np.float64).reshape(-1, 2).T
@@ -191,6 +199,6 @@ def _choice(table: Table, config: TablesConfig, optimizer: type[torch.optim.Opti
 
 
 def _strengths(rows: int) -> list[int]:
-    """2, 3, 4, 6, 8, 12, ... ids per row, as long as rows are saved."""
+    """2, 3, 4, 6, 8, 12, ... ids per row, for as long as more ids per row save rows."""
     powers = range(1, rows.bit_length())
     return [collisions for power in powers for collisions in (1 << power, 3 << power - 1)]

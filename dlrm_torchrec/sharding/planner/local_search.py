@@ -1,4 +1,4 @@
-"""Proposals for TorchRec's planner that begin where its own end: the best plan so far, with one table changed."""
+"""More proposals for TorchRec's planner after its own: the best plan so far with one table changed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from itertools import islice
 from torchrec.distributed.planner.proposers import GreedyProposer, GridSearchProposer, UniformProposer
 from torchrec.distributed.planner.types import Enumerator, Proposer, ShardingOption, Topology
 
-TRIES = 200  # at most, from each plan
+TRIES = 200  # the most changes that are tried for each plan
 
 
 class LocalSearch(Proposer):
-    """TorchRec's proposals, then the best plan with one table of its slowest rank sharded otherwise, until none gains.
+    """TorchRec's proposals, then changes of the best plan: one table of its slowest rank is sharded in another way.
 
-    TorchRec's greedy proposals change a table for good, to its next fastest way alone; so the slowest rank may be left
-    with a table that would be faster on all ranks.
+    The search ends when no change is faster. It is needed because TorchRec's greedy proposals move a table only to its
+    next fastest way and never back, so the slowest rank may keep a table that would be faster when it is spread over
+    all ranks.
     """
 
     def __init__(self) -> None:
@@ -29,18 +30,18 @@ class LocalSearch(Proposer):
         ]
         self._ways: dict[str, list[ShardingOption]] = {}
         self._best = math.inf
-        self._neighbours: Iterator[list[ShardingOption]] = iter(())  # of the best plan of the round before
-        self._next: Iterator[list[ShardingOption]] = iter(())  # of the best plan so far
+        self._neighbours: Iterator[list[ShardingOption]] = iter(())  # changes of the previous round's best plan
+        self._next: Iterator[list[ShardingOption]] = iter(())  # changes of the best plan so far
 
     def load(self, search_space: list[ShardingOption], enumerator: Enumerator | None = None) -> None:
-        """Take the ways to shard each table."""
+        """Store the ways to shard each table."""
         for option in search_space:
             self._ways.setdefault(option.fqn, []).append(option)
         for proposer in self._first:
             proposer.load(search_space, enumerator)
 
     def propose(self) -> list[ShardingOption] | None:
-        """A way to shard every table; None when there is nothing left to try."""
+        """One way for every table; None when there is nothing left to try."""
         while self._first:
             proposal: list[ShardingOption] | None = self._first[0].propose()
             if proposal:
@@ -54,12 +55,12 @@ class LocalSearch(Proposer):
 
     def feedback(
         self,
-        partitionable: bool,
+        partitionable: bool,  # noqa: FBT001  # TorchRec's
         plan: list[ShardingOption] | None = None,
         perf_rating: float | None = None,
         storage_constraint: Topology | None = None,
     ) -> None:
-        """Hear what became of the last proposal: whether it fits, with ranks, and milliseconds of the slowest."""
+        """Note the result of the last proposal: whether it fits, its plan, and the milliseconds of its slowest rank."""
         if self._first:
             self._first[0].feedback(partitionable, plan, perf_rating, storage_constraint)
         if partitionable and plan and perf_rating is not None and perf_rating < self._best:
@@ -74,7 +75,7 @@ class LocalSearch(Proposer):
 
 
 def _on_slowest_rank(plan: list[ShardingOption]) -> list[int]:
-    """Places in ``plan`` of the tables that its slowest rank has shards of, the longest first."""
+    """Positions in ``plan`` of the tables with shards on its slowest rank, the slowest table first."""
     ranks: Counter[int] = Counter()
     for option in plan:
         ranks.update({rank: _milliseconds(option, rank) for rank in {shard.rank for shard in option.shards}})

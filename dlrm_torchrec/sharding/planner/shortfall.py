@@ -1,4 +1,4 @@
-"""Why tables do not fit: the table or the rank that breaks it, and by how many bytes."""
+"""Why tables do not fit: which table or rank needs too much, and how many bytes are missing."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class DoesNotFitError(ValueError):
 
 
 def shortfall(options: list[ShardingOption], left: Topology) -> str:
-    """What breaks the smallest of all plans, in words.
+    """The reason, as text, why even the smallest of all plans does not fit.
 
-    ``options`` are all ways to shard each table; ``left`` is the topology with what is reserved taken off. The
-    planner's own text is about its last proposal, which need not be its smallest.
+    ``options`` are all ways to shard each table; ``left`` is the topology without the reserved memory. The planner's
+    own message describes its last proposal, which may not be the smallest.
     """
     memory = "hbm" if left.compute_device == "cuda" else "ddr"
     room = [getattr(device.storage, memory) for device in left.devices]
@@ -25,28 +25,28 @@ def shortfall(options: list[ShardingOption], left: Topology) -> str:
     name = max(largest, key=lambda table: largest[table])
     if largest[name] > max(room):
         return (
-            f"table {name!r}, of which every way of sharding puts at least {_bytes(largest[name])} on a rank that has "
-            f"{_bytes(max(room))} for tables: {largest[name] - max(room):,} bytes too many"
+            f"{largest[name] - max(room):,} bytes too many, because table {name!r} needs at least "
+            f"{_bytes(largest[name])} on one rank and {_bytes(max(room))} is free"
         )
     smallest = {name: min(each, key=sum) for name, each in ways.items()}
     total = sum(map(sum, smallest.values()))
     if total > sum(room):
         name = max(smallest, key=lambda table: sum(smallest[table]))
         return (
-            f"tables of at least {_bytes(total)} where {_bytes(sum(room))} are free for them: "
-            f"{total - sum(room):,} bytes too many, with table {name!r} the largest, {_bytes(sum(smallest[name]))}"
+            f"{total - sum(room):,} bytes too many, because all tables need at least {_bytes(total)} and "
+            f"{_bytes(sum(room))} is free (the largest table, {name!r}, needs {_bytes(sum(smallest[name]))})"
         )
     rank, over = _fullest(list(smallest.values()), room)
     return (
-        f"tables that would fit all memory together ({_bytes(total)} of {_bytes(sum(room))}) but not rank by rank: "
-        f"placed largest first, rank {rank} gets {over:,} bytes more than it has"
+        f"{over:,} bytes too many on rank {rank} when tables are placed largest first, although they need "
+        f"{_bytes(total)} of {_bytes(sum(room))} in total"
         if over > 0
-        else f"sharding types that leave no plan, although {_bytes(total)} fit {_bytes(sum(room))}"
+        else f"no plan with the allowed sharding types, although tables need {_bytes(total)} of {_bytes(sum(room))}"
     )
 
 
 def _fullest(tables: list[list[int]], room: list[int]) -> tuple[int, int]:
-    """The rank with the most bytes above its room, and how many, when each shard goes where most room is left."""
+    """The rank that exceeds its room most, and by how many bytes, if each shard goes where most room is left."""
     room = list(room)
     for shards in sorted(tables, key=max, reverse=True):
         if len(shards) == len(room):

@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to a run: the run's whole config decides, but for the fields that may change."""
+"""Whether a checkpoint belongs to a run: the whole config decides, except for the fields that may change."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import dataclasses
 import json
 from typing import Any
 
-# Fields of a recipe's config that a resumed run may have other values of: they decide how training continues from
-# here, and neither what the saved tensors are nor which rows they have been trained on. A name covers what is below it.
+# Fields of a recipe's config that may change when a run is resumed. They decide only how training continues, and
+# neither which tensors are saved nor which rows trained them. A name includes all fields below it.
 MAY_CHANGE = (
-    "data",  # where the data lies; what it is stands in its spec
+    "data",  # the place of the data; its contents are described by its spec
     "rows",  # a row is a function of its number, so a longer run begins with the same rows
     "epochs",
     "sparse.lr",
@@ -19,7 +19,7 @@ MAY_CHANGE = (
     "bf16",
     "compile",
     "sharding",  # a checkpoint is resharded when it is loaded
-    "node_size",  # with other ranks; the number of nodes is part of the identity
+    "node_size",  # it changes with the ranks; the number of nodes is part of the identity
     "average_every",
     "eval_every",
     "checkpoint",
@@ -30,10 +30,10 @@ MEASURED = ("pooling_factor",)  # parts of a spec that measuring the same data b
 
 
 def identity_of(config: Any, spec: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """What a checkpoint has in common with every run that may load it, as JSON.
+    """The settings that a checkpoint must share with every run that loads it, as JSON.
 
-    That is ``config``, a dataclass, without ``MAY_CHANGE`` and with ``spec``, the JSON of the data's, for its shape;
-    and whatever ``more`` the recipe names.
+    They are the dataclass ``config`` without ``MAY_CHANGE``, with the data's ``spec`` (as JSON) in place of its shape,
+    and anything ``more`` that the recipe adds.
     """
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "shape"}
     for name in MAY_CHANGE:
@@ -47,7 +47,7 @@ def identity_of(config: Any, spec: dict[str, Any], **more: Any) -> dict[str, Any
 
 
 def first_difference(saved: Any, wanted: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """The path and both values of the first place where two identities differ, other than in what is ``MEASURED``."""
+    """The path and both values of the first difference between two identities, ignoring what is ``MEASURED``."""
     if isinstance(saved, dict) and isinstance(wanted, dict):
         keys = [key for key in {**saved, **wanted} if key not in MEASURED]
         pairs = [(f"{name}.{key}".strip("."), saved.get(key), wanted.get(key)) for key in keys]

@@ -12,10 +12,10 @@ from dlrm_torchrec.train.optimizers import REPLICATED
 
 
 def run_tensors(model: nn.Module, optimizer: CombinedOptimizer) -> dict[str, dict[str, Any]]:
-    """Model and optimizer tensors, not copies: loading into them restores the run.
+    """The model's and the optimizer's own tensors, not copies: loading into them restores the run.
 
-    A replicated table's Adagrad ``sum`` gets the name and shape of a fused table's ``momentum1``; its step count,
-    which Adagrad needs only for a decay that we do not offer, is left out.
+    A replicated table's Adagrad ``sum`` gets the name and shape of a fused table's ``momentum1``. Its step count is not
+    included, because Adagrad needs it only for a decay that no option offers.
     """
     tensors: dict[str, Any] = {}
     for parameter, states in optimizer.state_dict()["state"].items():
@@ -32,7 +32,7 @@ def run_tensors(model: nn.Module, optimizer: CombinedOptimizer) -> dict[str, dic
 
 
 def materialise_state(optimizer: CombinedOptimizer) -> None:
-    """Create the state that torch's optimizers allocate at their first step, so that it can be loaded in place."""
+    """Create the state that torch's optimizers would allocate at their first step, so it can be loaded in place."""
     for _, part in optimizer.optimizers:
         if not isinstance(part, FusedOptimizer | CombinedOptimizer):
             part.init_state()

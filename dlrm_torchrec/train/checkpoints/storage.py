@@ -1,4 +1,4 @@
-"""Checkpoint storage on iopath, and a metadata reader that cannot run code."""
+"""Checkpoint storage through iopath, and a metadata reader that cannot run code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
-# No record of bytes: torch.distributed.checkpoint unpickles what such a record points to. We save tensors only.
+# Records of bytes are not allowed, because torch.distributed.checkpoint unpickles them. Checkpoints hold only tensors.
 _ALLOWED_NAMES = {
     "torch.distributed.checkpoint.metadata": {
         "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "TensorStorageMetadata",
@@ -28,7 +28,7 @@ _ALLOWED_NAMES = {
 
 
 class IoPathFileSystem(FileSystemBase):
-    """Files of ``torch.distributed.checkpoint`` through iopath, so that a user's ``s3://`` handler serves here too."""
+    """Files of ``torch.distributed.checkpoint`` through iopath, so that a user's ``s3://`` handler works here too."""
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
@@ -59,7 +59,7 @@ class IoPathFileSystem(FileSystemBase):
 
 
 class IoPathWriter(FileSystemWriter):
-    """A checkpoint writer; every file is synced to disk before the metadata appears."""
+    """A checkpoint writer that syncs every file to disk before the metadata appears."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -68,7 +68,7 @@ class IoPathWriter(FileSystemWriter):
 
 
 class IoPathReader(FileSystemReader):
-    """A checkpoint reader that unpickles nothing but the plain records of the metadata file."""
+    """A checkpoint reader that unpickles only the plain records of the metadata file."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -87,7 +87,7 @@ class IoPathReader(FileSystemReader):
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """TorchDCP's metadata is a pickle; only its own record types may be named in it."""
+    """Reads TorchDCP's metadata, which is a pickle, and allows only TorchDCP's own record types in it."""
 
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
@@ -95,5 +95,5 @@ class _MetadataUnpickler(pickle.Unpickler):
             return super().find_class(module, name)
         raise ValueError(
             f"checkpoint metadata must name only checkpoint records: got {module}.{name}; "
-            "do not load this checkpoint, it may run foreign code"
+            "do not load this checkpoint, because it may run foreign code"
         )

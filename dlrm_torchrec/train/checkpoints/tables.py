@@ -1,4 +1,4 @@
-"""The tables of a checkpoint as whole tensors, read one at a time, without ranks or model."""
+"""Reads the tables of a checkpoint as whole tensors, one at a time, without ranks or a model."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class SavedTable:
     rows: int
     dim: int
     dtype: torch.dtype
-    key: str  # in the checkpoint
+    key: str  # its name in the checkpoint
 
 
 def saved_tables(path: str) -> Iterator[SavedTable]:
-    """The tables of the checkpoint in folder ``path``; a compositional one as it is stored, its partitions stacked."""
+    """The tables of the checkpoint in folder ``path``; a compositional table has its partitions stacked, as stored."""
     for key, saved in IoPathReader(path).read_metadata().state_dict_metadata.items():
         found = _TABLE.fullmatch(key)
         if found:
-            described: Any = saved  # tensors only: see storage
+            described: Any = saved  # always a tensor: see storage
             rows, dim = described.size
             yield SavedTable(found["table"], rows, dim, described.properties.dtype, key)
 

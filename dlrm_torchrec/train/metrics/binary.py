@@ -1,4 +1,4 @@
-"""Ranking metrics, exact over all ranks."""
+"""Ranking metrics, computed exactly over all ranks."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _ETA = 1e-12  # keeps log2 finite, as torchrec.metrics does
 def ranking_metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     """AUC, normalised entropy, log-loss (nats), calibration (predicted / observed), accuracy and positives.
 
-    ``logits`` and ``labels`` are (N,); NE is the cross-entropy over that of the constant base rate (He et al.,
-    ADKDD 2014).
+    ``logits`` and ``labels`` are (N,). NE is the cross-entropy divided by the cross-entropy of the constant base rate
+    (He et al., ADKDD 2014).
     """
     predictions, labels = torch.sigmoid(logits.double()), labels.double()
     weights = torch.ones_like(labels)
@@ -41,10 +41,10 @@ def ranking_metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, flo
 
 
 def evaluate(model: nn.Module, batches: Iterable[RankingBatch], world: World, *, learned: bool) -> dict[str, float]:
-    """Metrics of a task over every real row of every rank, the same dictionary on all ranks.
+    """Metrics of a task over all real rows of all ranks; every rank gets the same dictionary.
 
-    ``learned`` says that the model has had time to learn, so that one that has not is an error (see ``gates``). All
-    ranks must be given the same number of batches.
+    ``learned`` says that the model has had time to learn, so constant logits or an AUC of 0.5 are an error (see
+    ``gates``). All ranks must get the same number of batches.
     """
 
     def measure(scores: torch.Tensor) -> dict[str, float]:
@@ -61,7 +61,7 @@ def evaluate(model: nn.Module, batches: Iterable[RankingBatch], world: World, *,
 def on_all_ranks(
     scores: torch.Tensor | None, measure: Callable[[torch.Tensor], dict[str, float]], world: World
 ) -> dict[str, float]:
-    """What ``measure`` makes of the scores of rank 0, or the ValueError that it raises, on every rank."""
+    """The result of ``measure`` on rank 0's scores, returned on every rank; a ValueError is raised on every rank."""
     answer: list[dict[str, float] | ValueError] = [{}]
     if scores is not None:
         try:
@@ -76,9 +76,9 @@ def on_all_ranks(
 
 @torch.no_grad()
 def predict(model: nn.Module, batches: Iterable[RankingBatch], world: World) -> torch.Tensor | None:
-    """Logits and labels (2, N) of a task over every real row of every rank, on rank 0; None elsewhere.
+    """Logits and labels (2, N) of all real rows of all ranks on rank 0; None on other ranks.
 
-    All ranks must be given the same number of batches. Rows are in the order of ranks, not of the data.
+    All ranks must get the same number of batches. Rows are in the order of ranks, not of the data.
     """
     training = model.training
     model.eval()
@@ -92,7 +92,7 @@ def predict(model: nn.Module, batches: Iterable[RankingBatch], world: World) -> 
 
 
 def _gather(values: torch.Tensor, world: World) -> torch.Tensor | None:
-    """Concatenate (2, n_rank) tensors of unequal n on rank 0 alone; None elsewhere."""
+    """The (2, n_rank) tensors of all ranks, concatenated on rank 0; None on other ranks."""
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world.size)]
     dist.all_gather(sizes, torch.tensor([values.size(1)]), group=world.control)
     longest = max(int(size) for size in sizes)

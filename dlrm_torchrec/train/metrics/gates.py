@@ -1,4 +1,4 @@
-"""Checks that stop a run which trains on garbage, each with one sentence that says what to look at."""
+"""Checks that stop a run which trains on garbage; each error says in one sentence what to look at."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 class TrainingError(ValueError):
-    """The run cannot go on; the message says what to look at."""
+    """The run cannot continue; the message says what to look at."""
 
 
 def check_loss(loss: float, first_step: int, last_step: int) -> None:
@@ -16,12 +16,12 @@ def check_loss(loss: float, first_step: int, last_step: int) -> None:
     if not math.isfinite(loss):
         raise TrainingError(
             f"training loss must be finite: got {loss} between steps {first_step} and {last_step}; "
-            "look at the learning rate, and at dense columns for values that are huge or not finite"
+            "look at the learning rate, and look for huge or non-finite values in dense columns"
         )
 
 
 def check_scores(logits: torch.Tensor, labels: torch.Tensor) -> None:
-    """Raise TrainingError when metrics of these (N,) scores would mean nothing."""
+    """Raise TrainingError when metrics of these (N,) scores would be meaningless."""
     positives, samples = int(labels.sum()), len(labels)
     if samples == 0:
         raise TrainingError("validation split must hold rows: got none; look at the splits in dataset.json")
@@ -32,7 +32,7 @@ def check_scores(logits: torch.Tensor, labels: torch.Tensor) -> None:
         )
     if not 0 < positives < samples:
         raise TrainingError(
-            f"validation labels must be of both classes: got {positives} positives in {samples} rows; "
+            f"validation labels must have both classes: got {positives} positives in {samples} rows; "
             "look at the label column and 'positive_label' of the spec"
         )
 
@@ -40,8 +40,8 @@ def check_scores(logits: torch.Tensor, labels: torch.Tensor) -> None:
 def check_learned(logits: torch.Tensor, metrics: dict[str, float]) -> None:
     """Raise TrainingError when a model that had time to learn has constant logits or an AUC of 0.5.
 
-    0.5 means within three standard errors of it, sqrt((P + N + 1) / (12 P N)) for a model that knows nothing (Hanley
-    and McNeil, 1982); a split too small to tell is let through.
+    An AUC counts as 0.5 within three standard errors. For a model that has learned nothing, the standard error is
+    sqrt((P + N + 1) / (12 P N)) (Hanley and McNeil, 1982). A split that is too small to decide passes.
     """
     positives, samples = metrics["positives"], metrics["samples"]
     if float(logits.std()) < 1e-6:
@@ -52,6 +52,6 @@ def check_learned(logits: torch.Tensor, metrics: dict[str, float]) -> None:
     error = math.sqrt((samples + 1) / (12 * positives * (samples - positives)))
     if error < 0.01 and abs(metrics["auc"] - 0.5) < 3 * error:
         raise TrainingError(
-            f"validation AUC must have left 0.5 after the warm-up: got {metrics['auc']:.4f} (standard error "
-            f"{error:.4f}); look at the learning rate (too high is the usual cause), then at whether labels match rows"
+            f"validation AUC must differ from 0.5 after the warm-up: got {metrics['auc']:.4f} (standard error "
+            f"{error:.4f}); check the learning rate (it is usually too high), then whether labels match rows"
         )

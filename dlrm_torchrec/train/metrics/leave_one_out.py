@@ -1,4 +1,4 @@
-"""Leave-one-out ranking: where each user's held-out item stands among negatives, exact over all ranks."""
+"""Leave-one-out ranking: the rank of each user's held-out item among negatives, computed exactly over all ranks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ from dlrm_torchrec.train.world import World
 def evaluate_leave_one_out(
     model: nn.Module, batches: Iterable[RankingBatch], world: World, *, user: str, learned: bool, k: int = 10
 ) -> dict[str, float]:
-    """``leave_one_out_metrics`` of a task over every real row of every rank, the same dictionary on all ranks.
+    """``leave_one_out_metrics`` of a task over all real rows of all ranks; every rank gets the same dictionary.
 
-    Rows belong together by their id of the feature ``user``, in whichever batches and on whichever ranks they are.
-    ``learned`` says that the model has had time to learn, so that one that has not is an error (see ``gates``).
+    Args:
+        model: the task, which returns logits
+        batches: this rank's part of the rows; a user's rows may be in any batches and on any ranks
+        world: all ranks
+        user: the feature whose id says which rows belong together
+        learned: whether the model has had time to learn, so that constant logits or an AUC of 0.5 are an error
+        k: the length of the top list of HR@k and NDCG@k
     """
     training = model.training
     model.eval()
@@ -31,8 +36,8 @@ def evaluate_leave_one_out(
         ids = batch.sparse_features[user].values()
         if len(ids) != batch.num_rows:
             raise ValueError(
-                f"feature {user!r} must have one id per row to rank items by: got {len(ids)} in {batch.num_rows} rows; "
-                "name the column of the users"
+                f"feature {user!r} must have one id per row, so that rows can be grouped by user: got {len(ids)} in "
+                f"{batch.num_rows} rows; name the column of the users"
             )
         users.append(ids.cpu())
         scores.append(logits[: batch.num_rows].cpu())
@@ -40,27 +45,28 @@ def evaluate_leave_one_out(
     model.train(training)
     found = held_out(torch.cat(users), torch.cat(scores), torch.cat(labels), world.control)
     metrics = leave_one_out_metrics(found, k)
-    if learned:  # the mean of per-user AUCs has, of a model that knows nothing, the standard error of one over all rows
+    if learned:  # if a model knows nothing, the mean of per-user AUCs has the standard error of an AUC over all rows
         check_learned(found.scores, metrics)
     return metrics
 
 
 class HeldOut(NamedTuple):
-    """The held-out items of U users among their negatives: (U,) each."""
+    """The held-out items of U users and counts of their negatives; each tensor is (U,)."""
 
     scores: torch.Tensor
-    above: torch.Tensor  # negatives of a higher score
-    equal: torch.Tensor  # negatives of the same score
+    above: torch.Tensor  # negatives with a higher score
+    equal: torch.Tensor  # negatives with the same score
     negatives: torch.Tensor
 
 
 def held_out(
     users: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, group: dist.ProcessGroup | None = None
 ) -> HeldOut:
-    """Counts per user from (N,) rows, in any order: ids, finite scores, and one label of 1 for each user.
+    """Counts per user from (N,) rows in any order: user ids, finite scores, and labels with one 1 per user.
 
-    With ``group``, the rows are those of all its ranks, which get the same counts. TrainingError, on all of them, when
-    a score is not finite; ValueError when a user has more or less than one positive, or no negative.
+    With ``group``, the counts cover the rows of all its ranks, and all ranks get the same counts. Raises TrainingError
+    when a score is not finite, and ValueError when a user does not have exactly one positive and at least one negative;
+    both are raised on all ranks.
     """
     most = users.max() if len(users) else torch.tensor(-1)
     size = 1 + int(_over_ranks(most.reshape(1), group, dist.ReduceOp.MAX))
@@ -79,8 +85,8 @@ def held_out(
     wrong = known & ((positives != 1) | (negatives == 0))
     if wrong.any() or not known.any():
         raise ValueError(
-            f"each user must have one positive and some negatives to rank it among: got {int(wrong.sum())} other "
-            f"users of {int(known.sum())}; prepare with --task implicit --split leave_one_out"
+            f"each user must have one positive and at least one negative: got {int(wrong.sum())} other users of "
+            f"{int(known.sum())}; prepare with --task implicit --split leave_one_out"
         )
     target = torch.zeros(size, dtype=scores.dtype).index_put((users[positive],), scores[positive])
     target = _over_ranks(target, group)  # a sum of one number and zeros
@@ -90,11 +96,11 @@ def held_out(
 
 
 def leave_one_out_metrics(found: HeldOut, k: int = 10) -> dict[str, float]:
-    """HR@k, NDCG@k and AUC, means over users; ``positives`` are the users and ``samples`` all their rows.
+    """HR@k, NDCG@k and AUC as means over users; ``positives`` counts users and ``samples`` counts all their rows.
 
-    With r - 1 negatives above the held-out item, HR@k is 1 and NDCG@k is 1 / log2(r + 1) where r <= k, else 0 (arXiv
-    1708.05031, section 4.1); AUC is the share of negatives below it (arXiv 1205.2618, section 3). All orders of equal
-    scores are equally likely and their mean counts, so that a constant score has HR@k = k / (1 + negatives). A negative
+    If r - 1 negatives are above the held-out item, HR@k is 1 and NDCG@k is 1 / log2(r + 1) for r <= k; otherwise both
+    are 0 (arXiv 1708.05031, section 4.1). AUC is the share of negatives below the item (arXiv 1205.2618, section 3).
+    Equal scores count as the mean over all their orders, so a constant score has HR@k = k / (1 + negatives). A negative
     that was drawn twice counts twice.
     """
     places = torch.arange(1, k + 1, dtype=torch.float64)
@@ -112,7 +118,7 @@ def leave_one_out_metrics(found: HeldOut, k: int = 10) -> dict[str, float]:
 
 
 def known_rankings(users: torch.Tensor, labels: torch.Tensor, scores: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """``leave_one_out_metrics`` of rows whose scores are given, as ``<name>/<metric>`` for each of ``scores``."""
+    """``leave_one_out_metrics`` of rows with given scores, as ``<name>/<metric>`` for each name in ``scores``."""
     return {
         f"{name}/{metric}": value
         for name, each in scores.items()

@@ -1,4 +1,4 @@
-"""How far predicted probabilities are from what was observed."""
+"""Calibration: how far predicted probabilities are from observed shares of positives."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 
 import torch
 
-_SIGMAS = 1.96  # of a normal distribution: an interval of 95 %
+_SIGMAS = 1.96  # standard deviations of a normal distribution that give an interval of 95 %
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Samples of neighbouring predictions."""
+    """Samples with similar predictions."""
 
     samples: int
     predicted: float  # mean probability
     observed: float  # share of positives
-    low: float  # Wilson's interval of 95 % for the probability behind ``observed`` (JASA 22, 1927)
+    low: float  # lower end of Wilson's 95 % interval for the true share of positives (JASA 22, 1927)
     high: float
 
 
 def calibration_bins(logits: torch.Tensor, labels: torch.Tensor, count: int = 20) -> list[Bin]:
-    """``count`` bins of as many samples each, or one more or less, by rising prediction; fewer for fewer samples.
+    """``count`` bins in ascending order of predictions, with equally many samples, give or take one.
 
-    ``logits`` and ``labels`` are (N,).
+    There are fewer bins if there are fewer samples. ``logits`` and ``labels`` are (N,).
     """
     order = torch.argsort(logits, stable=True)
     predictions = torch.sigmoid(logits[order].double())
@@ -34,14 +34,14 @@ def calibration_bins(logits: torch.Tensor, labels: torch.Tensor, count: int = 20
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
-    """The mean distance of predicted and observed, over samples (Naeini et al., AAAI 2015)."""
+    """The mean distance between predicted and observed, weighted by samples (Naeini et al., AAAI 2015)."""
     distance = sum(each.samples * abs(each.predicted - each.observed) for each in bins)
     return distance / sum(each.samples for each in bins)
 
 
 def plot_calibration(bins: Sequence[Bin], path: str) -> None:
-    """A picture of the bins, as the ending of ``path`` says; needs matplotlib."""
-    from matplotlib.figure import Figure  # an extra: needed only for pictures
+    """Writes a picture of the bins to ``path``, whose ending decides the format; needs matplotlib."""
+    from matplotlib.figure import Figure  # an optional dependency that only pictures need
 
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""Some steps of a run timed part by part, and what the tables hold: ``step_times.json``."""
+"""Times some steps of a run part by part, and writes the times and the tables' bytes to ``step_times.json``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed.types import ShardedTensor
 from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrm_torchrec.train.checkpoints.state import run_tensors
@@ -24,42 +24,43 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Which steps to time in a run that has done ``step`` of them by ``plan``, and who takes what was found."""
+    """Which steps to time, and the function that receives the measurements."""
 
-    first: int
-    last: int
-    step: int
-    plan: Any  # as JSON
-    write: Callable[[dict[str, Any]], None]  # called on every rank, with the same
+    first: int  # the first step to time
+    last: int  # the last step to time
+    step: int  # the steps that the run has already done
+    plan: Any  # the run's plan, as JSON
+    write: Callable[[dict[str, Any]], None]  # called with the same measurements on every rank
 
 
 class TimedPipeline:
-    """A pipeline that leaves some steps to ``TimedStep``; no batch is lost, repeated or out of order.
+    """A pipeline that lets ``TimedStep`` train some steps; no batch is lost, repeated or out of order.
 
-    The inner pipeline reads ahead, so it is shown a stream that ends where timing begins, and has no batch left then.
+    The inner pipeline reads ahead. It therefore gets a stream that ends where timing begins, so it has no batch left
+    by then.
     """
 
     def __init__(
-        self, pipeline: Any, model: nn.Module, optimizer: CombinedOptimizer, world: World, timing: Timing
+        self, pipeline: Any, model: nn.Module, optimizer: CombinedOptimizer, world: World, *, timing: Timing
     ) -> None:
         self._pipeline, self._model, self._optimizer, self._world = pipeline, model, optimizer, world
         self._timing, self._step = timing, timing.step
         self._timed_step = TimedStep(model, optimizer, world)
-        self._untimed: Iterator[RankingBatch] | None = None  # what is left of the stream before timing
+        self._untimed: Iterator[RankingBatch] | None = None  # the rest of the stream before timing
         self._batch_size = 0
         self._found: list[dict[str, float]] = []
 
     def detach(self) -> nn.Module:
-        """The model, with its own forward."""
+        """The model with its own forward."""
         model: nn.Module = self._pipeline.detach()
         return model
 
     def attach(self) -> None:
-        """Go on training."""
+        """Continue training."""
         self._pipeline.attach()
 
     def progress(self, batches: Iterator[RankingBatch]) -> Output:
-        """Train one step; what the model returned beside the loss."""
+        """Train one step, and return the model's output without the loss to run backward on."""
         self._step += 1
         if self._timing.first <= self._step <= self._timing.last:
             return self._timed(batches)
@@ -70,7 +71,7 @@ class TimedPipeline:
         return output
 
     def _timed(self, batches: Iterator[RankingBatch]) -> Output:
-        if not self._found:  # as if it had yet to begin
+        if not self._found:  # put the inner pipeline back to its initial state
             self._pipeline.detach()
             self._pipeline.reset()
             self._pipeline.attach()
@@ -82,7 +83,7 @@ class TimedPipeline:
         return output
 
     def _report(self) -> dict[str, Any]:
-        """Medians over the timed steps, of every rank."""
+        """Medians over the timed steps for every rank, and the facts of the run."""
         weight_bytes, optimizer_bytes = held_bytes(self._model, self._optimizer)
         cuda = self._world.device.type == "cuda"
         mine = {
@@ -105,16 +106,16 @@ class TimedPipeline:
 
 
 def held_bytes(model: nn.Module, optimizer: CombinedOptimizer) -> tuple[int, int]:
-    """Bytes allocated on this rank for the tables' weights, and for the state that their optimizer keeps of them.
+    """Bytes that this rank has allocated for the tables' weights, and for their optimizer state.
 
-    Replicated tables are counted, and optimizers' step counts are not.
+    Replicated tables are included; step counts of optimizers are not.
     """
     tensors = run_tensors(model, optimizer)
     return _allocated(tensors["model"]), _allocated(tensors["optimizer"])
 
 
 def _allocated(tensors: dict[str, Any]) -> int:
-    """Bytes of the distinct storages behind the tensors of tables."""
+    """Bytes of the distinct storages of the tables' tensors."""
     storages = {}
     for name, tensor in tensors.items():
         if ".embedding_bags." in name:

@@ -1,4 +1,4 @@
-"""A training step's time, cut into parts that do not overlap."""
+"""A stopwatch that splits the time of a training step into parts that do not overlap."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ PARTS = (
     "input_dist",
     "lookup",
     "output_dist",
-    "dense_forward",  # and the loss
+    "dense_forward",  # includes the loss
     "dense_backward",
-    "dense_all_reduce",  # of the gradients
-    "output_dist_backward",  # and the all-reduce of replicated tables' gradients
-    "lookup_backward",  # and the update of tables that are not replicated
-    "tables_optimizer",  # of replicated tables
+    "dense_all_reduce",  # the all-reduce of dense gradients
+    "output_dist_backward",  # includes the all-reduce of replicated tables' gradients
+    "lookup_backward",  # includes the update of tables that are not replicated
+    "tables_optimizer",  # the update of replicated tables
     "dense_optimizer",
-    "waiting",  # for slower ranks, before collectives
+    "waiting",  # the wait for slower ranks before collectives
 )
 
 
 class Stopwatch:
-    """Times one step: one part runs at a time, and takes all the time until the next ``switch``.
+    """Times one step: one part runs at a time and gets all the time until the next ``switch``.
 
-    On a GPU every switch waits for the device, so that a part has what it launched, and nothing else.
+    On a GPU every switch waits for the device, so that a part gets exactly the time of what it launched.
     """
 
     def __init__(self, world: World) -> None:
@@ -38,21 +38,21 @@ class Stopwatch:
         self._begin = self._lap = self._now()
 
     def switch(self, part: str) -> str:
-        """Go on with ``part``; returns the one that ran until now."""
+        """Start ``part``, and return the part that ran until now."""
         now = self._now()
         self._seconds[self._part] += now - self._lap
         before, self._part, self._lap = self._part, part, now
         return before
 
     def meet(self, part: str) -> str:
-        """``switch`` when all ranks have come here: ``part`` does not count the wait for the slower ones."""
+        """``switch`` after all ranks have arrived, so that ``part`` does not include the wait for slower ranks."""
         before = self.switch("waiting")
         dist.barrier(self._world.control)
         self.switch(part)
         return before
 
     def milliseconds(self) -> dict[str, float]:
-        """Of every part until now, and of the ``step`` by another look at the clock."""
+        """Milliseconds of every part until now, and of the whole ``step``, which is measured separately."""
         self.switch(self._part)
         found = {part: 1e3 * seconds for part, seconds in self._seconds.items()}
         return {**found, "step": 1e3 * (self._now() - self._begin)}

@@ -1,4 +1,4 @@
-"""A training step in which nothing overlaps, so that each of its parts can be timed; its arithmetic is as ever."""
+"""A training step in which nothing overlaps, so that each part can be timed; its arithmetic is unchanged."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from dlrm_torchrec.train.world import World
 
 
 class TimedStep:
-    """Trains single steps of ``model``; create it before the first backward, because DDP takes hooks only then."""
+    """Trains single steps of ``model``; create it before the first backward, because later DDP accepts no hooks."""
 
     def __init__(self, model: nn.Module, optimizer: CombinedOptimizer, world: World) -> None:
         self._model, self._optimizer, self._world = model, optimizer, world
         self._sharded = [module for module in model.modules() if isinstance(module, ShardedModule)]
-        self._watch: Stopwatch | None = None  # runs during a step
-        self._hooks: list[Any] = []  # of the step's autograd graph
+        self._watch: Stopwatch | None = None  # set only during a step
+        self._hooks: list[Any] = []  # hooks of the step's autograd graph
         self._lookups: list[_Countdown] = []
         self._time_all_reduces()
 
     def run(self, batches: Iterator[RankingBatch]) -> tuple[Output, int, dict[str, float]]:
-        """What the model returns beside the loss, the rows of the batch on this rank, and ``Stopwatch.milliseconds``.
+        """Train one step: returns the model's output, the rows of this rank's batch, and ``Stopwatch.milliseconds``.
 
         The model must be detached from any pipeline.
         """
@@ -54,7 +54,7 @@ class TimedStep:
 
     def _each_optimizer(self, watch: Stopwatch, verb: Literal["zero_grad", "step"]) -> None:
         for name, optimizer in self._optimizer.optimizers:
-            watch.switch("dense_optimizer" if name == "dense" else "tables_optimizer")  # as build_optimizer names them
+            watch.switch("dense_optimizer" if name == "dense" else "tables_optimizer")  # names from build_optimizer
             getattr(optimizer, verb)()
 
     @contextmanager
@@ -70,13 +70,13 @@ class TimedStep:
                 module.forward = forward
 
     def _forward(self, watch: Stopwatch, module: Any, *args: Any, **kwargs: Any) -> Any:
-        """What ``ShardedModule.forward`` does, and hooks that time the way back."""
+        """Does the same as ``ShardedModule.forward``, and adds hooks that time the backward pass."""
         before = watch.meet("input_dist")
         context = module.create_context()
         features = module.input_dist(context, *args, **kwargs).wait().wait()
-        watch.meet("lookup")  # of replicated tables, DDP first broadcasts buffers
+        watch.meet("lookup")  # for replicated tables, DDP first broadcasts buffers
         looked_up = module.compute(context, features)
-        views = [vectors.view_as(vectors) for vectors in looked_up]  # else output_dist may hand on the very tensor
+        views = [vectors.view_as(vectors) for vectors in looked_up]  # because output_dist may return the same tensor
         watch.meet("output_dist")
         pooled = module.output_dist(context, views).wait()
         watch.switch(before)
@@ -96,7 +96,7 @@ class TimedStep:
         return pooled
 
     def _time_all_reduces(self) -> None:
-        lookups = [lookup for module in self._sharded for lookup in module._lookups]  # no children, for torch
+        lookups = [lookup for module in self._sharded for lookup in module._lookups]  # torch does not list them
         for part, modules in (("output_dist_backward", lookups), ("dense_all_reduce", self._model.modules())):
             for module in modules:
                 if isinstance(module, DistributedDataParallel):
@@ -104,10 +104,10 @@ class TimedStep:
                     module.register_comm_hook(state, lambda of, bucket: self._all_reduce(of[0], of[1], bucket))
 
     def _all_reduce(self, part: str, group: dist.ProcessGroup, bucket: dist.GradBucket) -> Any:
-        """DDP's own averaging of gradients; in a timed step it does not overlap the backward that called it."""
+        """Averages gradients like DDP; in a timed step, this does not overlap the backward that called it."""
         watch = self._watch
         before = watch.meet(part) if watch else part
-        gradients = bucket.buffer().mul_(1 / dist.get_world_size(group))  # a division would round in another way
+        gradients = bucket.buffer().mul_(1 / dist.get_world_size(group))  # a division would round differently
         averaged = dist.all_reduce(gradients, group=group, async_op=True).get_future()
         if watch:
             averaged.wait()
@@ -116,7 +116,7 @@ class TimedStep:
 
 
 class _Countdown:
-    """Calls ``then`` at its own last of ``left`` calls."""
+    """Calls ``then`` when it is called for the last of ``left`` times."""
 
     def __init__(self, left: int, then: Callable[[], Any]) -> None:
         self.left, self._then = left, then
@@ -128,7 +128,7 @@ class _Countdown:
 
 
 def _nodes_behind(outputs: Iterable[torch.Tensor]) -> set[Node]:
-    """The nodes of autograd's graph that gradients of ``outputs`` reach, without the outputs' own."""
+    """The nodes of autograd's graph that gradients of ``outputs`` reach, without the nodes of ``outputs``."""
     found: set[Node] = set()
     queue = [output.grad_fn for output in outputs if output.grad_fn is not None]
     while queue:

@@ -1,4 +1,4 @@
-"""Bytes on the wire, counted from the collectives that run."""
+"""Counts the bytes that ranks send, from the collectives that run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.distributed import ProcessGroup
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Wire(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
-    """What this rank sends inside ``with``: ``sent`` has the bytes of each collective, in order, to other ranks.
+class Wire(TorchDispatchMode):
+    """Counts what this rank sends inside ``with``: ``sent`` lists the bytes of each collective to other ranks.
 
-    Every call of torch.distributed ends in an operator of c10d, whoever makes it, and those are counted. An
-    all-reduce is a reduce-scatter and an all-gather. ``pieces`` has the bytes for every rank of the group, this one
-    included, of each all-to-all. Raises ValueError for a collective that it cannot count.
+    Every call of torch.distributed ends in an operator of c10d, and these operators are counted. An all-reduce counts
+    as a reduce-scatter and an all-gather. ``pieces`` lists, for each all-to-all, the bytes for every rank of the group
+    including this one. Raises ValueError for a collective that it cannot count.
     """
 
     def __init__(self) -> None:
@@ -28,10 +28,11 @@ class Wire(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in to
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if "c10d" in func.namespace:
-            if func._opname == "alltoall_base_":
+        namespace, _, name = func.name().partition("::")
+        if "c10d" in namespace:
+            if name == "alltoall_base_":
                 self.pieces.append(_pieces(args))
-            self.sent.append(_sent(func._opname, args))
+            self.sent.append(_sent(name, args))
         return func(*args, **(kwargs or {}))
 
 
@@ -50,7 +51,7 @@ def _sent(name: str, args: tuple[Any, ...]) -> int:
         tensors, group, root = args[0], ProcessGroup.unbox(args[1]), args[2]
         return sum(map(_num_bytes, tensors)) * (group.size() - 1) if group.rank() == root else 0
     if name not in ("alltoall_base_", "_reduce_scatter_base_", "_allgather_base_"):
-        raise ValueError(f"collectives must be of a kind that is counted: got {name}; add it")
+        raise ValueError(f"collectives must have a kind that Wire can count: got {name}; add it to Wire")
     tensor, group = args[1], ProcessGroup.unbox(args[2])
     if name == "alltoall_base_":
         pieces = _pieces(args)
@@ -65,10 +66,10 @@ def _num_bytes(tensor: torch.Tensor) -> int:
 
 
 class WireCounts:
-    """Bytes that a rank sends per step, counted in what a loop repeats.
+    """Counts the bytes that a rank sends per step, in the repeated parts of a loop.
 
-    Counting takes some milliseconds, so that only the first three times are counted, and the last of them is kept:
-    the first step fills the pipeline, and DDP regroups its gradients after it.
+    Counting takes some milliseconds, so only the first three times are counted and the third is used: the first step
+    fills the pipeline, and DDP regroups its gradients after it.
     """
 
     def __init__(self) -> None:
@@ -76,7 +77,7 @@ class WireCounts:
 
     @contextmanager
     def count(self, name: str, every: int = 1) -> Iterator[None]:
-        """Count what is sent inside ``with``, which is done every ``every`` steps."""
+        """Count the bytes that are sent inside ``with``, which runs every ``every`` steps."""
         counted = self._counted.setdefault((name, every), [])
         if len(counted) == 3:
             yield
@@ -86,7 +87,7 @@ class WireCounts:
         counted.append(sum(wire.sent))
 
     def per_step(self, group: ProcessGroup) -> float:
-        """Bytes a rank and step, on average over the ranks of ``group``."""
+        """Bytes per rank and step, averaged over the ranks of ``group``."""
         sent = sum(counted[-1] / every for (_, every), counted in self._counted.items())
         total = torch.tensor(sent, dtype=torch.float64)
         dist.all_reduce(total, group=group)

@@ -3,6 +3,7 @@
 import _thread
 import signal
 import threading
+from collections.abc import Callable, Generator
 
 import pytest
 
@@ -12,11 +13,14 @@ from dlrm_torchrec.datasets.prepared.ahead import ahead
 class Source:
     """Counts up to ``count``, then ends or fails; knows how many it has made and whether it was closed."""
 
-    def __init__(self, count=10**9, error=None, made=lambda _: None):
+    def __init__(
+        self, count: int = 10**9, error: Exception | None = None, made: Callable[[int], object] = lambda _: None
+    ) -> None:
         self.count, self.error, self.on_item = count, error, made
-        self.made, self.closed, self.threads = 0, False, set()
+        self.made, self.closed = 0, False
+        self.threads: set[threading.Thread] = set()
 
-    def __iter__(self):
+    def __iter__(self) -> Generator[int, None, None]:
         try:
             while self.made < self.count:
                 self.made += 1
@@ -29,13 +33,13 @@ class Source:
             self.closed = True
 
 
-def running():
+def running() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
 @pytest.mark.parametrize("count", [0, 1, 2, 7])
-def test_all_items_in_order_by_another_thread(count, depth):
+def test_all_items_in_order_by_another_thread(count: int, depth: int) -> None:
     source = Source(count)
     assert list(ahead(iter(source), depth)) == list(range(1, count + 1))
     assert source.closed
@@ -44,7 +48,7 @@ def test_all_items_in_order_by_another_thread(count, depth):
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_depth_items_are_made_ahead_and_no_more(depth):
+def test_depth_items_are_made_ahead_and_no_more(depth: int) -> None:
     reached = threading.Semaphore(0)
     source = Source(made=lambda _: reached.release())
     items = ahead(iter(source), depth)
@@ -58,7 +62,7 @@ def test_depth_items_are_made_ahead_and_no_more(depth):
 
 
 @pytest.mark.parametrize("count", [0, 1, 4])
-def test_an_error_is_raised_in_its_place(count):
+def test_an_error_is_raised_in_its_place(count: int) -> None:
     source = Source(count, ValueError("row 7 is bad"))
     items = ahead(iter(source), 2)
     assert [next(items) for _ in range(count)] == list(range(1, count + 1))
@@ -69,7 +73,7 @@ def test_an_error_is_raised_in_its_place(count):
 
 
 @pytest.mark.parametrize("leave", [lambda items: items.close(), lambda _: None], ids=["closed", "forgotten"])
-def test_leaving_ends_the_thread_and_the_source(leave):
+def test_leaving_ends_the_thread_and_the_source(leave: Callable[[Generator[int, None, None]], None]) -> None:
     source = Source()
     items = ahead(iter(source), 2)
     next(items)
@@ -80,11 +84,11 @@ def test_leaving_ends_the_thread_and_the_source(leave):
     assert not running()
 
 
-def test_an_interruption_ends_the_thread():
+def test_an_interruption_ends_the_thread() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     go_on = threading.Event()
 
-    def interrupt(item):
+    def interrupt(item: int) -> None:
         if item == 3:
             go_on.wait(0.2)  # until the main thread waits for it
             _thread.interrupt_main()

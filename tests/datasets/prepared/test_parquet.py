@@ -5,6 +5,8 @@ import threading
 import time
 import weakref
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dlrm_torchrec.datasets.block import Block, joined
 from dlrm_torchrec.datasets.prepared import parquet
 from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
-from tests.datasets.batches import rows_of
+from tests.datasets.batches import Row, rows_of
 from tests.datasets.prepared_files import reference_rows, write_folder
 
 LAYOUTS = {
@@ -29,7 +32,17 @@ LAYOUTS = {
 }
 
 
-def stream(folder, *, batch=12, rank=0, world_size=1, seed=5, shuffle=True, epochs=1, lanes=None):
+def stream(
+    folder: Path,
+    *,
+    batch: int = 12,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 5,
+    shuffle: bool = True,
+    epochs: int = 1,
+    lanes: int | None = None,
+) -> ParquetStream:
     return ParquetStream(
         str(folder),
         "train",
@@ -43,7 +56,7 @@ def stream(folder, *, batch=12, rank=0, world_size=1, seed=5, shuffle=True, epoc
     )
 
 
-def global_batches(folder, world_size, **options):
+def global_batches(folder: Path, world_size: int, **options: Any) -> list[list[Row]]:
     """Per step the rows of all ranks in rank order, after a check of the padding contract."""
     shares = [list(stream(folder, rank=rank, world_size=world_size, **options).batches()) for rank in range(world_size)]
     steps = []
@@ -63,7 +76,9 @@ def global_batches(folder, world_size, **options):
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("lanes", [1, 2, 3, 4])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_row_once_and_the_same_batches_on_any_number_of_ranks(tmp_path, layout, lanes, shuffle):
+def test_every_row_once_and_the_same_batches_on_any_number_of_ranks(
+    tmp_path: Path, layout: str, lanes: int, shuffle: bool
+) -> None:
     expected = reference_rows(write_folder(tmp_path, LAYOUTS[layout]))
     alone = global_batches(tmp_path, 1, lanes=lanes, shuffle=shuffle)
     assert Counter(itertools.chain(*alone)) == Counter(expected)
@@ -73,7 +88,7 @@ def test_every_row_once_and_the_same_batches_on_any_number_of_ranks(tmp_path, la
         assert global_batches(tmp_path, world_size, lanes=lanes, shuffle=shuffle) == alone
 
 
-def test_without_shuffling_one_lane_reads_the_files_in_order(tmp_path):
+def test_without_shuffling_one_lane_reads_the_files_in_order(tmp_path: Path) -> None:
     expected = reference_rows(write_folder(tmp_path, LAYOUTS["1 and 7 groups"]))
     steps = global_batches(tmp_path, 2, lanes=1, shuffle=False)
     assert list(itertools.chain(*steps)) == expected
@@ -87,7 +102,7 @@ def test_without_shuffling_one_lane_reads_the_files_in_order(tmp_path):
     lanes=st.sampled_from([1, 2, 3, 4, 6]),
     world_size=st.sampled_from([2, 3, 4, 6, 12]),
 )
-def test_any_layout_lanes_and_ranks(tmp_path, files, lanes, world_size):
+def test_any_layout_lanes_and_ranks(tmp_path: Path, files: list[list[int]], lanes: int, world_size: int) -> None:
     expected = reference_rows(write_folder(tmp_path, files))
     alone = global_batches(tmp_path, 1, lanes=lanes, epochs=2)
     assert Counter(itertools.chain(*alone)) == Counter(expected * 2)
@@ -96,9 +111,9 @@ def test_any_layout_lanes_and_ranks(tmp_path, files, lanes, world_size):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("rank", [0, 1])
-def test_batches_from_any_step_are_the_tail(tmp_path, layout, rank):
+def test_batches_from_any_step_are_the_tail(tmp_path: Path, layout: str, rank: int) -> None:
     write_folder(tmp_path, LAYOUTS[layout])
-    options = {"rank": rank, "world_size": 2, "epochs": 3}
+    options: dict[str, Any] = {"rank": rank, "world_size": 2, "epochs": 3}
     everything = list(stream(tmp_path, **options).batches())
     for start in range(len(everything) + 1):
         tail = list(stream(tmp_path, **options).batches(start))
@@ -110,20 +125,22 @@ def test_batches_from_any_step_are_the_tail(tmp_path, layout, rank):
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("before", [1, 2, 3])
 @pytest.mark.parametrize("after", [1, 2, 3])
-def test_every_row_once_per_epoch_with_a_resume_on_other_ranks(tmp_path, before, after, shuffle):
+def test_every_row_once_per_epoch_with_a_resume_on_other_ranks(
+    tmp_path: Path, before: int, after: int, shuffle: bool
+) -> None:
     expected = Counter(reference_rows(write_folder(tmp_path, [[61], [5, 9, 1, 17, 3, 20, 6]])))  # 11 steps per epoch
     for stop in (1, 6, 11, 17, 21):
-        rows = [Counter(), Counter()]
+        rows: list[Counter[Row]] = [Counter(), Counter()]
         for world_size, steps in ((before, range(stop)), (after, range(stop, 22))):
             for rank in range(world_size):
-                options = {"rank": rank, "world_size": world_size, "lanes": before, "shuffle": shuffle, "epochs": 2}
-                batches = stream(tmp_path, **options).batches(steps.start)
+                part = stream(tmp_path, rank=rank, world_size=world_size, lanes=before, shuffle=shuffle, epochs=2)
+                batches = part.batches(steps.start)
                 for step, batch in zip(steps, batches, strict=False):
                     rows[step // 11].update(rows_of([batch]))
         assert rows == [expected, expected]
 
 
-def test_epochs_are_shuffled_differently_and_repeatably(tmp_path):
+def test_epochs_are_shuffled_differently_and_repeatably(tmp_path: Path) -> None:
     expected = Counter(reference_rows(write_folder(tmp_path, [[30, 30], [24]])))
     rows = [row for batch in stream(tmp_path, epochs=3).batches() for row in rows_of([batch])]
     epochs = [rows[:84], rows[84:168], rows[168:]]
@@ -136,7 +153,7 @@ def test_epochs_are_shuffled_differently_and_repeatably(tmp_path):
     assert other != rows
 
 
-def test_shuffling_mixes_the_rows_of_several_row_groups_anew_in_each_epoch(tmp_path):
+def test_shuffling_mixes_the_rows_of_several_row_groups_anew_in_each_epoch(tmp_path: Path) -> None:
     write_folder(tmp_path, [[48] * 12])
     batches = list(stream(tmp_path, batch=48, epochs=2).batches())
     users = np.array([[row[2][0][0] for row in rows_of([batch])] for batch in batches])
@@ -151,12 +168,15 @@ def test_shuffling_mixes_the_rows_of_several_row_groups_anew_in_each_epoch(tmp_p
     assert list(range(48)) != list(within[0]) != list(within[1])  # and its rows are in an order of their own
 
 
-@pytest.fixture
-def decoded(monkeypatch):
-    """Grows by one weak reference with every row group that is decoded."""
-    joined, blocks = parquet.joined, []
+Decoded = list[weakref.ref[Block]]
 
-    def record(*args):
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
+    """Grows by one weak reference with every row group that is decoded."""
+    blocks: Decoded = []
+
+    def record(*args: Any) -> Block:
         result = joined(*args)
         blocks.append(weakref.ref(result))
         return result
@@ -166,22 +186,24 @@ def decoded(monkeypatch):
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_each_rank_decodes_about_its_own_rows_only(tmp_path, decoded, shuffle):
+def test_each_rank_decodes_about_its_own_rows_only(tmp_path: Path, decoded: Decoded, shuffle: bool) -> None:
     write_folder(tmp_path, [[64], [8] * 8])
-    options = {"world_size": 2, "shuffle": shuffle}
+    options: dict[str, Any] = {"world_size": 2, "shuffle": shuffle}
     shares = [sum(batch.num_rows for batch in stream(tmp_path, rank=rank, **options).batches()) for rank in (0, 1)]
     assert shares == [64, 64]
     assert len(decoded) <= 9 + 1 + 3 * shuffle  # nine row groups, of which a few lie across the ends of tracks
 
 
-def test_row_groups_that_several_tracks_share_are_decoded_once(tmp_path, decoded):
+def test_row_groups_that_several_tracks_share_are_decoded_once(tmp_path: Path, decoded: Decoded) -> None:
     write_folder(tmp_path, [[40]])
     assert sum(batch.num_rows for batch in stream(tmp_path).batches()) == 40
     assert len(decoded) == 1
 
 
 @pytest.mark.parametrize(("shuffle", "in_use"), [(False, 1), (True, 4)])
-def test_row_groups_are_decoded_ahead_and_released_when_read(tmp_path, decoded, shuffle, in_use):
+def test_row_groups_are_decoded_ahead_and_released_when_read(
+    tmp_path: Path, decoded: Decoded, shuffle: bool, in_use: int
+) -> None:
     write_folder(tmp_path, [[24] * 40])
     batches = stream(tmp_path, shuffle=shuffle).batches()
     for taken in range(1, 81):
@@ -197,11 +219,11 @@ def test_row_groups_are_decoded_ahead_and_released_when_read(tmp_path, decoded, 
         assert sum(block() is not None for block in decoded) <= 2 * in_use + parquet.ROW_GROUPS_AHEAD + 1
 
 
-def reading_threads():
+def reading_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith(("ahead", "decode", "open"))]
 
 
-def test_the_threads_end_with_the_stream_and_with_its_abandonment(tmp_path):
+def test_the_threads_end_with_the_stream_and_with_its_abandonment(tmp_path: Path) -> None:
     write_folder(tmp_path, [[24] * 10])
     batches = stream(tmp_path).batches()
     assert not reading_threads()
@@ -214,7 +236,7 @@ def test_the_threads_end_with_the_stream_and_with_its_abandonment(tmp_path):
     assert not reading_threads()
 
 
-def test_two_passes_may_run_side_by_side(tmp_path):
+def test_two_passes_may_run_side_by_side(tmp_path: Path) -> None:
     expected = reference_rows(write_folder(tmp_path, [[30], [30]]))
     one = stream(tmp_path)
     for left, right in zip(one.batches(), one.batches(), strict=True):
@@ -222,7 +244,7 @@ def test_two_passes_may_run_side_by_side(tmp_path):
     assert Counter(row for batch in one.batches() for row in rows_of([batch])) == Counter(expected)
 
 
-def test_the_batch_has_the_types_of_its_contract(tmp_path):
+def test_the_batch_has_the_types_of_its_contract(tmp_path: Path) -> None:
     write_folder(tmp_path, [[12]])
     batch = next(stream(tmp_path).batches())
     assert batch.dense_features.dtype == batch.labels.dtype == torch.float32
@@ -241,25 +263,25 @@ def test_the_batch_has_the_types_of_its_contract(tmp_path):
         ({"epochs": 0}, "a stream must have rows and epochs: got 40 rows and 0 epochs"),
     ],
 )
-def test_bad_arguments_are_named(tmp_path, options, message):
+def test_bad_arguments_are_named(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     write_folder(tmp_path, [[40]])
     with pytest.raises(ValueError, match=message):
         stream(tmp_path, **options)
 
 
-def test_a_start_beyond_the_end_is_refused(tmp_path):
+def test_a_start_beyond_the_end_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, [[40]])
     with pytest.raises(ValueError, match=r"start_step must be in \[0, 4\], the steps of this stream: got 5"):
         next(stream(tmp_path).batches(5))
 
 
-def test_a_split_without_rows_is_refused(tmp_path):
+def test_a_split_without_rows_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, [[]])
     with pytest.raises(ValueError, match="a stream must have rows and epochs: got 0 rows"):
         stream(tmp_path)
 
 
-def test_an_unknown_split_is_refused(tmp_path):
+def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, [[4]])
     with pytest.raises(ValueError, match=r"split must be one that .* holds: got 'val' of \['train'\]"):
         ParquetStream(str(tmp_path), "val", global_batch_size=4, shuffle=False)

@@ -2,6 +2,7 @@
 
 import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +16,11 @@ from tests.datasets.prepared_files import make_table, reference_rows, write_fold
 ROWS = 20  # in two row groups of 10
 
 
-def replace(table, name, values):
+def replace(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
     return table.set_column(table.schema.get_field_index(name), name, values)
 
 
-def spoil(table, name, row, value):
+def spoil(table: pa.Table, name: str, row: int, value: object) -> pa.Table:
     """The table with one value changed."""
     values = table.column(name).to_pylist()
     values[row] = value
@@ -27,7 +28,7 @@ def spoil(table, name, row, value):
     return replace(table, name, pa.array(values, kind))
 
 
-def stream_of(folder, table):
+def stream_of(folder: Path, table: pa.Table) -> ParquetStream:
     pq.write_table(table, folder / "part.parquet", row_group_size=10)
     write_manifest(folder, {"part.parquet": table.num_rows})
     return ParquetStream(str(folder), "train", global_batch_size=4, shuffle=False)
@@ -51,7 +52,9 @@ def stream_of(folder, table):
         ("age", 1e300, "must hold finite float32s", "1e+300"),
     ],
 )
-def test_a_bad_value_is_named_when_its_row_group_is_reached(tmp_path, name, value, rule, got):
+def test_a_bad_value_is_named_when_its_row_group_is_reached(
+    tmp_path: Path, name: str, value: object, rule: str, got: str
+) -> None:
     batches = stream_of(tmp_path, spoil(make_table(ROWS), name, 13, value)).batches()
     assert [next(batches).num_rows for _ in range(2)] == [4, 4]  # the row group before it is good
     expected = f"column {name!r} of {tmp_path}/part.parquet, row group 1 {rule}: got {got}; "
@@ -60,7 +63,7 @@ def test_a_bad_value_is_named_when_its_row_group_is_reached(tmp_path, name, valu
 
 
 @pytest.mark.parametrize("value", [2, -1])
-def test_a_label_must_be_zero_or_one(tmp_path, value):
+def test_a_label_must_be_zero_or_one(tmp_path: Path, value: int) -> None:
     batches = stream_of(tmp_path, spoil(make_table(ROWS), "click", 3, value)).batches()
     expected = f"label 'click' of {tmp_path}/part.parquet, row group 0 must be 0 or 1: got {float(value)}; prepare"
     with pytest.raises(ValueError, match=re.escape(expected)):
@@ -68,7 +71,7 @@ def test_a_label_must_be_zero_or_one(tmp_path, value):
 
 
 @pytest.mark.parametrize("name", ["click", "age", "user", "history"])
-def test_a_missing_column_is_named_at_once(tmp_path, name):
+def test_a_missing_column_is_named_at_once(tmp_path: Path, name: str) -> None:
     expected = f"file {tmp_path}/part.parquet must have the column {name!r} of its spec: got ["
     with pytest.raises(ValueError, match=re.escape(expected)):
         stream_of(tmp_path, make_table(ROWS).drop_columns([name]))
@@ -86,7 +89,7 @@ def test_a_missing_column_is_named_at_once(tmp_path, name):
         ("history", pa.array([["a"]] * ROWS), "a list of integers per row: got list"),
     ],
 )
-def test_a_wrong_type_is_named_at_once(tmp_path, name, values, wanted):
+def test_a_wrong_type_is_named_at_once(tmp_path: Path, name: str, values: pa.Array, wanted: str) -> None:
     expected = f"column {name!r} of {tmp_path}/part.parquet must be {wanted}"
     with pytest.raises(ValueError, match=re.escape(expected)):
         stream_of(tmp_path, replace(make_table(ROWS), name, values))
@@ -105,7 +108,7 @@ def test_a_wrong_type_is_named_at_once(tmp_path, name, values, wanted):
         ("history", pa.large_list(pa.uint16())),
     ],
 )
-def test_any_type_that_fits_is_read(tmp_path, name, kind):
+def test_any_type_that_fits_is_read(tmp_path: Path, name: str, kind: pa.DataType) -> None:
     table = make_table(ROWS)
     column = table.column(name)
     if kind == pa.bool_():
@@ -121,7 +124,7 @@ def test_any_type_that_fits_is_read(tmp_path, name, kind):
     assert rows == reference_rows(table)
 
 
-def test_a_file_that_lost_rows_is_refused(tmp_path):
+def test_a_file_that_lost_rows_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, [[10]])
     write_manifest(tmp_path, {"part-0.parquet": 11})
     expected = f"file {tmp_path}/part-0.parquet must have the 11 rows of its manifest: got 10; prepare it again"
@@ -129,7 +132,7 @@ def test_a_file_that_lost_rows_is_refused(tmp_path):
         ParquetStream(str(tmp_path), "train", global_batch_size=4, shuffle=False)
 
 
-def test_an_error_of_the_reader_thread_reaches_the_consumer(tmp_path):
+def test_an_error_of_the_reader_thread_reaches_the_consumer(tmp_path: Path) -> None:
     write_folder(tmp_path, [[8], [8]])
     stream = ParquetStream(str(tmp_path), "train", global_batch_size=4, shuffle=False)
     (tmp_path / "part-1.parquet").unlink()

@@ -1,6 +1,9 @@
 """What the Parquet stream holds in memory: some row groups, whatever the number of rows."""
 
 import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,12 +31,12 @@ SPEC = DatasetSpec(
 GROUP_BYTES = GROUP_ROWS * 4 * (1 + 8 + 12 + 12)
 
 
-def resident_bytes():
+def resident_bytes() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
 
 
-def peak_growth(folder, split):
+def peak_growth(folder: Path, split: str) -> int:
     """How far resident memory rises above its beginning while a split is read."""
     before, peak = resident_bytes(), 0
     stream = ParquetStream(str(folder), split, global_batch_size=2048, shuffle=True)
@@ -43,7 +46,7 @@ def peak_growth(folder, split):
     return peak - before
 
 
-def test_memory_does_not_grow_with_the_number_of_rows(tmp_path):
+def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path) -> None:
     random, schema = np.random.default_rng(0), prepared_schema(SPEC)
     arrays = [pa.array(random.integers(0, 2, GROUP_ROWS).astype(np.float32))]
     arrays += [pa.array(random.random(GROUP_ROWS, np.float32)) for _ in SPEC.dense]
@@ -53,7 +56,7 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path):
     table = pa.table([array.cast(field.type) for array, field in zip(arrays, schema, strict=True)], schema=schema)
     splits = {}
     for split, groups in (("quarter", GROUPS // 4), ("whole", GROUPS)):
-        with SplitWriter(str(tmp_path), split, 0, schema, GROUP_ROWS) as writer:
+        with SplitWriter(str(tmp_path), split, unit=0, schema=schema, row_group_rows=GROUP_ROWS) as writer:
             for _ in range(groups):
                 writer.write(table)
         splits[split] = Split(files=tuple(DataFile(path=file.path, rows=rows) for file, rows in writer.files))
@@ -64,12 +67,15 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path):
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_batches_lie_in_pinned_memory_where_there_is_a_gpu(tmp_path, monkeypatch, gpu):
+def test_batches_lie_in_pinned_memory_where_there_is_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
     write_folder(tmp_path, [[30]])
-    pinned, lock = {}, threading.Lock()
+    pinned: dict[int, bool] = {}
+    lock = threading.Lock()
 
-    def recorded(make):
-        def call(*args, pin_memory=False, **options):
+    def recorded(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*args: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
             tensor = make(*args, **options)
             with lock:
                 pinned[tensor.data_ptr()] = pin_memory

@@ -1,6 +1,7 @@
 """The synthetic stream: rows are functions of their index, ids are Zipf, and the teacher tells the truth."""
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,14 +26,22 @@ SPEC = DatasetSpec(
 )
 
 
-def stream(spec=SPEC, *, num_rows=100, batch=24, rank=0, world_size=1, **options):
+def stream(
+    spec: DatasetSpec = SPEC,
+    *,
+    num_rows: int = 100,
+    batch: int = 24,
+    rank: int = 0,
+    world_size: int = 1,
+    **options: Any,
+) -> SyntheticStream:
     return SyntheticStream(
         spec, num_rows=num_rows, global_batch_size=batch, rank=rank, world_size=world_size, **options
     )
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4, 8])
-def test_ranks_together_hold_the_same_rows_in_the_same_order(world_size):
+def test_ranks_together_hold_the_same_rows_in_the_same_order(world_size: int) -> None:
     alone = [rows_of([batch]) for batch in stream().batches()]
     shares = [list(stream(rank=rank, world_size=world_size).batches()) for rank in range(world_size)]
     assert [len(rows) for rows in alone] == [24, 24, 24, 24, 4]
@@ -40,19 +49,19 @@ def test_ranks_together_hold_the_same_rows_in_the_same_order(world_size):
         assert rows_of([share[step] for share in shares]) == expected
 
 
-def test_rows_do_not_depend_on_the_batch_size():
+def test_rows_do_not_depend_on_the_batch_size() -> None:
     expected = rows_of(stream(num_rows=5000, batch=5000).batches())
     assert rows_of(stream(num_rows=5000, batch=7).batches()) == expected
 
 
-def test_batches_from_a_step_are_the_tail():
+def test_batches_from_a_step_are_the_tail() -> None:
     everything = [rows_of([batch]) for batch in stream().batches()]
     for start in range(len(everything) + 1):
         assert [rows_of([batch]) for batch in stream().batches(start)] == everything[start:]
     assert stream().num_steps == len(everything)
 
 
-def test_the_last_batch_is_padded_alike_on_every_rank():
+def test_the_last_batch_is_padded_alike_on_every_rank() -> None:
     last = [list(stream(num_rows=25, batch=24, rank=rank, world_size=3).batches())[-1] for rank in range(3)]
     assert [batch.num_rows for batch in last] == [1, 0, 0]
     assert [batch.global_rows for batch in last] == [1, 1, 1]
@@ -66,7 +75,7 @@ def test_the_last_batch_is_padded_alike_on_every_rank():
     assert len(last[2].sparse_features.values()) == 0
 
 
-def test_the_batch_has_the_types_of_its_contract():
+def test_the_batch_has_the_types_of_its_contract() -> None:
     batch = next(iter(stream().batches()))
     assert batch.dense_features.dtype == torch.float32
     assert batch.labels.dtype == torch.float32
@@ -74,7 +83,7 @@ def test_the_batch_has_the_types_of_its_contract():
     assert batch.sparse_features.lengths().dtype == torch.int32
 
 
-def test_splits_and_seeds_differ_and_share_nothing():
+def test_splits_and_seeds_differ_and_share_nothing() -> None:
     drawn = [
         rows_of(stream(num_rows=500, batch=500, split=split, seed=seed).batches())
         for split in ("train", "val", "test")
@@ -84,7 +93,7 @@ def test_splits_and_seeds_differ_and_share_nothing():
     assert len(dense) == 6 * 500
 
 
-def test_dense_columns_are_standard_normal():
+def test_dense_columns_are_standard_normal() -> None:
     dense = concatenate(stream(num_rows=50_000, batch=5000).batches()).dense.double()
     n = len(dense)
     assert dense.mean(0).abs().max() < 5 / n**0.5
@@ -99,7 +108,7 @@ def test_dense_columns_are_standard_normal():
 
 @pytest.mark.parametrize("exponent", [1.05, 1.5])
 @pytest.mark.parametrize("rows", [1, 2, 7, 500])
-def test_zipf_frequencies_match_the_exact_distribution(rows, exponent):
+def test_zipf_frequencies_match_the_exact_distribution(rows: int, exponent: float) -> None:
     zipf = Zipf(rows, exponent)
     # Independent of the code: integrate x^-exponent over [k, k + 1) by fine midpoints.
     points = (np.arange(1000) + 0.5) / 1000
@@ -116,7 +125,7 @@ def test_zipf_frequencies_match_the_exact_distribution(rows, exponent):
     assert chi_square <= (rows - 1) + 5 * (2 * (rows - 1)) ** 0.5
 
 
-def test_ids_of_the_stream_follow_the_zipf_distribution():
+def test_ids_of_the_stream_follow_the_zipf_distribution() -> None:
     batch = next(iter(stream(num_rows=100_000, batch=100_000, exponent=1.2).batches()))
     for feature in SPEC.sparse:
         ids = batch.sparse_features[feature.name].values().numpy()
@@ -127,14 +136,14 @@ def test_ids_of_the_stream_follow_the_zipf_distribution():
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 64, 1000, 4181])
-def test_popularity_is_spread_by_a_bijection(rows):
+def test_popularity_is_spread_by_a_bijection(rows: int) -> None:
     ids = Zipf(rows, 1.1).scatter(np.arange(rows))
     assert sorted(ids) == list(range(rows))
     if rows >= 1000:
         assert np.abs(np.diff(ids[:100])).min() > rows / 10
 
 
-def test_bag_lengths_are_uniform_up_to_twice_the_pooling_factor():
+def test_bag_lengths_are_uniform_up_to_twice_the_pooling_factor() -> None:
     batch = next(iter(stream(num_rows=70_000, batch=70_000).batches()))
     counts = torch.bincount(batch.sparse_features["bag"].lengths())
     assert len(counts) == 7
@@ -143,7 +152,7 @@ def test_bag_lengths_are_uniform_up_to_twice_the_pooling_factor():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_labels_agree_with_the_teachers_probabilities(seed):
+def test_labels_agree_with_the_teachers_probabilities(seed: int) -> None:
     validation = stream(demo_spec(), split="val", num_rows=60_000, batch=6000, seed=seed)
     p = validation.probabilities()
     labels = concatenate(validation.batches()).labels.double()
@@ -156,7 +165,7 @@ def test_labels_agree_with_the_teachers_probabilities(seed):
         assert abs(error) < 4.5 * (p[inside] * (1 - p[inside])).mean() ** 0.5 / n**0.5
 
 
-def test_the_teacher_is_the_documented_formula():
+def test_the_teacher_is_the_documented_formula() -> None:
     """Against a plain loop: the logits are one affine map of three sums over the row, dense by dense and id by id."""
     rows = stream(num_rows=3000, batch=3000, split="val")
     columns = concatenate(rows.batches())
@@ -180,7 +189,7 @@ def test_the_teacher_is_the_documented_formula():
     assert (np.abs(solution[:3]) > 0.05).all()
 
 
-def test_best_auc_is_that_of_the_teachers_probabilities():
+def test_best_auc_is_that_of_the_teachers_probabilities() -> None:
     validation = stream(demo_spec(), split="val", num_rows=4000, batch=1000)
     p = validation.probabilities().numpy()
     labels = concatenate(validation.batches()).labels.numpy()
@@ -190,12 +199,12 @@ def test_best_auc_is_that_of_the_teachers_probabilities():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_demo_can_be_learnt_but_not_perfectly(seed):
+def test_the_demo_can_be_learnt_but_not_perfectly(seed: int) -> None:
     validation = stream(demo_spec(), split="val", num_rows=20_000, batch=1000, seed=seed)
     assert 0.80 < validation.best_auc() < 0.87
 
 
-def test_a_huge_table_needs_no_memory_of_its_own():
+def test_a_huge_table_needs_no_memory_of_its_own() -> None:
     criteo = DatasetSpec(
         name="criteo-like",
         label="click",
@@ -210,7 +219,7 @@ def test_a_huge_table_needs_no_memory_of_its_own():
     assert peak < 32 * 2**20  # one byte per row of one table would be 38 MiB
 
 
-def test_a_spec_without_dense_columns_still_has_a_teacher():
+def test_a_spec_without_dense_columns_still_has_a_teacher() -> None:
     spec = DatasetSpec(name="ids", label="click", dense=(), sparse=SPEC.sparse)
     rows = stream(spec, num_rows=20_000, batch=1000, split="val")
     assert next(iter(rows.batches())).dense_features.shape == (1000, 0)
@@ -230,17 +239,17 @@ def test_a_spec_without_dense_columns_still_has_a_teacher():
         ({"logit_std": 0.0}, "logit_std must be positive: got 0.0"),
     ],
 )
-def test_bad_arguments_are_named(options, message):
+def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         stream(**options)
 
 
-def test_a_start_beyond_the_end_is_refused():
+def test_a_start_beyond_the_end_is_refused() -> None:
     with pytest.raises(ValueError, match=r"start_step must be in \[0, 5\], the steps of this stream: got 6"):
         next(stream().batches(6))
 
 
-def test_a_table_without_rows_is_refused():
+def test_a_table_without_rows_is_refused() -> None:
     spec = DatasetSpec(
         name="uncounted", label="click", dense=(), sparse=(SparseFeature(name="s", rows=0, encoding="vocab"),)
     )

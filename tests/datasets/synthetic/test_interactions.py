@@ -20,8 +20,7 @@ def train(num_rows: int, batch_size: int = 50, rank: int = 0, world_size: int = 
 
 def test_rows_are_what_is_said_of_them() -> None:
     stream = train(500_000)
-    users, items, labels = stream.rows(0, 500_000)
-    users, items, labels = (column.reshape(-1, 5) for column in (users, items, labels))
+    users, items, labels = (column.reshape(-1, 5) for column in stream.rows(0, 500_000))
     assert (labels == [1, 0, 0, 0, 0]).all()
     assert (users == users[:, :1]).all()
     assert not (items[:, 1:] == items[:, :1]).any()
@@ -69,8 +68,8 @@ def test_batches_are_the_same_rows_for_any_number_of_ranks_and_from_any_step(wor
                 torch.cat([batch.sparse_features["movie"].values() for batch in batches]),
                 torch.cat([batch.labels[: batch.num_rows] for batch in batches]),
             )
-            for column, values in zip(columns, expected, strict=True):
-                np.testing.assert_array_equal(column.numpy(), values[wanted])
+            for number, column in enumerate(columns):
+                np.testing.assert_array_equal(column.numpy(), expected[number][wanted])
 
 
 def test_seeds_and_splits_differ_and_each_user_is_held_out_once() -> None:

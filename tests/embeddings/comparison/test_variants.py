@@ -1,4 +1,4 @@
-"""Variants, their sizes, finished runs, and what is written of them."""
+"""Variants, their sizes, finished runs, and the report about them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.container import ErrorbarContainer
 
 from dlrm_torchrec.embeddings.comparison.report import plot, to_markdown, write_report
 from dlrm_torchrec.embeddings.comparison.sweep import Sweep
@@ -97,7 +99,7 @@ def test_half_a_line_costs_its_own_run_at_most(tmp_path: Path, kept: int) -> Non
 
 
 def test_seeds_are_needed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="seeds must name at least one: got none; three show a spread"):
+    with pytest.raises(ValueError, match="seeds must hold at least one seed: got none; give three to see a spread"):
         Runs(str(tmp_path), {}, (), write=True)
 
 
@@ -132,13 +134,16 @@ def test_plot_has_a_line_per_way_and_the_plain_tables_as_reference(tmp_path: Pat
     figure = plot(compared, runs)
     for axes, metric in zip(figure.axes, ("val/auc", "val/logloss"), strict=True):
         assert axes.get_xscale() == "log"
-        drawn = {bars.get_label(): bars.lines[0] for bars in axes.containers if bars.lines[0].get_linestyle() == "-"}
+        curves = [(bars.get_label(), bars.lines[0]) for bars in axes.containers if isinstance(bars, ErrorbarContainer)]
+        assert len(curves) == len(axes.containers)
+        drawn = {label: curve for label, curve in curves if curve.get_linestyle() == "-"}
         assert list(drawn) == list(WAYS)
         hashed = [v for v in compared if v.way == "hash" and v.tables.threshold == 1]
         assert [v.tables.collisions for v in hashed] == [5, 2, 4]
-        assert drawn["hash"].get_xdata().tolist() == [v.bytes / 2**20 for v in hashed]
-        assert drawn["hash"].get_ydata().tolist() == [statistics.mean(runs.values(v, metric)) for v in hashed]
-        crosses = [bars.lines[0] for bars in axes.containers if bars.lines[0].get_marker() == "x"]
-        assert sorted(len(line.get_xdata()) for line in crosses) == [0, 0, 1, 1]
+        memory, means = np.asarray(drawn["hash"].get_data()).tolist()
+        assert memory == [v.bytes / 2**20 for v in hashed]
+        assert means == [statistics.mean(runs.values(v, metric)) for v in hashed]
+        crosses = [curve for _, curve in curves if curve.get_marker() == "x"]
+        assert sorted(np.size(line.get_xdata()) for line in crosses) == [0, 0, 1, 1]
         (reference,) = (line for line in axes.lines if line.get_linestyle() == "--")
-        assert set(reference.get_ydata()) == {statistics.mean(runs.values(compared[0], metric))}
+        assert set(np.asarray(reference.get_ydata())) == {statistics.mean(runs.values(compared[0], metric))}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dlrm_torchrec.embeddings.compositional.assigned import Assigned
@@ -82,9 +84,13 @@ def test_any_clustering_is_made_complementary(clusters: list[int]) -> None:
 class CopiesBetweenDevices(TorchDispatchMode):
     """Counts copies from one device to another."""
 
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
+        self.count = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         self.count += func is torch.ops.aten._to_copy.default and "device" in (kwargs or {})
         return func(*args, **(kwargs or {}))
 
@@ -119,7 +125,10 @@ def test_two_ids_alike_are_named() -> None:
     ("assignments", "message"),
     [
         ([], "assignments must hold at least one tensor: got none; give the class of every id"),
-        (tensors([0, 1], [0]), r"assignments must have one length, the number of ids: got lengths \[2, 1\]; give"),
+        (
+            tensors([0, 1], [0]),
+            r"assignments must all have the same length, the number of ids: got lengths \[2, 1\]; give",
+        ),
         (tensors([0, 1], [0, -2]), "assignment 1 must have no negative class: got -2; number classes from 0"),
         ([torch.zeros(2)], r"assignment 0 must be a 1-D integer tensor .* got torch.float32 of shape \(2,\); give"),
         ([torch.zeros(2, dtype=torch.bool)], "assignment 0 must be a 1-D integer tensor .* got torch.bool"),

@@ -274,7 +274,7 @@ PARTITIONS: dict[str, Callable[[int], Partition]] = {
     "hash": lambda rows: hash_for_collisions(rows, 4),
     "quotient-remainder": lambda rows: quotient_remainder_for_collisions(rows, 4),
     "quotient-remainder-60": lambda rows: quotient_remainder_for_collisions(rows, 60),
-    "mixed-radix": lambda rows: mixed_radix_for_collisions(rows, 4, 3),
+    "mixed-radix": lambda rows: mixed_radix_for_collisions(rows, 4, k=3),
     "chinese-remainder": lambda rows: chinese_remainder_for_collisions(rows, 4),
 }
 SEEDS = range(6)
@@ -348,22 +348,22 @@ def look_up_bad_id(value: int, feature: str) -> KeyedTensor:
 ERRORS: list[tuple[Callable[[], object], str]] = [
     (
         lambda: composed(name="t", num_embeddings=IDS + 1),
-        "partition of table 't' must be of its 51 ids: got one of 50; make the two equal",
+        "partition of table 't' must cover its 51 ids: got a partition of 50; make the two equal",
     ),
     (
         lambda: composed(name="t", partition=MixedRadix(IDS, (5, 5, 2)), operation=Concat()),
-        "dim of table 't' must be a multiple of its 3 partitions for concat: got 8; change the dim, or choose mult",
+        "dim of table 't' must be a multiple of 3, its number of partitions, for concat: got 8; change the dim",
     ),
     (
         lambda: composed(name="t", embedding_dim=2, partition=MixedRadix(IDS, (5, 5, 2)), operation=Concat()),
-        "dim of table 't' must be a multiple of its 3 partitions for concat: got 2",
+        "dim of table 't' must be a multiple of 3, its number of partitions, for concat: got 2",
     ),
     (
         lambda: composed(name="t", init_fn=torch.nn.init.zeros_),
-        "initial weights of table 't' must be left to its operation: got an init_fn or limits; leave them out",
+        "initial weights of table 't' must come from its operation: got an init_fn or limits; leave them out",
     ),
-    (lambda: composed(name="t", weight_init_max=0.1), "initial weights of table 't' must be left to its operation"),
-    (lambda: composed(name="t", weight_init_min=0.0), "initial weights of table 't' must be left to its operation"),
+    (lambda: composed(name="t", weight_init_max=0.1), "initial weights of table 't' must come from its operation"),
+    (lambda: composed(name="t", weight_init_min=0.0), "initial weights of table 't' must come from its operation"),
     (
         lambda: CompositionalEmbeddingBagCollection([plain(name="p", pooling=PoolingType.MEAN)], is_weighted=True),
         "pooling of plain table 'p' must be sum with per-sample weights, as in PyTorch: got mean; choose sum",
@@ -372,11 +372,11 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
         lambda: CompositionalEmbeddingBagCollection(
             [composed(name="t", feature_names=["a"]), plain(name="p", feature_names=["b", "a#0"])]
         ),
-        "features must not be called like an output of a compositional table: got 'a#0' in table 'p'; rename it",
+        "features must not have the name of an output of a compositional table: got 'a#0' in table 'p'; rename it",
     ),
     (
         lambda: look_up_bad_id(-5, "a"),
-        r"ids of feature 'a' must be in \[0, 50\), the ids of table 't': got -5; look at the preparation",
+        r"ids of feature 'a' must be in \[0, 50\), the ids of table 't': got -5; check how that column",
     ),
     (lambda: look_up_bad_id(50, "a"), r"ids of feature 'a' must be in \[0, 50\), the ids of table 't': got 50;"),
     (lambda: look_up_bad_id(-1, "b"), r"ids of feature 'b' must be in \[0, 50\), the ids of table 't': got -1;"),

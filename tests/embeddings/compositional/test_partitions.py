@@ -162,7 +162,7 @@ def test_classes_are_int64_shaped_like_the_ids(
         (lambda: Hash(-1, 3), "num_ids must be an integer from 1 to .* got -1"),
         (lambda: Hash(3, 0), "num_classes must be an integer from 1 to .* got 0"),
         (lambda: QuotientRemainder(0, 3), "num_ids must be an integer from 1 to .* got 0"),
-        (lambda: QuotientRemainder(4, 2.0), "num_remainders must be an integer from 1 to .* got 2.0"),
+        (lambda: QuotientRemainder(4, 2.0), "num_remainders must be an integer from 1 to .* got 2.0"),  # type: ignore[arg-type]  # refused
         (lambda: MixedRadix(0, (1,)), "num_ids must be an integer from 1 to .* got 0"),
         (lambda: MixedRadix(6, (-2, -3)), "each of the radices must be an integer from 1 to .* got -2"),
         (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +17,8 @@ def in_threads(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return matmul_by_rows(a, b, threads=3)
 
 
-WAYS = [int64_matmul, in_threads]
+Way = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+WAYS: list[Way] = [int64_matmul, in_threads]
 if torch.cpu._is_vnni_supported():  # without it 8-bit products are inexact on a CPU; tests/gpu runs them on a GPU
     WAYS.append(matmul_by_digits)
 LEAST, MOST = -(2**63), 2**63 - 1
@@ -55,14 +58,14 @@ def matrices(draw: st.DrawFn) -> tuple[list[list[int]], list[list[int]]]:
 @pytest.mark.parametrize("way", WAYS)
 @settings(deadline=None, max_examples=60)
 @given(pair=matrices())
-def test_it_is_the_integer_product_modulo_2_to_the_64(way, pair: tuple[list[list[int]], list[list[int]]]) -> None:
+def test_it_is_the_integer_product_modulo_2_to_the_64(way: Way, pair: tuple[list[list[int]], list[list[int]]]) -> None:
     a, b = pair
     assert way(torch.tensor(a), torch.tensor(b)).tolist() == wrapped(a, b)
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", [(33, 70, 9), (1, 9000, 3), (64, 1024, 64), (5, 1025, 2), (0, 3, 2), (2, 0, 3)])
-def test_it_equals_torchs_own_on_random_matrices(way, shape: tuple[int, int, int]) -> None:
+def test_it_equals_torchs_own_on_random_matrices(way: Way, shape: tuple[int, int, int]) -> None:
     m, k, n = shape
     a, b = (torch.randint(LEAST, MOST, size, generator=torch.Generator().manual_seed(m)) for size in ((m, k), (k, n)))
     assert torch.equal(way(a, b), a @ b)
@@ -70,7 +73,7 @@ def test_it_equals_torchs_own_on_random_matrices(way, shape: tuple[int, int, int
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("value", [LEAST, MOST, -0x8080808080808080 % 2**64 - 2**63])
-def test_the_largest_sums_are_exact(way, value: int) -> None:
+def test_the_largest_sums_are_exact(way: Way, value: int) -> None:
     terms = module._TERMS + 1
     a, b = torch.full((2, terms), value), torch.full((terms, 2), value)
     assert way(a, b).tolist() == wrapped([[value] * terms] * 2, [[value] * 2] * terms)

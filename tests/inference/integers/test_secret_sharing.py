@@ -40,5 +40,5 @@ def test_errors() -> None:
         encode(torch.tensor([1.5e20]))
     with pytest.raises(ValueError, match=r"must be below 2\^47: got nan"):
         encode(torch.tensor([float("nan")]))
-    with pytest.raises(ValueError, match="parties must be at least 2: got 1; with one there is no secret"):
+    with pytest.raises(ValueError, match="parties must be at least 2: got 1; one party alone would see the secret"):
         share(torch.zeros(2, dtype=torch.int64), 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -126,17 +127,18 @@ def test_a_model_may_be_one_layer_or_have_none_that_gains() -> None:
 
 
 def test_inputs_with_long_tails_get_a_scale_per_column() -> None:
-    """One step for all would be as large as most columns; with one each the noise is that of uniform rounding."""
+    """One step for all columns would be as large as most columns; with one step each, the noise is uniform rounding."""
     ranges = 2.0 ** torch.arange(64).remainder(9)
     given = (torch.rand(4000, 64) * 2 - 1) * ranges
     given[given.abs() < 0.99 * ranges] *= 0.02
-    model = nn.Sequential(nn.Linear(64, 32))
+    layer = nn.Linear(64, 32)
+    model = nn.Sequential(layer)
     int8 = quantize_mlps(model, "static", [(given,)])
-    assert isinstance(int8[0][0], ColumnScales)
+    assert isinstance(int8.get_submodule("0.0"), ColumnScales)
     error = int8(given).double() - model(given)
     steps = 2 * ranges.double() / 255
-    inputs_noise = model[0].weight.double().square() @ (steps**2 / 12)
-    _, scales = quantize_weight(model[0].weight * ranges, 7)
+    inputs_noise = layer.weight.double().square() @ (steps**2 / 12)
+    _, scales = quantize_weight(layer.weight * ranges, 7)
     weights_noise = scales.double() ** 2 / 12 * (given / ranges).square().sum(dim=1).mean()
     assert (error.square().mean(dim=0) < 1.5 * (inputs_noise + weights_noise)).all()
 
@@ -188,13 +190,13 @@ def test_bytes_are_those_of_the_weights_as_stored() -> None:
         ("static", {"calibration": [(torch.full((2, 64), torch.nan),)]}, "got infinite numbers or nan for Linear"),
     ],
 )
-def test_what_cannot_be_done_is_refused(kind: MLPType, options: dict[str, object], message: str) -> None:
+def test_what_cannot_be_done_is_refused(kind: MLPType, options: dict[str, Any], message: str) -> None:
     model = mlp(64, 8)
     with pytest.raises(ValueError, match=message):
-        quantize_mlps(model, kind, **options)  # type: ignore[arg-type]
+        quantize_mlps(model, kind, **options)
     assert not model[0]._forward_pre_hooks
 
 
 def test_a_model_elsewhere_than_on_the_cpu_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"model must be on the CPU: got Linear\(.*\) on meta; move it by .cpu\(\)"):
+    with pytest.raises(ValueError, match=r"model must be on the CPU: got Linear\(.*\) on meta; move it with .cpu\(\)"):
         quantize_mlps(mlp(64, 8).to("meta"), "dynamic")

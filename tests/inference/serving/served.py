@@ -26,7 +26,9 @@ CITIES = ["Kraków", "Paris", "Oslo", "Rome"]
 
 
 class Difference(torch.nn.Module):
-    """Of two dense values, each times 4, so that large ones overflow; and a number per id."""
+    """The difference of two dense values plus a number per id; dense values are multiplied by 4 to overflow."""
+
+    weights: torch.Tensor
 
     def __init__(self, rows: list[int]) -> None:
         super().__init__()
@@ -54,12 +56,12 @@ def write(path: Path, name: str, cities: Sequence[str]) -> Path:
     vocabulary = path.with_name(f"{path.name}-{name}.parquet")
     pq.write_table(pa.table({"value": pa.array(cities, pa.string())}), vocabulary)
     model = torch.jit.script(Difference([feature.rows for feature in spec.sparse]))
-    write_package(path, model, spec, {"city": str(vocabulary)}, {}, {})
+    write_package(path, model, spec, vocabularies={"city": str(vocabulary)}, model_facts={}, metrics={})
     return path
 
 
 def columns(seed: int, num_rows: int) -> dict[str, list[Any]]:
-    """Raw values, some of them missing or not known."""
+    """Raw values, some of which are missing or unknown."""
     numbers = [(seed * 7919 + row * 104_729) % 997 for row in range(num_rows)]
     return {
         "price": [None if n % 5 == 0 else n / 500 - 1 for n in numbers],
@@ -87,7 +89,7 @@ def as_arrow(table: pa.Table, **options: Any) -> bytes:
 
 
 class Server:
-    """``dlrm-recipes serve`` in a process of its own, at a free port; ``wait`` until it answers."""
+    """``dlrm-recipes serve`` in its own process on a free port; ``wait`` returns when it answers."""
 
     def __init__(self, package: Path, *options: str) -> None:
         command = [sys.executable, "-m", "dlrm_torchrec.cli.main", "serve", str(package), "--port", "0", *options]
@@ -101,7 +103,7 @@ class Server:
         return self
 
     def stop(self) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr once it has been told to end."""
+        """Stops the server, and returns its exit code, stdout and stderr."""
         self.process.send_signal(signal.SIGTERM)
         output, errors = self.process.communicate(timeout=60)
         return self.process.returncode, output, errors
@@ -113,7 +115,7 @@ class Server:
         return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
     def ask(self, method: str, path: str, body: Any = None, content_type: str = JSON) -> tuple[int, bytes]:
-        """Status and body of an answer, over a connection of its own."""
+        """Status and body of the answer, over a new connection."""
         connection = self.connect()
         try:
             return ask(connection, method, path, body, content_type)

@@ -54,7 +54,7 @@ def strict(servers: dict[str, Server]) -> Server:
 
 
 def grown(server: Server, before: dict[str, float]) -> dict[str, float]:
-    """What counters and histograms have counted since."""
+    """The increase of counters and histograms."""
     return {name: value - before.get(name, 0) for name, value in server.metrics().items()}
 
 
@@ -136,7 +136,7 @@ def replaced(name: str, column: pa.Array) -> bytes:
 
 
 def old_codec() -> bytes:
-    """A stream whose batch names its codec in the way of Arrow 0.17."""
+    """A stream whose batch names its codec like Arrow 0.17."""
     output = pa.BufferOutputStream()
     with pa.ipc.new_stream(output, TABLE.schema) as stream:
         stream.write_batch(TABLE.to_batches()[0], custom_metadata={"ARROW:experimental_compression": "zstd"})
@@ -144,7 +144,7 @@ def old_codec() -> bytes:
 
 
 def shared_buffers() -> bytes:
-    """A stream whose columns are all the same thousand bytes."""
+    """A stream whose columns all share the same thousand bytes."""
     stream, column = as_arrow(pa.table({name: ["a" * 1000] for name in GOOD})), pack("<ii", 0, 1000) + b"a" * 1000
     for start in range(0, len(GOOD) * len(column), len(column)):
         for offset, length in ((0, 8), (8, 1000)):
@@ -154,7 +154,7 @@ def shared_buffers() -> bytes:
 
 
 def nulls(length: int) -> pa.Array:
-    """Any number of nulls in no bytes."""
+    """Any number of nulls that take no bytes."""
     return pa.Array.from_buffers(pa.null(), length, [None])
 
 
@@ -163,15 +163,15 @@ REFUSED = [
     (400, JSON, b"", "body must be JSON: got Expecting value"),
     (400, JSON, b'{"rows": [', "body must be JSON"),
     (400, JSON, b"\xff\xfe\xfd", "body must be JSON"),
-    (400, JSON, b"[" * 10_000, "body must be JSON of few levels"),
-    (400, JSON, b'{"columns":' * 2000, "body must be JSON of few levels"),
-    (400, JSON, changed(price=[float("nan"), 1]), "got NaN, which JSON has not; write null for a missing value"),
-    (400, JSON, changed(price=[float("-inf"), 1]), "got -Infinity, which JSON has not"),
+    (400, JSON, b"[" * 10_000, "body must be JSON with few nested levels"),
+    (400, JSON, b'{"columns":' * 2000, "body must be JSON with few nested levels"),
+    (400, JSON, changed(price=[float("nan"), 1]), "got NaN, which JSON does not have; write null for a missing"),
+    (400, JSON, changed(price=[float("-inf"), 1]), "got -Infinity, which JSON does not have"),
     (400, JSON, changed(age=[1, 2]).replace(b"[1,", b"[" + b"9" * 5000 + b","), "body must be JSON: got Exceeds"),
     (422, JSON, b"[]", "body must be {"),
     (422, JSON, b'{"rows": []}', "body must be {"),
-    (422, JSON, b'{"rows": [1]}', "rows must be objects that name the same features: got another as row 0"),
-    (422, JSON, b'{"rows": [{"a": 1}, {"b": 1}]}', "got another as row 1"),
+    (422, JSON, b'{"rows": [1]}', "rows must be objects that all name the same features: got something else in row 0"),
+    (422, JSON, b'{"rows": [{"a": 1}, {"b": 1}]}', "got something else in row 1"),
     (422, JSON, b'{"rows": [{}]}', "columns must be the features of 'first'"),
     (422, JSON, b'{"columns": {}}', "columns must be the features of 'first'"),
     (422, JSON, b'{"columns": {}, "rows": []}', "body must be {"),
@@ -182,7 +182,7 @@ REFUSED = [
     (422, JSON, changed(age=["young", 2]), "feature 'age' must hold finite float32 numbers: got 'young'"),
     (422, JSON, changed(price=[1e39, 2]), "feature 'price' must hold finite float32 numbers"),
     (422, JSON, changed(price=[1, 2]).replace(b"[1,", b"[1e999,"), "feature 'price' must hold finite"),
-    (422, JSON, changed(price=[3e38, 2], age=[3e38, 2]), "a row must give a probability"),
+    (422, JSON, changed(price=[3e38, 2], age=[3e38, 2]), "got a row whose values overflow the model"),
     (422, JSON, changed(city=["\ud800", "Paris"]), "feature 'city' must hold texts"),
     (422, JSON, changed(city=[{"a": 1}, 1]), "feature 'city' must hold texts"),
     (422, JSON, changed(tags=["ski", "sun"]), "feature 'tags' must hold a list of values per row: got 'ski'"),
@@ -195,8 +195,8 @@ REFUSED = [
     (400, ARROW, ARROW_BODY[: len(ARROW_BODY) // 2], "body must be an Arrow IPC stream"),
     (400, ARROW, b"\xff\xff\xff\xff\xff\xff\xff\x7f", "body must be an Arrow IPC stream"),
     (422, ARROW, as_arrow(TABLE[:0]), "a request must have rows: got none"),
-    (422, ARROW, as_arrow(TABLE, compression="zstd"), "batches must be plain: got one with a codec"),
-    (422, ARROW, old_codec(), "batches must be plain: got one with a codec or metadata"),
+    (422, ARROW, as_arrow(TABLE, compression="zstd"), "batches must be plain: got a batch with a codec"),
+    (422, ARROW, old_codec(), "batches must be plain: got a batch with a codec or metadata"),
     (
         422,
         ARROW,
@@ -208,7 +208,7 @@ REFUSED = [
         413,
         ARROW,
         replaced("tags", pa.ListArray.from_arrays([0, 9, 10**9], nulls(10**9))),
-        "columns must hold what the request has bytes for",
+        "columns must not be larger than the request's body",
     ),
     (422, ARROW, as_arrow(pa.table([[1], [2]], ["age", "age"])), "columns must have distinct names"),
     (
@@ -310,7 +310,7 @@ SLOW = [
 
 def test_clients_that_send_too_slowly_are_cut_off(strict: Server) -> None:
     def status(sent: bytes) -> bytes:
-        """Of the answer to a request of which more comes a byte at a time, if at all, once the connection is closed."""
+        """The status of the answer once the connection is closed; more of the request comes slowly or not at all."""
         received, more = b"", b"" if sent.startswith(b"GET") else b"a"
         with strict.socket() as client:
             client.sendall(sent)
@@ -401,7 +401,7 @@ def test_a_package_that_does_not_load_leaves_the_one_that_is_served(plain: Serve
 
 
 def test_a_request_in_flight_is_answered_after_sigterm(strict: Server, predictor: Predictor) -> None:
-    """The last test of this strict."""
+    """This test ends the server, so it must be the last one that uses ``strict``."""
     values = columns(5, 4)
     connection = strict.connect()
     connection.request("POST", "/predict", as_json(values), {"Content-Type": JSON})

@@ -42,7 +42,7 @@ def test_nothing_is_dropped_and_memory_is_flat(tmp_path: Path) -> None:
     end = time.monotonic() + DURATION_S
 
     def client(first: int) -> int:
-        """How many requests have been answered, each as it should be."""
+        """Checks the answers to requests, and returns their number."""
         connection = server.connect()
         for step in count(first):
             content_type, body = bodies[step % len(bodies)]
@@ -61,7 +61,7 @@ def test_nothing_is_dropped_and_memory_is_flat(tmp_path: Path) -> None:
         raise AssertionError
 
     def owner() -> list[float]:
-        """Reloads one package and the other; the bytes of memory after each time."""
+        """Reloads two packages in turns, and returns the bytes of memory after each reload."""
         resident = []
         for turn in count():
             name, cities = (("second", CITIES[::-1]), ("first", CITIES))[turn % 2]

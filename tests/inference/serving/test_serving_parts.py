@@ -105,7 +105,7 @@ def called(service: Service, path: str, body: bytes = b"") -> tuple[int, dict[st
 @pytest.mark.parametrize("path", ["/readyz", "/package", "/predict"])
 def test_before_the_package_is_loaded_clients_are_told_to_try_later(package: Path, path: str) -> None:
     status, answer = called(Service(package, ServingConfig()), path, as_json(columns(0, 1)) * (path == "/predict"))
-    assert (status, answer) == (503, {"error": "a package must be loaded first: got none yet; try later"})
+    assert (status, answer) == (503, {"error": "the package must be loaded first: got none yet; try later"})
 
 
 def test_a_model_that_fails_fails_the_request_and_tells_no_more(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:

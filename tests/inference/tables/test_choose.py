@@ -10,6 +10,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from dlrm_torchrec.embeddings.tables import physical_configs
+from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.tables.choose import choose_types, logit_errors
 from dlrm_torchrec.inference.tables.serve import table_bytes, table_weights
 from dlrm_torchrec.inference.tables.types import TABLE_TYPES, rounded
@@ -28,13 +29,13 @@ def collection(dims: list[int]) -> EmbeddingBagCollection:
 def test_no_other_choice_within_the_budget_is_better(share: float) -> None:
     tables = collection([8, 16, 24, 32])
     torch.manual_seed(int(100 * share))
-    errors = {
+    errors: dict[str, dict[TableType, float]] = {
         config.name: dict(zip(TABLE_TYPES, torch.rand(5).square().sort().values.tolist(), strict=True))
         for config in physical_configs(tables)
     }
     configs = {config.name: config for config in physical_configs(tables)}
 
-    def cost(types: dict[str, str]) -> tuple[int, float]:
+    def cost(types: dict[str, TableType]) -> tuple[int, float]:
         return (
             sum(table_bytes(configs[name], kind) for name, kind in types.items()),
             sum(errors[name][kind] for name, kind in types.items()),
@@ -45,7 +46,7 @@ def test_no_other_choice_within_the_budget_is_better(share: float) -> None:
     affordable = [error for size, error in every if size <= budget]
     if not affordable:
         with pytest.raises(
-            ValueError, match=rf"budget must hold all tables at their smallest, \d+ bytes: got {budget}"
+            ValueError, match=rf"budget must hold all tables in their smallest types, \d+ bytes: got {budget}"
         ):
             choose_types(tables, errors, budget)
         return
@@ -60,7 +61,8 @@ def test_errors_are_those_of_one_rounded_table_and_leave_the_weights_alone() -> 
     kept = {name: weight.clone() for name, weight in weights.items()}
     errors = logit_errors(lambda: torch.cat([weights["t6"].sum(1), 3 * weights["t8"].sum(1)]), tables)
     assert list(errors["t6"]) == ["fp32", "fp16", "int8"]
-    for name, kind in (("t6", "int8"), ("t8", "int4"), ("t8", "fp16"), ("t8", "int2")):
+    rated: list[tuple[str, TableType]] = [("t6", "int8"), ("t8", "int4"), ("t8", "fp16"), ("t8", "int2")]
+    for name, kind in rated:
         factor = 3 if name == "t8" else 1
         change = factor * (rounded(kept[name], kind) - kept[name].detach()).double().sum(1)
         assert errors[name][kind] == pytest.approx(float(change.square().sum()) / 140, rel=1e-3)

@@ -23,6 +23,14 @@ TEXTS = [
 ]
 
 
+def numbered(path: Path, span: Span | None) -> list[tuple[int, bytes]]:
+    return [
+        (int(lines.numbers[i]), lines.text(i))
+        for lines in read_lines(str(path), span, block_bytes=64, max_line_bytes=1000)
+        for i in range(len(lines))
+    ]
+
+
 def counted(path: Path, limit: int) -> list[Span]:
     spans = cut(str(path), limit)
     return number(spans, [sum(lines for lines, _ in count_lines(str(path), span)) for span in spans])
@@ -37,12 +45,8 @@ def test_spans_of_text_hold_every_line_with_its_number(tmp_path: Path, data: byt
     assert [span.start for span in spans] == [0, *(span.stop for span in spans[:-1])]
     assert spans[-1].stop == len(data) == sum(span.bytes for span in spans)
     assert all(data[span.start - 1 : span.start] == b"\n" for span in spans[1:])
-    whole, parts = ([], [])
-    for found, wanted in ((whole, [None]), (parts, spans)):
-        for span in wanted:
-            for lines in read_lines(str(path), 64, 1000, span):
-                found += [(int(lines.numbers[i]), lines.text(i)) for i in range(len(lines))]
-    assert parts == whole
+    whole = numbered(path, None)
+    assert [line for span in spans for line in numbered(path, span)] == whole
     assert sum(span.count or 0 for span in spans) == len(whole)
 
 
@@ -51,7 +55,7 @@ def test_a_gzip_file_is_one_span(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(b"1\n2\n3"))
     (span,) = counted(path, 5)
     assert (span.start, span.stop, span.count) == (0, path.stat().st_size, 3)
-    assert sum(lines.raw_bytes for lines in read_lines(str(path), 2, span=span)) == span.bytes
+    assert sum(lines.raw_bytes for lines in read_lines(str(path), span, block_bytes=2)) == span.bytes
 
 
 def test_spans_of_parquet_are_row_groups(tmp_path: Path) -> None:

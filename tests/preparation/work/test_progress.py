@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from dlrm_torchrec.preparation.work import progress
 from dlrm_torchrec.preparation.work.progress import Progress
 
 
@@ -18,7 +17,7 @@ def test_lines_tell_rows_rate_and_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("dlrm_torchrec.preparation.work.progress.time.monotonic", lambda: now[0])
     with Progress("writing rows", 4000) as bar:
         for _ in range(6):
             now[0] += 4

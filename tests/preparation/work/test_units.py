@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import itertools
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +19,11 @@ from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.preparation.passes import count as count_pass
 from dlrm_torchrec.preparation.prepare import Source, prepare
 from dlrm_torchrec.preparation.readers.columns import Columns
+from dlrm_torchrec.preparation.readers.raw_criteo import CriteoReader
 from dlrm_torchrec.preparation.readers.raw_csv import CsvReader
 from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
 from dlrm_torchrec.preparation.splits import LastPart, Whole
+from dlrm_torchrec.preparation.vocabularies.runs import write_run
 from dlrm_torchrec.preparation.work import budget
 from dlrm_torchrec.schema import DatasetSpec
 from tests.preparation import criteo_files
@@ -129,21 +133,31 @@ def test_counts_that_outgrow_their_memory_are_spilled(
         reader = CsvReader(columns=Columns(spec=SPEC), block_bytes=3000)
         sources = [Source(path=str(tmp_path / "log.csv"), reader=reader, assignment=Whole("train"))]
     prepare(spec, sources, str(tmp_path / "large"), memory_bytes=8 << 30)
-    spilled, write_run = [], count_pass.write_run
-    monkeypatch.setattr(count_pass, "write_run", lambda *a: (spilled.append(1), write_run(*a)))
+    spilled: list[int] = []
+
+    def counted(file: Any, tables: Iterable[pa.Table]) -> None:
+        spilled.append(1)
+        write_run(file, tables)
+
+    monkeypatch.setattr(count_pass, "write_run", counted)
     monkeypatch.setattr(budget, "_MIN_COUNTED_BYTES", 1000)
     prepare(spec, sources, str(tmp_path / "small"), memory_bytes=1 << 20)
     assert len(spilled) > 10 * sum(feature.encoding == "vocab" for feature in spec.sparse)
     assert contents(tmp_path / "small") == contents(tmp_path / "large")
 
 
+def in_blocks(source: Source, block_bytes: int) -> Source:
+    assert isinstance(source.reader, CriteoReader)
+    return replace(source, reader=replace(source.reader, block_bytes=block_bytes))
+
+
 @pytest.mark.parametrize("window", [7, 10**5])
 def test_training_rows_are_shuffled_within_windows(tmp_path: Path, window: int) -> None:
     sources = write_raw(tmp_path)
-    options = {"unit_bytes": UNIT_BYTES, "row_group_rows": 50}
+    options: dict[str, Any] = {"unit_bytes": UNIT_BYTES, "row_group_rows": 50}
     plain = prepare(HASHED, sources, str(tmp_path / "plain"), **options)
     for name, seed, block_bytes in (("a", 0, 9000), ("b", 0, 1234), ("c", 1, 9000)):
-        blocks = [replace(s, reader=replace(s.reader, block_bytes=block_bytes)) for s in sources]
+        blocks = [in_blocks(source, block_bytes) for source in sources]
         shuffled = prepare(HASHED, blocks, str(tmp_path / name), shuffle_window_rows=window, seed=seed, **options)
     first, again, other = (table(tmp_path / name, "train") for name in "abc")
     assert first.equals(again)
@@ -176,8 +190,9 @@ def test_a_window_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_that_are_too_small_are_refused(tmp_path: Path, name: str, value: int, least: int) -> None:
+    options: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=f"{name} must be at least {least}: got {value}; raise it"):
-        prepare(HASHED, write_raw(tmp_path, 8), str(tmp_path / "out"), **{name: value})
+        prepare(HASHED, write_raw(tmp_path, 8), str(tmp_path / "out"), **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -185,4 +200,4 @@ def test_workers_are_as_many_as_memory_and_work_allow() -> None:
     gib, small = 1 << 30, 100
     budgets = itertools.starmap(budget.Budget.of, [(2 * gib, 64, small), (gib, 3, small), (small, 2, small)])
     assert [made.workers for made in budgets] == [8, 3, 1]
-    assert budget.Budget.of(2 * gib, None, small).workers == 1
+    assert budget.Budget.of(2 * gib, workers=None, raw_bytes=small).workers == 1

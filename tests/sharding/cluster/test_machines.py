@@ -129,7 +129,7 @@ def test_malformed_topology_is_refused(text: str) -> None:
     [
         (
             "2x8:h1000",
-            r"machine must be one of \['cpu', 'a100-40', .*'p5.48xlarge'.*\]: got 'h1000'; name one, or desc",
+            r"machine must be one of \['cpu', 'a100-40', .*'p5.48xlarge'.*\]: got 'h1000'; name one of them, or",
         ),
         ("2x9:h100", "devices per host must be at most 8 with 'h100': got 9; add hosts, or describe"),
         ("16:h100", "must say how many hosts and devices of 'h100' there are: got '16:h100'; write .* 2x8:h100"),
@@ -176,8 +176,8 @@ def test_a_file_describes_a_cpu_host_without_gpu_figures(tmp_path: Path) -> None
             r"keys in .*cluster.toml must be among \['hosts', 'machine', .*: got \['hbm_gb'\]; remove",
         ),
         (BOX.replace("cuda", "cpu"), r"must be among .*: got \['hbm_bandwidth_bytes_per_s', 'hbm_bytes', 'pcie"),
-        (BOX.replace("hosts = 3", ""), r"must describe the whole cluster: got none of \['hosts'\]; add them"),
-        (BOX.replace("ddr_bytes = 256_000_000_000", ""), r"whole cluster: got none of \['ddr_bytes'\]; add them"),
+        (BOX.replace("hosts = 3", ""), r"must describe the whole cluster: got no \['hosts'\]; add them"),
+        (BOX.replace("ddr_bytes = 256_000_000_000", ""), r"whole cluster: got no \['ddr_bytes'\]; add them"),
         (BOX.replace("24e9", "0"), "hbm_bytes in .*cluster.toml must be a positive whole number: got 0; correct it"),
         (BOX.replace("24e9", "true"), "hbm_bytes in .* must be a positive whole number: got True; correct it"),
         (BOX.replace("200e9", "inf"), "ddr_bandwidth_bytes_per_s in .* must be a positive number: got inf; correct it"),
@@ -187,7 +187,7 @@ def test_a_file_describes_a_cpu_host_without_gpu_figures(tmp_path: Path) -> None
         (BOX.replace("hosts = 3", "hosts = 1.5"), "hosts in .* must be a positive whole number: got 1.5; correct it"),
         (BOX.replace("cuda", "tpu"), "compute_device in .* must be 'cuda' or 'cpu': got 'tpu'; name one of them"),
         (BOX.replace('compute_device = "cuda"', ""), "compute_device in .* must be 'cuda' or 'cpu': got None; name"),
-        ('hosts = 1\nmachine = "abacus"', "machine must be one of .*: got 'abacus'; name one, or describe yours"),
+        ('hosts = 1\nmachine = "abacus"', "machine must be one of .*: got 'abacus'; name one of them, or describe"),
         ("hosts = ", "topology file .*cluster.toml must be TOML: got Invalid value.*; correct it"),
     ],
 )
@@ -231,6 +231,6 @@ def test_a_node_has_its_share_of_a_host() -> None:
         assert memory(node) == memory(whole)
         assert (node.world_size, node.ddr_mem_bw) == (2, whole.ddr_mem_bw)
     with pytest.raises(
-        ValueError, match=r"ranks of a node must divide the 24 ranks of 3x8:h100, .*: got 12; choose a div"
+        ValueError, match=r"ranks of a node must divide the 24 ranks of 3x8:h100 and .*: got 12; choose a div"
     ):
         parse_cluster("3x8:h100").node(12)

@@ -127,7 +127,7 @@ def test_something_is_sent(runs: Runs) -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 def test_small_gradients_survive(precision: Precision) -> None:
-    """Of a mean over a million rows. TorchRec scales them, too, but back in fp16."""
+    """The gradients are those of a mean over a million rows. TorchRec scales them too, but back in fp16."""
     gradients = 1e-8 * torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
     codec = GradientCodec(precision, 32)
     context = codec.create_context()
@@ -149,11 +149,11 @@ def test_fp16_clamps_what_it_cannot_hold() -> None:
 
 INT8 = CommsConfig(forward="int8")
 REFUSED = [
-    ({"kind": "row_wise", "comms": INT8}, 64, r"must leave vectors whole with int8 comms: got 'row_wise', which sums"),
+    ({"kind": "row_wise", "comms": INT8}, 64, r"must send whole vectors with int8 comms: got 'row_wise', which sums"),
     (
         {"kind": "grid_shard", "comms": CommsConfig(backward="int8")},
         64,
-        "must leave vectors whole with int8 comms: got 'grid_shard', .*; choose another sharding, or fp16",
+        "must send whole vectors with int8 comms: got 'grid_shard', .*; choose another sharding, or fp16",
     ),
     ({"comms": INT8}, 24, r"dims must be multiples of 16 with int8 comms, .*: got \[24\]; choose other dims, or fp16"),
     (
@@ -172,7 +172,7 @@ def test_impossible_comms_are_refused(sharding: dict[str, Any], dim: int, messag
 
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ValueError, match=r"comms must be one of \('fp32', .*\): got 'fp8'; name one"):
-        CommsConfig(backward="fp8")  # type: ignore[arg-type]
+        CommsConfig(backward="fp8")  # type: ignore[arg-type]  # refused
 
 
 def test_the_planner_counts_the_bytes() -> None:
@@ -200,7 +200,7 @@ def test_recipes_take_them(recipe: str) -> None:
 
 @pytest.mark.slow
 def test_an_epoch_may_end_in_an_odd_batch(tmp_path: Path) -> None:
-    """Vectors of 16 numbers, so that 32 of them are none of any batch."""
+    """Vectors have 16 numbers, so rows of 32 numbers would not divide an odd batch."""
     options = ["demo", "--rows=2101", "--batch-size=128", "--eval-every=0", "--sharding.kind=table_wise"]
     int8 = ["--sharding.comms.forward=int8", "--sharding.comms.backward=fp16"]
     exact = run_recipe("train_dlrm", [*options, f"--run-dir={tmp_path}/exact"], 1)

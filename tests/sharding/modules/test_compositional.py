@@ -113,9 +113,8 @@ def kinds(case: Case, tables: CompositionalEmbeddingBagCollection) -> dict[str, 
 def assert_equal(found: KeyedTensor, expected: KeyedTensor, place: str) -> None:
     assert sorted(found.keys()) == sorted(expected.keys())
     for key in sorted(expected.keys()):
-        torch.testing.assert_close(
-            found[key], expected[key], rtol=1e-4, atol=2e-5, msg=lambda text, key=key: f"{place}, {key}: {text}"
-        )
+        message = f"{place}, {key}: {{}}".format
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=2e-5, msg=message)
 
 
 def loss(output: KeyedTensor) -> torch.Tensor:
@@ -123,7 +122,7 @@ def loss(output: KeyedTensor) -> torch.Tensor:
 
 
 def compare(case: Case, hosts: int) -> None:
-    """Train three steps and look once more; AssertionError where the sharded tables differ from the unsharded."""
+    """Train three steps and look up once more; AssertionError where sharded and unsharded tables differ."""
     ranks, rank = dist.get_world_size(), dist.get_rank()
     torch.manual_seed(1)
     reference = CompositionalEmbeddingBagCollection(configs(case.operation, case.pooling, case.weighted), case.weighted)
@@ -142,7 +141,7 @@ def compare(case: Case, hosts: int) -> None:
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss(found).backward()
-        sum(loss(output) / ranks for output in all_expected).backward()
+        torch.stack([loss(output) / ranks for output in all_expected]).sum().backward()
         for optimizer in optimizers:
             optimizer.step()
     moved = [float((now.detach() - then).abs().max()) for now, then in zip(reference.parameters(), start, strict=True)]
@@ -150,7 +149,7 @@ def compare(case: Case, hosts: int) -> None:
 
 
 def compare_all(chosen: list[Case], hosts: int = 1, threads: int = 1) -> int:
-    """The number of cases that were compared."""
+    """Compares all cases, and returns their number."""
     torch.set_num_threads(threads)
     os.environ["LOCAL_WORLD_SIZE"] = str(dist.get_world_size() // hosts)
     for case in chosen:
@@ -171,7 +170,7 @@ def test_sharded_equals_unsharded(family: type[Operation], ranks: int) -> None:
 
 
 def test_hosts_of_one_rank_each() -> None:
-    """Types that place a table on a host see two of them."""
+    """With one rank per host, types that place a table on a host see two hosts."""
     chosen = [
         case
         for operation in (Add(), Concat(), FeatureGeneration())

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline.runtime_forwards import PipelinedForward
 from torchrec.models.dlrm import DLRM
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.optim.keyed import CombinedOptimizer
@@ -151,7 +152,7 @@ def pipelined(world: World) -> list[float]:
     assert isinstance(pipeline, TrainPipelineSparseDist)
     batches = run.stream.batches()
     losses = [float(pipeline.progress(batches)[0]) for _ in range(STEPS)]
-    (module,) = pipeline._pipelined_modules
+    (module,) = [part for part in run.model.modules() if isinstance(part.forward, PipelinedForward)]
     assert isinstance(module, ShardedCompositionalEmbeddingBagCollection)
     assert {placed.sharding_type for placed in module.module_sharding_plan.values()} >= {"table_wise", "row_wise"}
     return losses

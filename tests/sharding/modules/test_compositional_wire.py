@@ -93,7 +93,7 @@ def by_rank() -> list[dict[Case, Sent]]:
 
 @pytest.fixture(scope="module")
 def sent(by_rank: list[dict[Case, Sent]]) -> dict[Case, Sent]:
-    """The sum of both ranks."""
+    """The bytes that both ranks send together."""
     first, second = by_rank
     return {
         case: tuple([a + b for a, b in zip(*both, strict=True)] for both in zip(first[case], second[case], strict=True))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -38,7 +42,7 @@ def build_sharded(
     tables: EmbeddingBagCollection, kind: str, sharder: EmbeddingBagCollectionSharder
 ) -> DistributedModelParallel:
     ranks = dist.get_world_size()
-    generators = {
+    generators: dict[str, Callable[[int], Callable[..., Any]]] = {
         "table_wise": lambda i: table_wise(rank=i % ranks),
         "column_wise": lambda i: column_wise(ranks=[i % ranks, (i + 1) % ranks]),
         "row_wise": lambda _: row_wise(),
@@ -169,8 +173,8 @@ def test_deal_covers_all_parts_in_order_and_about_evenly() -> None:
 
 def test_concurrent_functions_run_forward_and_backward_like_plain_ones() -> None:
     leaves = [torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(5)]
-    outputs = concurrently([lambda leaf=leaf, i=i: leaf * (i + 1) for i, leaf in enumerate(leaves)])
-    sum((i + 2) * output.sum() for i, output in enumerate(outputs[:4])).backward()
+    outputs = concurrently([partial(torch.mul, leaf, i + 1) for i, leaf in enumerate(leaves)])
+    torch.stack([(i + 2) * output.sum() for i, output in enumerate(outputs[:4])]).sum().backward()
     for i, leaf in enumerate(leaves):
         assert torch.equal(outputs[i], leaf * (i + 1))
         assert leaf.grad is not None

@@ -43,7 +43,7 @@ def plan(
     data_type: Any = "fp32",
     host_memory: bool = False,
 ) -> EstimateStats:
-    """The estimates of tables of ``rows`` rows for ranks of so many megabytes, 15 % of them reserved."""
+    """The estimates of tables with ``rows`` rows for ranks with ``megabytes``, of which 15 % are reserved."""
     tables = build_tables(
         [Table(name=f"t{i}", rows=n, dim=DIM, features=(f"f{i}",)) for i, n in enumerate(rows)],
         TablesConfig(data_type=data_type),
@@ -68,27 +68,27 @@ def refusal(*args: Any, **kwargs: Any) -> str:
 
 
 def too_many(text: str) -> int:
-    found = re.search(r"([\d,]+) bytes (?:too many|more)", text)
+    found = re.search(r"([\d,]+) bytes too many", text)
     assert found is not None, text
     return int(found[1].replace(",", ""))
 
 
 def test_one_table_is_too_large_for_any_rank() -> None:
     text = refusal([1000, 200_000], 2, 100, kind="table_wise")
-    assert "got table 't1', of which every way of sharding puts at least 0.10 GB on a rank that has 0.0" in text
+    assert "bytes too many, because table 't1' needs at least 0.10 GB on one rank and 0.0" in text
     assert too_many(text) == pytest.approx(200_000 * ROW - 85e6, abs=100_000)  # buffers are small
 
 
 def test_all_tables_together_are_too_large() -> None:
     text = refusal([100_000, 150_000, 100_000], 2, 100)
-    assert "tables of at least 0.18 GB where 0.17 GB are free for them" in text
-    assert "with table 't1' the largest, 0.08 GB" in text
+    assert "bytes too many, because all tables need at least 0.18 GB and 0.17 GB is free" in text
+    assert "(the largest table, 't1', needs 0.08 GB)" in text
     assert too_many(text) == pytest.approx(350_000 * ROW - 170e6, abs=200_000)
 
 
 def test_tables_that_do_not_divide_among_ranks() -> None:
     text = refusal([100_000] * 3, 2, 100, kind="table_wise")  # two of them are more than a rank
-    assert "would fit all memory together (0.15 GB of 0.17 GB) but not rank by rank: placed largest first, rank" in text
+    assert "when tables are placed largest first, although they need 0.15 GB of 0.17 GB in total" in text
     assert too_many(text) == pytest.approx(200_000 * ROW - 85e6, abs=200_000)
 
 
@@ -122,5 +122,5 @@ def test_half_precision_is_not_replicated() -> None:
     found = plan([100] * 4, 2, 100, data_type="fp16").found
     assert found is not None
     assert "data_parallel" not in {way.sharding_type for table in found.tables for way in table.alternatives}
-    with pytest.raises(ValueError, match=r"a replicated table must have fp32 weights, .*: got fp16 of 't0'; choose an"):
+    with pytest.raises(ValueError, match=r"a replicated table must have fp32 weights .*: got fp16 for 't0'; choose an"):
         plan([100], 2, 100, kind="data_parallel", data_type="fp16")

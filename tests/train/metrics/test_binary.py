@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.train.metrics.binary import evaluate, ranking_metrics
 from dlrm_torchrec.train.metrics.gates import TrainingError
-from dlrm_torchrec.train.world import World
-from tests.distributed import run_ranks
+from tests.distributed import here, run_ranks
 
 
 def reference(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -57,30 +56,24 @@ def test_saturated_logits_keep_their_order() -> None:
     )
 
 
-@dataclass
-class Scored:
-    """A batch whose logits are given."""
-
-    logits: torch.Tensor
-    labels: torch.Tensor
-    num_rows: int
-
-    def to(self, _device: torch.device) -> Scored:
-        return self
-
-
 class Echo(nn.Module):
-    def forward(self, batch: Scored) -> Any:
-        return torch.zeros(()), (torch.zeros(()), batch.logits, batch.num_rows)
+    """A task whose logits are the dense column of the batch."""
+
+    def forward(self, batch: Batch) -> Any:
+        return torch.zeros(()), (torch.zeros(()), batch.dense_features[:, 0], batch.num_rows)
 
 
 def _evaluate_share(logits: torch.Tensor, labels: torch.Tensor, cuts: list[int], learned: bool) -> dict[str, float]:
-    rank, size = dist.get_rank(), dist.get_world_size()
-    world = World(rank=rank, size=size, local_size=size, device=torch.device("cpu"), control=dist.group.WORLD)
+    world = here()
     padding = torch.full((3,), 99.0)
-    mine = slice(cuts[rank], cuts[rank + 1])
-    real = cuts[rank + 1] - cuts[rank]
-    batch = Scored(torch.cat([logits[mine], padding]), torch.cat([labels[mine], padding]), real)
+    mine = slice(cuts[world.rank], cuts[world.rank + 1])
+    batch = Batch(
+        dense_features=torch.cat([logits[mine], padding])[:, None],
+        sparse_features=KeyedJaggedTensor.empty(),
+        labels=torch.cat([labels[mine], padding]),
+        num_rows=mine.stop - mine.start,
+        global_rows=len(logits),
+    )
     return evaluate(Echo(), [batch], world, learned=learned)
 
 
@@ -94,10 +87,10 @@ def test_evaluation_counts_every_real_row_of_unequal_ranks_once(cuts: list[int])
 
 
 GATES = [
-    (torch.randn(1000), torch.zeros(1000), False, "validation labels must be of both classes: got 0 positives in 1000"),
+    (torch.randn(1000), torch.zeros(1000), False, "validation labels must have both classes: got 0 positives in 1000"),
     (torch.full((4,), math.nan), torch.tensor([0.0, 1, 0, 1]), False, "logits must be finite: got NaN or infinity"),
     (torch.ones(1000), torch.arange(1000) % 2.0, True, "logits must differ between rows: got 1 for all; look at"),
-    (torch.randn(20_000), torch.arange(20_000) % 2.0, True, r"AUC must have left 0.5 after the warm-up: got 0\.\d+ \("),
+    (torch.randn(20_000), torch.arange(20_000) % 2.0, True, r"must differ from 0.5 after the warm-up: got 0\.\d+ \("),
     (torch.randn(0), torch.randn(0), False, "validation split must hold rows: got none; look at the splits"),
 ]
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalNormalizedDCG
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.train.metrics.leave_one_out import evaluate_leave_one_out, held_out, leave_one_out_metrics
 from dlrm_torchrec.train.world import World
-from tests.distributed import run_ranks
+from tests.distributed import here, run_ranks
 
 Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -31,8 +30,8 @@ def draw(seed: int, users: int = 40, negatives: int = 30, decimals: int | None =
     scores = random.normal(size=len(ids)) + 0.7 * labels
     order = random.permutation(len(ids))
     scores = scores if decimals is None else scores.round(decimals)
-    return tuple(torch.from_numpy(column[order]).to(kind) for column, kind in zip(
-        (ids, scores, labels), (torch.int64, torch.float32, torch.float32), strict=True))  # fmt: skip
+    users_of, scores_of, labels_of = (torch.from_numpy(column[order]) for column in (ids, scores, labels))
+    return users_of.long(), scores_of.float(), labels_of.float()
 
 
 def metrics(rows: Rows, k: int = 10) -> dict[str, float]:
@@ -73,42 +72,34 @@ def test_a_constant_score_ranks_no_better_than_a_random_one() -> None:
     assert found["auc"] == 0.5
 
 
-@dataclass
-class Scored:
-    """A batch whose logits are given; the last row is padding."""
-
-    sparse_features: KeyedJaggedTensor
-    logits: torch.Tensor
-    labels: torch.Tensor
-    num_rows: int
-
-    @classmethod
-    def of(cls, rows: Rows) -> Scored:
-        users, scores, labels = rows
-        lengths = torch.tensor([1] * len(users) + [0])
-        features = KeyedJaggedTensor(keys=["user"], values=users, lengths=lengths)
-        padding = torch.full((1,), 99.0)
-        return cls(features, torch.cat([scores, padding]), torch.cat([labels, padding]), len(users))
-
-    def to(self, _device: torch.device) -> Scored:
-        return self
+def scored(rows: Rows) -> Batch:
+    """A batch whose dense column is its logits, for ``Echo``; the last row is padding."""
+    users, scores, labels = rows
+    padding = torch.full((1,), 99.0)
+    return Batch(
+        dense_features=torch.cat([scores, padding])[:, None],
+        sparse_features=KeyedJaggedTensor(["user"], users, lengths=torch.tensor([1] * len(users) + [0])),
+        labels=torch.cat([labels, padding]),
+        num_rows=len(users),
+        global_rows=len(users),
+    )
 
 
 class Echo(nn.Module):
-    def forward(self, batch: Scored) -> Any:
-        return torch.zeros(()), (torch.zeros(()), batch.logits, batch.num_rows)
+    def forward(self, batch: Batch) -> Any:
+        return torch.zeros(()), (torch.zeros(()), batch.dense_features[:, 0], batch.num_rows)
 
 
 def _outcomes(cases: list[tuple[Rows, float, bool]]) -> list[dict[str, float] | str]:
     """The metrics, or the error, of each (rows, share of them on rank 0, learned): two batches on each of two ranks."""
-    rank, size = dist.get_rank(), dist.get_world_size()
-    world = World(rank=rank, size=size, local_size=size, device=torch.device("cpu"), control=dist.group.WORLD)
+    world = here()
     found: list[dict[str, float] | str] = []
     for rows, share, learned in cases:
         cut = int(share * len(rows[0]))
-        mine = [column[cut:] if rank else column[:cut] for column in rows]
-        middle = len(mine[0]) // 2
-        batches = [Scored.of(tuple(column[half] for column in mine)) for half in (slice(middle), slice(middle, None))]
+        users, scores, labels = (column[cut:] if world.rank else column[:cut] for column in rows)
+        middle = len(users) // 2
+        halves = slice(middle), slice(middle, None)
+        batches = [scored((users[half], scores[half], labels[half])) for half in halves]
         model = Echo()
         try:
             found.append(evaluate_leave_one_out(model, batches, world, user="user", learned=learned, k=5))
@@ -127,7 +118,7 @@ def broken(**changes: Any) -> Rows:
 
 HOW = "prepare with --task implicit --split leave_one_out"
 REFUSED = [
-    (broken(labels=[1, 1, 0, 1, 0, 0]), f"negatives to rank it among: got 1 other users of 2; {HOW}"),
+    (broken(labels=[1, 1, 0, 1, 0, 0]), f"one negative: got 1 other users of 2; {HOW}"),
     (broken(labels=[0, 0, 0, 1, 0, 0]), "got 1 other users of 2"),
     (broken(labels=[1, 0, 0, 1, 1, 1]), "got 1 other users of 2"),
     (broken(users=[3, 3, 3, 3, 3, 5]), "got 2 other users of 2"),
@@ -144,10 +135,10 @@ def test_rows_that_are_refused(rows: Rows, message: str) -> None:
 
 
 def test_a_user_in_every_row_is_needed() -> None:
-    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"), control=None)  # type: ignore[arg-type]  # unused
-    batch = Scored.of(broken())
+    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"), control=None)  # type: ignore[arg-type]  # alone
+    batch = scored(broken())
     batch.num_rows = 5
-    with pytest.raises(ValueError, match="feature 'user' must have one id per row to rank items by: got 6 in 5 rows;"):
+    with pytest.raises(ValueError, match=r"feature 'user' must have one id per row, .*: got 6 in 5 rows;"):
         evaluate_leave_one_out(Echo(), [batch], world, user="user", learned=False)
 
 
@@ -170,6 +161,7 @@ def test_over_two_ranks() -> None:
     assert others == [*results, not_finite, random_auc, random_error, constant_error]
     assert results == [metrics(rows, 5)] * 2
     assert not_finite == "logits must be finite: got NaN or infinity in 1 rows; look at the learning rate"
+    assert isinstance(random_auc, dict)
     assert random_auc["auc"] == pytest.approx(0.5, abs=0.02)
-    assert random_error.startswith("validation AUC must have left 0.5 after the warm-up: got 0.")
-    assert constant_error.startswith("logits must differ between rows: got 0 for all")
+    assert str(random_error).startswith("validation AUC must have left 0.5 after the warm-up: got 0.")
+    assert str(constant_error).startswith("logits must differ between rows: got 0 for all")

@@ -29,7 +29,7 @@ def test_bins_equal_a_loop_over_sorted_samples(samples: int, count: int) -> None
         mine, pairs = pairs[: each.samples], pairs[each.samples :]
         predicted = sum(1 / (1 + np.exp(-logit)) for logit, _ in mine) / len(mine)
         observed = sum(label for _, label in mine) / len(mine)
-        assert (each.predicted, each.observed) == (pytest.approx(predicted), pytest.approx(observed))
+        assert (each.predicted, each.observed) == pytest.approx((predicted, observed))
         assert 0 <= each.low <= each.observed <= each.high <= 1
         distance += len(mine) * abs(predicted - observed)
     assert not pairs
@@ -38,7 +38,7 @@ def test_bins_equal_a_loop_over_sorted_samples(samples: int, count: int) -> None
 
 def test_the_interval_is_wilsons() -> None:
     (ten,) = calibration_bins(torch.zeros(10), torch.tensor([1.0] * 3 + [0.0] * 7), 1)
-    assert (ten.low, ten.high) == (pytest.approx(0.1078, abs=1e-4), pytest.approx(0.6032, abs=1e-4))
+    assert (ten.low, ten.high) == pytest.approx((0.1078, 0.6032), abs=1e-4)
 
 
 def test_a_calibrated_model_lies_within_most_intervals_and_a_biased_one_does_not() -> None:

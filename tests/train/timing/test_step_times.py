@@ -1,4 +1,4 @@
-"""Timed steps: they train what untimed ones train, their parts are what they are called, and the bytes are exact."""
+"""Timed steps: they train the same as untimed steps, their parts have the right names, and the bytes are exact."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.models.dlrm import DLRM
 
@@ -30,7 +29,7 @@ from dlrm_torchrec.train.timing import timed_step
 from dlrm_torchrec.train.timing.stopwatch import PARTS, Stopwatch
 from dlrm_torchrec.train.timing.timed_step import TimedStep
 from dlrm_torchrec.train.world import World
-from tests.distributed import run_ranks
+from tests.distributed import here, run_ranks
 from tests.recipe import load_recipe, records
 
 SMALL = ["demo", "--rows=24576", "--batch-size=2048", "--log.every=1"]  # 12 steps
@@ -58,7 +57,7 @@ def _twice(recipe: str, arguments: list[str], folder: Path, window: tuple[int, i
 
 
 def trained(folder: Path) -> list[dict[str, float]]:
-    """All that a run recorded, but its speed."""
+    """Everything that a run recorded except its speed."""
     return [{name: value for name, value in r.items() if name != "samples_per_s"} for r in records(folder / "demo")]
 
 
@@ -145,18 +144,14 @@ def _parts_of_a_step(kind: ShardingKind, tables: TablesConfig) -> list[tuple[str
     batches = stream.batches()
     step.run(batches)  # DDP's first one is different
     Watched.model, Watched.found = sharded, []
-    timed_step.Stopwatch = Watched  # type: ignore[misc]
-    step.run(batches)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timed_step, "Stopwatch", Watched)
+        step.run(batches)
     return Watched.found
 
 
-def here() -> World:
-    rank, size = dist.get_rank(), dist.get_world_size()
-    return World(rank=rank, size=size, local_size=size, device=torch.device("cpu"), control=dist.group.WORLD)
-
-
 def visited(found: list[tuple[str, set[str]]]) -> list[str]:
-    """Parts in the order of their time, each once between two others, without the waiting."""
+    """The parts in order of time, without waiting; a part that continues is listed once."""
     parts = [part for part, _ in found if part != "waiting"]
     return [part for part, before in zip(parts, [None, *parts], strict=False) if part != before]
 
@@ -188,14 +183,14 @@ def test_replicated_tables_are_averaged_on_the_way_back_and_updated_at_the_end()
 
 
 def test_only_steps_that_are_left_are_timed(tmp_path: Path) -> None:
-    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"), control=dist.group.WORLD)
+    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"), control=None)  # type: ignore[arg-type]  # alone
     log = RunLog(str(tmp_path), LogConfig(timed=(3, 5)), world, {})
     assert log.timing(Progress(identity={}, lanes=1, step=5)) is None
     timing = log.timing(Progress(identity={}, lanes=1, step=4, plan={"t": 1}))
     assert timing is not None
     assert (timing.first, timing.last, timing.step, timing.plan) == (3, 5, 4, {"t": 1})
     assert RunLog(str(tmp_path), LogConfig(), world, {}).timing(Progress(identity={}, lanes=1)) is None
-    with pytest.raises(ValueError, match=r"timed steps must be among the run's 4: got \(3, 5\); name earlier ones"):
+    with pytest.raises(ValueError, match=r"timed steps must be among the run's 4 steps: got \(3, 5\); name earlier"):
         log.start(0, 4)
 
 

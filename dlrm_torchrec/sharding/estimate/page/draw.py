@@ -1,4 +1,4 @@
-"""Pieces of the page of a plan: numbers with units, bars, tables, names of ranks."""
+"""Parts of a plan's page: numbers with units, bars, tables, names of ranks."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from dlrm_torchrec.sharding.estimate.estimate import PARTS
 SIZES = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 SPEEDS = ((10**9, "G rows/s"), (10**6, "M rows/s"), (10**3, "k rows/s"))
 STAGES = {"input_dist": "input", "prefetch": "prefetch", "fwd": "forward", "bwd": "backward"}
-LISTED_RUNS = 4  # of ranks, before the others are only counted
+LISTED_RUNS = 4  # runs of ranks that are listed; the other ranks are only counted
 
-# the parts of a step, as bars stack them: all compute before all comms
+# the parts of a step in the order of a bar's segments: all compute before all comms
 FAMILIES = {family: tuple(part for part in PARTS if part.endswith(f"_{family}")) for family in ("compute", "comms")}
 
 
 def part_name(part: str) -> str:
-    """``forward compute`` for fwd_compute."""
+    """The name that people see, for example ``forward compute`` for fwd_compute."""
     stage, _, family = part.rpartition("_")
     return f"{STAGES[stage]} {family}"
 
 
 def size_text(count: float, digits: int = 2) -> str:
-    """Bytes for people, a GB being 10**9 of them."""
+    """Bytes as text with a unit; 1 GB is 10**9 bytes."""
     return _scaled(count, SIZES, "B", digits)
 
 
 def size(count: int) -> str:
-    """Bytes for people, with the exact number for programs."""
+    """Bytes as text with a unit, plus the exact number in an attribute for programs."""
     return _quantity(count, size_text(count))
 
 
@@ -57,9 +57,9 @@ def _quantity(value: float, shown: str) -> str:
 
 
 def bar(amounts: Mapping[str, tuple[str, float, str]], whole: float) -> str:
-    """Segments side by side, as wide as their shares of ``whole``: for each class of the style, name, amount and text.
+    """A bar of segments, each as wide as its share of ``whole``; ``amounts`` maps a CSS class to name, amount and text.
 
-    The same numbers stand beside every bar, so that screen readers pass it over.
+    Screen readers skip the bar because the same numbers are next to it.
     """
     segments = "".join(
         f'<span class="{kind}" style="width:{100 * amount / whole:.4g}%" title="{name} {text}"></span>'
@@ -86,13 +86,13 @@ def swatch(kind: str) -> str:
 
 
 def legend(kinds: Mapping[str, str]) -> str:
-    """What the colours mean: a name for each class of the style."""
+    """The meaning of the colours; ``kinds`` maps a CSS class to its name."""
     items = "".join(f"<li>{swatch(kind)}{name}</li>" for kind, name in kinds.items())
     return f'<ul class="legend">{items}</ul>'
 
 
 def table(head: str, rows: str, caption: str, *, kind: str, seen: bool = True) -> str:
-    """A table of HTML rows, scrolled by itself where it is wider than the page, also with the keyboard."""
+    """A table of HTML rows; if it is wider than the page, it scrolls by itself, also with the keyboard."""
     return (
         f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table class="{kind}">'
         f"<caption{'' if seen else ' class=unseen'}>{caption}</caption><thead>{head}</thead><tbody>{rows}</tbody>"
@@ -105,7 +105,7 @@ def columns(*names: str) -> str:
 
 
 def scale(whole: str, attributes: str = "") -> str:
-    """The head of a column of bars: what their two ends mean."""
+    """The head of a column of bars, which shows the values of their two ends."""
     return (
         f'<th scope="col" class="drawn"{attributes}><span class="ends"><span>0</span><span>{whole}</span></span></th>'
     )
@@ -116,7 +116,7 @@ def cells(contents: Iterable[str]) -> str:
 
 
 def alike(keys: Sequence[Hashable]) -> list[list[int]]:
-    """The ranks in groups of equal keys, in the order of their first ones."""
+    """The ranks in groups of equal keys, ordered by the first rank of each group."""
     groups: dict[Hashable, list[int]] = {}
     for rank, key in enumerate(keys):
         groups.setdefault(key, []).append(rank)
@@ -124,7 +124,10 @@ def alike(keys: Sequence[Hashable]) -> list[list[int]]:
 
 
 def ranks_text(ranks: Sequence[int]) -> str:
-    """``0-7, 16``, the dash as an entity, for ranks that ascend; of many runs the first, and how many ranks more."""
+    """Ascending ranks as text, such as ``0-7, 16``, with the dash as an HTML entity.
+
+    If there are many runs, only the first ones are listed and the other ranks are counted.
+    """
     listed = runs(ranks)[:LISTED_RUNS]
     texts = [f"{first}" if first == last else f"{first}&ndash;{last}" for first, last in listed]
     more = len(ranks) - sum(last - first + 1 for first, last in listed)

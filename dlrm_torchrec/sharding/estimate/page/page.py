@@ -1,4 +1,4 @@
-"""Estimates as a page: what a plan takes of every rank, where it puts every table, and what else was considered."""
+"""Estimates as a web page: memory and time of every rank, the ranks of every table, and the ways considered."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dlrm_torchrec.sharding.estimate.page.tables import placement_section
 
 
 def page(estimates: Sequence[Estimate], title: str) -> str:
-    """One HTML document that needs no other file and no script: a comparison of the estimates, then each by itself."""
+    """One HTML document without other files or scripts: a comparison of the estimates, then a section for each."""
     sections = [_topology(number, estimate) for number, estimate in enumerate(estimates)]
     if len(estimates) > 1:
         sections.insert(0, _comparison(estimates))
@@ -32,8 +32,8 @@ def page(estimates: Sequence[Estimate], title: str) -> str:
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         f'<header><p class="eyebrow">Sharding plan</p><h1>{escape(title)}</h1>'
-        '<p class="lede">What TorchRec&rsquo;s planner expects of a training step of the embedding tables alone: dense '
-        "layers and the reading of data are not in it, and nothing was measured. A GB is 10<sup>9</sup> bytes.</p>"
+        '<p class="lede">TorchRec&rsquo;s planner estimates the embedding tables&rsquo; part of a training step. Dense '
+        "layers and reading data are not included, and nothing was measured. 1 GB is 10<sup>9</sup> bytes.</p>"
         "</header>\n" + "\n".join(sections) + "\n</main>\n</body>\n</html>\n"
     )
 
@@ -52,10 +52,10 @@ def _figures(estimate: Estimate) -> str:
     memory, rank, held = _fullest(estimate)
     total = sum(sum(estimate.rank_bytes(each)) for each in MEMORIES)
     figures = {
-        "Ranks": (f"{estimate.world_size:,}", f"for {len(estimate.tables):,} tables of {size(total)} in all"),
+        "Ranks": (f"{estimate.world_size:,}", f"for {len(estimate.tables):,} tables of {size(total)} in total"),
         f"Fullest rank, {MEMORIES[memory]}": (size(_used(held)), f"rank {rank}, of {size(_usable(held))} usable"),
         "Slowest rank": (time(sum(_slowest(estimate).values())), f"rank {estimate.critical_rank()}, per step"),
-        "Speed of tables": (speed(_rows_per_second(estimate)), "if nothing else takes longer"),
+        "Speed of tables": (speed(_rows_per_second(estimate)), "if no other part of a step is slower"),
     }
     items = "".join(
         f'<div><dt>{name}</dt><dd>{number}</dd><dd class="note">{note}</dd></div>'
@@ -95,12 +95,12 @@ def _comparison(estimates: Sequence[Estimate]) -> str:
 
 
 def _slowest(estimate: Estimate) -> dict[str, float]:
-    """Milliseconds of the rank that the others wait for, by part."""
+    """Milliseconds by part of the rank that the others wait for."""
     return estimate.rank_milliseconds()[estimate.critical_rank()]
 
 
 def _fullest(estimate: Estimate) -> tuple[str, int, dict[str, int]]:
-    """The memory that tables lie in, the rank that holds most there, and what it holds."""
+    """The memory that holds the tables, its fullest rank, and the bytes that this rank holds by kind."""
     memory = memories(estimate)[0]
     used = estimate.rank_bytes(memory)
     rank = used.index(max(used))

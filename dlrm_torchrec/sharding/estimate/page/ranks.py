@@ -1,4 +1,4 @@
-"""The page's drawings of ranks: their memory, their time, and the path that the others wait for."""
+"""The page's drawings of ranks: their memory, their time, and the slowest rank in detail."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ MEMORY = {
     "free": "free",
     "reserved": "reserved",
 }
-SHOWN_GROUPS = 32  # of equal ranks; where there are more, the largest are shown and all can be unfolded
+SHOWN_GROUPS = 32  # groups of equal ranks; if there are more, the largest are shown and a click opens all
 LARGEST_GROUPS = 16
-SHOWN_TABLES = 8  # of the critical path
+SHOWN_TABLES = 8  # tables that are listed for the slowest rank
 
 
 def memories(estimate: Estimate) -> list[str]:
-    """The memories to draw: where tables lie unless they are offloaded, then that of the hosts if any are."""
+    """The memories to draw: the one that holds tables, then that of the hosts if tables are offloaded to it."""
     return [memory for memory in MEMORIES if memory == estimate.memory or any(estimate.rank_bytes(memory))]
 
 
 def rank_memory(estimate: Estimate, memory: str) -> list[dict[str, int]]:
-    """Bytes of every rank's ``memory`` by what they hold; they add up to its capacity.
+    """Bytes of every rank's ``memory`` by kind; they add up to its capacity.
 
-    A shard's weights and moments lie in DDR when it takes enough of it for them, and its HBM is a cache then.
+    The weights and moments of a shard are in DDR if the shard uses enough DDR to hold them; its HBM is a cache then.
     """
     on_device = memory == "hbm"
     capacity = estimate.capacity(memory)
@@ -64,12 +64,12 @@ def rank_memory(estimate: Estimate, memory: str) -> list[dict[str, int]]:
 
 
 def memory_bar(held: Mapping[str, int], whole: int) -> str:
-    """A bar of what ``rank_memory`` gives for a rank."""
+    """A bar of the bytes that ``rank_memory`` returns for a rank."""
     return bar({kind: (MEMORY[kind], count, size_text(count)) for kind, count in held.items()}, whole)
 
 
 def memory_section(estimate: Estimate, memory: str) -> str:
-    """A bar of every rank's bytes by what they hold, beside the numbers; ranks that read the same share a row."""
+    """A bar and the numbers of every rank's bytes by kind; ranks with the same text share a row."""
     ranks, used, name = rank_memory(estimate, memory), estimate.rank_bytes(memory), MEMORIES[memory]
     whole = max(sum(held.values()) for held in ranks)
 
@@ -80,21 +80,20 @@ def memory_section(estimate: Estimate, memory: str) -> str:
 
     kinds = [kind.capitalize() for kind in MEMORY.values()]
     head = f"<tr>{columns('Rank')}{scale(size_text(whole))}{columns('Tables', *kinds)}</tr>"
+    groups = alike([tuple(map(size_text, held.values())) for held in ranks])
     cached = (
-        ", and caches of tables in the host&rsquo;s memory" if memory == "hbm" and "ddr" in memories(estimate) else ""
+        " and caches of tables in the host&rsquo;s memory" if memory == "hbm" and "ddr" in memories(estimate) else ""
     )
     return (
         f"<h3>{name} per rank</h3>{legend(MEMORY)}"
-        + _chart(
-            alike([tuple(map(size_text, held.values())) for held in ranks]), used, row, head, f"{name} of every rank"
-        )
+        + _chart(groups, row, amounts=used, head=head, caption=f"{name} of every rank")
         + f'<p class="note">Buffers hold the ids and rows of a step{cached}. '
-        "Reserved is for what is not sharded, and a margin.</p>"
+        "Reserved memory is for everything that is not sharded, plus a margin.</p>"
     )
 
 
 def time_section(estimate: Estimate) -> str:
-    """A bar of every rank's milliseconds by part, beside the numbers; the rank that the others wait for is marked."""
+    """A bar and the numbers of every rank's milliseconds by part; the rank that the others wait for is marked."""
     ranks, critical, families = estimate.rank_milliseconds(), estimate.critical_rank(), _timed_parts(estimate)
     parts = [part for family in families.values() for part in family]
     totals = [sum(rank.values()) for rank in ranks]
@@ -114,7 +113,7 @@ def time_section(estimate: Estimate) -> str:
     )
     groups = alike([tuple(f"{rank[part]:.3f}" for part in parts) for rank in ranks])
     return f"<h3>Time per rank</h3>{legend({part: part_name(part) for part in parts})}" + _chart(
-        groups, totals, row, head, "Time of a step on every rank"
+        groups, row, amounts=totals, head=head, caption="Time of a step on every rank"
     )
 
 
@@ -134,7 +133,7 @@ def _row(group: list[int], mark: str, drawing: str, numbers: list[str]) -> str:
 
 
 def _chart(
-    groups: list[list[int]], amounts: Sequence[float], row: Callable[[list[int]], str], head: str, caption: str
+    groups: list[list[int]], row: Callable[[list[int]], str], *, amounts: Sequence[float], head: str, caption: str
 ) -> str:
     whole = table(head, "".join(map(row, groups)), caption, kind="chart", seen=False)
     if len(groups) <= SHOWN_GROUPS:
@@ -144,7 +143,7 @@ def _chart(
         table(
             head,
             "".join(map(row, largest)),
-            f"{caption}: the largest {LARGEST_GROUPS} of {len(groups):,} groups of alike ranks",
+            f"{caption}: the largest {LARGEST_GROUPS} of {len(groups):,} groups of equal ranks",
             kind="chart",
         )
         + f'<details class="all"><summary>All {sum(map(len, groups)):,} ranks</summary>{whole}</details>'
@@ -152,7 +151,7 @@ def _chart(
 
 
 def critical_section(estimate: Estimate) -> str:
-    """The slowest rank's time by compute and comms, by part, and by the tables that take most of it."""
+    """The slowest rank's time: compute and comms, each part, and the tables that take most of it."""
     rank, ranks = estimate.critical_rank(), estimate.rank_milliseconds()
     parts = ranks[rank]
     total = sum(parts.values())
@@ -177,7 +176,7 @@ def critical_section(estimate: Estimate) -> str:
 
 
 def _contributions(estimate: Estimate, rank: int, total: float) -> str:
-    """The tables that take longest on ``rank``, and how long the others take together."""
+    """The tables that take longest on ``rank``, and the total time of all others."""
     found: list[tuple[float, str, dict[str, float]]] = []
     for each in estimate.tables:
         parts = dict.fromkeys(PARTS, 0.0)

@@ -1,4 +1,4 @@
-"""The page's style sheet: one accent for memory and compute, one other hue for comms; light, dark and printed."""
+"""The page's style sheet: one colour for memory and compute, another for comms; for light, dark and print."""
 
 STYLE = """
 :root {
@@ -44,7 +44,7 @@ sup { line-height: 0; }
 .figures dd:not(.note) .unit { font-size: .6em; font-weight: 500; }
 
 .scroll {
-  overflow-x: auto;  /* a shadow at each end that more lies beyond */
+  overflow-x: auto;  /* a shadow at an end shows that there is more to scroll */
   background:
     linear-gradient(to right, var(--paper) 40%, transparent) left / 2rem 100% no-repeat local,
     linear-gradient(to left, var(--paper) 40%, transparent) right / 2rem 100% no-repeat local,

@@ -1,4 +1,4 @@
-"""The page's drawing of tables: on which ranks each lies, and which other ways to shard it were considered."""
+"""The page's drawing of tables: the ranks of each table, and the ways to shard it that were considered."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from dlrm_torchrec.sharding.estimate.page.draw import (
     time,
 )
 
-SHADES = 5  # of a shard's bytes, each for a tenth of the one before
+SHADES = 5  # colours for the bytes of a shard; each stands for a tenth of the bytes of the one before
 SHOWN_TABLES = 40
 LISTED_FACTORS = 8
 TICKS = 8
 
 
 def placement_section(estimate: Estimate) -> str:
-    """A row per table, largest first: the ranks it lies on, shaded by bytes; it unfolds to numbers and alternatives."""
+    """One row per table, largest first: its ranks, coloured by bytes. A row opens to show numbers and alternatives."""
     world_size = estimate.world_size
     by_rank = {table.name: _rank_bytes(table, world_size) for table in estimate.tables}
     tables = sorted(estimate.tables, key=lambda table: -table.rows * table.dim)
@@ -38,15 +38,15 @@ def placement_section(estimate: Estimate) -> str:
     shown, rest = rows[:SHOWN_TABLES], rows[SHOWN_TABLES:]
     folded = (
         f'<details class="all"><summary>{len(rest)} smaller tables, '
-        f"{size(sum(sum(by_rank[table.name]) for table in tables[SHOWN_TABLES:]))} in all</summary>"
+        f"{size(sum(sum(by_rank[table.name]) for table in tables[SHOWN_TABLES:]))} in total</summary>"
         f'<ol class="tables" start="{SHOWN_TABLES + 1}">{"".join(rest)}</ol></details>'
         if rest
         else ""
     )
     grid = 1 if world_size <= 4 * TICKS else step
     return (
-        "<h3>Where every table lies</h3><p class=note>Largest first; open one for its numbers and the ways considered."
-        f"</p>{legend(_shade_names(top))}"
+        "<h3>Ranks of every table</h3><p class=note>The largest tables come first. Open a table to see its numbers and "
+        f"the ways to shard it that were considered.</p>{legend(_shade_names(top))}"
         f'<div class="placement" style="--cell:{100 * grid / world_size:.4g}%">'
         '<div class="axis" aria-hidden="true"><span>Table</span><span>Rows &times; dim</span>'
         f'<div class="ticks">{ticks}</div><span>Sharding</span><span>Ranks</span><span>Per rank</span></div>'
@@ -62,7 +62,7 @@ def _rank_bytes(placed: TableEstimate, world_size: int) -> list[int]:
 
 
 def _shade(count: int, top: int) -> int:
-    """0 for ``top`` bytes and more, 1 for a tenth of it, and so on."""
+    """The number of the colour: 0 for at least ``top`` bytes, 1 for at least a tenth of it, and so on."""
     return next((shade for shade in range(SHADES - 1) if count * 10**shade >= top), SHADES - 1)
 
 
@@ -143,10 +143,12 @@ def _ways(placed: TableEstimate) -> str:
         "Sharding", "Slowest shard", "times chosen", "Largest shard", "times chosen", "All shards", "Shards", "Kernel"
     )
     if faster:
-        reason = f"{faster} would be faster alone: no plan tried with them is faster and fits."
+        reason = (
+            f"{faster} of these would be faster for this table alone, but no tried plan with them is faster and fits."
+        )
     elif len(placed.alternatives) > 1:
-        reason = "The chosen way is the fastest by its slowest shard."
+        reason = "The slowest shard of the chosen way takes the least time of all ways."
     else:
-        reason = "The only way that ranks and options leave."
+        reason = "This is the only way that the topology and the options allow."
     caption = f"Ways considered for {escape(placed.name)}, fastest first"
     return table(f"<tr>{head}</tr>", rows, caption, kind="ways") + f'<p class="note">{reason}</p>'

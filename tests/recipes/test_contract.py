@@ -1,0 +1,79 @@
+"""The contract of a recipe, dlrm_torchrec/recipe.py: ours keep it, and a copy that breaks it gets one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dlrm_torchrec.recipe import load_ranking_recipe, load_training_recipe, read_config
+from tests.recipe import ROOT
+
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("train_*.py"))
+WITHOUT_BINARY_LABELS = {"train_mf", "train_neumf"}
+ADVICE = r"Recipe in dlrm_torchrec/recipe.py says what it is for; copy it from train_dlrm$"
+
+
+def copy(folder: Path, before: str, after: str) -> str:
+    """The path of a copy of train_dlrm.py in which ``before`` was changed to ``after``."""
+    text = (ROOT / "recipes" / "train_dlrm.py").read_text()
+    assert before in text
+    path = folder / "mine.py"
+    path.write_text(text.replace(before, after))
+    return str(path)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_ours_keep_it(recipe: str) -> None:
+    assert load_training_recipe(recipe).PRESETS["demo"].seed == 0
+    if recipe in WITHOUT_BINARY_LABELS:
+        with pytest.raises(
+            ValueError, match=rf"^recipe must define open_streams: got '{recipe}', which does.*{ADVICE}"
+        ):
+            load_ranking_recipe(recipe)
+    else:
+        assert load_ranking_recipe(recipe).open_streams.__module__ == "dlrm_torchrec.datasets.open"
+
+
+def test_a_copy_that_keeps_the_names_keeps_it(tmp_path: Path) -> None:
+    path = copy(tmp_path, "    batch_size: int = 2048", "    my_own: float = 0.5\n    batch_size: int = 512")
+    assert load_ranking_recipe(path).PRESETS["demo"].batch_size == 512
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("def build(", "def make(", r"^recipe must define build: got '.*mine\.py', which does not; Training"),
+        ("def main(", "def run(", r"^recipe must define main: got"),
+        ("PRESETS = {", "CONFIGS = {", r"^recipe must define PRESETS: got"),
+        (
+            "world_size: int, device: torch.device) ->",
+            "device: torch.device) ->",
+            r"^build of recipe '.*' must take \(cfg, spec, world_size, device\): got \(cfg: .*device: .*\).*; Training",
+        ),
+        (
+            "    tables: TablesConfig = TablesConfig()",
+            "    storage: TablesConfig = TablesConfig()",
+            r"^Config of recipe '.*' must have a field tables of type .*TablesConfig: got none; Training",
+        ),
+        (
+            "    seed: int = 0",
+            '    seed: str = "0"',
+            r"^Config of recipe '.*' must have a field seed of type int: got str; Training",
+        ),
+        ('    "demo": Config(),', '    "demo": None,', r"^PRESETS of recipe '.*' must map names to Config: got"),
+    ],
+)
+def test_a_copy_that_breaks_it_gets_one_sentence(tmp_path: Path, before: str, after: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"{message}.*{ADVICE}"):
+        load_training_recipe(copy(tmp_path, before, after))
+
+
+def test_tools_are_no_training_recipes() -> None:
+    with pytest.raises(ValueError, match=r"^recipe must define build: got 'compare_embeddings', which does not; .*"):
+        load_training_recipe("compare_embeddings")
+
+
+def test_a_folder_without_a_config_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"run must be the folder of a run, with config.json: got .*; name one under"):
+        read_config(load_training_recipe("train_dlrm"), str(tmp_path))

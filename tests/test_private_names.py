@@ -1,0 +1,352 @@
+"""Private names of other packages that we use: all are listed here, and the installed versions still have them.
+
+An upgrade may remove or change them without notice. So take a public name where the package has one in every version
+that setup.cfg allows; otherwise list the private one with the reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import dlrm_torchrec
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("dlrm_torchrec", "recipes", "data", "torchx_components", "benchmarks", "docs", "tests")
+DOCUMENTED = {"_exit", "_replace"}  # of os, of named tuples
+
+
+class Private(NamedTuple):
+    """Private names of one class or module of another package, and what we need them for."""
+
+    home: str
+    names: list[str]
+    files: list[str]  # of ours, all of which use all of the names
+    reason: str
+
+
+SHARDING = "dlrm_torchrec/sharding"
+SHARDED_TABLES = "torchrec.distributed.embeddingbag.ShardedEmbeddingBagCollection"
+LOOKUP = "torchrec.distributed.embedding_lookup.GroupedPooledEmbeddingsLookup"
+STORAGE = ["dlrm_torchrec/train/checkpoints/storage.py", "tests/test_stack.py"]
+RECORD = "A checkpoint's metadata is a pickle that names it; a name that is not on our list is refused."
+GROUPS = "The tables of each rank as TorchRec groups them for its lookups; ours are built from the same groups."
+
+LIST = [
+    # torch: an optimizer in backward
+    Private(
+        "torch.distributed.optim",
+        ["_apply_optimizer_in_backward"],
+        [
+            "benchmarks/cpu_training.py",
+            "dlrm_torchrec/cli/trial.py",
+            "dlrm_torchrec/train/optimizers.py",
+            "tests/sharding/modules/test_concurrent.py",
+            "tests/sharding/sharded.py",
+            "tests/test_stack.py",
+        ],
+        "TorchRec's public function is deprecated, and says to call this one.",
+    ),
+    Private(
+        "torch.distributed.optim.apply_optimizer_in_backward",
+        ["_optimizer_classes"],
+        [f"{SHARDING}/modules/sharder.py", f"{SHARDING}/planner/enumerator.py"],
+        "The only mark on a table of the optimizer that updates it; TorchRec's planner reads it, too.",
+    ),
+    Private(
+        "torch.distributed.optim.apply_optimizer_in_backward",
+        ["_optimizer_kwargs"],
+        ["tests/train/test_optimizers.py"],
+        "What FBGEMM is told about the optimizer.",
+    ),
+    # torch: operators
+    Private(
+        "torch.ops.c10d",
+        ["_allgather_base_", "_reduce_scatter_base_"],
+        ["dlrm_torchrec/train/timing/wire.py"],
+        "The operators behind all_gather_into_tensor and reduce_scatter_tensor, whose bytes are counted.",
+    ),
+    Private(
+        "torch.utils",
+        ["_python_dispatch"],
+        ["dlrm_torchrec/train/timing/wire.py", "tests/embeddings/compositional/test_assigned.py"],
+        "The only module that has TorchDispatchMode, which sees every operator that runs.",
+    ),
+    Private(
+        "torch.ops.aten",
+        ["_to_copy"],
+        ["tests/embeddings/compositional/test_assigned.py"],
+        "The operator behind Tensor.to.",
+    ),
+    Private(
+        "torch",
+        ["_assert_async"],
+        ["dlrm_torchrec/embeddings/compositional/table.py"],
+        "No public function checks a tensor on a GPU without waiting for it.",
+    ),
+    Private(
+        "torch",
+        ["_int_mm"],
+        ["benchmarks/int64_gemm.py", "dlrm_torchrec/inference/integers/int64_matmul.py"],
+        "No public function multiplies matrices of 8-bit integers on a GPU.",
+    ),
+    Private(
+        "torch",
+        ["_make_per_channel_quantized_tensor"],
+        ["dlrm_torchrec/inference/mlps/linear.py"],
+        "quantize_per_channel takes floats and would round them again, wrongly where a scale is below 1e-38.",
+    ),
+    Private(
+        "torch.cpu",
+        ["_is_vnni_supported"],
+        ["tests/inference/integers/test_int64_matmul.py"],
+        "get_cpu_capability does not tell whether a CPU has VNNI.",
+    ),
+    # torch: modules
+    Private(
+        "torch.nn.Module",
+        ["_modules"],
+        ["dlrm_torchrec/inference/mlps/quantize.py"],
+        "A shallow copy of a module shares this dictionary with it and needs one of its own.",
+    ),
+    Private(
+        "torch.nn.Module",
+        ["_forward_pre_hooks"],
+        ["tests/inference/mlps/test_quantize.py"],
+        "No public method lists a module's hooks.",
+    ),
+    Private(
+        "torch.fx",
+        ["_symbolic_trace"],
+        ["dlrm_torchrec/train/world.py"],
+        "The name of a logger whose warnings are kept off the terminal.",
+    ),
+    # torch: checkpoints
+    Private("torch.distributed.checkpoint.metadata", ["_MEM_FORMAT_ENCODING"], STORAGE, RECORD),
+    Private("torch.distributed.checkpoint.filesystem", ["_StorageInfo"], STORAGE, RECORD),
+    Private("torch.serialization", ["_get_layout"], STORAGE, RECORD),
+    # TorchRec: sharded tables
+    Private(
+        SHARDED_TABLES,
+        [
+            "_create_output_dist",
+            "_device",
+            "_dim_per_key",
+            "_embedding_dims",
+            "_embedding_names",
+            "_update_output_dist",
+        ],
+        [f"{SHARDING}/modules/compositional.py"],
+        "TorchRec divides the sums of mean pooling by these names and dims, so renaming its result would be too late.",
+    ),
+    Private(
+        SHARDED_TABLES,
+        ["_lookups"],
+        [
+            f"{SHARDING}/modules/concurrent.py",
+            "dlrm_torchrec/train/timing/timed_step.py",
+            "tests/sharding/modules/test_concurrent.py",
+        ],
+        "They are in a plain list, so modules() does not find them.",
+    ),
+    Private(
+        "torchrec.distributed.embedding_sharding",
+        ["_batch_key"],
+        [f"{SHARDING}/modules/compositional.py", f"{SHARDING}/modules/concurrent.py"],
+        "TorchRec makes one kernel of tables with equal keys; no public parameter tells it which tables to part.",
+    ),
+    Private(
+        "torchrec.distributed.sharding.tw_sharding.BaseTwEmbeddingSharding",
+        ["_grouped_embedding_configs", "_grouped_embedding_configs_per_rank"],
+        [f"{SHARDING}/modules/composed_shardings.py"],
+        GROUPS,
+    ),
+    Private(
+        "torchrec.distributed.sharding.twrw_sharding.BaseTwRwEmbeddingSharding",
+        ["_grouped_embedding_configs_per_node"],
+        [f"{SHARDING}/modules/composed_shardings.py"],
+        GROUPS,
+    ),
+    # TorchRec: parts of modules
+    Private(
+        LOOKUP,
+        ["_create_embedding_kernel"],
+        [f"{SHARDING}/modules/composed_kernels.py"],
+        "The only place where a lookup can be given a kernel of our own.",
+    ),
+    Private(
+        LOOKUP,
+        ["_emb_modules"],
+        [f"{SHARDING}/modules/concurrent.py"],
+        "The kernels of a lookup, each of which gets a thread.",
+    ),
+    Private(
+        LOOKUP,
+        ["_feature_splits"],
+        [f"{SHARDING}/modules/composed_kernels.py", f"{SHARDING}/modules/concurrent.py"],
+        "How many features each kernel takes: a compositional one takes fewer than TorchRec counts.",
+    ),
+    Private(
+        "torchrec.modules.mlp.Perceptron",
+        ["_activation_fn", "_linear"],
+        ["dlrm_torchrec/inference/mlps/quantize.py"],
+        "An int8 layer replaces them both.",
+    ),
+    # Python
+    Private(
+        "argparse.ArgumentParser", ["_actions"], ["tests/test_docs.py"], "No public method lists a parser's options."
+    ),
+]
+NAMES = {name: private for private in LIST for name in private.names}
+
+
+def python_files() -> Iterator[Path]:
+    """Our own source, without following links (the library links to the recipes)."""
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if not any(parent.is_symlink() for parent in path.parents):
+                yield path
+
+
+def is_private(name: str) -> bool:
+    return re.fullmatch(r"_[A-Za-z0-9]\w*", name) is not None and name not in DOCUMENTED
+
+
+def is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
+def defined(tree: ast.AST) -> set[str]:
+    """Private names of classes, functions, variables and attributes of ``self`` that the source creates."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_self(node.value):
+            names.add(node.attr)
+    return set(filter(is_private, names))
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything imported."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def of_others(tree: ast.AST, ours: set[str], in_a_test: bool) -> Iterator[tuple[int, str]]:
+    """Line and name of each private name that is used and is not one of ``ours``.
+
+    We reach our own through ``self``; only tests reach them otherwise. A string counts where it names an attribute
+    (``getattr`` and its like), and wherever it is a name of the list.
+    """
+    for line, name in imported(tree):
+        package, *names = name.split(".")
+        if package not in {*FOLDERS, *sys.stdlib_module_names}:
+            yield from ((line, part) for part in names if is_private(part))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            if node.attr not in ours or not (in_a_test or is_self(node.value)):
+                yield node.lineno, node.attr
+        elif isinstance(node, ast.Call) and re.search(r"\b(get|set|has|del)attr$", ast.unparse(node.func)):
+            for value in [argument.value for argument in node.args if isinstance(argument, ast.Constant)]:
+                if isinstance(value, str) and is_private(value) and value not in ours:
+                    yield node.lineno, value
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            name = node.value.rpartition(".")[2]
+            if name in NAMES:
+                yield node.lineno, name
+
+
+def used() -> dict[tuple[str, str], int]:
+    """(name, file) -> line of a use of each private name of other packages in our source."""
+    trees = {path: ast.parse(path.read_text()) for path in python_files() if path != Path(__file__)}
+    found: dict[tuple[str, str], int] = {}
+    for path, tree in trees.items():
+        ours = defined(tree)
+        for _, name in imported(tree):  # a module, or something of it
+            for module in (name, name.rpartition(".")[0]):
+                ours |= defined(trees.get(ROOT / f"{module.replace('.', '/')}.py", ast.Module([], [])))
+        file = str(path.relative_to(ROOT))
+        found |= {(name, file): line for line, name in of_others(tree, ours, file.startswith("tests/"))}
+    return found
+
+
+@cache
+def created_by(kind: type) -> set[str]:
+    """Private names of the methods and attributes of a class, without those of its bases."""
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError):  # not written in Python
+        return set(filter(is_private, vars(kind)))
+    return defined(ast.parse(textwrap.dedent(source)))
+
+
+def replaced() -> dict[tuple[str, str], int]:
+    """(name, file) -> line of each class of the library with a private name that a base in another package has."""
+    found: dict[tuple[str, str], int] = {}
+    for info in pkgutil.walk_packages(dlrm_torchrec.__path__, "dlrm_torchrec."):
+        module = importlib.import_module(info.name)
+        classes: list[Any] = [value for value in vars(module).values() if inspect.isclass(value)]
+        for kind in classes:
+            if kind.__module__ == info.name:
+                bases = [base for base in kind.__mro__[1:] if not base.__module__.startswith("dlrm_torchrec.")]
+                theirs = {
+                    name
+                    for base in bases
+                    for name in created_by(base)  # type: ignore[arg-type]  # mypy: object has no hash
+                }
+                file = f"{info.name.replace('.', '/')}.py"
+                found |= {(name, file): inspect.getsourcelines(kind)[1] for name in created_by(kind) & theirs}
+    return found
+
+
+def test_the_list_is_what_our_source_uses() -> None:
+    found = replaced() | used()
+    listed = {(name, file) for private in LIST for name in private.names for file in private.files}
+    new = [f"{file}:{line}: {name}" for (name, file), line in found.items() if (name, file) not in listed]
+    gone = [f"{file}: {name} is no longer used" for name, file in sorted(listed - found.keys())]
+    assert not new + gone, "use public names instead of new ones, or list them; take out those that are gone"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_installed_packages_still_have_it(name: str) -> None:
+    home = pkgutil.resolve_name(NAMES[name].home)
+    assert hasattr(home, name) or re.search(rf"\b{name}\b", inspect.getsource(home)), NAMES[name]
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import torch\ntorch._new_thing()", [(2, "_new_thing")]),
+        ("from torch._hidden import thing", [(1, "_hidden")]),
+        ("from torchrec import _thing as thing", [(1, "_thing")]),
+        ("import _thread\nfrom tests.recipe import _run", []),
+        ("getattr(tensor, '_mark', None)", [(1, "_mark")]),
+        ("patch.setattr(module, '_mark', None)", [(1, "_mark")]),
+        ("key = '_batch_key'", [(1, "_batch_key")]),
+        ("key = '_bucket'", []),
+        ("super()._create()", [(1, "_create")]),
+        ("self._own = other._own", [(1, "_own")]),
+        ("class A:\n  def _own(self):\n    return self._own()", []),
+        ("pair._replace(first=1).__class__", []),
+    ],
+)
+def test_each_kind_of_use_is_found(source: str, found: list[tuple[int, str]]) -> None:
+    tree = ast.parse(source)
+    assert list(of_others(tree, defined(tree), in_a_test=False)) == found
