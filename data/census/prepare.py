@@ -123,12 +123,12 @@ def integers(values: npt.NDArray[np.float64]) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    input: str  # folder with train.parquet and test.parquet
-    output: str  # folder to prepare
-    val_share: float = 0.0  # share of training rows for 'val', to choose settings; test.parquet is then 'test'
-    min_count: int = 2  # a category seen less often in training is 'unseen'
-    row_group_rows: int = 8_192  # rows that a rank reads at a time; few, so that several ranks share the rows evenly
-    overwrite: bool = False  # replace a folder that is already prepared
+    input: str  # Folder with train.parquet and test.parquet.
+    output: str  # Folder to prepare.
+    val_share: float = 0.0  # Share of training rows for 'val', to choose settings; test.parquet is then 'test'.
+    min_count: int = 2  # A category seen less often in training is 'unseen'.
+    row_group_rows: int = 8_192  # Rows that a rank reads at a time; few, so that several ranks share the rows evenly.
+    overwrite: bool = False  # Replace a folder that is already prepared.
 
 
 def main(cfg: Config) -> None:

@@ -36,28 +36,28 @@ DAYS_OF_KAGGLE = 7
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    kind: tyro.conf.Positional[Literal["kaggle", "1tb", "table"]]  # format of the input
-    input: tuple[str, ...]  # labelled files: train.txt, day_0 to day_23, or tables (.parquet or delimited text)
-    output: str  # folder to prepare, new or empty
-    val: tuple[str, ...] = ()  # files of split 'val'; with --val or --test, all of --input is training data
-    test: tuple[str, ...] = ()  # files of split 'test'
-    unlabelled: tuple[str, ...] = ()  # files without labels, such as test.txt: split 'unlabelled', label 0
-    val_share: float = 0.0  # share of random rows of --input for 'val'; 0 takes Criteo's last day instead
-    test_share: float = 0.0  # share of random rows of --input for 'test'
-    encoding: Literal["vocab", "hash"] = "vocab"  # Criteo: number the values, or hash them into the published rows
-    min_count: int = 1  # Criteo, vocab: a value seen less often in training counts as unseen
-    max_ind_range: int = 0  # Criteo: most ids per feature; 0 means 40,000,000 for 1tb and no limit for kaggle
-    spec: str = ""  # table: JSON file of a DatasetSpec
-    separator: str = ","  # table: the character between fields of text
-    negative_label: str | None = None  # table: label text that means 0; by default all but the spec's positive_label
-    max_bad_share: float = 0.01  # largest share of malformed rows; more end in an error
-    row_group_rows: int = ROW_GROUP_ROWS  # rows that a rank reads at a time
-    shuffle_window: int = 0  # shuffle the training rows within windows of so many rows; 0 keeps their order
-    seed: int = 0  # seed of the shuffling
-    workers: int | None = None  # number of processes; by default one per core, as far as the memory allows
-    memory_gib: float = 2.0  # memory of all processes of a rank together, for any size of input
-    rank_timeout_s: float = 300.0  # with several ranks: a rank that is silent for so long counts as dead
-    overwrite: bool = False  # replace a folder that is already prepared, or half prepared by another command
+    kind: tyro.conf.Positional[Literal["kaggle", "1tb", "table"]]  # Format of the input.
+    input: tuple[str, ...]  # Labelled files: train.txt, day_0 to day_23, or tables (.parquet or delimited text).
+    output: str  # Folder to prepare, new or empty.
+    val: tuple[str, ...] = ()  # Files of split 'val'; with --val or --test, all of --input is training data.
+    test: tuple[str, ...] = ()  # Files of split 'test'.
+    unlabelled: tuple[str, ...] = ()  # Files without labels, such as test.txt: split 'unlabelled', label 0.
+    val_share: float = 0.0  # Share of random rows of --input for 'val'; 0 takes Criteo's last day instead.
+    test_share: float = 0.0  # Share of random rows of --input for 'test'.
+    encoding: Literal["vocab", "hash"] = "vocab"  # For kaggle and 1tb: number the values, or hash them.
+    min_count: int = 1  # For vocab: a value seen less often in training counts as unseen.
+    max_ind_range: int = 0  # Most ids per feature of kaggle and 1tb; 0 means 40,000,000 for 1tb, no limit for kaggle.
+    spec: str = ""  # For table: JSON file of a DatasetSpec.
+    separator: str = ","  # For table: the character between fields of text.
+    negative_label: str | None = None  # For table: label text for 0; by default any but positive_label.
+    max_bad_share: float = 0.01  # Largest share of malformed rows; more end in an error.
+    row_group_rows: int = ROW_GROUP_ROWS  # Rows that a rank reads at a time.
+    shuffle_window: int = 0  # Shuffle the training rows within windows of so many rows; 0 keeps their order.
+    seed: int = 0  # Seed of the shuffling.
+    workers: int | None = None  # Number of processes; by default one per core, as far as the memory allows.
+    memory_gib: float = 2.0  # Memory of all processes of a rank together, for any size of input.
+    rank_timeout_s: float = 300.0  # With several ranks: a rank that is silent for so long counts as dead.
+    overwrite: bool = False  # Replace a folder that is already prepared, or half prepared by another command.
 
 
 def columns(cfg: Config) -> DatasetSpec:

@@ -35,17 +35,17 @@ DAY_S = 86_400
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    input: str  # folder that MovieLens unpacks to
-    output: str  # folder to prepare, new or empty
-    task: Literal["explicit", "implicit"] = "explicit"
-    liked: float = 4.0  # explicit: least rating with label 1
-    negatives: int = 4  # implicit: movies drawn for each training row
-    eval_negatives: int = 99  # implicit: movies drawn for each row of val and test
-    split: Literal["time", "leave_one_out"] = "time"  # hold out the latest ratings, or each user's last two
-    val_share: float = 0.1  # time: share of the ratings for 'val'
-    test_share: float = 0.1  # time: share of the ratings for 'test'
-    seed: int = 0  # seed of the negatives
-    overwrite: bool = False  # replace a folder that is already prepared
+    input: str  # Folder that MovieLens unpacks to.
+    output: str  # Folder to prepare, new or empty.
+    task: Literal["explicit", "implicit"] = "explicit"  # Predict whether users like a movie, or whether they watch it.
+    liked: float = 4.0  # For explicit: least rating with label 1.
+    negatives: int = 4  # For implicit: movies drawn for each training row.
+    eval_negatives: int = 99  # For implicit: movies drawn for each row of val and test.
+    split: Literal["time", "leave_one_out"] = "time"  # Hold out the latest ratings, or each user's last two.
+    val_share: float = 0.1  # For time: share of the ratings for 'val'.
+    test_share: float = 0.1  # For time: share of the ratings for 'test'.
+    seed: int = 0  # Seed of the negatives.
+    overwrite: bool = False  # Replace a folder that is already prepared.
 
 
 def spec_of(name: str, of_users: list[str]) -> DatasetSpec:
