@@ -45,7 +45,7 @@ class Config:
     val_share: float = 0.0  # Share of random rows of --input for 'val'; 0 takes Criteo's last day instead.
     test_share: float = 0.0  # Share of random rows of --input for 'test'.
     encoding: Literal["vocab", "hash"] = "vocab"  # For kaggle and 1tb: number the values, or hash them.
-    min_count: int = 1  # For vocab: a value seen less often in training counts as unseen.
+    min_count: int = 1  # For vocab of kaggle and 1tb: a value seen less often in training is unseen.
     max_ind_range: int = 0  # Most ids per feature of kaggle and 1tb; 0 means 40,000,000 for 1tb, no limit for kaggle.
     spec: str = ""  # For table: JSON file of a DatasetSpec.
     separator: str = ","  # For table: the character between fields of text.
