@@ -29,7 +29,8 @@ from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.config import ShardingConfig
-from dlrm_torchrec.sharding.plan import describe_plan, make_plan
+from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.sharding.plan_description import describe_plan
 from dlrm_torchrec.train.config import OptimizerConfig
 from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 from dlrm_torchrec.train.timing.wire import Wire
@@ -43,9 +44,10 @@ def sent(batch_size: int, world: World) -> dict[str, list[int]]:
     spec = demo_spec()
     tables = build_tables(spec.tables(dim=DIM))
     optimize_tables_in_backward(tables, OptimizerConfig(kind="sgd", lr=0.1))
-    topology = live_topology(world.size, world.local_size, world.device)
+    topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
     whole = ShardingConfig(kind="table_wise")
-    plan = make_plan(nn.Sequential(tables), tables, topology, batch_size // world.size, whole, spec, world.control)
+    share = batch_size // world.size  # of a rank
+    plan = make_plan(nn.Sequential(tables), tables, topology, whole, batch_size=share, spec=spec, group=world.control)
     if world.is_main:
         print(describe_plan(plan, tables, world.size))
     model = DistributedModelParallel(

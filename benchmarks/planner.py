@@ -28,7 +28,7 @@ from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.recipe import load_training_recipe
 from dlrm_torchrec.sharding.cluster.topology import parse_cluster
 from dlrm_torchrec.sharding.dry_run import DryRun
-from dlrm_torchrec.sharding.estimate.estimate import EstimateStats
+from dlrm_torchrec.sharding.estimate.planner_stats import EstimateStats
 
 ROOT = Path(__file__).parent.parent
 TOPOLOGY = "2x8:h100"
@@ -68,9 +68,9 @@ def main(rounds: int = 5) -> None:
         theirs.append(seconds(torchrec_alone))
     estimate, stats = dry_run(cfg, cluster), EstimateStats(TOPOLOGY)
     torchrec_alone(stats)
-    assert stats.found is not None
+    assert stats.estimate is not None
     slowest, theirs_slowest = (
-        sum(each.rank_milliseconds()[each.critical_rank()].values()) for each in (estimate, stats.found)
+        sum(each.rank_milliseconds()[each.critical_rank()].values()) for each in (estimate, stats.estimate)
     )
     print(
         f"{TOPOLOGY}, {rounds} rounds, medians: dry run {statistics.median(ours):.2f} s ({min(ours):.2f} to "

@@ -26,12 +26,12 @@ COMMAND = re.compile(r"^ *(python|torchrun|torchx) ", re.M)
 SUPPRESSED, POSITIONAL = get_args(Suppress[int])[1:], get_args(Positional[int])[1:]  # what is annotated
 
 
-def recipe_pages(recipes: Path) -> dict[str, str]:
+def recipe_pages(folder: Path) -> dict[str, str]:
     """Markdown by file name: a page per recipe in the folder, ``index.md``, and ``options.md`` for all."""
-    shelf = [Recipe(path.stem, path) for path in sorted(recipes.glob("*.py"))]
-    modules = {recipe.name: load_recipe(str(recipe.path)) for recipe in shelf}
-    pages = {f"{recipe.name}.md": recipe_page(recipe, modules[recipe.name], set(modules)) for recipe in shelf}
-    return {**pages, "index.md": index_page(shelf), OPTIONS_PAGE: options_page(modules)}
+    recipes = [Recipe(path.stem, path) for path in sorted(folder.glob("*.py"))]
+    modules = {recipe.name: load_recipe(str(recipe.path)) for recipe in recipes}
+    pages = {f"{recipe.name}.md": recipe_page(recipe, modules[recipe.name], set(modules)) for recipe in recipes}
+    return {**pages, "index.md": index_page(recipes), OPTIONS_PAGE: options_page(modules)}
 
 
 def recipe_page(recipe: Recipe, module: ModuleType, names: set[str]) -> str:
@@ -46,9 +46,9 @@ def recipe_page(recipe: Recipe, module: ModuleType, names: set[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def index_page(shelf: list[Recipe]) -> str:
+def index_page(recipes: list[Recipe]) -> str:
     rows = [["recipe", "what it does", "what to expect"]]
-    for recipe in shelf:
+    for recipe in recipes:
         told = recipe.describe()
         expected = told["expected"].removeprefix("Expected: ")
         rows.append([f"[{recipe.name}]({recipe.name}.md)", prose(told["teaches"], set()), prose(expected, set())])
@@ -78,12 +78,12 @@ def prose(text: str, names: set[str]) -> str:
     return text
 
 
-def presets(recipe: Recipe, found: Mapping[str, Any]) -> Iterator[str]:
+def presets(recipe: Recipe, configs: Mapping[str, Any]) -> Iterator[str]:
     """What each preset is for, and the options in which they differ."""
     notes = preset_notes(recipe.text)
-    told = {name: f": {prose(notes[name], set())}" if name in notes else "" for name in found}
+    told = {name: f": {prose(notes[name], set())}" if name in notes else "" for name in configs}
     yield "\n".join(f"- `python recipes/{recipe.name}.py {name}`{note}" for name, note in told.items())
-    values = {name: dict(flat(vars(config))) for name, config in found.items()}
+    values = {name: dict(flat(vars(config))) for name, config in configs.items()}
     first = next(iter(values))
     names = dict.fromkeys(option for each in values.values() for option in each)
     rows = [
@@ -93,7 +93,7 @@ def presets(recipe: Recipe, found: Mapping[str, Any]) -> Iterator[str]:
     ]
     if rows:
         yield f"The options in which they differ from `{first}`:"
-        yield table([["option", *found], *rows])
+        yield table([["option", *configs], *rows])
 
 
 def preset_notes(source: str) -> dict[str, str]:

@@ -1,10 +1,12 @@
-"""The import law: which part of the tree may import which, and how long a file may be."""
+"""The import law: which part of the tree may import which, and how large files and folders may be."""
 
 from __future__ import annotations
 
 import ast
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ LIBRARY = "dlrm_torchrec"
 # The parts of the library that each part may import besides itself; cli stands above them all.
 ALLOWED = {
     "schema": set[str](),
-    "presets": set[str](),
+    "command_line": set[str](),
+    "recipe": {"datasets", "embeddings", "schema", "sharding", "train"},
     "train": set[str](),
     "datasets": {"schema"},
     "preparation": {"datasets", "schema"},
@@ -31,19 +34,24 @@ ALLOWED["cli"] = set(ALLOWED)
 SCRIPTS = ("recipes", "data", "benchmarks")
 
 MAX_LINES = {LIBRARY: 400, "recipes": 200}
+MAX_FILES = 14  # of a folder of the library, besides __init__.py: about a dozen
 
 
 def violations(root: Path) -> list[str]:
     """One line per broken rule in the tree under ``root``; empty when the law holds."""
-    found = []
+    faults = []
+    imported: dict[Path, list[str]] = {}  # by each file of the library
     for folder in (LIBRARY, "torchx_components", "tests", *SCRIPTS):
         for file in sorted(_python_files(root / folder)):
             name = file.relative_to(root)
             source = file.read_text()
-            found += [f"{name}: {fault}" for fault in _length_faults(folder, source)]
-            for line, module in _imports(ast.parse(source), name):
-                found += [f"{name}:{line}: {fault}" for fault in _import_faults(file, name, module)]
-    return found
+            imports = list(_imports(ast.parse(source), name))
+            faults += [f"{name}: {fault}" for fault in _length_faults(folder, source)]
+            for line, module in imports:
+                faults += [f"{name}:{line}: {fault}" for fault in _import_faults(file, name, module)]
+            if folder == LIBRARY:
+                imported[name] = [module for _, module in imports]
+    return faults + _crowded_folders(list(imported)) + _circles(imported)
 
 
 def _python_files(folder: Path) -> Iterator[Path]:
@@ -104,6 +112,40 @@ def _library_faults(name: Path, target: list[str]) -> list[str]:
     return []
 
 
+def _crowded_folders(files: list[Path]) -> list[str]:
+    counts: dict[Path, int] = defaultdict(int)
+    for file in files:
+        counts[file.parent] += file.name != "__init__.py"
+    return [
+        f"{folder}: {count} files; at most {MAX_FILES} in a folder: put some of them into a sub-folder"
+        for folder, count in counts.items()
+        if count > MAX_FILES
+    ]
+
+
+def _circles(imported: dict[Path, list[str]]) -> list[str]:
+    """One line per folder whose files and sub-folders import each other in a circle.
+
+    A sub-folder counts as a whole, so that what lies in it imports no file above it that imports it in turn. Files of
+    any two folders that import each other make a circle of sub-folders where their paths part.
+    """
+    graphs: dict[tuple[str, ...], dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
+    for file, modules in imported.items():
+        own = file.with_suffix("").parts
+        for module in modules:
+            target = tuple(module.split("."))
+            depth = next((i for i, (a, b) in enumerate(zip(own, target, strict=False)) if a != b), 0)
+            if depth:  # else it is another package, or a folder above
+                graphs[own[:depth]][own[depth]][target[depth]] = None
+    faults = []
+    for folder, graph in graphs.items():
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            faults.append(f"{'/'.join(folder)}: {' imports '.join(reversed(error.args[1]))}; no import circles")
+    return faults
+
+
 def test_the_tree_obeys() -> None:
     assert violations(ROOT) == []
 
@@ -118,6 +160,10 @@ GOOD = {
     "dlrm_torchrec/__init__.py": "__version__ = '1'",
     "dlrm_torchrec/schema.py": "import dataclasses\nfrom __future__ import annotations",
     "dlrm_torchrec/datasets/stream.py": "import torch\nfrom dlrm_torchrec.schema import Table\nfrom . import batch",
+    "dlrm_torchrec/datasets/open.py": "from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream",
+    "dlrm_torchrec/datasets/synthetic/clicks.py": "from ..stream import Stream\nfrom . import zipf",
+    "dlrm_torchrec/datasets/synthetic/zipf.py": "from dlrm_torchrec.datasets.random import counter",
+    "dlrm_torchrec/datasets/random/counter.py": "import numpy",
     "dlrm_torchrec/models/fm.py": "from ..embeddings import rows\nfrom dlrm_torchrec.models import base",
     "dlrm_torchrec/train/log.py": "from dlrm_torchrec import __version__\nimport torchrec",
     "dlrm_torchrec/cli.py": "from dlrm_torchrec.sharding.plan import make_plan",
@@ -172,7 +218,47 @@ def test_a_lawful_tree_has_no_violations(tmp_path: Path) -> None:
 )
 def test_each_offence_is_found(tmp_path: Path, file: str, source: str, fault: str) -> None:
     write(tmp_path, {**GOOD, file: source})
-    found = violations(tmp_path)
-    assert len(found) == 1
-    assert found[0].startswith(file)
-    assert fault in found[0]
+    (line,) = violations(tmp_path)
+    assert line.startswith(file)
+    assert fault in line
+
+
+DATASETS = "dlrm_torchrec/datasets"
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "folder", "circle"),
+    [
+        ("batch.py", "from .stream import Stream", DATASETS, {"batch", "stream"}),
+        ("stream.py", "from . import open", DATASETS, {"open", "stream", "synthetic"}),
+        ("stream.py", "def f():\n  import dlrm_torchrec.datasets.synthetic.zipf", DATASETS, {"stream", "synthetic"}),
+        (
+            "synthetic/teacher.py",
+            "from dlrm_torchrec.datasets.open import open_streams",
+            DATASETS,
+            {"open", "synthetic"},
+        ),
+        ("random/normal.py", "from dlrm_torchrec.datasets.synthetic import zipf", DATASETS, {"random", "synthetic"}),
+        ("synthetic/zipf.py", "from .clicks import Clicks", f"{DATASETS}/synthetic", {"clicks", "zipf"}),
+    ],
+    ids=["two files", "three", "in a function", "a sub-folder and a file above it", "two sub-folders", "inside of one"],
+)
+def test_an_import_circle_is_found(tmp_path: Path, file: str, source: str, folder: str, circle: set[str]) -> None:
+    write(tmp_path, {**GOOD, f"{DATASETS}/{file}": source})
+    (line,) = violations(tmp_path)
+    where, _, rest = line.partition(": ")
+    assert where == folder
+    names = rest.partition(";")[0].split(" imports ")
+    assert names[0] == names[-1]
+    assert set(names) == circle
+    assert len(names) == len(circle) + 1
+
+
+def test_a_folder_of_too_many_files_is_found(tmp_path: Path) -> None:
+    write(tmp_path, {f"dlrm_torchrec/train/file_{number}.py": "" for number in range(MAX_FILES)})
+    write(tmp_path, {f"dlrm_torchrec/train/{name}.py": "" for name in ("__init__", "timing/__init__", "timing/watch")})
+    assert violations(tmp_path) == []
+    write(tmp_path, {"dlrm_torchrec/train/one_more.py": ""})
+    assert violations(tmp_path) == [
+        "dlrm_torchrec/train: 15 files; at most 14 in a folder: put some of them into a sub-folder"
+    ]

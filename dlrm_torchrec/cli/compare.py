@@ -26,14 +26,14 @@ def compare(one: str, other: str) -> Iterator[str]:
 def parts(text: str) -> dict[str, list[str]]:
     """The lines of a recipe by part: ``imports``, ``presets``, then each class and function by its name."""
     tree, lines = ast.parse(text), text.splitlines()
-    found: dict[str, list[str]] = {IMPORTS: sorted(_imported(tree)), PRESETS: []}
+    by_part: dict[str, list[str]] = {IMPORTS: sorted(_imported(tree)), PRESETS: []}
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            found[node.name] = lines[node.lineno - 1 : node.end_lineno]
+            by_part[node.name] = lines[node.lineno - 1 : node.end_lineno]
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PRESETS":
             assert isinstance(node.value, ast.Dict)
-            found[PRESETS] = [ast.literal_eval(key) for key in node.value.keys if key is not None]
-    return found
+            by_part[PRESETS] = [ast.literal_eval(key) for key in node.value.keys if key is not None]
+    return by_part
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:

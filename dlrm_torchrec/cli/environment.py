@@ -40,10 +40,10 @@ class Environment:
 
 def observe() -> Environment:
     packages: dict[str, importlib.metadata.Distribution] = {}
-    for found in importlib.metadata.distributions():
-        if found.read_text("METADATA") or found.read_text("PKG-INFO"):  # a broken removal leaves neither
-            name = re.sub(r"[-_.]+", "-", found.metadata["Name"]).lower()
-            packages.setdefault(name, found)  # the first on the path is the one that is imported
+    for package in importlib.metadata.distributions():
+        if package.read_text("METADATA") or package.read_text("PKG-INFO"):  # a broken removal leaves neither
+            name = re.sub(r"[-_.]+", "-", package.metadata["Name"]).lower()
+            packages.setdefault(name, package)  # the first on the path is the one that is imported
     scripts = [sysconfig.get_path("scripts")]
     if site.ENABLE_USER_SITE:
         scripts.append(sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user")))
@@ -76,9 +76,9 @@ def _torch_cuda() -> str | None:
     spec = importlib.util.find_spec("torch")
     for folder in (spec and spec.submodule_search_locations) or []:
         path = Path(folder, "version.py")
-        found = re.search(r"^cuda\b.*= *'([\d.]+)'", path.read_text() if path.exists() else "", re.M)
-        if found:
-            return found[1]
+        match = re.search(r"^cuda\b.*= *'([\d.]+)'", path.read_text() if path.exists() else "", re.M)
+        if match:
+            return match[1]
     return None
 
 

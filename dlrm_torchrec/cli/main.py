@@ -21,7 +21,7 @@ from dlrm_torchrec.cli.launch import launch, script_of
 from dlrm_torchrec.cli.merge import upgrade
 from dlrm_torchrec.cli.origin import copies, copy_recipe, read_copy, sha256
 from dlrm_torchrec.cli.serve import add_options, serve
-from dlrm_torchrec.cli.shipped import find, shelf
+from dlrm_torchrec.cli.shipped import find, installed_recipes
 
 DONE, FOUND, BAD_ARGUMENTS = 0, 1, 2  # FOUND: this machine has problems, or a merge has conflicts
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def list_recipes(args: argparse.Namespace) -> int:
-    described = [recipe.describe() for recipe in shelf().values()]
+    described = [recipe.describe() for recipe in installed_recipes().values()]
     if args.json:
         print(json.dumps(described, indent=1, ensure_ascii=False))
         return DONE
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def status(args: argparse.Namespace) -> int:
-    print("\n".join(found.status() for found in copies(args.files)) or "there is no copied recipe here")
+    print("\n".join(copied.status() for copied in copies(args.files)) or "there is no copied recipe here")
     return DONE
 
 
@@ -76,24 +76,24 @@ def diff(args: argparse.Namespace) -> int:
         texts = [script_of(name).read_text() for name in (str(args.file), args.other)]
         print("\n".join(compare(*texts)) or "no difference in options, presets, imports, model and loop")
         return DONE
-    found = read_copy(args.file)
-    other = find(found.name).text if args.new else found.original()
-    label = f"{found.name} (installed)" if args.new else f"{found.name} {found.version}"
+    copied = read_copy(args.file)
+    other = find(copied.name).text if args.new else copied.original()
+    label = f"{copied.name} (installed)" if args.new else f"{copied.name} {copied.version}"
     lines = difflib.unified_diff(
-        other.splitlines(keepends=True), found.text.splitlines(keepends=True), label, str(found.path)
+        other.splitlines(keepends=True), copied.text.splitlines(keepends=True), label, str(copied.path)
     )
     sys.stdout.writelines(lines)
     return DONE
 
 
 def upgrade_copy(args: argparse.Namespace) -> int:
-    found = read_copy(args.file)
-    if sha256(find(found.name).text) == found.sha256:
-        print(f"{found.path}: up to date")
+    copied = read_copy(args.file)
+    if sha256(find(copied.name).text) == copied.sha256:
+        print(f"{copied.path}: up to date")
         return DONE
-    conflicts, backup = upgrade(found)
+    conflicts, backup = upgrade(copied)
     unsettled = f", with conflicts to resolve between <<<<<<< and >>>>>>>: {conflicts}" if conflicts else ""
-    print(f"{found.path}: upgraded{unsettled}; the copy before the upgrade: {backup}")
+    print(f"{copied.path}: upgraded{unsettled}; the copy before the upgrade: {backup}")
     return FOUND if conflicts else DONE
 
 
@@ -170,7 +170,7 @@ def complete(action: argparse.Action, completer: Callable[..., Iterable[str]]) -
 
 def teachings(**_: object) -> dict[str, str]:
     """Names of recipes to complete, each with the text that a shell may show next to it."""
-    return {name: recipe.describe()["teaches"] for name, recipe in shelf().items()}
+    return {name: recipe.describe()["teaches"] for name, recipe in installed_recipes().items()}
 
 
 if __name__ == "__main__":

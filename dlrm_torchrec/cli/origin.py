@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlrm_torchrec import __version__
-from dlrm_torchrec.cli.shipped import Recipe, find, shelf
+from dlrm_torchrec.cli.shipped import Recipe, find, installed_recipes
 
 _ORIGIN = re.compile(r"^# dlrm-recipes: (?P<name>\w+) (?P<version>\S+) sha256=(?P<sha256>[0-9a-f]{64})\r?\n", re.M)
 
@@ -44,18 +44,18 @@ class Copy:
     @property
     def behind(self) -> bool:
         """Whether the installed package has another text of this recipe."""
-        return self.name in shelf() and sha256(find(self.name).text) != self.sha256
+        return self.name in installed_recipes() and sha256(find(self.name).text) != self.sha256
 
     def status(self) -> str:
         changes = [word for word, holds in (("edited", self.edited), ("behind", self.behind)) if holds]
-        gone = "" if self.name in shelf() else ", which is no longer installed"
+        gone = "" if self.name in installed_recipes() else ", which is no longer installed"
         installed = f"; {__version__} is installed, see `upgrade`" if self.behind else ""
         return f"{self.path}: {' and '.join(changes) or 'unchanged'} ({self.name} {self.version}{gone}{installed})"
 
     def original(self) -> str:
         """The recipe as it was copied. Raises ValueError when its text is lost."""
         kept = _kept(self.path, self.name, self.sha256)
-        installed = [find(self.name).path] if self.name in shelf() else []
+        installed = [find(self.name).path] if self.name in installed_recipes() else []
         for path in filter(Path.exists, [kept, *installed]):
             text = path.read_bytes().decode()
             if sha256(text) == self.sha256:

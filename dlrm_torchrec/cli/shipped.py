@@ -44,7 +44,7 @@ class Recipe:
         return " ".join(words.split())
 
 
-def shelf() -> dict[str, Recipe]:
+def installed_recipes() -> dict[str, Recipe]:
     """Every recipe by its name, then every ``prepare_<data set>``."""
     package = Path(str(importlib.resources.files("dlrm_torchrec")))
     recipes = {path.stem: path for path in sorted((package / "recipes").glob("*.py"))}
@@ -54,7 +54,7 @@ def shelf() -> dict[str, Recipe]:
 
 def find(name: str) -> Recipe:
     """The recipe of that name. Raises ValueError when there is none."""
-    recipes = shelf()
+    recipes = installed_recipes()
     if name not in recipes:
         near = difflib.get_close_matches(name, recipes, n=1)
         advice = f"did you mean {near[0]}?" if near else "`dlrm-recipes ls` lists them"

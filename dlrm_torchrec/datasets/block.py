@@ -10,8 +10,8 @@ import numpy as np
 from numba import int32, int64
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.bags import Bags, Columns
 from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.datasets.numpy_columns import Columns, IdLists
 
 Ids = NDArray[np.signedinteger[Any]]
 
@@ -23,9 +23,8 @@ class Block:
     labels: NDArray[np.float32]  # (n,)
     dense: NDArray[np.float32]  # (n, D)
     ids: Ids  # (F, n) without offsets, or (V,) with offsets
-    offsets: (
-        NDArray[np.int64] | None
-    )  # (F, n + 1): row i of feature f has ids[offsets[f, i]:offsets[f, i + 1]]; None: one each
+    # (F, n + 1): row i of feature f has ids[offsets[f, i]:offsets[f, i + 1]]; None: one each
+    offsets: NDArray[np.int64] | None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,7 +73,7 @@ def join_ids(pieces: Sequence[Block], length_per_key: Sequence[int], values: NDA
             _APPEND[piece.ids.dtype](piece.ids, piece.offsets, starts, values)
 
 
-def _copy(bags: Bags, order: NDArray[np.int64] | None, target: Ids) -> None:
+def _copy(bags: IdLists, order: NDArray[np.int64] | None, target: Ids) -> None:
     values = bags.values.astype(target.dtype, copy=False)
     if order is None:
         target[:] = values

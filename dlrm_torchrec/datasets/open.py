@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from iopath.common.file_io import g_pathmgr
 
+from dlrm_torchrec.datasets.negatives import WithNegatives
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
 from dlrm_torchrec.datasets.stream import Ranks, Stream
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
+from dlrm_torchrec.datasets.synthetic.interactions import InteractionStream
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 
 SYNTHETIC = "synthetic"
@@ -37,13 +40,13 @@ def vocabularies(data: str, spec: DatasetSpec) -> dict[str, str]:
     """
     if data == SYNTHETIC:
         return {}
-    found = {each.name: f"{data}/vocab/{each.name}.parquet" for each in spec.sparse if each.encoding == "vocab"}
-    for name, path in found.items():
+    paths = {each.name: f"{data}/vocab/{each.name}.parquet" for each in spec.sparse if each.encoding == "vocab"}
+    for name, path in paths.items():
         if not g_pathmgr.exists(path):
             raise ValueError(
                 f"vocabulary of feature {name!r} must lie in {path}: got no such file; prepare {data} again"
             )
-    return {name: g_pathmgr.get_local_path(path) for name, path in found.items()}
+    return {name: g_pathmgr.get_local_path(path) for name, path in paths.items()}
 
 
 def open_streams(
@@ -60,7 +63,7 @@ def open_streams(
 
     ``rows`` is the length of a synthetic epoch; prepared data has its own. ``lanes`` is explained in ``order``.
     """
-    held_out_batch = ranks.global_batch_size * -(-_EVALUATION_BATCH // ranks.global_batch_size)
+    held_out_batch = _held_out_batch(ranks)
     if data == SYNTHETIC:
         return {
             split: SyntheticStream(
@@ -95,3 +98,36 @@ def open_streams(
         )
         for split in splits
     }
+
+
+def open_interactions(
+    data: str,
+    spec: DatasetSpec,
+    ranks: Ranks,
+    *,
+    columns: tuple[str, str],
+    negatives: int,
+    rows: int,
+    epochs: int,
+    seed: int,
+    lanes: int,
+) -> dict[str, Stream]:
+    """``open_streams`` for interactions of a user with an item, the features ``columns``.
+
+    With ``negatives``, so many are drawn for each training row, other ones in every epoch; else the data has its own.
+    """
+    if data == SYNTHETIC:
+        held_out = replace(ranks, global_batch_size=_held_out_batch(ranks))
+        return {
+            "train": InteractionStream(spec, num_rows=rows * epochs, negatives=negatives, ranks=ranks, seed=seed),
+            "val": InteractionStream(spec, split="val", ranks=held_out, seed=seed),
+        }
+    streams = open_streams(data, spec, ranks, rows=rows, epochs=epochs, seed=seed, lanes=lanes)
+    if negatives:
+        streams["train"] = WithNegatives(data, *columns, negatives, ranks=ranks, epochs=epochs, seed=seed, lanes=lanes)
+    return streams
+
+
+def _held_out_batch(ranks: Ranks) -> int:
+    """The training batch as often as makes a batch for evaluation."""
+    return ranks.global_batch_size * -(-_EVALUATION_BATCH // ranks.global_batch_size)

@@ -19,14 +19,14 @@ import tyro
 from iopath.common.file_io import g_pathmgr
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.bags import Bags
+from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.prepared.decode import check_schema, read_bags
 from dlrm_torchrec.datasets.prepared.expand import Expander
 from dlrm_torchrec.datasets.prepared.manifest import NAME, Manifest, join
 from dlrm_torchrec.schema import WINDOW_ROWS, AccessStatistics, SparseFeature
 
 
-def access_statistics(pieces: Iterable[Bags], rows: int, window_rows: int = WINDOW_ROWS) -> AccessStatistics:
+def access_statistics(pieces: Iterable[IdLists], rows: int, window_rows: int = WINDOW_ROWS) -> AccessStatistics:
     """The statistics of one feature from its bags in their order; the pieces may have any size.
 
     Every id must lie in [0, ``rows``), and there must be at least one bag.
@@ -40,7 +40,7 @@ def access_statistics(pieces: Iterable[Bags], rows: int, window_rows: int = WIND
     return summary(counts, samples, reuse=(lookups - first_lookups) / max(1, lookups))
 
 
-def summary(counts: NDArray[np.int64], samples: int, *, reuse: float) -> AccessStatistics:
+def summary(counts: NDArray[np.int64], samples: int, reuse: float) -> AccessStatistics:
     """The statistics of ids that are looked up ``counts`` times (ids,) in ``samples`` rows; sorts ``counts``."""
     counts.sort()  # in place, because they may take most of the memory
     seen = counts[np.searchsorted(counts, 1) :]
@@ -58,7 +58,7 @@ def summary(counts: NDArray[np.int64], samples: int, *, reuse: float) -> AccessS
     )
 
 
-def _windows(pieces: Iterable[Bags], window_rows: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+def _windows(pieces: Iterable[IdLists], window_rows: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """The number of rows and the ids of each window of consecutive rows; the last window may be shorter."""
     parts: list[NDArray[np.integer]] = []
     missing = window_rows
@@ -86,7 +86,7 @@ def _count(counts: NDArray[np.int64], ids: NDArray[np.int64]) -> int:
     return distinct
 
 
-def read_feature(manifest: Manifest, folder: str, split: str, feature: SparseFeature) -> Iterator[Bags]:
+def read_feature(manifest: Manifest, folder: str, split: str, feature: SparseFeature) -> Iterator[IdLists]:
     """The bags of one feature by row group. Raises ValueError if a file breaks the manifest or the spec."""
     stored = manifest.stored_spec
     stored = replace(stored, dense=(), sparse=tuple(f for f in stored.sparse if f.name == feature.name))
@@ -121,19 +121,19 @@ def main(prepared: tyro.conf.Positional[str], split: str = "train") -> None:
     print(f"{'feature':{width}}  table rows    distinct    used  pooling   top 1  top 100  top 10k   reuse")
     statistics: dict[str, AccessStatistics] = {}
     for feature in spec.sparse:
-        found = access_statistics(read_feature(manifest, prepared, split, feature), feature.rows)
-        print(f"{feature.name:{width}}  {_row(found, feature.rows)}", flush=True)  # the next feature may take minutes
-        statistics[feature.name] = found
+        access = access_statistics(read_feature(manifest, prepared, split, feature), feature.rows)
+        print(f"{feature.name:{width}}  {_row(access, feature.rows)}", flush=True)  # the next feature may take minutes
+        statistics[feature.name] = access
     sparse = tuple(replace(f, pooling_factor=statistics[f.name].pooling_factor) for f in spec.sparse)
     replace(manifest, spec=replace(spec, sparse=sparse), statistics=statistics).save(prepared)
     print(f"{manifest.splits[split].rows:,} rows of split {split!r}; statistics are in {join(prepared, NAME)}")
 
 
-def _row(found: AccessStatistics, rows: int) -> str:
-    mass = dict(found.top_mass)
+def _row(access: AccessStatistics, rows: int) -> str:
+    mass = dict(access.top_mass)
     top = (mass.get(k, 1.0) for k in (1, 100, 10_000))  # all lookups, if there are fewer ids than k
-    shares = "  ".join(f"{share:{width}.1%}" for share, width in zip((*top, found.reuse), (6, 7, 7, 6), strict=True))
-    return f"{rows:10,}  {found.distinct:10,}  {found.distinct / rows:6.1%}  {found.pooling_factor:7.2f}  {shares}"
+    shares = "  ".join(f"{share:{width}.1%}" for share, width in zip((*top, access.reuse), (6, 7, 7, 6), strict=True))
+    return f"{rows:10,}  {access.distinct:10,}  {access.distinct / rows:6.1%}  {access.pooling_factor:7.2f}  {shares}"
 
 
 if __name__ == "__main__":

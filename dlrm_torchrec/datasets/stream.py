@@ -63,6 +63,13 @@ class Ranks:
         first = min(self.rank * padded, global_rows)
         return Share(first, min(padded, global_rows - first), padded, global_rows)
 
+    def shares(self, num_rows: int, start_step: int) -> Iterator[tuple[int, Share]]:
+        """This rank's piece of every batch of ``num_rows`` rows in order, each with the number of its first row."""
+        check_start_step(start_step, -(-num_rows // self.global_batch_size))
+        for first in range(start_step * self.global_batch_size, num_rows, self.global_batch_size):
+            share = self.share(min(self.global_batch_size, num_rows - first))
+            yield first + share.first, share
+
 
 def check_start_step(start_step: int, num_steps: int) -> None:
     """Raises ValueError unless ``start_step`` is a step of the stream, or its end."""

@@ -10,15 +10,15 @@ from torch import nn
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ShardedTensor
 
-from dlrm_torchrec.embeddings.compositional.stack import Block
-from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.table_files import check_folder, open_table
 
-_BLOCK_ELEMENTS = 1 << 22  # keeps temporary tensors below a few hundred MB
+_CHUNK_ELEMENTS = 1 << 22  # keeps temporary tensors below a few hundred MB
 
 
 @torch.no_grad()
-def initialize_tables(model: nn.Module, seed: int, pretrained: str = "") -> None:
+def initialize_tables(model: nn.Module, *, seed: int, pretrained: str = "") -> None:
     """Draw the initial weights of every table of a sharded model with ``fill_table``; each rank draws its own pieces.
 
     A table that has a file in the folder ``pretrained`` is read from that file instead (see ``table_files``). Raises
@@ -32,11 +32,11 @@ def initialize_tables(model: nn.Module, seed: int, pretrained: str = "") -> None
         for name, weight in module.state_dict().items():
             table = _table(name)
             shape = weight.metadata().size if isinstance(weight, ShardedTensor) else weight.shape
-            blocks = stacked[table].blocks() if table in stacked else [Block.plain(shape[0])]
+            parts = stacked[table].initial_rows() if table in stacked else [InitialRows.plain(shape[0])]
             read = open_table(pretrained, table, shape) if pretrained else None
             for values, row, column in _pieces(weight):
                 if read is None:
-                    fill_table(values, blocks, seed=seed, table=table, row=row, column=column)
+                    fill_table(values, parts, seed=seed, table=table, row=row, column=column)
                 else:
                     values.copy_(read(row, row + len(values))[:, column : column + values.size(1)])
 
@@ -57,11 +57,11 @@ def _pieces(weight: torch.Tensor | ShardedTensor) -> Iterator[tuple[torch.Tensor
 
 @torch.no_grad()
 def fill_table(
-    values: torch.Tensor, blocks: Sequence[Block], *, seed: int, table: str, row: int = 0, column: int = 0
+    values: torch.Tensor, parts: Sequence[InitialRows], *, seed: int, table: str, row: int = 0, column: int = 0
 ) -> None:
-    """Fill a piece of a table in place; each of the table's ``blocks`` has its own distribution.
+    """Fill a piece of a table in place; each of the table's ``parts`` has its own distribution.
 
-    A plain table of n rows is one block, U(-sqrt(1/n), sqrt(1/n)) as in DLRM (arXiv 1906.00091). An element depends
+    A plain table of n rows is one part, U(-sqrt(1/n), sqrt(1/n)) as in DLRM (arXiv 1906.00091). An element depends
     only on (seed, table, its row, its column), so the initial model is the same for any number of ranks and any
     sharding. TorchRec's own initialisation draws from each rank's generator instead.
 
@@ -69,27 +69,27 @@ def fill_table(
         values: the piece to fill (rows, columns)
         seed: the seed of the run
         table: the name of the table
-        blocks: the distributions of all rows of the table, in order
+        parts: the distributions of all rows of the table, in order
         row: the first row of the piece within the table
         column: the first column of the piece within the table
     """
     start = 0
-    for block in blocks:
-        first, last = max(start, row), min(start + block.rows, row + len(values))
+    for part in parts:
+        first, last = max(start, row), min(start + part.rows, row + len(values))
         if first < last:
-            _fill(values[first - row : last - row], block, salt=_table_seed(seed, table), row=first, column=column)
-        start += block.rows
+            _fill(values[first - row : last - row], part, salt=_table_seed(seed, table), row=first, column=column)
+        start += part.rows
 
 
-def _fill(values: torch.Tensor, block: Block, *, salt: int, row: int, column: int) -> None:
+def _fill(values: torch.Tensor, part: InitialRows, *, salt: int, row: int, column: int) -> None:
     columns = torch.arange(column, column + values.size(1), device=values.device)
-    step = max(1, _BLOCK_ELEMENTS // max(1, values.size(1)))
+    step = max(1, _CHUNK_ELEMENTS // max(1, values.size(1)))
     for start in range(0, values.size(0), step):
         stop = min(start + step, values.size(0))
         rows = torch.arange(row + start, row + stop, device=values.device)
         bits = _mix(((rows[:, None] << 20) + columns[None, :]) ^ salt)  # a dim is far below 2^20
         uniform = (bits >> 40 & 0xFFFFFF).to(torch.float32) * 2.0**-24
-        values[start:stop] = (uniform * 2 - 1) * block.limit + block.center
+        values[start:stop] = (uniform * 2 - 1) * part.limit + part.center
 
 
 def _table_seed(seed: int, table: str) -> int:
@@ -98,7 +98,7 @@ def _table_seed(seed: int, table: str) -> int:
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
-    """SplitMix64's finaliser (Steele et al., OOPSLA 2014) on int64; products wrap around."""
+    """SplitMix64's finaliser (Steele et al., OOPSLA 2014), that of ``datasets.random``, on int64 that wraps around."""
     x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
     return x ^ (x >> 31 & 0x1FFFFFFFF)

@@ -41,16 +41,16 @@ def open_table(folder: str, name: str, shape: Sequence[int]) -> ReadRows | None:
 
     Raises ValueError when the file holds a table of another shape, or when there is a file in each format.
     """
-    paths = [os.path.join(folder, f"{name}.{format}") for format in get_args(TableFormat)]
-    found = [path for path in paths if os.path.exists(path)]
-    if len(found) > 1:
-        raise ValueError(f"table {name} must have one file in {folder}: got {found}; remove one of them")
-    if not found:
+    candidates = [os.path.join(folder, f"{name}.{format}") for format in get_args(TableFormat)]
+    paths = [path for path in candidates if os.path.exists(path)]
+    if len(paths) > 1:
+        raise ValueError(f"table {name} must have one file in {folder}: got {paths}; remove one of them")
+    if not paths:
         return None
-    read, stored = (_open_safetensors if found[0] == paths[0] else _open_parquet)(found[0])
+    read, stored = (_open_safetensors if paths[0] == candidates[0] else _open_parquet)(paths[0])
     if stored != tuple(shape):
         raise ValueError(
-            f"{found[0]} must hold a table of shape {tuple(shape)}: got {stored}; export it again from a run with the "
+            f"{paths[0]} must hold a table of shape {tuple(shape)}: got {stored}; export it again from a run with the "
             "same data set, dim and kind of tables"
         )
     return read

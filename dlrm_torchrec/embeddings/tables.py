@@ -24,7 +24,7 @@ from dlrm_torchrec.embeddings.compositional.partition_sizes import (
     quotient_remainder_for_rows,
 )
 from dlrm_torchrec.embeddings.compositional.partitions import Partition
-from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.config import OperationName, TablesConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
 from dlrm_torchrec.schema import Table

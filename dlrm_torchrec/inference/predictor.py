@@ -125,13 +125,13 @@ class Predictor:
         dense = np.where(np.isnan(dense), self._defaults, dense)
         dense[self._log1p] = np.log1p(np.maximum(dense[self._log1p], 0.0)) + 0.0  # -0.0 becomes 0.0
         lengths: npt.NDArray[np.int32] = np.ones((len(self._lookups), rows), np.int32)
-        found = []
+        encoded = []
         for row, feature, lookup in zip(lengths, self.spec["sparse"], self._lookups, strict=True):
             column = columns[feature["name"]]
             if feature["multi_hot"]:
                 column, row[:] = _explained(_bags, column, feature["name"], "a list of values per row")
-            found.append(_explained(lookup, column, feature["name"], lookup.holds))
-        ids, unseen = zip(*found, strict=True)
+            encoded.append(_explained(lookup, column, feature["name"], lookup.holds))
+        ids, unseen = zip(*encoded, strict=True)
         return Inputs(dense.T.astype(np.float32, order="C"), ids, lengths, np.array(unseen))
 
     def _checked(self, columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,9 +217,9 @@ def _find_integer(ascending: Ids, ids: Ids, values: Ids) -> Ids:
     order = values.argsort()  # searching in ascending order finds neighbours in the processor's cache
     values = values[order]
     at = ascending.searchsorted(values, side="right") - 1  # -1 for values below all, which points at the greatest
-    found = np.empty_like(order)
-    found[order] = np.where(ascending[at] == values, ids[at], _UNKNOWN)
-    return found
+    matched = np.empty_like(order)
+    matched[order] = np.where(ascending[at] == values, ids[at], _UNKNOWN)
+    return matched
 
 
 def _find_hash(rows: int, values: Any) -> Ids:

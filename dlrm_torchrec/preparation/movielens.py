@@ -104,7 +104,7 @@ def read_ratings(folder: str, kind: str) -> Ratings:
 
 def read_genres(folder: str, kind: str) -> dict[int, list[str]]:
     """The genres of each movie; an empty list if it has none."""
-    found = {}
+    by_movie = {}
     for cells in _cells(join(folder, FORMATS[kind].movies), kind):
         if kind == "100k":
             genres = [
@@ -112,8 +112,8 @@ def read_genres(folder: str, kind: str) -> dict[int, list[str]]:
             ]
         else:
             genres = [genre for genre in cells[-1].split("|") if genre != NO_GENRES]
-        found[int(cells[0])] = genres
-    return found
+        by_movie[int(cells[0])] = genres
+    return by_movie
 
 
 def read_users(folder: str, kind: str) -> dict[int, dict[str, str]]:

@@ -26,7 +26,7 @@ from dlrm_torchrec.preparation.vocabularies.vocabulary import Vocabulary
 from dlrm_torchrec.preparation.work.budget import Budget
 from dlrm_torchrec.preparation.work.group import Group
 from dlrm_torchrec.preparation.work.progress import Progress
-from dlrm_torchrec.preparation.work.record import Work
+from dlrm_torchrec.preparation.work.recorded_work import RecordedWork
 from dlrm_torchrec.preparation.work.units import Source as Source  # callers need this name, too
 from dlrm_torchrec.preparation.work.units import Unit, line_tasks, make_units
 from dlrm_torchrec.preparation.work.workers import Task, run_tasks
@@ -77,7 +77,7 @@ def prepare(
     _check_window(spec, layout, budget)
     unit_bytes = unit_bytes or span_bytes(raw_bytes)
     command = {"version": __version__, "spec": spec.to_json(), "sources": identities, "unit_bytes": unit_bytes}
-    work, group = Work(output), Group(output, rank_timeout_s)
+    work, group = RecordedWork(output), Group(output, rank_timeout_s)
     try:
         group.begin(json.loads(json.dumps({**command, **asdict(layout)})), overwrite=overwrite)
         run = partial(_run, group, group.sync, workers=budget.workers)
@@ -140,7 +140,7 @@ def _run(group: Group, meet: Callable[[str], None], title: str, tasks: dict[str,
 def _make_vocabularies(
     spec: DatasetSpec,
     units: Sequence[Unit],
-    work: Work,
+    work: RecordedWork,
     run: Callable[[str, dict[str, Task]], None],
     *,
     output: str,

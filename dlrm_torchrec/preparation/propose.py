@@ -92,9 +92,9 @@ def propose(name: str, columns: dict[str, Any], label: str = "") -> tuple[Datase
     if label not in columns:
         raise ValueError(f"label must be one of the columns {list(columns)}: got {label!r}; name it with --label")
     positive, reason = _positive(columns[label], label)
-    found = [Proposal(name=label, feature=None, reason=reason)]
-    found += [_column(each, values) for each, values in columns.items() if each != label]
-    features = [proposal.feature for proposal in found]
+    proposals = [Proposal(name=label, feature=None, reason=reason)]
+    proposals += [_column(each, values) for each, values in columns.items() if each != label]
+    features = [proposal.feature for proposal in proposals]
     spec = DatasetSpec(
         name=name,
         label=label,
@@ -102,7 +102,7 @@ def propose(name: str, columns: dict[str, Any], label: str = "") -> tuple[Datase
         dense=tuple(feature for feature in features if isinstance(feature, DenseFeature)),
         sparse=tuple(feature for feature in features if isinstance(feature, SparseFeature)),
     )
-    return spec, found
+    return spec, proposals
 
 
 def _guess_label(columns: dict[str, Any]) -> str:
@@ -225,9 +225,9 @@ def main(
         rows: number of first rows to look at
         name: name of the data set; by default the name of the file
     """
-    spec, found = propose(name or file.split("/")[-1].split(".")[0], read_columns(file, separator, rows), label)
-    width = max(len(proposal.name) for proposal in found)
-    for proposal in found:
+    spec, proposals = propose(name or file.split("/")[-1].split(".")[0], read_columns(file, separator, rows), label)
+    width = max(len(proposal.name) for proposal in proposals)
+    for proposal in proposals:
         print(f"{proposal.name:{width}}  {proposal.reason}")
     if output:
         with g_pathmgr.open(output, "w") as stream:

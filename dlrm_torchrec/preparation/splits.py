@@ -7,8 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
+from dlrm_torchrec.datasets.random.counter import words
 from dlrm_torchrec.preparation.readers.rows import Ints
-from dlrm_torchrec.preparation.vocabularies.hashing import hash_ints
 
 
 class Assignment(Protocol):
@@ -53,7 +53,7 @@ class ByHash:
         return (*(split for split, _ in self.shares), self.rest)
 
     def __call__(self, numbers: Ints) -> Ints:
-        uniform = hash_ints(numbers) / 2.0**64
+        uniform = words(numbers, 0) / 2.0**64
         return np.searchsorted(np.cumsum([share for _, share in self.shares]), uniform, side="right").astype(np.int64)
 
 

@@ -14,7 +14,8 @@ from dlrm_torchrec.embeddings.tables import Tables
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec, Table
 from dlrm_torchrec.sharding.cluster.topology import Cluster
 from dlrm_torchrec.sharding.config import ShardingConfig
-from dlrm_torchrec.sharding.estimate.estimate import Estimate, EstimateStats
+from dlrm_torchrec.sharding.estimate.estimate import Estimate
+from dlrm_torchrec.sharding.estimate.planner_stats import EstimateStats
 from dlrm_torchrec.sharding.modules.sharder import table_optimizer
 from dlrm_torchrec.sharding.node_local import OF_THE_WORLD
 from dlrm_torchrec.sharding.plan import make_plan
@@ -81,15 +82,15 @@ class DryRun:
             model,
             tables,
             cluster.node(ranks).topology(),
-            config.batch_size // cluster.world_size,
             config.sharding,
-            self.spec,
+            batch_size=config.batch_size // cluster.world_size,
+            spec=self.spec,
             stats=stats,
             access=self.access,
             without=OF_THE_WORLD if alone else (),
         )
-        assert stats.found is not None
-        return stats.found
+        assert stats.estimate is not None
+        return stats.estimate
 
     def fit(
         self, config: PlannedConfig, cluster: Cluster, attempt: Callable[[dict[str, Choice]], Estimate], budget: int = 0

@@ -45,18 +45,18 @@ class Measured:
 def read_measured(path: str) -> Measured:
     """The contents of a run's ``step_times.json``; raises ValueError when the file has another version."""
     with g_pathmgr.open(path, "r") as stream:
-        found = json.load(stream)
-    if found.get("version") != VERSION:
+        record = json.load(stream)
+    if record.get("version") != VERSION:
         raise ValueError(
-            f"step times {path} must have version {VERSION}: got {found.get('version')!r}; "
+            f"step times {path} must have version {VERSION}: got {record.get('version')!r}; "
             "time the run again with this release"
         )
     return Measured(
-        device=found["device"],
-        batch_size=found["batch_size"],
-        steps=tuple(found["steps"]),
-        plan=found["plan"],
-        ranks=tuple(found["ranks"]),
+        device=record["device"],
+        batch_size=record["batch_size"],
+        steps=tuple(record["steps"]),
+        plan=record["plan"],
+        ranks=tuple(record["ranks"]),
     )
 
 
@@ -107,10 +107,10 @@ def describe(measured: Measured, estimate: Estimate) -> str:
         f"{'rank':>4}  {'part':<16}  {'planned ms':>10}  {'measured ms':>11}  {'ratio':>8}",
     ]
     for rank, (planned, parts) in enumerate(zip(estimate.rank_milliseconds(), measured.milliseconds, strict=True)):
-        found = tables_milliseconds(parts)
+        spent = tables_milliseconds(parts)
         planned = {**planned, "fwd_compute": planned["fwd_compute"] + planned["prefetch_compute"]}
-        rows = {name: (planned[name], found[name]) for name in TIMED}
-        rows["tables"] = (sum(planned[name] for name in TIMED), sum(found.values()))
+        rows = {name: (planned[name], spent[name]) for name in TIMED}
+        rows["tables"] = (sum(planned[name] for name in TIMED), sum(spent.values()))
         lines += [f"{rank:>4}  {name:<16}  {_beside(*row)}" for name, row in rows.items()]
         timed = {part for names in TIMED.values() for part in names}
         rest = [f"{part} {ms:.3f}" for part, ms in parts.items() if part not in timed]

@@ -20,7 +20,7 @@ from numba import int32, int64, uint64
 from numpy.typing import NDArray
 
 from dlrm_torchrec.datasets.compiled import compiled, read_only
-from dlrm_torchrec.datasets.random.splitmix import below
+from dlrm_torchrec.datasets.random.counter import below
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -133,10 +133,10 @@ def _section(text: str) -> tuple[ReuseProfile, float]:
 
 
 def _number(pattern: str, text: str) -> int:
-    found = re.search(pattern, text)
-    if found is None:
+    match = re.search(pattern, text)
+    if match is None:
         raise ValueError(f"a section without {pattern!r}")
-    return int(found[1])
+    return int(match[1])
 
 
 @compiled(int64, int64, int64, uint64)

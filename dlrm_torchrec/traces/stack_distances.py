@@ -16,7 +16,7 @@ from numba import int64, uint64
 from numpy.typing import NDArray
 
 from dlrm_torchrec.datasets.compiled import compiled, read_only
-from dlrm_torchrec.datasets.random.splitmix import below
+from dlrm_torchrec.datasets.random.counter import below
 from dlrm_torchrec.traces.lru import LruStack
 
 Ints = NDArray[np.int64]

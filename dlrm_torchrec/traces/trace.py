@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import tyro
 from iopath.common.file_io import g_pathmgr
 
-from dlrm_torchrec.datasets.bags import Bags
+from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.prepared.manifest import NAME, DataFile, Manifest, Split, join
 from dlrm_torchrec.datasets.prepared.writer import ROW_GROUP_ROWS, SplitWriter
 from dlrm_torchrec.datasets.profile import read_feature
@@ -57,15 +57,15 @@ def fit(
         raise ValueError(f"features must be among {sorted(known)}: got {list(features)}; correct the names")
     print(f"{'feature':20}  table rows     lookups    distinct  hits of an LRU cache of 1k rows    100k")
     measured = min(rows or sys.maxsize, manifest.splits[split].rows)
-    found = []
+    profiles = []
     for name in features or known:
         read = _first_rows(read_feature(manifest, prepared, split, known[name]), measured)
         profile = measure((bags.values for bags in read), known[name].rows)
         factor = profile.lookups / measured
-        found.append(FeatureProfile(name=name, rows=known[name].rows, pooling_factor=factor, profile=profile))
+        profiles.append(FeatureProfile(name=name, rows=known[name].rows, pooling_factor=factor, profile=profile))
         hits = f"{profile.hit_rate(1_000):32.1%}  {profile.hit_rate(100_000):6.1%}"
         print(f"{name:20}  {known[name].rows:10,}  {profile.lookups:10,}  {profile.distinct:10,}  {hits}", flush=True)
-    save(found, output)
+    save(profiles, output)
     print(f"the profile is {output}")
 
 
@@ -145,7 +145,7 @@ def generate(
     print(f"{output}: {train:,} rows in split 'train', {rows - train:,} in 'val'")
 
 
-def _first_rows(pieces: Iterator[Bags], rows: int) -> Iterator[Bags]:
+def _first_rows(pieces: Iterator[IdLists], rows: int) -> Iterator[IdLists]:
     for bags in pieces:
         yield bags.slice(0, min(rows, len(bags.lengths)))
         rows -= len(bags.lengths)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from dlrm_torchrec.datasets.random.splitmix import derived_key, uniforms
+from dlrm_torchrec.datasets.random.counter import derived_key, uniforms, words
 from dlrm_torchrec.datasets.synthetic.zipf import scattering
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from dlrm_torchrec.traces.trace_profile import FeatureProfile
@@ -55,8 +55,9 @@ class TraceRows:
         first, last = self._taken, self._taken + rows
         self._taken = last
         num_dense = len(self.spec.dense)
-        dense = uniforms(self._dense_key, first * num_dense, (last - first) * num_dense).reshape(-1, num_dense)
-        labels = uniforms(self._label_key, first, last - first) < dense[:, 0]
+        numbers = uniforms(words(self._dense_key, np.arange(first * num_dense, last * num_dense)))
+        dense = numbers.reshape(-1, num_dense)
+        labels = uniforms(words(self._label_key, np.arange(first, last))) < dense[:, 0]
         columns = [pa.array(values.astype(np.float32)) for values in (labels, *dense.T)]
         for feature, trace in zip(self._features, self._traces, strict=True):
             bounds = (np.arange(first, last + 1) * feature.pooling_factor).astype(np.int64)

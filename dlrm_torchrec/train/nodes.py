@@ -42,13 +42,13 @@ def evaluate_nodes(
 def _measure(logits: torch.Tensor, labels: torch.Tensor, *, learned: bool) -> dict[str, float]:
     for single in logits:
         check_scores(single, labels)
-    found = ranking_metrics(torch.logit(torch.sigmoid(logits.double()).mean(0)), labels)
+    measured = ranking_metrics(torch.logit(torch.sigmoid(logits.double()).mean(0)), labels)
     for node, single in enumerate(logits):
         metrics = ranking_metrics(single, labels)
         if learned:
             check_learned(single, metrics)
-        found |= {f"node{node}/{name}": metrics[name] for name in ("auc", "logloss")}
-    return found
+        measured |= {f"node{node}/{name}": metrics[name] for name in ("auc", "logloss")}
+    return measured
 
 
 def node_tensors(node: int, model: nn.Module, optimizer: CombinedOptimizer) -> dict[str, dict[str, Any]]:

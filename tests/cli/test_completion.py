@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dlrm_torchrec.cli.main import main
-from dlrm_torchrec.cli.shipped import shelf
+from dlrm_torchrec.cli.shipped import installed_recipes
 
 
 def offered(line: str, script: str, folder: Path) -> set[str]:
@@ -32,10 +32,10 @@ def test_bash_is_offered_commands_recipes_and_files(tmp_path: Path, capsys: pyte
     (tmp_path / "notes.txt").touch()
     assert offered("dlrm-recipes ", script, tmp_path) >= {"ls", "cp", "run", "status", "diff", "upgrade", "doctor"}
     assert offered("dlrm-recipes cp prepare_", script, tmp_path) == {
-        name for name in shelf() if name.startswith("prepare_")
+        name for name in installed_recipes() if name.startswith("prepare_")
     }
     assert offered("dlrm-recipes run train_dlr", script, tmp_path) == {
-        name for name in shelf() if name.startswith("train_dlr")
+        name for name in installed_recipes() if name.startswith("train_dlr")
     }
     assert offered("dlrm-recipes diff ", script, tmp_path) >= {"mine.py"}
     assert "notes.txt" not in offered("dlrm-recipes diff ", script, tmp_path)

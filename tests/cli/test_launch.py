@@ -10,7 +10,7 @@ import pytest
 
 from dlrm_torchrec.cli.launch import launch, script_of
 from dlrm_torchrec.cli.main import main
-from dlrm_torchrec.cli.shipped import shelf
+from dlrm_torchrec.cli.shipped import installed_recipes
 from tests.distributed import run_ranks
 
 JOB = Path(__file__).with_name("job.py")
@@ -42,7 +42,7 @@ def test_what_is_not_for_torchrun_is_refused(
 
 
 def test_a_name_is_an_installed_recipe_and_a_path_is_a_file(tmp_path: Path) -> None:
-    assert script_of("train_dlrm") == shelf()["train_dlrm"].path
+    assert script_of("train_dlrm") == installed_recipes()["train_dlrm"].path
     assert script_of(str(JOB)) == JOB
     with pytest.raises(ValueError, match=r"recipe must be an installed one's name or a file: got .*which is no file"):
         script_of(str(tmp_path / "train_dlrm.py"))

@@ -22,7 +22,7 @@ ORIGINAL = (
 
 
 @pytest.fixture
-def shelf_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def installed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The recipes of another package, which holds count.py, in place of the installed ones."""
     package = tmp_path_factory.mktemp("package")
     (package / "recipes").mkdir()
@@ -32,9 +32,9 @@ def shelf_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 
 
 @pytest.fixture
-def copied(shelf_folder: Path, tmp_path: Path) -> Path:
+def copied(installed: Path, tmp_path: Path) -> Path:
     """A fresh copy of count.py."""
-    assert shelf_folder.exists()
+    assert installed.exists()
     return copy_recipe(find("count"), tmp_path / "mine" / "count.py", force=False)
 
 
@@ -43,8 +43,8 @@ def change(path: Path, old: str, new: str) -> None:
     path.write_text(path.read_text().replace(old, new))
 
 
-def install_version_2(shelf: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
-    change(shelf / "count.py", old, new)
+def install_version_2(recipes: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
+    change(recipes / "count.py", old, new)
     for module in (origin, merge):
         monkeypatch.setattr(module, "__version__", "2.0")
 
@@ -78,7 +78,7 @@ def test_nothing_is_overwritten_unless_told(copied: Path) -> None:
 
 
 def test_status_tells_whose_change_it_is(
-    copied: Path, shelf_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, installed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (copied.parent / "other.py").write_text("not a copy\n")
     monkeypatch.chdir(copied.parent)
@@ -90,19 +90,19 @@ def test_status_tells_whose_change_it_is(
     assert said() == f"count.py: unchanged (count {__version__})\n"
     change(copied, "second = 2", "second = 22")
     assert said() == f"count.py: edited (count {__version__})\n"
-    install_version_2(shelf_folder, monkeypatch, "third = 3", "third = 33")
+    install_version_2(installed, monkeypatch, "third = 3", "third = 33")
     assert said() == f"count.py: edited and behind (count {__version__}; 2.0 is installed, see `upgrade`)\n"
     change(copied, "second = 22", "second = 2")
     assert said() == f"count.py: behind (count {__version__}; 2.0 is installed, see `upgrade`)\n"
-    (shelf_folder / "count.py").unlink()
+    (installed / "count.py").unlink()
     assert said() == f"count.py: unchanged (count {__version__}, which is no longer installed)\n"
 
 
 def test_diff_is_against_the_original_or_the_installed(
-    copied: Path, shelf_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, installed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(copied, "second = 2", "second = 22")
-    install_version_2(shelf_folder, monkeypatch, "fourth = 4", "fourth = 44")
+    install_version_2(installed, monkeypatch, "fourth = 4", "fourth = 44")
 
     def changed(*options: str) -> list[str]:
         assert main(["diff", str(copied), *options]) == 0
@@ -112,10 +112,10 @@ def test_diff_is_against_the_original_or_the_installed(
     assert changed("--new") == ["-second = 2", "+second = 22", "-fourth = 44", "+fourth = 4"]
 
 
-def test_upgrade_keeps_both_changes(copied: Path, shelf_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upgrade_keeps_both_changes(copied: Path, installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change(copied, "first = 1", "first = 11")
     copied.chmod(0o755)
-    install_version_2(shelf_folder, monkeypatch, "fourth = 4", "fourth = 44")
+    install_version_2(installed, monkeypatch, "fourth = 4", "fourth = 44")
     edited = read_copy(copied)
     conflicts, backup = upgrade(edited)
     assert conflicts == 0
@@ -129,9 +129,9 @@ def test_upgrade_keeps_both_changes(copied: Path, shelf_folder: Path, monkeypatc
 
 
 def test_upgrade_of_an_unchanged_copy_is_the_installed_recipe(
-    copied: Path, shelf_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, installed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install_version_2(shelf_folder, monkeypatch, "first = 1", "first = 1\nzeroth = 0")
+    install_version_2(installed, monkeypatch, "first = 1", "first = 1\nzeroth = 0")
     assert main(["upgrade", str(copied)]) == 0
     assert read_copy(copied).text == find("count").text
     before = copied.read_bytes()
@@ -141,10 +141,10 @@ def test_upgrade_of_an_unchanged_copy_is_the_installed_recipe(
 
 
 def test_conflicts_are_marked_and_said(
-    copied: Path, shelf_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, installed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(copied, "second = 2", "second = 22")
-    install_version_2(shelf_folder, monkeypatch, "second = 2", "second = 222")
+    install_version_2(installed, monkeypatch, "second = 2", "second = 222")
     mine = read_copy(copied).text
     assert main(["upgrade", str(copied)]) == 1
     said = capsys.readouterr().out
@@ -155,9 +155,9 @@ def test_conflicts_are_marked_and_said(
 
 
 def test_nothing_changes_where_a_merge_is_impossible(
-    copied: Path, shelf_folder: Path, monkeypatch: pytest.MonkeyPatch
+    copied: Path, installed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install_version_2(shelf_folder, monkeypatch, "second = 2", "second = 222")
+    install_version_2(installed, monkeypatch, "second = 2", "second = 222")
     before = copied.read_bytes()
     (kept,) = (copied.parent / ".dlrm-recipes").iterdir()
     original = kept.read_text()
@@ -169,7 +169,7 @@ def test_nothing_changes_where_a_merge_is_impossible(
         without_git.setenv("PATH", "/nonexistent")
         with pytest.raises(ValueError, match="git must be on PATH"):
             upgrade(read_copy(copied))
-    (shelf_folder / "count.py").unlink()
+    (installed / "count.py").unlink()
     with pytest.raises(ValueError, match="recipe must be one of"):
         upgrade(read_copy(copied))
     assert copied.read_bytes() == before

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dlrm_torchrec.cli.main import BAD_ARGUMENTS, main
-from dlrm_torchrec.cli.shipped import Recipe, find, shelf
+from dlrm_torchrec.cli.shipped import Recipe, find, installed_recipes
 from tests.recipe import ROOT
 
 DOCSTRING = '''"""Train a model (arXiv 1906.00091) of two tables.
@@ -41,12 +41,12 @@ def test_a_script_without_docstring_is_described_by_its_name(tmp_path: Path) -> 
     assert bare == {"name": "bare", "teaches": "", "command": "", "expected": ""}
 
 
-def test_the_shelf_holds_recipes_and_data_preparation() -> None:
+def test_recipes_and_data_preparation_are_installed() -> None:
     recipes = {path.stem for path in (ROOT / "recipes").glob("*.py")}
     prepare = {f"prepare_{path.parent.name}" for path in (ROOT / "data").glob("*/prepare.py")}
-    assert set(shelf()) == recipes | prepare
-    assert {"train_dlrm", "prepare_criteo"} <= set(shelf())
-    for name, recipe in shelf().items():
+    assert set(installed_recipes()) == recipes | prepare
+    assert {"train_dlrm", "prepare_criteo"} <= set(installed_recipes())
+    for name, recipe in installed_recipes().items():
         assert recipe.text == recipe.path.read_text()
         described = recipe.describe()
         assert described["teaches"], name
@@ -61,10 +61,10 @@ def test_the_name_that_was_meant_is_offered() -> None:
         find("x")
 
 
-def test_ls_prints_what_the_shelf_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ls_prints_what_the_recipes_say_of_themselves(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert listed == [recipe.describe() for recipe in shelf().values()]
+    assert listed == [recipe.describe() for recipe in installed_recipes().values()]
     assert main(["ls"]) == 0
     words = capsys.readouterr().out.split()
     assert words == [word for recipe in listed for text in recipe.values() for word in text.split()]

@@ -19,9 +19,9 @@ import pytest
 from iopath.common.file_io import g_pathmgr
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.bags import Bags
 from dlrm_torchrec.datasets.criteo import MULTI_HOT_SIZES, criteo_1tb_spec
 from dlrm_torchrec.datasets.multi_hot import main
+from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.open import load_spec, open_streams
 from dlrm_torchrec.datasets.prepared import expand
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
@@ -58,7 +58,7 @@ def bags_of(multi_hot: MultiHot, spec: DatasetSpec, folder: Path) -> list[NDArra
     expander = expand.Expander(Manifest(spec=multi_hot.applied(spec), splits={}, multi_hot=multi_hot), str(folder))
     found = []
     for feature in spec.sparse:
-        bags = expander.bags(feature.name, Bags(np.arange(feature.rows)))
+        bags = expander.bags(feature.name, IdLists(np.arange(feature.rows)))
         size = multi_hot.sizes.get(feature.name, 1)
         assert bags.lengths.tolist() == [size] * feature.rows
         found.append(bags.values.reshape(-1, size))

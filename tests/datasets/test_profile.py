@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dlrm_torchrec.datasets.bags import Bags
+from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.open import load_statistics
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.profile import access_statistics, main
@@ -54,13 +54,13 @@ def reference(bags: list[list[int]], window_rows: int = WINDOW_ROWS) -> AccessSt
     )
 
 
-def pieces(bags: list[list[int]], cuts: list[int], kind: Any, multi_hot: bool) -> list[Bags]:
+def pieces(bags: list[list[int]], cuts: list[int], kind: Any, multi_hot: bool) -> list[IdLists]:
     """The bags in arrays of type ``kind``, cut before the rows ``cuts``."""
     found = []
     for first, last in zip([0, *cuts], [*cuts, len(bags)], strict=True):
         values = np.array([id_ for ids in bags[first:last] for id_ in ids], dtype=kind)
         offsets = np.cumsum([0, *map(len, bags[first:last])])
-        found.append(Bags(values, offsets if multi_hot else None))
+        found.append(IdLists(values, offsets if multi_hot else None))
     return found
 
 

@@ -14,7 +14,7 @@ from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Path
-from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.config import DataTypeName, TablesConfig, TablesKind
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import build_tables, partition_of, physical_configs, read_tables, write_tables

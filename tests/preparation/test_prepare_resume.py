@@ -21,7 +21,7 @@ from dlrm_torchrec.datasets.prepared import files
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.preparation import prepare as prepare_module
 from dlrm_torchrec.preparation.prepare import Source, prepare
-from dlrm_torchrec.preparation.work.record import Work
+from dlrm_torchrec.preparation.work.recorded_work import RecordedWork
 from dlrm_torchrec.preparation.work.units import Unit
 from dlrm_torchrec.schema import DatasetSpec
 from tests.preparation.prepared_folders import HASHED, MIXED, contents, write_raw
@@ -117,9 +117,9 @@ def test_finished_parts_are_kept_unless_they_are_damaged(tmp_path: Path, unfinis
     (output / "work/write-00005.json").write_text("{")
     (output / "train/part-00009-000.parquet.0a1b2c3d.partial").write_bytes(b"cut off")
     again: dict[str, int] = {}
-    remove = Work.remove
+    remove = RecordedWork.remove
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Work, "remove", lambda work: (again.update(times(output)), remove(work)))
+        patch.setattr(RecordedWork, "remove", lambda work: (again.update(times(output)), remove(work)))
         prepare(MIXED, sources, str(output), **OPTIONS)
     redone = {name for name, when in again.items() if before[name] != when}
     with_the_vocabulary = {name for name in before if name.startswith("work/table-001")}

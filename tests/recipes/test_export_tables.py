@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
-from dlrm_torchrec.embeddings.compositional.stack import Block
+from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows
 from dlrm_torchrec.embeddings.initialize import fill_table
 from tests.recipe import load_recipe, run_recipe
 
@@ -28,7 +28,7 @@ def export(run: Path, output: Path, **options: Any) -> dict[str, list[int]]:
 def drawn(name: str) -> torch.Tensor:
     """The table as any run of seed 0 begins with it."""
     weights = torch.empty(TABLES[name].rows, 16)
-    fill_table(weights, [Block.plain(len(weights))], seed=0, table=name)
+    fill_table(weights, [InitialRows.plain(len(weights))], seed=0, table=name)
     return weights
 
 

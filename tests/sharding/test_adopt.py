@@ -13,10 +13,12 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.embeddings.tables import build_tables
-from dlrm_torchrec.sharding.cluster.topology import parse_topology
+from dlrm_torchrec.sharding.cluster.topology import parse_cluster
 from dlrm_torchrec.sharding.config import ShardingConfig
-from dlrm_torchrec.sharding.estimate.estimate import EstimateStats, read_estimates
-from dlrm_torchrec.sharding.plan import make_plan, plan_to_json
+from dlrm_torchrec.sharding.estimate.estimate import read_estimates
+from dlrm_torchrec.sharding.estimate.planner_stats import EstimateStats
+from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.sharding.plan_description import plan_to_json
 from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
 from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 
@@ -32,17 +34,17 @@ def plan(
     spec = demo_spec()
     bags = build_tables(spec.tables(dim=16), tables or TablesConfig())
     optimize_tables_in_backward(bags, OptimizerConfig(kind=optimizer, lr=0.1))
-    machines = parse_topology(topology)
-    return plan_to_json(make_plan(nn.Sequential(bags), bags, machines, 128, config, spec, stats=stats))
+    machines = parse_cluster(topology).topology()
+    return plan_to_json(make_plan(nn.Sequential(bags), bags, machines, config, batch_size=128, spec=spec, stats=stats))
 
 
 def save(folder: Path, topology: str, config: ShardingConfig, **options: Any) -> tuple[str, dict[str, Any]]:
     """A plan's file, and the plan."""
     stats, path = EstimateStats(topology), folder / "plan.json"
     made = plan(topology, config, stats=stats, **options)
-    assert stats.found is not None
-    path.write_text(json.dumps([stats.found.to_json()]))
-    assert read_estimates(str(path)) == [stats.found]
+    assert stats.estimate is not None
+    path.write_text(json.dumps([stats.estimate.to_json()]))
+    assert read_estimates(str(path)) == [stats.estimate]
     return str(path), made
 
 

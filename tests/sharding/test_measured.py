@@ -16,8 +16,10 @@ from dlrm_torchrec.sharding import measured
 from dlrm_torchrec.sharding.cluster.topology import Cluster, load_cluster, parse_cluster
 from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.estimate.correction import to_toml
-from dlrm_torchrec.sharding.estimate.estimate import Estimate, EstimateStats, read_estimates
-from dlrm_torchrec.sharding.plan import make_plan, plan_to_json
+from dlrm_torchrec.sharding.estimate.estimate import Estimate, read_estimates
+from dlrm_torchrec.sharding.estimate.planner_stats import EstimateStats
+from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.sharding.plan_description import plan_to_json
 from dlrm_torchrec.train.config import OptimizerConfig
 from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 from tests.recipe import load_recipe, run_recipe
@@ -33,9 +35,9 @@ def plan(cluster: Cluster, config: ShardingConfig, name: str = "", tables: int =
     model = DLRM(bags, len(spec.dense), [32, 16], [32, 1])
     optimize_tables_in_backward(bags, OptimizerConfig(kind="sgd", lr=0.1))
     stats = EstimateStats(name or str(cluster))
-    found = make_plan(model, bags, cluster.topology(), BATCH, config, spec, stats=stats)
-    assert stats.found is not None
-    return json.loads(json.dumps(plan_to_json(found))), stats.found
+    found = make_plan(model, bags, cluster.topology(), config, batch_size=BATCH, spec=spec, stats=stats)
+    assert stats.estimate is not None
+    return json.loads(json.dumps(plan_to_json(found))), stats.estimate
 
 
 def step_times(estimate: Estimate, plan_json: dict[str, Any], cluster: Cluster, **changes: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dlrm_torchrec.datasets.open import load_spec, open_streams
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
-from dlrm_torchrec.datasets.random.splitmix import derived_key
+from dlrm_torchrec.datasets.random.counter import derived_key
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.zipf import Zipf
 from dlrm_torchrec.traces import trace_profile

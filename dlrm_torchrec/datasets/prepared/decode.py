@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.bags import Bags, Columns
+from dlrm_torchrec.datasets.numpy_columns import Columns, IdLists
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 
 
@@ -53,20 +53,20 @@ def read_row_group(file: pq.ParquetFile, group: int, spec: DatasetSpec, path: st
     return Columns(labels, dense, [_bags(table, feature, where) for feature in spec.sparse])
 
 
-def read_bags(file: pq.ParquetFile, group: int, feature: SparseFeature, path: str) -> Bags:
+def read_bags(file: pq.ParquetFile, group: int, feature: SparseFeature, path: str) -> IdLists:
     """One sparse column of one row group. Raises ValueError like ``read_row_group``."""
     table = file.read_row_group(group, columns=[feature.name], use_threads=False)
     return _bags(table, feature, f"{path}, row group {group}")
 
 
-def _bags(table: pa.Table, feature: SparseFeature, where: str) -> Bags:
+def _bags(table: pa.Table, feature: SparseFeature, where: str) -> IdLists:
     column = _array(table, feature.name, where)
     if feature.multi_hot:
         offsets = column.offsets.to_numpy().astype(np.int64)
         column = _without_nulls(column.flatten(), feature.name, where)  # only the values that the offsets span
-        bags = Bags(column.to_numpy(), offsets - offsets[0])
+        bags = IdLists(column.to_numpy(), offsets - offsets[0])
     else:
-        bags = Bags(column.to_numpy())
+        bags = IdLists(column.to_numpy())
     values = bags.values
     if len(values) and not (values.min() >= 0 and values.max() < feature.rows):
         rule = f"column {feature.name!r} of {where} must hold ids in [0, {feature.rows}), the rows of its table"

@@ -7,16 +7,16 @@ from itertools import pairwise
 
 import numpy as np
 from iopath.common.file_io import g_pathmgr
-from numba import int32, int64, uint64
+from numba import boolean, int32, int64, uint64
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.bags import Bags
 from dlrm_torchrec.datasets.block import Block
 from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.prepared.files import NewFile, join
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.synthesis import PARETO_SHAPE, MultiHot
-from dlrm_torchrec.datasets.random.splitmix import below, derived_key, uniform
+from dlrm_torchrec.datasets.random.counter import below, derived_key, uniform
 from dlrm_torchrec.schema import SparseFeature
 
 Ids = NDArray[np.int32]
@@ -62,14 +62,14 @@ class Expander:
                 target[:] = stored
         return Block(block.labels, block.dense, ids, offsets)
 
-    def bags(self, name: str, bags: Bags) -> Bags:
+    def bags(self, name: str, bags: IdLists) -> IdLists:
         """One feature of some rows as in the spec."""
         if name not in self._fill:
             return bags
         size = self._sizes[name]
         ids = np.empty((len(bags.values), size), np.int32)
         self._fill[name](bags.values.astype(np.int32, copy=False), ids)
-        return Bags(ids.reshape(-1), np.arange(len(ids) + 1) * size)
+        return IdLists(ids.reshape(-1), np.arange(len(ids) + 1) * size)
 
 
 def table_name(feature: str) -> str:
@@ -113,32 +113,26 @@ def _fill(multi_hot: MultiHot, index: int, feature: SparseFeature, folder: str) 
             bags[:, 0], bags[:, 1:] = ids, table.take(ids, axis=0)
 
         return look_up
-    kernel = _fill_uniform if multi_hot.distribution == "uniform" else _fill_pareto
-    key = derived_key(multi_hot.seed, index)
-    return lambda ids, bags: kernel(ids, key, rows, bags)
+    key, pareto = derived_key(multi_hot.seed, index), multi_hot.distribution == "pareto"
+    return lambda ids, bags: _draw(ids, key, rows, bags, pareto=pareto)
 
 
-# The added ids of id i are the random numbers i * size + 1 .. i * size + size - 1 of the feature's key.
-@compiled(read_only(int32), uint64, int64, int32[:, ::1])
-def _fill_uniform(ids: Ids, key: np.uint64, rows: int, bags: Ids) -> None:
+@compiled(uint64, uint64, int64)
+def _pareto(key: np.uint64, number: np.uint64, rows: int) -> int:
+    above = 1.0 - uniform(key, number)
+    drawn = 1.0 / (above * above) ** 2 - 1.0  # above ** (-1 / PARETO_SHAPE) - 1
+    if drawn < rows:
+        return int(drawn)
+    return int(drawn if drawn < _INT32_END else -_INT32_END) % rows
+
+
+@compiled(read_only(int32), uint64, int64, int32[:, ::1], boolean)
+def _draw(ids: Ids, key: np.uint64, rows: int, bags: Ids, *, pareto: bool) -> None:
+    """Fill ``bags``: the added ids of id i are the random numbers i * size + 1 .. i * size + size - 1 of ``key``."""
     num_bags, size = bags.shape
     for bag in range(num_bags):
         bags[bag, 0] = ids[bag]
         first = np.uint64(ids[bag]) * np.uint64(size)
         for position in range(1, size):
-            bags[bag, position] = below(key, first + np.uint64(position), rows)
-
-
-@compiled(read_only(int32), uint64, int64, int32[:, ::1])
-def _fill_pareto(ids: Ids, key: np.uint64, rows: int, bags: Ids) -> None:
-    num_bags, size = bags.shape
-    for bag in range(num_bags):
-        bags[bag, 0] = ids[bag]
-        first = np.uint64(ids[bag]) * np.uint64(size)
-        for position in range(1, size):
-            above = 1.0 - uniform(key, first + np.uint64(position))
-            drawn = 1.0 / (above * above) ** 2 - 1.0  # above ** (-1 / PARETO_SHAPE) - 1
-            if drawn < rows:
-                bags[bag, position] = int(drawn)
-            else:
-                bags[bag, position] = int(drawn if drawn < _INT32_END else -_INT32_END) % rows
+            number = first + np.uint64(position)
+            bags[bag, position] = _pareto(key, number, rows) if pareto else below(key, number, rows)

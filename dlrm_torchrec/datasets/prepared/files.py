@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -121,6 +121,16 @@ def chunks(path: str) -> Iterator[bytes]:
     with g_pathmgr.open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             yield chunk
+
+
+def digest(path: str, read: Callable[[int], None]) -> tuple[int, str]:
+    """Bytes and SHA-256 of a file; ``read`` is called with the number of bytes of every piece."""
+    sha256, size = hashlib.sha256(), 0
+    for chunk in chunks(path):
+        sha256.update(chunk)
+        size += len(chunk)
+        read(len(chunk))
+    return size, sha256.hexdigest()
 
 
 def remove(folder: str) -> None:

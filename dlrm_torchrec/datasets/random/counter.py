@@ -1,51 +1,78 @@
-"""Random numbers that are pure functions of a key: no generator, no state, any row at any time.
+"""Random numbers that are pure functions of a key and a counter: no generator, no state, any row at any time.
 
-Source: the splitmix64 finaliser, G. L. Steele, D. Lea, C. H. Flood, "Fast splittable pseudorandom number
-generators", OOPSLA 2014.
+The plural names take and give arrays; the singular ones are for compiled loops, one number at a time, and give the same
+numbers.
+
+Source: G. L. Steele, D. Lea, C. H. Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014 (SplitMix64).
+Two places write its finaliser once more, since they must not import this one: ``embeddings.initialize``, for tensors on
+any device, and ``inference.predictor``, which packages carry as a single file. Tests hold them equal.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import torch
+from numba import float64, int64, uint64
 from numpy.typing import NDArray
+
+from dlrm_torchrec.datasets.compiled import compiled
 
 Words = NDArray[np.uint64]
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: its multiples lie far apart (Knuth, volume 3, 6.4)
 _MULTIPLY_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
-# A normal by inverse CDF at 2^16 equally likely points: mean 0, variance 0.9999, within 4.2 standard deviations.
-_NORMAL: NDArray[np.float32] = (
-    torch.special.ndtri((torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)).float().numpy()
-)
+_ONE, _11, _27, _30, _31 = np.uint64(1), np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31)
 
 
-def words(key: Words | np.uint64 | int, counter: NDArray[np.integer] | int) -> Words:
+def _finalise(bits: Any) -> Any:
+    """SplitMix64's finaliser, a bijection of 64 bits; an array is changed in place."""
+    bits ^= bits >> _30
+    bits *= _MULTIPLY_1
+    bits ^= bits >> _27
+    bits *= _MULTIPLY_2
+    bits ^= bits >> _31
+    return bits
+
+
+_finalise_word = compiled(uint64)(_finalise)
+
+
+def words(key: NDArray[np.integer] | np.uint64 | int, counter: NDArray[np.integer] | int) -> Words:
     """64 random bits for every (key, counter), broadcast against each other."""
     key, counter = np.atleast_1d(key).astype(np.uint64), np.atleast_1d(counter).astype(np.uint64)
-    bits = key + (counter + np.uint64(1)) * _GAMMA
-    bits ^= bits >> np.uint64(30)
-    bits *= _MULTIPLY_1
-    bits ^= bits >> np.uint64(27)
-    bits *= _MULTIPLY_2
-    bits ^= bits >> np.uint64(31)
+    bits: Words = _finalise(key + (counter + _ONE) * GOLDEN)
+    return bits
+
+
+@compiled(uint64, uint64)
+def word(key: np.uint64, counter: np.uint64) -> np.uint64:
+    """64 random bits: ``words`` of one key and one counter."""
+    bits: np.uint64 = _finalise_word(key + (counter + _ONE) * GOLDEN)
     return bits
 
 
 def uniforms(bits: Words) -> NDArray[np.float64]:
     """Uniform float64 in [0, 1), one per word, on a grid of 2^-53."""
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (bits >> _11).astype(np.float64) * 2.0**-53
 
 
-def normals(bits: Words) -> NDArray[np.float32]:
-    """Standard normal float32, four per word: shape (..., W) gives (..., 4 W)."""
-    return _NORMAL.take(np.ascontiguousarray(bits).view(np.uint16))
+@compiled(uint64, uint64)
+def uniform(key: np.uint64, counter: np.uint64) -> float:
+    """A number in [0, 1) on a grid of 2^-53: ``uniforms`` of that word."""
+    return float64(word(key, counter) >> _11) * 2.0**-53
 
 
-def permutation(size: int, *key: int) -> NDArray[np.int64]:
-    """A random order of ``range(size)``, the same for the same key on every machine and version of NumPy."""
-    state: Words = np.zeros(1, dtype=np.uint64)
-    for part in key:
-        state = words(state, part)
-    return np.argsort(words(state, np.arange(size)))
+@compiled(uint64, uint64, int64)
+def below(key: np.uint64, counter: np.uint64, bound: int) -> int:
+    """A whole number in [0, ``bound``), equally likely but for a share of ``bound`` x 2^-53."""
+    return int(uniform(key, counter) * bound)
+
+
+def derived_key(*parts: int) -> np.uint64:
+    """A key of its own for every sequence of numbers, such as (seed, feature)."""
+    key = np.uint64(0)
+    for part in parts:
+        key = np.uint64(word(key, np.uint64(part)))
+    return key

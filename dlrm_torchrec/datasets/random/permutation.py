@@ -7,7 +7,7 @@ from numba import int64, uint64
 from numpy.typing import NDArray
 
 from dlrm_torchrec.datasets.compiled import compiled
-from dlrm_torchrec.datasets.random.splitmix import below, derived_key
+from dlrm_torchrec.datasets.random.counter import below, derived_key
 
 
 def permutation(size: int, *key: int) -> NDArray[np.int64]:

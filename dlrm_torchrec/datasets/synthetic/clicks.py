@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_auroc
 
-from dlrm_torchrec.datasets.bags import Bags, Columns
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.block import joined
 from dlrm_torchrec.datasets.jagged import to_batch
+from dlrm_torchrec.datasets.numpy_columns import Columns, IdLists
 from dlrm_torchrec.datasets.random import counter
-from dlrm_torchrec.datasets.stream import Ranks, check_start_step
+from dlrm_torchrec.datasets.random.normal import normals
+from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.teacher import Teacher
 from dlrm_torchrec.datasets.synthetic.zipf import Zipf
 from dlrm_torchrec.schema import DatasetSpec
@@ -64,11 +65,7 @@ class SyntheticStream:
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
         """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``."""
-        check_start_step(start_step, self.num_steps)
-        size = self._ranks.global_batch_size
-        for step in range(start_step, self.num_steps):
-            share = self._ranks.share(min(size, self.num_rows - step * size))
-            first = step * size + share.first
+        for first, share in self._ranks.shares(self.num_rows, start_step):
             rows = joined(self.rows(first, first + share.num_rows), np.int64)
             yield to_batch(self.spec, [rows], share)
 
@@ -98,11 +95,11 @@ class SyntheticStream:
             labels.append(rows.labels)
         return torch.from_numpy(np.concatenate(probabilities)), torch.from_numpy(np.concatenate(labels)).long()
 
-    def _features(self, row_keys: counter.Words) -> tuple[NDArray[np.float32], list[Bags]]:
+    def _features(self, row_keys: counter.Words) -> tuple[NDArray[np.float32], list[IdLists]]:
         """The dense columns (n, D) and the F bags of the n rows with these keys."""
         num_dense = len(self.spec.dense)
         # Counters within a row: 0 is the label, then come the dense columns; sparse feature f starts at 2^32 (f + 1).
-        dense = counter.normals(counter.words(row_keys[:, None], np.arange(1, 1 + -(-num_dense // 4))))
+        dense = normals(counter.words(row_keys[:, None], np.arange(1, 1 + -(-num_dense // 4))))
         sparse = []
         for index, (zipf, max_length) in enumerate(zip(self._zipf, self._max_lengths, strict=True)):
             first = (index + 1) << 32
@@ -115,7 +112,7 @@ class SyntheticStream:
                 offsets = np.concatenate([[0], np.cumsum(lengths)])
                 position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
                 bits = counter.words(np.repeat(row_keys, lengths), first + 1 + position)
-            sparse.append(Bags(zipf.ids(counter.uniforms(bits)), offsets))
+            sparse.append(IdLists(zipf.ids(counter.uniforms(bits)), offsets))
         return dense[:, :num_dense], sparse
 
 

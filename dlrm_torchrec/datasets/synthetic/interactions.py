@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.bags import Bags, Columns
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.block import joined
 from dlrm_torchrec.datasets.jagged import to_batch
-from dlrm_torchrec.datasets.negatives import WithNegatives
-from dlrm_torchrec.datasets.open import SYNTHETIC, open_streams
+from dlrm_torchrec.datasets.numpy_columns import Columns, IdLists
 from dlrm_torchrec.datasets.random import counter
-from dlrm_torchrec.datasets.stream import Ranks, Stream, check_start_step
+from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.zipf import Zipf
 from dlrm_torchrec.schema import DatasetSpec
 
 _SPLITS = ("train", "val")
 _HELD_OUT_NEGATIVES = 99  # arXiv 1708.05031
-_EVALUATION_BATCH = 8_192  # at least, as of other streams
 
 Ints = NDArray[np.int64]
 
@@ -66,14 +62,12 @@ class InteractionStream:
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
         """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``."""
-        check_start_step(start_step, self.num_steps)
-        size = self._ranks.global_batch_size
-        for step in range(start_step, self.num_steps):
-            share = self._ranks.share(min(size, self.num_rows - step * size))
-            first = step * size + share.first
+        for first, share in self._ranks.shares(self.num_rows, start_step):
             users, items, labels = self.rows(first, first + share.num_rows)
             dense = np.empty((share.num_rows, 0), np.float32)
-            yield to_batch(self.spec, [joined(Columns(labels, dense, [Bags(users), Bags(items)]), np.int64)], share)
+            yield to_batch(
+                self.spec, [joined(Columns(labels, dense, [IdLists(users), IdLists(items)]), np.int64)], share
+            )
 
     def rows(self, first: int, last: int) -> tuple[Ints, Ints, NDArray[np.float32]]:
         """Users, items and labels of the rows ``first`` .. ``last - 1`` of the split, the same on every rank."""
@@ -109,33 +103,3 @@ class InteractionStream:
 def _below(bound: int, keys: counter.Words, number: int | Ints) -> Ints:
     """Random integers, uniform in [0, bound)."""
     return (counter.uniforms(counter.words(keys, number)) * bound).astype(np.int64)
-
-
-def open_interactions(
-    data: str,
-    spec: DatasetSpec,
-    ranks: Ranks,
-    *,
-    columns: tuple[str, str],
-    negatives: int,
-    rows: int,
-    epochs: int,
-    seed: int,
-    lanes: int,
-) -> dict[str, Stream]:
-    """``open_streams`` for interactions of a user with an item, the features ``columns``.
-
-    With ``negatives``, so many are drawn for each training row, other ones in every epoch; else the data has its own.
-    """
-    if data == SYNTHETIC:
-        held_out_batch = ranks.global_batch_size * -(-_EVALUATION_BATCH // ranks.global_batch_size)
-        return {
-            "train": InteractionStream(spec, num_rows=rows * epochs, negatives=negatives, ranks=ranks, seed=seed),
-            "val": InteractionStream(
-                spec, split="val", ranks=replace(ranks, global_batch_size=held_out_batch), seed=seed
-            ),
-        }
-    streams = open_streams(data, spec, ranks, rows=rows, epochs=epochs, seed=seed, lanes=lanes)
-    if negatives:
-        streams["train"] = WithNegatives(data, *columns, negatives, ranks=ranks, epochs=epochs, seed=seed, lanes=lanes)
-    return streams

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.bags import Bags
+from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.random import counter
+from dlrm_torchrec.datasets.random.normal import normals
 from dlrm_torchrec.schema import DatasetSpec
 
 Floats = NDArray[np.float64]
@@ -41,7 +42,7 @@ class Teacher:
         self._scale = np.ones((3, 1))
         self._bias = 0.0
 
-    def calibrate(self, dense: NDArray[np.float32], sparse: Sequence[Bags]) -> None:
+    def calibrate(self, dense: NDArray[np.float32], sparse: Sequence[IdLists]) -> None:
         """Set the scales and the bias by these rows, a sample of the rows to be labelled."""
         terms = self._terms(dense, sparse)
         self._mean = terms.mean(axis=1, keepdims=True)
@@ -51,7 +52,7 @@ class Teacher:
         self._scale *= self._logit_std / max(self._logits(terms).std(), _TINY)
         self._bias = _bias_for_rate(self._logits(terms), self._positive_rate)
 
-    def probabilities(self, dense: NDArray[np.float32], sparse: Sequence[Bags]) -> Floats:
+    def probabilities(self, dense: NDArray[np.float32], sparse: Sequence[IdLists]) -> Floats:
         """P(label = 1) of every row: (n,), from dense (n, D) and F bags of n rows."""
         return _sigmoid(self._logits(self._terms(dense, sparse)))
 
@@ -60,7 +61,7 @@ class Teacher:
         logits: Floats = self._bias + scaled.sum(axis=0)
         return logits
 
-    def _terms(self, dense: NDArray[np.float32], sparse: Sequence[Bags]) -> Floats:
+    def _terms(self, dense: NDArray[np.float32], sparse: Sequence[IdLists]) -> Floats:
         """The three terms of the logit, unscaled: (3, n)."""
         # Column by column, not by BLAS, because the sum of a row must not depend on its batch.
         from_dense, from_ids = np.zeros((2, 2, len(dense)))
@@ -73,10 +74,10 @@ class Teacher:
 
 def _weights(key: np.uint64, ids: NDArray[np.integer]) -> NDArray[np.float32]:
     """The effect and the slope of every id, standard normal: (V,) gives (V, 2)."""
-    return counter.normals(counter.words(key, ids)[:, None])[:, :2]
+    return normals(counter.words(key, ids)[:, None])[:, :2]
 
 
-def _sum_bags(per_id: NDArray[np.float32], bags: Bags) -> Floats:
+def _sum_bags(per_id: NDArray[np.float32], bags: IdLists) -> Floats:
     """Sums over the bags of n rows, in the order of the ids: (V, K) gives (K, n)."""
     if bags.offsets is None:
         return per_id.T.astype(np.float64)

@@ -62,7 +62,7 @@ def plot(variants: Sequence[Variant], runs: Runs) -> Figure:
             ):
                 values = [runs.values(variant, metric) for variant in shown]
                 sizes = [variant.bytes / 2**20 for variant in shown]
-                bars = [_spread(found) for found in values]
+                bars = [_spread(each) for each in values]
                 axes.errorbar(sizes, [mean(v) for v in values], bars, fmt=style, label=label, color=color, capsize=3)
             if ours[0].tables.kind == "plain":
                 axes.axhline(mean(runs.values(ours[0], metric)), color=color, linestyle="--")

@@ -15,8 +15,12 @@ from torchrec.modules.embedding_modules import (
 )
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from dlrm_torchrec.embeddings.compositional.stack import Bags
-from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig, StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.bags import Bags
+from dlrm_torchrec.embeddings.compositional.pooling import pool_ids
+from dlrm_torchrec.embeddings.compositional.table_configs import (
+    CompositionalEmbeddingBagConfig,
+    StackedEmbeddingBagConfig,
+)
 
 
 class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):
@@ -70,12 +74,12 @@ class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):
 
     def model_keys(self) -> dict[str, str]:
         """The key that a model sees for each physical feature; with concat, several features share one key."""
-        found: dict[str, str] = {}
+        key_of: dict[str, str] = {}
         stored = get_embedding_names_by_table(self.physical_configs())
         for physical, model in zip(stored, get_embedding_names_by_table(self._model_configs), strict=True):
             pieces = len(physical) // len(model)
-            found |= {name: model[number // pieces] for number, name in enumerate(physical)}
-        return found
+            key_of |= {name: model[number // pieces] for number, name in enumerate(physical)}
+        return key_of
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         jagged = features.to_dict()
@@ -89,7 +93,7 @@ class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):
                 weights = ids.weights() if self.is_weighted() else None
                 if stacked:
                     bags = Bags(ids.values().long(), ids.lengths().long(), weights)
-                    vectors = config.pooled(bags, LookUpIn(bag.weight), [feature])
+                    vectors = pool_ids(config, bags, LookUpIn(bag.weight), [feature])
                 else:
                     vectors = bag(ids.values(), ids.offsets(), per_sample_weights=weights)
                 names.append(feature)

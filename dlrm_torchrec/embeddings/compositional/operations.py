@@ -16,8 +16,9 @@ from typing import ClassVar
 import torch
 from torch.nn import functional
 
+from dlrm_torchrec.embeddings.compositional.bags import Bags, LookUp, offsets_of, one_each, pool
 from dlrm_torchrec.embeddings.compositional.grouped import grouped_linear
-from dlrm_torchrec.embeddings.compositional.stack import Bags, Block, LookUp, Stack, offsets_of, one_each, pool
+from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows, StackedRows
 
 
 class Operation(ABC):
@@ -39,11 +40,27 @@ class Operation(ABC):
         return (1,) * k
 
     @abstractmethod
-    def blocks(self, stack: Stack, dim: int) -> list[Block]:
+    def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:
         """Initial weights that give a vector the mean 0 and variance 1 / (3 n), as in a plain table."""
 
+    @torch.no_grad()
+    def draw(self, stack: StackedRows, dim: int, weight: torch.Tensor) -> torch.Tensor:
+        """Draw the initial weights in place; ``weight`` may be a shard of rows, or one or more shards of columns.
+
+        A table is sharded by rows only if all its rows have the same distribution. TorchRec stacks the column shards
+        of a rank below each other.
+        """
+        parts = self.initial_rows(stack, dim)
+        if len(parts) == 1:
+            return torch.nn.init.uniform_(weight, -parts[0].limit, parts[0].limit)
+        for start in range(0, len(weight), stack.rows):
+            shard = weight[start : start + stack.rows]
+            for piece, part in zip(torch.split(shard, [part.rows for part in parts]), parts, strict=True):
+                torch.nn.init.uniform_(piece, part.center - part.limit, part.center + part.limit)
+        return weight
+
     @abstractmethod
-    def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
+    def pooled(self, stack: StackedRows, bags: Bags, look_up: LookUp) -> torch.Tensor:
         """The sum of the vectors of each bag's ids, weighted if there are weights: (bags, num_outputs * row dim)."""
 
 
@@ -52,10 +69,10 @@ class Summed(Operation):
 
     row_wise = True
 
-    def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002 (other operations use it)
-        return [Block(stack.rows, center=0.0, limit=stack.partition.num_ids**-0.5)]
+    def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:  # noqa: ARG002 (other operations use it)
+        return [InitialRows(stack.rows, 0.0, stack.partition.num_ids**-0.5)]
 
-    def rows(self, stack: Stack, bags: Bags) -> Bags:
+    def rows(self, stack: StackedRows, bags: Bags) -> Bags:
         """Bags of physical rows: first the first output of all bags, then the second output of all bags, ..."""
         return self.ask(stack.rows_of(bags.values), bags)
 
@@ -64,7 +81,7 @@ class Summed(Operation):
         weights = None if bags.weights is None else bags.weights.repeat(len(rows))
         return Bags(torch.cat([bags.values[:0], *rows]), bags.lengths.repeat(len(rows)), weights)
 
-    def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
+    def pooled(self, stack: StackedRows, bags: Bags, look_up: LookUp) -> torch.Tensor:
         """The summed vectors; rows of a partition with few classes are read once and multiplied by their counts."""
         num_bags, rows = len(bags.lengths), stack.rows_of(bags.values)
         few = [j for j, size in enumerate(stack.sizes) if size * num_bags <= len(bags.values)]
@@ -111,8 +128,8 @@ class FeatureGeneration(Summed):
 class Add(Summed):
     """The sum of the k rows."""
 
-    def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002 (other operations use it)
-        return [Block(stack.rows, center=0.0, limit=(len(stack.class_rows) * stack.partition.num_ids) ** -0.5)]
+    def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:  # noqa: ARG002 (other operations use it)
+        return [InitialRows(stack.rows, 0.0, (len(stack.class_rows) * stack.partition.num_ids) ** -0.5)]
 
     def ask(self, rows: list[torch.Tensor], bags: Bags) -> Bags:
         k = len(rows)
@@ -152,13 +169,13 @@ class Mult(Operation):
                 f"both are 0: got center {self.center} and spread {self.spread}; keep the defaults"
             )
 
-    def blocks(self, stack: Stack, dim: int) -> list[Block]:  # noqa: ARG002 (other operations use it)
+    def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:  # noqa: ARG002 (other operations use it)
         first, *others = stack.sizes
         second_moment = self.center**2 + self.spread**2 / 3
         limit = (stack.partition.num_ids * second_moment ** len(others)) ** -0.5
-        return [Block(first, center=0.0, limit=limit), Block(sum(others), center=self.center, limit=self.spread)]
+        return [InitialRows(first, 0.0, limit), InitialRows(sum(others), self.center, self.spread)]
 
-    def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
+    def pooled(self, stack: StackedRows, bags: Bags, look_up: LookUp) -> torch.Tensor:
         num_combinations = prod(stack.partition.classes[1:])
         weights = bags.weights
         # FBGEMM's bucketizing gives weights no gradient, and takes only float32 weights
@@ -171,7 +188,7 @@ class Mult(Operation):
             first = first * other
         return pool(first, bags)
 
-    def _pooled_by_class(self, stack: Stack, num_combinations: int, bags: Bags, look_up: LookUp) -> torch.Tensor:
+    def _pooled_by_class(self, stack: StackedRows, num_combinations: int, bags: Bags, look_up: LookUp) -> torch.Tensor:
         """The same sum by the distributive law: ids of a bag that share their later classes are summed first.
 
         sum_x w1[p1(x)] * w2[p2(x)] = sum_c w2[c] * sum_{x: p2(x) = c} w1[p1(x)]. The sums over x are a plain lookup,
@@ -226,16 +243,17 @@ class Path(Operation):
     def class_rows(self, dim: int, k: int) -> tuple[int, ...]:
         return (1,) + (sum(self._network_rows(dim)),) * (k - 1)
 
-    def blocks(self, stack: Stack, dim: int) -> list[Block]:
+    def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:
         # He initialisation of the hidden layer: the variance 2 / dim doubles the second moment, and ReLU halves it
         limits = [(6 / dim) ** 0.5, 0.0, (3 / self.hidden) ** 0.5, 0.0] if self.hidden else [(3 / dim) ** 0.5]
         network = [
-            Block(rows, center=0.0, limit=limit) for rows, limit in zip(self._network_rows(dim), limits, strict=True)
+            InitialRows(rows, center=0.0, limit=limit)
+            for rows, limit in zip(self._network_rows(dim), limits, strict=True)
         ]
         num_networks = sum(stack.partition.classes[1:])
-        return [Block(stack.sizes[0], center=0.0, limit=stack.partition.num_ids**-0.5), *network * num_networks]
+        return [InitialRows(stack.sizes[0], center=0.0, limit=stack.partition.num_ids**-0.5), *network * num_networks]
 
-    def pooled(self, stack: Stack, bags: Bags, look_up: LookUp) -> torch.Tensor:
+    def pooled(self, stack: StackedRows, bags: Bags, look_up: LookUp) -> torch.Tensor:
         ids, places = torch.unique(bags.values, return_inverse=True)  # each id passes once; this waits for a GPU
         first, *later = stack.partition.of(ids)
         rows = torch.cat([first, torch.arange(stack.sizes[0], stack.rows, device=first.device)])

@@ -27,7 +27,7 @@ from dlrm_torchrec.inference.serving.json_body import read_json
 from dlrm_torchrec.inference.serving.limits import ServingConfig
 from dlrm_torchrec.inference.serving.loading import PackageError, load_package
 from dlrm_torchrec.inference.serving.prometheus import Counted, Metrics
-from dlrm_torchrec.inference.serving.room import Room
+from dlrm_torchrec.inference.serving.quota import Quota
 
 JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
 MAX_BODIES = 16  # how many request bodies of the largest size are held at once
@@ -45,8 +45,8 @@ class Service:
         self.path = path
         self.config = config
         self.predictor: Predictor | None = None  # until the package is loaded
-        self.queued_rows = Room(config.max_queued_rows, "rows")
-        self.body_bytes = Room(MAX_BODIES * config.max_request_bytes, "bytes")
+        self.queued_rows = Quota(config.max_queued_rows, "rows")
+        self.body_bytes = Quota(MAX_BODIES * config.max_request_bytes, "bytes")
         self.metrics = Metrics(lambda: self.queued_rows.held)
         self.batcher = Batcher(
             self.metrics,

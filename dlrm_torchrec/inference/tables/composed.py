@@ -8,7 +8,7 @@ from torch import nn
 
 from dlrm_torchrec.embeddings.compositional.grouped import grouped_linear
 from dlrm_torchrec.embeddings.compositional.operations import Path
-from dlrm_torchrec.embeddings.compositional.stack import Stack
+from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 from dlrm_torchrec.inference.tables.lookups import Column, RowLookup, by_feature
 
 
@@ -51,7 +51,7 @@ class Paths(nn.Module):
     classes: list[tuple[int, int]]
     networks: list[list[tuple[torch.Tensor, torch.Tensor | None]]]
 
-    def __init__(self, keys: Sequence[Sequence[Column]], stack: Stack, path: Path, num_features: int) -> None:
+    def __init__(self, keys: Sequence[Sequence[Column]], stack: StackedRows, path: Path, num_features: int) -> None:
         super().__init__()
         table = keys[0][0].table
         first, *later = torch.split(table.weight.detach().float(), stack.sizes)

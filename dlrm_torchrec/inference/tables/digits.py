@@ -35,11 +35,11 @@ def digits(table: str, partition: Partition) -> list[Digit]:
         case QuotientRemainder():
             return [Digit(partition.num_remainders, INT64_MAX), Digit(1, partition.num_remainders)]
         case MixedRadix():
-            found, divisor = [], 1
+            places, divisor = [], 1
             for radix in partition.radices:
-                found.append(Digit(divisor, radix))
+                places.append(Digit(divisor, radix))
                 divisor *= radix
-            return found
+            return places
         case ChineseRemainder():
             return [Digit(1, modulus) for modulus in partition.moduli]
     raise ValueError(

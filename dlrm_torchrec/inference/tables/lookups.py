@@ -101,11 +101,11 @@ class Sums(nn.Module):
         self.together = together
 
     def forward(self, values: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
-        found = self.lookup(values, lengths)
+        pooled = self.lookup(values, lengths)
         if self.together:
-            return [found]
-        sums = list(torch.split(found, self.widths, dim=1))
+            return [pooled]
+        sums = list(torch.split(pooled, self.widths, dim=1))
         for key, terms in enumerate(self.terms):
             if terms > 1:
-                sums[key] = sums[key].reshape(found.size(0), terms, -1).sum(1)
+                sums[key] = sums[key].reshape(pooled.size(0), terms, -1).sum(1)
         return sums

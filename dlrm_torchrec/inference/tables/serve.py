@@ -10,7 +10,7 @@ from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from dlrm_torchrec.embeddings.compositional.operations import Add, FeatureGeneration, Mult, Path
-from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
 from dlrm_torchrec.inference.config import TableType

@@ -12,7 +12,7 @@ from dlrm_torchrec.preparation.vocabularies.build import build_vocabulary
 from dlrm_torchrec.preparation.vocabularies.counting import ValueCounter
 from dlrm_torchrec.preparation.vocabularies.runs import open_run, write_run
 from dlrm_torchrec.preparation.vocabularies.vocabulary import Vocabulary
-from dlrm_torchrec.preparation.work.record import FOLDER, Record, Work
+from dlrm_torchrec.preparation.work.recorded_work import FOLDER, Record, RecordedWork
 from dlrm_torchrec.preparation.work.units import Unit
 from dlrm_torchrec.preparation.work.workers import Report
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
@@ -53,7 +53,7 @@ def count_unit(
 
 
 def make_vocabulary(
-    feature: SparseFeature, report: Report, *, number: int, counted: Iterable[Record], output: str, work: Work
+    feature: SparseFeature, report: Report, *, number: int, counted: Iterable[Record], output: str, work: RecordedWork
 ) -> tuple[list[Stored], dict[str, Any]]:
     """Files of the vocabulary of one feature, with its rows and kind of values, from the counts of the units."""
     runs = [

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from dlrm_torchrec.datasets.prepared.files import Stored, chunks, join, write_json
+from dlrm_torchrec.datasets.prepared.files import Stored, digest, join, write_json
 from dlrm_torchrec.datasets.prepared.manifest import DataFile, Manifest, SourceFile, Split
-from dlrm_torchrec.preparation.passes.folder import REPORT, sweep
-from dlrm_torchrec.preparation.passes.quarantine import NAME, join_quarantine
+from dlrm_torchrec.preparation.passes.quarantine import join_quarantine
 from dlrm_torchrec.preparation.passes.tally import Tally, report, total
 from dlrm_torchrec.preparation.passes.write import quarantine_path
-from dlrm_torchrec.preparation.work.record import Record
+from dlrm_torchrec.preparation.work.output_folder import QUARANTINE, REPORT, sweep
+from dlrm_torchrec.preparation.work.recorded_work import Record
 from dlrm_torchrec.preparation.work.units import Source, Unit
 from dlrm_torchrec.preparation.work.workers import Report
 from dlrm_torchrec.schema import DatasetSpec
@@ -20,12 +20,8 @@ from dlrm_torchrec.schema import DatasetSpec
 
 def read_source(source: Source, progress: Report) -> tuple[list[Stored], dict[str, Any]]:
     """Path, size and SHA-256 of a raw file, as in ``SourceFile``."""
-    sha256, size = hashlib.sha256(), 0
-    for chunk in chunks(source.path):
-        sha256.update(chunk)
-        size += len(chunk)
-        progress(0, len(chunk))
-    return [], {"path": source.path, "bytes": size, "sha256": sha256.hexdigest()}
+    size, sha256 = digest(source.path, partial(progress, 0))
+    return [], {"path": source.path, "bytes": size, "sha256": sha256}
 
 
 def finish(
@@ -83,7 +79,7 @@ def _judge(everything: Tally, train: str, output: str, max_bad_share: float) -> 
         reason, count = everything.reasons.most_common(1)[0]
         raise ValueError(
             f"malformed rows must be at most {max_bad_share:.2%} of all: got {bad} of {rows}, {count} of them because "
-            f"'{reason}'; see {join(output, NAME)}, then repair the files or raise max_bad_share"
+            f"'{reason}'; see {join(output, QUARANTINE)}, then repair the files or raise max_bad_share"
         )
     if not everything.rows[train]:
         raise ValueError(

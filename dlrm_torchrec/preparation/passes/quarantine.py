@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from dlrm_torchrec.datasets.prepared.files import NewFile, chunks, join
 from dlrm_torchrec.preparation.readers.rows import Rejected
+from dlrm_torchrec.preparation.work.output_folder import QUARANTINE
 
-NAME = "quarantine.tsv"
 _HEADER = "source\tline\treason\traw\n"
 
 
@@ -38,7 +38,7 @@ def add_rejected(file: NewFile, source: str, rows: Iterable[Rejected]) -> None:
 
 def join_quarantine(folder: str, parts: Iterable[str]) -> None:
     """Write ``quarantine.tsv`` from the files ``parts``, which ``add_rejected`` wrote, in their order."""
-    with NewFile(folder, NAME) as file:
+    with NewFile(folder, QUARANTINE) as file:
         file.write(_HEADER.encode())
         for part in parts:
             for chunk in chunks(join(folder, part)):

@@ -18,10 +18,10 @@ class ShufflingWriter:
 
     def write(self, table: pa.Table) -> None:
         while self._held + table.num_rows >= self._window_rows:
-            room = self._window_rows - self._held
-            self._waiting.append(table.slice(0, room))
+            left = self._window_rows - self._held
+            self._waiting.append(table.slice(0, left))
             self.flush()
-            table = table.slice(room)
+            table = table.slice(left)
         self._waiting.append(table)
         self._held += table.num_rows
 

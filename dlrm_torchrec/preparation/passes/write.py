@@ -14,7 +14,7 @@ from dlrm_torchrec.preparation.passes.quarantine import add_rejected
 from dlrm_torchrec.preparation.passes.shuffle import ShufflingWriter
 from dlrm_torchrec.preparation.passes.tally import Tally
 from dlrm_torchrec.preparation.vocabularies.vocabulary import Vocabulary
-from dlrm_torchrec.preparation.work.record import FOLDER
+from dlrm_torchrec.preparation.work.recorded_work import FOLDER
 from dlrm_torchrec.preparation.work.units import Unit
 from dlrm_torchrec.preparation.work.workers import Report
 from dlrm_torchrec.schema import DatasetSpec

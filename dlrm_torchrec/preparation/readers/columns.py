@@ -31,12 +31,12 @@ class Columns:
         label = [self.spec.label] if self.labelled else []
         return [*label, *self.spec.feature_names]
 
-    def check(self, path: str, found: list[str]) -> None:
-        """Raises ValueError unless ``found``, the columns of the file, has each column of the spec exactly once."""
-        unfit = [name for name in self.names if found.count(name) != 1]
+    def check(self, path: str, header: list[str]) -> None:
+        """ValueError when a column is absent from ``header``, the columns of the file, or in it twice."""
+        unfit = [name for name in self.names if header.count(name) != 1]
         if unfit:
             raise ValueError(
-                f"{path} must have each column of the spec once: got {found}, wrong for {unfit}; correct the spec"
+                f"{path} must have each column of the spec once: got {header}, unfit for {unfit}; correct the spec"
             )
 
     def rows(self, numbers: Ints, column: Callable[[str], Any], checks: Checks) -> Rows:

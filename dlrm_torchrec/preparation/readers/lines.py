@@ -135,8 +135,8 @@ def count_lines(path: str, span: Span | None = None) -> Iterator[tuple[int, int]
 def _newlines(data: npt.NDArray[np.uint8]) -> Ints:
     """Positions of all line ends."""
     starts = range(0, len(data), _SEARCHED_BYTES)
-    found = [np.flatnonzero(data[start : start + _SEARCHED_BYTES] == _NEWLINE) + start for start in starts]
-    return np.concatenate(found) if found else np.empty(0, np.int64)
+    pieces = [np.flatnonzero(data[start : start + _SEARCHED_BYTES] == _NEWLINE) + start for start in starts]
+    return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
 
 def _split(data: npt.NDArray[np.uint8], ends: Ints, *, first: int, read: int, damage: str = "") -> Lines:

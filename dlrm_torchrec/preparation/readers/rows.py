@@ -100,3 +100,10 @@ def int_buffers(values: Any) -> tuple[Ints, npt.NDArray[np.uint8], int]:
     if not values.null_count:
         return values.to_numpy(), np.full(len(values) // 8 + 1, 0xFF, np.uint8), 0
     return np.frombuffer(data, np.int64)[first : first + len(values)], np.frombuffer(valid, np.uint8), first
+
+
+def text_buffers(values: Any) -> tuple[Ints, npt.NDArray[np.uint8]]:
+    """Offsets (N + 1) and UTF-8 bytes of an Arrow array of N large strings, none of them null."""
+    _, offsets, data = values.buffers()
+    first = values.offset
+    return np.frombuffer(offsets, np.int64)[first : first + len(values) + 1], np.frombuffer(data or b"", np.uint8)

@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dlrm_torchrec.datasets.prepared.files import NewFile, Stored
+from dlrm_torchrec.preparation.readers.rows import text_buffers
 from dlrm_torchrec.preparation.vocabularies.int_tables import LOAD, insert_ids
 from dlrm_torchrec.preparation.vocabularies.runs import Run, merge
 from dlrm_torchrec.preparation.vocabularies.spool import Scratch, Spool
-from dlrm_torchrec.preparation.vocabularies.vocabulary import FIRST, Ids, text_buffers
+from dlrm_torchrec.preparation.vocabularies.vocabulary import FIRST, Ids
 from dlrm_torchrec.preparation.work.workers import Report
 
 _SLICE_ROWS = 1 << 16

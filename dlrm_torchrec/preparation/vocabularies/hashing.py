@@ -11,38 +11,33 @@ import pyarrow.compute as pc
 from numba import int64, uint8
 
 from dlrm_torchrec.datasets.compiled import compiled, read_only
-
-Hashes = npt.NDArray[np.uint64]
+from dlrm_torchrec.datasets.random.counter import Words, word, words
+from dlrm_torchrec.preparation.readers.rows import text_buffers
 
 _FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 _FNV_PRIME = np.uint64(0x100000001B3)
+_FIRST = np.uint64(0)  # of the words of a key
 
 
-def hash_ints(values: npt.NDArray[Any]) -> Hashes:
-    """uint64 hash of each integer: the finaliser of SplitMix64 (Steele et al. 2014), a bijection of 64 bits."""
-    x = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def hash_ints(values: npt.NDArray[Any]) -> Words:
+    """uint64 hash of each integer, a bijection of 64 bits: the first output of SplitMix64 from that seed."""
+    return words(values, 0)
 
 
-def hash_text(values: pa.StringArray) -> Hashes:
+def hash_text(values: pa.StringArray) -> Words:
     """uint64 hash of each string: FNV-1a over its UTF-8 bytes, then ``hash_ints``; a null hashes as ""."""
     distinct = pc.dictionary_encode(values.cast(pa.large_string()).fill_null(""))
-    words = distinct.dictionary
-    _, offsets_buffer, data_buffer = words.buffers()
-    offsets = np.frombuffer(offsets_buffer, np.int64)[words.offset : words.offset + len(words) + 1]
-    data = np.frombuffer(data_buffer or b"", np.uint8)
+    offsets, data = text_buffers(distinct.dictionary)
     lengths = np.diff(offsets)
-    state = np.full(len(words), _FNV_OFFSET)
+    state = np.full(len(lengths), _FNV_OFFSET)
     for position in range(lengths.max(initial=0)):
         longer = np.flatnonzero(lengths > position)
         state[longer] = (state[longer] ^ data[offsets[longer] + position]) * _FNV_PRIME
-    hashes: Hashes = hash_ints(state)[distinct.indices.to_numpy()]
+    hashes: Words = hash_ints(state)[distinct.indices.to_numpy()]
     return hashes
 
 
-def fold(hashes: Hashes, rows: int) -> npt.NDArray[np.int64]:
+def fold(hashes: Words, rows: int) -> npt.NDArray[np.int64]:
     """Ids in [1, rows): 0 is left for 'missing'."""
     return (hashes % np.uint64(rows - 1)).astype(np.int64) + 1
 
@@ -52,9 +47,6 @@ def hash_ids(values: Any, valid: Any, offset: int, ids: Any, *, rows: int, if_mi
     """Write to ``ids`` (N,) what ``fold(hash_ints(values), rows)`` is where bit ``offset`` + i of ``valid`` is set."""
     for i in range(len(values)):
         if valid[(offset + i) >> 3] >> ((offset + i) & 7) & 1:
-            x = np.uint64(values[i]) + np.uint64(0x9E3779B97F4A7C15)
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            ids[i] = np.int64((x ^ (x >> np.uint64(31))) % np.uint64(rows - 1)) + 1
+            ids[i] = np.int64(word(np.uint64(values[i]), _FIRST) % np.uint64(rows - 1)) + 1
         else:
             ids[i] = if_missing

@@ -13,16 +13,22 @@ import numpy as np
 from numba import int32, int64, uint8
 
 from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.datasets.random.counter import GOLDEN
 
 LOAD = 0.6  # share of the slots that may be taken
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads neighbours (Knuth, volume 3, 6.4)
 _HALF = np.uint64(32)
 
 
 @numba.njit(inline="always")
 def _slot(key: Any, slots: int) -> Any:
     """The first slot to look for a key, among less than 2^32 slots."""
-    return np.int64(((np.uint64(key) * _GOLDEN >> _HALF) * np.uint64(slots)) >> _HALF)
+    return np.int64(((np.uint64(key) * GOLDEN >> _HALF) * np.uint64(slots)) >> _HALF)
+
+
+@numba.njit(inline="always")
+def _next(slot: int, slots: int) -> int:
+    """Where to look for a key next."""
+    return slot + 1 if slot + 1 < slots else 0
 
 
 @compiled(read_only(int64), int64[::1], int64[::1], int64)
@@ -35,7 +41,7 @@ def count_values(values: Any, keys: Any, counts: Any, taken: int) -> tuple[int, 
     for i in range(len(values)):
         slot = _slot(values[i], slots)
         while counts[slot] and keys[slot] != values[i]:
-            slot = slot + 1 if slot + 1 < slots else 0
+            slot = _next(slot, slots)
         if not counts[slot]:
             if taken >= LOAD * slots:
                 return i, taken
@@ -53,7 +59,7 @@ def move_counts(old_keys: Any, old_counts: Any, keys: Any, counts: Any) -> None:
         if old_counts[i]:
             slot = _slot(old_keys[i], slots)
             while counts[slot]:
-                slot = slot + 1 if slot + 1 < slots else 0
+                slot = _next(slot, slots)
             keys[slot], counts[slot] = old_keys[i], old_counts[i]
 
 
@@ -64,21 +70,21 @@ def insert_ids(values: Any, new_ids: Any, keys: Any, ids: Any) -> None:
     for i in range(len(values)):
         slot = _slot(values[i], slots)
         while ids[slot]:
-            slot = slot + 1 if slot + 1 < slots else 0
+            slot = _next(slot, slots)
         keys[slot], ids[slot] = values[i], new_ids[i]
 
 
 @compiled(read_only(int64), read_only(uint8), int64, int32[::1], read_only(int64), read_only(int32), int64, int64)
 def find_ids(
-    values: Any, valid: Any, offset: int, found: Any, *, keys: Any, ids: Any, if_missing: int, if_absent: int
+    values: Any, valid: Any, offset: int, value_ids: Any, *, keys: Any, ids: Any, if_missing: int, if_absent: int
 ) -> None:
-    """Writes the ids of N values to ``found`` (N,); value i is missing if bit ``offset`` + i of ``valid`` is 0."""
+    """Write to ``value_ids`` (N,) the ids of N values, which are there where bit ``offset`` + i of ``valid`` is set."""
     slots = len(keys)
     for i in range(len(values)):
         if not valid[(offset + i) >> 3] >> ((offset + i) & 7) & 1:
-            found[i] = if_missing
+            value_ids[i] = if_missing
             continue
         slot = _slot(values[i], slots)
         while ids[slot] and keys[slot] != values[i]:
-            slot = slot + 1 if slot + 1 < slots else 0
-        found[i] = ids[slot] if ids[slot] else if_absent
+            slot = _next(slot, slots)
+        value_ids[i] = ids[slot] if ids[slot] else if_absent

@@ -15,7 +15,7 @@ from numba import int32, int64, uint8
 
 from dlrm_torchrec.datasets.compiled import compiled, read_only
 from dlrm_torchrec.datasets.prepared.files import is_local
-from dlrm_torchrec.preparation.readers.rows import int_buffers
+from dlrm_torchrec.preparation.readers.rows import int_buffers, text_buffers
 from dlrm_torchrec.preparation.vocabularies.int_tables import find_ids
 
 MISSING, UNSEEN, FIRST = 0, 1, 2
@@ -48,10 +48,10 @@ class Vocabulary:
                 "convert them to one type"
             )
         if self.kind == "int64":
-            found = np.empty(len(values), np.int32)
+            value_ids = np.empty(len(values), np.int32)
             keys, ids = self.table
-            find_ids(*int_buffers(values), found, keys=keys, ids=ids, if_missing=MISSING, if_absent=UNSEEN)
-            return found
+            find_ids(*int_buffers(values), value_ids, keys=keys, ids=ids, if_missing=MISSING, if_absent=UNSEEN)
+            return value_ids
         missing = values.is_null().to_numpy(zero_copy_only=False)
         if self.kind == "string":
             distinct = pc.dictionary_encode(values.cast(pa.large_string()))
@@ -62,18 +62,11 @@ class Vocabulary:
         return np.where(missing, np.int32(MISSING), np.int32(UNSEEN))
 
 
-def text_buffers(words: pa.LargeStringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """Offsets (N + 1) and UTF-8 bytes of N strings, none of them null."""
-    _, offsets, data = words.buffers()
-    first = words.offset
-    return np.frombuffer(offsets, np.int64)[first : first + len(words) + 1], np.frombuffer(data or b"", np.uint8)
-
-
 @compiled(read_only(int64), read_only(uint8), read_only(int64), read_only(uint8), read_only(int32))
 def _find_text(word_offsets: Any, words: Any, *, offsets: Any, values: Any, ids: Any) -> Ids:
     """Ids (N,) of N words among ascending values, by bisection."""
-    found = np.full(len(word_offsets) - 1, np.int32(UNSEEN))
-    for i in range(len(found)):
+    word_ids = np.full(len(word_offsets) - 1, np.int32(UNSEEN))
+    for i in range(len(word_ids)):
         word = words[word_offsets[i] : word_offsets[i + 1]]
         low, high = 0, len(ids)
         while low < high:
@@ -83,13 +76,13 @@ def _find_text(word_offsets: Any, words: Any, *, offsets: Any, values: Any, ids:
             while k < len(word) and k < len(value) and word[k] == value[k]:
                 k += 1
             if k == len(word) and k == len(value):
-                found[i] = ids[middle]
+                word_ids[i] = ids[middle]
                 break
             if k < len(value) and (k == len(word) or word[k] < value[k]):
                 high = middle
             else:
                 low = middle + 1
-    return found
+    return word_ids
 
 
 def _load(path: str) -> npt.NDArray[Any]:

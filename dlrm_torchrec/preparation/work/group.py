@@ -17,8 +17,8 @@ from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.prepared import manifest
 from dlrm_torchrec.datasets.prepared.files import join, read_json, write_json
-from dlrm_torchrec.preparation.passes import folder
-from dlrm_torchrec.preparation.work.record import FOLDER
+from dlrm_torchrec.preparation.work import output_folder
+from dlrm_torchrec.preparation.work.recorded_work import FOLDER
 
 _BEAT_S = 0.5
 _POLL_S = 0.1
@@ -40,14 +40,14 @@ class Group:
 
     def begin(self, command: dict[str, Any], *, overwrite: bool) -> None:
         """Make the folder ready on rank 0, and wait until all ranks are at this point."""
-        folder.check(self._output, command, overwrite=overwrite)
+        output_folder.check(self._output, command, overwrite=overwrite)
         if self.rank == 0:
-            folder.begin(self._output, command)
+            output_folder.begin(self._output, command)
             self._begun = self._token
             self._wait(range(self.size), lambda said: bool(said["begun"] == self._begun))
             return
         deadline = time.monotonic() + self._timeout_s
-        while not folder.is_begun(self._output, command):
+        while not output_folder.is_begun(self._output, command):
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     f"rank 0 must begin to prepare {self._output} within {self._timeout_s:g} s: got no sign of it; "

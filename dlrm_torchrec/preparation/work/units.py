@@ -16,7 +16,7 @@ from dlrm_torchrec.preparation.readers.lines import count_lines
 from dlrm_torchrec.preparation.readers.rows import Reader, Rows
 from dlrm_torchrec.preparation.readers.spans import Span, file_bytes, number
 from dlrm_torchrec.preparation.splits import Assignment, LastPart
-from dlrm_torchrec.preparation.work.record import Work
+from dlrm_torchrec.preparation.work.recorded_work import RecordedWork
 from dlrm_torchrec.preparation.work.workers import Report, Task
 
 _PROBE_BYTES = 1 << 16
@@ -73,7 +73,7 @@ class Unit:
             report(len(piece.numbers), piece.raw_bytes)
 
 
-def line_tasks(sources: Sequence[Source], spans: Sequence[Sequence[Span]], work: Work) -> dict[str, Task]:
+def line_tasks(sources: Sequence[Source], spans: Sequence[Sequence[Span]], work: RecordedWork) -> dict[str, Task]:
     """Tasks, by name, that count the lines of each span of the sources that need these counts."""
     return {
         _name(i, j): work.task(_name(i, j), f"the lines of {source.path}", span.bytes, partial(_count, source, span))
@@ -83,7 +83,7 @@ def line_tasks(sources: Sequence[Source], spans: Sequence[Sequence[Span]], work:
     }
 
 
-def make_units(sources: Sequence[Source], spans: Sequence[Sequence[Span]], work: Work) -> list[Unit]:
+def make_units(sources: Sequence[Source], spans: Sequence[Sequence[Span]], work: RecordedWork) -> list[Unit]:
     """The units of all sources, in order, once the tasks of ``line_tasks`` are done."""
     units: list[Unit] = []
     for i, (source, parts) in enumerate(zip(sources, spans, strict=True)):

@@ -53,22 +53,22 @@ def run_tasks(tasks: Sequence[Task], workers: int, report: Report) -> None:
         for task in tasks:
             task.run(report)
         return
-    crew: list[Worker] = []
+    started: list[Worker] = []
     try:
         for number in range(min(workers, len(tasks))):
-            crew.append(_start(f"worker {number}", tasks, crew))
-        _share_out(deque(enumerate(tasks)), crew, report)
+            started.append(_start(f"worker {number}", tasks, started))
+        _share_out(deque(enumerate(tasks)), started, report)
     finally:
-        _stop(crew)
+        _stop(started)
 
 
-def _share_out(waiting: deque[tuple[int, Task]], crew: list[Worker], report: Report) -> None:
-    by_connection = {worker.connection: worker for worker in crew}
-    for worker in crew:
+def _share_out(waiting: deque[tuple[int, Task]], workers: list[Worker], report: Report) -> None:
+    by_connection = {worker.connection: worker for worker in workers}
+    for worker in workers:
         _assign(worker, waiting)
-    while any(worker.task for worker in crew):
+    while any(worker.task for worker in workers):
         report(0, 0)
-        for connection in wait([worker.connection for worker in crew if worker.task], _POLL_S):
+        for connection in wait([worker.connection for worker in workers if worker.task], _POLL_S):
             assert isinstance(connection, Connection)
             worker = by_connection[connection]
             try:
@@ -90,10 +90,10 @@ def _assign(worker: Worker, waiting: deque[tuple[int, Task]]) -> None:
         worker.connection.send(number)
 
 
-def _start(name: str, tasks: Sequence[Task], crew: list[Worker]) -> Worker:
+def _start(name: str, tasks: Sequence[Task], others: list[Worker]) -> Worker:
     here, there = multiprocessing.Pipe()
     # A worker notices the death of this process only if no other process holds the other end of its pipe.
-    not_its_own = [here, *(worker.connection for worker in crew)]
+    not_its_own = [here, *(worker.connection for worker in others)]
     context = multiprocessing.get_context("fork")
     process = context.Process(target=_work, args=(tasks, there, not_its_own), name=name, daemon=True)
     process.start()
@@ -130,10 +130,10 @@ def _work(tasks: Sequence[Task], connection: Connection[Any, Any], not_its_own: 
         send(None)
 
 
-def _stop(crew: list[Worker]) -> None:
-    for worker in crew:
+def _stop(workers: list[Worker]) -> None:
+    for worker in workers:
         worker.connection.close()
-    for worker in crew:
+    for worker in workers:
         worker.process.join(_STOP_S)
         if worker.process.is_alive():
             worker.process.kill()

@@ -26,7 +26,7 @@ from dlrm_torchrec.sharding.cluster.machines import INSTANCES, MACHINES, Machine
 MILLISECONDS = 1000  # per second; TorchRec expects bytes per millisecond
 
 
-def live_topology(world_size: int, local_size: int, device: torch.device) -> Topology:
+def live_topology(device: torch.device, *, world_size: int, local_size: int) -> Topology:
     """The topology of the current machines: their real memory per rank and TorchRec's default bandwidths."""
     host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Topology(
@@ -36,11 +36,6 @@ def live_topology(world_size: int, local_size: int, device: torch.device) -> Top
         hbm_cap=torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None,
         ddr_cap=host_bytes // local_size,
     )
-
-
-def parse_topology(text: str) -> Topology:
-    """TorchRec's topology for the cluster that ``text`` describes; see ``parse_cluster``."""
-    return parse_cluster(text).topology()
 
 
 @dataclass(frozen=True)
@@ -120,13 +115,13 @@ def parse_cluster(text: str) -> Cluster:
     """
     if text.strip().lower().endswith(".toml"):
         return load_cluster(Path(text.strip()))
-    found = re.fullmatch(r"(?:([1-9]\d*)(?:x([1-9]\d*))?:)?([a-z][\w.-]*)", text.strip().lower())
-    if found is None:
+    match = re.fullmatch(r"(?:([1-9]\d*)(?:x([1-9]\d*))?:)?([a-z][\w.-]*)", text.strip().lower())
+    if match is None:
         raise ValueError(
             "topology must be HOSTSxDEVICES:MACHINE, HOSTS:INSTANCE, INSTANCE or a .toml file: "
             f"got {text!r}; write for example 2x8:h100 or 2:p5.48xlarge"
         )
-    hosts, devices, name = found.groups()
+    hosts, devices, name = match.groups()
     machine = _known(name)
     if devices is None and name not in INSTANCES:
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dlrm_torchrec.sharding.cluster.rank_names import ranges
+from dlrm_torchrec.sharding.cluster.rank_ranges import ranges
 from dlrm_torchrec.sharding.estimate.estimate import PARTS, Alternative, Estimate
 
 NEXT_BEST = 3

@@ -12,8 +12,9 @@ from torchrec.distributed.embedding_types import EmbeddingComputeKernel, Grouped
 from torchrec.modules.embedding_configs import EmbeddingTableConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm_torchrec.embeddings.compositional.stack import Bags, offsets_of
-from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.bags import Bags, offsets_of
+from dlrm_torchrec.embeddings.compositional.pooling import pool_ids
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 
 
 class CompositionalLookup(GroupedPooledEmbeddingsLookup):
@@ -66,7 +67,7 @@ class _Composed:
         if len(columns) > 1:
             features = features.split([num_features] * len(columns))[0]
         bags = Bags(features.values().long(), features.lengths().long(), features.weights_or_none())
-        pooled = self.stacked.pooled(bags, self._sums)
+        pooled = pool_ids(self.stacked, bags, self._sums)
         pooled = pooled.view(num_features, features.stride(), -1, sum(columns)).transpose(0, 1)
         if len(columns) == 1:
             return pooled.flatten(1)

@@ -22,9 +22,10 @@ from torchrec.distributed.types import ShardingEnv
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingTableConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dlrm_torchrec.embeddings.compositional.bags import Bags
 from dlrm_torchrec.embeddings.compositional.operations import Summed
-from dlrm_torchrec.embeddings.compositional.stack import Bags
-from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConfig, output_names
+from dlrm_torchrec.embeddings.compositional.pooling import check_ids
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig, output_names
 from dlrm_torchrec.sharding.modules.composed_kernels import CompositionalLookup, sources
 from dlrm_torchrec.sharding.modules.sharder import COLUMN_TYPES, ROW_TYPES
 
@@ -126,7 +127,7 @@ def _ids_to_rows(
         if config is None:
             keys += feature.keys()
         else:
-            config.check(bags, feature.keys())
+            check_ids(config, bags, feature.keys())
             assert isinstance(config.operation, Summed)
             bags = config.operation.rows(config.stack, bags)
             keys += output_names(feature.keys()[0], len(bags.lengths) // ids.stride())

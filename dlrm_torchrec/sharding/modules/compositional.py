@@ -12,7 +12,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
-from dlrm_torchrec.embeddings.compositional.table import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.sharding.modules.composed_shardings import SHARDINGS, check_sharding
 from dlrm_torchrec.sharding.modules.concurrent import ConcurrentShardedEmbeddingBagCollection

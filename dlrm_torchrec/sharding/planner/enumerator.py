@@ -75,10 +75,10 @@ class Enumerator(EmbeddingEnumerator):
 
     def enumerate(self, module: nn.Module, sharders: list[ModuleSharder[nn.Module]]) -> list[ShardingOption]:
         """All ways to shard each table, table by table, the simplest way first."""
-        found: dict[str, list[ShardingOption]] = {}
+        by_table: dict[str, list[ShardingOption]] = {}
         for option in super().enumerate(module, sharders):
-            found.setdefault(option.fqn, []).append(option)
-        return [option for options in found.values() for option in sorted(options, key=simplicity)]
+            by_table.setdefault(option.fqn, []).append(option)
+        return [option for options in by_table.values() for option in sorted(options, key=simplicity)]
 
     def populate_estimates(self, sharding_options: list[ShardingOption]) -> None:
         """Set the storage and the time of every shard of every option."""

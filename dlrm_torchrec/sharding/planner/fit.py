@@ -28,16 +28,16 @@ import torch
 from numpy.typing import NDArray
 from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS
 
-from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.embeddings.tables import stored_config
 from dlrm_torchrec.schema import AccessStatistics, Table
 from dlrm_torchrec.sharding.planner.enumerator import optimizer_bytes
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
 
-Plan = TypeVar("Plan")
+Planned = TypeVar("Planned")
 _STEPS = 400  # steps of the integral over log u; its error is far below that of the histogram
-_BISECTIONS = 8  # find the budget to within 1 / 256 of the room
+_BISECTIONS = 8  # find the budget to within 1 / 256 of the free bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +71,17 @@ def choices(
     """
     kind = "chinese_remainder" if base.kind in ("plain", "mixed_dimension") else base.kind
     plain = replace(base, kind="plain", max_rows=0, budget=0)
-    found = [_choice(table, plain, optimizer, loss=0.0)]
+    ways = [_choice(table, plain, optimizer, loss=0.0)]
     if table.rows <= base.threshold:
-        return found
+        return ways
     for collisions in _strengths(table.rows):
         config = replace(plain, kind=kind, collisions=collisions)
         if kind in ("chinese_remainder", "mixed_radix") and collisions**2 > table.rows:
             config = replace(config, partitions=3)
         choice = _choice(table, config, optimizer, pooling_factor * shared(table.rows, collisions, access))
-        if choice.bytes < found[-1].bytes:
-            found.append(choice)
-    return found
+        if choice.bytes < ways[-1].bytes:
+            ways.append(choice)
+    return ways
 
 
 def best(tables: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choice] | None:
@@ -117,11 +117,11 @@ def best(tables: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choic
 
 
 def fit(
-    tables: Mapping[str, Sequence[Choice]], attempt: Callable[[dict[str, Choice]], Plan], room: int
-) -> tuple[dict[str, Choice], Plan]:
+    tables: Mapping[str, Sequence[Choice]], attempt: Callable[[dict[str, Choice]], Planned], free_bytes: int
+) -> tuple[dict[str, Choice], Planned]:
     """The choices with the least loss that ``attempt`` can plan, and its plan.
 
-    A bisection finds the largest budget that can be planned, up to ``room``, the bytes available for weights and
+    A bisection finds the largest budget that can be planned, up to ``free_bytes``, the bytes available for weights and
     moments. Raises the DoesNotFitError of ``attempt`` when not even the smallest choices fit.
     """
     plain = {name: ways[0] for name, ways in tables.items()}
@@ -132,7 +132,7 @@ def fit(
     smallest = {name: ways[-1] for name, ways in tables.items()}
     fitted = smallest, attempt(smallest)
     low = sum(choice.bytes for choice in smallest.values())
-    high = max(low, room)
+    high = max(low, free_bytes)
     for _ in range(_BISECTIONS):
         middle = (low + high) // 2
         tried = best(tables, middle)

@@ -47,11 +47,11 @@ class LocalSearch(Proposer):
             if proposal:
                 return proposal
             self._first.pop(0)
-        found = next(self._neighbours, None)
-        if found is None:
+        proposal = next(self._neighbours, None)
+        if proposal is None:
             self._neighbours, self._next = self._next, iter(())
-            found = next(self._neighbours, None)
-        return found
+            proposal = next(self._neighbours, None)
+        return proposal
 
     def feedback(
         self,

@@ -17,44 +17,44 @@ def shortfall(options: list[ShardingOption], left: Topology) -> str:
     own message describes its last proposal, which may not be the smallest.
     """
     memory = "hbm" if left.compute_device == "cuda" else "ddr"
-    room = [getattr(device.storage, memory) for device in left.devices]
+    free = [getattr(device.storage, memory) for device in left.devices]
     ways: dict[str, list[list[int]]] = {}
     for option in options:
         ways.setdefault(option.name, []).append([getattr(shard.storage, memory) for shard in option.shards])
     largest = {name: min(max(shards) for shards in each) for name, each in ways.items()}
     name = max(largest, key=lambda table: largest[table])
-    if largest[name] > max(room):
+    if largest[name] > max(free):
         return (
-            f"{largest[name] - max(room):,} bytes too many, because table {name!r} needs at least "
-            f"{_bytes(largest[name])} on one rank and {_bytes(max(room))} is free"
+            f"{largest[name] - max(free):,} bytes too many, because table {name!r} needs at least "
+            f"{_bytes(largest[name])} on one rank and {_bytes(max(free))} is free"
         )
     smallest = {name: min(each, key=sum) for name, each in ways.items()}
     total = sum(map(sum, smallest.values()))
-    if total > sum(room):
+    if total > sum(free):
         name = max(smallest, key=lambda table: sum(smallest[table]))
         return (
-            f"{total - sum(room):,} bytes too many, because all tables need at least {_bytes(total)} and "
-            f"{_bytes(sum(room))} is free (the largest table, {name!r}, needs {_bytes(sum(smallest[name]))})"
+            f"{total - sum(free):,} bytes too many, because all tables need at least {_bytes(total)} and "
+            f"{_bytes(sum(free))} is free (the largest table, {name!r}, needs {_bytes(sum(smallest[name]))})"
         )
-    rank, over = _fullest(list(smallest.values()), room)
+    rank, over = _fullest(list(smallest.values()), free)
     return (
         f"{over:,} bytes too many on rank {rank} when tables are placed largest first, although they need "
-        f"{_bytes(total)} of {_bytes(sum(room))} in total"
+        f"{_bytes(total)} of {_bytes(sum(free))} in total"
         if over > 0
-        else f"no plan with the allowed sharding types, although tables need {_bytes(total)} of {_bytes(sum(room))}"
+        else f"no plan with the allowed sharding types, although tables need {_bytes(total)} of {_bytes(sum(free))}"
     )
 
 
-def _fullest(tables: list[list[int]], room: list[int]) -> tuple[int, int]:
-    """The rank that exceeds its room most, and by how many bytes, if each shard goes where most room is left."""
-    room = list(room)
+def _fullest(tables: list[list[int]], free: list[int]) -> tuple[int, int]:
+    """The rank that lacks most bytes, and how many, if each shard goes where most bytes are left."""
+    left = list(free)
     for shards in sorted(tables, key=max, reverse=True):
-        if len(shards) == len(room):
-            room = [free - shard for free, shard in zip(room, shards, strict=True)]
+        if len(shards) == len(left):
+            left = [before - shard for before, shard in zip(left, shards, strict=True)]
         else:
             for shard in shards:
-                room[room.index(max(room))] -= shard
-    return room.index(min(room)), -min(room)
+                left[left.index(max(left))] -= shard
+    return left.index(min(left)), -min(left)
 
 
 def _bytes(count: int) -> str:

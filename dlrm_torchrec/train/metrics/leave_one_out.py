@@ -43,10 +43,10 @@ def evaluate_leave_one_out(
         scores.append(logits[: batch.num_rows].cpu())
         labels.append(batch.labels[: batch.num_rows].cpu())
     model.train(training)
-    found = held_out(torch.cat(users), torch.cat(scores), torch.cat(labels), world.control)
-    metrics = leave_one_out_metrics(found, k)
+    ranked = held_out(torch.cat(users), torch.cat(scores), torch.cat(labels), world.control)
+    metrics = leave_one_out_metrics(ranked, k)
     if learned:  # if a model knows nothing, the mean of per-user AUCs has the standard error of an AUC over all rows
-        check_learned(found.scores, metrics)
+        check_learned(ranked.scores, metrics)
     return metrics
 
 
@@ -95,7 +95,7 @@ def held_out(
     return HeldOut(target[known], above[known], equal[known], negatives[known])
 
 
-def leave_one_out_metrics(found: HeldOut, k: int = 10) -> dict[str, float]:
+def leave_one_out_metrics(held: HeldOut, k: int = 10) -> dict[str, float]:
     """HR@k, NDCG@k and AUC as means over users; ``positives`` counts users and ``samples`` counts all their rows.
 
     If r - 1 negatives are above the held-out item, HR@k is 1 and NDCG@k is 1 / log2(r + 1) for r <= k; otherwise both
@@ -106,14 +106,14 @@ def leave_one_out_metrics(found: HeldOut, k: int = 10) -> dict[str, float]:
     places = torch.arange(1, k + 1, dtype=torch.float64)
     gains = torch.stack([torch.ones_like(places), 1 / torch.log2(places + 1)])
     upto = nn.functional.pad(gains.cumsum(dim=1), (1, 0))
-    first, last = found.above.clamp(max=k), (found.above + found.equal + 1).clamp(max=k)
-    hits, ndcg = ((upto[:, last] - upto[:, first]) / (found.equal + 1)).mean(dim=1).tolist()
+    first, last = held.above.clamp(max=k), (held.above + held.equal + 1).clamp(max=k)
+    hits, ndcg = ((upto[:, last] - upto[:, first]) / (held.equal + 1)).mean(dim=1).tolist()
     return {
         f"hr@{k}": hits,
         f"ndcg@{k}": ndcg,
-        "auc": float((1 - (found.above + 0.5 * found.equal.double()) / found.negatives).mean()),
-        "positives": float(len(found.scores)),
-        "samples": float(len(found.scores) + found.negatives.sum()),
+        "auc": float((1 - (held.above + 0.5 * held.equal.double()) / held.negatives).mean()),
+        "positives": float(len(held.scores)),
+        "samples": float(len(held.scores) + held.negatives.sum()),
     }
 
 

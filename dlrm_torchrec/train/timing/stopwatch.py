@@ -54,8 +54,8 @@ class Stopwatch:
     def milliseconds(self) -> dict[str, float]:
         """Milliseconds of every part until now, and of the whole ``step``, which is measured separately."""
         self.switch(self._part)
-        found = {part: 1e3 * seconds for part, seconds in self._seconds.items()}
-        return {**found, "step": 1e3 * (self._now() - self._begin)}
+        milliseconds = {part: 1e3 * seconds for part, seconds in self._seconds.items()}
+        return {**milliseconds, "step": 1e3 * (self._now() - self._begin)}
 
     def _now(self) -> float:
         if self._world.device.type == "cuda":

@@ -129,11 +129,11 @@ class _Countdown:
 
 def _nodes_behind(outputs: Iterable[torch.Tensor]) -> set[Node]:
     """The nodes of autograd's graph that gradients of ``outputs`` reach, without the nodes of ``outputs``."""
-    found: set[Node] = set()
+    nodes: set[Node] = set()
     queue = [output.grad_fn for output in outputs if output.grad_fn is not None]
     while queue:
         for node, _ in queue.pop().next_functions:
-            if node is not None and node not in found:
-                found.add(node)
+            if node is not None and node not in nodes:
+                nodes.add(node)
                 queue.append(node)
-    return found
+    return nodes

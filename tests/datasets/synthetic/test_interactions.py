@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from dlrm_torchrec.datasets.open import open_interactions
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.datasets.synthetic.interactions import InteractionStream, open_interactions
+from dlrm_torchrec.datasets.synthetic.interactions import InteractionStream
 from dlrm_torchrec.datasets.synthetic.specs import interactions_spec
 from dlrm_torchrec.train.metrics.leave_one_out import held_out, leave_one_out_metrics
 

@@ -34,7 +34,7 @@ from dlrm_torchrec.embeddings.compositional.partitions import (
     Partition,
     QuotientRemainder,
 )
-from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from tests.embeddings.compositional import reference
 
 FEATURES = ["a", "b", "c", "d", "e", "f"]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torchrec.modules.embedding_configs import PoolingType
 
 from dlrm_torchrec.embeddings.compositional.assigned import Assigned
+from dlrm_torchrec.embeddings.compositional.bags import Bags
 from dlrm_torchrec.embeddings.compositional.collection import LookUpIn
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
 from dlrm_torchrec.embeddings.compositional.partition_sizes import optimal_mixed_radix
@@ -23,8 +24,11 @@ from dlrm_torchrec.embeddings.compositional.partitions import (
     Partition,
     QuotientRemainder,
 )
-from dlrm_torchrec.embeddings.compositional.stack import Bags
-from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig, StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.pooling import pool_ids
+from dlrm_torchrec.embeddings.compositional.table_configs import (
+    CompositionalEmbeddingBagConfig,
+    StackedEmbeddingBagConfig,
+)
 from tests.embeddings.compositional import reference
 
 NUM_IDS, DIM = 95, 12
@@ -71,6 +75,11 @@ def as_bags(bags: list[list[int]], weights: torch.Tensor | None = None) -> Bags:
     return Bags(values, torch.tensor([len(bag) for bag in bags], dtype=torch.int64), weights)
 
 
+def initial_weight(config: StackedEmbeddingBagConfig) -> torch.Tensor:
+    assert config.init_fn is not None
+    return config.init_fn(torch.empty(config.num_embeddings, config.embedding_dim))
+
+
 def random_weight(config: StackedEmbeddingBagConfig) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(config.num_embeddings, config.embedding_dim, generator=generator, dtype=torch.float64)
@@ -96,7 +105,7 @@ def assert_as_defined(
     ours, theirs = random_weight(config).requires_grad_(), random_weight(config).requires_grad_()
     their_weights = None if weights is None else weights.detach().double().requires_grad_()
     look_up = RecordedLookUp(ours)
-    found = config.pooled(as_bags(bags, weights), look_up)
+    found = pool_ids(config, as_bags(bags, weights), look_up)
     expected = reference.pooled(operation, partition, theirs, bags, their_weights, config.pooling is PoolingType.MEAN)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     towards = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -212,7 +221,7 @@ def test_half_precision_tables(operation: Operation, bags: list[list[int]]) -> N
     config = stacked(PARTITIONS["quotient-remainder"], operation)
     weight = (random_weight(config) / 4).half()
     weights = torch.rand(sum(map(len, bags))).half()
-    found = config.pooled(as_bags(bags, weights), LookUpIn(weight))
+    found = pool_ids(config, as_bags(bags, weights), LookUpIn(weight))
     expected = reference.pooled(operation, config.logical.partition, weight.double(), bags, weights.double())
     torch.testing.assert_close(found.double(), expected, rtol=2e-2, atol=2e-2)
 
@@ -230,7 +239,7 @@ def one_hot(partition: Partition, j: int) -> torch.Tensor:
 
 def vectors(config: StackedEmbeddingBagConfig, weight: torch.Tensor) -> torch.Tensor:
     """The vector of every id."""
-    return config.pooled(as_bags([[x] for x in range(config.stack.partition.num_ids)]), LookUpIn(weight))
+    return pool_ids(config, as_bags([[x] for x in range(config.stack.partition.num_ids)]), LookUpIn(weight))
 
 
 @pytest.mark.parametrize("operation", [Add(), Concat(), Mult()])
@@ -273,7 +282,7 @@ def test_mult_of_a_bag_is_the_sum_of_products() -> None:
     weight = random_weight(config)
     quotients, remainders = weight[: partition.classes[0]], weight[partition.classes[0] :]
     q, r = quotients[[0, 14, 22]], remainders[[3, 1, 3]]
-    found = config.pooled(as_bags([[3, 57, 91]]), LookUpIn(weight))[0]
+    found = pool_ids(config, as_bags([[3, 57, 91]]), LookUpIn(weight))[0]
     torch.testing.assert_close(found, (q * r).sum(0))
     assert not torch.allclose(found, q.sum(0) * r.sum(0))
 
@@ -285,15 +294,15 @@ def test_a_weight_of_two_doubles(operation: Operation, bags: list[list[int]]) ->
     config = stacked(PARTITIONS["quotient-remainder"], operation)
     look_up = RecordedLookUp(random_weight(config))
     twos = torch.full((len(bags[0]),), 2.0)
-    found = config.pooled(as_bags(bags, twos), look_up)
-    torch.testing.assert_close(found, 2 * config.pooled(as_bags(bags), look_up))
+    found = pool_ids(config, as_bags(bags, twos), look_up)
+    torch.testing.assert_close(found, 2 * pool_ids(config, as_bags(bags), look_up))
 
 
 @pytest.mark.parametrize("operation", [Mult(), Mult(center=1.0, spread=0.5), Path(hidden=8)])
 def test_bags_of_swapped_remainders_differ(operation: Operation) -> None:
     """In the reference {12, 34} and {14, 32} collide at 10 collisions: their quotients and remainders are the same."""
     config = stacked(QuotientRemainder(NUM_IDS, 10), operation)
-    one, other = config.pooled(as_bags([[12, 34], [14, 32]]), LookUpIn(random_weight(config)))
+    one, other = pool_ids(config, as_bags([[12, 34], [14, 32]]), LookUpIn(random_weight(config)))
     assert ((one - other).abs() > 1e-3).all()
 
 
@@ -305,7 +314,7 @@ def test_ids_beyond_float32_and_int32_find_their_rows(num_ids: int, collisions: 
     config = stacked(QuotientRemainder(num_ids, collisions), Concat(), dim=2)
     generator = torch.Generator().manual_seed(0)
     ids = [0, 2**24 + 1, num_ids - 2, num_ids - 1, *torch.randint(num_ids, (200,), generator=generator).tolist()]
-    found = config.pooled(as_bags([[x] for x in ids]), lambda rows, *_: rows.double().unsqueeze(1))
+    found = pool_ids(config, as_bags([[x] for x in ids]), lambda rows, *_: rows.double().unsqueeze(1))
     assert found.tolist() == [[x // collisions, -(-num_ids // collisions) + x % collisions] for x in ids]
 
 
@@ -314,7 +323,7 @@ def test_a_table_beyond_int32() -> None:
     weight = random_weight(config)
     ids = [2**31 + 8, 2**31, 2**31 - 1, 2**24 + 1]
     expected = [weight[x >> 16] * weight[2**15 + 1 + x % 2**16] for x in ids]
-    assert torch.equal(config.pooled(as_bags([[x] for x in ids]), LookUpIn(weight)), torch.stack(expected))
+    assert torch.equal(pool_ids(config, as_bags([[x] for x in ids]), LookUpIn(weight)), torch.stack(expected))
 
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
@@ -339,8 +348,8 @@ def test_initial_vectors_have_the_moments_of_a_plain_table(
     bags = Bags(ids, torch.ones_like(ids), None)
     draws = []
     for _ in range(-(-10_000 // drawn_per_table)):
-        weight = config.fill(torch.empty(config.num_embeddings, config.embedding_dim))
-        draws.append(config.pooled(bags, LookUpIn(weight)))
+        weight = initial_weight(config)
+        draws.append(pool_ids(config, bags, LookUpIn(weight)))
     drawn = torch.stack(draws).double() * (3 * partition.num_ids) ** 0.5
     assert abs(drawn.mean()) < 0.03
     assert drawn.square().mean() == pytest.approx(1, rel=0.05)
@@ -351,7 +360,7 @@ def test_initial_vectors_have_the_moments_of_a_plain_table(
 def test_distinct_ids_have_distinct_initial_vectors(partition: Partition, operation: Operation) -> None:
     torch.manual_seed(0)
     config = stacked(partition, operation)
-    weight = config.fill(torch.empty(config.num_embeddings, config.embedding_dim))
+    weight = initial_weight(config)
     distinct = len(vectors(config, weight).unique(dim=0))
     assert distinct == (NUM_IDS if isinstance(partition, Complementary) else partition.classes[0])
 

@@ -20,7 +20,7 @@ from dlrm_torchrec.embeddings.compositional.partitions import (
     Partition,
     QuotientRemainder,
 )
-from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
 from dlrm_torchrec.inference.config import TableType

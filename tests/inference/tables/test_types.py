@@ -9,7 +9,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from dlrm_torchrec.embeddings.compositional.assigned import Assigned
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
-from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.tables.serve import ServedTables, check_types
 from dlrm_torchrec.inference.tables.types import TABLE_TYPES, packed, rounded, row_bytes

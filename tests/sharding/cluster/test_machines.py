@@ -14,9 +14,10 @@ from torchrec.distributed.planner.types import CollectiveType
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.cluster.machines import HARDWARE, MACHINES, Machine
-from dlrm_torchrec.sharding.cluster.topology import parse_cluster, parse_topology
+from dlrm_torchrec.sharding.cluster.topology import parse_cluster
 from dlrm_torchrec.sharding.config import ShardingConfig
-from dlrm_torchrec.sharding.plan import make_plan, plan_to_json
+from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.sharding.plan_description import plan_to_json
 from dlrm_torchrec.train.config import OptimizerConfig
 from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 
@@ -69,7 +70,7 @@ def test_machines_of_one_gpu_differ_only_in_their_host() -> None:
 
 
 def test_units_of_two_h100_hosts() -> None:
-    topology = parse_topology("2x8:h100")
+    topology = parse_cluster("2x8:h100").topology()
     assert (topology.world_size, topology.local_world_size, topology.intra_group_size) == (16, 8, 8)
     assert topology.compute_device == "cuda"
     assert memory(topology) == {(80_000_000_000, 250_000_000_000, 0)}  # 80 GB, an eighth of 2 TB
@@ -81,7 +82,7 @@ def test_units_of_two_h100_hosts() -> None:
 
 
 def test_units_of_a_cloud_instance_whose_network_is_shared() -> None:
-    topology = parse_topology("p4d.24xlarge")
+    topology = parse_cluster("p4d.24xlarge").topology()
     assert topology.world_size == topology.local_world_size == 8
     assert memory(topology) == {(40_000_000_000, 1152 * 2**30 // 8, 0)}
     assert topology.inter_host_bw == 6_250_000  # 400 Gb/s for 8 GPUs
@@ -89,7 +90,7 @@ def test_units_of_a_cloud_instance_whose_network_is_shared() -> None:
 
 
 def test_cpu_ranks_share_their_host() -> None:
-    one, two = parse_topology("1x1:cpu"), parse_topology("1x2:cpu")
+    one, two = parse_cluster("1x1:cpu").topology(), parse_cluster("1x2:cpu").topology()
     assert two.compute_device == "cpu"
     assert memory(two) == {(0, 256 * 2**30, 0)}
     assert (one.ddr_mem_bw, two.ddr_mem_bw) == (409_600_000, 204_800_000)
@@ -111,7 +112,7 @@ def test_cpu_ranks_share_their_host() -> None:
 def test_topologies_as_text(text: str, name: str, hosts: int, devices: int) -> None:
     cluster = parse_cluster(text)
     assert (cluster.machine.name, cluster.hosts, cluster.devices_per_host) == (name, hosts, devices)
-    topology = parse_topology(text)
+    topology = parse_cluster(text).topology()
     assert (topology.world_size, topology.local_world_size) == (hosts * devices, devices)
 
 
@@ -121,7 +122,7 @@ def test_topologies_as_text(text: str, name: str, hosts: int, devices: int) -> N
 def test_malformed_topology_is_refused(text: str) -> None:
     message = f"topology must be HOSTSxDEVICES:MACHINE, .* got {re.escape(repr(text))}; write for example 2x8:h100"
     with pytest.raises(ValueError, match=message):
-        parse_topology(text)
+        parse_cluster(text)
 
 
 @pytest.mark.parametrize(
@@ -139,12 +140,12 @@ def test_malformed_topology_is_refused(text: str) -> None:
 )
 def test_impossible_topology_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parse_topology(text)
+        parse_cluster(text)
 
 
 def test_a_file_describes_a_whole_machine(tmp_path: Path) -> None:
     path = write(tmp_path, BOX)
-    topology = parse_topology(path)
+    topology = parse_cluster(path).topology()
     assert (topology.world_size, topology.local_world_size) == (12, 4)
     assert memory(topology) == {(24_000_000_000, 64_000_000_000, 0)}
     assert (topology.hbm_mem_bw, topology.ddr_mem_bw, topology.hbm_to_ddr_mem_bw) == (1e9, 5e7, 3.2e7)
@@ -163,7 +164,7 @@ def test_a_file_corrects_a_known_machine(tmp_path: Path) -> None:
 
 def test_a_file_describes_a_cpu_host_without_gpu_figures(tmp_path: Path) -> None:
     lines = [line for line in BOX.splitlines() if not line.startswith(("hbm", "pcie"))]
-    topology = parse_topology(write(tmp_path, "\n".join(lines).replace("cuda", "cpu")))
+    topology = parse_cluster(write(tmp_path, "\n".join(lines).replace("cuda", "cpu"))).topology()
     assert topology.compute_device == "cpu"
     assert memory(topology) == {(0, 64_000_000_000, 0)}
 
@@ -193,12 +194,12 @@ def test_a_file_describes_a_cpu_host_without_gpu_figures(tmp_path: Path) -> None
 )
 def test_wrong_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        parse_topology(write(tmp_path, text))
+        parse_cluster(write(tmp_path, text))
 
 
 def test_an_all_reduce_takes_the_network_only_between_hosts() -> None:
     for text, all_reduce, all_to_all in (("1x8:h100", 450e6, 450e6), ("2x8:h100", 8 * 50e6, 50e6)):
-        topology = parse_topology(text)
+        topology = parse_cluster(text).topology()
         for collective, expected in (
             (CollectiveType.ALL_REDUCE, all_reduce),
             (CollectiveType.ALL_TO_ALL, all_to_all),
@@ -212,13 +213,15 @@ def test_a_plan_for_machines_elsewhere(text: str) -> None:
     spec = demo_spec()
     tables = build_tables(spec.tables(dim=16))
     optimize_tables_in_backward(tables, OptimizerConfig(kind="adagrad", lr=0.1))
-    topology = parse_topology(text)
-    plan = plan_to_json(make_plan(torch.nn.Sequential(tables), tables, topology, 128, ShardingConfig(), spec))
+    topology = parse_cluster(text).topology()
+    plan = plan_to_json(
+        make_plan(torch.nn.Sequential(tables), tables, topology, ShardingConfig(), batch_size=128, spec=spec)
+    )
     assert plan.keys() == {table.name for table in tables.embedding_bag_configs()}
     ranks = {shard["rank"] for table in plan.values() for shard in table["shards"]}
     assert ranks <= set(range(topology.world_size))
     by_rows = ShardingConfig(kind="row_wise")
-    plan = plan_to_json(make_plan(torch.nn.Sequential(tables), tables, topology, 128, by_rows, spec))
+    plan = plan_to_json(make_plan(torch.nn.Sequential(tables), tables, topology, by_rows, batch_size=128, spec=spec))
     assert {shard["rank"] for shard in plan["t_id_0"]["shards"]} == set(range(topology.world_size))
 
 
@@ -227,7 +230,7 @@ def test_a_node_has_its_share_of_a_host() -> None:
     assert cluster.node(16) == cluster
     assert cluster.node(8) == replace(cluster, hosts=1)
     for name in ("2x8:h100", "1x4:cpu"):
-        whole, node = parse_topology(name), parse_cluster(name).node(2).topology()
+        whole, node = parse_cluster(name).topology(), parse_cluster(name).node(2).topology()
         assert memory(node) == memory(whole)
         assert (node.world_size, node.ddr_mem_bw) == (2, whole.ddr_mem_bw)
     with pytest.raises(

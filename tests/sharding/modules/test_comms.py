@@ -21,10 +21,11 @@ from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.config import CommsConfig, Precision, ShardingConfig, ShardingKind
-from dlrm_torchrec.sharding.estimate.estimate import EstimateStats
+from dlrm_torchrec.sharding.estimate.planner_stats import EstimateStats
 from dlrm_torchrec.sharding.modules.comms import GRADIENT_SCALE, Codec, GradientCodec
 from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES
-from dlrm_torchrec.sharding.plan import Plan, make_plan, plan_to_json
+from dlrm_torchrec.sharding.plan import Plan, make_plan
+from dlrm_torchrec.sharding.plan_description import plan_to_json
 from dlrm_torchrec.train.config import OptimizerConfig
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.task import BinaryRankingTask
@@ -44,7 +45,7 @@ def planned(sharding: ShardingConfig, dim: int = 64, **options: Any) -> tuple[nn
     model = BinaryRankingTask(DLRM(tables, len(SPEC.dense), [16, dim], [16, 1]), world_size=2)
     optimize_tables_in_backward(tables, SGD)
     topology = Topology(world_size=2, local_world_size=2, compute_device="cpu")
-    return model, make_plan(model, tables, topology, 32, sharding, SPEC, **options)
+    return model, make_plan(model, tables, topology, sharding, batch_size=32, spec=SPEC, **options)
 
 
 class Run(NamedTuple):
@@ -179,8 +180,8 @@ def test_the_planner_counts_the_bytes() -> None:
     def milliseconds(comms: CommsConfig) -> tuple[float, float]:
         stats = EstimateStats("two ranks")
         planned(ShardingConfig(kind="table_wise", comms=comms), stats=stats)
-        assert stats.found is not None
-        ranks = stats.found.rank_milliseconds()
+        assert stats.estimate is not None
+        ranks = stats.estimate.rank_milliseconds()
         return sum(rank["fwd_comms"] for rank in ranks), sum(rank["bwd_comms"] for rank in ranks)
 
     exact, lossy = milliseconds(CommsConfig()), milliseconds(CommsConfig(forward="int8", backward="bf16"))

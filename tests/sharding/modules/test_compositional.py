@@ -17,7 +17,7 @@ from dlrm_torchrec.embeddings.compositional.assigned import Assigned
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
 from dlrm_torchrec.embeddings.compositional.partitions import ChineseRemainder, Hash, MixedRadix, QuotientRemainder
-from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.sharding.modules.composed_shardings import offered_types
 from dlrm_torchrec.sharding.modules.concurrent import thread_pool
 from dlrm_torchrec.sharding.modules.sharder import CHANGED_BY

@@ -20,7 +20,7 @@ from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Path
 from dlrm_torchrec.embeddings.compositional.partitions import ChineseRemainder, MixedRadix, QuotientRemainder
-from dlrm_torchrec.embeddings.compositional.table import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.schema import Table
 from dlrm_torchrec.sharding.cluster.topology import live_topology
@@ -108,11 +108,11 @@ class Run:
         plan = make_plan(
             task,
             tables,
-            live_topology(self.world.size, self.world.local_size, self.world.device),
-            BATCH // self.world.size,
+            live_topology(self.world.device, world_size=self.world.size, local_size=self.world.local_size),
             ShardingConfig(kind="table_wise", tables=self.kinds),
-            spec,
-            self.world.control,
+            batch_size=BATCH // self.world.size,
+            spec=spec,
+            group=self.world.control,
         )
         self.model = DistributedModelParallel(task, device=self.world.device, plan=plan, sharders=plan.sharders)
         initialize_tables(self.model, seed=0)

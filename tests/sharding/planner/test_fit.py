@@ -195,18 +195,18 @@ def test_fit_takes_the_largest_budget_that_can_be_planned() -> None:
             raise DoesNotFitError
         return total(chosen)[0]
 
-    chosen, planned = fit(tables, attempt, room=500_000_000)
+    chosen, planned = fit(tables, attempt, free_bytes=500_000_000)
     assert planned == total(chosen)[0]
     assert 0.98 * limit < planned <= limit
     assert len(attempts) < 12
 
     everything = total({name: ways[0] for name, ways in tables.items()})[0]
     limit = everything
-    assert fit(tables, attempt, room=everything)[1] == everything
+    assert fit(tables, attempt, free_bytes=everything)[1] == everything
 
     limit = 0
     with pytest.raises(DoesNotFitError):
-        fit(tables, attempt, room=everything)
+        fit(tables, attempt, free_bytes=everything)
 
 
 def test_what_was_chosen_is_told() -> None:

@@ -13,9 +13,10 @@ from torchrec.distributed.planner.types import ShardingOption
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding import plan as module
-from dlrm_torchrec.sharding.cluster.topology import parse_topology
+from dlrm_torchrec.sharding.cluster.topology import parse_cluster
 from dlrm_torchrec.sharding.config import ShardingConfig
-from dlrm_torchrec.sharding.estimate.estimate import Estimate, EstimateStats
+from dlrm_torchrec.sharding.estimate.estimate import Estimate
+from dlrm_torchrec.sharding.estimate.planner_stats import EstimateStats
 from dlrm_torchrec.sharding.modules.sharder import COLUMN_TYPES
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.sharding.planner.enumerator import SHARDING_TYPES
@@ -29,9 +30,11 @@ def plan(topology: str, tables: dict[str, Any] | None = None) -> Estimate:
     bags = build_tables(spec.tables(dim=16))
     optimize_tables_in_backward(bags, OptimizerConfig(kind="rowwise_adagrad", lr=0.1))
     config = ShardingConfig(tables=tables or {})
-    make_plan(nn.Sequential(bags), bags, parse_topology(topology), 128, config, spec, stats=stats)
-    assert stats.found is not None
-    return stats.found
+    make_plan(
+        nn.Sequential(bags), bags, parse_cluster(topology).topology(), config, batch_size=128, spec=spec, stats=stats
+    )
+    assert stats.estimate is not None
+    return stats.estimate
 
 
 def slowest(estimate: Estimate) -> float:

@@ -14,7 +14,7 @@ from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature, Table
 from dlrm_torchrec.sharding.config import ShardingConfig
-from dlrm_torchrec.sharding.estimate.estimate import EstimateStats
+from dlrm_torchrec.sharding.estimate.planner_stats import EstimateStats
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
 from dlrm_torchrec.train.config import OptimizerConfig
@@ -57,7 +57,7 @@ def plan(
     )
     stats = EstimateStats("test")
     config = ShardingConfig(kind=kind, host_memory=host_memory)
-    make_plan(Model(tables), tables, topology, 16, config, spec, stats=stats)
+    make_plan(Model(tables), tables, topology, config, batch_size=16, spec=spec, stats=stats)
     return stats
 
 
@@ -94,13 +94,13 @@ def test_tables_that_do_not_divide_among_ranks() -> None:
 
 def test_the_host_s_memory_is_used_when_asked_for_only() -> None:
     refusal([200_000], 1, 100)
-    found = plan([200_000], 1, 100, host_memory=True).found
+    found = plan([200_000], 1, 100, host_memory=True).estimate
     assert found is not None
     (table,) = found.tables
     assert table.compute_kernel in ("fused_uvm_caching", "fused_uvm")
     assert found.rank_bytes("ddr")[0] >= 200_000 * 4 * DIM
     assert found.rank_bytes("hbm")[0] < 85e6
-    fits = plan([1000], 1, 100, host_memory=True).found
+    fits = plan([1000], 1, 100, host_memory=True).estimate
     assert fits is not None
     assert fits.tables[0].compute_kernel == "fused"
 
@@ -109,7 +109,7 @@ def test_the_host_s_memory_is_used_when_asked_for_only() -> None:
 def test_moments_are_counted_and_those_of_half_precision_are_float32(optimizer: Any, moments: int) -> None:
     buffers = []
     for data_type, width in (("fp32", 4), ("fp16", 2)):
-        found = plan([1000], 1, 100, optimizer=optimizer, data_type=data_type).found
+        found = plan([1000], 1, 100, optimizer=optimizer, data_type=data_type).estimate
         assert found is not None
         (shard,) = found.tables[0].shards
         assert shard.weight_bytes == width * DIM * 1000
@@ -119,7 +119,7 @@ def test_moments_are_counted_and_those_of_half_precision_are_float32(optimizer: 
 
 
 def test_half_precision_is_not_replicated() -> None:
-    found = plan([100] * 4, 2, 100, data_type="fp16").found
+    found = plan([100] * 4, 2, 100, data_type="fp16").estimate
     assert found is not None
     assert "data_parallel" not in {way.sharding_type for table in found.tables for way in table.alternatives}
     with pytest.raises(ValueError, match=r"a replicated table must have fp32 weights .*: got fp16 for 't0'; choose an"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
-from dlrm_torchrec.sharding.cluster.rank_names import runs
+from dlrm_torchrec.sharding.cluster.rank_ranges import runs
 from dlrm_torchrec.sharding.estimate.estimate import PARTS
 
 SIZES = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
@@ -74,8 +74,8 @@ def time_bar(parts: Mapping[str, float], whole: float) -> str:
     return bar(
         {
             part: (part_name(part), parts[part], f"{parts[part]:.3f} ms")
-            for found in FAMILIES.values()
-            for part in found
+            for family in FAMILIES.values()
+            for part in family
         },
         whole,
     )

@@ -104,7 +104,8 @@ def time_section(estimate: Estimate) -> str:
         return _row(group, "slowest" if critical in group else "", time_bar(rank, totals[critical]), numbers)
 
     above = "".join(
-        f'<th scope="colgroup" colspan="{len(found)}">{family.capitalize()}</th>' for family, found in families.items()
+        f'<th scope="colgroup" colspan="{len(members)}">{family.capitalize()}</th>'
+        for family, members in families.items()
     )
     stages = [part_name(part).split()[0].capitalize() for part in parts]
     head = (
@@ -158,13 +159,13 @@ def critical_section(estimate: Estimate) -> str:
     others = ranks.count(parts) - 1
     like_it = f" ({others:,} other{'s take' if others > 1 else ' takes'} as long)" if others else ""
     families, shares, rows = _timed_parts(estimate), [], ""
-    for family, found in families.items():
-        spent = sum(parts[part] for part in found)
+    for family, members in families.items():
+        spent = sum(parts[part] for part in members)
         shares.append(f"<strong>{swatch(f'fwd_{family}')}{family} {time(spent)}</strong> ({share(spent, total)})")
         rows += "".join(
             f"<tr><th scope=row>{swatch(part)}{part_name(part).capitalize()}</th>"
             f"{cells([time(parts[part]), share(parts[part], total)])}</tr>"
-            for part in found
+            for part in members
         )
     return (
         f"<h3>Critical path</h3><p>All ranks wait for rank {rank}{like_it}: {time(total)} per step, "
@@ -177,21 +178,21 @@ def critical_section(estimate: Estimate) -> str:
 
 def _contributions(estimate: Estimate, rank: int, total: float) -> str:
     """The tables that take longest on ``rank``, and the total time of all others."""
-    found: list[tuple[float, str, dict[str, float]]] = []
+    tables: list[tuple[float, str, dict[str, float]]] = []
     for each in estimate.tables:
         parts = dict.fromkeys(PARTS, 0.0)
         for shard in each.shards:
             for part, milliseconds in shard.milliseconds.items() if shard.rank == rank else ():
                 parts[part] += milliseconds
         if any(parts.values()):
-            found.append((sum(parts.values()), escape(each.name), parts))
-    found.sort(key=lambda each: -each[0])
-    longest = found[0][0]
+            tables.append((sum(parts.values()), escape(each.name), parts))
+    tables.sort(key=lambda each: -each[0])
+    longest = tables[0][0]
     rows = "".join(
         f"<tr><th scope=row>{name}</th>{cells([time_bar(parts, longest), time(spent), share(spent, total)])}</tr>"
-        for spent, name, parts in found[:SHOWN_TABLES]
+        for spent, name, parts in tables[:SHOWN_TABLES]
     )
-    if rest := found[SHOWN_TABLES:]:
+    if rest := tables[SHOWN_TABLES:]:
         spent = sum(each[0] for each in rest)
         rows += f"<tr><th scope=row>{len(rest)} more</th>{cells(['', time(spent), share(spent, total)])}</tr>"
     head = f"<tr>{columns('Table')}{scale(f'{longest:.3f} ms')}{columns('Time', 'Share')}</tr>"

@@ -29,7 +29,7 @@ def placement_section(estimate: Estimate) -> str:
     world_size = estimate.world_size
     by_rank = {table.name: _rank_bytes(table, world_size) for table in estimate.tables}
     tables = sorted(estimate.tables, key=lambda table: -table.rows * table.dim)
-    top = 10 ** floor(log10(max(1, *(max(found) for found in by_rank.values()))))
+    top = 10 ** floor(log10(max(1, *(max(counts) for counts in by_rank.values()))))
     step = next(2**power for power in range(64) if 2**power * TICKS >= world_size)
     ticks = "".join(
         f'<span style="left:{100 * rank / world_size:.4g}%">{rank}</span>' for rank in range(0, world_size, step)
@@ -73,9 +73,9 @@ def _shade_names(top: int) -> dict[str, str]:
 
 def _row(placed: TableEstimate, by_rank: list[int], top: int) -> str:
     blocks = ""
-    for shade, found in groupby(enumerate(by_rank), key=lambda each: _shade(each[1], top) if each[1] else None):
+    for shade, run in groupby(enumerate(by_rank), key=lambda each: _shade(each[1], top) if each[1] else None):
         if shade is not None:
-            ranks, counts = zip(*found, strict=True)
+            ranks, counts = zip(*run, strict=True)
             sizes = " to ".join(size_text(count) for count in sorted({min(counts), max(counts)}))
             blocks += (
                 f'<span class="shade-{shade}" style="left:{100 * ranks[0] / len(by_rank):.4g}%;'

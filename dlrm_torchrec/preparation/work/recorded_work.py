@@ -6,7 +6,6 @@ when the preparation is done.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Any
 
 from iopath.common.file_io import g_pathmgr
 
-from dlrm_torchrec.datasets.prepared.files import Stored, chunks, is_local, join, read_json, remove, write_json
+from dlrm_torchrec.datasets.prepared.files import Stored, digest, is_local, join, read_json, remove, write_json
 from dlrm_torchrec.preparation.work.workers import Report, Task
 
 FOLDER = "work"
@@ -28,7 +27,7 @@ class Record:
     result: Any
 
 
-class Work:
+class RecordedWork:
     """The records of the preparation of the folder ``output``."""
 
     def __init__(self, output: str) -> None:
@@ -60,9 +59,9 @@ class Work:
 
     def records(self, names: Iterable[str]) -> list[Record]:
         """The records of finished tasks."""
-        found = [self.record(name) for name in names]
-        assert None not in found
-        return [record for record in found if record is not None]
+        records = [self.record(name) for name in names]
+        assert None not in records
+        return [record for record in records if record is not None]
 
     def _is_intact(self, name: str, report: Report) -> bool:
         """Whether a task is finished and its files have not changed."""
@@ -73,12 +72,7 @@ class Work:
         path = join(self._output, file.path)
         if not g_pathmgr.isfile(path):
             return False
-        sha256, size = hashlib.sha256(), 0
-        for chunk in chunks(path):
-            sha256.update(chunk)
-            size += len(chunk)
-            report(0, 0)
-        return (size, sha256.hexdigest()) == (file.bytes, file.sha256)
+        return digest(path, lambda _: report(0, 0)) == (file.bytes, file.sha256)
 
     def remove(self) -> None:
         """Remove all records, because the preparation is done."""

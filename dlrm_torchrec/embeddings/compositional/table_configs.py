@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 
-import torch
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from dlrm_torchrec.embeddings.compositional.operations import Mult, Operation
 from dlrm_torchrec.embeddings.compositional.partitions import Partition
-from dlrm_torchrec.embeddings.compositional.stack import Bags, Block, LookUp, Stack
+from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows, StackedRows
 
 
 @dataclass(kw_only=True)
@@ -67,7 +66,7 @@ class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
     def stacked(self) -> StackedEmbeddingBagConfig:
         """The physical table: the one that is stored, sharded, counted by the planner and named in a checkpoint."""
         k = len(self.partition.classes)
-        stack = Stack(self.partition, self.operation.class_rows(self.embedding_dim, k))
+        stack = StackedRows(self.partition, self.operation.class_rows(self.embedding_dim, k))
         outputs = self.operation.num_outputs(k)
         inherited = {entry.name: getattr(self, entry.name) for entry in fields(EmbeddingBagConfig)}
         config = StackedEmbeddingBagConfig(
@@ -80,7 +79,7 @@ class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
             logical=self,
             stack=stack,
         )
-        config.init_fn = config.fill
+        config.init_fn = partial(self.operation.draw, stack, self.embedding_dim)
         return config
 
 
@@ -89,7 +88,7 @@ class StackedEmbeddingBagConfig(EmbeddingBagConfig):
     """The physical table of a compositional table; it repeats each feature of the logical table once per output."""
 
     logical: CompositionalEmbeddingBagConfig
-    stack: Stack
+    stack: StackedRows
 
     @cached_property
     def operation(self) -> Operation:
@@ -111,56 +110,9 @@ class StackedEmbeddingBagConfig(EmbeddingBagConfig):
             factors += [rows / outputs] * outputs
         return factors
 
-    @torch.no_grad()
-    def fill(self, weight: torch.Tensor) -> torch.Tensor:
-        """Draw the initial weights in place; ``weight`` may be a shard of rows, or one or more shards of columns.
-
-        A table is sharded by rows only if all its rows have the same distribution. TorchRec stacks the column shards
-        of a rank below each other.
-        """
-        blocks = self.blocks()
-        if len(blocks) == 1:
-            return torch.nn.init.uniform_(weight, -blocks[0].limit, blocks[0].limit)
-        for start in range(0, len(weight), self.num_embeddings):
-            shard = weight[start : start + self.num_embeddings]
-            for piece, block in zip(torch.split(shard, [block.rows for block in blocks]), blocks, strict=True):
-                torch.nn.init.uniform_(piece, block.center - block.limit, block.center + block.limit)
-        return weight
-
-    def blocks(self) -> list[Block]:
-        """Initial weights of the table, as consecutive blocks of rows."""
-        return self.operation.blocks(self.stack, self.logical.embedding_dim)
-
-    def pooled(self, bags: Bags, look_up: LookUp, features: Sequence[str] = ()) -> torch.Tensor:
-        """Sums or means (bags, columns) over bags of ids; a mean divides by the number of ids, even with weights.
-
-        The bags hold those of ``features`` one feature after another; by default all features of the table. Raises
-        ValueError for an id outside of [0, number of ids).
-        """
-        self.check(bags, features)
-        pooled = self.operation.pooled(self.stack, bags, look_up)
-        if self.pooling is PoolingType.MEAN:
-            pooled = pooled / bags.lengths.clamp(min=1)[:, None]
-        return pooled
-
-    def check(self, bags: Bags, features: Sequence[str] = ()) -> None:
-        """Raises ValueError for an id outside of [0, number of ids); a GPU asserts it instead, to avoid waiting."""
-        ids, num_ids = bags.values, self.stack.partition.num_ids
-        if not len(ids):
-            return
-        low, high = ids.aminmax()
-        if ids.is_cuda:
-            torch._assert_async((low >= 0) & (high < num_ids))
-        elif low < 0 or high >= num_ids:
-            value = int(low if low < 0 else high)
-            position = int((ids == value).nonzero()[0])
-            bag = int(torch.searchsorted(bags.lengths.cumsum(0), position, right=True))
-            features = features or self.logical.feature_names
-            feature = features[bag * len(features) // len(bags.lengths)]
-            raise ValueError(
-                f"ids of feature {feature!r} must be in [0, {num_ids}), the ids of table {self.name!r}: got {value}; "
-                "check how that column was prepared"
-            )
+    def initial_rows(self) -> list[InitialRows]:
+        """Initial weights of the table, part by part."""
+        return self.operation.initial_rows(self.stack, self.logical.embedding_dim)
 
 
 def output_names(feature: str, outputs: int) -> list[str]:

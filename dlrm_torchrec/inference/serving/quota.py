@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from starlette.exceptions import HTTPException
 
 
-class Room:
-    """Room for ``size`` units, named ``unit``; a request that needs more than is left is refused with 503."""
+class Quota:
+    """At most ``size`` units, named ``unit``, at a time; a request that needs more than is left is refused with 503."""
 
     def __init__(self, size: int, unit: str) -> None:
         self.size = size

@@ -8,11 +8,10 @@ from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.prepared import manifest
 from dlrm_torchrec.datasets.prepared.files import PARTIAL, join, read_json, remove, write_json
-from dlrm_torchrec.preparation.passes import quarantine
-from dlrm_torchrec.preparation.work import record
+from dlrm_torchrec.preparation.work.recorded_work import FOLDER
 
-REPORT = "report.json"
-_COMMAND = f"{record.FOLDER}/command.json"
+REPORT, QUARANTINE = "report.json", "quarantine.tsv"
+_COMMAND = f"{FOLDER}/command.json"
 
 
 def check(output: str, command: dict[str, Any], *, overwrite: bool) -> None:
@@ -23,7 +22,7 @@ def check(output: str, command: dict[str, Any], *, overwrite: bool) -> None:
     """
     names = g_pathmgr.ls(output) if g_pathmgr.isdir(output) else []
     # A preparation writes its quarantine file first. Without one, the files may be someone's only copy.
-    if names and quarantine.NAME not in names and (manifest.NAME not in names or overwrite):
+    if names and QUARANTINE not in names and (manifest.NAME not in names or overwrite):
         raise ValueError(
             f"output {output} must be empty or made by a preparation: got other files in it; name another folder"
         )
@@ -52,9 +51,9 @@ def begin(output: str, command: dict[str, Any]) -> None:
     for name in (manifest.NAME, REPORT):
         if g_pathmgr.exists(join(output, name)):
             g_pathmgr.rm(join(output, name))
-    remove(join(output, record.FOLDER))
+    remove(join(output, FOLDER))
     sweep(output, (PARTIAL, ".parquet"))
-    with g_pathmgr.open(join(output, quarantine.NAME), "w"):
+    with g_pathmgr.open(join(output, QUARANTINE), "w"):
         pass
     write_json(output, _COMMAND, command)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Bags:
+class IdLists:
     """One sparse feature of n rows: the ids of row i are ``values[offsets[i]:offsets[i + 1]]``."""
 
     values: NDArray[np.integer]  # (V,)
@@ -27,12 +27,12 @@ class Bags:
         lengths = self.lengths
         return int(lengths[0]) if len(lengths) and (lengths == lengths[0]).all() else None
 
-    def slice(self, first: int, last: int) -> Bags:
+    def slice(self, first: int, last: int) -> IdLists:
         """The rows ``first`` .. ``last - 1``, a view."""
         if self.offsets is None:
-            return Bags(self.values[first:last])
+            return IdLists(self.values[first:last])
         offsets = self.offsets[first : last + 1]
-        return Bags(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+        return IdLists(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Columns:
 
     labels: NDArray[np.float32]  # (n,)
     dense: NDArray[np.float32]  # (n, D)
-    sparse: Sequence[Bags]  # F of n rows each
+    sparse: Sequence[IdLists]  # F of n rows each
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,0 +1,48 @@
+"""Partitions that are stacked in one physical table: where the rows of each begin, and their initial weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+from dlrm_torchrec.embeddings.compositional.partitions import Partition
+
+
+class InitialRows(NamedTuple):
+    """Initial weights of ``rows`` consecutive rows: U(center - limit, center + limit)."""
+
+    rows: int
+    center: float
+    limit: float
+
+    @classmethod
+    def plain(cls, rows: int) -> InitialRows:
+        """Initial weights of a plain table of ``rows`` rows, as in DLRM."""
+        return cls(rows, 0.0, rows**-0.5)
+
+
+@dataclass(frozen=True)
+class StackedRows:
+    """k partitions in one table; partition j begins at row ``first_rows[j]`` and has ``class_rows[j]`` rows a class."""
+
+    partition: Partition
+    class_rows: tuple[int, ...]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        return [classes * rows for classes, rows in zip(self.partition.classes, self.class_rows, strict=True)]
+
+    @cached_property
+    def rows(self) -> int:
+        return sum(self.sizes)
+
+    @cached_property
+    def first_rows(self) -> list[int]:
+        return [sum(self.sizes[:j]) for j in range(len(self.sizes))]
+
+    def rows_of(self, ids: torch.Tensor) -> list[torch.Tensor]:
+        """The rows of every id, one (N,) tensor for each of the k partitions; every class must have one row."""
+        return [first + classes for first, classes in zip(self.first_rows, self.partition.of(ids), strict=True)]

@@ -1,0 +1,151 @@
+"""What the planner may choose from for each table, and the rules for a sharding type that the user wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+import torch
+from torchrec.distributed.planner import Topology
+from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.types import CacheParams
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
+
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.tables import Tables, physical_configs
+from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
+from dlrm_torchrec.sharding.config import CommsConfig, ShardingConfig, ShardingKind
+from dlrm_torchrec.sharding.modules.composed_shardings import check_sharding, offered_types
+from dlrm_torchrec.sharding.modules.sharder import CHANGED_BY, COLUMN_TYPES, HOST_KERNELS, ROW_TYPES, table_optimizer
+from dlrm_torchrec.sharding.planner.access import MeasuredAccess
+
+CACHED_SHARE = 0.2  # share of the rows of a host-memory table that the device caches; TorchRec's default
+
+
+def table_constraints(
+    tables: Tables,
+    topology: Topology,
+    config: ShardingConfig,
+    *,
+    spec: DatasetSpec,
+    batch_size: int,
+    access: Mapping[str, AccessStatistics],
+    without: Sequence[str],
+) -> dict[str, ParameterConstraints]:
+    """The planner's constraints by table, for ``batch_size`` rows per rank; the arguments are those of ``make_plan``.
+
+    Raises ValueError when a table that ``config`` names does not exist, or cannot have the sharding that it asks for.
+    """
+    stored, optimizer = physical_configs(tables), table_optimizer(tables)
+    _check_names(config, stored)
+    _check_kernel(optimizer, topology.compute_device)
+    pooling = {feature.name: feature.pooling_factor for feature in spec.sparse}
+    excluded = [*without, *(ROW_TYPES if config.comms.int8 else [])]
+    constraints = {}
+    for table in stored:
+        kind = config.of(table.name)
+        _check_kind(table, kind)
+        _check_arithmetic(table, kind, optimizer)
+        _check_groups(table, kind, without)
+        _check_comms(table, kind, config.comms)
+        _check_replicas(table, kind)
+        if kind != "auto":
+            check_sharding(table, kind)
+        stacked = isinstance(table, StackedEmbeddingBagConfig)
+        offload = config.host_memory and not stacked
+        constraints[table.name] = ParameterConstraints(
+            sharding_types=_allowed(kind, topology.world_size, table, excluded),
+            compute_kernels=["dense", "fused", *(HOST_KERNELS if offload else [])],
+            cache_params=_cache(table, access, batch_size * topology.world_size) if offload else None,
+            min_partition=_shard_columns(table, topology.world_size) if kind in COLUMN_TYPES else None,
+            pooling_factors=table.pooling_factors(pooling, batch_size)
+            if stacked
+            else [pooling[name] for name in table.feature_names],
+        )
+    return constraints
+
+
+def _check_names(config: ShardingConfig, tables: Sequence[EmbeddingBagConfig]) -> None:
+    """A misspelt table would be sharded like all others, and nobody would notice."""
+    names = {table.name for table in tables}
+    unknown = sorted(config.tables.keys() - names)
+    if unknown:
+        raise ValueError(f"sharded tables must be tables of the model: got {unknown}; the model has {sorted(names)}")
+
+
+def _check_kernel(optimizer: type[torch.optim.Optimizer], compute_device: str) -> None:
+    """FBGEMM has no fused Adam for CPUs."""
+    if compute_device == "cpu" and optimizer is torch.optim.Adam:
+        raise ValueError(
+            "the tables' optimizer must have an FBGEMM kernel on cpu: got Adam; "
+            "choose sgd, adagrad or rowwise_adagrad, or train on a GPU"
+        )
+
+
+def _check_kind(table: EmbeddingBagConfig, kind: str) -> None:
+    """Python does not hold ``kind`` to its type, and TorchRec's error would not name the table."""
+    if kind not in get_args(ShardingKind):
+        raise ValueError(
+            f"sharding of table {table.name!r} must be one of {get_args(ShardingKind)}: got {kind!r}; name one"
+        )
+
+
+def _check_arithmetic(table: EmbeddingBagConfig, kind: str, optimizer: type[torch.optim.Optimizer]) -> None:
+    """A plan decides how fast a model trains, never which model."""
+    excluded, reason = CHANGED_BY.get(optimizer, ([], ""))
+    if kind in excluded:
+        raise ValueError(
+            f"sharding of table {table.name!r} must leave {optimizer.__name__}'s arithmetic unchanged: got "
+            f"{kind!r}, but then {reason}; choose another sharding or optimizer"
+        )
+
+
+def _check_groups(table: EmbeddingBagConfig, kind: str, without: Sequence[str]) -> None:
+    """Where a node has tables of its own, the process groups that TorchRec makes for some types are the wrong ones."""
+    if kind in without:
+        raise ValueError(
+            f"sharding of table {table.name!r} must not be one of {', '.join(without)}, which need all ranks of "
+            f"the world: got {kind!r}; choose another"
+        )
+
+
+def _check_comms(table: EmbeddingBagConfig, kind: str, comms: CommsConfig) -> None:
+    """Int8 numbers cannot be summed on the wire."""
+    if kind in ROW_TYPES and comms.int8:
+        raise ValueError(
+            f"sharding of table {table.name!r} must send whole vectors with int8 comms: got {kind!r}, which sums "
+            "parts of vectors on the wire; choose another sharding, or fp16"
+        )
+
+
+def _check_replicas(table: EmbeddingBagConfig, kind: str) -> None:
+    """DDP averages gradients and updates weights in the type of the weights, and fp16 is not precise enough."""
+    if kind == "data_parallel" and table.data_type is not DataType.FP32:
+        raise ValueError(
+            f"a replicated table must have fp32 weights because its gradients are averaged in the type of the "
+            f"weights: got {table.data_type.value.lower()} for {table.name!r}; choose another sharding or data_type"
+        )
+
+
+def _allowed(kind: ShardingKind, world_size: int, table: EmbeddingBagConfig, excluded: Sequence[str]) -> list[str]:
+    """Sharding types that the planner may choose from."""
+    if kind != "auto":
+        return [kind]
+    if world_size == 1:
+        return ["table_wise"]  # a single rank shares nothing, and this type has the fused kernel
+    if table.data_type is not DataType.FP32:  # see _check_replicas
+        excluded = [*excluded, "data_parallel"]
+    return [offered for offered in offered_types(table) if offered not in excluded]
+
+
+def _shard_columns(table: EmbeddingBagConfig, world_size: int) -> int:
+    """Columns of a shard: as equal as the number of ranks allows, and a multiple of 4, which FBGEMM needs."""
+    return max(4, int(table.embedding_dim) // world_size // 4 * 4)
+
+
+def _cache(table: EmbeddingBagConfig, access: Mapping[str, AccessStatistics], global_batch: int) -> CacheParams:
+    measured = access.get(table.feature_names[0])
+    stats = None
+    if measured:
+        stats = MeasuredAccess(statistics=measured, rows=table.num_embeddings, global_batch_size=global_batch)
+    return CacheParams(load_factor=CACHED_SHARE, stats=stats)
