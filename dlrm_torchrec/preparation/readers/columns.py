@@ -32,11 +32,11 @@ class Columns:
         return [*label, *self.spec.feature_names]
 
     def check(self, path: str, header: list[str]) -> None:
-        """ValueError when a column is absent from ``header``, the columns of the file, or in it twice."""
+        """Raises ValueError unless ``header``, the columns of the file, has each column of the spec exactly once."""
         unfit = [name for name in self.names if header.count(name) != 1]
         if unfit:
             raise ValueError(
-                f"{path} must have each column of the spec once: got {header}, unfit for {unfit}; correct the spec"
+                f"{path} must have each column of the spec once: got {header}, wrong for {unfit}; correct the spec"
             )
 
     def rows(self, numbers: Ints, column: Callable[[str], Any], checks: Checks) -> Rows:

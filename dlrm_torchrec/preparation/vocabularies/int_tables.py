@@ -27,7 +27,7 @@ def _slot(key: Any, slots: int) -> Any:
 
 @numba.njit(inline="always")
 def _next(slot: int, slots: int) -> int:
-    """Where to look for a key next."""
+    """The next slot to look for a key."""
     return slot + 1 if slot + 1 < slots else 0
 
 
@@ -78,7 +78,7 @@ def insert_ids(values: Any, new_ids: Any, keys: Any, ids: Any) -> None:
 def find_ids(
     values: Any, valid: Any, offset: int, value_ids: Any, *, keys: Any, ids: Any, if_missing: int, if_absent: int
 ) -> None:
-    """Write to ``value_ids`` (N,) the ids of N values, which are there where bit ``offset`` + i of ``valid`` is set."""
+    """Writes the ids of N values to ``value_ids`` (N,); value i is missing if bit ``offset`` + i of ``valid`` is 0."""
     slots = len(keys)
     for i in range(len(values)):
         if not valid[(offset + i) >> 3] >> ((offset + i) & 7) & 1:
