@@ -18,6 +18,7 @@ import statistics
 import time
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import torch
@@ -87,7 +88,7 @@ class Contender:
     """A sharded model with its optimizers."""
 
     def __init__(
-        self, shape: Shape, config: TablesConfig, kind: OptimizerKind, sharding: ShardingKind, world: World
+        self, shape: Shape, config: TablesConfig, *, kind: OptimizerKind, sharding: ShardingKind, world: World
     ) -> None:
         spec = shape.spec()
         tables = build_tables(spec.tables(dim=shape.dim), config, world.device)
@@ -118,14 +119,21 @@ class Contender:
 
 
 def compare(
-    name: str, configs: dict[str, TablesConfig], kind: OptimizerKind, sharding: ShardingKind, world: World, rounds: int
+    name: str,
+    configs: dict[str, TablesConfig],
+    *,
+    kind: OptimizerKind,
+    sharding: ShardingKind,
+    world: World,
+    rounds: int,
 ) -> None:
     shape = SHAPES[name]
     stream = SyntheticStream(
         shape.spec(), num_rows=8 * 2048, global_batch_size=2048, rank=world.rank, world_size=world.size
     )
     batches = [batch.to(world.device) for batch in islice(stream.batches(), 8)]
-    contenders = {title: Contender(shape, config, kind, sharding, world) for title, config in configs.items()}
+    build = partial(Contender, shape, kind=kind, sharding=sharding, world=world)
+    contenders = {title: build(config) for title, config in configs.items()}
     twice = [replace(batch, sparse_features=doubled(batch.sparse_features, shape.rows)) for batch in batches]
     medians: dict[str, list[float]] = {title: [] for title in contenders}
     for number in range(-1, rounds):  # the first round warms up
@@ -145,6 +153,7 @@ def compare(
 
 
 def main(
+    *,
     shapes: tuple[str, ...] = ("kaggle", "rm"),
     operations: tuple[OperationName, ...] = ("mult", "add", "concat", "path"),
     optimizers: tuple[OptimizerKind, ...] = ("sgd", "rowwise_adagrad"),
@@ -165,7 +174,7 @@ def main(
     with join_world(seed=0) as world:
         for name in shapes:
             for kind in optimizers:
-                compare(name, configs, kind, sharding, world, rounds)
+                compare(name, configs, kind=kind, sharding=sharding, world=world, rounds=rounds)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def synthetic_batches(shape: Shape, batch_size: int, count: int) -> list[Batch]:
 class Contender:
     """A model, its optimizers, and the times and losses of its steps."""
 
-    def __init__(self, shape: Shape, optimizer: str, fast: bool) -> None:
+    def __init__(self, shape: Shape, optimizer: str, *, fast: bool) -> None:
         torch.manual_seed(0)
         tables = EmbeddingBagCollection(
             device=torch.device("meta"),
@@ -170,11 +170,11 @@ class Contender:
         self.losses.append(loss.item())
 
 
-def compare(name: str, optimizer: str, batch_size: int, rounds: int, steps: int, warmup: int) -> float:
+def compare(name: str, optimizer: str, *, batch_size: int, rounds: int, steps: int, warmup: int) -> float:
     """Prints one table, and returns the ratio of speeds."""
     shape = SHAPES[name]
     batches = synthetic_batches(shape, batch_size, warmup + rounds * steps)
-    contenders = [Contender(shape, optimizer, fast) for fast in (False, True)]
+    contenders = [Contender(shape, optimizer, fast=fast) for fast in (False, True)]
     position = 0
     medians: list[list[float]] = [[], []]
     for number in range(-1, rounds):
@@ -218,8 +218,9 @@ def main() -> None:
     store = tempfile.NamedTemporaryFile()  # noqa: SIM115 (closed with the process)
     dist.init_process_group("gloo", init_method=f"file://{store.name}", rank=0, world_size=1)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}", flush=True)
+    counts = {name: getattr(args, name) for name in ("batch_size", "rounds", "steps", "warmup")}
     ratios = {
-        (shape, optimizer): compare(shape, optimizer, args.batch_size, args.rounds, args.steps, args.warmup)
+        (shape, optimizer): compare(shape, optimizer, **counts)
         for shape in args.shapes
         for optimizer in args.optimizers
     }

@@ -158,7 +158,7 @@ def plot(rows: Sequence[tuple[str, int, str, float, float, float]], path: str) -
     figure.savefig(path, dpi=150)
 
 
-def neighbour(path: str, given: Inputs, duration_s: float, ready: Any, start: Any, found: Any) -> None:
+def neighbour(path: str, given: Inputs, *, duration_s: float, ready: Any, start: Any, found: Any) -> None:
     """One of several processes: runs batches for ``duration_s`` and puts their milliseconds into ``found``."""
     torch.set_num_threads(1)
     model = torch.jit.load(path)
@@ -190,8 +190,10 @@ def colocation(args: argparse.Namespace) -> None:
                 torch.jit.save(models[label], path)
                 for processes in range(1, args.processes + 1):
                     ready, start, found = context.Semaphore(0), context.Event(), context.Queue()
-                    rest = (path, given, args.seconds, ready, start, found)
-                    workers = [context.Process(target=neighbour, args=rest) for _ in range(processes)]
+                    shared = {"duration_s": args.seconds, "ready": ready, "start": start, "found": found}
+                    workers = [
+                        context.Process(target=neighbour, args=(path, given), kwargs=shared) for _ in range(processes)
+                    ]
                     for worker in workers:
                         worker.start()
                     for _ in workers:
@@ -214,7 +216,7 @@ def query_size(random: np.random.Generator) -> int:
     return int(np.clip(round(random.normal(MEAN_ITEMS, STD_ITEMS)), 1, MOST_ITEMS))
 
 
-def p95_under_load(model: Model, pool: Sequence[Inputs], rate: float, duration_s: float, seed: int) -> float:
+def p95_under_load(model: Model, pool: Sequence[Inputs], *, rate: float, duration_s: float, seed: int) -> float:
     """The p95 of milliseconds from arrival to answer for ``rate`` queries per second, in real time."""
     random, waiting = np.random.default_rng(seed), queue.Queue[Any]()
     arrivals = np.cumsum(random.exponential(1 / rate, size=max(int(rate * duration_s), 20)))
@@ -247,7 +249,7 @@ def highest_rate(model: Model, pool: Sequence[Inputs], duration_s: float) -> tup
     low, high, p95_low = 0.0, 1.2 / service, 0.0
     while high > 1.04 * low and high > 0.02 / service:
         rate = (low + high) / 2
-        p95 = p95_under_load(model, pool, rate, duration_s, seed=0)
+        p95 = p95_under_load(model, pool, rate=rate, duration_s=duration_s, seed=0)
         if p95 <= BOUND_MS:
             low, p95_low = rate, p95
         else:

@@ -36,7 +36,7 @@ CONTENDERS = {
 }
 
 
-def train(recipe: TrainingRecipe, options: list[str], share: int, seed: int, folder: str) -> dict[str, float]:
+def train(recipe: TrainingRecipe, options: list[str], *, share: int, seed: int, folder: str) -> dict[str, float]:
     """The recipe's metrics after training on 1 / ``share`` of the rows."""
     options = [*options, f"--rows={ROWS // share}", f"--batch-size={BATCH // share}"]
     options += ["--eval-every=145"]  # between the averages of every 10 and every 100 steps
@@ -75,7 +75,7 @@ def alone(recipe: TrainingRecipe, seed: int) -> dict[str, float]:
     launched = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return train(recipe, [], 2, seed, folder)
+            return train(recipe, [], share=2, seed=seed, folder=folder)
     finally:
         os.environ |= launched
 
@@ -87,7 +87,7 @@ def main(seeds: int = 3) -> None:
     runs: dict[str, list[dict[str, float]]] = {title: [] for title in [*CONTENDERS, ALONE]}
     for seed in range(seeds):
         for title, options in CONTENDERS.items():
-            runs[title].append(train(recipe, options, 1, seed, f"{folder}/{title}/{seed}"))
+            runs[title].append(train(recipe, options, share=1, seed=seed, folder=f"{folder}/{title}/{seed}"))
         runs[ALONE].append(alone(recipe, seed))
     if os.environ["RANK"] == "0":
         report(runs)

@@ -40,7 +40,7 @@ BATCH = 8192  # rows of both ranks together
 WARM_UP, PIPELINED, TIMED = 10, 30, 50  # the last step of each part of a run
 
 
-def config(recipe: TrainingRecipe, kind: ShardingKind, tables: int, rows: int, dim: int, lookups: int) -> Any:
+def config(recipe: TrainingRecipe, kind: ShardingKind, *, tables: int, rows: int, dim: int, lookups: int) -> Any:
     """The config of the recipe's demo with ``tables`` equal tables, a sharding of ``kind`` and one timed stretch."""
     shape = DatasetSpec(
         name="planned_versus_measured",
@@ -125,7 +125,7 @@ def fastest_first(milliseconds: Mapping[ShardingKind, float]) -> list[ShardingKi
 
 
 def main(
-    tables: int = 8, rows: int = 40_000, dim: int = 64, lookups: int = 10, rounds: int = 5, ranks_of: str = ""
+    *, tables: int = 8, rows: int = 40_000, dim: int = 64, lookups: int = 10, rounds: int = 5, ranks_of: str = ""
 ) -> None:
     """Plans, trains and compares; only the processes that this one starts get ``ranks_of``."""
     logging.disable(logging.WARNING)

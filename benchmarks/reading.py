@@ -58,7 +58,7 @@ def prepare(folder: Path, rows: int) -> None:
     schema, zipf = prepared_schema(spec), [Zipf(feature.rows, 1.1) for feature in spec.sparse]
     splits = {}
     for split, count in (("train", rows), ("val", ROW_GROUP_ROWS)):
-        with SplitWriter(str(folder), split, 0, schema, ROW_GROUP_ROWS) as writer:
+        with SplitWriter(str(folder), split, unit=0, schema=schema, row_group_rows=ROW_GROUP_ROWS) as writer:
             for first in range(0, count, ROW_GROUP_ROWS):
                 block = min(ROW_GROUP_ROWS, count - first)
                 columns: list[Any] = [random.integers(0, 2, block).astype(np.float32)]
@@ -74,7 +74,7 @@ def files(folder: Path) -> list[str]:
     return [file.location(str(folder)) for file in Manifest.load(str(folder)).splits["train"].files]
 
 
-def ours(folder: Path, batch_size: int, shuffle: bool) -> Reader:
+def ours(folder: Path, batch_size: int, *, shuffle: bool) -> Reader:
     stream = ParquetStream(str(folder), "train", global_batch_size=batch_size, shuffle=shuffle)
     return lambda: (batch.num_rows for batch in stream.batches())
 

@@ -52,7 +52,8 @@ def main(config: Config) -> None:
         shares = np.arange(1, table.rows + 1) ** -random.uniform(0.6, 1.3)
         drawn = random.poisson(config.lookups * shares / shares.sum())
         counts[table.name] = random.permutation(drawn)  # in random order, like hashed ids
-        ways[table.name] = choices(table, TablesConfig(), RowWiseAdagrad, 1.0, summary(drawn, config.lookups, 0.0))
+        access = summary(drawn, config.lookups, reuse=0.0)
+        ways[table.name] = choices(table, TablesConfig(), RowWiseAdagrad, pooling_factor=1.0, access=access)
 
     def lost(chosen: Mapping[str, Choice]) -> float:
         return sum(counted(counts[name], choice) for name, choice in chosen.items())

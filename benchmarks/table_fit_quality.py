@@ -45,7 +45,11 @@ def demo_choices() -> dict[str, list[Choice]]:
             np.add.at(ids, batch.sparse_features[name].values().numpy(), 1)
     return {
         table.name: choices(
-            table, TablesConfig(), RowWiseAdagrad, feature.pooling_factor, summary(counts[feature.name], PROFILED, 0.0)
+            table,
+            TablesConfig(),
+            RowWiseAdagrad,
+            pooling_factor=feature.pooling_factor,
+            access=summary(counts[feature.name], PROFILED, reuse=0.0),
         )
         for table, feature in zip(spec.tables(dim=16), spec.sparse, strict=True)
     }

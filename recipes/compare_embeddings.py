@@ -101,7 +101,9 @@ from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.world import World, join_world
 
 
-def train(cfg: Config, spec: DatasetSpec, variant: Variant, seed: int, world: World, log: RunLog) -> dict[str, float]:
+def train(
+    cfg: Config, spec: DatasetSpec, variant: Variant, *, seed: int, world: World, log: RunLog
+) -> dict[str, float]:
     torch.manual_seed(seed)
     tables = build_tables(spec.tables(dim=cfg.bottom[-1]), variant.tables, world.device)
     dlrm = DLRM(tables, len(spec.dense), list(cfg.bottom), list(cfg.top), dense_device=world.device)
@@ -152,7 +154,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
                 folder = f"{run_dir}/{variant.name}/seed-{seed}"
                 log = RunLog(folder, LogConfig(every=200), world, {**alike, **asdict(variant), "seed": seed})
                 log.say(f"{variant.name}, seed {seed}: {variant.parameters:,} parameters of tables")
-                runs.add(variant, seed, train(cfg, spec, variant, seed, world, log))
+                runs.add(variant, seed, train(cfg, spec, variant, seed=seed, world=world, log=log))
         metrics = {variant.name: mean(runs.values(variant, "val/auc")) for variant in compared}
         if world.is_main:
             print(write_report(run_dir, compared, runs), json.dumps(metrics), sep="\n")

@@ -109,7 +109,7 @@ def main(cfg: Config) -> dict[str, float]:
             print(f"{name}: {kind}, which changes logits by {errors[name][kind] ** 0.5:.1e} (RMS)", file=sys.stderr)
     model = serve_tables(model, tables, types, [feature.name for feature in spec.sparse])
     if cfg.mlps != "fp32":
-        model = quantize_mlps(model, cfg.mlps, inputs, cfg.bits, cfg.outliers)
+        model = quantize_mlps(model, cfg.mlps, inputs, bits=cfg.bits, outliers=cfg.outliers)
     served = script(Scorer(model, spec))
     after, _ = predict(served, streams[cfg.split])
     report = Report(
@@ -131,7 +131,8 @@ def main(cfg: Config) -> dict[str, float]:
         )
     facts = {"recipe": cfg.recipe, "run": cfg.run, "mlps": cfg.mlps, "bits": cfg.bits, "outliers": cfg.outliers}
     facts |= {"steps": progress.step, "tables": types}
-    write_package(cfg.output or f"{cfg.run}/package", served, spec, words, facts, asdict(report))
+    output = cfg.output or f"{cfg.run}/package"
+    write_package(output, served, spec, vocabularies=words, model_facts=facts, metrics=asdict(report))
     final = prefixed(f"{cfg.split}/", report.after) | prefixed(f"before/{cfg.split}/", report.before)
     final |= {"largest_change": report.largest_change, "steps": progress.step}
     final |= prefixed("bytes/", report.bytes_after) | prefixed("before/bytes/", report.bytes_before)

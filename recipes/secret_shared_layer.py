@@ -57,7 +57,7 @@ def main(cfg: Config) -> dict[str, float]:
     layer = next((part for part in layers if part.in_features == len(spec.dense)), None)
     if layer is None:
         raise ValueError(f"model must have a layer over its dense features: got {cfg.recipe!r} without; try train_dlrm")
-    layer.requires_grad_(False)
+    layer.requires_grad_(requires_grad=False)
     weight, bias = encode(layer.weight.T, cfg.fraction_bits), encode(layer.bias, 2 * cfg.fraction_bits)
 
     with join_world(trained.seed) as world:

@@ -109,8 +109,9 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
 
         # build the model with its tables on meta, plan who holds which piece of them, and only then allocate them
         model, tables = build(cfg, spec, world.size, world.device)
-        nodes = Nodes(world.rank, world.size, cfg.node_size, world.local_size, world.device)
-        plan = nodes.plan(model, tables, cfg.batch_size // world.size, cfg.sharding, spec, world.control)
+        nodes = Nodes(world.rank, world.size, size=cfg.node_size, local_size=world.local_size, device=world.device)
+        share = cfg.batch_size // world.size
+        plan = nodes.plan(model, tables, share, cfg.sharding, spec=spec, group=world.control)
         log.say(f"each of {nodes.count} nodes:\n{describe_plan(plan, tables, nodes.size)}")
         model = nodes.shard(model, plan, init_data_parallel=world.needs_ddp)
         initialize_tables(model, cfg.seed, cfg.tables.pretrained)

@@ -66,7 +66,16 @@ def train(
     if check_fit:
         _check_fit(script, options, resource, j)
     return _ranks(
-        options, resource, j, max_retries, env, **program, image=image, name=name, mounts=mounts, rdzv_port=rdzv_port
+        options,
+        resource,
+        j=j,
+        max_retries=max_retries,
+        env=env,
+        **program,
+        image=image,
+        name=name,
+        mounts=mounts,
+        rdzv_port=rdzv_port,
     )
 
 
@@ -107,7 +116,9 @@ def evaluate(
         )
     resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
     j = _checked(j, resource)
-    return _ranks(recipe, resource, j, max_retries, env, m=EVALUATION, image=image, name=name, mounts=mounts)
+    return _ranks(
+        recipe, resource, j=j, max_retries=max_retries, env=env, m=EVALUATION, image=image, name=name, mounts=mounts
+    )
 
 
 def prepare(
@@ -143,7 +154,9 @@ def prepare(
     script, options = _split(data_set, "dlrm.prepare -j 1x2 census --input FOLDER --output prepared/census")
     program, resource = _program(script, PREPARATIONS), specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
     j = _checked(j, resource)
-    return _ranks(options, resource, j, max_retries, env, **program, image=image, name=name, mounts=mounts)
+    return _ranks(
+        options, resource, j=j, max_retries=max_retries, env=env, **program, image=image, name=name, mounts=mounts
+    )
 
 
 def plan(
@@ -218,6 +231,7 @@ def _checked(j: Optional[str], resource: specs.Resource) -> str:
 def _ranks(
     options: Sequence[str],
     resource: specs.Resource,
+    *,
     j: str,
     max_retries: int,
     env: Optional[Dict[str, str]],

@@ -73,14 +73,15 @@ def columns(cfg: Config) -> DatasetSpec:
             except ValueError as error:
                 raise ValueError(f"--spec {cfg.spec} must hold a DatasetSpec: got {error}") from error
     rows = KAGGLE_ROWS if cfg.kind == "kaggle" else TERABYTE_ROWS
-    return criteo_raw_spec(f"criteo-{cfg.kind}", rows, cfg.encoding, cfg.min_count, ind_range(cfg))
+    name, folded = f"criteo-{cfg.kind}", ind_range(cfg)
+    return criteo_raw_spec(name, rows, cfg.encoding, min_count=cfg.min_count, max_ind_range=folded)
 
 
 def ind_range(cfg: Config) -> int:
     return cfg.max_ind_range or (MAX_IND_RANGE if cfg.kind == "1tb" else 1 << 32)
 
 
-def reader(cfg: Config, spec: DatasetSpec, path: str, labelled: bool) -> Reader:
+def reader(cfg: Config, spec: DatasetSpec, path: str, *, labelled: bool) -> Reader:
     if cfg.kind != "table":
         folded = ind_range(cfg) if cfg.encoding == "vocab" else 1 << 32
         return CriteoReader(labelled=labelled, max_ind_range=folded)
@@ -118,7 +119,8 @@ def main(cfg: Config) -> None:
     files += [(path, Whole("test"), True) for path in sorted(cfg.test, key=natural)]
     files += [(path, Whole("unlabelled"), False) for path in sorted(cfg.unlabelled, key=natural)]
     sources = [
-        Source(path=path, reader=reader(cfg, spec, path, labelled), assignment=place) for path, place, labelled in files
+        Source(path=path, reader=reader(cfg, spec, path, labelled=labelled), assignment=place)
+        for path, place, labelled in files
     ]
     manifest = prepare(
         spec,

@@ -64,6 +64,7 @@ def spec_of(name: str, of_users: list[str]) -> DatasetSpec:
 def columns(
     ratings: Ratings,
     labels: npt.NDArray[np.float32],
+    *,
     first_s: int,
     genres: Mapping[int, list[str]],
     users: Mapping[int, Mapping[str, str]],
@@ -90,7 +91,10 @@ def _of(ids: npt.NDArray[np.int64], known: Mapping[int, Any]) -> Any:
 def main(cfg: Config) -> None:
     kind = find_format(cfg.input)
     ratings, genres, users = read_ratings(cfg.input, kind), read_genres(cfg.input, kind), read_users(cfg.input, kind)
-    parts = leave_one_out(ratings) if cfg.split == "leave_one_out" else by_time(ratings, cfg.val_share, cfg.test_share)
+    if cfg.split == "leave_one_out":
+        parts = leave_one_out(ratings)
+    else:
+        parts = by_time(ratings, val_share=cfg.val_share, test_share=cfg.test_share)
     parts = {name: part for name, part in parts.items() if len(part)}
     spec = spec_of(f"movielens-{kind}-{cfg.task}", list(next(iter(users.values()), {})))
     with tempfile.TemporaryDirectory() as folder:
@@ -99,9 +103,10 @@ def main(cfg: Config) -> None:
             labels = (part.scores >= cfg.liked).astype(np.float32)
             if cfg.task == "implicit":
                 count = cfg.negatives if name == "train" else cfg.eval_negatives
-                part, labels = with_negatives(part, ratings, count, cfg.seed + number)
+                part, labels = with_negatives(part, ratings, per_positive=count, seed=cfg.seed + number)
             path = f"{folder}/{name}.parquet"
-            pq.write_table(columns(part, labels, int(ratings.times.min()), genres, users), path)
+            table = columns(part, labels, first_s=int(ratings.times.min()), genres=genres, users=users)
+            pq.write_table(table, path)
             sources.append(Source(path=path, reader=ParquetReader(columns=Columns(spec=spec)), assignment=Whole(name)))
         manifest = prepare(spec, sources, cfg.output, overwrite=cfg.overwrite)
     rows = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())

@@ -46,7 +46,9 @@ def _imported(tree: ast.Module) -> Iterator[str]:
 
 def _changes(one: Sequence[str], other: Sequence[str]) -> Iterator[str]:
     landmark = None
-    for kind, first, last, other_first, other_last in difflib.SequenceMatcher(None, one, other, False).get_opcodes():
+    for kind, first, last, other_first, other_last in difflib.SequenceMatcher(
+        None, one, other, autojunk=False
+    ).get_opcodes():
         if kind == "equal":
             continue
         above = next((line.strip() for line in reversed(other[:other_first]) if line.strip().startswith("#")), None)

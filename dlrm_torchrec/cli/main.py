@@ -57,7 +57,7 @@ def list_recipes(args: argparse.Namespace) -> int:
 
 
 def copy(args: argparse.Namespace) -> int:
-    path = copy_recipe(find(args.name), args.destination, args.force)
+    path = copy_recipe(find(args.name), args.destination, force=args.force)
     print(f"{path}: this copy is yours; `dlrm-recipes diff` and `upgrade` need .dlrm-recipes next to it")
     return DONE
 

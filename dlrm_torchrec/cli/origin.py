@@ -66,7 +66,7 @@ class Copy:
         )
 
 
-def copy_recipe(recipe: Recipe, destination: Path, force: bool) -> Path:
+def copy_recipe(recipe: Recipe, destination: Path, *, force: bool) -> Path:
     """The file that now holds the recipe: ``destination`` itself if it ends in .py, or else a file in that folder.
 
     Missing folders are made. Raises ValueError when the file exists already, unless ``force`` is set.

@@ -24,7 +24,7 @@ class Batch(Pipelineable):
     num_rows: int  # real rows on this rank, 0..B
     global_rows: int  # real rows over all ranks
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:  # noqa: FBT001, FBT002  # TorchRec's
         return Batch(
             dense_features=self.dense_features.to(device, non_blocking=non_blocking),
             sparse_features=self.sparse_features.to(device, non_blocking=non_blocking),

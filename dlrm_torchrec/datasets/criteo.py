@@ -49,7 +49,7 @@ def criteo_1tb_multi_hot_spec() -> DatasetSpec:
 
 
 def criteo_raw_spec(
-    name: str, rows: Sequence[int], encoding: Encoding, min_count: int = 1, max_ind_range: int = 1 << 32
+    name: str, rows: Sequence[int], encoding: Encoding, *, min_count: int = 1, max_ind_range: int = 1 << 32
 ) -> DatasetSpec:
     """The spec to prepare raw Criteo files with: vocabularies to be counted, or hashes into ``rows`` (26) plus one.
 

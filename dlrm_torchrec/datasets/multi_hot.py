@@ -34,6 +34,7 @@ _LIST = pa.list_(pa.int32())
 def main(
     prepared: tyro.conf.Positional[str],
     output: str,
+    *,
     sizes: tuple[int, ...] = (),
     distribution: Distribution = "uniform",
     generator: Generator = "counter",
@@ -118,7 +119,7 @@ def _materialized(made: Manifest, name: str, output: str) -> Split:
                 )
                 with pq.ParquetWriter(target, schema, compression="lz4", use_dictionary=False) as writer:
                     for group in range(parquet.num_row_groups):
-                        rows = _materialized_group(parquet, group, schema, expander, path)
+                        rows = _materialized_group(parquet, group, schema, expander, path=path)
                         writer.write_table(rows, row_group_size=max(1, rows.num_rows))
                         progress.update(rows.num_rows)
             files.append(DataFile(path=target.path, rows=file.rows, sha256=target.stored.sha256))
@@ -126,7 +127,7 @@ def _materialized(made: Manifest, name: str, output: str) -> Split:
 
 
 def _materialized_group(
-    parquet: pq.ParquetFile, group: int, schema: pa.Schema, expander: Expander, path: str
+    parquet: pq.ParquetFile, group: int, schema: pa.Schema, expander: Expander, *, path: str
 ) -> pa.Table:
     kept = [name for name in schema.names if name not in expander.features]
     columns = dict(zip(kept, parquet.read_row_group(group, columns=kept).columns, strict=True))

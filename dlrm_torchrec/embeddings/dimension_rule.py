@@ -19,7 +19,7 @@ from itertools import product
 import tyro
 
 
-def k_hot_entropy_bits(items: int, hot: int, weight_bits: int = 0) -> float:
+def k_hot_entropy_bits(items: int, hot: int, *, weight_bits: int = 0) -> float:
     """Entropy in bits of ``hot`` ids out of ``items``, each with a weight of ``weight_bits`` bits: t·k + log2 C(n, k).
 
     >>> k_hot_entropy_bits(32, 1)
@@ -102,7 +102,7 @@ def main(
     """
     lines = [["items", "hot", "weight bits", "entropy (bits)", *(f"dim at {s} bits" for s in bits)]]
     for n, k in product(items, hot):
-        entropy_bits = k_hot_entropy_bits(n, k, weight_bits)
+        entropy_bits = k_hot_entropy_bits(n, k, weight_bits=weight_bits)
         dims = (f"{required_dim(entropy_bits, s):,}" for s in bits)
         lines.append([f"{n:,}", f"{k:,}", str(weight_bits), f"{entropy_bits:,.1f}", *dims])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

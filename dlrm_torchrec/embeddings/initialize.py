@@ -36,7 +36,7 @@ def initialize_tables(model: nn.Module, seed: int, pretrained: str = "") -> None
             read = open_table(pretrained, table, shape) if pretrained else None
             for values, row, column in _pieces(weight):
                 if read is None:
-                    fill_table(values, seed, table, parts, row, column)
+                    fill_table(values, parts, seed=seed, table=table, row=row, column=column)
                 else:
                     values.copy_(read(row, row + len(values))[:, column : column + values.size(1)])
 
@@ -57,7 +57,7 @@ def _pieces(weight: torch.Tensor | ShardedTensor) -> Iterator[tuple[torch.Tensor
 
 @torch.no_grad()
 def fill_table(
-    values: torch.Tensor, seed: int, table: str, parts: Sequence[InitialRows], row: int = 0, column: int = 0
+    values: torch.Tensor, parts: Sequence[InitialRows], *, seed: int, table: str, row: int = 0, column: int = 0
 ) -> None:
     """Fill a piece of a table in place; each of the table's ``parts`` has its own distribution.
 
@@ -77,11 +77,11 @@ def fill_table(
     for part in parts:
         first, last = max(start, row), min(start + part.rows, row + len(values))
         if first < last:
-            _fill(values[first - row : last - row], _table_seed(seed, table), part, first, column)
+            _fill(values[first - row : last - row], part, salt=_table_seed(seed, table), row=first, column=column)
         start += part.rows
 
 
-def _fill(values: torch.Tensor, salt: int, part: InitialRows, row: int, column: int) -> None:
+def _fill(values: torch.Tensor, part: InitialRows, *, salt: int, row: int, column: int) -> None:
     columns = torch.arange(column, column + values.size(1), device=values.device)
     step = max(1, _CHUNK_ELEMENTS // max(1, values.size(1)))
     for start in range(0, values.size(0), step):

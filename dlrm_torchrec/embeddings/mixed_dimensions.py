@@ -23,9 +23,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 def power_rule_dims(
     rows: Sequence[int],
+    *,
     base_dim: int,
     alpha: float,
-    *,
     budget: int | None = None,
     round_to_power_of_two: bool = True,
     multiple_of: int = 4,
@@ -55,7 +55,9 @@ def power_rule_dims(
     >>> power_rule_dims([10, 1_000, 10_000_000], base_dim=64, alpha=0.3, budget=90_000_000)
     [64, 64, 8]
     """
-    _check_rule(rows, base_dim, alpha, round_to_power_of_two, multiple_of)
+    _check_rule(
+        rows, base_dim=base_dim, alpha=alpha, round_to_power_of_two=round_to_power_of_two, multiple_of=multiple_of
+    )
     fewest, most = min(rows), max(rows)
 
     def nearest(dim: float) -> int:
@@ -87,7 +89,7 @@ def power_rule_dims(
 
 
 def _check_rule(
-    rows: Sequence[int], base_dim: int, alpha: float, round_to_power_of_two: bool, multiple_of: int
+    rows: Sequence[int], *, base_dim: int, alpha: float, round_to_power_of_two: bool, multiple_of: int
 ) -> None:
     if min(rows, default=0) < 1:
         raise ValueError(f"rows must be at least 1 for every table: got {list(rows)}; give each table's rows")
@@ -115,6 +117,7 @@ class MixedDimensionEmbeddingBagCollection(EmbeddingBagCollectionInterface):
         self,
         tables: Sequence[EmbeddingBagConfig],
         embedding_dim: int,
+        *,
         is_weighted: bool = False,
         device: torch.device | None = None,
         dense_device: torch.device | None = None,

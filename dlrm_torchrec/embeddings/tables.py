@@ -82,11 +82,11 @@ def partition_of(config: TablesConfig, rows: int) -> Partition:
         return hash_for_collisions(rows, config.collisions)
     if config.kind == "chinese_remainder":
         if config.collisions:
-            return chinese_remainder_for_collisions(rows, config.collisions, config.partitions)
+            return chinese_remainder_for_collisions(rows, config.collisions, k=config.partitions)
         return optimal_chinese_remainder(rows, config.partitions)
     if config.kind == "mixed_radix":
         if config.collisions:
-            return mixed_radix_for_collisions(rows, config.collisions, config.partitions)
+            return mixed_radix_for_collisions(rows, config.collisions, k=config.partitions)
         return optimal_mixed_radix(rows, config.partitions)
     if config.max_rows:
         return quotient_remainder_for_rows(rows, config.max_rows)
@@ -115,7 +115,7 @@ def _mixed(tables: Sequence[Table], config: TablesConfig, dense_device: torch.de
         return EmbeddingBagCollection(device=torch.device("meta"), tables=stored)
     common = tables[0].dim
     rows = [plain.num_embeddings for plain in large]
-    dims = power_rule_dims(rows, common, config.alpha, budget=config.budget or None)
+    dims = power_rule_dims(rows, base_dim=common, alpha=config.alpha, budget=config.budget or None)
     for plain, dim in zip(large, dims, strict=True):
         plain.embedding_dim = dim
     return MixedDimensionEmbeddingBagCollection(stored, common, device=torch.device("meta"), dense_device=dense_device)

@@ -25,6 +25,7 @@ def write_package(
     path: str | Path,
     model: torch.jit.ScriptModule,
     spec: DatasetSpec,
+    *,
     vocabularies: Mapping[str, str],
     model_facts: Mapping[str, Any],
     metrics: Mapping[str, Any],

@@ -181,17 +181,22 @@ class _Lookup:
 
 def _lookup(path: Path, feature: Mapping[str, Any]) -> _Lookup:
     if feature["encoding"] == "id":
-        return _Lookup(partial(_find_id, feature["rows"]), MISSING, None, _WHOLE)
+        return _Lookup(partial(_find_id, feature["rows"]), unseen=MISSING, text=None, holds=_WHOLE)
     if feature["encoding"] == "hash":
-        return _Lookup(partial(_find_hash, feature["rows"]), MISSING, None, _WHOLE_OR_TEXT)
+        return _Lookup(partial(_find_hash, feature["rows"]), unseen=MISSING, text=None, holds=_WHOLE_OR_TEXT)
     values = pq.read_table(path / "vocab" / f"{feature['name']}.parquet")["value"].combine_chunks()
     if not len(values):  # the type of an empty vocabulary is not known
-        return _Lookup(lambda values: np.full(len(values), _UNKNOWN), UNSEEN, None, _WHOLE_OR_TEXT)
+        return _Lookup(_find_nothing, unseen=UNSEEN, text=None, holds=_WHOLE_OR_TEXT)
     if _is_text(values.type):
         ids = {value: FIRST + place for place, value in enumerate(values.to_pylist())}
-        return _Lookup(partial(_find_text, ids), UNSEEN, True, "texts")
+        return _Lookup(partial(_find_text, ids), unseen=UNSEEN, text=True, holds="texts")
     order = values.to_numpy().argsort()
-    return _Lookup(partial(_find_integer, values.to_numpy()[order], FIRST + order), UNSEEN, False, _WHOLE)
+    find = partial(_find_integer, values.to_numpy()[order], FIRST + order)
+    return _Lookup(find, unseen=UNSEEN, text=False, holds=_WHOLE)
+
+
+def _find_nothing(values: Any) -> Ids:
+    return np.full(len(values), _UNKNOWN)
 
 
 def _find_id(rows: int, values: Any) -> Ids:
@@ -274,7 +279,7 @@ def _array(column: Any) -> Any:
     """An Arrow array of numbers, text or only nulls; a missing value is null."""
     array = column if isinstance(column, pa.Array) else _from_python(column)
     if array is None:
-        last = bisect_left(range(len(column)), True, key=lambda last: _from_python(column[: last + 1]) is None)
+        last = bisect_left(range(len(column)), x=True, key=lambda last: _from_python(column[: last + 1]) is None)
         _array(list(column[:last]))  # raises if an earlier value is wrong
         raise _MalformedError(column[last])
     if not (_is_text(array.type) or any(is_number(array.type) for is_number in _NUMBER_TYPES)):

@@ -12,7 +12,7 @@ from dlrm_torchrec.embeddings.tables import Tables
 class DLRMCat(DLRM):
     """A DLRM whose top MLP gets the dense vector and the F pooled vectors concatenated: (F + 1) D numbers."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  # as DLRM
         self,
         embedding_bag_collection: Tables,
         dense_in_features: int,

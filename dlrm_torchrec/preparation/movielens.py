@@ -83,7 +83,7 @@ def read_ratings(folder: str, kind: str) -> Ratings:
         fields, malformed = split_fields(lines, files.separator, max(files.columns) + 1)
         user, movie, rating, time = (fields.columns(column, column + 1) for column in files.columns)
         text, _ = parse_text(rating, 0)
-        number = pc.match_substring_regex(text, NUMBER).fill_null(False)
+        number = pc.match_substring_regex(text, NUMBER).fill_null(fill_value=False)
         for column in (user, movie, time):
             values, bad = parse_int64(column)
             integers.append(values[:, 0])

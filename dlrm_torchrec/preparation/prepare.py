@@ -72,37 +72,45 @@ def prepare(
     _check(sources)
     identities = [source.identity() for source in sources]
     raw_bytes = sum(identity["bytes"] for identity in identities)
-    budget = Budget.of(memory_bytes, workers, raw_bytes)
+    budget = Budget.of(memory_bytes, workers=workers, raw_bytes=raw_bytes)
     layout = Layout(row_group_rows=row_group_rows, shuffled=TRAIN, window_rows=shuffle_window_rows, seed=seed)
     _check_window(spec, layout, budget)
     unit_bytes = unit_bytes or span_bytes(raw_bytes)
     command = {"version": __version__, "spec": spec.to_json(), "sources": identities, "unit_bytes": unit_bytes}
     work, group = RecordedWork(output), Group(output, rank_timeout_s)
     try:
-        group.begin(json.loads(json.dumps({**command, **asdict(layout)})), overwrite)
-        run = partial(_run, group, group.sync, budget.workers)
+        group.begin(json.loads(json.dumps({**command, **asdict(layout)})), overwrite=overwrite)
+        run = partial(_run, group, group.sync, workers=budget.workers)
         spans = [cut(source.path, unit_bytes) for source in sources]
         run("counting lines", line_tasks(sources, spans, work))
         units = make_units(sources, spans, work)
         counted = [unit for unit in units if unit.feeds(TRAIN)]
-        vocabularies = _make_vocabularies(spec, counted, output, budget.counted_bytes, work, run)
+        vocabularies = _make_vocabularies(spec, counted, work, run, output=output, limit_bytes=budget.counted_bytes)
         spec = _with_vocabulary_rows(spec, vocabularies)
         reading = {
             f"source-{i:05d}": work.task(f"source-{i:05d}", source.path, size["bytes"], partial(read_source, source))
             for i, (source, size) in enumerate(zip(sources, identities, strict=True))
         }
+        write = partial(write_unit, spec=spec, vocabularies=vocabularies, output=output, layout=layout)
         writing = {
-            name: work.task(
-                name, unit.what, unit.span.bytes, partial(write_unit, unit, spec, vocabularies, output, layout)
-            )
+            name: work.task(name, unit.what, unit.span.bytes, partial(write, unit))
             for unit in units
             for name in [f"write-{unit.number:05d}"]
         }
-        _run(group, group.end, budget.workers, "writing rows", reading | writing)
+        _run(group, group.end, "writing rows", reading | writing, workers=budget.workers)
         if group.rank:
             return Manifest.load(output)
         read, written = work.records(reading), work.records(writing)
-        manifest = finish(output, spec, TRAIN, sources, read, units, written, max_bad_share)
+        manifest = finish(
+            output,
+            spec,
+            train=TRAIN,
+            sources=sources,
+            read=read,
+            units=units,
+            written=written,
+            max_bad_share=max_bad_share,
+        )
         work.remove()
     except OSError as error:
         told = explained(error, output)
@@ -114,7 +122,7 @@ def prepare(
     return manifest
 
 
-def _run(group: Group, meet: Callable[[str], None], workers: int, title: str, tasks: dict[str, Task]) -> None:
+def _run(group: Group, meet: Callable[[str], None], title: str, tasks: dict[str, Task], *, workers: int) -> None:
     """Do this rank's share of some tasks, then ``meet`` the others."""
     mine = list(tasks.values())[group.rank :: group.size]
     if mine:
@@ -132,25 +140,26 @@ def _run(group: Group, meet: Callable[[str], None], workers: int, title: str, ta
 def _make_vocabularies(
     spec: DatasetSpec,
     units: Sequence[Unit],
-    output: str,
-    limit_bytes: int,
     work: RecordedWork,
     run: Callable[[str, dict[str, Task]], None],
+    *,
+    output: str,
+    limit_bytes: int,
 ) -> dict[str, Vocabulary]:
     """By name, the vocabularies of the training rows of some units."""
     features = [feature for feature in spec.sparse if feature.encoding == "vocab"]
     if not features:
         return {}
     counting = {}
+    count = partial(count_unit, split=TRAIN, spec=spec, output=output, limit_bytes=limit_bytes)
     for unit in units:
         name = f"count-{unit.number:05d}"
-        count = partial(count_unit, unit, TRAIN, spec, output, limit_bytes)
-        counting[name] = work.task(name, unit.what, unit.span.bytes, count)
+        counting[name] = work.task(name, unit.what, unit.span.bytes, partial(count, unit))
     run("counting values", counting)
     making, counted = {}, work.records(counting)
     for i, feature in enumerate(features):
         name = f"vocabulary-{i:05d}"
-        make = partial(make_vocabulary, feature, i, counted, output, work)
+        make = partial(make_vocabulary, feature, number=i, counted=counted, output=output, work=work)
         making[name] = work.task(name, f"the vocabulary of {feature.name}", 1, make)
     run("making vocabularies", making)
     made = zip(features, work.records(making), strict=True)

@@ -206,7 +206,13 @@ def _is_list(values: Any) -> bool:
 
 
 def main(
-    file: Positional[str], output: str = "", label: str = "", separator: str = ",", rows: int = 200_000, name: str = ""
+    file: Positional[str],
+    *,
+    output: str = "",
+    label: str = "",
+    separator: str = ",",
+    rows: int = 200_000,
+    name: str = "",
 ) -> None:
     """Print what each column of a file may become, and write the spec.
 

@@ -45,7 +45,7 @@ def leave_one_out(ratings: Ratings) -> dict[str, Ratings]:
     return {name: ratings.select(order[place == number]) for name, number in (("train", 0), ("val", 2), ("test", 1))}
 
 
-def by_time(ratings: Ratings, val_share: float, test_share: float) -> dict[str, Ratings]:
+def by_time(ratings: Ratings, *, val_share: float, test_share: float) -> dict[str, Ratings]:
     """The earliest ratings in ``train``, then ``val``, and the latest in ``test``."""
     if min(val_share, test_share) < 0 or val_share + test_share >= 1:
         raise ValueError(
@@ -59,7 +59,9 @@ def by_time(ratings: Ratings, val_share: float, test_share: float) -> dict[str, 
     return {name: ratings.select(piece) for name, piece in pieces.items()}
 
 
-def with_negatives(split: Ratings, known: Ratings, per_positive: int, seed: int) -> tuple[Ratings, NDArray[np.float32]]:
+def with_negatives(
+    split: Ratings, known: Ratings, *, per_positive: int, seed: int
+) -> tuple[Ratings, NDArray[np.float32]]:
     """Every rating of ``split`` followed by ``per_positive`` items that its user has not rated in ``known``; labels.
 
     Negatives are uniform over the items of ``known`` that are left to the user, with repetition, at the time of their

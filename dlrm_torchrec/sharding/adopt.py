@@ -21,6 +21,7 @@ def adopt_plan(
     model: nn.Module,
     sharders: list[ModuleSharder[nn.Module]],
     topology: Topology,
+    *,
     batch_size: int,
     constraints: Mapping[str, ParameterConstraints],
 ) -> ShardingPlan:

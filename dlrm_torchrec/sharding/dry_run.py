@@ -114,7 +114,7 @@ class DryRun:
             table = Table(name=name, rows=stored.num_embeddings, dim=stored.embedding_dim, features=features)
             looked_up = sum(pooling[feature] for feature in features)
             access = self.access.get(features[0]) if len(features) == 1 else None
-            ways[name] = choices(table, config.tables, optimizer, looked_up, access)
+            ways[name] = choices(table, config.tables, optimizer, pooling_factor=looked_up, access=access)
         if not budget:
             return fit(ways, attempt, cluster.world_size * cluster.machine.table_bytes)
         chosen = best(ways, budget)

@@ -31,7 +31,7 @@ class Nodes:
     same pieces of their nodes' tables. TorchRec's DMPCollection does this too, but only on GPUs.
     """
 
-    def __init__(self, rank: int, world_size: int, size: int, local_size: int, device: torch.device) -> None:
+    def __init__(self, rank: int, world_size: int, *, size: int, local_size: int, device: torch.device) -> None:
         """Creates the process groups; raises ValueError when ``size`` does not divide ``world_size``.
 
         Args:
@@ -57,6 +57,7 @@ class Nodes:
         tables: Tables,
         batch_size: int,
         config: ShardingConfig,
+        *,
         spec: DatasetSpec,
         group: dist.ProcessGroup,
     ) -> Plan:
@@ -65,7 +66,7 @@ class Nodes:
         without = OF_THE_WORLD if self.count > 1 else ()
         return make_plan(model, tables, topology, batch_size, config, spec, group, without=without)
 
-    def shard(self, model: nn.Module, plan: Plan, init_data_parallel: bool) -> DistributedModelParallel:
+    def shard(self, model: nn.Module, plan: Plan, *, init_data_parallel: bool) -> DistributedModelParallel:
         """``model`` with tables sharded over this node by ``plan``, and dense parameters replicated on all ranks."""
         return DistributedModelParallel(
             model,
@@ -139,6 +140,6 @@ def _group(ranks: torch.Tensor) -> dist.ProcessGroup:
 
 
 class _OverAllRanks(DefaultDataParallelWrapper):
-    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:  # noqa: ARG002
+    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:  # noqa: ARG002 (TorchRec's)
         assert dist.group.WORLD is not None
         super().wrap(dmp, ShardingEnv.from_process_group(dist.group.WORLD), device)

@@ -73,9 +73,11 @@ def make_plan(
         without: sharding types that must not be used
     """
     ways = _sharders(tables, config.comms)
-    constraints = table_constraints(tables, topology, config, spec, batch_size, access or {}, without)
+    constraints = table_constraints(
+        tables, topology, config, spec, batch_size=batch_size, access=access or {}, without=without
+    )
     if config.plan:
-        plan = adopt_plan(config.plan, model, ways, topology, batch_size, constraints)
+        plan = adopt_plan(config.plan, model, ways, topology, batch_size=batch_size, constraints=constraints)
     else:
         plan = _search(model, ways, topology, batch_size, constraints, group, stats)
     if config.comms.int8:

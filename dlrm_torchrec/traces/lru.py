@@ -36,7 +36,15 @@ class LruStack:
         """The stack distance of each lookup: (n,)."""
         result = np.empty(len(ids), np.int64)
         for part in self._parts(len(ids)):
-            self._living = _find(ids[part], result[part], self._tree, self._ids, self._slots, self._last, self._living)
+            self._living = _find(
+                ids[part],
+                result[part],
+                tree=self._tree,
+                id_of=self._ids,
+                slot_of=self._slots,
+                last=self._last,
+                living=self._living,
+            )
             self._last += part.stop - part.start
         return result
 
@@ -47,7 +55,9 @@ class LruStack:
         """
         result = np.empty(len(distances), np.int32)
         for part in self._parts(len(distances)):
-            self._living = _take(distances[part], result[part], self._tree, self._ids, self._last, self._living)
+            self._living = _take(
+                distances[part], result[part], tree=self._tree, id_of=self._ids, last=self._last, living=self._living
+            )
             self._last += part.stop - part.start
         return result
 
@@ -107,6 +117,7 @@ def _select(tree: NDArray[np.int32], number: int) -> int:
 def _find(
     ids: NDArray[np.int32],
     distances: NDArray[np.int64],
+    *,
     tree: NDArray[np.int32],
     id_of: NDArray[np.int32],
     slot_of: NDArray[np.int32],
@@ -134,6 +145,7 @@ def _find(
 def _take(
     distances: NDArray[np.int64],
     ids: NDArray[np.int32],
+    *,
     tree: NDArray[np.int32],
     id_of: NDArray[np.int32],
     last: int,

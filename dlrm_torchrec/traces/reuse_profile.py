@@ -45,7 +45,7 @@ class ReuseProfile:
                 f"1: got {self.ids}, {self.lookups} and {self.mean}; fit it again"
             )
 
-    def trace(self, lookups: int, rows: int, key: np.uint64) -> ReuseTrace:
+    def trace(self, key: np.uint64, *, lookups: int, rows: int) -> ReuseTrace:
         """A trace of so many lookups of a table of ``rows`` rows; ValueError when its ids are more than they."""
         trace = ReuseTrace(self, lookups, key)
         if trace.distinct > rows:
@@ -103,7 +103,7 @@ class ReuseTrace:
     def take(self, lookups: int) -> NDArray[np.int32]:
         """The next ids: (lookups,). All of them together must not exceed those of the trace."""
         ids = np.empty(lookups, np.int32)
-        _fill(ids, self._ids, self._lookups, self._taken, self._key)
+        _fill(ids, self._ids, self._lookups, taken=self._taken, key=self._key)
         self._taken += lookups
         return ids
 
@@ -157,7 +157,7 @@ def _permuted(position: int, size: int, half_bits: int, key: np.uint64) -> int:
 
 
 @compiled(int32[::1], read_only(int64), read_only(int64), int64, uint64)
-def _fill(ids: NDArray[np.int32], first_ids: Ints, first_lookups: Ints, taken: int, key: np.uint64) -> None:
+def _fill(ids: NDArray[np.int32], first_ids: Ints, first_lookups: Ints, *, taken: int, key: np.uint64) -> None:
     """Fill ``ids``: lookup p of the trace, before it is permuted, is of bin b from ``first_lookups[b]`` on."""
     size, half_bits = first_lookups[-1], 1
     while size > 1 << 2 * half_bits:

@@ -68,11 +68,11 @@ class StackProfile:
         served = ((rows + 1 - firsts[:-1]) / np.diff(firsts)).clip(0, 1)  # of the bin that it cuts, in proportion
         return float((np.array(self.counts) * served)[1:].sum() / self.lookups)
 
-    def trace(self, lookups: int, rows: int, key: np.uint64) -> StackTrace:
+    def trace(self, key: np.uint64, *, lookups: int, rows: int) -> StackTrace:
         """A trace of so many lookups, or more, of a table of ``rows`` rows."""
-        return StackTrace(self.scaled(max(lookups, self.lookups), rows), key)
+        return StackTrace(self.scaled(lookups=max(lookups, self.lookups), rows=rows), key)
 
-    def scaled(self, lookups: int, rows: int) -> StackProfile:
+    def scaled(self, *, lookups: int, rows: int) -> StackProfile:
         """The profile of a trace of so many lookups, at least its own, with the same shares, as far as rows suffice.
 
         First lookups that exceed the ``rows`` of a table are spread over the distances in it, in proportion.
@@ -117,7 +117,7 @@ class StackTrace:
     def take(self, lookups: int) -> NDArray[np.int32]:
         """The next ids: (lookups,). All of them together must not exceed the profile's."""
         distances = np.empty(lookups, np.int64)
-        self._seen = _draw(distances, self._left, self._firsts, self._seen, self._key, self._drawn)
+        self._seen = _draw(distances, self._left, self._firsts, seen=self._seen, key=self._key, drawn=self._drawn)
         self._drawn += lookups
         return self._stack.ids(distances)
 
@@ -136,7 +136,7 @@ def _rounded(counts: NDArray[np.float64], total: int) -> Ints:
 
 
 @compiled(int64[::1], int64[::1], read_only(int64), int64, uint64, int64)
-def _draw(distances: Ints, left: Ints, firsts: Ints, seen: int, key: np.uint64, drawn: int) -> int:
+def _draw(distances: Ints, left: Ints, firsts: Ints, *, seen: int, key: np.uint64, drawn: int) -> int:
     """Fill ``distances`` from those ``left``, each equally likely, ``seen`` ids being there; the ids seen then."""
     groups = left.reshape((-1, 1 << _BITS)).sum(axis=1)  # so that a draw passes over 28 + 16 numbers, not 448
     total = groups.sum()

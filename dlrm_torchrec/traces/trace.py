@@ -31,6 +31,7 @@ from dlrm_torchrec.traces.trace_rows import TraceRows
 def fit(
     prepared: tyro.conf.Positional[str],
     output: str,
+    *,
     split: str = "train",
     features: tuple[str, ...] = (),
     rows: int = 0,
@@ -70,6 +71,7 @@ def fit(
 def histogram(
     stats: tyro.conf.Positional[str],
     output: str,
+    *,
     section: str = "",
     features: int = 8,
     table_rows: int = 1_000_000,
@@ -101,6 +103,7 @@ def histogram(
 def generate(
     profile: tyro.conf.Positional[str],
     output: str,
+    *,
     rows: int,
     val_share: float = 0.1,
     dense: int = 13,
@@ -125,13 +128,14 @@ def generate(
         )
     if g_pathmgr.exists(join(output, NAME)):
         raise ValueError(f"output must be a folder without a {NAME}: got {output}; remove it or name another")
-    trace, train = TraceRows(load(profile), rows, dense, seed), rows - round(rows * val_share)
+    trace = TraceRows(load(profile), rows=rows, dense=dense, seed=seed)
+    train = rows - round(rows * val_share)
     splits: dict[str, Split] = {}
     first = 0
     for split, end in (("train", train), ("val", rows)):
         if end == first:
             continue
-        with SplitWriter(output, split, 0, trace.schema, row_group_rows) as writer:
+        with SplitWriter(output, split, unit=0, schema=trace.schema, row_group_rows=row_group_rows) as writer:
             for start in range(first, end, row_group_rows):
                 writer.write(trace.take(min(row_group_rows, end - start)))
         files = (DataFile(path=file.path, rows=count, sha256=file.sha256) for file, count in writer.files)

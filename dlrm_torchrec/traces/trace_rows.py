@@ -21,11 +21,11 @@ class TraceRows:
     Row i of a feature with pooling factor p has floor((i + 1) p) - floor(i p) ids, as one sequence follows its profile.
     """
 
-    def __init__(self, features: Sequence[FeatureProfile], rows: int, dense: int, seed: int) -> None:
+    def __init__(self, features: Sequence[FeatureProfile], *, rows: int, dense: int, seed: int) -> None:
         self._features, self._taken = features, 0
         *keys, self._dense_key, self._label_key = (derived_key(seed, part) for part in range(len(features) + 2))
         self._traces = [
-            feature.profile.trace(int(rows * feature.pooling_factor), feature.rows, key)
+            feature.profile.trace(key, lookups=int(rows * feature.pooling_factor), rows=feature.rows)
             for feature, key in zip(features, keys, strict=True)
         ]
         self.spec = DatasetSpec(

@@ -34,12 +34,12 @@ def evaluate_nodes(
 
     def measure(scores: torch.Tensor) -> dict[str, float]:
         logits, labels = scores.view(2, nodes, -1)
-        return _measure(logits, labels[0], learned)
+        return _measure(logits, labels[0], learned=learned)
 
     return on_all_ranks(predict(model, batches, world), measure, world)
 
 
-def _measure(logits: torch.Tensor, labels: torch.Tensor, learned: bool) -> dict[str, float]:
+def _measure(logits: torch.Tensor, labels: torch.Tensor, *, learned: bool) -> dict[str, float]:
     for single in logits:
         check_scores(single, labels)
     measured = ranking_metrics(torch.logit(torch.sigmoid(logits.double()).mean(0)), labels)

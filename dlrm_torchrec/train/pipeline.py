@@ -21,7 +21,7 @@ def train_pipeline(
     """
     kind = TrainPipelineSparseDist if world.size > 1 else SingleRankPipeline
     pipeline = kind(model, optimizer, world.device)
-    return pipeline if timing is None else TimedPipeline(pipeline, model, optimizer, world, timing)
+    return pipeline if timing is None else TimedPipeline(pipeline, model, optimizer, world, timing=timing)
 
 
 class SingleRankPipeline(TrainPipelineBase):

@@ -106,7 +106,7 @@ def test_leave_one_out_holds_out_the_last_two_of_each_user() -> None:
 
 def test_the_latest_ratings_are_held_out() -> None:
     found = ratings()
-    parts = by_time(found, 0.2, 0.1)
+    parts = by_time(found, val_share=0.2, test_share=0.1)
     assert sum(map(len, parts.values())) == len(found)
     assert len(parts["test"]) == round(0.1 * len(found))
     assert (
@@ -117,7 +117,7 @@ def test_the_latest_ratings_are_held_out() -> None:
 def test_negatives_were_never_rated_and_are_the_same_for_a_seed() -> None:
     found = ratings()
     split = leave_one_out(found)["test"]
-    rows, labels = with_negatives(split, found, 9, seed=1)
+    rows, labels = with_negatives(split, found, per_positive=9, seed=1)
     assert len(rows) == 10 * len(split)
     np.testing.assert_array_equal(labels, np.tile([1] + [0] * 9, len(split)))
     np.testing.assert_array_equal(rows.items[labels == 1], split.items)
@@ -126,8 +126,8 @@ def test_negatives_were_never_rated_and_are_the_same_for_a_seed() -> None:
     drawn = list(zip(rows.users[labels == 0].tolist(), rows.items[labels == 0].tolist(), strict=True))
     assert not rated & set(drawn)
     assert {item for _, item in drawn} == set(found.items.tolist())  # 360 draws of 60
-    again, _ = with_negatives(split, found, 9, seed=1)
-    other, _ = with_negatives(split, found, 9, seed=2)
+    again, _ = with_negatives(split, found, per_positive=9, seed=1)
+    other, _ = with_negatives(split, found, per_positive=9, seed=2)
     np.testing.assert_array_equal(again.items, rows.items)
     assert (other.items != rows.items).any()
 
@@ -137,14 +137,14 @@ def test_negatives_are_uniform_over_what_is_left() -> None:
         users=np.array([1, 1, 2, 2, 2, 2]), items=np.array([10, 20, 10, 20, 30, 40]), scores=np.ones(6, np.float32),
         times=np.arange(6),
     )  # fmt: skip
-    rows, labels = with_negatives(known.select(np.array([0])), known, 10_000, seed=0)
+    rows, labels = with_negatives(known.select(np.array([0])), known, per_positive=10_000, seed=0)
     drawn, counts = np.unique(rows.items[labels == 0], return_counts=True)
     assert drawn.tolist() == [30, 40]
     assert abs(counts[0] - 5000) < 5 * 50
     with pytest.raises(
         ValueError, match="a user must have items left to draw negatives from: got all rated by 2; leav"
     ):
-        with_negatives(known, known, 1, seed=0)
+        with_negatives(known, known, per_positive=1, seed=0)
 
 
 def prepare(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -168,7 +168,7 @@ def test_prepared_folders_are_what_was_asked_for_and_train(tmp_path: Path, kind:
     else:
         held = round(0.1 * len(wanted))
         assert rows == {"train": len(wanted) - 2 * held, "val": held, "test": held}
-        part = by_time(wanted, 0.1, 0.1)["val"]
+        part = by_time(wanted, val_share=0.1, test_share=0.1)["val"]
         assert val["label"] == [float(score >= 4) for score in part.scores]
         assert val["days"] == pytest.approx(np.log1p((part.times - wanted.times.min()) / 86_400))
         assert [len(each) for each in val["genres"]] == [len(genres(int(movie))) for movie in part.items]

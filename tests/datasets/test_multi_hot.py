@@ -26,7 +26,7 @@ from dlrm_torchrec.datasets.open import load_spec, open_streams
 from dlrm_torchrec.datasets.prepared import expand
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
-from dlrm_torchrec.datasets.prepared.synthesis import MultiHot
+from dlrm_torchrec.datasets.prepared.synthesis import Distribution, Generator, MultiHot
 from dlrm_torchrec.datasets.profile import main as profile
 from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.stream import Ranks
@@ -40,8 +40,8 @@ from tests.datasets.prepared_files import SPEC, make_table, write_folder, write_
 from tests.elsewhere import Elsewhere
 from tests.recipe import ROOT, run_recipe
 
-GENERATORS = ("counter", "mt19937")
-DISTRIBUTIONS = ("uniform", "pareto")
+GENERATORS: tuple[Generator, ...] = ("counter", "mt19937")
+DISTRIBUTIONS: tuple[Distribution, ...] = ("uniform", "pareto")
 SIZES = (3, 1, 5)  # of user, history (lists of their own), shop
 GROUPS = [[40, 0, 7], [], [30, 1]]
 
@@ -136,7 +136,7 @@ def test_distributions_of_the_two_generators_agree(tmp_path: Path) -> None:
     for distribution in DISTRIBUTIONS:
         shares = []
         for generator in GENERATORS:
-            multi_hot = MultiHot(sizes={"f0": 200}, distribution=distribution, generator=generator)  # type: ignore[arg-type]
+            multi_hot = MultiHot(sizes={"f0": 200}, distribution=distribution, generator=generator)
             (found,) = bags_of(multi_hot, one_hot_spec(rows), tmp_path)
             shares.append(np.bincount(found[:, 1:].ravel(), minlength=rows) / draws)
         if distribution == "uniform":
@@ -167,8 +167,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             str(made["one-hot"]),
             str(made[name]),
             sizes=SIZES,
-            generator=generator,  # type: ignore[arg-type]
-            distribution=distribution,  # type: ignore[arg-type]
+            generator=generator,
+            distribution=distribution,
             materialize=materialize,
         )
     return made
@@ -270,7 +270,7 @@ def test_a_folder_may_move_with_what_it_reads(folders: dict[str, Path], tmp_path
 class Store(Elsewhere):
     """A store whose handler can also bring a file to the local disk, as those of iopath can."""
 
-    def _get_local_path(self, path: str, force: bool = False, **_: object) -> str:  # noqa: ARG002
+    def _get_local_path(self, path: str, force: bool = False, **_: object) -> str:  # noqa: ARG002  # iopath's
         return str(self._path(path))
 
 

@@ -50,7 +50,11 @@ def test_worked_examples() -> None:
     """Printed are 24.3, 1756.3 and 3356.3 bits and, as powers of two, 1, 64 and 128 elements of 32 bits."""
     items = 20 * M
     missing = items * math.log2(items / (items - 100))
-    entropies = [k_hot_entropy_bits(items, 1), k_hot_entropy_bits(items, 100), k_hot_entropy_bits(items, 100, 16)]
+    entropies = [
+        k_hot_entropy_bits(items, 1),
+        k_hot_entropy_bits(items, 100),
+        k_hot_entropy_bits(items, 100, weight_bits=16),
+    ]
     assert [round(bits, 1) for bits in entropies] == [24.3, 1900.6, 3500.6]
     assert [math.floor(10 * (bits - missing)) / 10 for bits in entropies[1:]] == [1756.3, 3356.3]
     dims = [required_dim(bits, 32) for bits in entropies]
@@ -73,7 +77,7 @@ def test_entropy_of_many_among_few_is_that_of_the_exact_integer(data: st.DataObj
 @given(st.integers(1, 10**9), st.integers(1, 1000), st.integers(0, 64))
 def test_weights_add_their_bits(items: int, hot: int, weight_bits: int) -> None:
     hot = min(hot, items)
-    more = k_hot_entropy_bits(items, hot, weight_bits) - k_hot_entropy_bits(items, hot)
+    more = k_hot_entropy_bits(items, hot, weight_bits=weight_bits) - k_hot_entropy_bits(items, hot)
     assert more == pytest.approx(weight_bits * hot, rel=1e-9)
 
 
@@ -104,7 +108,10 @@ def test_equally_frequent_combinations_have_the_entropy_of_the_formula() -> None
         (lambda: k_hot_entropy_bits(5, 6), "hot must lie between 1 and items: got 6 of 5 items; lower hot or raise"),
         (lambda: k_hot_entropy_bits(5, 0), "hot must lie between 1 and items: got 0 of 5 items"),
         (lambda: k_hot_entropy_bits(-5, -6), "hot must lie between 1 and items: got -6 of -5 items"),
-        (lambda: k_hot_entropy_bits(5, 1, -1), "weight bits must not be negative: got -1; give 0 for a lookup without"),
+        (
+            lambda: k_hot_entropy_bits(5, 1, weight_bits=-1),
+            "weight bits must not be negative: got -1; give 0 for a lookup without",
+        ),
         (lambda: empirical_entropy_bits([]), "counts must not be negative, nor all be 0: got 0 counts, the least 0,"),
         (lambda: empirical_entropy_bits([0, 0]), "nor all be 0: got 2 counts, the least 0, sum 0; count how often"),
         (lambda: empirical_entropy_bits([3, -1]), "must not be negative, .*: got 2 counts, the least -1, sum 2; count"),

@@ -11,7 +11,7 @@ from dlrm_torchrec.embeddings.initialize import fill_table
 
 def table(rows: int, dim: int, seed: int = 0, name: str = "t") -> torch.Tensor:
     values = torch.empty(rows, dim)
-    fill_table(values, seed, name, [InitialRows.plain(rows)])
+    fill_table(values, [InitialRows.plain(rows)], seed=seed, table=name)
     return values
 
 
@@ -27,11 +27,11 @@ def test_uniform_with_variance_one_third_n() -> None:
 def test_pieces_of_any_cut_are_the_table() -> None:
     whole = table(301, 24)
     rows = [torch.empty(n, 24) for n in (100, 201)]
-    fill_table(rows[0], 0, "t", [InitialRows.plain(301)])
-    fill_table(rows[1], 0, "t", [InitialRows.plain(301)], row=100)
+    fill_table(rows[0], [InitialRows.plain(301)], seed=0, table="t")
+    fill_table(rows[1], [InitialRows.plain(301)], seed=0, table="t", row=100)
     columns = [torch.empty(301, n) for n in (8, 16)]
-    fill_table(columns[0], 0, "t", [InitialRows.plain(301)])
-    fill_table(columns[1], 0, "t", [InitialRows.plain(301)], column=8)
+    fill_table(columns[0], [InitialRows.plain(301)], seed=0, table="t")
+    fill_table(columns[1], [InitialRows.plain(301)], seed=0, table="t", column=8)
     assert torch.equal(torch.cat(rows), whole)
     assert torch.equal(torch.cat(columns, dim=1), whole)
 
@@ -46,5 +46,5 @@ def test_rows_columns_tables_and_seeds_are_uncorrelated() -> None:
 def test_a_block_boundary_leaves_no_seam() -> None:
     rows = (1 << 22) // 64 + 10  # one block and a bit
     whole, tail = table(rows, 64), torch.empty(20, 64)
-    fill_table(tail, 0, "t", [InitialRows.plain(rows)], row=rows - 20)
+    fill_table(tail, [InitialRows.plain(rows)], seed=0, table="t", row=rows - 20)
     assert torch.equal(whole[-20:], tail)

@@ -45,7 +45,7 @@ def test_dims_obey_their_limits(
     rows: list[int], base_dim: int, alpha: float, powers: bool, share: float | None
 ) -> None:
     budget = None if share is None else math.ceil(sum(rows) * (4 + share * (base_dim - 4)))
-    dims = power_rule_dims(rows, base_dim, alpha, budget=budget, round_to_power_of_two=powers)
+    dims = power_rule_dims(rows, base_dim=base_dim, alpha=alpha, budget=budget, round_to_power_of_two=powers)
     assert len(dims) == len(rows)
     for dim in dims:
         assert 4 <= dim <= base_dim
@@ -71,15 +71,15 @@ def test_a_budget_is_used_as_far_as_the_rule_allows(rows: list[int], alpha: floa
 
     tried = [by_formula(2 ** (step / 16)) for step in range(40 * 16)]
     costs = [sum(n * dim for n, dim in zip(rows, dims, strict=True)) for dims in tried]
-    ours = power_rule_dims(rows, 64, alpha, budget=budget, multiple_of=1)
+    ours = power_rule_dims(rows, base_dim=64, alpha=alpha, budget=budget, multiple_of=1)
     assert sum(n * dim for n, dim in zip(rows, ours, strict=True)) >= max(cost for cost in costs if cost <= budget)
 
 
 def test_dims_of_the_paper_without_a_budget() -> None:
     rows = [feature.rows for feature in criteo_kaggle_spec().sparse]
     expected = [2 ** round(math.log2(max(1, 16 * (min(rows) / n) ** 0.3))) for n in rows]
-    assert power_rule_dims(rows, 16, 0.3, multiple_of=1) == expected
-    assert power_rule_dims(rows, 16, 0.3) == [max(4, dim) for dim in expected]
+    assert power_rule_dims(rows, base_dim=16, alpha=0.3, multiple_of=1) == expected
+    assert power_rule_dims(rows, base_dim=16, alpha=0.3) == [max(4, dim) for dim in expected]
     assert len(set(expected)) > 3
 
 
@@ -87,7 +87,7 @@ def test_dims_of_the_paper_with_a_budget() -> None:
     """Where no dim is clipped and rounding hardly matters, λ is budget / Σ n^(1-alpha)."""
     rows, alpha, budget = [100, 5, 30_000], 0.4, 10**8
     scale = budget / sum(n ** (1 - alpha) for n in rows)
-    dims = power_rule_dims(rows, 10**6, alpha, budget=budget, round_to_power_of_two=False, multiple_of=1)
+    dims = power_rule_dims(rows, base_dim=10**6, alpha=alpha, budget=budget, round_to_power_of_two=False, multiple_of=1)
     assert dims == pytest.approx([scale * n**-alpha for n in rows], rel=2e-4)
 
 
@@ -317,12 +317,11 @@ def train_unsharded() -> tuple[list[list[torch.Tensor]], dict[str, torch.Tensor]
     """The logits of each step by rank, and of one more forward, of plain PyTorch; then the weights."""
     dlrm, collection = build(CPU)
     for table in configs():
-        fill_table(
+        weight, rows = (
             collection.tables.embedding_bags[table.name].weight.data,
-            SEED,
-            table.name,
             [InitialRows.plain(table.num_embeddings)],
         )
+        fill_table(weight, rows, seed=SEED, table=table.name)
     optimizer = torch.optim.SGD(dlrm.parameters(), lr=SGD.lr)
     logits = []
     for step in range(STEPS + 1):

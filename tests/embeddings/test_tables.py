@@ -15,7 +15,7 @@ from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Path
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
-from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.embeddings.config import DataTypeName, TablesConfig, TablesKind
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import build_tables, partition_of, physical_configs, read_tables, write_tables
 from dlrm_torchrec.schema import Table
@@ -123,9 +123,10 @@ def test_dims_that_do_not_divide_for_concat() -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "quotient_remainder", "mixed_dimension"])
-def test_weights_are_of_the_data_type(kind: str) -> None:
-    for data_type, expected in (("fp32", DataType.FP32), ("fp16", DataType.FP16)):
-        config = TablesConfig(kind=kind, data_type=data_type)  # type: ignore[arg-type]
+def test_weights_are_of_the_data_type(kind: TablesKind) -> None:
+    types: dict[DataTypeName, DataType] = {"fp32": DataType.FP32, "fp16": DataType.FP16}
+    for data_type, expected in types.items():
+        config = TablesConfig(kind=kind, data_type=data_type)
         assert {table.data_type for table in physical_configs(build_tables(TABLES, config))} == {expected}
 
 

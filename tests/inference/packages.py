@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -78,7 +79,7 @@ def raw_rows(rng: np.random.Generator, count: int) -> pa.Table:
         ends = np.sort(rng.integers(0, len(values), count - 1))
         return maybe([part.tolist() for part in np.split(np.array(values, object), ends)])
 
-    def integers(low: int, high: int) -> list[object]:
+    def integers(low: int, high: int) -> list[Any]:
         return maybe(rng.integers(low, high, count).tolist())
 
     def words() -> list[object]:
@@ -87,7 +88,7 @@ def raw_rows(rng: np.random.Generator, count: int) -> pa.Table:
     heights = rng.normal(0, 9, count)
     huge = maybe((rng.integers(-40, 40, count) * 2**57 + rng.integers(-2, 2, count)).tolist())
     unsigned = maybe((rng.integers(0, 2**64, count, np.uint64) | np.uint64(1 << 63)).tolist())
-    whole = [float("nan") if value is None else float(value) for value in integers(-60, 60)]  # type: ignore[arg-type]
+    whole = [float("nan") if value is None else float(value) for value in integers(-60, 60)]
     return pa.table(
         {
             "clicked": rng.integers(0, 2, count),
@@ -118,5 +119,6 @@ def pack(prepared: Path, path: Path) -> Path:
     spec = Manifest.load(str(prepared)).spec
     names = [feature.name for feature in spec.sparse if feature.encoding == "vocab"]
     vocabularies = {name: str(prepared / f"vocab/{name}.parquet") for name in names}
-    write_package(path, scripted(spec), spec, vocabularies, {"tables": "none"}, {"auc": 0.5})
+    facts, metrics = {"tables": "none"}, {"auc": 0.5}
+    write_package(path, scripted(spec), spec, vocabularies=vocabularies, model_facts=facts, metrics=metrics)
     return path

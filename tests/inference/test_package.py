@@ -44,7 +44,8 @@ COLUMNS = {name: [row[name] for row in ROWS] for name in ROWS[0]}
 def write(path: Path, spec: DatasetSpec = SPEC, metrics: dict[str, float] | None = None) -> None:
     vocabulary = path.parent / "city.parquet"
     pq.write_table(pa.table({"value": ["Paris", "Kraków"]}), vocabulary)
-    write_package(path, scripted(spec), spec, {"city": str(vocabulary)}, {"tables": "int8"}, metrics or {})
+    words = {"city": str(vocabulary)}
+    write_package(path, scripted(spec), spec, vocabularies=words, model_facts={"tables": "int8"}, metrics=metrics or {})
 
 
 @pytest.fixture
@@ -139,9 +140,9 @@ def test_an_older_package_stays_when_the_new_one_fails(
 ) -> None:
     rename = Path.rename
 
-    def fail(source: object, target: object) -> object:
+    def fail(source: Any, target: Any) -> Any:
         if isinstance(source, Path) and not source.name.endswith(".new"):
-            return rename(source, target)  # type: ignore[arg-type]
+            return rename(source, target)
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
@@ -167,7 +168,7 @@ def test_vocabularies_are_those_of_the_spec(tmp_path: Path) -> None:
 
     def fails(vocabularies: dict[str, str], message: str, spec: DatasetSpec = SPEC) -> None:
         with pytest.raises(ValueError, match=message):
-            write_package(path, model, spec, vocabularies, {}, {})
+            write_package(path, model, spec, vocabularies=vocabularies, model_facts={}, metrics={})
         assert not path.exists()
 
     files = {name: str(tmp_path / f"{name}.parquet") for name in ("two", "three", "numbers", "columns")}
@@ -183,7 +184,7 @@ def test_vocabularies_are_those_of_the_spec(tmp_path: Path) -> None:
     fails({"city": files["columns"]}, r"must have 2 values of int64 or string: got 2 of \[\]")
     ids = replace(SPEC, sparse=(replace(SPEC.sparse[0], encoding="id"), SPEC.sparse[1]))
     fails({"city": files["two"]}, r"got no \[\] and unknown \['city'\]", ids)
-    write_package(path, model, ids, {}, {}, {})
+    write_package(path, model, ids, vocabularies={}, model_facts={}, metrics={})
     assert Predictor.load(path)({"x": [0], "city": [3], "item": [[]]}).unseen == {}
 
 

@@ -247,7 +247,7 @@ def test_columns_are_those_of_the_features(predictor: Predictor) -> None:
     with pytest.raises(ValueError, match=r"columns must be the features of 'log': got no \['slot'\] and unknown \[\];"):
         predictor.encode(columns)
     with pytest.raises(ValueError, match=r"columns must be an object: got \['slot'\]; send the values of each feature"):
-        predictor.encode(["slot"])  # type: ignore[arg-type]
+        predictor.encode(["slot"])  # type: ignore[arg-type]  # refused
 
 
 def test_the_value_at_fault_is_named(predictor: Predictor) -> None:

@@ -122,7 +122,7 @@ def test_hash_equals_the_row_by_row_reading(tmp_path: Path, pack: Callable[[byte
 def test_vocabulary_equals_the_row_by_row_reading(tmp_path: Path, min_count: int, max_ind_range: int) -> None:
     path = tmp_path / "train.txt"
     path.write_bytes(criteo_files.content(np.random.default_rng(1), 700))
-    spec = criteo_raw_spec("vocab", KAGGLE_ROWS, "vocab", min_count)
+    spec = criteo_raw_spec("vocab", KAGGLE_ROWS, "vocab", min_count=min_count)
     manifest = prepare(spec, sources(path, max_ind_range=max_ind_range), str(tmp_path / "out"))
     expected = criteo_files.read(path.read_bytes())
     ids = vocabulary_ids(expected, min_count, max_ind_range)

@@ -216,10 +216,10 @@ def test_malformed_parquet_rows_are_quarantined(tmp_path: Path) -> None:
     assert json.loads(lines[3][3]) == {"y": 0.0, "x": 1.0, "a": 3, "b": 5.0}
 
 
-def prepared_csv(tmp_path: Path, data: bytes, **options: object) -> Manifest:
+def prepared_csv(tmp_path: Path, data: bytes, **options: Any) -> Manifest:
     (tmp_path / "log.csv").write_bytes(data)
     reader = CsvReader(columns=Columns(spec=SPEC, negative_label="no"))
-    return prepare(SPEC, [source(tmp_path / "log.csv", reader)], str(tmp_path / "out"), **options)  # type: ignore[arg-type]
+    return prepare(SPEC, [source(tmp_path / "log.csv", reader)], str(tmp_path / "out"), **options)
 
 
 def test_a_random_share_is_split_off_and_kept_out_of_the_vocabulary(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def export(run: Path, output: Path, **options: Any) -> dict[str, list[int]]:
 def drawn(name: str) -> torch.Tensor:
     """The table as any run of seed 0 begins with it."""
     weights = torch.empty(TABLES[name].rows, 16)
-    fill_table(weights, 0, name, [InitialRows.plain(len(weights))])
+    fill_table(weights, [InitialRows.plain(len(weights))], seed=0, table=name)
     return weights
 
 

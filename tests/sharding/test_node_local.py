@@ -32,7 +32,7 @@ def all_averaged(sizes: list[int]) -> list[tuple[Any, ...]]:
 
 def averaged(size: int) -> tuple[Any, ...]:
     """Place and group of this rank; distances; its rows of its node's tensors after an average."""
-    nodes = Nodes(dist.get_rank(), dist.get_world_size(), size, dist.get_world_size(), CPU)
+    nodes = Nodes(dist.get_rank(), dist.get_world_size(), size=size, local_size=dist.get_world_size(), device=CPU)
     state = {
         part: {name: tensor.chunk(size)[nodes.place].clone() for name, tensor in tensors.items()}
         for part, tensors in tensors_of(nodes.number).items()
@@ -68,4 +68,4 @@ def check(size: int, found: list[tuple[Any, ...]]) -> None:
 
 def test_nodes_are_whole() -> None:
     with pytest.raises(ValueError, match="ranks of a node must divide the 4 ranks: got 3; choose a divisor"):
-        Nodes(0, 4, 3, 4, CPU)
+        Nodes(0, 4, size=3, local_size=4, device=CPU)

@@ -67,7 +67,7 @@ def test_description_names_every_table_and_counts_every_byte() -> None:
 
 REFUSED = [
     ("sgd", ShardingConfig(tables={"nowhere": "row_wise"}), r"sharded tables must be tables of the model: got"),
-    ("sgd", ShardingConfig(kind="diagonal"), "must be one of .* got 'diagonal'; name one"),  # type: ignore[arg-type]
+    ("sgd", ShardingConfig(kind="diagonal"), "must be one of .* got 'diagonal'; name one"),  # type: ignore[arg-type]  # refused
     (
         "rowwise_adagrad",
         ShardingConfig(kind="column_wise"),

@@ -122,8 +122,8 @@ def traces() -> dict[str, NDArray[np.int64]]:
 def test_a_generated_trace_has_exactly_the_profile(name: str) -> None:
     ids = traces()[name]
     profile = measure([ids], 20_000)
-    assert profile.scaled(len(ids), 20_000) == profile
-    trace = profile.trace(len(ids), 20_000, KEY)
+    assert profile.scaled(lookups=len(ids), rows=20_000) == profile
+    trace = profile.trace(KEY, lookups=len(ids), rows=20_000)
     cuts = pieces(np.arange(len(ids)), 4)
     found = np.concatenate([trace.take(len(cut)) for cut in cuts])
     assert measure([found], profile.distinct) == profile
@@ -135,7 +135,7 @@ def test_a_generated_trace_has_exactly_the_profile(name: str) -> None:
 @pytest.mark.parametrize("drift", [0, 20_000])
 def test_a_generated_trace_is_like_the_data_from_its_beginning_to_its_end(drift: int) -> None:
     ids = zipf_ids(200_000, 400_000) + np.arange(400_000) * drift // 400_000
-    found = measure([ids], 220_000).trace(len(ids), 220_000, KEY).take(len(ids))
+    found = measure([ids], 220_000).trace(KEY, lookups=len(ids), rows=220_000).take(len(ids))
     for first in range(0, 400_000, 100_000):
         part = slice(first, first + 100_000)
         original, generated = measure([ids[part]], 220_000), measure([found[part]], 220_000)
@@ -148,7 +148,7 @@ def test_a_generated_trace_is_like_the_data_from_its_beginning_to_its_end(drift:
 
 def test_distances_within_a_bin_are_equally_likely() -> None:
     ids = np.arange(100_000) % 1_000  # distance 1,000, of the bin from 992 to 1,023
-    distances = LruStack(1_000).distances(measure([ids], 1_000).trace(100_000, 2_000, KEY).take(100_000))
+    distances = LruStack(1_000).distances(measure([ids], 1_000).trace(KEY, lookups=100_000, rows=2_000).take(100_000))
     assert set(distances.tolist()) <= {0, *range(992, 1_001)}  # no deeper than the ids that there are
     profile = StackProfile((2_000, *[0] * 110, 90_000))
     assert bin_of(np.array([992, 1_023])).tolist() == [111, 111]
@@ -168,21 +168,21 @@ def test_a_shorter_trace_is_like_the_beginning_of_the_data() -> None:
 
 def test_a_longer_trace_has_the_same_shares_until_the_table_is_full() -> None:
     profile = measure([zipf_ids(20_000, 40_000)], 20_000)
-    longer = profile.scaled(120_000, 1_000_000)
+    longer = profile.scaled(lookups=120_000, rows=1_000_000)
     assert max(abs(np.array(longer.counts) - 3 * np.array(profile.counts))) <= 1
-    full = profile.scaled(4_000_000, 20_000)
+    full = profile.scaled(lookups=4_000_000, rows=20_000)
     assert (full.lookups, full.distinct) == (4_000_000, 20_000)
     shares, expected = (np.array(p.counts[1:]) / sum(p.counts[1:]) for p in (full, profile))
     np.testing.assert_allclose(shares, expected, atol=1e-6)
-    small = profile.scaled(40_000, 100)  # no distance beyond the table either
-    found = profile.trace(40_000, 100, KEY).take(40_000)
+    small = profile.scaled(lookups=40_000, rows=100)  # no distance beyond the table either
+    found = profile.trace(KEY, lookups=40_000, rows=100).take(40_000)
     assert measure([found], 100) == small
     assert found.max() == 99
 
 
 def test_profiles_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match=r"rows must be at least the 500 lookups of a trace that never repeats an id"):
-        StackProfile((100,)).scaled(500, 400)
+        StackProfile((100,)).scaled(lookups=500, rows=400)
     # the last one has a distance of 5 among 4 ids
     for counts in ((), (0,), (0, 5), (3, -1), (10**10,) * 449, (4, 0, 0, 0, 0, 8)):
         with pytest.raises(
@@ -276,7 +276,7 @@ def test_reuse_profiles_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ReuseTrace(profile, 41, KEY)
     assert ReuseTrace(profile, 42, KEY).take(42).max() > 0
     with pytest.raises(ValueError, match=r"at least the 20,000 ids that 100,000 lookups .* got 19,000 rows; ask for"):
-        profile.trace(100_000, 19_000, KEY)
+        profile.trace(KEY, lookups=100_000, rows=19_000)
     for text in ("", "hello", STATS.replace("_bs100", ""), STATS.replace("(2, 4]", "(3, 4]"), STATS[:400]):
         (tmp_path / "stats.txt").write_text("x\n" + text)
         with pytest.raises(ValueError, match=r"stats\.txt must be a locality_stats file of facebookresearch"):

@@ -66,7 +66,7 @@ class MultiHot:
         sparse = (replace(f, multi_hot=False, pooling_factor=1.0) if f.name in self.sizes else f for f in spec.sparse)
         return replace(spec, sparse=tuple(sparse))
 
-    def _check(self, spec: DatasetSpec, multi_hot: bool) -> None:
+    def _check(self, spec: DatasetSpec, *, multi_hot: bool) -> None:
         features = {f.name: f for f in spec.sparse if f.multi_hot == multi_hot}
         if not self.sizes.keys() <= features.keys():
             raise ValueError(

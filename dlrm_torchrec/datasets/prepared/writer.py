@@ -20,7 +20,7 @@ class SplitWriter:
     Every row group except the last has ``row_group_rows`` rows. An error leaves no incomplete file.
     """
 
-    def __init__(self, folder: str, split: str, unit: int, schema: pa.Schema, row_group_rows: int) -> None:
+    def __init__(self, folder: str, split: str, *, unit: int, schema: pa.Schema, row_group_rows: int) -> None:
         self._folder, self._prefix, self._schema = folder, f"{split}/part-{unit:05d}", schema
         self._row_group_rows = row_group_rows
         self._waiting: list[pa.Table] = []

@@ -33,7 +33,10 @@ class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):
     """
 
     def __init__(
-        self, tables: Sequence[EmbeddingBagConfig], is_weighted: bool = False, device: torch.device | None = None
+        self,
+        tables: Sequence[EmbeddingBagConfig],
+        is_weighted: bool = False,  # noqa: FBT001, FBT002  # as EmbeddingBagCollection, which this stands in for
+        device: torch.device | None = None,
     ) -> None:
         physical, model = [], []
         for config in tables:

@@ -31,11 +31,11 @@ class Operation(ABC):
         """The number of elements of a physical row."""
         return dim
 
-    def num_outputs(self, k: int) -> int:  # noqa: ARG002
+    def num_outputs(self, k: int) -> int:  # noqa: ARG002 (other operations use it)
         """The number of vectors per bag, which are concatenated."""
         return 1
 
-    def class_rows(self, dim: int, k: int) -> tuple[int, ...]:  # noqa: ARG002
+    def class_rows(self, dim: int, k: int) -> tuple[int, ...]:  # noqa: ARG002 (other operations use it)
         """The number of physical rows of one class, for each of the k partitions."""
         return (1,) * k
 
@@ -69,8 +69,8 @@ class Summed(Operation):
 
     row_wise = True
 
-    def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:  # noqa: ARG002
-        return [InitialRows(stack.rows, 0.0, stack.partition.num_ids**-0.5)]
+    def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:  # noqa: ARG002 (other operations use it)
+        return [InitialRows(stack.rows, center=0.0, limit=stack.partition.num_ids**-0.5)]
 
     def rows(self, stack: StackedRows, bags: Bags) -> Bags:
         """Bags of physical rows: first the first output of all bags, then the second output of all bags, ..."""
@@ -128,8 +128,8 @@ class FeatureGeneration(Summed):
 class Add(Summed):
     """The sum of the k rows."""
 
-    def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:  # noqa: ARG002
-        return [InitialRows(stack.rows, 0.0, (len(stack.class_rows) * stack.partition.num_ids) ** -0.5)]
+    def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:  # noqa: ARG002 (other operations use it)
+        return [InitialRows(stack.rows, center=0.0, limit=(len(stack.class_rows) * stack.partition.num_ids) ** -0.5)]
 
     def ask(self, rows: list[torch.Tensor], bags: Bags) -> Bags:
         k = len(rows)
@@ -169,11 +169,14 @@ class Mult(Operation):
                 f"both are 0: got center {self.center} and spread {self.spread}; keep the defaults"
             )
 
-    def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:  # noqa: ARG002
+    def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:  # noqa: ARG002 (other operations use it)
         first, *others = stack.sizes
         second_moment = self.center**2 + self.spread**2 / 3
         limit = (stack.partition.num_ids * second_moment ** len(others)) ** -0.5
-        return [InitialRows(first, 0.0, limit), InitialRows(sum(others), self.center, self.spread)]
+        return [
+            InitialRows(first, center=0.0, limit=limit),
+            InitialRows(sum(others), center=self.center, limit=self.spread),
+        ]
 
     def pooled(self, stack: StackedRows, bags: Bags, look_up: LookUp) -> torch.Tensor:
         num_combinations = prod(stack.partition.classes[1:])
@@ -200,7 +203,11 @@ class Mult(Operation):
             repeats //= count
             later_rows.append(row + index // repeats % count)
         lengths, values, weights, *_ = torch.ops.fbgemm.bucketize_sparse_features(
-            bags.lengths, stack.partition.ordinals(bags.values), False, num_combinations, bags.weights
+            bags.lengths,
+            stack.partition.ordinals(bags.values),
+            bucketize_pos=False,
+            my_size=num_combinations,
+            weights=bags.weights,
         )
         rows = torch.cat([values, *later_rows])
         ones = lengths.new_ones(len(rows) - len(values))
@@ -242,9 +249,12 @@ class Path(Operation):
     def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:
         # He initialisation of the hidden layer: the variance 2 / dim doubles the second moment, and ReLU halves it
         limits = [(6 / dim) ** 0.5, 0.0, (3 / self.hidden) ** 0.5, 0.0] if self.hidden else [(3 / dim) ** 0.5]
-        network = [InitialRows(rows, 0.0, limit) for rows, limit in zip(self._network_rows(dim), limits, strict=True)]
+        network = [
+            InitialRows(rows, center=0.0, limit=limit)
+            for rows, limit in zip(self._network_rows(dim), limits, strict=True)
+        ]
         num_networks = sum(stack.partition.classes[1:])
-        return [InitialRows(stack.sizes[0], 0.0, stack.partition.num_ids**-0.5), *network * num_networks]
+        return [InitialRows(stack.sizes[0], center=0.0, limit=stack.partition.num_ids**-0.5), *network * num_networks]
 
     def pooled(self, stack: StackedRows, bags: Bags, look_up: LookUp) -> torch.Tensor:
         ids, places = torch.unique(bags.values, return_inverse=True)  # each id passes once; this waits for a GPU

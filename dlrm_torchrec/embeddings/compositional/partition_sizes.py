@@ -29,14 +29,14 @@ def hash_for_collisions(num_ids: int, collisions: int) -> Hash:
     return Hash(num_ids, _ceil_div(num_ids, _collisions(num_ids, collisions)))
 
 
-def mixed_radix_for_collisions(num_ids: int, collisions: int, k: int) -> MixedRadix:
+def mixed_radix_for_collisions(num_ids: int, collisions: int, *, k: int) -> MixedRadix:
     """The radix ceil(n / collisions), then the k - 1 radices of the smallest sum that cover ``collisions``."""
     _check_several(k)
     collisions = _collisions(num_ids, collisions)
     return MixedRadix(num_ids, (_ceil_div(num_ids, collisions), *_even_split(collisions, k - 1)))
 
 
-def chinese_remainder_for_collisions(num_ids: int, collisions: int, k: int = 2) -> ChineseRemainder:
+def chinese_remainder_for_collisions(num_ids: int, collisions: int, *, k: int = 2) -> ChineseRemainder:
     """A first modulus of ceil(n / collisions) or slightly more, then k - 1 moduli that split the rest about evenly."""
     _check_several(k)
     first = _ceil_div(num_ids, _collisions(num_ids, collisions))

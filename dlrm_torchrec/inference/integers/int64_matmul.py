@@ -52,8 +52,8 @@ def matmul_by_digits(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     product = torch.zeros(m, n, dtype=torch.int64, device=a.device)
     for start in range(0, k, _TERMS):
         # CUDA's 8-bit kernels need more than 16 rows, and a multiple of 8 columns
-        left = _padded(a[:, start : start + _TERMS], 32, 8)
-        right = _padded(b[start : start + _TERMS], 8, 8)
+        left = _padded(a[:, start : start + _TERMS], rows=32, columns=8)
+        right = _padded(b[start : start + _TERMS], rows=8, columns=8)
         terms = left.size(1)
         beside = _digits(left).permute(0, 2, 1).reshape(len(left), 8 * terms)
         below = _digits(right).permute(2, 0, 1).flip(0).reshape(8 * terms, -1)
@@ -71,7 +71,7 @@ def _digits(x: torch.Tensor) -> torch.Tensor:
     return ((x + _SIGNS) ^ _SIGNS).view(torch.int8).view(*x.shape, 8)
 
 
-def _padded(x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+def _padded(x: torch.Tensor, *, rows: int, columns: int) -> torch.Tensor:
     """``x`` with zeros up to multiples of ``rows`` and ``columns``."""
     missing = (0, -x.size(1) % columns, 0, -x.size(0) % rows)
     return torch.nn.functional.pad(x, missing) if any(missing) else x

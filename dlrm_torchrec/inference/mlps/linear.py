@@ -22,7 +22,7 @@ class Int8Linear(nn.Module):
     Raises ValueError for weights that are not finite, and if PyTorch was built without FBGEMM.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, relu: bool, bits: int = MAX_BITS) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, relu: bool, bits: int = MAX_BITS) -> None:
         super().__init__()
         levels, scales = quantize_weight(weight, bits)
         self.packed = _pack(levels, scales, None if bias is None else bias.detach().float())
@@ -49,12 +49,13 @@ class StaticLinear(Int8Linear):
         self,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
+        *,
         relu: bool,
         low: float,
         high: float,
         bits: int = MAX_BITS,
     ) -> None:
-        super().__init__(weight, bias, relu, bits)
+        super().__init__(weight, bias, relu=relu, bits=bits)
         low, high = min(low, 0.0), max(high, 0.0)  # 0 must be a level
         self.scale = (high - low) / INPUT_LEVELS or 1.0
         self.zero_point = round(-low / self.scale)

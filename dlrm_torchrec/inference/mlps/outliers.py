@@ -8,7 +8,7 @@ from torch.nn import functional
 class SplitLinear(nn.Module):
     """relu(dense(x) + x outliersᵀ), or the same without ReLU: an int8 layer plus the outlier weights in float."""
 
-    def __init__(self, dense: nn.Module, outliers: torch.Tensor, relu: bool) -> None:
+    def __init__(self, dense: nn.Module, outliers: torch.Tensor, *, relu: bool) -> None:
         super().__init__()
         self.dense = dense
         self.outliers = SparseProduct(outliers)

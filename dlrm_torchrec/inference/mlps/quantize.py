@@ -26,6 +26,7 @@ def quantize_mlps(
     model: nn.Module,
     kind: MLPType,
     calibration: Iterable[tuple[Any, ...]] = (),
+    *,
     bits: int = MAX_BITS,
     outliers: float = 0.0,
 ) -> nn.Module:
@@ -75,7 +76,7 @@ def _gains(layer: nn.Linear) -> bool:
     return layer.in_features >= MIN_IN_FEATURES and layer.out_features >= MIN_OUT_FEATURES
 
 
-def _int8(layer: nn.Linear, seen: InputStatistics | None, relu: bool, bits: int, outliers: float) -> nn.Module:
+def _int8(layer: nn.Linear, seen: InputStatistics | None, *, relu: bool, bits: int, outliers: float) -> nn.Module:
     weight, bias = layer.weight.detach(), layer.bias
     scales = None if seen is None else seen.column_scales()
     if scales is not None:
@@ -84,12 +85,13 @@ def _int8(layer: nn.Linear, seen: InputStatistics | None, relu: bool, bits: int,
     fused = relu and not outliers
     product: nn.Module
     if seen is None:
-        product = DynamicLinear(dense, bias, fused, bits)
+        product = DynamicLinear(dense, bias, relu=fused, bits=bits)
     else:
         low, high = (seen.low, seen.high) if scales is None else (seen.low / scales, seen.high / scales)
-        product = StaticLinear(dense, bias, fused, float(low.min()), float(high.max()), bits)
+        least, most = float(low.min()), float(high.max())
+        product = StaticLinear(dense, bias, relu=fused, low=least, high=most, bits=bits)
     if outliers:
-        product = SplitLinear(product, sparse, relu)
+        product = SplitLinear(product, sparse, relu=relu)
     return product if scales is None else nn.Sequential(ColumnScales(scales), product)
 
 

@@ -48,7 +48,12 @@ class Service:
         self.queued_rows = Quota(config.max_queued_rows, "rows")
         self.body_bytes = Quota(MAX_BODIES * config.max_request_bytes, "bytes")
         self.metrics = Metrics(lambda: self.queued_rows.held)
-        self.batcher = Batcher(config.max_batch_rows, config.max_delay_ms / 1e3, config.threads, self.metrics)
+        self.batcher = Batcher(
+            self.metrics,
+            max_batch_rows=config.max_batch_rows,
+            max_delay_s=config.max_delay_ms / 1e3,
+            threads=config.threads,
+        )
         self._encoders = ThreadPoolExecutor(ENCODERS, "encode")
         self._loading = asyncio.Lock()
 

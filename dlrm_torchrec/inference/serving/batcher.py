@@ -35,7 +35,7 @@ class Waiting:
 class Batcher:
     """The queue of a model that runs in its own thread, one batch at a time."""
 
-    def __init__(self, max_batch_rows: int, max_delay_s: float, threads: int, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, *, max_batch_rows: int, max_delay_s: float, threads: int) -> None:
         self.max_batch_rows = max_batch_rows
         self.max_delay_s = max_delay_s
         self.metrics = metrics

@@ -92,7 +92,7 @@ class RowLookup(nn.Module):
 class Sums(nn.Module):
     """One vector (B, dim) per key: the sums of its columns' bags, concatenated or added."""
 
-    def __init__(self, keys: Sequence[tuple[Sequence[Column], bool]], num_features: int, together: bool) -> None:
+    def __init__(self, keys: Sequence[tuple[Sequence[Column], bool]], num_features: int, *, together: bool) -> None:
         """``keys`` holds each key's columns and whether to add them; ``together`` returns all keys as one tensor."""
         super().__init__()
         self.lookup = RowLookup([column for columns, _ in keys for column in columns], PoolingMode.SUM, num_features)

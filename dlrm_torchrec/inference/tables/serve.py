@@ -75,7 +75,7 @@ class ServedTables(nn.Module):
         self.num_features = len(features)
         # one lookup returns the output of all tables
         self.together = not (products or paths or self.divided or self.projected or any(a for _, a in sums.values()))
-        self.parts = nn.ModuleList([Sums(list(sums.values()), len(features), self.together)] if sums else [])
+        self.parts = nn.ModuleList([Sums(list(sums.values()), len(features), together=self.together)] if sums else [])
         self.parts.extend(Products(list(part.values()), len(features)) for part in products.values())
         self.parts.extend(paths)
 

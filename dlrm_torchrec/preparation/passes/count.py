@@ -21,7 +21,7 @@ Runs = dict[str, list[tuple[str, int]]]  # of a feature: files and the byte at w
 
 
 def count_unit(
-    unit: Unit, split: str, spec: DatasetSpec, output: str, limit_bytes: int, report: Report
+    unit: Unit, report: Report, *, split: str, spec: DatasetSpec, output: str, limit_bytes: int
 ) -> tuple[list[Stored], Runs]:
     """Files with the runs of counted values of a unit's rows of one split, and where they are.
 
@@ -53,7 +53,7 @@ def count_unit(
 
 
 def make_vocabulary(
-    feature: SparseFeature, number: int, counted: Iterable[Record], output: str, work: RecordedWork, report: Report
+    feature: SparseFeature, report: Report, *, number: int, counted: Iterable[Record], output: str, work: RecordedWork
 ) -> tuple[list[Stored], dict[str, Any]]:
     """Files of the vocabulary of one feature, and its rows and kind of values, from what the units counted."""
     runs = [
@@ -61,8 +61,15 @@ def make_vocabulary(
         for record in counted
         for path, start in record.result.get(feature.name, [])
     ]
-    paths = f"vocab/{feature.name}.parquet", f"{FOLDER}/table-{number:03d}"
-    rows, kind, files = build_vocabulary(runs, feature.min_count, output, *paths, work.scratch, report)
+    rows, kind, files = build_vocabulary(
+        runs,
+        report,
+        min_count=feature.min_count,
+        folder=output,
+        list_path=f"vocab/{feature.name}.parquet",
+        table_path=f"{FOLDER}/table-{number:03d}",
+        scratch_folder=work.scratch,
+    )
     report(0, 1)
     return files, {"rows": rows, "kind": kind}
 

@@ -63,7 +63,7 @@ def _ids(raw: Any, feature: SparseFeature, vocabulary: Vocabulary | None) -> npt
         missing = raw.is_null().to_numpy(zero_copy_only=False)
         return np.where(missing, MISSING, fold(hash_text(raw), feature.rows))
     ids = np.empty(len(raw), np.int64)
-    hash_ids(*int_buffers(raw), feature.rows, MISSING, ids)
+    hash_ids(*int_buffers(raw), ids, rows=feature.rows, if_missing=MISSING)
     return ids
 
 

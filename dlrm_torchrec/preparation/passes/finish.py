@@ -27,6 +27,7 @@ def read_source(source: Source, progress: Report) -> tuple[list[Stored], dict[st
 def finish(
     output: str,
     spec: DatasetSpec,
+    *,
     train: str,
     sources: Sequence[Source],
     read: Sequence[Record],

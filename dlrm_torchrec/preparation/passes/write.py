@@ -32,11 +32,12 @@ class Layout:
 
 def write_unit(
     unit: Unit,
+    report: Report,
+    *,
     spec: DatasetSpec,
     vocabularies: Mapping[str, Vocabulary],
     output: str,
     layout: Layout,
-    report: Report,
 ) -> tuple[list[Stored], dict[str, Any]]:
     """Files of a unit: first its quarantined rows, then Parquet by split; its tally, and the rows of each file."""
     tally, schema = Tally(), prepared_schema(spec)
@@ -45,10 +46,10 @@ def write_unit(
     with ExitStack() as stack:
         rejected = stack.enter_context(NewFile(output, quarantine_path(unit)))
         for split in unit.assignment.splits:
-            writer = SplitWriter(output, split, unit.number, schema, layout.row_group_rows)
+            writer = SplitWriter(output, split, unit=unit.number, schema=schema, row_group_rows=layout.row_group_rows)
             writers[split] = stack.enter_context(writer)
             if split == layout.shuffled and layout.window_rows:
-                order[split] = ShufflingWriter(writer, layout.window_rows, layout.seed, unit.number)
+                order[split] = ShufflingWriter(writer, window_rows=layout.window_rows, seed=(layout.seed, unit.number))
         for piece, by_split in unit.pieces(report):
             tally.read(piece)
             add_rejected(rejected, unit.path, piece.rejected)

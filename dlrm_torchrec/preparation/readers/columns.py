@@ -44,7 +44,8 @@ class Columns:
         spec = self.spec
         label = np.zeros(len(numbers), np.float32)
         if self.labelled:
-            label = label_column(column(spec.label), spec.positive_label, self.negative_label, spec.label, checks)
+            positive, negative = spec.positive_label, self.negative_label
+            label = label_column(column(spec.label), checks, name=spec.label, positive=positive, negative=negative)
         dense = [dense_column(column(feature.name), feature.name, checks) for feature in spec.dense]
         return Rows(
             numbers=numbers,
@@ -55,7 +56,7 @@ class Columns:
 
 
 def label_column(
-    column: Any, positive: str | None, negative: str | None, name: str, checks: Checks
+    column: Any, checks: Checks, *, name: str, positive: str | None, negative: str | None
 ) -> npt.NDArray[np.float32]:
     """Labels (B,) 0 or 1.
 
@@ -67,7 +68,7 @@ def label_column(
         checks.reject((values != 0) & (values != 1), f"{name} is not 0 or 1")
     else:
         text = column.cast(pa.string())
-        values = _to_numpy(pc.equal(text, positive).fill_null(False)).astype(np.float64)
+        values = _to_numpy(pc.equal(text, positive).fill_null(fill_value=False)).astype(np.float64)
         known = text.is_valid() if negative is None else pc.is_in(text, value_set=pa.array([positive, negative]))
         checks.reject(~_to_numpy(known), f"{name} is not a known label")
     return values.astype(np.float32)
@@ -117,7 +118,7 @@ def _categories(column: Any, feature: SparseFeature) -> tuple[Any, Mask]:
     if pa.types.is_floating(kind):  # what pandas makes of integers with gaps
         values = column.cast(pa.float64())
         column = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)
-        whole = pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), 2.0**53)).fill_null(True)
+        whole = pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), 2.0**53)).fill_null(fill_value=True)
         bad |= ~_to_numpy(whole)
         column = pc.if_else(whole, column, 0.0).cast(pa.int64())
     elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
@@ -125,7 +126,7 @@ def _categories(column: Any, feature: SparseFeature) -> tuple[Any, Mask]:
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
         column = column.cast(pa.string())
         if feature.encoding == "id":
-            whole = pc.match_substring_regex(column, _INTEGER).fill_null(True)
+            whole = pc.match_substring_regex(column, _INTEGER).fill_null(fill_value=True)
             bad |= ~_to_numpy(whole)
             column = pc.if_else(whole, column, "0").cast(pa.int64())
     else:
@@ -133,7 +134,7 @@ def _categories(column: Any, feature: SparseFeature) -> tuple[Any, Mask]:
             f"sparse column {feature.name!r} must hold integers or text: got {kind}; convert it before preparing"
         )
     if feature.encoding == "id":
-        inside = pc.and_(pc.greater_equal(column, 0), pc.less(column, feature.rows)).fill_null(True)
+        inside = pc.and_(pc.greater_equal(column, 0), pc.less(column, feature.rows)).fill_null(fill_value=True)
         bad |= ~_to_numpy(inside)
     return column, bad
 
@@ -144,7 +145,7 @@ def _numbers(column: Any, name: str, checks: Checks) -> npt.NDArray[np.float64]:
         column, kind = column.cast(kind.value_type), kind.value_type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         column = pc.if_else(pc.equal(column, ""), pa.scalar(None, kind), column)
-        valid = pc.match_substring_regex(column, NUMBER).fill_null(True)
+        valid = pc.match_substring_regex(column, NUMBER).fill_null(fill_value=True)
         checks.reject(~_to_numpy(valid), f"{name} is not a number")
         column = pc.if_else(valid, column, pa.scalar(None, kind))
     elif pa.types.is_boolean(kind):

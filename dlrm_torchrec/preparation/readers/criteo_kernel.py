@@ -56,6 +56,7 @@ def parse_lines(
     words: Any,
     starts: Any,
     ends: Any,
+    *,
     labelled: bool,
     max_ind_range: int,
     label: Any,

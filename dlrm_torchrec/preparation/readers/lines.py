@@ -72,7 +72,7 @@ class _DamageError(Exception):
 
 
 def read_lines(
-    path: str, block_bytes: int = BLOCK_BYTES, max_line_bytes: int = MAX_LINE_BYTES, span: Span | None = None
+    path: str, span: Span | None = None, *, block_bytes: int = BLOCK_BYTES, max_line_bytes: int = MAX_LINE_BYTES
 ) -> Iterator[Lines]:
     """All lines of a file, or of a span of it, in blocks of about ``block_bytes``; a UTF-8 byte order mark is skipped.
 
@@ -104,15 +104,16 @@ def read_lines(
         held += len(block)
         ends = _newlines(buffer[:held])
         if len(ends):
-            yield _split(buffer[:held], ends, number, read)
+            yield _split(buffer[:held], ends, first=number, read=read)
             end = int(ends[-1]) + 1
             buffer[: held - end] = buffer[end:held].copy()
             number, held, read = number + len(ends), held - end, 0
         if held > longest:
-            yield _split(buffer[:held], np.array([longest + 1]), number, read)
+            yield _split(buffer[:held], np.array([longest + 1]), first=number, read=read)
             number, held, read, skipping = number + 1, 0, 0, True
     if held or damage:
-        yield _split(buffer[:held], np.array([held] if held else [], np.int64), number, read, damage)
+        ends = np.array([held] if held else [], np.int64)
+        yield _split(buffer[:held], ends, first=number, read=read, damage=damage)
 
 
 def count_lines(path: str, span: Span | None = None) -> Iterator[tuple[int, int]]:
@@ -138,7 +139,7 @@ def _newlines(data: npt.NDArray[np.uint8]) -> Ints:
     return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
 
-def _split(data: npt.NDArray[np.uint8], ends: Ints, first: int, read: int, damage: str = "") -> Lines:
+def _split(data: npt.NDArray[np.uint8], ends: Ints, *, first: int, read: int, damage: str = "") -> Lines:
     starts = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
     if first == 1 and data[: len(_UTF8_BOM)].tobytes() == _UTF8_BOM:
         starts[0] = len(_UTF8_BOM)

@@ -42,7 +42,7 @@ class CriteoReader:
     max_line_bytes: int = MAX_LINE_BYTES
 
     def __call__(self, path: str, span: Span | None = None) -> Iterator[Rows]:
-        for lines in read_lines(path, self.block_bytes, self.max_line_bytes, span):
+        for lines in read_lines(path, span, block_bytes=self.block_bytes, max_line_bytes=self.max_line_bytes):
             yield self._rows(lines)
 
     def _rows(self, block: Lines) -> Rows:
@@ -76,7 +76,15 @@ class CriteoReader:
             good=np.empty(len(lines), np.bool_),
         )
         data = lines.data
-        parse_lines(data, words_of(data), lines.starts, lines.ends, self.labelled, self.max_ind_range, *values)
+        parse_lines(
+            data,
+            words_of(data),
+            lines.starts,
+            lines.ends,
+            labelled=self.labelled,
+            max_ind_range=self.max_ind_range,
+            **values._asdict(),
+        )
         values.good[lines.ends - lines.starts > self.max_line_bytes] = False
         if lines.damage:
             values.good[:] = False

@@ -42,7 +42,7 @@ class CsvReader:
 
     def __call__(self, path: str, span: Span | None = None) -> Iterator[Rows]:
         header, number = self._header(path)
-        for block in read_lines(path, self.block_bytes, self.max_line_bytes, span):
+        for block in read_lines(path, span, block_bytes=self.block_bytes, max_line_bytes=self.max_line_bytes):
             lines = block.select(block.starts < block.ends)
             is_header = lines.numbers == number
             rows = self._rows(lines.select(~is_header), header)
@@ -56,7 +56,7 @@ class CsvReader:
 
     def _header(self, path: str) -> tuple[list[str], int]:
         """The columns of a file and the number of the line that names them, the first that is not blank; 0: none."""
-        for block in read_lines(path, self.block_bytes, self.max_line_bytes):
+        for block in read_lines(path, block_bytes=self.block_bytes, max_line_bytes=self.max_line_bytes):
             lines = block.select(block.starts < block.ends)
             if len(lines) and not block.damage:
                 fields = split_line(lines.text(0), self.separator) or []

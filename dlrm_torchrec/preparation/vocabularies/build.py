@@ -30,12 +30,13 @@ _MAX_VALUES = 2**31 - FIRST  # ids are int32
 
 def build_vocabulary(
     runs: Sequence[Run],
+    report: Report,
+    *,
     min_count: int,
     folder: str,
     list_path: str,
     table_path: str,
     scratch_folder: str | None,
-    report: Report,
 ) -> tuple[int, str, list[Stored]]:
     """Rows, kind of values and files of the vocabulary of all values counted ``min_count`` times or more.
 

@@ -42,8 +42,8 @@ def fold(hashes: Words, rows: int) -> npt.NDArray[np.int64]:
     return (hashes % np.uint64(rows - 1)).astype(np.int64) + 1
 
 
-@compiled(read_only(int64), read_only(uint8), int64, int64, int64, int64[::1])
-def hash_ids(values: Any, valid: Any, offset: int, rows: int, if_missing: int, ids: Any) -> None:
+@compiled(read_only(int64), read_only(uint8), int64, int64[::1], int64, int64)
+def hash_ids(values: Any, valid: Any, offset: int, ids: Any, *, rows: int, if_missing: int) -> None:
     """Write to ``ids`` (N,) what ``fold(hash_ints(values), rows)`` is where bit ``offset`` + i of ``valid`` is set."""
     for i in range(len(values)):
         if valid[(offset + i) >> 3] >> ((offset + i) & 7) & 1:

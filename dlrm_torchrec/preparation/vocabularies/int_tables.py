@@ -74,9 +74,9 @@ def insert_ids(values: Any, new_ids: Any, keys: Any, ids: Any) -> None:
         keys[slot], ids[slot] = values[i], new_ids[i]
 
 
-@compiled(read_only(int64), read_only(uint8), int64, read_only(int64), read_only(int32), int64, int64, int32[::1])
+@compiled(read_only(int64), read_only(uint8), int64, int32[::1], read_only(int64), read_only(int32), int64, int64)
 def find_ids(
-    values: Any, valid: Any, offset: int, keys: Any, ids: Any, if_missing: int, if_absent: int, value_ids: Any
+    values: Any, valid: Any, offset: int, value_ids: Any, *, keys: Any, ids: Any, if_missing: int, if_absent: int
 ) -> None:
     """Write to ``value_ids`` (N,) the ids of N values, which are there where bit ``offset`` + i of ``valid`` is set."""
     slots = len(keys)

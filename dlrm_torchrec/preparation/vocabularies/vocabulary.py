@@ -50,18 +50,20 @@ class Vocabulary:
         if self.kind == "int64":
             value_ids = np.empty(len(values), np.int32)
             keys, ids = self.table
-            find_ids(*int_buffers(values), keys, ids, MISSING, UNSEEN, value_ids)
+            find_ids(*int_buffers(values), value_ids, keys=keys, ids=ids, if_missing=MISSING, if_absent=UNSEEN)
             return value_ids
         missing = values.is_null().to_numpy(zero_copy_only=False)
         if self.kind == "string":
             distinct = pc.dictionary_encode(values.cast(pa.large_string()))
-            word_ids = np.append(_find_text(*text_buffers(distinct.dictionary), *self.table), np.int32(UNSEEN))
+            offsets, texts, ids = self.table
+            known = _find_text(*text_buffers(distinct.dictionary), offsets=offsets, values=texts, ids=ids)
+            word_ids = np.append(known, np.int32(UNSEEN))
             return np.where(missing, np.int32(MISSING), word_ids[distinct.indices.fill_null(-1).to_numpy()])
         return np.where(missing, np.int32(MISSING), np.int32(UNSEEN))
 
 
 @compiled(read_only(int64), read_only(uint8), read_only(int64), read_only(uint8), read_only(int32))
-def _find_text(word_offsets: Any, words: Any, offsets: Any, values: Any, ids: Any) -> Ids:
+def _find_text(word_offsets: Any, words: Any, *, offsets: Any, values: Any, ids: Any) -> Ids:
     """Ids (N,) of N words among ascending values, by bisection."""
     word_ids = np.full(len(word_offsets) - 1, np.int32(UNSEEN))
     for i in range(len(word_ids)):

@@ -20,12 +20,12 @@ class Budget:
     memory_bytes: int
 
     @classmethod
-    def of(cls, memory_bytes: int, workers: int | None, raw_bytes: int) -> Budget:
+    def of(cls, memory_bytes: int, *, workers: int | None, raw_bytes: int) -> Budget:
         """The budget with ``workers``, or else as many as there are cores and work for, as far as memory allows."""
         if workers is None:
             cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             workers = min(cores, 1 + raw_bytes // _RAW_BYTES_PER_WORKER)
-        return cls(max(1, min(workers, memory_bytes // _WORKER_BYTES)), memory_bytes)
+        return cls(workers=max(1, min(workers, memory_bytes // _WORKER_BYTES)), memory_bytes=memory_bytes)
 
     @property
     def counted_bytes(self) -> int:

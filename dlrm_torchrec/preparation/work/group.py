@@ -38,9 +38,9 @@ class Group:
         self._beats, self._last_beat = 0, 0.0
         self._heard: dict[int, tuple[Any, float]] = {}  # what each rank said last, and when that was new
 
-    def begin(self, command: dict[str, Any], overwrite: bool) -> None:
+    def begin(self, command: dict[str, Any], *, overwrite: bool) -> None:
         """Make the folder ready, on rank 0, and wait until all ranks are at this point."""
-        output_folder.check(self._output, command, overwrite)
+        output_folder.check(self._output, command, overwrite=overwrite)
         if self.rank == 0:
             output_folder.begin(self._output, command)
             self._begun = self._token

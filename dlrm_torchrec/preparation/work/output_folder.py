@@ -14,7 +14,7 @@ REPORT, QUARANTINE = "report.json", "quarantine.tsv"
 _COMMAND = f"{FOLDER}/command.json"
 
 
-def check(output: str, command: dict[str, Any], overwrite: bool) -> None:
+def check(output: str, command: dict[str, Any], *, overwrite: bool) -> None:
     """ValueError when a preparation by ``command`` would damage what is in ``output``.
 
     That is when it is prepared already, or half prepared by another command, and ``overwrite`` is not set; or when it

@@ -19,15 +19,15 @@ class EstimateStats(Stats):
         self.estimate: Estimate | None = None
         self._topology = topology
 
-    def log(
+    def log(  # noqa: PLR0917  # TorchRec's
         self,
         sharding_plan: Any,  # noqa: ARG002 (TorchRec's)
         topology: Topology,
         batch_size: int,
         storage_reservation: StorageReservation,
-        num_proposals: int,  # noqa: ARG002
-        num_plans: int,  # noqa: ARG002
-        run_time: float,  # noqa: ARG002
+        num_proposals: int,  # noqa: ARG002 (TorchRec's)
+        num_plans: int,  # noqa: ARG002 (TorchRec's)
+        run_time: float,  # noqa: ARG002 (TorchRec's)
         best_plan: list[ShardingOption],
         *_: Any,
         enumerator: Any = None,

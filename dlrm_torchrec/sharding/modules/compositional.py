@@ -52,12 +52,12 @@ class ShardedCompositionalEmbeddingBagCollection(ConcurrentShardedEmbeddingBagCo
                     table.fused_params = {**(table.fused_params or {}), "_batch_key": table.embedding_config.name}
         return grouped
 
-    def create_embedding_bag_sharding(
+    def create_embedding_bag_sharding(  # noqa: PLR0917  # TorchRec's
         self,
         sharding_infos: list[EmbeddingShardingInfo],
         env: ShardingEnv,
         device: torch.device | None = None,
-        permute_embeddings: bool = False,
+        permute_embeddings: bool = False,  # noqa: FBT001, FBT002  # TorchRec's
         qcomm_codecs_registry: dict[str, Any] | None = None,
     ) -> EmbeddingSharding:
         kind = sharding_infos[0].param_sharding.sharding_type

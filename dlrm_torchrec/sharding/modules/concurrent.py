@@ -52,7 +52,7 @@ class ConcurrentShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
                     table.fused_params = {**(table.fused_params or {}), "_batch_key": part}
         return grouped
 
-    def compute(self, ctx: EmbeddingBagCollectionContext, dist_input: KJTList) -> list[torch.Tensor]:  # noqa: ARG002
+    def compute(self, ctx: EmbeddingBagCollectionContext, dist_input: KJTList) -> list[torch.Tensor]:  # noqa: ARG002 (TorchRec's)
         return [look_up(lookup, features) for lookup, features in zip(self._lookups, dist_input, strict=True)]
 
     def compute_and_output_dist(self, ctx: EmbeddingBagCollectionContext, input: KJTList) -> LazyAwaitable[KeyedTensor]:
@@ -66,7 +66,7 @@ class ConcurrentSharder(EmbeddingBagCollectionSharder):
     def sharded_module_type(self) -> type[ConcurrentShardedEmbeddingBagCollection]:
         return ConcurrentShardedEmbeddingBagCollection
 
-    def shard(
+    def shard(  # noqa: PLR0917  # TorchRec's
         self,
         module: EmbeddingBagCollection,
         params: dict[str, ParameterSharding],

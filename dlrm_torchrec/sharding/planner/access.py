@@ -10,7 +10,7 @@ from torchrec.distributed.types import CacheStatistics
 from dlrm_torchrec.schema import AccessStatistics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeasuredAccess(CacheStatistics):
     """Cache statistics for ``CacheParams(stats=...)`` of a table with ``rows`` rows that ids index directly.
 

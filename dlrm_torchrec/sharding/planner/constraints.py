@@ -27,6 +27,7 @@ def table_constraints(
     topology: Topology,
     config: ShardingConfig,
     spec: DatasetSpec,
+    *,
     batch_size: int,
     access: Mapping[str, AccessStatistics],
     without: Sequence[str],

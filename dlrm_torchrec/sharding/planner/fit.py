@@ -54,6 +54,7 @@ def choices(
     table: Table,
     base: TablesConfig,
     optimizer: type[torch.optim.Optimizer],
+    *,
     pooling_factor: float,
     access: AccessStatistics | None,
 ) -> list[Choice]:

@@ -55,7 +55,7 @@ class LocalSearch(Proposer):
 
     def feedback(
         self,
-        partitionable: bool,
+        partitionable: bool,  # noqa: FBT001  # TorchRec's
         plan: list[ShardingOption] | None = None,
         perf_rating: float | None = None,
         storage_constraint: Topology | None = None,

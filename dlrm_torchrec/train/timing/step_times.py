@@ -41,7 +41,7 @@ class TimedPipeline:
     """
 
     def __init__(
-        self, pipeline: Any, model: nn.Module, optimizer: CombinedOptimizer, world: World, timing: Timing
+        self, pipeline: Any, model: nn.Module, optimizer: CombinedOptimizer, world: World, *, timing: Timing
     ) -> None:
         self._pipeline, self._model, self._optimizer, self._world = pipeline, model, optimizer, world
         self._timing, self._step = timing, timing.step

@@ -56,7 +56,7 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path) -> None:
     table = pa.table([array.cast(field.type) for array, field in zip(arrays, schema, strict=True)], schema=schema)
     splits = {}
     for split, groups in (("quarter", GROUPS // 4), ("whole", GROUPS)):
-        with SplitWriter(str(tmp_path), split, 0, schema, GROUP_ROWS) as writer:
+        with SplitWriter(str(tmp_path), split, unit=0, schema=schema, row_group_rows=GROUP_ROWS) as writer:
             for _ in range(groups):
                 writer.write(table)
         splits[split] = Split(files=tuple(DataFile(path=file.path, rows=rows) for file, rows in writer.files))

@@ -88,7 +88,9 @@ def test_known_hashes() -> None:
     hashes = [0xE220A8397B1DCDAF, 0x910A2DEC89025CC1, 0xE4D971771B652C20, 0x00AA50EA8E0FA9EB]
     assert hash_ints(values).tolist() == hashes
     ids = np.empty(4, np.int64)
-    hash_ids(values, np.array([0b10110], np.uint8), 1, 1000, -7, ids)  # bits 1 to 4 are those of the values
+    hash_ids(
+        values, np.array([0b10110], np.uint8), 1, ids, rows=1000, if_missing=-7
+    )  # bits 1 to 4 are those of the values
     assert ids.tolist() == [737, 546, -7, 926]
     keys, slot_ids = np.zeros(11, np.int64), np.zeros(11, np.int32)
     insert_ids(np.array([5, -3, 2**60, 17, 0]), np.arange(1, 6, dtype=np.int32), keys, slot_ids)

@@ -274,7 +274,7 @@ PARTITIONS: dict[str, Callable[[int], Partition]] = {
     "hash": lambda rows: hash_for_collisions(rows, 4),
     "quotient-remainder": lambda rows: quotient_remainder_for_collisions(rows, 4),
     "quotient-remainder-60": lambda rows: quotient_remainder_for_collisions(rows, 60),
-    "mixed-radix": lambda rows: mixed_radix_for_collisions(rows, 4, 3),
+    "mixed-radix": lambda rows: mixed_radix_for_collisions(rows, 4, k=3),
     "chinese-remainder": lambda rows: chinese_remainder_for_collisions(rows, 4),
 }
 SEEDS = range(6)

@@ -92,24 +92,24 @@ def test_for_collisions(num_ids: int, collisions: int) -> None:
     largest = -(-num_ids // kept)
     assert hash_for_collisions(num_ids, collisions).classes == (largest,)
     assert quotient_remainder_for_collisions(num_ids, collisions).classes == (largest, collisions)
-    assert mixed_radix_for_collisions(num_ids, collisions, 2).classes == (largest, kept)
+    assert mixed_radix_for_collisions(num_ids, collisions, k=2).classes == (largest, kept)
 
 
 @given(num_ids=sizes, collisions=sizes, k=st.integers(3, 6))
 def test_mixed_radix_for_collisions(num_ids: int, collisions: int, k: int) -> None:
     kept = min(collisions, num_ids)
-    first, *others = mixed_radix_for_collisions(num_ids, collisions, k).classes
+    first, *others = mixed_radix_for_collisions(num_ids, collisions, k=k).classes
     assert first == -(-num_ids // kept)
     assert others == list(optimal_mixed_radix(kept, k - 1).classes)
 
 
 @given(num_ids=sizes, collisions=st.integers(1, 1000), k=st.integers(2, 5))
 def test_chinese_remainder_for_collisions(num_ids: int, collisions: int, k: int) -> None:
-    partition = chinese_remainder_for_collisions(num_ids, collisions, k)
+    partition = chinese_remainder_for_collisions(num_ids, collisions, k=k)
     first, *others = partition.classes
     assert len(others) == k - 1
     assert first - 64 < -(-num_ids // min(collisions, num_ids)) <= first
-    assert rows(partition) <= rows(mixed_radix_for_collisions(num_ids, collisions, k)) + 6 * k
+    assert rows(partition) <= rows(mixed_radix_for_collisions(num_ids, collisions, k=k)) + 6 * k
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
@@ -173,10 +173,10 @@ def test_quotient_remainder_for_rows_of_large_tables(num_ids: int, budget: Fract
         (lambda: quotient_remainder_for_collisions(9, 0), "collisions must be an integer from 1 to .* got 0"),
         (lambda: hash_for_collisions(9, -1), "collisions must be an integer from 1 to .* got -1"),
         (
-            lambda: mixed_radix_for_collisions(9, 3, 1),
+            lambda: mixed_radix_for_collisions(9, 3, k=1),
             "k must be at least 2 partitions: got 1; raise it or use a plain",
         ),
-        (lambda: chinese_remainder_for_collisions(9, 3, 1), "k must be at least 2 partitions: got 1"),
+        (lambda: chinese_remainder_for_collisions(9, 3, k=1), "k must be at least 2 partitions: got 1"),
         (lambda: optimal_chinese_remainder(9, 1), "k must be at least 2 partitions: got 1"),
         (lambda: optimal_chinese_remainder(0, 2), "num_ids must be an integer from 1 to .* got 0"),
         (lambda: optimal_mixed_radix(9, 0), "k must be an integer from 1 to .* got 0"),

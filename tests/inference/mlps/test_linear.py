@@ -46,7 +46,7 @@ def test_static_layer_is_integer_arithmetic(rows: int, relu: bool) -> None:
     given = features(rows)
     quantized = (given.double() / STEP).round().long().add(ZERO).clamp(0, 255) - ZERO
     expected = (quantized @ levels.long().T) * (STEP * scales.double()) + bias
-    found = StaticLinear(weight, bias, relu, LOW, HIGH)(given)
+    found = StaticLinear(weight, bias, relu=relu, low=LOW, high=HIGH)(given)
     torch.testing.assert_close(found.double(), expected.relu() if relu else expected, rtol=1e-6, atol=1e-5)
 
 
@@ -58,7 +58,7 @@ def test_what_is_outside_the_range_saturates() -> None:
 def test_a_range_on_one_side_of_zero_has_a_level_for_zero() -> None:
     weight, _ = layer()
     for low, high in ((2.0, 3.0), (-3.0, -2.0), (0.0, 0.0)):
-        assert not StaticLinear(weight, None, False, low, high)(torch.zeros(2, 70)).any()
+        assert not StaticLinear(weight, None, relu=False, low=low, high=high)(torch.zeros(2, 70)).any()
 
 
 @pytest.mark.parametrize("rows", [0, 1, 40])
@@ -72,12 +72,14 @@ def test_dynamic_layer_errs_no_more_than_its_scales_allow(rows: int, relu: bool)
     half_weight = scales.double() / 2
     bound = step * weight.double().abs().sum(1) + (given.abs() + step).sum(1, keepdim=True) * half_weight
     exact = given @ weight.double().T + bias
-    found = DynamicLinear(weight, bias, relu)(given.float()).double()
+    found = DynamicLinear(weight, bias, relu=relu)(given.float()).double()
     assert found.shape == (rows, 33)
     assert ((found - (exact.relu() if relu else exact)).abs() <= bound + 1e-4).all()
 
 
-@pytest.mark.parametrize("int8", [DynamicLinear(*layer(), relu=True), StaticLinear(*layer(), True, LOW, HIGH)])
+@pytest.mark.parametrize(
+    "int8", [DynamicLinear(*layer(), relu=True), StaticLinear(*layer(), relu=True, low=LOW, high=HIGH)]
+)
 def test_layout_of_the_input_does_not_matter(int8: nn.Module) -> None:
     given = features(6)
     assert torch.equal(int8(given.T.contiguous().T), int8(given))
@@ -95,9 +97,8 @@ def test_scripted_layers_give_the_same_bits_without_this_library_and_without_vnn
         StaticLinear(*layer(64), relu=True, low=LOW, high=HIGH),
         DynamicLinear(*layer(33, 64), relu=False),
     )
-    largest = StaticLinear(
-        torch.ones(9, 70), None, False, 0, 1
-    )  # of all products; 8-bit weights would saturate on AVX2
+    # the largest of all products; 8-bit weights would saturate on AVX2
+    largest = StaticLinear(torch.ones(9, 70), None, relu=False, low=0, high=1)
     given = torch.cat((features(40), torch.ones(2, 70)))
     torch.jit.script(chain).save(tmp_path / "chain.pt")
     torch.jit.script(largest).save(tmp_path / "largest.pt")

@@ -53,7 +53,7 @@ def test_the_dense_part_errs_by_its_own_step_and_the_outliers_by_nothing(relu: b
     dense, outliers = split_outliers(weight, 0.02)
     _, scales = quantize_weight(dense, 5)
     given = torch.randint(-128, 128, (50, 96)).float()  # levels of the input's range: only weights are rounded
-    split = SplitLinear(StaticLinear(dense, bias, False, -128, 127, bits=5), outliers, relu)
+    split = SplitLinear(StaticLinear(dense, bias, relu=False, low=-128, high=127, bits=5), outliers, relu=relu)
     exact = given.double() @ weight.double().T + bias
     bound = given.abs().sum(dim=1, keepdim=True) * scales / 2
     assert ((split(given) - (exact.relu() if relu else exact)).abs() <= bound * 1.001 + 1e-2).all()
@@ -65,14 +65,15 @@ def test_outliers_halve_the_error_of_heavy_tailed_weights(bits: int) -> None:
     given = torch.randint(-128, 128, (500, 512)).float()
     dense, outliers = split_outliers(weight, 0.01)
     exact = given.double() @ weight.double().T
-    plain = StaticLinear(weight, None, False, -128, 127, bits)(given) - exact
-    split = SplitLinear(StaticLinear(dense, None, False, -128, 127, bits), outliers, relu=False)(given) - exact
+    plain = StaticLinear(weight, None, relu=False, low=-128, high=127, bits=bits)(given) - exact
+    few_bits = StaticLinear(dense, None, relu=False, low=-128, high=127, bits=bits)
+    split = SplitLinear(few_bits, outliers, relu=False)(given) - exact
     assert split.norm() < plain.norm() / 2
 
 
 def test_scripted_split_layer_is_bit_equal_after_loading() -> None:
     dense, outliers = split_outliers(heavy_tailed(), 0.01)
-    model = nn.Sequential(SplitLinear(DynamicLinear(dense, torch.randn(64), False), outliers, relu=True))
+    model = nn.Sequential(SplitLinear(DynamicLinear(dense, torch.randn(64), relu=False), outliers, relu=True))
     stream, given = io.BytesIO(), torch.randn(5, 96)
     torch.jit.save(torch.jit.script(model), stream)
     stream.seek(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -189,10 +190,10 @@ def test_bytes_are_those_of_the_weights_as_stored() -> None:
         ("static", {"calibration": [(torch.full((2, 64), torch.nan),)]}, "got infinite numbers or nan for Linear"),
     ],
 )
-def test_what_cannot_be_done_is_refused(kind: MLPType, options: dict[str, object], message: str) -> None:
+def test_what_cannot_be_done_is_refused(kind: MLPType, options: dict[str, Any], message: str) -> None:
     model = mlp(64, 8)
     with pytest.raises(ValueError, match=message):
-        quantize_mlps(model, kind, **options)  # type: ignore[arg-type]
+        quantize_mlps(model, kind, **options)
     assert not model[0]._forward_pre_hooks
 
 

@@ -56,7 +56,7 @@ def write(path: Path, name: str, cities: Sequence[str]) -> Path:
     vocabulary = path.with_name(f"{path.name}-{name}.parquet")
     pq.write_table(pa.table({"value": pa.array(cities, pa.string())}), vocabulary)
     model = torch.jit.script(Difference([feature.rows for feature in spec.sparse]))
-    write_package(path, model, spec, {"city": str(vocabulary)}, {}, {})
+    write_package(path, model, spec, vocabularies={"city": str(vocabulary)}, model_facts={}, metrics={})
     return path
 
 

@@ -39,7 +39,7 @@ def read(data: bytes, reader: CriteoReader) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "f"
         path.write_bytes(data)
-        blocks = read_lines(str(path), reader.block_bytes, reader.max_line_bytes)
+        blocks = read_lines(str(path), block_bytes=reader.block_bytes, max_line_bytes=reader.max_line_bytes)
         counts = [expect_careful_rows(reader, block) for block in blocks]
     return sum(quick for quick, _ in counts), sum(bad for _, bad in counts)
 

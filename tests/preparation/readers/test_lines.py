@@ -17,7 +17,7 @@ from tests.preparation import criteo_files
 def texts(path: Path, block_bytes: int = 1 << 20, max_line_bytes: int = 1 << 20) -> list[tuple[int, bytes]]:
     return [
         (int(lines.numbers[i]), lines.text(i))
-        for lines in read_lines(str(path), block_bytes, max_line_bytes)
+        for lines in read_lines(str(path), block_bytes=block_bytes, max_line_bytes=max_line_bytes)
         for i in range(len(lines))
     ]
 
@@ -48,7 +48,7 @@ def test_only_lines_longer_than_the_limit_are_rejected(
     (tmp_path / "f").write_bytes(mark + b"x" * length + end + b"next" + end)
     rejected: list[tuple[int, str, bytes]] = []
     numbers: list[int] = []
-    for lines in read_lines(str(tmp_path / "f"), block_bytes, 10):
+    for lines in read_lines(str(tmp_path / "f"), block_bytes=block_bytes, max_line_bytes=10):
         checks = Checks(len(lines))
         lines.check(checks, 10)
         rejected += lines.rejected(checks, 10)
@@ -61,7 +61,7 @@ def test_truncated_gzip_yields_every_byte_before_the_break(tmp_path: Path) -> No
     data = b"".join(b"%d\n" % i for i in range(5000))
     packed = gzip.compress(data)
     (tmp_path / "f").write_bytes(packed[: len(packed) // 2])
-    blocks = list(read_lines(str(tmp_path / "f"), 1000))
+    blocks = list(read_lines(str(tmp_path / "f"), block_bytes=1000))
     assert blocks[-1].damage == "truncated gzip stream"
     assert not any(block.damage for block in blocks[:-1])
     got = texts(tmp_path / "f", 1000)
@@ -77,14 +77,14 @@ def test_gzip_cut_anywhere_yields_what_zlib_can_read(tmp_path: Path, block_bytes
         (tmp_path / "f").write_bytes(packed[:cut])
         data, _ = criteo_files.gunzip(packed[:cut])
         assert b"\n".join(text for _, text in texts(tmp_path / "f", block_bytes)) == data.removesuffix(b"\n")
-        assert list(read_lines(str(tmp_path / "f"), block_bytes))[-1].damage == "truncated gzip stream"
+        assert list(read_lines(str(tmp_path / "f"), block_bytes=block_bytes))[-1].damage == "truncated gzip stream"
 
 
 @pytest.mark.parametrize("block_bytes", [1, 7, 1000])
 def test_gzip_members_may_be_padded_with_zeros(tmp_path: Path, block_bytes: int) -> None:
     (tmp_path / "f").write_bytes(gzip.compress(b"1\n") + bytes(20) + gzip.compress(b"2\n") + bytes(5))
     assert texts(tmp_path / "f", block_bytes) == [(1, b"1"), (2, b"2")]
-    assert not any(lines.damage for lines in read_lines(str(tmp_path / "f"), block_bytes))
+    assert not any(lines.damage for lines in read_lines(str(tmp_path / "f"), block_bytes=block_bytes))
 
 
 def test_fragment_that_looks_whole_is_rejected(tmp_path: Path) -> None:

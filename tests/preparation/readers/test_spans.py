@@ -26,7 +26,7 @@ TEXTS = [
 def numbered(path: Path, span: Span | None) -> list[tuple[int, bytes]]:
     return [
         (int(lines.numbers[i]), lines.text(i))
-        for lines in read_lines(str(path), 64, 1000, span)
+        for lines in read_lines(str(path), span, block_bytes=64, max_line_bytes=1000)
         for i in range(len(lines))
     ]
 
@@ -55,7 +55,7 @@ def test_a_gzip_file_is_one_span(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(b"1\n2\n3"))
     (span,) = counted(path, 5)
     assert (span.start, span.stop, span.count) == (0, path.stat().st_size, 3)
-    assert sum(lines.raw_bytes for lines in read_lines(str(path), 2, span=span)) == span.bytes
+    assert sum(lines.raw_bytes for lines in read_lines(str(path), span, block_bytes=2)) == span.bytes
 
 
 def test_spans_of_parquet_are_row_groups(tmp_path: Path) -> None:

@@ -40,7 +40,13 @@ def write(folder: Path, tables: Sequence[pa.Table]) -> list[Run]:
 
 def build(folder: Path, runs: Sequence[Run], min_count: int) -> tuple[Vocabulary, list[object]]:
     rows, kind, files = build_vocabulary(
-        runs, min_count, str(folder), "vocab/a.parquet", "work/table", str(folder), lambda *_: None
+        runs,
+        lambda *_: None,
+        min_count=min_count,
+        folder=str(folder),
+        list_path="vocab/a.parquet",
+        table_path="work/table",
+        scratch_folder=str(folder),
     )
     assert [file.path for file in files[:1]] == ["vocab/a.parquet"]
     vocabulary = Vocabulary.load(rows, kind, [f"{folder}/{file.path}" for file in files[1:]])

@@ -200,4 +200,4 @@ def test_workers_are_as_many_as_memory_and_work_allow() -> None:
     gib, small = 1 << 30, 100
     budgets = itertools.starmap(budget.Budget.of, [(2 * gib, 64, small), (gib, 3, small), (small, 2, small)])
     assert [made.workers for made in budgets] == [8, 3, 1]
-    assert budget.Budget.of(2 * gib, None, small).workers == 1
+    assert budget.Budget.of(2 * gib, workers=None, raw_bytes=small).workers == 1

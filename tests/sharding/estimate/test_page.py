@@ -52,7 +52,8 @@ class Element:
 
     def styled(self, name: str) -> float:
         """A percentage of the style attribute."""
-        return float(re.search(rf"(?:^|;){name}:([\d.e+-]+)%", self.attributes["style"]).group(1))  # type: ignore[union-attr]
+        (percent,) = re.findall(rf"(?:^|;){name}:([\d.e+-]+)%", self.attributes["style"])
+        return float(percent)
 
 
 class Tree(HTMLParser):

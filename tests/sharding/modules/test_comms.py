@@ -173,7 +173,7 @@ def test_impossible_comms_are_refused(sharding: dict[str, Any], dim: int, messag
 
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ValueError, match=r"comms must be one of \('fp32', .*\): got 'fp8'; name one"):
-        CommsConfig(backward="fp8")  # type: ignore[arg-type]
+        CommsConfig(backward="fp8")  # type: ignore[arg-type]  # refused
 
 
 def test_the_planner_counts_the_bytes() -> None:

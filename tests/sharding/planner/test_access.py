@@ -47,7 +47,7 @@ def test_equal_to_a_loop_over_ids_where_the_entries_are_of_equal_counts(seed: in
     draw = random.Random(seed)
     counts = [2 ** draw.randrange(12) for _ in range(draw.randrange(1, 300))]
     rows, samples, batch = len(counts) + draw.choice([0, 1, 500]), draw.randrange(1, 2 * sum(counts)), 64
-    access = MeasuredAccess(statistics_of(counts, samples), rows, batch)
+    access = MeasuredAccess(statistics=statistics_of(counts, samples), rows=rows, global_batch_size=batch)
     present = cache_lookups(counts, batch * sum(counts) / samples)
     assert access.expected_lookups == pytest.approx(sum(present), rel=1e-9)
     for cached in range(0, rows + 1, max(1, rows // 50)):
@@ -62,7 +62,9 @@ def test_close_to_batches_drawn_from_skewed_ids(pooling_factor: int) -> None:
     weights = 1 / np.arange(1, rows + 1) ** 1.05
     ids = generator.choice(rows, size=200_000, p=weights / weights.sum())
     counts = Counter(ids.tolist())
-    access = MeasuredAccess(statistics_of(list(counts.values()), len(ids) // pooling_factor), rows, batch)
+    access = MeasuredAccess(
+        statistics=statistics_of(list(counts.values()), len(ids) // pooling_factor), rows=rows, global_batch_size=batch
+    )
     batches = [set(generator.choice(ids, batch * pooling_factor).tolist()) for _ in range(steps)]
     distinct = sum(map(len, batches))
     assert access.expected_lookups == pytest.approx(distinct / steps, rel=0.02)
@@ -75,7 +77,7 @@ def test_close_to_batches_drawn_from_skewed_ids(pooling_factor: int) -> None:
 @pytest.mark.parametrize("rows", [100, 250])
 @pytest.mark.parametrize("counts", [[1] * 100, [1000] + [1] * 99, [2**n for n in range(20)], [3]])
 def test_miss_rate_falls_from_one_to_zero_and_its_area_is_the_cacheability(counts: list[int], rows: int) -> None:
-    access = MeasuredAccess(statistics_of(counts, 1000), rows, 16)
+    access = MeasuredAccess(statistics=statistics_of(counts, 1000), rows=rows, global_batch_size=16)
     grid = np.linspace(0, 1, 20_001)
     rates = [access.expected_miss_rate(clf) for clf in grid]
     assert rates[0] == 1.0
@@ -86,19 +88,21 @@ def test_miss_rate_falls_from_one_to_zero_and_its_area_is_the_cacheability(count
 
 def test_skew_makes_a_table_easier_to_cache() -> None:
     even, skewed = statistics_of([10] * 1000, 10_000), statistics_of([9001] + [1] * 999, 10_000)
-    assert MeasuredAccess(even, 1000, 64).cacheability == pytest.approx(0.5)
-    assert MeasuredAccess(skewed, 1000, 64).cacheability < 0.5
-    assert MeasuredAccess(even, 100_000, 64).cacheability == pytest.approx(0.005)  # most rows are never looked up
+    assert MeasuredAccess(statistics=even, rows=1000, global_batch_size=64).cacheability == pytest.approx(0.5)
+    assert MeasuredAccess(statistics=skewed, rows=1000, global_batch_size=64).cacheability < 0.5
+    assert MeasuredAccess(statistics=even, rows=100_000, global_batch_size=64).cacheability == pytest.approx(
+        0.005
+    )  # most rows are never looked up
 
 
 def test_a_feature_without_lookups_misses_nothing() -> None:
-    access = MeasuredAccess(UNUSED, 10, 64)
+    access = MeasuredAccess(statistics=UNUSED, rows=10, global_batch_size=64)
     assert (access.expected_lookups, access.cacheability) == (0.0, 0.0)
     assert [access.expected_miss_rate(clf) for clf in (0, 0.1, 1)] == [1.0, 0.0, 0.0]
 
 
 def test_an_id_in_every_lookup_is_one_cache_lookup() -> None:
-    assert MeasuredAccess(statistics_of([500], 100), 10, 64).expected_lookups == 1.0
+    assert MeasuredAccess(statistics=statistics_of([500], 100), rows=10, global_batch_size=64).expected_lookups == 1.0
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,7 @@ def test_an_id_in_every_lookup_is_one_cache_lookup() -> None:
 )
 def test_unfit_arguments_are_refused(rows: int, batch: int, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        MeasuredAccess(statistics_of([1] * 10, 10), rows, batch)
+        MeasuredAccess(statistics=statistics_of([1] * 10, 10), rows=rows, global_batch_size=batch)
 
 
 def option_with(access: MeasuredAccess) -> ShardingOption:
@@ -132,8 +136,10 @@ def option_with(access: MeasuredAccess) -> ShardingOption:
 
 
 def test_the_planner_charges_what_misses_the_cache() -> None:
-    even = MeasuredAccess(statistics_of([10] * 50_000, 500_000), 50_000, 4096)
-    skewed = MeasuredAccess(statistics_of([30_000] * 10 + [1] * 40_000, 500_000), 50_000, 4096)
+    even = MeasuredAccess(statistics=statistics_of([10] * 50_000, 500_000), rows=50_000, global_batch_size=4096)
+    skewed = MeasuredAccess(
+        statistics=statistics_of([30_000] * 10 + [1] * 40_000, 500_000), rows=50_000, global_batch_size=4096
+    )
     prefetch = {access: option_with(access).shards[0].perf.prefetch_compute for access in (even, skewed)}
     fetches = {access: access.expected_lookups * access.expected_miss_rate(0.1) for access in (even, skewed)}
     assert prefetch[skewed] < prefetch[even]

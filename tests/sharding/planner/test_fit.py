@@ -14,7 +14,7 @@ from torchrec.optim import RowWiseAdagrad
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
 from dlrm_torchrec.datasets.profile import summary
 from dlrm_torchrec.embeddings.compositional.partitions import Partition
-from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.embeddings.config import DataTypeName, TablesConfig, TablesKind
 from dlrm_torchrec.embeddings.tables import build_tables, partition_of, physical_configs
 from dlrm_torchrec.schema import AccessStatistics, Table
 from dlrm_torchrec.sharding.planner.fit import Choice, best, choices, describe_choices, equally, fit, shared
@@ -73,8 +73,8 @@ def test_ids_sorted_by_frequency_lose_less_by_remainders_than_by_quotients(expon
     rows, collisions = 20_000, 8
     counts = zipf(rows, exponent)  # as a vocabulary has them
 
-    def loss(kind: str) -> float:
-        partition: Partition = partition_of(TablesConfig(kind=kind, collisions=collisions), rows)  # type: ignore[arg-type]
+    def loss(kind: TablesKind) -> float:
+        partition: Partition = partition_of(TablesConfig(kind=kind, collisions=collisions), rows)
         return counted(counts, partition.of(torch.arange(rows))[0].numpy())
 
     dealt = shared(rows, collisions, statistics(counts))
@@ -91,10 +91,10 @@ def table(rows: int, dim: int = 8) -> Table:
     ("optimizer", "moment_bytes"), [(torch.optim.SGD, 0), (RowWiseAdagrad, 4), (torch.optim.Adagrad, 32)]
 )
 def test_choices_shrink_and_have_the_bytes_of_the_stored_table(
-    kind: str, data_type: str, optimizer: type[torch.optim.Optimizer], moment_bytes: int
+    kind: TablesKind, data_type: DataTypeName, optimizer: type[torch.optim.Optimizer], moment_bytes: int
 ) -> None:
-    base = TablesConfig(kind=kind, data_type=data_type)  # type: ignore[arg-type]
-    found = choices(table(50_000), base, optimizer, 3.0, None)
+    base = TablesConfig(kind=kind, data_type=data_type)
+    found = choices(table(50_000), base, optimizer, pooling_factor=3.0, access=None)
     assert found[0].config.kind == "plain"
     assert found[0].loss == 0
     assert {choice.config.kind for choice in found[1:]} == {"chinese_remainder" if kind == "plain" else kind}
@@ -109,14 +109,14 @@ def test_choices_shrink_and_have_the_bytes_of_the_stored_table(
 
 def test_a_recipe_s_own_sizes_do_not_bind_the_choices() -> None:
     base = TablesConfig(kind="quotient_remainder", max_rows=1000, operation="add")
-    found = choices(table(50_000), base, torch.optim.SGD, 1.0, None)
+    found = choices(table(50_000), base, torch.optim.SGD, pooling_factor=1.0, access=None)
     assert [choice.rows for choice in found[:3]] == [50_000, 25_000 + 2, 16_667 + 3]
     assert {choice.config.operation for choice in found} == {"add"}
 
 
 def test_a_table_below_the_threshold_stays_plain() -> None:
-    assert len(choices(table(200), TablesConfig(), torch.optim.SGD, 1.0, None)) == 1
-    assert len(choices(table(201), TablesConfig(), torch.optim.SGD, 1.0, None)) > 1
+    assert len(choices(table(200), TablesConfig(), torch.optim.SGD, pooling_factor=1.0, access=None)) == 1
+    assert len(choices(table(201), TablesConfig(), torch.optim.SGD, pooling_factor=1.0, access=None)) > 1
 
 
 def random_choices(seed: int) -> dict[str, list[Choice]]:
@@ -165,8 +165,8 @@ def criteo_choices() -> dict[str, list[Choice]]:
             table,
             TablesConfig(),
             RowWiseAdagrad,
-            1.0,
-            statistics(zipf(min(table.rows, 200_000), float(random.uniform(0.4, 1.3)))),
+            pooling_factor=1.0,
+            access=statistics(zipf(min(table.rows, 200_000), float(random.uniform(0.4, 1.3)))),
         )
         for table in criteo_kaggle_spec().tables(16)
     }

@@ -80,14 +80,13 @@ def memory_section(estimate: Estimate, memory: str) -> str:
 
     kinds = [kind.capitalize() for kind in MEMORY.values()]
     head = f"<tr>{columns('Rank')}{scale(size_text(whole))}{columns('Tables', *kinds)}</tr>"
+    groups = alike([tuple(map(size_text, held.values())) for held in ranks])
     cached = (
         " and caches of tables in the host&rsquo;s memory" if memory == "hbm" and "ddr" in memories(estimate) else ""
     )
     return (
         f"<h3>{name} per rank</h3>{legend(MEMORY)}"
-        + _chart(
-            alike([tuple(map(size_text, held.values())) for held in ranks]), used, row, head, f"{name} of every rank"
-        )
+        + _chart(groups, row, amounts=used, head=head, caption=f"{name} of every rank")
         + f'<p class="note">Buffers hold the ids and rows of a step{cached}. '
         "Reserved memory is for everything that is not sharded, plus a margin.</p>"
     )
@@ -115,7 +114,7 @@ def time_section(estimate: Estimate) -> str:
     )
     groups = alike([tuple(f"{rank[part]:.3f}" for part in parts) for rank in ranks])
     return f"<h3>Time per rank</h3>{legend({part: part_name(part) for part in parts})}" + _chart(
-        groups, totals, row, head, "Time of a step on every rank"
+        groups, row, amounts=totals, head=head, caption="Time of a step on every rank"
     )
 
 
@@ -135,7 +134,7 @@ def _row(group: list[int], mark: str, drawing: str, numbers: list[str]) -> str:
 
 
 def _chart(
-    groups: list[list[int]], amounts: Sequence[float], row: Callable[[list[int]], str], head: str, caption: str
+    groups: list[list[int]], row: Callable[[list[int]], str], *, amounts: Sequence[float], head: str, caption: str
 ) -> str:
     whole = table(head, "".join(map(row, groups)), caption, kind="chart", seen=False)
     if len(groups) <= SHOWN_GROUPS:
