@@ -44,9 +44,10 @@ def sent(batch_size: int, world: World) -> dict[str, list[int]]:
     spec = demo_spec()
     tables = build_tables(spec.tables(dim=DIM))
     optimize_tables_in_backward(tables, OptimizerConfig(kind="sgd", lr=0.1))
-    topology = live_topology(world.size, world.local_size, world.device)
+    topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
     whole = ShardingConfig(kind="table_wise")
-    plan = make_plan(nn.Sequential(tables), tables, topology, batch_size // world.size, whole, spec, world.control)
+    share = batch_size // world.size  # of a rank
+    plan = make_plan(nn.Sequential(tables), tables, topology, whole, batch_size=share, spec=spec, group=world.control)
     if world.is_main:
         print(describe_plan(plan, tables, world.size))
     model = DistributedModelParallel(

@@ -96,8 +96,10 @@ class Contender:
         model = BinaryRankingTask(dlrm, world.size)
         sparse, dense = OptimizerConfig(kind=kind, lr=0.01), OptimizerConfig(kind="sgd", lr=0.01)
         optimize_tables_in_backward(tables, sparse)
-        topology = live_topology(world.size, world.local_size, world.device)
-        plan = make_plan(model, tables, topology, 2048, ShardingConfig(kind=sharding), spec, world.control)
+        topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
+        plan = make_plan(
+            model, tables, topology, ShardingConfig(kind=sharding), batch_size=2048, spec=spec, group=world.control
+        )
         self.model = DistributedModelParallel(
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )

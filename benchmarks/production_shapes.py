@@ -80,8 +80,8 @@ def passes(
 ) -> Iterator[tuple[str, int, Callable[[], Any]]]:
     """Inference with each batch size, and a training step with the preset's batch size."""
     model, tables = recipe.build(cfg, cfg.shape, world.size, world.device)
-    topology = live_topology(world.size, world.local_size, world.device)
-    plan = make_plan(model, tables, topology, cfg.batch_size, cfg.sharding, cfg.shape)
+    topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
+    plan = make_plan(model, tables, topology, cfg.sharding, batch_size=cfg.batch_size, spec=cfg.shape)
     model = DistributedModelParallel(
         model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
     )

@@ -51,10 +51,11 @@ def train(recipe: Any, cfg: Any, rows: int, world: World) -> tuple[dict[str, flo
     """Validation metrics, milliseconds per step, and bytes of ids, vectors, their gradients and the MLPs' gradients."""
     torch.manual_seed(cfg.seed)
     model, tables = recipe.build(cfg, cfg.shape, world.size, world.device)
-    topology = live_topology(world.size, world.local_size, world.device)
-    plan = make_plan(model, tables, topology, cfg.batch_size // world.size, cfg.sharding, cfg.shape, world.control)
+    topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
+    share = cfg.batch_size // world.size  # of a rank
+    plan = make_plan(model, tables, topology, cfg.sharding, batch_size=share, spec=cfg.shape, group=world.control)
     model = DistributedModelParallel(model, device=world.device, plan=plan, sharders=plan.sharders)
-    initialize_tables(model, cfg.seed)
+    initialize_tables(model, seed=cfg.seed)
     optimizer = build_optimizer(model, cfg.sparse, cfg.dense)
     shares = {"rank": world.rank, "world_size": world.size, "seed": cfg.seed}
     stream = SyntheticStream(cfg.shape, num_rows=rows, global_batch_size=cfg.batch_size, **shares)

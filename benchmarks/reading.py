@@ -175,12 +175,14 @@ def training(folder: Path, turns: int, steps: int = 200) -> None:
     with join_world(cfg.seed) as world:
         spec = criteo_kaggle_spec()
         model, tables = recipe.build(cfg, spec, world.size, world.device)
-        topology = live_topology(world.size, world.local_size, world.device)
-        plan = make_plan(model, tables, topology, cfg.batch_size, cfg.sharding, spec, world.control)
+        topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
+        plan = make_plan(
+            model, tables, topology, cfg.sharding, batch_size=cfg.batch_size, spec=spec, group=world.control
+        )
         model = DistributedModelParallel(
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )
-        initialize_tables(model, cfg.seed)
+        initialize_tables(model, seed=cfg.seed)
         pipeline = train_pipeline(model, build_optimizer(model, cfg.sparse, cfg.dense), world)
         ranks = Ranks(cfg.batch_size, 0, 1)
         streams = open_streams(cfg.data, spec, ranks, rows=cfg.rows, epochs=1, seed=cfg.seed, lanes=1)

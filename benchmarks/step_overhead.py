@@ -41,12 +41,13 @@ def bare_samples_per_s(cfg: Any) -> float:
         dlrm = DLRM(tables, len(spec.dense), list(cfg.bottom), list(cfg.top), dense_device=world.device)
         model = BinaryRankingTask(dlrm, world.size)
         optimize_tables_in_backward(tables, cfg.sparse)
-        topology = live_topology(world.size, world.local_size, world.device)
-        plan = make_plan(model, tables, topology, cfg.batch_size // world.size, cfg.sharding, spec, world.control)
+        topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
+        share = cfg.batch_size // world.size  # of a rank
+        plan = make_plan(model, tables, topology, cfg.sharding, batch_size=share, spec=spec, group=world.control)
         model = DistributedModelParallel(
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )
-        initialize_tables(model, cfg.seed)
+        initialize_tables(model, seed=cfg.seed)
         optimizer = build_optimizer(model, cfg.sparse, cfg.dense)
         ranks = Ranks(cfg.batch_size, world.rank, world.size)
         stream = open_streams(cfg.data, spec, ranks, rows=cfg.rows, epochs=1, seed=cfg.seed, lanes=world.size)["train"]

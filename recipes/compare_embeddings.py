@@ -109,12 +109,13 @@ def train(
     dlrm = DLRM(tables, len(spec.dense), list(cfg.bottom), list(cfg.top), dense_device=world.device)
     model = BinaryRankingTask(dlrm, world.size)
     optimize_tables_in_backward(tables, cfg.sparse)
-    topology = live_topology(world.size, world.local_size, world.device)
-    plan = make_plan(model, tables, topology, cfg.batch_size // world.size, ShardingConfig(), spec, world.control)
+    topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
+    share = cfg.batch_size // world.size  # rows of one rank
+    plan = make_plan(model, tables, topology, ShardingConfig(), batch_size=share, spec=spec, group=world.control)
     model = DistributedModelParallel(
         model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
     )
-    initialize_tables(model, seed)
+    initialize_tables(model, seed=seed)
     optimizer = build_optimizer(model, cfg.sparse, cfg.dense)
 
     ranks = Ranks(cfg.batch_size, world.rank, world.size)

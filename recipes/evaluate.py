@@ -62,8 +62,9 @@ def main(cfg: Config) -> dict[str, float]:
     with join_world(trained.seed) as world:
         # the model of the run, sharded over these ranks, with the weights of its checkpoint
         model, tables = recipe.build(trained, spec, world.size, world.device)
-        topology = live_topology(world.size, world.local_size, world.device)
-        plan = make_plan(model, tables, topology, cfg.batch_size // world.size, cfg.sharding, spec, world.control)
+        topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
+        share = cfg.batch_size // world.size  # rows of one rank
+        plan = make_plan(model, tables, topology, cfg.sharding, batch_size=share, spec=spec, group=world.control)
         model = DistributedModelParallel(
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )

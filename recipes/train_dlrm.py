@@ -118,13 +118,14 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
 
         # build the model with its tables on meta, plan who holds which piece of them, and only then allocate them
         model, tables = build(cfg, spec, world.size, world.device)
-        topology = live_topology(world.size, world.local_size, world.device)
-        plan = make_plan(model, tables, topology, cfg.batch_size // world.size, cfg.sharding, spec, world.control)
+        topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
+        share = cfg.batch_size // world.size  # rows of one rank
+        plan = make_plan(model, tables, topology, cfg.sharding, batch_size=share, spec=spec, group=world.control)
         log.say(describe_plan(plan, tables, world.size))
         model = DistributedModelParallel(
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )
-        initialize_tables(model, cfg.seed, cfg.tables.pretrained)
+        initialize_tables(model, seed=cfg.seed, pretrained=cfg.tables.pretrained)
         optimizer = build_optimizer(model, cfg.sparse, cfg.dense, clip_norm=cfg.clip_norm)
 
         # resume from the newest checkpoint of this run, or begin at step 0

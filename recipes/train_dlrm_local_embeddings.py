@@ -110,11 +110,11 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         # build the model with its tables on meta, plan who holds which piece of them, and only then allocate them
         model, tables = build(cfg, spec, world.size, world.device)
         nodes = Nodes(world.rank, world.size, size=cfg.node_size, local_size=world.local_size, device=world.device)
-        share = cfg.batch_size // world.size
-        plan = nodes.plan(model, tables, share, cfg.sharding, spec=spec, group=world.control)
+        share = cfg.batch_size // world.size  # rows of one rank
+        plan = nodes.plan(model, tables, cfg.sharding, batch_size=share, spec=spec, group=world.control)
         log.say(f"each of {nodes.count} nodes:\n{describe_plan(plan, tables, nodes.size)}")
         model = nodes.shard(model, plan, init_data_parallel=world.needs_ddp)
-        initialize_tables(model, cfg.seed, cfg.tables.pretrained)
+        initialize_tables(model, seed=cfg.seed, pretrained=cfg.tables.pretrained)
         optimizer = build_optimizer(model, cfg.sparse, cfg.dense, clip_norm=cfg.clip_norm)
 
         # resume from the newest checkpoint of this run, or begin at step 0

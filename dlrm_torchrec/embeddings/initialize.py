@@ -18,7 +18,7 @@ _CHUNK_ELEMENTS = 1 << 22  # keeps temporary tensors below a few hundred MB
 
 
 @torch.no_grad()
-def initialize_tables(model: nn.Module, seed: int, pretrained: str = "") -> None:
+def initialize_tables(model: nn.Module, *, seed: int, pretrained: str = "") -> None:
     """Draw the initial weights of every table of a sharded model with ``fill_table``; each rank draws its own pieces.
 
     A table that has a file in the folder ``pretrained`` is read from that file instead (see ``table_files``). Raises

@@ -55,16 +55,18 @@ class Nodes:
         self,
         model: nn.Module,
         tables: Tables,
-        batch_size: int,
         config: ShardingConfig,
         *,
+        batch_size: int,
         spec: DatasetSpec,
         group: dist.ProcessGroup,
     ) -> Plan:
         """The plan of ``make_plan`` for one node, the same for every node; ``group`` contains all ranks."""
-        topology = live_topology(self.size, min(self.size, self.local_size), self.device)
+        topology = live_topology(self.device, world_size=self.size, local_size=min(self.size, self.local_size))
         without = OF_THE_WORLD if self.count > 1 else ()
-        return make_plan(model, tables, topology, batch_size, config, spec, group, without=without)
+        return make_plan(
+            model, tables, topology, config, batch_size=batch_size, spec=spec, group=group, without=without
+        )
 
     def shard(self, model: nn.Module, plan: Plan, *, init_data_parallel: bool) -> DistributedModelParallel:
         """``model`` with tables sharded over this node by ``plan``, and dense parameters replicated on all ranks."""

@@ -47,8 +47,9 @@ def make_plan(
     model: nn.Module,
     tables: Tables,
     topology: Topology,
-    batch_size: int,
     config: ShardingConfig,
+    *,
+    batch_size: int,
     spec: DatasetSpec,
     group: dist.ProcessGroup | None = None,
     stats: Stats | None = None,
@@ -64,8 +65,8 @@ def make_plan(
         model: the model that contains ``tables``; its dense parameters are counted too
         tables: the tables to shard, on the meta device
         topology: the ranks, their memory and their bandwidths
-        batch_size: rows per rank
         config: the sharding types that the user asks for, or a saved plan
+        batch_size: rows per rank
         spec: the data set; it gives the pooling factors of the features
         group: its rank 0 plans and all its ranks get the same plan; without a group, each process plans for itself
         stats: gets the estimates of the plan
@@ -74,12 +75,12 @@ def make_plan(
     """
     ways = _sharders(tables, config.comms)
     constraints = table_constraints(
-        tables, topology, config, spec, batch_size=batch_size, access=access or {}, without=without
+        tables, topology, config, spec=spec, batch_size=batch_size, access=access or {}, without=without
     )
     if config.plan:
         plan = adopt_plan(config.plan, model, ways, topology, batch_size=batch_size, constraints=constraints)
     else:
-        plan = _search(model, ways, topology, batch_size, constraints, group, stats)
+        plan = _search(model, ways, topology, batch_size=batch_size, constraints=constraints, group=group, stats=stats)
     if config.comms.int8:
         check_widths(shard_widths(plan), row_dim(_dims(tables)))
     return Plan(plan.plan, ways)
@@ -89,6 +90,7 @@ def _search(
     model: nn.Module,
     ways: list[ModuleSharder[nn.Module]],
     topology: Topology,
+    *,
     batch_size: int,
     constraints: dict[str, ParameterConstraints],
     group: dist.ProcessGroup | None,

@@ -50,7 +50,7 @@ def optimize_tables_in_backward(tables: nn.Module, config: OptimizerConfig) -> N
 
 
 def build_optimizer(
-    model: DistributedModelParallel, tables: OptimizerConfig, dense: OptimizerConfig, clip_norm: float = 0.0
+    model: DistributedModelParallel, tables: OptimizerConfig, dense: OptimizerConfig, *, clip_norm: float = 0.0
 ) -> CombinedOptimizer:
     """One optimizer over the fused tables, the data-parallel tables and the dense parameters.
 

@@ -291,9 +291,17 @@ def train_sharded(kinds: ShardingConfig) -> tuple[list[torch.Tensor], Pieces]:
     dlrm, collection = build(torch.device("meta"))
     task = BinaryRankingTask(dlrm, 2)
     optimize_tables_in_backward(collection.tables, SGD)
-    plan = make_plan(task, collection.tables, live_topology(2, 2, CPU), BATCH, kinds, SPEC, world.control)
+    plan = make_plan(
+        task,
+        collection.tables,
+        live_topology(CPU, world_size=2, local_size=2),
+        kinds,
+        batch_size=BATCH,
+        spec=SPEC,
+        group=world.control,
+    )
     model = DistributedModelParallel(task, device=CPU, plan=plan, sharders=plan.sharders)
-    initialize_tables(model, SEED)
+    initialize_tables(model, seed=SEED)
     pipeline = train_pipeline(model, build_optimizer(model, SGD, SGD), world)
     assert isinstance(pipeline, TrainPipelineSparseDist)
     batches = iter([batch(step, world.rank) for step in range(STEPS)])
@@ -317,11 +325,8 @@ def train_unsharded() -> tuple[list[list[torch.Tensor]], dict[str, torch.Tensor]
     """The logits of each step by rank, and of one more forward, of plain PyTorch; then the weights."""
     dlrm, collection = build(CPU)
     for table in configs():
-        weight, rows = (
-            collection.tables.embedding_bags[table.name].weight.data,
-            [InitialRows.plain(table.num_embeddings)],
-        )
-        fill_table(weight, rows, seed=SEED, table=table.name)
+        weight = collection.tables.embedding_bags[table.name].weight.data
+        fill_table(weight, [InitialRows.plain(table.num_embeddings)], seed=SEED, table=table.name)
     optimizer = torch.optim.SGD(dlrm.parameters(), lr=SGD.lr)
     logits = []
     for step in range(STEPS + 1):

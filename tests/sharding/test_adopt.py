@@ -35,7 +35,7 @@ def plan(
     bags = build_tables(spec.tables(dim=16), tables or TablesConfig())
     optimize_tables_in_backward(bags, OptimizerConfig(kind=optimizer, lr=0.1))
     machines = parse_cluster(topology).topology()
-    return plan_to_json(make_plan(nn.Sequential(bags), bags, machines, 128, config, spec, stats=stats))
+    return plan_to_json(make_plan(nn.Sequential(bags), bags, machines, config, batch_size=128, spec=spec, stats=stats))
 
 
 def save(folder: Path, topology: str, config: ShardingConfig, **options: Any) -> tuple[str, dict[str, Any]]:

@@ -82,7 +82,9 @@ def planned(
         lambda **options: EmbeddingShardingPlanner(**{**options, "stats": [recorder]}),
     )
     optimize_tables_in_backward(tables, OptimizerConfig(kind=optimizer, lr=0.1))
-    make_plan(torch.nn.Sequential(tables), tables, topology, batch_size, config or ShardingConfig(), SPEC)
+    make_plan(
+        torch.nn.Sequential(tables), tables, topology, config or ShardingConfig(), batch_size=batch_size, spec=SPEC
+    )
     (chosen,) = recorder.chosen
     return chosen
 
@@ -188,7 +190,7 @@ def test_planner_refuses_what_cannot_be(
     tables = collection(operation, pooling=pooling)
     optimize_tables_in_backward(tables, OptimizerConfig(kind="sgd", lr=0.1))
     with pytest.raises(ValueError, match=f"sharding of table 't' must be one of .*: got '{kind}', {reason}"):
-        make_plan(torch.nn.Sequential(tables), tables, cpus(), 128, ShardingConfig(kind=kind), SPEC)
+        make_plan(torch.nn.Sequential(tables), tables, cpus(), ShardingConfig(kind=kind), batch_size=128, spec=SPEC)
 
 
 BAD_IDS = [(kind, feature, value) for kind in SHARDINGS for feature, value in (("f", -1), ("g", -7), ("f", 1000))]

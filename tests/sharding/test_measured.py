@@ -35,7 +35,7 @@ def plan(cluster: Cluster, config: ShardingConfig, name: str = "", tables: int =
     model = DLRM(bags, len(spec.dense), [32, 16], [32, 1])
     optimize_tables_in_backward(bags, OptimizerConfig(kind="sgd", lr=0.1))
     stats = EstimateStats(name or str(cluster))
-    found = make_plan(model, bags, cluster.topology(), BATCH, config, spec, stats=stats)
+    found = make_plan(model, bags, cluster.topology(), config, batch_size=BATCH, spec=spec, stats=stats)
     assert stats.estimate is not None
     return json.loads(json.dumps(plan_to_json(found))), stats.estimate
 

@@ -28,7 +28,7 @@ def plan(optimizer: OptimizerKind = "sgd", world_size: int = 2, **topology: Any)
     machine = Topology(world_size=world_size, local_world_size=world_size, compute_device="cpu", **topology)
 
     def make(config: ShardingConfig) -> tuple[ShardingPlan, Any]:
-        return make_plan(model, tables, machine, 128, config, spec), tables
+        return make_plan(model, tables, machine, config, batch_size=128, spec=spec), tables
 
     return make
 
@@ -89,10 +89,10 @@ def test_adam_is_planned_for_gpus_without_replicas() -> None:
     optimize_tables_in_backward(tables, OptimizerConfig(kind="adam", lr=0.1))
     machine = Topology(world_size=2, local_world_size=2, compute_device="cuda")
     model = torch.nn.Sequential(tables)
-    found = plan_to_json(make_plan(model, tables, machine, 128, ShardingConfig(), spec))
+    found = plan_to_json(make_plan(model, tables, machine, ShardingConfig(), batch_size=128, spec=spec))
     assert "data_parallel" not in {table["sharding_type"] for table in found.values()}
     with pytest.raises(ValueError, match="must leave Adam's arithmetic unchanged: got 'data_parallel', but then"):
-        make_plan(model, tables, machine, 128, ShardingConfig(kind="data_parallel"), spec)
+        make_plan(model, tables, machine, ShardingConfig(kind="data_parallel"), batch_size=128, spec=spec)
 
 
 def test_tables_that_do_not_fit_are_refused() -> None:
@@ -105,4 +105,4 @@ def test_planning_needs_the_optimizer() -> None:
     tables = build_tables(spec.tables(dim=16))
     topology = Topology(world_size=1, compute_device="cpu", local_world_size=1)
     with pytest.raises(ValueError, match=r"must be marked with one optimizer before planning: got \[\]; call"):
-        make_plan(torch.nn.Sequential(tables), tables, topology, 128, ShardingConfig(), spec)
+        make_plan(torch.nn.Sequential(tables), tables, topology, ShardingConfig(), batch_size=128, spec=spec)

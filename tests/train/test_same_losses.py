@@ -42,8 +42,8 @@ def plain_losses(optimizer: str, bottom: list[int], top: list[int]) -> list[floa
     torch.manual_seed(SEED)  # the dense weights are the first draws of a recipe, whose tables are on meta
     model = DLRM(tables, len(spec.dense), bottom, top)
     for table in tables.embedding_bag_configs():
-        weight, rows = tables.embedding_bags[table.name].weight.data, [InitialRows.plain(table.num_embeddings)]
-        fill_table(weight, rows, seed=SEED, table=table.name)
+        weight = tables.embedding_bags[table.name].weight.data
+        fill_table(weight, [InitialRows.plain(table.num_embeddings)], seed=SEED, table=table.name)
     kind, arguments = OPTIMIZERS[optimizer]
     table_optimizer = kind(tables.parameters(), **arguments)
     dense = [p for name, p in model.named_parameters() if ".embedding_bags." not in name]

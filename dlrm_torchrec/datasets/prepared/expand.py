@@ -114,7 +114,7 @@ def _fill(multi_hot: MultiHot, index: int, feature: SparseFeature, folder: str) 
 
         return look_up
     key, pareto = derived_key(multi_hot.seed, index), multi_hot.distribution == "pareto"
-    return lambda ids, bags: _draw(ids, key, bags, rows=rows, pareto=pareto)
+    return lambda ids, bags: _draw(ids, key, rows, bags, pareto=pareto)
 
 
 @compiled(uint64, uint64, int64)
@@ -126,8 +126,8 @@ def _pareto(key: np.uint64, number: np.uint64, rows: int) -> int:
     return int(drawn if drawn < _INT32_END else -_INT32_END) % rows
 
 
-@compiled(read_only(int32), uint64, int32[:, ::1], int64, boolean)
-def _draw(ids: Ids, key: np.uint64, bags: Ids, *, rows: int, pareto: bool) -> None:
+@compiled(read_only(int32), uint64, int64, int32[:, ::1], boolean)
+def _draw(ids: Ids, key: np.uint64, rows: int, bags: Ids, *, pareto: bool) -> None:
     """Fill ``bags``: the added ids of id i are the random numbers i * size + 1 .. i * size + size - 1 of ``key``."""
     num_bags, size = bags.shape
     for bag in range(num_bags):

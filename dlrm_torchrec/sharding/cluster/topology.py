@@ -26,7 +26,7 @@ from dlrm_torchrec.sharding.cluster.machines import INSTANCES, MACHINES, Machine
 MILLISECONDS = 1000  # per second; TorchRec expects bytes per millisecond
 
 
-def live_topology(world_size: int, local_size: int, device: torch.device) -> Topology:
+def live_topology(device: torch.device, *, world_size: int, local_size: int) -> Topology:
     """The topology of the current machines: their real memory per rank and TorchRec's default bandwidths."""
     host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Topology(

@@ -214,12 +214,14 @@ def test_a_plan_for_machines_elsewhere(text: str) -> None:
     tables = build_tables(spec.tables(dim=16))
     optimize_tables_in_backward(tables, OptimizerConfig(kind="adagrad", lr=0.1))
     topology = parse_cluster(text).topology()
-    plan = plan_to_json(make_plan(torch.nn.Sequential(tables), tables, topology, 128, ShardingConfig(), spec))
+    plan = plan_to_json(
+        make_plan(torch.nn.Sequential(tables), tables, topology, ShardingConfig(), batch_size=128, spec=spec)
+    )
     assert plan.keys() == {table.name for table in tables.embedding_bag_configs()}
     ranks = {shard["rank"] for table in plan.values() for shard in table["shards"]}
     assert ranks <= set(range(topology.world_size))
     by_rows = ShardingConfig(kind="row_wise")
-    plan = plan_to_json(make_plan(torch.nn.Sequential(tables), tables, topology, 128, by_rows, spec))
+    plan = plan_to_json(make_plan(torch.nn.Sequential(tables), tables, topology, by_rows, batch_size=128, spec=spec))
     assert {shard["rank"] for shard in plan["t_id_0"]["shards"]} == set(range(topology.world_size))
 
 

@@ -45,7 +45,7 @@ def planned(sharding: ShardingConfig, dim: int = 64, **options: Any) -> tuple[nn
     model = BinaryRankingTask(DLRM(tables, len(SPEC.dense), [16, dim], [16, 1]), world_size=2)
     optimize_tables_in_backward(tables, SGD)
     topology = Topology(world_size=2, local_world_size=2, compute_device="cpu")
-    return model, make_plan(model, tables, topology, 32, sharding, SPEC, **options)
+    return model, make_plan(model, tables, topology, sharding, batch_size=32, spec=SPEC, **options)
 
 
 class Run(NamedTuple):

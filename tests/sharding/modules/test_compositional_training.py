@@ -108,11 +108,11 @@ class Run:
         plan = make_plan(
             task,
             tables,
-            live_topology(self.world.size, self.world.local_size, self.world.device),
-            BATCH // self.world.size,
+            live_topology(self.world.device, world_size=self.world.size, local_size=self.world.local_size),
             ShardingConfig(kind="table_wise", tables=self.kinds),
-            spec,
-            self.world.control,
+            batch_size=BATCH // self.world.size,
+            spec=spec,
+            group=self.world.control,
         )
         self.model = DistributedModelParallel(task, device=self.world.device, plan=plan, sharders=plan.sharders)
         initialize_tables(self.model, seed=0)

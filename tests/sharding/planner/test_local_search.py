@@ -30,7 +30,9 @@ def plan(topology: str, tables: dict[str, Any] | None = None) -> Estimate:
     bags = build_tables(spec.tables(dim=16))
     optimize_tables_in_backward(bags, OptimizerConfig(kind="rowwise_adagrad", lr=0.1))
     config = ShardingConfig(tables=tables or {})
-    make_plan(nn.Sequential(bags), bags, parse_cluster(topology).topology(), 128, config, spec, stats=stats)
+    make_plan(
+        nn.Sequential(bags), bags, parse_cluster(topology).topology(), config, batch_size=128, spec=spec, stats=stats
+    )
     assert stats.estimate is not None
     return stats.estimate
 

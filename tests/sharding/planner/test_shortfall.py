@@ -57,7 +57,7 @@ def plan(
     )
     stats = EstimateStats("test")
     config = ShardingConfig(kind=kind, host_memory=host_memory)
-    make_plan(Model(tables), tables, topology, 16, config, spec, stats=stats)
+    make_plan(Model(tables), tables, topology, config, batch_size=16, spec=spec, stats=stats)
     return stats
 
 
