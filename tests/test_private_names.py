@@ -92,7 +92,7 @@ LIST = [
     Private(
         "torch",
         ["_assert_async"],
-        ["dlrm_torchrec/embeddings/compositional/table.py"],
+        ["dlrm_torchrec/embeddings/compositional/pooling.py"],
         "No public function checks a tensor on a GPU without waiting for it.",
     ),
     Private(

@@ -386,8 +386,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(__doc__)
     try:
         rows = json.loads(sys.stdin.read() if arguments[0] == "-" else Path(arguments[0]).read_text(encoding="utf-8"))
-        names = dict.fromkeys(name for row in rows for name in row)
-        columns = {name: [row[name] for row in rows] for name in names}
+        columns = {name: [row[name] for row in rows] for name in dict.fromkeys(chain.from_iterable(rows))}
         prediction = Predictor.load(Path(__file__).parent)(columns)
     except (KeyError, TypeError) as error:
         sys.exit(f"error: {arguments[0]} must be a list of objects with the same names: got {error!r}; correct it")
