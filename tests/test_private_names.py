@@ -306,11 +306,7 @@ def replaced() -> dict[tuple[str, str], int]:
         for kind in classes:
             if kind.__module__ == info.name:
                 bases = [base for base in kind.__mro__[1:] if not base.__module__.startswith("dlrm_torchrec.")]
-                theirs = {
-                    name
-                    for base in bases
-                    for name in created_by(base)  # type: ignore[arg-type]  # mypy: object has no hash
-                }
+                theirs = {name for base in bases for name in created_by(base)}
                 file = f"{info.name.replace('.', '/')}.py"
                 found |= {(name, file): inspect.getsourcelines(kind)[1] for name in created_by(kind) & theirs}
     return found
