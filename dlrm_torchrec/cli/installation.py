@@ -52,7 +52,7 @@ def check_versions(environment: Environment) -> list[Finding]:
             continue
         wanted = partner or minor(versions.get("torchrec", versions[name]))  # of an unknown torch: equal at least
         if minor(versions[name]) != wanted:
-            problem = f"{name} must be {wanted} beside torch {versions['torch']}: got {versions[name]}"
+            problem = f"{name} must be {wanted} for torch {versions['torch']}: got {versions[name]}"
             findings.append(Finding(problem, pip(f"{name}=={wanted}.*")))
     return findings
 
