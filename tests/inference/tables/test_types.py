@@ -80,6 +80,6 @@ def test_weights_that_float16_cannot_hold_are_refused(value: float) -> None:
     weight = torch.ones(3, 4)
     weight[1, 2] = value
     with pytest.raises(
-        ValueError, match=r"weights of a int8 table must be finite, and at most 65504: got (nan|inf|1e\+06)"
+        ValueError, match=r"weights of a int8 table must be finite and at most 65504: got (nan|inf|1e\+06)"
     ):
         packed(weight, "int8")
