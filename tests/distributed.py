@@ -23,10 +23,10 @@ from dlrm_torchrec.train.world import World
 
 T = TypeVar("T")
 
-# Children are forked from one clean, single-threaded process that has imported torchrec and done nothing else,
-# which saves each of them the seconds that this import takes.
+# Children are forked from one clean process that has imported what they need and done nothing else, which saves each
+# of them the seconds that these imports take.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torchrec"])
+_context.set_forkserver_preload(["tests.imports"])
 
 
 def run_ranks(

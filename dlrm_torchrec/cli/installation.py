@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dlrm_torchrec.cli.environment import FBGEMM, Environment
 
 # torch -> its FBGEMM and TorchRec: their versions must match, although no metadata says so
-LOCKSTEP = {"2.11": "1.6", "2.12": "1.7", "2.13": "1.8"}
+LOCKSTEP = {"2.11": "1.6", "2.12": "1.7", "2.13": "1.8", "2.14": "1.9"}
 LEAST_DRIVER = {"12": 525, "13": 580}  # NVIDIA's least driver for any CUDA of that major version
 
 

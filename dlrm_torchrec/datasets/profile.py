@@ -40,7 +40,7 @@ def access_statistics(pieces: Iterable[IdLists], rows: int, window_rows: int = W
     return summary(counts, samples, reuse=(lookups - first_lookups) / max(1, lookups))
 
 
-def summary(counts: NDArray[np.int64], samples: int, reuse: float) -> AccessStatistics:
+def summary(counts: NDArray[np.int64], samples: int, *, reuse: float) -> AccessStatistics:
     """The statistics of ids that are looked up ``counts`` times (ids,) in ``samples`` rows; sorts ``counts``."""
     counts.sort()  # in place, because they may take most of the memory
     seen = counts[np.searchsorted(counts, 1) :]

@@ -68,7 +68,7 @@ def problems(environment: Environment) -> list[Finding]:
         replace(GOOD, scripts=(Path("/usr/bin"), *GOOD.scripts)),  # of the user, beside the system's
         replace(GOOD, torch_cuda="13.0"),  # where no CPU build of torch is to be had
         replace(GOOD, driver_cuda="12.8"),  # a CPU stack on a machine with a GPU
-        replace(GOOD, versions={**GOOD.versions, "torch": "2.14.0", "torchrec": "1.8.3"}),  # newer than the table
+        replace(GOOD, versions={**GOOD.versions, "torch": "2.15.0", "torchrec": "1.8.3"}),  # newer than the table
         replace(GOOD, versions={**GOOD.versions, "torch": "2.11.0", "torchrec": "1.6.1", "fbgemm-gpu-cpu": "1.6.0"}),
     ],
 )
@@ -97,9 +97,14 @@ def test_nothing_is_found_where_nothing_is_wrong(environment: Environment) -> No
             "pip install --no-deps 'fbgemm-gpu-cpu==1.8.*'",
         ),
         (
-            replace(GOOD, versions={**GOOD.versions, "torch": "2.14.0", "torchrec": "1.9.2"}),
-            "fbgemm-gpu-cpu must be 1.9 for torch 2.14.0: got 1.8.0",
+            replace(GOOD, versions={**GOOD.versions, "torch": "2.15.0", "torchrec": "1.9.2"}),
+            "fbgemm-gpu-cpu must be 1.9 for torch 2.15.0: got 1.8.0",
             "'fbgemm-gpu-cpu==1.9.*'",
+        ),
+        (
+            replace(GOOD, versions={**GOOD.versions, "torch": "2.14.1", "fbgemm-gpu-cpu": "1.9.0"}),
+            "torchrec must be 1.9 for torch 2.14.1: got 1.8.0",
+            "pip install --no-deps 'torchrec==1.9.*'",
         ),
         (
             replace(GOOD, fbgemm=(Wheel("fbgemm-gpu", "1.8.0", 25), Wheel("fbgemm-gpu-cpu", "1.8.0", 18, ("a.so",)))),

@@ -82,7 +82,7 @@ def test_its_probabilities_are_the_trained_models(model: str, kind: str) -> None
         for _ in range(3):  # TorchScript compiles anew in its second call
             probabilities, unseen = served(dense, ids, lengths)
     assert logits.std() > 0.01
-    torch.testing.assert_close(probabilities, torch.sigmoid(logits.flatten()), rtol=0, atol=1e-6)
+    torch.testing.assert_close(probabilities, torch.sigmoid(logits.flatten()), rtol=0, atol=1e-5)
     assert unseen.tolist() == [0, 0, 0, 0]
 
 
@@ -112,4 +112,4 @@ def test_any_number_of_rows() -> None:
         for row in range(BATCH):
             own = [bags[feature * BATCH + row] for feature in range(4)]
             one, _ = served(dense[row : row + 1], torch.cat(own), torch.tensor([len(bag) for bag in own]).int())
-            torch.testing.assert_close(one, whole[row : row + 1], rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(one, whole[row : row + 1], rtol=0, atol=1e-5)

@@ -39,6 +39,6 @@ def test_is_sgd_also_where_gradients_are_large_and_ids_repeat() -> None:
         moved += lr * torch.autograd.grad(pooled, reference, gradient.double().abs())[0]
         reference = (reference.detach() - lr * step).requires_grad_()
     error = (weight.double() - reference).abs()
-    # float32 rounds each update and each sum of repeated ids to 2^-24 of the sizes involved
-    assert (error <= 2.0**-22 * (start.double().abs() + moved)).all()
+    # float32 rounds each sum of a row's gradients (at most some ten) and each update to 2^-24 of the sizes involved
+    assert (error <= 2.0**-20 * (start.double().abs() + moved)).all()
     assert moved.max() > 1e5

@@ -1,7 +1,6 @@
 """The promise of design section 6: the same losses for any sharding and number of ranks.
 
-The reference is plain PyTorch: an unsharded TorchRec DLRM, torch.optim, a loop. Tolerance: relative 2e-6, a few
-units of float32 in a mean of 256 losses, and what 20 steps make of it.
+The reference is plain PyTorch: an unsharded TorchRec DLRM, torch.optim, a loop.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from dlrm_torchrec.embeddings.initialize import fill_table
 from tests.recipe import records, run_recipe
 
 STEPS, BATCH, SEED = 20, 256, 3
+TOLERANCE = 1e-5  # relative: float32 rounds sums to 6e-8, in another order on every number of ranks, for 20 steps
 OPTIMIZERS = {
     "sgd": (torch.optim.SGD, {"lr": 0.5}),
     "adagrad": (torch.optim.Adagrad, {"lr": 0.05, "eps": 1e-8}),
@@ -88,10 +88,10 @@ CASES = [
 def test_one_rank_equals_plain_pytorch(tmp_path: Path, optimizer: str) -> None:
     expected = plain_losses(optimizer, [64, 16], [64, 32, 1])
     assert expected[-1] < expected[0]
-    assert recipe_losses(tmp_path, optimizer, "auto", 1) == pytest.approx(expected, rel=2e-6)
+    assert recipe_losses(tmp_path, optimizer, "auto", 1) == pytest.approx(expected, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize(("optimizer", "sharding"), CASES)
 def test_two_ranks_equal_plain_pytorch(tmp_path: Path, optimizer: str, sharding: str) -> None:
     expected = plain_losses(optimizer, [64, 16], [64, 32, 1])
-    assert recipe_losses(tmp_path, optimizer, sharding, 2) == pytest.approx(expected, rel=2e-6)
+    assert recipe_losses(tmp_path, optimizer, sharding, 2) == pytest.approx(expected, rel=TOLERANCE)

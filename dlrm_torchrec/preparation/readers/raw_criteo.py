@@ -83,7 +83,11 @@ class CriteoReader:
             lines.ends,
             labelled=self.labelled,
             max_ind_range=self.max_ind_range,
-            **values._asdict(),
+            label=values.label,
+            dense=values.dense,
+            sparse=values.sparse,
+            missing=values.missing,
+            good=values.good,
         )
         values.good[lines.ends - lines.starts > self.max_line_bytes] = False
         if lines.damage:

@@ -43,9 +43,10 @@ def test_metrics_equal_those_of_torchmetrics(seed: int, k: int) -> None:
     users, scores, labels = rows = draw(seed)
     found = metrics(rows, k)
     for name, metric in ((f"hr@{k}", RetrievalHitRate(top_k=k)), (f"ndcg@{k}", RetrievalNormalizedDCG(top_k=k))):
-        assert found[name] == pytest.approx(float(metric(scores, labels, indexes=users)), rel=1e-6), name
+        theirs = float(metric(scores, labels, indexes=users))  # a mean over 40 users in float32
+        assert found[name] == pytest.approx(theirs, rel=1e-5), name
     aucs = [binary_auroc(scores[users == user], labels[users == user].long()) for user in users.unique()]
-    assert found["auc"] == pytest.approx(float(torch.stack(aucs).mean()), rel=1e-6)
+    assert found["auc"] == pytest.approx(float(torch.stack(aucs).mean()), rel=1e-5)
     assert (found["positives"], found["samples"]) == (40, 40 * 31)
 
 
@@ -163,5 +164,5 @@ def test_over_two_ranks() -> None:
     assert not_finite == "logits must be finite: got NaN or infinity in 1 rows; look at the learning rate"
     assert isinstance(random_auc, dict)
     assert random_auc["auc"] == pytest.approx(0.5, abs=0.02)
-    assert str(random_error).startswith("validation AUC must have left 0.5 after the warm-up: got 0.")
+    assert str(random_error).startswith("validation AUC must differ from 0.5 after the warm-up: got 0.")
     assert str(constant_error).startswith("logits must differ between rows: got 0 for all")

@@ -1,0 +1,14 @@
+"""What the processes of ``run_ranks`` have imported before they start: this library, and what its tests use."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import hypothesis  # noqa: F401  # by the modules of tests that ranks import to find their function
+import pytest  # noqa: F401  # likewise
+
+import dlrm_torchrec
+
+for module in pkgutil.walk_packages(dlrm_torchrec.__path__, "dlrm_torchrec."):
+    importlib.import_module(module.name)
