@@ -4,11 +4,12 @@
     torchrun --standalone --nproc_per_node 2 recipes/compare_embeddings.py sweep    # every way, size and threshold
     python recipes/compare_embeddings.py criteo-kaggle --data synthetic --count     # sizes alone, of a preset's shape
 
-Writes results.md, quality.png, and results.jsonl, from which the same command goes on. Expected AUC of the demo, ± .001
-to .003, in five minutes on 2 CPU cores: plain and mixed-dims .819, crt-mult .815, qr-mult .814, radix3-mult .812,
-path-64 .808, qr-features .800, qr-concat (of half the parameters) and qr-add .794, hash .792. Its teacher draws every
-id's effect alone, so an id needs a vector of its own: mult and path give one; concat, add and features, sums over the
-classes once they reach the dots, do not (on Criteo they do well). It has two numbers per id: dim 4 loses nothing.
+It writes results.md, quality.png and results.jsonl; the same command resumes from results.jsonl.
+Expected: AUC of the demo, ± .001 to .003, in five minutes on 2 CPU cores: plain and mixed-dims .819, crt-mult .815,
+qr-mult .814, radix3-mult .812, path-64 .808, qr-features .800, qr-concat (half the parameters) and qr-add .794, hash
+.792. The model that labels the demo's rows draws the effect of every id separately, so every id needs a vector of its
+own. Mult and path give one. Concat, add and features become sums over the classes once they reach the dots, so they
+do not; on Criteo they do well. The labelling model has two numbers per id, so dim 4 loses nothing.
 """
 
 import json

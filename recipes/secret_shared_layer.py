@@ -3,11 +3,11 @@
     torchrun --standalone --nproc_per_node 2 recipes/secret_shared_layer.py train_dlrm runs/train_dlrm/demo
     torchrun --standalone --nproc_per_node 3 recipes/secret_shared_layer.py my_copy.py runs/my_copy/census --rows 4096
 
-Every rank is a party. Rank 0, who has the data, turns it into 64-bit fixed point, splits it into random shares that sum
-to it modulo 2^64, and sends each party one. Each multiplies its share by the known weights, an exact int64 product, and
-rank 0 sums what comes back: the layer's outputs, though no other party had anything but random numbers. Nonlinear
-steps need more than additive shares, so the layer ends before its ReLU. Expected: the outputs of float64
-within 3e-4, which is what 16 fraction bits leave, while a share's numbers are of the size 7e13.
+Every rank is a party. Rank 0 has the data: it converts them to 64-bit fixed point, splits them into random shares that
+sum to them modulo 2^64, and sends one share to each party. Each party multiplies its share by the known weights, in
+exact int64 arithmetic, and rank 0 adds up the results. The sum is the layer's output, although the other parties saw
+only random numbers. Nonlinear steps need more than additive shares, so the layer ends before its ReLU.
+Expected: the outputs of float64 within 3e-4, the precision of 16 fraction bits; a share's numbers are as large as 7e13.
 """
 
 import json

@@ -13,10 +13,10 @@ import pkgutil
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
-from functools import cache
+from collections import defaultdict
+from collections.abc import Iterator, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -92,7 +92,7 @@ LIST = [
     Private(
         "torch",
         ["_assert_async"],
-        ["dlrm_torchrec/embeddings/compositional/table.py"],
+        ["dlrm_torchrec/embeddings/compositional/pooling.py"],
         "No public function checks a tensor on a GPU without waiting for it.",
     ),
     Private(
@@ -209,6 +209,7 @@ LIST = [
     ),
 ]
 NAMES = {name: private for private in LIST for name in private.names}
+Classes = dict[str, list[ast.ClassDef]]  # by name
 
 
 def python_files() -> Iterator[Path]:
@@ -249,19 +250,19 @@ def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
-def of_others(tree: ast.AST, ours: set[str], in_a_test: bool) -> Iterator[tuple[int, str]]:
-    """Line and name of each private name that is used and is not one of ``ours``.
+def of_others(tree: ast.Module, classes: Classes, ours: Set[str] = frozenset()) -> Iterator[tuple[int, str]]:
+    """Line and name of each use of a private name that is neither one of ``ours`` nor of the class it is used in.
 
-    We reach our own through ``self``; only tests reach them otherwise. A string counts where it names an attribute
-    (``getattr`` and its like), and wherever it is a name of the list.
+    A string counts where it names an attribute (``getattr`` and its like), and wherever it is a name of the list.
     """
     for line, name in imported(tree):
         package, *names = name.split(".")
         if package not in {*FOLDERS, *sys.stdlib_module_names}:
             yield from ((line, part) for part in names if is_private(part))
+    own = {node for kind in ast.walk(tree) if isinstance(kind, ast.ClassDef) for node in uses_of_own(kind, classes)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
-            if node.attr not in ours or not (in_a_test or is_self(node.value)):
+            if node not in own and node.attr not in ours:
                 yield node.lineno, node.attr
         elif isinstance(node, ast.Call) and re.search(r"\b(get|set|has|del)attr$", ast.unparse(node.func)):
             for value in [argument.value for argument in node.args if isinstance(argument, ast.Constant)]:
@@ -273,21 +274,40 @@ def of_others(tree: ast.AST, ours: set[str], in_a_test: bool) -> Iterator[tuple[
                 yield node.lineno, name
 
 
+def uses_of_own(kind: ast.ClassDef, classes: Classes) -> Iterator[ast.Attribute]:
+    """``self._name`` in a class, where the class or a base of ours creates the name."""
+    kinds = [kind]
+    for each in kinds:  # it grows by the bases
+        bases = [base for name in each.bases if isinstance(name, ast.Name) for base in classes.get(name.id, [])]
+        kinds += [base for base in bases if base not in kinds]
+    own = {name for each in kinds for name in defined(each)}
+    for node in ast.walk(kind):
+        if isinstance(node, ast.Attribute) and is_self(node.value) and node.attr in own:
+            yield node
+
+
 def used() -> dict[tuple[str, str], int]:
     """(name, file) -> line of a use of each private name of other packages in our source."""
     trees = {path: ast.parse(path.read_text()) for path in python_files() if path != Path(__file__)}
+    classes: Classes = defaultdict(list)
+    for kind in (node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        classes[kind.name].append(kind)
     found: dict[tuple[str, str], int] = {}
     for path, tree in trees.items():
-        ours = defined(tree)
-        for _, name in imported(tree):  # a module, or something of it
-            for module in (name, name.rpartition(".")[0]):
-                ours |= defined(trees.get(ROOT / f"{module.replace('.', '/')}.py", ast.Module([], [])))
-        file = str(path.relative_to(ROOT))
-        found |= {(name, file): line for line, name in of_others(tree, ours, file.startswith("tests/"))}
+        file, ours = str(path.relative_to(ROOT)), set[str]()
+        if file.startswith("tests/"):  # which look into what they test
+            near = [trees.get(ROOT / f"{module.replace('.', '/')}.py") for module in modules(tree)]
+            ours = {name for each in (tree, *near) if each for name in defined(each)}
+        found |= {(name, file): line for line, name in of_others(tree, classes, ours)}
     return found
 
 
-@cache
+def modules(tree: ast.Module) -> Iterator[str]:
+    """Dotted names of what is imported, and of what that is imported from."""
+    for _, name in imported(tree):
+        yield from (name, name.rpartition(".")[0])
+
+
 def created_by(kind: type) -> set[str]:
     """Private names of the methods and attributes of a class, without those of its bases."""
     try:
@@ -297,18 +317,23 @@ def created_by(kind: type) -> set[str]:
     return defined(ast.parse(textwrap.dedent(source)))
 
 
+def classes_of_the_library() -> Iterator[type]:
+    for info in pkgutil.walk_packages(dlrm_torchrec.__path__, "dlrm_torchrec."):
+        for value in vars(importlib.import_module(info.name)).values():
+            if inspect.isclass(value) and value.__module__ == info.name:
+                yield value
+
+
 def replaced() -> dict[tuple[str, str], int]:
     """(name, file) -> line of each class of the library with a private name that a base in another package has."""
+    kinds = set(classes_of_the_library())
+    bases = {kind: [base for base in kind.__mro__ if base not in kinds] for kind in kinds}
+    theirs = {base: created_by(base) for base in {base for others in bases.values() for base in others}}
     found: dict[tuple[str, str], int] = {}
-    for info in pkgutil.walk_packages(dlrm_torchrec.__path__, "dlrm_torchrec."):
-        module = importlib.import_module(info.name)
-        classes: list[Any] = [value for value in vars(module).values() if inspect.isclass(value)]
-        for kind in classes:
-            if kind.__module__ == info.name:
-                bases = [base for base in kind.__mro__[1:] if not base.__module__.startswith("dlrm_torchrec.")]
-                theirs = {name for base in bases for name in created_by(base)}
-                file = f"{info.name.replace('.', '/')}.py"
-                found |= {(name, file): inspect.getsourcelines(kind)[1] for name in created_by(kind) & theirs}
+    for kind in kinds:
+        file, line = f"{kind.__module__.replace('.', '/')}.py", inspect.getsourcelines(kind)[1]
+        names = created_by(kind) & {name for base in bases[kind] for name in theirs[base]}
+        found |= {(name, file): line for name in names}
     return found
 
 
@@ -338,11 +363,14 @@ def test_the_installed_packages_still_have_it(name: str) -> None:
         ("key = '_batch_key'", [(1, "_batch_key")]),
         ("key = '_bucket'", []),
         ("super()._create()", [(1, "_create")]),
-        ("self._own = other._own", [(1, "_own")]),
-        ("class A:\n  def _own(self):\n    return self._own()", []),
+        ("class A:\n  def _own(self):\n    self._own()", []),
+        ("class A:\n  def _own(self):\n    other._own()", [(3, "_own")]),
+        ("class A:\n  def f(self):\n    self._own = 1\nclass B(A):\n  def f(self):\n    self._own", []),
+        ("class A:\n  def f(self):\n    self._own = 1\nclass B:\n  def f(self):\n    self._own", [(6, "_own")]),
         ("pair._replace(first=1).__class__", []),
     ],
 )
 def test_each_kind_of_use_is_found(source: str, found: list[tuple[int, str]]) -> None:
     tree = ast.parse(source)
-    assert list(of_others(tree, defined(tree), in_a_test=False)) == found
+    classes = {node.name: [node] for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    assert list(of_others(tree, classes)) == found

@@ -1,7 +1,7 @@
-"""``torchx run dist.ddp -j 2x8 recipes/train_dlrm.py demo --seed 1``, as one would type it.
+"""A ``dist.ddp`` that takes the script as typed: ``torchx run dist.ddp -j 2x8 recipes/train_dlrm.py demo --seed 1``.
 
-The stock component wants ``--script`` or ``-m`` and a ``torchrun`` on PATH. This one also takes the script as the
-first positional argument, and finds the ``torchrun`` that is installed beside the ``torchx`` being run.
+TorchX's own component needs ``--script`` or ``-m``, and a ``torchrun`` on PATH. This one also takes the script as the
+first positional argument, and finds the ``torchrun`` that is installed next to the running ``torchx``.
 """
 
 import shlex
@@ -34,7 +34,7 @@ def ddp(
     debug: bool = False,
     tee: int = 3,
 ) -> specs.AppDef:
-    """A script, or a module, run by ``torchrun`` on one or several nodes.
+    """Run a script or a module by ``torchrun`` on one or several nodes.
 
     Usage: torchx run dist.ddp -j 2x8 recipes/train_dlrm.py demo --seed 1
 
@@ -89,14 +89,14 @@ def ddp(
     )
     for role in app.roles:
         role.args = [*role.args[:-1], beside_torchx(role.args[-1])]
-        role.name = role.name.replace("-", "_")  # Kubernetes' rank 0 is found by a shell variable with this name in it
+        role.name = role.name.replace("-", "_")  # on Kubernetes, a shell variable with this name finds rank 0
     return app
 
 
 def beside_torchx(command: str) -> str:
     """The shell command, with the folder of the running interpreter first on its PATH if torchrun is there.
 
-    A node that lacks this folder (another image, another cluster) finds its own torchrun as before.
+    A node without this folder (another image, another cluster) finds its own torchrun as before.
     """
     folder = str(Path(sys.executable).parent)
     if shutil.which("torchrun", path=folder) is None:

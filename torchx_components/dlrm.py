@@ -1,7 +1,7 @@
-"""``torchx run dlrm.train -h h100x8 -j 2x8 train_dcnv2 mlperf``: this project's scripts on any scheduler.
+"""Runs this project's scripts on any scheduler: ``torchx run dlrm.train -h h100x8 -j 2x8 train_dcnv2 mlperf``.
 
-A recipe goes by its name in ``dlrm-recipes ls``, or by the path of one's own file. A name becomes a module of the
-installed package, which every image finds wherever its packages lie; a path must lead to the file on the nodes.
+You name a recipe as in ``dlrm-recipes ls``, or give the path of your own file. A name becomes a module of the installed
+package, which every image finds. A path must lead to the file on the nodes.
 """
 
 import difflib
@@ -40,7 +40,7 @@ def train(
     mounts: Optional[List[str]] = None,
     rdzv_port: int = 29500,
 ) -> specs.AppDef:
-    """A recipe trained on one or several nodes; the same command continues a run that was interrupted.
+    """Train a recipe on one or several nodes; run the same command again to resume an interrupted run.
 
     Usage: torchx run dlrm.train -h h100x8 -j 2x8 --check_fit True train_dcnv2 mlperf
 
@@ -51,8 +51,8 @@ def train(
         cpu: number of cpus per node
         gpu: number of gpus per node
         memMB: cpu memory in MB per node
-        check_fit: whether to plan the tables first, and to submit nothing that the nodes cannot hold
-        max_retries: how often torchrun, and then the scheduler, start the ranks again from the newest checkpoint
+        check_fit: whether to plan the tables first, and to submit nothing if they do not fit the nodes
+        max_retries: how often torchrun, and then the scheduler, restart the ranks from the newest checkpoint
         image: image (e.g. docker) in which dlrm-torchrec is installed
         name: job name as ``{experimentname}/{runname}``; either part may be left out
         env: environment variables to be passed to the run (e.g. ENV1=v1,ENV2=v2)
@@ -92,7 +92,7 @@ def evaluate(
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
 ) -> specs.AppDef:
-    """Metrics of a checkpoint, evaluated on any number of nodes.
+    """Evaluate a checkpoint on any number of nodes, and print its metrics.
 
     Usage: torchx run dlrm.evaluate -j 1x2 train_dlrm runs/train_dlrm/demo --ablation
 
@@ -103,7 +103,7 @@ def evaluate(
         cpu: number of cpus per node
         gpu: number of gpus per node
         memMB: cpu memory in MB per node
-        max_retries: how often to start again from the beginning
+        max_retries: how often to restart from the beginning
         image: image (e.g. docker) in which dlrm-torchrec is installed
         name: job name as ``{experimentname}/{runname}``; either part may be left out
         env: environment variables to be passed to the run (e.g. ENV1=v1,ENV2=v2)
@@ -134,7 +134,7 @@ def prepare(
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
 ) -> specs.AppDef:
-    """A data set prepared for training by several processes; the same command continues after an interruption.
+    """Prepare a data set for training in several processes; run the same command again to resume.
 
     Usage: torchx run dlrm.prepare -j 4x8 criteo kaggle --input train.txt --output prepared/criteo-kaggle
 
@@ -145,7 +145,7 @@ def prepare(
         cpu: number of cpus per node
         gpu: number of gpus per node
         memMB: cpu memory in MB per node
-        max_retries: how often torchrun, and then the scheduler, start the processes again where they stopped
+        max_retries: how often torchrun, and then the scheduler, restart the processes where they stopped
         image: image (e.g. docker) in which dlrm-torchrec is installed
         name: job name as ``{experimentname}/{runname}``; either part may be left out
         env: environment variables to be passed to the run (e.g. ENV1=v1,ENV2=v2)
@@ -167,7 +167,7 @@ def plan(
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
 ) -> specs.AppDef:
-    """A recipe's tables planned for machines that you do not have, by one process on one that you do.
+    """Plan a recipe's tables for machines that you do not have, in one process.
 
     Usage: torchx run dlrm.plan train_dcnv2 --preset mlperf --topology 2x8:h100 -- --batch-size 65536
 
@@ -194,7 +194,7 @@ def plan(
 
 
 def _split(arguments: Sequence[str], example: str) -> Tuple[str, List[str]]:
-    """What to run, and its options."""
+    """The script to run, and its options."""
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(
             f"{example.partition(' ')[0]} must be told what to run: got {list(arguments)}; "
@@ -204,7 +204,7 @@ def _split(arguments: Sequence[str], example: str) -> Tuple[str, List[str]]:
 
 
 def _program(name: str, modules: str) -> Dict[str, str]:
-    """dist.ddp's option for the module of that name among ``modules``, or for the path of one's own script."""
+    """dist.ddp's option for the module of that name among ``modules``, or for the path of a script."""
     if name.endswith(".py"):
         return {"script": name}
     package = importlib.util.find_spec(PACKAGE)
@@ -220,7 +220,7 @@ def _program(name: str, modules: str) -> Dict[str, str]:
 
 
 def _checked(j: Optional[str], resource: specs.Resource) -> str:
-    """``j``, or what the resource suggests."""
+    """``j``, or by default one node with a process per GPU, or with two processes."""
     j = j or f"1x{resource.gpu or 2}"
     *_, processes, _ = parse_nnodes(j)
     if 0 < resource.gpu < processes:
@@ -237,13 +237,13 @@ def _ranks(
     env: Optional[Dict[str, str]],
     **others: Any,
 ) -> specs.AppDef:
-    """``dist.ddp`` with what follows from the resource."""
+    """``dist.ddp`` with the settings that follow from the resource."""
     least, most, processes, _ = parse_nnodes(j)
     defaults = {
         "OMP_NUM_THREADS": str(max(1, resource.cpu // processes)),
         "PET_MAX_RESTARTS": str(max_retries),  # torchrun's --max_restarts
     }
-    if least < most:  # torch 2.13 tells the address of the store that it shares to those who are there at the start
+    if least < most:  # torch 2.13 tells the address of its shared store only to nodes that are there at the start
         defaults["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     app = dist.ddp(*options, j=j, max_retries=max_retries, env=defaults | (env or {}), **others)
     app.roles[0].resource = resource
@@ -251,7 +251,7 @@ def _ranks(
 
 
 def _check_fit(recipe: str, options: Sequence[str], resource: specs.Resource, j: str) -> None:
-    """Ends the launch with the planner's sentence and exit code, unless both ends of the range of nodes fit."""
+    """Ends the launch with the planner's message and exit code, unless both ends of the range of nodes fit."""
     least, most, processes, _ = parse_nnodes(j)
     named = options[:1] if options and not options[0].startswith("-") else []
     with tempfile.TemporaryDirectory() as folder:
@@ -270,12 +270,12 @@ def _check_fit(recipe: str, options: Sequence[str], resource: specs.Resource, j:
 
 
 def _cluster(nodes: int, processes: int, resource: specs.Resource, folder: str) -> str:
-    """The planner's name of that many nodes; a file in ``folder`` describes those without GPUs."""
+    """The planner's name of that many nodes; a file in ``folder`` describes nodes without GPUs."""
     if resource.gpu:
         machine = machine_of(resource)
         if not machine:
             raise ValueError(
-                f"check_fit must know the machine: got {resource.gpu} GPUs of some kind; name it with -h, as h100x8"
+                f"check_fit must know the machine: got {resource.gpu} GPUs of unknown kind; name it, as in -h h100x8"
             )
         return f"{nodes}x{processes}:{machine}"
     path = Path(folder, f"{nodes}x{processes}-cpu.toml")

@@ -1,8 +1,9 @@
-"""Named resources for ``-h``: what a whole node has, under the names that ``plan_sharding --topology`` knows.
+"""Named resources for ``-h``: the resources of whole nodes, with the names that ``plan_sharding --topology`` knows.
 
-``h100x8`` is a host of eight, ``h100x1`` its eighth; a cloud's instance bears the cloud's name. GPUs and memory are
-those of dlrm_torchrec/sharding/cluster/machines.py (a test), whose docstring says how far to trust them; processors
-and EFA cards, from memory, are as in the data sheets and instance pages named there.
+``h100x8`` is a host with eight GPUs, and ``h100x1`` is an eighth of it. A cloud's instance has the cloud's name for it.
+GPUs and memory are the same as in dlrm_torchrec/sharding/cluster/machines.py (a test compares them); its docstring says
+how reliable they are. Processors and EFA cards are written from memory of the data sheets and instance pages named
+there.
 """
 
 from dataclasses import dataclass, replace
@@ -15,17 +16,17 @@ MACHINE = "dlrm_torchrec/machine"  # the capability that names the planner's mac
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A named resource: called, it gives what to ask of the scheduler for one node."""
+    """A named resource; a call gives the request to a scheduler for one node."""
 
     machine: str
     gpu: int
     cpu: int
     memory_gib: int
-    instance_type: str = ""  # which Kubernetes and AWS Batch select nodes by
+    instance_type: str = ""  # the name by which Kubernetes and AWS Batch select nodes
     efa: int = 0  # AWS's network cards
 
     def __call__(self) -> specs.Resource:
-        """All but what the node's own services need: TorchX's share, which it takes of the memory, of both."""
+        """The node without a share of memory and cores for its own services, as TorchX keeps one of the memory."""
         return specs.Resource(
             cpu=max(1, int(self.cpu * MEM_TAX)),
             gpu=self.gpu,
@@ -35,12 +36,12 @@ class Node:
         )
 
     def eighth(self) -> specs.Resource:
-        """One GPU of eight, and its part of the host."""
+        """One GPU of eight, and an eighth of the host."""
         return replace(self, gpu=1, cpu=self.cpu // 8, memory_gib=self.memory_gib // 8)()
 
 
 def machine_of(resource: specs.Resource) -> str:
-    """The planner's name of the machine that ``resource`` is, TorchX's ``aws_...`` among them; empty if unknown."""
+    """The planner's name for the machine of ``resource``, also for TorchX's ``aws_...``; empty if unknown."""
     return str(resource.capabilities.get(MACHINE) or resource.capabilities.get(K8S_ITYPE) or "")
 
 

@@ -2,7 +2,7 @@
 
     python data/census/prepare.py --input ../shared/data/census_income_kdd --output prepared/census
 
-gives 159,618 rows in split ``train`` and 39,905, the published test file, in ``val``.
+gives 159,618 rows in split ``train``, and 39,905 rows, the published test file, in ``val``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dlrm_torchrec.preparation.readers.spans import Span
 from dlrm_torchrec.preparation.splits import ByHash, Whole
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
-# stored as log(1 + x): amounts of money span five orders of magnitude, and a bottom MLP wants inputs of a like scale
+# stored as log(1 + x), because amounts span five orders of magnitude and a bottom MLP needs inputs of similar scale
 DENSE = (
     "age",
     "wage_per_hour",
@@ -36,7 +36,7 @@ DENSE = (
     "num_emp",
     "weeks_worked",
 )
-# mostly zero, else too many values to learn each: these get a category per half octave besides one per value
+# Mostly zero, otherwise with too many values to learn: each also gets a category per half octave.
 AMOUNTS = ("wage_per_hour", "capital_gains", "capital_losses", "stock_dividends")
 SPARSE = (
     "class_worker",
@@ -73,11 +73,11 @@ SPARSE = (
     "vet_benefits",
     "year",
 )
-POSITIVE, NEGATIVE = "' 50000+.'", "' - 50000.'"  # quotes and leading blank are part of the text
+POSITIVE, NEGATIVE = "' 50000+.'", "' - 50000.'"  # the quotes and the leading blank are part of the text
 
 
 def spec(min_count: int) -> DatasetSpec:
-    """The features prepared: dense, categorical, and what ``NumbersAsCategories`` adds.
+    """The prepared features: dense, categorical, and the features that ``NumbersAsCategories`` adds.
 
     ``unknown``, a sampling weight, and ``__index_level_0__`` are left out.
     """
@@ -93,9 +93,9 @@ def spec(min_count: int) -> DatasetSpec:
 
 @dataclass(frozen=True)
 class NumbersAsCategories:
-    """A reader that appends to the categories the value of each dense column, then the bucket of each amount.
+    """A reader that appends two kinds of categories: the value of each dense column, and the bucket of each amount.
 
-    Who earns more depends on age or capital gains in steps that a small bottom MLP does not find.
+    The label depends on age or capital gains in steps, which a small bottom MLP does not learn.
     """
 
     reader: Reader
@@ -123,12 +123,12 @@ def integers(values: npt.NDArray[np.float64]) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    input: str  # folder with train.parquet and test.parquet
-    output: str  # folder to prepare
-    val_share: float = 0.0  # share of the training rows that become 'val', to tune with; test.parquet is then 'test'
-    min_count: int = 2  # a category seen less often in training is 'unseen'
-    row_group_rows: int = 8_192  # what one rank reads at a time: small, so that several ranks share the rows evenly
-    overwrite: bool = False  # replace a folder that is prepared already
+    input: str  # Folder with train.parquet and test.parquet.
+    output: str  # Folder to prepare.
+    val_share: float = 0.0  # Share of training rows for 'val', to choose settings; test.parquet is then 'test'.
+    min_count: int = 2  # A category seen less often in training is 'unseen'.
+    row_group_rows: int = 8_192  # Rows that a rank reads at a time; few, so that several ranks share the rows evenly.
+    overwrite: bool = False  # Replace a folder that is already prepared.
 
 
 def main(cfg: Config) -> None:

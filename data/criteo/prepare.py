@@ -4,8 +4,8 @@
     python data/criteo/prepare.py 1tb --input day_*.gz --output prepared/criteo-1tb
     python data/criteo/prepare.py table --spec spec.json --input log.csv --val_share 0.1 --output prepared/log
 
-Malformed rows go to quarantine.tsv in the output folder and are counted in its report.json. Files may be gzip. After an
-interruption the same command goes on. Under torchrun or `torchx run dist.ddp` the ranks share out the work.
+Malformed rows go to quarantine.tsv in the output folder, and report.json counts them. Files may be gzip. Run the same
+command again to resume after an interruption. Under torchrun or `torchx run dist.ddp`, the ranks share the work.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ DAYS_OF_KAGGLE = 7
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    kind: tyro.conf.Positional[Literal["kaggle", "1tb", "table"]]  # what the input is
-    input: tuple[str, ...]  # labelled files: train.txt, day_0 to day_23, or tables (.parquet, else delimited text)
-    output: str  # folder to prepare, new or empty
-    val: tuple[str, ...] = ()  # files of split 'val'; with these or --test, --input is training data only
-    test: tuple[str, ...] = ()  # files of split 'test'
-    unlabelled: tuple[str, ...] = ()  # files without a label column, such as test.txt: split 'unlabelled', label 0
-    val_share: float = 0.0  # random share of --input for 'val' instead of the last day of Criteo
-    test_share: float = 0.0  # the same for 'test'
-    encoding: Literal["vocab", "hash"] = "vocab"  # Criteo: number the values seen, or hash them into the published rows
-    min_count: int = 1  # Criteo, vocab: a value seen less often in training is 'unseen'
-    max_ind_range: int = 0  # Criteo: at most so many ids per feature; 0: 40,000,000 for 1tb, unlimited for kaggle
-    spec: str = ""  # table: JSON file of a DatasetSpec
-    separator: str = ","  # table, text: one character
-    negative_label: str | None = None  # table: the label text that means 0; otherwise any but the spec's positive_label
-    max_bad_share: float = 0.01  # more malformed rows than this are an error
-    row_group_rows: int = ROW_GROUP_ROWS  # what one rank reads at a time
-    shuffle_window: int = 0  # shuffle the training rows within windows of so many rows; 0: leave them in order
-    seed: int = 0  # of the shuffling
-    workers: int | None = None  # processes; by default one per core, as far as the memory allows
-    memory_gib: float = 2.0  # of all processes of a rank together, whatever the size of the input
-    rank_timeout_s: float = 300.0  # several ranks: how long one may be silent before it counts as dead
-    overwrite: bool = False  # replace a folder that is prepared already, or half prepared by another command
+    kind: tyro.conf.Positional[Literal["kaggle", "1tb", "table"]]  # Format of the input.
+    input: tuple[str, ...]  # Labelled files: train.txt, day_0 to day_23, or tables (.parquet or delimited text).
+    output: str  # Folder to prepare, new or empty.
+    val: tuple[str, ...] = ()  # Files of split 'val'; with --val or --test, all of --input is training data.
+    test: tuple[str, ...] = ()  # Files of split 'test'.
+    unlabelled: tuple[str, ...] = ()  # Files without labels, such as test.txt: split 'unlabelled', label 0.
+    val_share: float = 0.0  # Share of random rows of --input for 'val'; 0 takes Criteo's last day instead.
+    test_share: float = 0.0  # Share of random rows of --input for 'test'.
+    encoding: Literal["vocab", "hash"] = "vocab"  # For kaggle and 1tb: number the values, or hash them.
+    min_count: int = 1  # For vocab of kaggle and 1tb: a value seen less often in training is unseen.
+    max_ind_range: int = 0  # Most ids per feature of kaggle and 1tb; 0 means 40,000,000 for 1tb, no limit for kaggle.
+    spec: str = ""  # For table: JSON file of a DatasetSpec.
+    separator: str = ","  # For table: the character between fields of text.
+    negative_label: str | None = None  # For table: label text for 0; by default any but positive_label.
+    max_bad_share: float = 0.01  # Largest share of malformed rows; more end in an error.
+    row_group_rows: int = ROW_GROUP_ROWS  # Rows that a rank reads at a time.
+    shuffle_window: int = 0  # Shuffle the training rows within windows of so many rows; 0 keeps their order.
+    seed: int = 0  # Seed of the shuffling.
+    workers: int | None = None  # Number of processes; by default one per core, as far as the memory allows.
+    memory_gib: float = 2.0  # Memory of all processes of a rank together, for any size of input.
+    rank_timeout_s: float = 300.0  # With several ranks: a rank that is silent for so long counts as dead.
+    overwrite: bool = False  # Replace a folder that is already prepared, or half prepared by another command.
 
 
 def columns(cfg: Config) -> DatasetSpec:
@@ -92,7 +92,7 @@ def reader(cfg: Config, spec: DatasetSpec, path: str, *, labelled: bool) -> Read
 
 
 def assignments(cfg: Config) -> list[tuple[str, Assignment | LastPart]]:
-    """Each labelled file of --input, in time order, and where its rows go; the last day is for 'val' and 'test'."""
+    """Each labelled file of --input in time order, and the split of its rows; the last day is 'val' and 'test'."""
     paths = sorted(cfg.input, key=natural)
     shares = tuple((name, share) for name, share in (("val", cfg.val_share), ("test", cfg.test_share)) if share)
     if shares:
@@ -108,7 +108,7 @@ def assignments(cfg: Config) -> list[tuple[str, Assignment | LastPart]]:
 
 
 def natural(path: str) -> list[tuple[int, str]]:
-    """Key that sorts day_2 before day_10."""
+    """A key that sorts day_2 before day_10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path)]
 
 
@@ -152,4 +152,4 @@ if __name__ == "__main__":
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on from here")
+        sys.exit("interrupted: run the same command again to resume")

@@ -3,9 +3,9 @@
     python data/movielens/prepare.py --input ml-1m --output prepared/ml-1m
     python data/movielens/prepare.py --input ml-25m --output prepared/ml-25m --task implicit --split leave_one_out
 
-``explicit``: label 1 for ratings of at least ``--liked``. ``implicit``: every rating is a 1, and movies that the user
-has not rated are drawn as 0, ``--negatives`` for each. Users, movies and genres become vocabularies of the training
-rows; 100K and 1M add gender, age and occupation of the user.
+``explicit``: the label is 1 for ratings of at least ``--liked``. ``implicit``: the label is 1 for every rating, and 0
+for ``--negatives`` movies per rating, which are drawn from the movies that the user has not rated. Users, movies and
+genres become vocabularies of the training rows; 100K and 1M add gender, age and occupation of the user.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ DAY_S = 86_400
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    input: str  # the folder that MovieLens unpacks to
-    output: str  # folder to prepare, new or empty
-    task: Literal["explicit", "implicit"] = "explicit"
-    liked: float = 4.0  # explicit: the least rating of label 1
-    negatives: int = 4  # implicit: movies drawn for each training row
-    eval_negatives: int = 99  # implicit: the same for val and test
-    split: Literal["time", "leave_one_out"] = "time"  # the latest ratings, or each user's last two, are held out
-    val_share: float = 0.1  # time: of all ratings
-    test_share: float = 0.1
-    seed: int = 0  # of the negatives
-    overwrite: bool = False  # replace a folder that is prepared already
+    input: str  # Folder that MovieLens unpacks to.
+    output: str  # Folder to prepare, new or empty.
+    task: Literal["explicit", "implicit"] = "explicit"  # Predict whether users like a movie, or whether they watch it.
+    liked: float = 4.0  # For explicit: least rating with label 1.
+    negatives: int = 4  # For implicit: movies drawn for each training row.
+    eval_negatives: int = 99  # For implicit: movies drawn for each row of val and test.
+    split: Literal["time", "leave_one_out"] = "time"  # Hold out the latest ratings, or each user's last two.
+    val_share: float = 0.1  # For time: share of the ratings for 'val'.
+    test_share: float = 0.1  # For time: share of the ratings for 'test'.
+    seed: int = 0  # Seed of the negatives.
+    overwrite: bool = False  # Replace a folder that is already prepared.
 
 
 def spec_of(name: str, of_users: list[str]) -> DatasetSpec:
@@ -53,7 +53,7 @@ def spec_of(name: str, of_users: list[str]) -> DatasetSpec:
     return DatasetSpec(
         name=name,
         label="label",
-        dense=(DenseFeature(name="days", log1p=True),),  # since the first rating of all
+        dense=(DenseFeature(name="days", log1p=True),),  # since the first rating in the data set
         sparse=tuple(
             SparseFeature(name=each, rows=0, encoding="vocab", multi_hot=each == "genres")
             for each in ("user", "movie", "genres", *of_users)
@@ -69,7 +69,7 @@ def columns(
     genres: Mapping[int, list[str]],
     users: Mapping[int, Mapping[str, str]],
 ) -> pa.Table:
-    """The rows of a split as ``spec_of`` names their columns."""
+    """The rows of a split, with the columns that ``spec_of`` names."""
     table: dict[str, Any] = {
         "label": labels,
         "days": (ratings.times - first_s) / DAY_S,
@@ -83,7 +83,7 @@ def columns(
 
 
 def _of(ids: npt.NDArray[np.int64], known: Mapping[int, Any]) -> Any:
-    """What is known of each id; null of others."""
+    """The known fact for each id; null if there is none."""
     distinct, place = np.unique(ids, return_inverse=True)
     return pa.array([known.get(int(each)) for each in distinct]).take(pa.array(place))
 

@@ -1,4 +1,4 @@
-"""The difference of two recipes, part by part: what may be set, presets, imports, the model, the loop."""
+"""The difference of two recipes, part by part: options, presets, imports, the model, the loop."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ IMPORTS, PRESETS = "imports", "presets"
 
 
 def compare(one: str, other: str) -> Iterator[str]:
-    """Lines for people that tell the texts of two recipes apart, under a heading for each part that differs.
+    """Lines that show how the texts of two recipes differ, with a heading for each part that differs.
 
-    A run of changed lines comes under the comment that stands above it, the landmark of a loop. Of presets, only the
-    names are compared.
+    Above changed lines stands the last comment before them, which tells their place in a loop. Presets are compared by
+    name only.
     """
     before, after = parts(one), parts(other)
     for part in {**before, **after}:

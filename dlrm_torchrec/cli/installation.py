@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dlrm_torchrec.cli.environment import FBGEMM, Environment
 
 # torch -> its FBGEMM and TorchRec: their versions must match, although no metadata says so
-LOCKSTEP = {"2.11": "1.6", "2.12": "1.7", "2.13": "1.8"}
+LOCKSTEP = {"2.11": "1.6", "2.12": "1.7", "2.13": "1.8", "2.14": "1.9"}
 LEAST_DRIVER = {"12": 525, "13": 580}  # NVIDIA's least driver for any CUDA of that major version
 
 
@@ -52,7 +52,7 @@ def check_versions(environment: Environment) -> list[Finding]:
             continue
         wanted = partner or minor(versions.get("torchrec", versions[name]))  # of an unknown torch: equal at least
         if minor(versions[name]) != wanted:
-            problem = f"{name} must be {wanted} beside torch {versions['torch']}: got {versions[name]}"
+            problem = f"{name} must be {wanted} for torch {versions['torch']}: got {versions[name]}"
             findings.append(Finding(problem, pip(f"{name}=={wanted}.*")))
     return findings
 

@@ -74,7 +74,7 @@ def status(args: argparse.Namespace) -> int:
 def diff(args: argparse.Namespace) -> int:
     if args.other:
         texts = [script_of(name).read_text() for name in (str(args.file), args.other)]
-        print("\n".join(compare(*texts)) or "no difference but in words")
+        print("\n".join(compare(*texts)) or "no difference in options, presets, imports, model and loop")
         return DONE
     copied = read_copy(args.file)
     other = find(copied.name).text if args.new else copied.original()
@@ -137,11 +137,11 @@ def command_line() -> argparse.ArgumentParser:
     )
     complete(paths, files)
 
-    differ = verb("diff", diff, "what you changed in a copied recipe; or, part by part, what sets two recipes apart")
-    complete(differ.add_argument("file", metavar="FILE", type=Path, help="a copy; or the first of two recipes"), files)
-    other = differ.add_argument("other", metavar="OTHER", nargs="?", help="the second recipe: a name, or a file")
+    differ = verb("diff", diff, "show what you changed in a copied recipe, or how two recipes differ, part by part")
+    complete(differ.add_argument("file", metavar="FILE", type=Path, help="a copy, or the first of two recipes"), files)
+    other = differ.add_argument("other", metavar="OTHER", nargs="?", help="the second recipe: a name or a file")
     complete(other, teachings)
-    differ.add_argument("--new", action="store_true", help="against the installed recipe, not the one copied")
+    differ.add_argument("--new", action="store_true", help="compare with the installed recipe, not the one copied")
 
     merge = verb("upgrade", upgrade_copy, "merge your changes with the installed recipe; exit code 1 for conflicts")
     complete(merge.add_argument("file", metavar="FILE", type=Path, help="a copy"), files)

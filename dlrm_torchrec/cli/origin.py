@@ -67,7 +67,7 @@ class Copy:
 
 
 def copy_recipe(recipe: Recipe, destination: Path, *, force: bool) -> Path:
-    """The file that now holds the recipe: ``destination`` itself if it is a .py, else a file in that folder.
+    """The file that now holds the recipe: ``destination`` itself if it ends in .py, or else a file in that folder.
 
     Missing folders are made. Raises ValueError when the file exists already, unless ``force`` is set.
     """

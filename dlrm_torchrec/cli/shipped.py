@@ -45,7 +45,7 @@ class Recipe:
 
 
 def installed_recipes() -> dict[str, Recipe]:
-    """Every recipe by its name, then every ``prepare_<data set>``."""
+    """All recipes by name, then all preparation scripts as ``prepare_<data set>``."""
     package = Path(str(importlib.resources.files("dlrm_torchrec")))
     recipes = {path.stem: path for path in sorted((package / "recipes").glob("*.py"))}
     prepare = {f"prepare_{path.parent.name}": path for path in sorted((package / "data").glob("*/prepare.py"))}

@@ -114,7 +114,8 @@ def open_interactions(
 ) -> dict[str, Stream]:
     """``open_streams`` for interactions of a user with an item, the features ``columns``.
 
-    With ``negatives``, so many are drawn for each training row, other ones in every epoch; else the data has its own.
+    If ``negatives`` is not 0, so many are drawn for each training row, with new ones in every epoch. With 0, prepared
+    data must have its own negatives.
     """
     if data == SYNTHETIC:
         held_out = replace(ranks, global_batch_size=_held_out_batch(ranks))
@@ -129,5 +130,5 @@ def open_interactions(
 
 
 def _held_out_batch(ranks: Ranks) -> int:
-    """The training batch as often as makes a batch for evaluation."""
+    """The batch size for evaluation: the least multiple of the training batch that is large enough."""
     return ranks.global_batch_size * -(-_EVALUATION_BATCH // ranks.global_batch_size)

@@ -40,9 +40,9 @@ def access_statistics(pieces: Iterable[IdLists], rows: int, window_rows: int = W
     return summary(counts, samples, reuse=(lookups - first_lookups) / max(1, lookups))
 
 
-def summary(counts: NDArray[np.int64], samples: int, reuse: float) -> AccessStatistics:
-    """The statistics of ids looked up ``counts`` times (ids,) in ``samples`` rows; sorts ``counts``."""
-    counts.sort()  # in place: they may be most of the memory
+def summary(counts: NDArray[np.int64], samples: int, *, reuse: float) -> AccessStatistics:
+    """The statistics of ids that are looked up ``counts`` times (ids,) in ``samples`` rows; sorts ``counts``."""
+    counts.sort()  # in place, because they may take most of the memory
     seen = counts[np.searchsorted(counts, 1) :]
     distinct, lookups = len(seen), int(seen.sum())
     bounds = np.searchsorted(seen, [1 << power for power in range(int(counts[-1]).bit_length() + 1)])

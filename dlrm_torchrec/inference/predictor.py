@@ -186,17 +186,13 @@ def _lookup(path: Path, feature: Mapping[str, Any]) -> _Lookup:
         return _Lookup(partial(_find_hash, feature["rows"]), unseen=MISSING, text=None, holds=_WHOLE_OR_TEXT)
     values = pq.read_table(path / "vocab" / f"{feature['name']}.parquet")["value"].combine_chunks()
     if not len(values):  # the type of an empty vocabulary is not known
-        return _Lookup(_find_nothing, unseen=UNSEEN, text=None, holds=_WHOLE_OR_TEXT)
+        return _Lookup(lambda each: np.full(len(each), _UNKNOWN), unseen=UNSEEN, text=None, holds=_WHOLE_OR_TEXT)
     if _is_text(values.type):
         ids = {value: FIRST + place for place, value in enumerate(values.to_pylist())}
         return _Lookup(partial(_find_text, ids), unseen=UNSEEN, text=True, holds="texts")
     order = values.to_numpy().argsort()
     find = partial(_find_integer, values.to_numpy()[order], FIRST + order)
     return _Lookup(find, unseen=UNSEEN, text=False, holds=_WHOLE)
-
-
-def _find_nothing(values: Any) -> Ids:
-    return np.full(len(values), _UNKNOWN)
 
 
 def _find_id(rows: int, values: Any) -> Ids:
@@ -390,8 +386,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(__doc__)
     try:
         rows = json.loads(sys.stdin.read() if arguments[0] == "-" else Path(arguments[0]).read_text(encoding="utf-8"))
-        names = dict.fromkeys(name for row in rows for name in row)
-        columns = {name: [row[name] for row in rows] for name in names}
+        columns = {name: [row[name] for row in rows] for name in dict.fromkeys(chain.from_iterable(rows))}
         prediction = Predictor.load(Path(__file__).parent)(columns)
     except (KeyError, TypeError) as error:
         sys.exit(f"error: {arguments[0]} must be a list of objects with the same names: got {error!r}; correct it")

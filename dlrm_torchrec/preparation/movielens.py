@@ -1,4 +1,4 @@
-"""MovieLens as published: ratings, and what is known of movies and users, from the files of 100K, 1M, 20M and 25M.
+"""Reads MovieLens as published: ratings, movies and users, from the files of 100K, 1M, 20M and 25M.
 
 Source: F. M. Harper, J. A. Konstan, "The MovieLens Datasets: History and Context", ACM TiiS 5(4), 2015, and the README
 files of the data sets.
@@ -40,17 +40,17 @@ NO_GENRES = "(no genres listed)"
 
 @dataclass(frozen=True)
 class Format:
-    """The files of one of the data sets; all have a user, a movie, a rating and a time in seconds, in this order."""
+    """The files of one data set; each rating has a user, a movie, a rating and a time in seconds, in this order."""
 
     ratings: str
-    separator: str  # one character; "::" is one that stands before an empty field
+    separator: str  # one character; "::" counts as ":", an empty field, and ":"
     header: bool
     movies: str
-    users: str = ""  # without it, nothing is known of users
+    users: str = ""  # empty if the data set tells nothing about users
 
     @property
     def columns(self) -> list[int]:
-        """Where the four columns stand among the fields."""
+        """The positions of the four columns among the fields."""
         return [0, 2, 4, 6] if self.separator == ":" else [0, 1, 2, 3]
 
 
@@ -62,7 +62,7 @@ FORMATS = {
 
 
 def find_format(folder: str) -> str:
-    """Which of ``FORMATS`` lies in a folder, by its file of ratings; ValueError when none does."""
+    """The name in ``FORMATS`` for a folder, found by its file of ratings. Raises ValueError if none is there."""
     names = g_pathmgr.ls(folder) if g_pathmgr.isdir(folder) else []
     for name, files in FORMATS.items():
         if files.ratings in names:
@@ -74,7 +74,7 @@ def find_format(folder: str) -> str:
 
 
 def read_ratings(folder: str, kind: str) -> Ratings:
-    """All ratings in the order of the file; ValueError names the first line that is none."""
+    """All ratings in the order of the file. Raises ValueError with the first line that is not a rating."""
     files = FORMATS[kind]
     path = join(folder, files.ratings)
     integers, scores = [], []
@@ -103,7 +103,7 @@ def read_ratings(folder: str, kind: str) -> Ratings:
 
 
 def read_genres(folder: str, kind: str) -> dict[int, list[str]]:
-    """Genres of each movie; none where none are listed."""
+    """The genres of each movie; an empty list if it has none."""
     by_movie = {}
     for cells in _cells(join(folder, FORMATS[kind].movies), kind):
         if kind == "100k":
@@ -117,7 +117,7 @@ def read_genres(folder: str, kind: str) -> dict[int, list[str]]:
 
 
 def read_users(folder: str, kind: str) -> dict[int, dict[str, str]]:
-    """Gender, age (in 1M a group of ages) and occupation of each user; empty where nothing is known of them."""
+    """Gender, age (in 1M an age group) and occupation of each user; empty if the data set does not tell them."""
     if not FORMATS[kind].users:
         return {}
     cells = _cells(join(folder, FORMATS[kind].users), kind)

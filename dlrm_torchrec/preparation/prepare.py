@@ -1,8 +1,8 @@
-"""Raw files to a prepared folder: Parquet per split, vocabularies, quarantine, report and ``dataset.json``.
+"""Turns raw files into a prepared folder: Parquet per split, vocabularies, quarantine, report and ``dataset.json``.
 
-Files are cut into units of work, which any number of processes and machines share out. Everything that a unit leaves
-is decided by the unit alone and kept with its checksum, so that a preparation may be interrupted at any moment: the
-same command goes on, and the folder comes out the same, byte for byte. Memory is bounded, whatever the data.
+Files are cut into units of work, which any number of processes and machines share. The output of a unit depends on the
+unit alone, and is kept with its checksum. So a preparation may be interrupted at any moment: the same command resumes
+it, and the folder is the same in the end, byte for byte. Memory is bounded for any data.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dlrm_torchrec.preparation.work.budget import Budget
 from dlrm_torchrec.preparation.work.group import Group
 from dlrm_torchrec.preparation.work.progress import Progress
 from dlrm_torchrec.preparation.work.recorded_work import RecordedWork
-from dlrm_torchrec.preparation.work.units import Source as Source  # part of what is called here
+from dlrm_torchrec.preparation.work.units import Source as Source  # callers need this name, too
 from dlrm_torchrec.preparation.work.units import Unit, line_tasks, make_units
 from dlrm_torchrec.preparation.work.workers import Task, run_tasks
 from dlrm_torchrec.schema import DatasetSpec
@@ -54,18 +54,18 @@ def prepare(
 ) -> Manifest:
     """The manifest of ``output``, which then holds the prepared rows of ``sources``.
 
-    Vocabularies and pooling factors are measured on the training rows, which are shuffled within windows of
-    ``shuffle_window_rows`` of their unit if it is not 0. A unit is about ``unit_bytes`` of a plain file or of Parquet,
-    or a whole gzip file. ``workers`` processes (default: one per core) take about ``memory_bytes`` together. Malformed
-    rows go to ``quarantine.tsv`` and are counted in ``report.json``.
+    Vocabularies and pooling factors are measured on the training rows. If ``shuffle_window_rows`` is not 0, the
+    training rows of a unit are shuffled within windows of that size. A unit is about ``unit_bytes`` of a plain text or
+    Parquet file, or a whole gzip file. ``workers`` processes (default: one per core) use about ``memory_bytes``
+    together. Malformed rows go to ``quarantine.tsv`` and are counted in ``report.json``.
 
-    Started as several ranks (RANK and WORLD_SIZE of the environment), all with the same arguments and a shared folder,
-    each does its part of the units; one that says nothing for ``rank_timeout_s`` ends the others.
+    If it is started as several ranks (RANK and WORLD_SIZE of the environment), all with the same arguments and a shared
+    folder, each rank prepares its part of the units. A rank that is silent for ``rank_timeout_s`` ends the others.
 
-    ValueError, leaving no ``dataset.json``, when malformed rows are more than ``max_bad_share`` of all or when no
-    training row is left; also when ``output`` is prepared already, or was begun by another command, and ``overwrite``
-    is not set. OSError when files cannot be read or written, or when a worker or a rank dies. After most errors the
-    same command goes on from the finished units.
+    Raises ValueError and writes no ``dataset.json`` when more than ``max_bad_share`` of the rows are malformed, or when
+    no training row is left. Raises ValueError also when ``output`` is prepared already, or was begun by another
+    command, and ``overwrite`` is not set. Raises OSError when files cannot be read or written, or when a worker or a
+    rank dies. After most errors the same command resumes with the finished units.
     """
     _check_numbers(unit_bytes=(unit_bytes, 1), shuffle_window_rows=(shuffle_window_rows, 0), seed=(seed, 0))
     _check_numbers(workers=(workers, 1), memory_bytes=(memory_bytes, 1))
@@ -123,7 +123,7 @@ def prepare(
 
 
 def _run(group: Group, meet: Callable[[str], None], title: str, tasks: dict[str, Task], *, workers: int) -> None:
-    """Do this rank's share of some tasks, then ``meet`` the others."""
+    """Do this rank's share of the tasks, then ``meet`` the other ranks."""
     mine = list(tasks.values())[group.rank :: group.size]
     if mine:
         name = f"rank {group.rank} of {group.size}, {title}" if group.size > 1 else title
@@ -146,7 +146,7 @@ def _make_vocabularies(
     output: str,
     limit_bytes: int,
 ) -> dict[str, Vocabulary]:
-    """By name, the vocabularies of the training rows of some units."""
+    """The vocabularies of the training rows of some units, by feature."""
     features = [feature for feature in spec.sparse if feature.encoding == "vocab"]
     if not features:
         return {}
@@ -175,7 +175,7 @@ def _with_vocabulary_rows(spec: DatasetSpec, vocabularies: Mapping[str, Vocabula
 
 
 def _check_numbers(**limits: tuple[int | None, int]) -> None:
-    """ValueError when a number, given with the least that it may be, is less."""
+    """Raises ValueError if a number is less than the least value given with it."""
     for name, (value, least) in limits.items():
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}: got {value}; raise it")
@@ -184,12 +184,12 @@ def _check_numbers(**limits: tuple[int | None, int]) -> None:
 def _check(sources: Sequence[Source]) -> None:
     for source in sources:
         if not g_pathmgr.isfile(source.path):
-            raise ValueError(f"source {source.path} must be a file: got none there; check the path")
+            raise ValueError(f"source {source.path} must be a file: got none; check the path")
         unfit = sorted(set(source.assignment.splits) & set(LABELLED_SPLITS))
         if unfit and not source.reader.labelled:
             raise ValueError(
-                f"source {source.path} must have labels to go to {unfit}: got a file without; "
-                "prepare it as a split of another name"
+                f"source {source.path} must have labels to go to {unfit}: got a file without labels; "
+                "prepare it as a split with another name"
             )
 
 

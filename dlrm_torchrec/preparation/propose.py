@@ -1,9 +1,10 @@
-"""A ``DatasetSpec`` proposed for a CSV or Parquet file of one's own, with the reason for every column.
+"""Proposes a ``DatasetSpec`` for a CSV or Parquet file, with the reason for every column.
 
     python -m dlrm_torchrec.preparation.propose clicks.csv --output spec.json
     python data/criteo/prepare.py table --spec spec.json --input clicks.csv --output prepared/clicks
 
-The first rows decide; every line of the output says why, and the spec is a small JSON file to be corrected.
+It looks at the first rows. Each line of its output says what a column becomes and why. The spec is a small JSON file;
+correct it where it is wrong.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ LABELS = ("label", "click", "clicked", "is_click", "target", "y", "conversion", 
 POSITIVE = {"1", "1.0", "true", "t", "yes", "y", "click", "clicked", "positive"}
 CATEGORY_NAMES = ("id", "code", "type", "category", "cat", "class", "zip", "hash", "key")
 LIST_SEPARATOR = "|"
-FEW_CLASSES = 32  # an integer column of at most so many values may as well name classes
-MANY_IDS = 100_000  # of more distinct values among the rows looked at, a vocabulary would be mostly ids seen once
-SKEWED = 100  # a column whose largest value is so many times its mean gets a logarithm
+FEW_CLASSES = 32  # an integer column of at most so many values may name classes
+MANY_IDS = 100_000  # of more distinct values in the sample, a vocabulary would be mostly values seen once
+SKEWED = 100  # a column gets a logarithm if its largest value is more than so many times its mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Proposal:
 
 
 def read_columns(path: str, separator: str, rows: int) -> dict[str, Any]:
-    """About the first ``rows`` rows as Arrow arrays by column; all text where the file is delimited text."""
+    """About the first ``rows`` rows as Arrow arrays by column; the columns of delimited text are text."""
     if path.endswith(".parquet"):
         with g_pathmgr.open(path, "rb") as raw:
             batch = next(pq.ParquetFile(raw).iter_batches(batch_size=rows), None)
@@ -75,7 +76,7 @@ def read_columns(path: str, separator: str, rows: int) -> dict[str, Any]:
 
 
 def _plain(values: Any) -> Any:
-    """Without dictionaries and large offsets; what pandas writes for missing numbers is missing."""
+    """The values without dictionaries and large offsets; NaN, which pandas writes for missing numbers, is missing."""
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if pa.types.is_large_string(values.type):
@@ -86,7 +87,7 @@ def _plain(values: Any) -> Any:
 
 
 def propose(name: str, columns: dict[str, Any], label: str = "") -> tuple[DatasetSpec, list[Proposal]]:
-    """The spec for a file of these columns, and what became of each; ValueError when no column can be the label."""
+    """The spec for a file with these columns, and each column's role. Raises ValueError if none can be the label."""
     label = label or _guess_label(columns)
     if label not in columns:
         raise ValueError(f"label must be one of the columns {list(columns)}: got {label!r}; name it with --label")
@@ -117,7 +118,7 @@ def _guess_label(columns: dict[str, Any]) -> str:
 
 
 def _positive(values: Any, name: str) -> tuple[str | None, str]:
-    """The text that means 1, None where the column is 0 and 1 already; and why."""
+    """The text that means 1 (None if the column holds 0 and 1 already), and the reason."""
     texts = sorted(str(value) for value in _distinct(values).to_pylist())
     if len(texts) != 2:
         raise ValueError(f"label {name!r} must have two values: got {texts[:5]}; name another with --label")
@@ -140,15 +141,15 @@ def _column(name: str, values: Any) -> Proposal:
     else:
         flat = values.flatten() if lists else values
     if not (pa.types.is_string(flat.type) or pa.types.is_boolean(flat.type) or _numbers(flat) is not None):
-        return Proposal(name=name, feature=None, reason=f"left out: {flat.type}")
+        return Proposal(name=name, feature=None, reason=f"left out: {flat.type} is not supported")
     distinct = len(_distinct(flat))
     if distinct < 2:
-        return Proposal(name=name, feature=None, reason=f"left out: {distinct} value")
+        return Proposal(name=name, feature=None, reason=f"left out: {distinct} distinct value")
     tail = f", {missing:.0%} missing" if missing else ""
     numbers = None if lists else _numbers(values)
     if numbers is not None:
         if len(numbers) > 2 and distinct == len(numbers) and _counts_up(numbers):
-            return Proposal(name=name, feature=None, reason="left out: the number of the row")
+            return Proposal(name=name, feature=None, reason="left out: it numbers the rows")
         category = _names_classes(name, numbers, distinct)
         if not category:
             low, high, mean = (fn(numbers).as_py() for fn in (pc.min, pc.max, pc.mean))
@@ -157,7 +158,7 @@ def _column(name: str, values: Any) -> Proposal:
             return Proposal(name=name, feature=DenseFeature(name=name, log1p=skewed), reason=why + tail)
         tail = f", {category}{tail}"
     elif not lists and distinct == len(values) - values.null_count and distinct > FEW_CLASSES and not _is_code(name):
-        return Proposal(name=name, feature=None, reason="left out: another value in every row")
+        return Proposal(name=name, feature=None, reason="left out: every row has another value")
     kind = "lists" if lists else "values"
     if distinct > MANY_IDS:
         rows = 1 << (2 * distinct).bit_length()
@@ -168,7 +169,7 @@ def _column(name: str, values: Any) -> Proposal:
 
 
 def _numbers(values: Any) -> Any:
-    """The values as numbers, without missing ones; None where they are something else."""
+    """The values as numbers, without missing ones; None if they are not numbers."""
     present = values.drop_null()
     if pa.types.is_string(present.type):
         return present.cast(pa.float64()) if pc.all(pc.match_substring_regex(present, NUMBER)).as_py() else None
@@ -178,7 +179,7 @@ def _numbers(values: Any) -> Any:
 
 
 def _names_classes(name: str, numbers: Any, distinct: int) -> str:
-    """Why whole numbers are taken to name classes; empty where they count or measure."""
+    """The reason why whole numbers are taken as names of classes; empty if they count or measure."""
     whole = pa.types.is_integer(numbers.type) or pc.all(pc.equal(pc.floor(numbers), numbers)).as_py()
     if not whole:
         return ""
@@ -188,7 +189,7 @@ def _names_classes(name: str, numbers: Any, distinct: int) -> str:
 
 
 def _is_code(name: str) -> bool:
-    """Whether a column is called like one that names things."""
+    """Whether the name of a column is that of a code or a category."""
     words = name.lower().replace("-", "_").split("_")
     return any(word.startswith(CATEGORY_NAMES) or word.endswith("id") for word in words)
 
@@ -218,11 +219,11 @@ def main(
 
     Args:
         file: .parquet, or delimited text with a header line, plain or gzip
-        output: a JSON file to write; none by default
-        label: the column to predict, where it cannot be guessed
-        separator: of text, one character
-        rows: to look at, from the first
-        name: of the data set; the file's by default
+        output: JSON file to write; by default none is written
+        label: column to predict; needed only if it cannot be guessed
+        separator: separator of text, one character
+        rows: number of first rows to look at
+        name: name of the data set; by default the name of the file
     """
     spec, proposals = propose(name or file.split("/")[-1].split(".")[0], read_columns(file, separator, rows), label)
     width = max(len(proposal.name) for proposal in proposals)

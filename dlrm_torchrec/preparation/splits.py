@@ -1,4 +1,4 @@
-"""Which rows of a raw file go to which split: a pure function of the row's number in the file."""
+"""Which rows of a raw file go to which split, as a pure function of the row's number in the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dlrm_torchrec.preparation.readers.rows import Ints
 
 
 class Assignment(Protocol):
-    """``splits`` names them; a call maps 1-based row numbers (B,) to indices into ``splits``."""
+    """A call maps 1-based row numbers (B,) to indices into ``splits``, the names of the splits."""
 
     @property
     def splits(self) -> tuple[str, ...]: ...
@@ -36,7 +36,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class ByHash:
-    """A pseudo-random share of the rows to each of the other splits, the rest to ``rest``."""
+    """Each of the ``shares`` gets a pseudo-random share of the rows; ``rest`` gets the others."""
 
     rest: str
     shares: tuple[tuple[str, float], ...]
@@ -59,7 +59,7 @@ class ByHash:
 
 @dataclass(frozen=True)
 class ByPosition:
-    """Consecutive parts: each split holds the rows up to its last row number, the final one all that follow."""
+    """Consecutive parts: each split holds the rows up to its last row number, and ``last`` holds all later rows."""
 
     parts: tuple[tuple[str, int], ...]
     last: str
@@ -74,9 +74,9 @@ class ByPosition:
 
 @dataclass(frozen=True)
 class LastPart:
-    """The last of ``parts`` equal parts of a file is halved into 'val' and 'test', the rest is 'train'.
+    """The last of ``parts`` equal parts of a file is halved into 'val' and 'test'; all other rows are 'train'.
 
-    It has to be told the number of lines, which only a whole file knows.
+    ``of`` needs the number of lines of the whole file.
     """
 
     parts: int

@@ -1,4 +1,4 @@
-"""Users and items: splits by time or of each user's last item, and negatives that a user has not met."""
+"""Splits of users' ratings by time or by each user's last items, and negatives: items that a user has not rated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Ratings:
         return len(self.users)
 
     def select(self, which: NDArray[np.bool_] | Ints) -> Ratings:
-        """Some of the ratings, in the order of ``which`` where it holds positions."""
+        """Some of the ratings; if ``which`` holds positions, in their order."""
         return Ratings(
             users=self.users[which], items=self.items[which], scores=self.scores[which], times=self.times[which]
         )
@@ -32,10 +32,10 @@ class Ratings:
 def leave_one_out(ratings: Ratings) -> dict[str, Ratings]:
     """Each user's last rating in ``test``, the one before it in ``val``, the others in ``train``.
 
-    Of a user with fewer than three, all are in ``train``. Ratings of one time keep the order of the file. Source of the
-    protocol: X. He et al., "Neural Collaborative Filtering", WWW 2017 (arXiv 1708.05031), section 4.1.
+    All ratings of a user with fewer than three are in ``train``. Ratings with the same time keep the order of the file.
+    Source of the protocol: X. He et al., "Neural Collaborative Filtering", WWW 2017 (arXiv 1708.05031), section 4.1.
     """
-    order = np.lexsort((ratings.times, ratings.users))  # stable: ties stay in the file's order
+    order = np.lexsort((ratings.times, ratings.users))  # stable, so that ties stay in the order of the file
     users = ratings.users[order]
     starts = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]]))
     counts = np.diff(np.append(starts, len(users)))
@@ -62,10 +62,10 @@ def by_time(ratings: Ratings, *, val_share: float, test_share: float) -> dict[st
 def with_negatives(
     split: Ratings, known: Ratings, *, per_positive: int, seed: int
 ) -> tuple[Ratings, NDArray[np.float32]]:
-    """Every rating of ``split`` followed by ``per_positive`` items that its user has not rated in ``known``; labels.
+    """Each rating of ``split``, followed by ``per_positive`` items that its user has not rated in ``known``; labels.
 
-    Negatives are uniform over the items of ``known`` that are left to the user, with repetition, at the time of their
-    positive. Raises ValueError when a user has rated every item.
+    Negatives are drawn uniformly, with repetition, from the items of ``known`` that the user has not rated. They have
+    the time of their positive. Raises ValueError when a user has rated every item.
     """
     items, item_of = np.unique(known.items, return_inverse=True)
     people, user_of = np.unique(known.users, return_inverse=True)
@@ -74,7 +74,7 @@ def with_negatives(
     wanted = np.searchsorted(people, split.users)
     if per_positive and np.isin(wanted, full).any():
         user = people[full[np.isin(full, wanted)][0]]
-        raise ValueError(f"a user must have items left to draw negatives from: got all rated by {user}; leave it out")
+        raise ValueError(f"every user must leave items to draw negatives from: got {user} with all items; leave it out")
     random = np.random.default_rng(seed)
     users = np.repeat(wanted, per_positive)
     drawn = np.empty(len(users), dtype=np.int64)

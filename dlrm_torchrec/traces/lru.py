@@ -1,11 +1,11 @@
-"""LRU stack distances of ids, and ids of stack distances, in O(log n) each.
+"""Computes LRU stack distances of ids, and ids with given stack distances, in O(log n) each.
 
-The stack distance of a lookup is the number of distinct ids looked up since the last lookup of its id, itself included:
-1 when the same id is looked up again at once, at most C where a cache of C rows hits. It is 0 here for the first lookup
-of an id, whose distance is infinite.
+The stack distance of a lookup is the number of distinct ids looked up since the last lookup of its id, its own id
+included. It is 1 if the same id is looked up again at once, and at most C if a cache of C rows hits. The first lookup
+of an id has an infinite distance, which is 0 here.
 
-Every lookup takes the next *slot*. An id lives in the slot of its last lookup, a Fenwick tree counts the living slots,
-and their number above a slot is a depth in the stack. When slots run out, the dead ones are squeezed out.
+Every lookup takes the next *slot*. An id lives in the slot of its last lookup. A Fenwick tree counts the living slots;
+their number above a slot is its depth in the stack. When no slots are left, the dead slots are removed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _EMPTY = -1
 
 
 class LruStack:
-    """Ids in [0, ``rows``), the last looked up on top. Memory: 4 bytes per row and at most 32 per id seen."""
+    """A stack of ids in [0, ``rows``), the last one on top. Memory: 4 bytes per row, and at most 32 per id seen."""
 
     def __init__(self, rows: int) -> None:
-        self._slots: NDArray[np.int32] = np.zeros(rows, np.int32)  # of the ids, 0 when not seen yet
-        self._living = self._last = 0  # ids seen; slots taken
-        self._ids: NDArray[np.int32]  # of the slots, from 1
+        self._slots: NDArray[np.int32] = np.zeros(rows, np.int32)  # slots of the ids; 0 for an id that was not seen yet
+        self._living = self._last = 0  # number of ids seen; number of slots taken
+        self._ids: NDArray[np.int32]  # ids of the slots, from 1
         self._tree: NDArray[np.int32]
         self._squeeze(np.empty(0, np.int32))
 
@@ -49,9 +49,10 @@ class LruStack:
         return result
 
     def ids(self, distances: NDArray[np.int64]) -> NDArray[np.int32]:
-        """Ids whose stack distances these are: (n,), new ones in the order 0, 1, 2, ...
+        """Ids (n,) with these stack distances; new ids come in the order 0, 1, 2, ...
 
-        The inverse of ``distances``; a stack serves one of the two. A distance must not exceed the ids seen before.
+        This is the inverse of ``distances``; use a stack for one of the two only. A distance must not exceed the number
+        of ids seen before.
         """
         result = np.empty(len(distances), np.int32)
         for part in self._parts(len(distances)):
@@ -62,7 +63,7 @@ class LruStack:
         return result
 
     def _parts(self, num_lookups: int) -> Iterator[slice]:
-        """Cuts that each fit into the slots that are left."""
+        """Slices of the lookups that each fit into the slots that are left."""
         done = 0
         while done < num_lookups:
             if self._last == len(self._tree) - 1:
@@ -72,7 +73,7 @@ class LruStack:
             done = stop
 
     def _squeeze(self, ids: NDArray[np.int32]) -> None:
-        """Give these ids, the deepest first, the first slots, and leave at least as many free."""
+        """Give the first slots to these ids, the deepest first, and leave at least as many slots free."""
         self._last = len(ids)
         num_slots = max(_MIN_SLOTS, 1 << (2 * len(ids) - 1).bit_length())  # a power of two, for ``_select``
         self._ids = np.full(num_slots + 1, _EMPTY, np.int32)
@@ -93,7 +94,7 @@ def _add(tree: NDArray[np.int32], slot: int, change: int) -> None:
 
 @compiled(int32[::1], int64)
 def _sum(tree: NDArray[np.int32], slot: int) -> int:
-    """The living among the slots 1 .. ``slot``."""
+    """The number of living slots among 1 .. ``slot``."""
     total = 0
     while slot > 0:
         total += tree[slot]
@@ -103,7 +104,7 @@ def _sum(tree: NDArray[np.int32], slot: int) -> int:
 
 @compiled(int32[::1], int64)
 def _select(tree: NDArray[np.int32], number: int) -> int:
-    """The ``number``-th living slot, from 1."""
+    """The ``number``-th living slot, counted from 1."""
     slot, step = 0, len(tree) - 1
     while step > 0:
         if slot + step < len(tree) and tree[slot + step] < number:
@@ -124,7 +125,7 @@ def _find(
     last: int,
     living: int,
 ) -> int:
-    """Fill ``distances`` and move every id to a new slot above ``last``; the living then."""
+    """Fill ``distances`` and move every id to a new slot above ``last``; returns the number of living slots."""
     for index in range(len(ids)):
         slot = slot_of[ids[index]]
         if slot:
@@ -151,7 +152,7 @@ def _take(
     last: int,
     living: int,
 ) -> int:
-    """Fill ``ids`` and move every id to a new slot above ``last``; the living then."""
+    """Fill ``ids`` and move every id to a new slot above ``last``; returns the number of living slots."""
     for index in range(len(distances)):
         if distances[index]:
             slot = _select(tree, living - distances[index] + 1)

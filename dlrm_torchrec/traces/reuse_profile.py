@@ -1,12 +1,12 @@
-"""How often ids are looked up: published histograms, and ids that follow them.
+"""Makes ids whose number of lookups follows published histograms.
 
-Source: facebookresearch/dlrm_datasets, whose ``locality_stats`` files say of one batch of production-like lookups
-which share of the ids ("col sizes") and which share of the lookups ("index distribution") belong to ids looked up once,
+Source: facebookresearch/dlrm_datasets. Its ``locality_stats`` files describe one batch of production-like lookups: the
+share of the ids ("col sizes") and the share of the lookups ("index distribution") that belong to ids looked up once,
 twice, 3 or 4 times, 5 to 8 times, and so on by powers of two.
 
-That determines how many ids share how many lookups. It does not determine the order of the lookups, what is different
-between tables, how many ids a bag has, or how the counts vary within a bin. Here the order is random, every table
-follows the histograms of all tables together, and the ids of a bin are looked up equally often.
+These shares determine how many ids share how many lookups. They do not determine the order of the lookups, the
+differences between tables, the number of ids in a bag, or how the counts vary within a bin. Here the order is random,
+every table follows the histograms of all tables together, and the ids of a bin are looked up equally often.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ReuseProfile:
             )
 
     def trace(self, key: np.uint64, *, lookups: int, rows: int) -> ReuseTrace:
-        """A trace of so many lookups of a table of ``rows`` rows; ValueError when its ids are more than they."""
+        """A trace of so many lookups of a table of ``rows`` rows. Raises ValueError if it needs more ids than rows."""
         trace = ReuseTrace(self, lookups, key)
         if trace.distinct > rows:
             raise ValueError(
@@ -56,16 +56,16 @@ class ReuseProfile:
         return trace
 
     def counts(self, lookups: int) -> tuple[Ints, Ints]:
-        """The ids and the lookups of every bin in a trace of so many lookups: (B,) and (B,)."""
+        """The number of ids and of lookups in each bin of a trace of so many lookups: (B,) and (B,)."""
         low, high = self._bounds()
         share, ids_share = np.array(self.lookups), np.array(self.ids)
-        # Lookups per id: their ratio or, where rounding leaves little of one, what they allow nearest to the middle.
+        # Lookups per id: the ratio of the shares; if rounding makes it inexact, a possible value near the middle.
         middle = np.sqrt(low * np.minimum(high, 2 * low))
         per_id = np.where(ids_share > 20 * _ROUNDED, share * self.mean / np.maximum(ids_share, _ROUNDED), middle)
         least = (share - _ROUNDED) * self.mean / (ids_share + _ROUNDED)
         most = (share + _ROUNDED) * self.mean / np.maximum(ids_share - _ROUNDED, 1e-9)
         per_id = per_id.clip(least, most).clip(low, high)
-        # Both shares, in the middle of what their rounding and ``per_id`` allow.
+        # Both shares, in the middle of the range that their rounding and ``per_id`` allow.
         least = np.maximum(share - _ROUNDED, (ids_share - _ROUNDED) * per_id / self.mean)
         most = np.minimum(share + _ROUNDED, (ids_share + _ROUNDED) * per_id / self.mean)
         share = np.where(share > 0, (least + most) / 2, 0.0)
@@ -73,7 +73,7 @@ class ReuseProfile:
         if (wanted[share > 0] < low[share > 0]).any():
             needed = lookups * (low[share > 0] / wanted[share > 0]).max()
             raise ValueError(
-                f"a trace must have at least {needed:,.0f} lookups per feature, or no id could be looked up as often "
+                f"a trace must have at least {needed:,.0f} lookups per feature to look up its ids as often "
                 f"as in the profile: got {lookups:,}; ask for more rows or a larger pooling factor"
             )
         in_bin = wanted.astype(np.int64)
@@ -89,7 +89,7 @@ class ReuseProfile:
 
 
 class ReuseTrace:
-    """Ids 0, 1, 2, ... by falling frequency, in an order in which each of the ``lookups`` may come at any place."""
+    """Ids 0, 1, 2, ..., the most frequent first numbers; the order of the ``lookups`` is a random permutation."""
 
     def __init__(self, profile: ReuseProfile, lookups: int, key: np.uint64) -> None:
         ids, in_bin = (counts[::-1] for counts in profile.counts(lookups))
@@ -101,7 +101,7 @@ class ReuseTrace:
         return int(self._ids[-1])
 
     def take(self, lookups: int) -> NDArray[np.int32]:
-        """The next ids: (lookups,). All of them together must not exceed those of the trace."""
+        """The next ids: (lookups,). All calls together must not take more ids than the trace has."""
         ids = np.empty(lookups, np.int32)
         _fill(ids, self._ids, self._lookups, taken=self._taken, key=self._key)
         self._taken += lookups
@@ -126,7 +126,7 @@ def _section(text: str) -> tuple[ReuseProfile, float]:
     bins = [(int(low), float(share)) for low, share in _SHARE.findall(text)]
     half = len(bins) // 2
     if [low for low, _ in bins] != 2 * [0, *(1 << power for power in range(half - 1))]:
-        raise ValueError("other bins than two times (0, 1], (1, 2], (2, 4], ...")
+        raise ValueError("bins that are not two times (0, 1], (1, 2], (2, 4], ...")
     shares = [share for _, share in bins]
     profile = ReuseProfile(mean=lookups / distinct, ids=tuple(shares[:half]), lookups=tuple(shares[half:]))
     return profile, lookups / (tables * batch)
@@ -141,9 +141,9 @@ def _number(pattern: str, text: str) -> int:
 
 @compiled(int64, int64, int64, uint64)
 def _permuted(position: int, size: int, half_bits: int, key: np.uint64) -> int:
-    """Where a random permutation of [0, ``size``) takes ``position``, in constant memory.
+    """The place to which a random permutation of [0, ``size``) moves ``position``, in constant memory.
 
-    A Feistel network of four rounds permutes the numbers of 2 x ``half_bits`` bits; it is repeated until it is back
+    A Feistel network of four rounds permutes the numbers of 2 x ``half_bits`` bits. It is repeated until its result is
     below ``size``.
     """
     mask = (1 << half_bits) - 1
@@ -158,7 +158,7 @@ def _permuted(position: int, size: int, half_bits: int, key: np.uint64) -> int:
 
 @compiled(int32[::1], read_only(int64), read_only(int64), int64, uint64)
 def _fill(ids: NDArray[np.int32], first_ids: Ints, first_lookups: Ints, *, taken: int, key: np.uint64) -> None:
-    """Fill ``ids``: lookup p of the trace, before it is permuted, is of bin b from ``first_lookups[b]`` on."""
+    """Fill ``ids``. Before the permutation, bin b has the lookups from number ``first_lookups[b]`` of the trace."""
     size, half_bits = first_lookups[-1], 1
     while size > 1 << 2 * half_bits:
         half_bits += 1

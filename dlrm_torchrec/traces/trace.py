@@ -1,13 +1,14 @@
-"""Rows whose ids come back as those of real data do: profiles fitted, and prepared folders made of them.
+"""Makes synthetic rows whose ids repeat as the ids of real data do: fits profiles, and generates prepared folders.
 
     python -m dlrm_torchrec.traces.trace fit prepared/criteo-kaggle --output kaggle.json
     python -m dlrm_torchrec.traces.trace histogram locality_stats_2021.txt --output production.json
     python -m dlrm_torchrec.traces.trace generate production.json --output prepared/trace --rows 1_000_000
 
-``fit`` measures the LRU stack distances of every feature (``stack_profile``); ``histogram`` takes published counts of
-how often ids are looked up (``reuse_profile``). A trace of stack distances hits an LRU cache of any size as the data
-do, but none of its ids stays popular; a trace of counts has the popular ids, but no order in time. The folder is for
-speed: labels follow its first dense column (P = its value, so the best AUC is 5/6) and no id.
+``fit`` measures the LRU stack distances of every feature (``stack_distances``); ``histogram`` takes published counts of
+how often ids are looked up (``reuse_profile``). A trace of stack distances hits an LRU cache of any size as often as
+the data does, but none of its ids stays popular. A trace of counts has popular ids, but their order in time is random.
+Use the folder to measure speed only: labels depend on the first dense column (P = its value, so the best AUC is 5/6)
+and on no id.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ def fit(
     Args:
         prepared: folder with a dataset.json
         output: JSON file to write
-        split: whose rows to measure
-        features: names of sparse features; all if none
-        rows: measure the first so many; 0: all
+        split: split whose rows are measured
+        features: names of sparse features; by default all
+        rows: number of first rows to measure; 0 means all
     """
     manifest = Manifest.load(prepared)
     if split not in manifest.splits or not manifest.splits[split].rows:
@@ -53,7 +54,7 @@ def fit(
         raise ValueError(f"rows must be at least 0: got {rows}; 0 measures all")
     known = {feature.name: feature for feature in manifest.spec.sparse}
     if not known.keys() >= set(features):
-        raise ValueError(f"features must be of {sorted(known)}: got {list(features)}; correct the names")
+        raise ValueError(f"features must be among {sorted(known)}: got {list(features)}; correct the names")
     print(f"{'feature':20}  table rows     lookups    distinct  hits of an LRU cache of 1k rows    100k")
     measured = min(rows or sys.maxsize, manifest.splits[split].rows)
     profiles = []
@@ -76,14 +77,14 @@ def histogram(
     features: int = 8,
     table_rows: int = 1_000_000,
 ) -> None:
-    """Take how often ids are looked up from a locality_stats file of facebookresearch/dlrm_datasets.
+    """Read how often ids are looked up from a locality_stats file of facebookresearch/dlrm_datasets.
 
     Args:
-        stats: the file
+        stats: locality_stats file
         output: JSON file to write
-        section: name of the data set in it; the first if none
+        section: name of the data set in the file; by default the first
         features: number of features, which all follow the histograms of the section
-        table_rows: rows of the table of each
+        table_rows: rows of the table of each feature
     """
     sections = read_locality_stats(stats)
     name = section or next(iter(sections))
@@ -115,10 +116,10 @@ def generate(
     Args:
         profile: JSON file that fit or histogram wrote
         output: folder to write, new or empty
-        rows: rows of it, over all splits
-        val_share: share of the rows, the last ones, in split 'val'
+        rows: number of rows, over all splits
+        val_share: share of the rows that go to split 'val', the last ones
         dense: number of dense columns
-        seed: of everything that is random
+        seed: seed of everything that is random
         row_group_rows: what one rank reads at a time
     """
     if rows < 2 or dense < 1 or not 0 <= val_share < 1 or seed < 0:

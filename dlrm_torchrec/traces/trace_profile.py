@@ -1,4 +1,4 @@
-"""What a trace is made from, kept as JSON: per feature its table, its bags, and how its ids come back."""
+"""The profile that a trace is made from, stored as JSON: for each feature its table, bags, and how ids repeat."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_ROWS = 1 << 31  # ids are int32
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureProfile:
-    """One feature of a trace; every row has one id if ``pooling_factor``, their mean number, is 1."""
+    """One feature of a trace; a ``pooling_factor`` (mean number of ids per row) of 1 means one id in every row."""
 
     name: str
     rows: int  # of its table
@@ -44,7 +44,7 @@ def save(features: Sequence[FeatureProfile], path: str) -> None:
 
 
 def load(path: str) -> tuple[FeatureProfile, ...]:
-    """The profile that ``save`` wrote; ValueError when the file is another."""
+    """The profile that ``save`` wrote. Raises ValueError for any other file."""
     try:
         with g_pathmgr.open(path, "r") as file:
             data = json.load(file)

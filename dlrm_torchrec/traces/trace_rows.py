@@ -1,4 +1,4 @@
-"""The rows of a prepared folder whose ids are traces: made piece after piece."""
+"""Makes the rows of a prepared folder whose ids are traces, piece by piece."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _LABEL = "label"
 
 
 class TraceRows:
-    """``rows`` rows with ``dense`` uniform columns, a label that is 1 with the first of them as probability, and ids.
+    """``rows`` rows with ``dense`` uniform columns, ids, and a label whose probability is the first dense column.
 
-    Row i of a feature with pooling factor p has floor((i + 1) p) - floor(i p) ids, as one sequence follows its profile.
+    Row i of a feature with pooling factor p has floor((i + 1) p) - floor(i p) ids; all rows together follow the
+    profile.
     """
 
     def __init__(self, features: Sequence[FeatureProfile], *, rows: int, dense: int, seed: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise_sgd"]
-_LEARNING_STEPS = 200  # after the warm-up
+_LEARNING_STEPS = 200  # steps after the warm-up in which a model must learn something
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def problems(environment: Environment) -> list[Finding]:
         replace(GOOD, scripts=(Path("/usr/bin"), *GOOD.scripts)),  # of the user, beside the system's
         replace(GOOD, torch_cuda="13.0"),  # where no CPU build of torch is to be had
         replace(GOOD, driver_cuda="12.8"),  # a CPU stack on a machine with a GPU
-        replace(GOOD, versions={**GOOD.versions, "torch": "2.14.0", "torchrec": "1.8.3"}),  # newer than the table
+        replace(GOOD, versions={**GOOD.versions, "torch": "2.15.0", "torchrec": "1.8.3"}),  # newer than the table
         replace(GOOD, versions={**GOOD.versions, "torch": "2.11.0", "torchrec": "1.6.1", "fbgemm-gpu-cpu": "1.6.0"}),
     ],
 )
@@ -88,18 +88,23 @@ def test_nothing_is_found_where_nothing_is_wrong(environment: Environment) -> No
         (replace(CUDA, fbgemm=()), "FBGEMM must be installed", "'fbgemm-gpu==1.8.*'"),
         (
             replace(GOOD, versions={**GOOD.versions, "torchrec": "1.6.1"}),
-            "torchrec must be 1.8 beside torch 2.13.0+cpu: got 1.6.1",
+            "torchrec must be 1.8 for torch 2.13.0+cpu: got 1.6.1",
             "pip install --no-deps 'torchrec==1.8.*'",
         ),
         (
             replace(GOOD, versions={**GOOD.versions, "fbgemm-gpu-cpu": "1.6.0"}),
-            "fbgemm-gpu-cpu must be 1.8 beside torch 2.13.0+cpu: got 1.6.0",
+            "fbgemm-gpu-cpu must be 1.8 for torch 2.13.0+cpu: got 1.6.0",
             "pip install --no-deps 'fbgemm-gpu-cpu==1.8.*'",
         ),
         (
-            replace(GOOD, versions={**GOOD.versions, "torch": "2.14.0", "torchrec": "1.9.2"}),
-            "fbgemm-gpu-cpu must be 1.9 beside torch 2.14.0: got 1.8.0",
+            replace(GOOD, versions={**GOOD.versions, "torch": "2.15.0", "torchrec": "1.9.2"}),
+            "fbgemm-gpu-cpu must be 1.9 for torch 2.15.0: got 1.8.0",
             "'fbgemm-gpu-cpu==1.9.*'",
+        ),
+        (
+            replace(GOOD, versions={**GOOD.versions, "torch": "2.14.1", "fbgemm-gpu-cpu": "1.9.0"}),
+            "torchrec must be 1.9 for torch 2.14.1: got 1.8.0",
+            "pip install --no-deps 'torchrec==1.9.*'",
         ),
         (
             replace(GOOD, fbgemm=(Wheel("fbgemm-gpu", "1.8.0", 25), Wheel("fbgemm-gpu-cpu", "1.8.0", 18, ("a.so",)))),
@@ -238,7 +243,7 @@ def test_libraries_that_left_with_another_wheel(installation: Installation) -> N
 
 
 def test_a_library_that_wants_a_symbol_of_another_torch(installation: Installation) -> None:
-    """As FBGEMM 1.8 beside torch 2.11: a name that torch does not have."""
+    """As FBGEMM 1.8 with torch 2.11: a name that torch does not have."""
     library = installation.own("fbgemm_gpu") / "fbgemm_gpu_config.so"
     code = library.read_bytes()
     assert b"parseSchemaOrName" in code

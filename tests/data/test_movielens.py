@@ -142,7 +142,7 @@ def test_negatives_are_uniform_over_what_is_left() -> None:
     assert drawn.tolist() == [30, 40]
     assert abs(counts[0] - 5000) < 5 * 50
     with pytest.raises(
-        ValueError, match="a user must have items left to draw negatives from: got all rated by 2; leav"
+        ValueError, match="every user must leave items to draw negatives from: got 2 with all items; leave it"
     ):
         with_negatives(known, known, per_positive=1, seed=0)
 

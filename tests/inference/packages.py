@@ -1,7 +1,5 @@
 """Packages of a model that is small enough to be written down, and raw data of every encoding to serve with it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -139,7 +139,7 @@ def test_an_elastic_range_and_retries_reach_torchrun_and_the_scheduler() -> None
         ("train -h h100x8 -j 1x9 train_dlrm", r"processes per node must be at most its 8 GPUs: got -j 1x9; ask for"),
         (
             "train --gpu 8 --check_fit True train_dlrm",
-            r"check_fit must know the machine: got 8 GPUs of some kind; name",
+            r"check_fit must know the machine: got 8 GPUs of unknown kind; name",
         ),
         ("evaluate train_dlrm", r"dlrm.evaluate must be told a recipe and a run: got \['train_dlrm'\]; name both"),
         ("prepare kaggle", r"script must be the path of a .py file or one of \['census', .*: got 'kaggle'; try census"),

@@ -128,9 +128,7 @@ def test_ranks_with_different_commands_do_not_wait_forever(tmp_path: Path) -> No
 
 def test_a_rank_without_its_group_says_so(tmp_path: Path) -> None:
     said = Rank(1, 2, HASHED, write_raw(tmp_path, 400), tmp_path / "out", rank_timeout_s=0.5).result()
-    assert said.startswith(
-        f"rank 0 must begin to prepare {tmp_path}/out within 0.5 s: got no such beginning; start all"
-    )
+    assert said.startswith(f"rank 0 must begin to prepare {tmp_path}/out within 0.5 s: got no sign of it; start all")
 
 
 @pytest.mark.slow

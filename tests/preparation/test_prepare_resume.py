@@ -198,7 +198,7 @@ def test_a_worker_that_the_system_kills_is_said(tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(Unit, "pieces", die)
         with pytest.raises(
-            OSError, match=r"worker \d .* done with rows \d+ to \d+ of .*/a: it was killed by SIGKILL; if"
+            OSError, match=r"worker \d .* finished rows \d+ to \d+ of .*/a: it was killed by SIGKILL; if"
         ):
             prepare(HASHED, sources, str(output), workers=2, **OPTIONS)
     assert "work/write-00000.json" in contents(output)

@@ -255,7 +255,7 @@ def test_unfit_files_are_refused(tmp_path: Path, data: bytes, message: str) -> N
 def test_parquet_that_breaks_off_is_refused(tmp_path: Path) -> None:
     as_parquet(random_rows(100), tmp_path / "whole.parquet")
     (tmp_path / "half.parquet").write_bytes((tmp_path / "whole.parquet").read_bytes()[:2000])
-    with pytest.raises(ValueError, match="must be a whole Parquet file"):
+    with pytest.raises(ValueError, match="must be a complete Parquet file"):
         prepare(
             SPEC, [source(tmp_path / "half.parquet", ParquetReader(columns=Columns(spec=SPEC)))], str(tmp_path / "o")
         )

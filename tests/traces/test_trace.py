@@ -186,7 +186,7 @@ def test_profiles_that_cannot_be_are_refused() -> None:
     # the last one has a distance of 5 among 4 ids
     for counts in ((), (0,), (0, 5), (3, -1), (10**10,) * 449, (4, 0, 0, 0, 0, 8)):
         with pytest.raises(
-            ValueError, match="stack distances must be 1 to 448 counts, none negative, and none of more"
+            ValueError, match="stack distances must be 1 to 448 counts, none negative, of distances up to"
         ):
             StackProfile(counts)
     assert StackProfile((5, 0, 0, 0, 0, 8)).lookups == 13
@@ -408,7 +408,7 @@ def test_arguments_that_do_not_fit_are_refused(kaggle_like: Path, tmp_path: Path
         (lambda: fit(folder, out, split="val"), f"split must be one of {folder} that has rows: got 'val' of"),
         (
             lambda: fit(folder, out, features=("user", "x")),
-            "features must be of ['history', 'shop', 'user']: got ['use",
+            "features must be among ['history', 'shop', 'user']: got ['use",
         ),
         (
             lambda: histogram(str(tmp_path / "stats.txt"), out, section="x"),

@@ -124,7 +124,7 @@ def chunks(path: str) -> Iterator[bytes]:
 
 
 def digest(path: str, read: Callable[[int], None]) -> tuple[int, str]:
-    """Bytes and SHA-256 of a file; ``read`` is called with the number of bytes of every piece."""
+    """The size and SHA-256 of a file; ``read`` is called with the number of bytes of each piece."""
     sha256, size = hashlib.sha256(), 0
     for chunk in chunks(path):
         sha256.update(chunk)

@@ -15,5 +15,5 @@ _NORMAL: NDArray[np.float32] = (
 
 
 def normals(bits: Words) -> NDArray[np.float32]:
-    """Standard normal float32, four per word: shape (..., W) gives (..., 4 W)."""
+    """Standard normal float32 numbers, four per word: shape (..., W) gives (..., 4 W)."""
     return _NORMAL.take(np.ascontiguousarray(bits).view(np.uint16))

@@ -1,4 +1,4 @@
-"""Random orders that are functions of a key."""
+"""Random orders that are pure functions of a key."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Sweep:
             for alpha in self.alphas:
                 yield replace(way, alpha=alpha, threshold=self.threshold)
         else:
-            collisions = [count for count in self.collisions if count or way.kind != "hash"]  # one hashed row would do
+            collisions = [count for count in self.collisions if count or way.kind != "hash"]  # hash with 0: one row
             sizes = [(count, self.threshold) for count in collisions]
             for count, threshold in [*sizes, *((4, threshold) for threshold in self.thresholds)]:
                 yield replace(way, collisions=count, threshold=threshold)

@@ -70,7 +70,7 @@ class Summed(Operation):
     row_wise = True
 
     def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:  # noqa: ARG002 (other operations use it)
-        return [InitialRows(stack.rows, 0.0, stack.partition.num_ids**-0.5)]
+        return [InitialRows(stack.rows, center=0.0, limit=stack.partition.num_ids**-0.5)]
 
     def rows(self, stack: StackedRows, bags: Bags) -> Bags:
         """Bags of physical rows: first the first output of all bags, then the second output of all bags, ..."""
@@ -129,7 +129,7 @@ class Add(Summed):
     """The sum of the k rows."""
 
     def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:  # noqa: ARG002 (other operations use it)
-        return [InitialRows(stack.rows, 0.0, (len(stack.class_rows) * stack.partition.num_ids) ** -0.5)]
+        return [InitialRows(stack.rows, center=0.0, limit=(len(stack.class_rows) * stack.partition.num_ids) ** -0.5)]
 
     def ask(self, rows: list[torch.Tensor], bags: Bags) -> Bags:
         k = len(rows)
@@ -173,7 +173,10 @@ class Mult(Operation):
         first, *others = stack.sizes
         second_moment = self.center**2 + self.spread**2 / 3
         limit = (stack.partition.num_ids * second_moment ** len(others)) ** -0.5
-        return [InitialRows(first, 0.0, limit), InitialRows(sum(others), self.center, self.spread)]
+        return [
+            InitialRows(first, center=0.0, limit=limit),
+            InitialRows(sum(others), center=self.center, limit=self.spread),
+        ]
 
     def pooled(self, stack: StackedRows, bags: Bags, look_up: LookUp) -> torch.Tensor:
         num_combinations = prod(stack.partition.classes[1:])

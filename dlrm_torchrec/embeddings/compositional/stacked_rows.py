@@ -21,7 +21,7 @@ class InitialRows(NamedTuple):
     @classmethod
     def plain(cls, rows: int) -> InitialRows:
         """Initial weights of a plain table of ``rows`` rows, as in DLRM."""
-        return cls(rows, 0.0, rows**-0.5)
+        return cls(rows, center=0.0, limit=rows**-0.5)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The first pass: the values of vocabulary features are counted, unit by unit, and made into vocabularies."""
+"""The first pass counts the values of vocabulary features, unit by unit, and makes vocabularies of the counts."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from dlrm_torchrec.preparation.work.units import Unit
 from dlrm_torchrec.preparation.work.workers import Report
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 
-Runs = dict[str, list[tuple[str, int]]]  # of a feature: files and the byte at which the run begins
+Runs = dict[str, list[tuple[str, int]]]  # by feature: the files, and the byte at which the run begins in each
 
 
 def count_unit(
     unit: Unit, report: Report, *, split: str, spec: DatasetSpec, output: str, limit_bytes: int
 ) -> tuple[list[Stored], Runs]:
-    """Files with the runs of counted values of a unit's rows of one split, and where they are.
+    """Files with the runs of counted values of a unit's rows of one split, and where each run begins.
 
-    Counts that outgrow ``limit_bytes`` are written, and begun anew.
+    When counts outgrow ``limit_bytes``, they are written to a file, and counting begins again.
     """
     counters = {i: ValueCounter() for i, feature in enumerate(spec.sparse) if feature.encoding == "vocab"}
     files: list[Stored] = []
@@ -55,7 +55,7 @@ def count_unit(
 def make_vocabulary(
     feature: SparseFeature, report: Report, *, number: int, counted: Iterable[Record], output: str, work: RecordedWork
 ) -> tuple[list[Stored], dict[str, Any]]:
-    """Files of the vocabulary of one feature, and its rows and kind of values, from what the units counted."""
+    """Files of the vocabulary of one feature, with its rows and kind of values, from the counts of the units."""
     runs = [
         partial(open_run, join(output, path), start)
         for record in counted

@@ -1,4 +1,4 @@
-"""Raw rows to prepared rows: the columns that a training stream reads."""
+"""Turns raw rows into prepared rows, with the columns that a training stream reads."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def encode(rows: Rows, spec: DatasetSpec, vocabularies: Mapping[str, Vocabulary]
 
 
 def dense_values(raw: npt.NDArray[np.float64], feature: DenseFeature) -> npt.NDArray[np.float32]:
-    """NaN replaced by the default, then log(1 + max(x, 0)) if the feature says so; computed in float64."""
+    """The values with NaN replaced by the default, then log(1 + max(x, 0)) if the feature asks for it, in float64."""
     values = np.where(np.isnan(raw), feature.default, raw)
     if feature.log1p:
-        values = np.log1p(np.maximum(values, 0.0)) + 0.0  # which zero of two max gives, depends on where they lie
+        values = np.log1p(np.maximum(values, 0.0)) + 0.0  # max may give 0 or -0, depending on memory; this makes it 0
     return values.astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""All units together: what they left becomes one prepared folder, ``dataset.json`` last."""
+"""Joins the output of all units into one prepared folder and writes ``dataset.json`` last."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dlrm_torchrec.schema import DatasetSpec
 
 
 def read_source(source: Source, progress: Report) -> tuple[list[Stored], dict[str, Any]]:
-    """Path, size and SHA-256 of a raw file, as ``SourceFile`` has them."""
+    """Path, size and SHA-256 of a raw file, as in ``SourceFile``."""
     size, sha256 = digest(source.path, partial(progress, 0))
     return [], {"path": source.path, "bytes": size, "sha256": sha256}
 
@@ -35,9 +35,9 @@ def finish(
     written: Sequence[Record],
     max_bad_share: float,
 ) -> Manifest:
-    """The manifest of ``output``, saved, of what ``read_source`` and ``write_unit`` recorded of sources and units.
+    """The saved manifest of ``output``, made from the records of ``read_source`` and ``write_unit``.
 
-    ValueError, after the quarantine and the report were written, when the data is not fit to train on.
+    Raises ValueError, after it wrote the quarantine and the report, when the data cannot be trained on.
     """
     tallies = [Tally.from_json(record.result["tally"]) for record in written]
     everything = total(tallies)

@@ -1,4 +1,4 @@
-"""Malformed rows, kept in ``quarantine.tsv`` with where they stood, why they are there, and their bytes."""
+"""Keeps malformed rows in ``quarantine.tsv``, with their file and line, the reason, and their bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _HEADER = "source\tline\treason\traw\n"
 
 
 def escape(raw: bytes) -> str:
-    r"""Printable ASCII on one line without tabs; ``unescape`` gives the bytes back.
+    r"""The bytes as printable ASCII on one line without tabs; ``unescape`` is the inverse.
 
     >>> print(escape(b"1\t\x00caf\xe9"))
     1\t\x00caf\xe9
@@ -37,7 +37,7 @@ def add_rejected(file: NewFile, source: str, rows: Iterable[Rejected]) -> None:
 
 
 def join_quarantine(folder: str, parts: Iterable[str]) -> None:
-    """Write ``quarantine.tsv`` of what ``add_rejected`` wrote to ``parts``, in their order."""
+    """Write ``quarantine.tsv`` from the files ``parts``, which ``add_rejected`` wrote, in their order."""
     with NewFile(folder, QUARANTINE) as file:
         file.write(_HEADER.encode())
         for part in parts:

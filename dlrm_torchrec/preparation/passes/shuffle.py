@@ -1,4 +1,4 @@
-"""Rows in another order, within windows that fit memory."""
+"""Shuffles rows within windows that fit the memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dlrm_torchrec.datasets.random.permutation import permutation
 
 
 class ShufflingWriter:
-    """Hands the rows of each window of ``window_rows`` on to ``writer``, in an order that only ``seed`` decides."""
+    """Passes the rows of each window of ``window_rows`` on to ``writer``, in an order that only ``seed`` decides."""
 
     def __init__(self, writer: SplitWriter, *, window_rows: int, seed: tuple[int, ...]) -> None:
         self._writer, self._window_rows, self._seed = writer, window_rows, seed

@@ -1,4 +1,4 @@
-"""The counts behind a preparation's report; every line of every source is in exactly one of them."""
+"""The counts in a preparation's report; each line of each source is counted exactly once."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dlrm_torchrec.schema import DatasetSpec
 
 @dataclass
 class Tally:
-    """Some part of the sources: ``rows_in`` = ``rows_written`` + ``rows_quarantined``, to which headers and blanks add.
+    """Counts of a part of the sources: ``rows_in`` = ``rows_written`` + ``rows_quarantined``; headers and blanks extra.
 
-    ``damage`` says why a file breaks off, if one does; the rows before were kept.
+    ``damage`` says why a file ends too early, if one does; the rows before the break were kept.
     """
 
     rows_in: int = 0
@@ -30,7 +30,7 @@ class Tally:
     ids: Counter[str] = field(default_factory=Counter)  # of multi-hot features, by split and feature
 
     def read(self, piece: Rows) -> None:
-        """Count what is not written of a piece."""
+        """Count the rows of a piece, and its lines that are not written."""
         self.rows_in += len(piece.numbers) + len(piece.rejected)
         self.rows_quarantined += len(piece.rejected)
         self.headers += piece.headers
@@ -48,7 +48,7 @@ class Tally:
                 self.ids[_key(split, feature.name)] += int(column.value_lengths().to_numpy().sum())
 
     def __add__(self, other: Tally) -> Tally:
-        """The counts of two parts together, in their order."""
+        """The sums of the counts of two parts, in their order."""
         counts = [name for name in vars(self) if name != "damage"]
         sums: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in counts}
         return Tally(damage=self.damage or other.damage, **sums)
@@ -63,7 +63,7 @@ class Tally:
         return cls(**fields)
 
     def with_pooling(self, spec: DatasetSpec, split: str) -> DatasetSpec:
-        """The spec with the mean ids per row of a split that has rows."""
+        """The spec with the mean number of ids per row of a split that has rows."""
         factors = [
             self.ids[_key(split, feature.name)] / self.rows[split] if feature.multi_hot else 1.0
             for feature in spec.sparse
@@ -75,14 +75,14 @@ class Tally:
 
 
 def total(tallies: Iterable[Tally]) -> Tally:
-    """The counts of all parts together, in their order."""
+    """The sums of the counts of all parts, in their order."""
     return sum(tallies, Tally())
 
 
 def report(sources: Sequence[tuple[str, bool, Tally]], splits: Iterable[str]) -> dict[str, Any]:
-    """The counts of all sources, each with its path and whether it has labels, as plain dictionaries and lists.
+    """The counts of all sources as plain dictionaries and lists; each source has its path and whether it has labels.
 
-    Without labels, the label column was filled with 0.
+    The label column of a source without labels is 0.
     """
     everything = total(tally for _, _, tally in sources)
     return {

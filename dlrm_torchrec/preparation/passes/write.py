@@ -1,4 +1,4 @@
-"""The last pass: the rows of a unit become Parquet files of their splits, malformed ones go to quarantine."""
+"""The last pass writes the rows of a unit to Parquet files of their splits, and malformed rows to quarantine."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from dlrm_torchrec.schema import DatasetSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How rows lie in their files."""
+    """How rows are stored in files."""
 
     row_group_rows: int
     shuffled: str  # the split whose rows are shuffled
-    window_rows: int  # within which they are; 0: they stay in order
+    window_rows: int  # size of the windows; 0 keeps the order of the rows
     seed: int
 
 
@@ -39,7 +39,7 @@ def write_unit(
     output: str,
     layout: Layout,
 ) -> tuple[list[Stored], dict[str, Any]]:
-    """Files of a unit: first its quarantined rows, then Parquet by split; its tally, and the rows of each file."""
+    """The files of a unit (its quarantined rows, then Parquet by split), its tally, and the rows of each file."""
     tally, schema = Tally(), prepared_schema(spec)
     writers: dict[str, SplitWriter] = {}
     order: dict[str, ShufflingWriter] = {}
@@ -67,5 +67,5 @@ def write_unit(
 
 
 def quarantine_path(unit: Unit) -> str:
-    """Where the malformed rows of a unit are kept until all units are done."""
+    """The file that keeps the malformed rows of a unit until all units are done."""
     return f"{FOLDER}/quarantine-{unit.number:05d}.tsv"

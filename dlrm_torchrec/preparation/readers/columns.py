@@ -1,4 +1,4 @@
-"""Raw Arrow columns, text or typed, checked and converted to what ``Rows`` holds."""
+"""Checks raw Arrow columns, text or typed, and converts them to the columns of ``Rows``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _INTEGER = r"^-?[0-9]{1,18}$"  # 18 digits always fit int64
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The columns of a spec in raw files: which there must be, and how they become ``Rows``."""
+    """The columns of a spec in raw files: which columns must exist, and how they become ``Rows``."""
 
     spec: DatasetSpec
-    negative_label: str | None = None  # the text that means 0; None: any text but the spec's positive_label
+    negative_label: str | None = None  # the text that means 0; None: any text except the spec's positive_label
     labelled: bool = True
 
     @property
@@ -32,15 +32,15 @@ class Columns:
         return [*label, *self.spec.feature_names]
 
     def check(self, path: str, header: list[str]) -> None:
-        """ValueError when a column is absent from ``header``, the columns of the file, or in it twice."""
+        """Raises ValueError unless ``header``, the columns of the file, has each column of the spec exactly once."""
         unfit = [name for name in self.names if header.count(name) != 1]
         if unfit:
             raise ValueError(
-                f"{path} must have each column of the spec once: got {header}, unfit for {unfit}; correct the spec"
+                f"{path} must have each column of the spec once: got {header}, wrong for {unfit}; correct the spec"
             )
 
     def rows(self, numbers: Ints, column: Callable[[str], Any], checks: Checks) -> Rows:
-        """All B rows, the malformed ones, which ``checks`` then tells, included; ``column`` gives an Arrow array."""
+        """All B rows, also the malformed ones, which ``checks`` then lists; ``column`` gives an Arrow array."""
         spec = self.spec
         label = np.zeros(len(numbers), np.float32)
         if self.labelled:
@@ -60,8 +60,8 @@ def label_column(
 ) -> npt.NDArray[np.float32]:
     """Labels (B,) 0 or 1.
 
-    With ``positive``, that text is 1 and ``negative`` is 0; without ``negative`` any other text is 0. Without
-    ``positive``, the values are numbers already. A row whose label is missing or anything else is malformed.
+    With ``positive``, that text is 1 and ``negative`` is 0; without ``negative``, any other text is 0. Without
+    ``positive``, the values are numbers. A row is malformed if its label is missing or has any other value.
     """
     if positive is None:
         values = _numbers(column, name, checks)
@@ -75,7 +75,7 @@ def label_column(
 
 
 def dense_column(column: Any, name: str, checks: Checks) -> npt.NDArray[np.float64]:
-    """Numbers (B,), NaN where missing (null, NaN or an empty text)."""
+    """Numbers (B,); NaN for a missing value (null, NaN or an empty text)."""
     values = _numbers(column, name, checks)
     with np.errstate(over="ignore"):
         checks.reject(np.isinf(values.astype(np.float32)), f"{name} is not a finite float32")
@@ -83,9 +83,9 @@ def dense_column(column: Any, name: str, checks: Checks) -> npt.NDArray[np.float
 
 
 def sparse_column(column: Any, feature: SparseFeature, checks: Checks) -> Any:
-    """An Arrow array (B,) of int64 or string values, null where missing; of lists of them if ``multi_hot``.
+    """An Arrow array (B,) of int64 or string values, or of lists of them if ``multi_hot``; null for a missing value.
 
-    A null list is an empty one. Ids of an ``id`` feature outside [0, rows) make their row malformed.
+    A null list is an empty list. An id of an ``id`` feature outside [0, rows) makes its row malformed.
     """
     if not feature.multi_hot:
         values, bad = _categories(column, feature)
@@ -115,7 +115,7 @@ def _categories(column: Any, feature: SparseFeature) -> tuple[Any, Mask]:
     if pa.types.is_dictionary(kind):
         column, kind = column.cast(kind.value_type), kind.value_type
     bad = np.zeros(len(column), dtype=bool)
-    if pa.types.is_floating(kind):  # what pandas makes of integers with gaps
+    if pa.types.is_floating(kind):  # pandas stores integers with missing values as floats
         values = column.cast(pa.float64())
         column = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)
         whole = pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), 2.0**53)).fill_null(fill_value=True)

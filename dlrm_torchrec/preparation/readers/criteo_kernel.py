@@ -1,4 +1,4 @@
-"""Lines of Criteo's TSV as numbers, in one pass over their bytes."""
+"""Turns lines of Criteo's TSV into numbers, in one pass over their bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numba import boolean, float32, float64, int64, uint8, uint64
 from dlrm_torchrec.datasets.compiled import compiled, read_only
 
 _TAB, _MINUS, _ZERO = np.uint8(0x09), np.uint8(0x2D), np.uint8(0x30)
-_MAX_DIGITS = 18  # always fit an int64
+_MAX_DIGITS = 18  # so many digits always fit an int64
 _HEX_DIGITS = 8
 _WORDS = numba.types.Array(uint64, 1, "A", readonly=True, aligned=False)
 # a value for each of the eight bytes of a word
@@ -20,19 +20,19 @@ _LETTER = np.uint64(ord("a") - ord("0") - 10)
 
 
 def words_of(data: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """Every eight neighbouring bytes as one number, the first byte lowest; a view."""
+    """A view of every eight neighbouring bytes as one number, with the first byte lowest."""
     return np.ndarray(max(0, len(data) - 7), "<u8", data, strides=(1,))
 
 
 @numba.njit(inline="always")
 def _hex32(word: Any) -> Any:
-    """The value of eight hexadecimal digits, upper or lower case, or -1; they are all decoded at once."""
+    """The value of eight hexadecimal digits in upper or lower case, decoded all at once; -1 if they are not digits."""
     letter = word >> np.uint64(6) & _01
     digit = (word & _0F) + letter * np.uint64(9)
     as_text = digit + _30 + (digit + _06 >> np.uint64(4) & _01) * _LETTER
     if digit & _F0 or as_text != word | letter << np.uint64(5):
         return -1
-    # digits lie one per byte, the first lowest: join neighbours into bytes, then pairs, then fours
+    # Each byte holds one digit, the first digit lowest. Join neighbours into bytes, then pairs, then fours.
     x = (digit << np.uint64(4) | digit >> np.uint64(8)) & np.uint64(0x00FF00FF00FF00FF)
     x = (x << np.uint64(8) | x >> np.uint64(16)) & np.uint64(0x0000FFFF0000FFFF)
     return np.int64((x << np.uint64(16) | x >> np.uint64(32)) & np.uint64(0xFFFFFFFF))
@@ -65,11 +65,12 @@ def parse_lines(
     missing: Any,
     good: Any,
 ) -> None:
-    """Write line i, ``data[starts[i]:ends[i]]``, to column i of what follows, and to ``good`` whether it is a good one.
+    """Write line i, ``data[starts[i]:ends[i]]``, to column i of the arrays that follow, and to ``good`` if it is good.
 
-    Such a line has its label (if ``labelled``), integers of at most 18 digits, eight hexadecimal digits, or nothing:
-    NaN in ``dense`` (D, N), true in ``missing`` (S, N). Categories are taken modulo ``max_ind_range``. Nothing is said
-    about other lines: they are for a careful reader, and may be well-formed. ``words`` are those of ``data``.
+    A good line has its label (if ``labelled``), integers of at most 18 digits, and categories of eight hexadecimal
+    digits. A field may be empty: NaN in ``dense`` (D, N), true in ``missing`` (S, N). Categories are taken modulo
+    ``max_ind_range``. Lines that are not good may still be well-formed; a careful reader decides. ``words`` are
+    ``words_of(data)``.
     """
     last = sparse.shape[0] - 1
     for i in range(len(starts)):

@@ -1,6 +1,6 @@
-"""Separated fields of lines as offsets, and whole columns of them as numbers or text.
+"""The separated fields of lines as offsets, and whole columns of fields as numbers or text.
 
-Numbers are computed from the bytes of all fields at once, with a flag per field for what is malformed.
+Numbers are computed from the bytes of all fields at once, with a flag for each malformed field.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Fields:
 
 
 def split_fields(lines: Lines, separator: str, columns: int) -> tuple[Fields, Mask]:
-    """Fields (N, columns) of N lines, and which lines have another number of them."""
+    """Fields (N, columns) of N lines, and which lines have another number of fields."""
     separators = np.flatnonzero(lines.data == ord(separator))
     first = np.searchsorted(separators, lines.starts)
     malformed = np.searchsorted(separators, lines.ends) - first != columns - 1
@@ -51,7 +51,7 @@ def split_fields(lines: Lines, separator: str, columns: int) -> tuple[Fields, Ma
 
 
 def split_quoted_fields(lines: Lines, separator: str, columns: int) -> tuple[Fields, Mask]:
-    """``split_fields`` where a field may stand in double quotes, and a doubled quote in it is one (RFC 4180)."""
+    """``split_fields`` for fields that may have double quotes; a doubled quote inside means one quote (RFC 4180)."""
     fields, malformed = split_fields(lines, separator, columns)
     quotes = np.flatnonzero(lines.data == _QUOTE)
     quoted = np.flatnonzero(np.searchsorted(quotes, lines.ends) > np.searchsorted(quotes, lines.starts))
@@ -85,7 +85,7 @@ def split_line(line: bytes, separator: str) -> list[bytes] | None:
 
 
 def parse_int64(fields: Fields) -> tuple[npt.NDArray[np.float64], Mask]:
-    """Decimal int64 of each field as float64, NaN where empty, and which fields are neither."""
+    """The decimal int64 of each field as float64, NaN for an empty field, and which fields are malformed."""
     shape = fields.starts.shape
     starts, ends = fields.starts.ravel(), fields.ends.ravel()
     data = np.append(fields.data, np.uint8(0))
@@ -109,15 +109,15 @@ def parse_int64(fields: Fields) -> tuple[npt.NDArray[np.float64], Mask]:
 
 
 def parse_hex32(fields: Fields) -> tuple[Ints, Mask, Mask]:
-    """Value of each field of eight hexadecimal digits, which fields are empty, and which are neither."""
+    """The value of each field of eight hexadecimal digits, which fields are empty, and which are malformed."""
     starts = fields.starts
     length = fields.ends - starts
     data = np.append(fields.data, np.zeros(_HEX_DIGITS, np.uint8))
-    # every eight neighbouring bytes as one word, so that a field is gathered by one index
+    # every eight neighbouring bytes as one word, so that one index reads a whole field
     words = np.ndarray(len(data) - _HEX_DIGITS + 1, "<u8", data.data, strides=(1,))
     digits = _DIGIT[words[starts.ravel()].view(np.uint8)].view("<u8").reshape(starts.shape)
     valid = (length == _HEX_DIGITS) & (digits & np.uint64(0x8080808080808080) == 0)
-    # digits lie one per byte, the first lowest: join neighbours into bytes, then pairs, then fours
+    # Each byte holds one digit, the first digit lowest. Join neighbours into bytes, then pairs, then fours.
     x = np.where(valid, digits, np.uint64(0))
     x = (x << np.uint64(4) | x >> np.uint64(8)) & np.uint64(0x00FF00FF00FF00FF)
     x = (x << np.uint64(8) | x >> np.uint64(16)) & np.uint64(0x0000FFFF0000FFFF)
@@ -126,7 +126,7 @@ def parse_hex32(fields: Fields) -> tuple[Ints, Mask, Mask]:
 
 
 def parse_text(fields: Fields, column: int) -> tuple[Any, Mask]:
-    """One column as an Arrow string array, null where empty, and which fields are not UTF-8 (then null)."""
+    """One column as an Arrow string array, and which fields are not UTF-8; empty and bad fields are null."""
     starts, ends = fields.starts[:, column], fields.ends[:, column]
     lengths = ends - starts
     offsets = np.concatenate([[0], np.cumsum(lengths)])

@@ -1,4 +1,4 @@
-"""Lines of text files, plain or gzip, as offsets into blocks of bytes; nothing is decoded and no line is copied."""
+"""Reads lines of plain or gzip text files as offsets into blocks of bytes, without decoding or copying lines."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dlrm_torchrec.preparation.readers.spans import GZIP_MAGIC, Span
 
 BLOCK_BYTES = 4 << 20
 MAX_LINE_BYTES = 1 << 20
-_SEARCHED_BYTES = 1 << 16  # at a time, so that what is compared stays in a processor's cache
+_SEARCHED_BYTES = 1 << 16  # at a time, so that the data stays in the processor's cache
 
 _UTF8_BOM = b"\xef\xbb\xbf"
 _NEWLINE, _RETURN = 0x0A, 0x0D
-_TRIMMED_BYTES = len(_UTF8_BOM) + 1  # a mark and a carriage return do not count towards a line's length
+_TRIMMED_BYTES = len(_UTF8_BOM) + 1  # the mark and a carriage return do not count as part of a line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,8 @@ class Lines:
     starts: Ints
     ends: Ints
     numbers: Ints  # 1-based
-    raw_bytes: int = 0  # of the file, read since the lines before
-    damage: str = ""  # why the file breaks off here; the line, if there is one, is a fragment
+    raw_bytes: int = 0  # of the file, read since the previous lines
+    damage: str = ""  # why the file ends too early here; its last line is then a fragment
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -43,7 +43,7 @@ class Lines:
         return replace(self, starts=self.starts[keep], ends=self.ends[keep], numbers=self.numbers[keep])
 
     def copy(self) -> Lines:
-        """The same lines in bytes of their own, with nothing between them."""
+        """The same lines in a new array of bytes, with nothing between them."""
         ends = np.cumsum(self.ends - self.starts)
         data = np.frombuffer(b"".join(self.text(i) for i in range(len(self))), np.uint8)
         return replace(self, data=data, starts=np.concatenate([[0], ends[:-1]])[: len(ends)], ends=ends)
@@ -68,16 +68,16 @@ class Lines:
 
 
 class _DamageError(Exception):
-    """A compressed file cannot be read further; all bytes before the break were yielded."""
+    """A compressed file cannot be read further; all bytes before the damage were yielded."""
 
 
 def read_lines(
     path: str, span: Span | None = None, *, block_bytes: int = BLOCK_BYTES, max_line_bytes: int = MAX_LINE_BYTES
 ) -> Iterator[Lines]:
-    """All lines of a file, or of a span of it, in blocks of about ``block_bytes``; a UTF-8 byte order mark is skipped.
+    """All lines of a file, or of a span of it, in blocks of about ``block_bytes``, without a UTF-8 byte order mark.
 
-    The bytes of a block are overwritten by the next one. Of a longer line little more than ``max_line_bytes`` are kept,
-    so that memory stays bounded. A gzip file that breaks off yields the lines before the break, then the fragment with
+    The next block overwrites the bytes of a block. Little more than ``max_line_bytes`` of a longer line are kept, so
+    that memory stays bounded. A damaged gzip file yields the lines before the damage, and then the fragment with
     ``damage`` set.
     """
     longest = max_line_bytes + _TRIMMED_BYTES
@@ -117,9 +117,9 @@ def read_lines(
 
 
 def count_lines(path: str, span: Span | None = None) -> Iterator[tuple[int, int]]:
-    """Lines of a file or of a span of it, the last of which may lack its end: as a sum of parts, each with its bytes.
+    """The number of lines of a file or of a span of it, in parts to be summed, each with its bytes in the file.
 
-    The bytes are those of the file, which may be compressed.
+    The last line may lack its line end. The bytes are those of the file, which may be compressed.
     """
     last = _NEWLINE
     blocks = _blocks(path, _SEARCHED_BYTES, span)
@@ -155,7 +155,7 @@ def _split(data: npt.NDArray[np.uint8], ends: Ints, *, first: int, read: int, da
 
 
 def _blocks(path: str, block_bytes: int, span: Span | None) -> Iterator[tuple[bytes, int]]:
-    """Blocks of text, each with the bytes of the file that were read for it."""
+    """Blocks of text, each with the number of bytes of the file that were read for it."""
     with g_pathmgr.open(path, "rb") as file:
         if file.read(len(GZIP_MAGIC)) == GZIP_MAGIC:
             file.seek(0)
@@ -178,7 +178,7 @@ def _gunzip(chunks: Iterator[bytes], block_bytes: int) -> Iterator[tuple[bytes, 
     member, inside = zlib.decompressobj(wbits=31), False
     for chunk in chunks:
         file_bytes = len(chunk)
-        while chunk := chunk if inside else chunk.lstrip(b"\0"):  # members may be followed by zeros
+        while chunk := chunk if inside else chunk.lstrip(b"\0"):  # zeros may follow a member
             before = member.copy()
             try:
                 yield member.decompress(chunk, block_bytes), file_bytes
@@ -196,7 +196,7 @@ def _gunzip(chunks: Iterator[bytes], block_bytes: int) -> Iterator[tuple[bytes, 
 
 
 def _salvage(member: Any, chunk: bytes) -> bytes:
-    """What can be decompressed of a chunk before its error."""
+    """The part of a chunk that can be decompressed before its error."""
     out = bytearray()
     with suppress(zlib.error):
         for i in range(len(chunk)):

@@ -1,7 +1,7 @@
-"""Raw rows of Criteo's TSV: label, 13 integers and 26 eight-digit hexadecimal values; an empty field is missing.
+"""Reads Criteo's TSV: label, 13 integers and 26 eight-digit hexadecimal values; an empty field is a missing value.
 
-Well-formed lines are read by a compiled loop. The others go through a careful reading, field by field, which says what
-is well-formed and why a line is not.
+A compiled loop reads well-formed lines. The other lines are read again, carefully and field by field, to find out
+whether each is well-formed and, if not, why.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dlrm_torchrec.preparation.readers.spans import Span
 
 
 class Values(NamedTuple):
-    """What B lines hold; of a line that is not ``good``, nothing that means anything."""
+    """The values of B lines; the values of a line that is not ``good`` have no meaning."""
 
     label: npt.NDArray[np.float32]  # (B,)
     dense: npt.NDArray[np.float64]  # (13, B); NaN is missing
@@ -34,7 +34,7 @@ class Values(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class CriteoReader:
-    """Reads plain or gzip Criteo files; a category is its hexadecimal value as int64, modulo ``max_ind_range``."""
+    """Reads plain or gzip Criteo files; a category becomes its hexadecimal value as int64, modulo ``max_ind_range``."""
 
     labelled: bool = True  # files such as Kaggle's test.txt have 39 columns instead of 40
     max_ind_range: int = 1 << 32
@@ -66,7 +66,7 @@ class CriteoReader:
         )
 
     def quickly(self, lines: Lines) -> Values:
-        """The values of lines that are well-formed without a doubt; the others are not ``good``."""
+        """The values of lines that are certainly well-formed; all other lines are not ``good``."""
         dense, sparse = len(DENSE_NAMES), len(SPARSE_NAMES)
         values = Values(
             label=np.zeros(len(lines), np.float32),
@@ -83,7 +83,11 @@ class CriteoReader:
             lines.ends,
             labelled=self.labelled,
             max_ind_range=self.max_ind_range,
-            **values._asdict(),
+            label=values.label,
+            dense=values.dense,
+            sparse=values.sparse,
+            missing=values.missing,
+            good=values.good,
         )
         values.good[lines.ends - lines.starts > self.max_line_bytes] = False
         if lines.damage:
@@ -91,7 +95,7 @@ class CriteoReader:
         return values
 
     def carefully(self, lines: Lines) -> tuple[Values, Checks]:
-        """The values of lines, and why some have none."""
+        """The values of lines, and why some lines are malformed."""
         checks = Checks(len(lines))
         lines.check(checks, self.max_line_bytes)
         columns = self.labelled + len(DENSE_NAMES) + len(SPARSE_NAMES)
@@ -110,7 +114,7 @@ class CriteoReader:
         return Values(label, dense.T, sparse.T % self.max_ind_range, missing.T, checks.good), checks
 
     def _correct(self, values: Values, lines: Lines, places: Mask) -> tuple[Rejected, ...]:
-        """The lines that are malformed; what the others hold is written to ``places`` (B,) of ``values``."""
+        """The malformed lines; the values of the other lines are written to ``places`` (B,) of ``values``."""
         careful, checks = self.carefully(lines)
         columns: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = list(zip(values, careful, strict=True))
         for column, correct in columns:
@@ -119,13 +123,13 @@ class CriteoReader:
 
 
 def _nullable(values: Ints, missing: Mask) -> tuple[Any, ...]:
-    """An Arrow array per row of ``values`` (C, B), null where ``missing`` (C, B); nothing is copied."""
+    """An Arrow array for each row of ``values`` (C, B), null where ``missing`` (C, B) is true, without copies."""
     valid = np.packbits(~missing, axis=1, bitorder="little")
     buffers = ([pa.py_buffer(bits), pa.py_buffer(column)] for bits, column in zip(valid, values, strict=True))
     return tuple(pa.Array.from_buffers(pa.int64(), values.shape[1], pair) for pair in buffers)
 
 
 def _reject(checks: Checks, malformed: Mask, names: tuple[str, ...], rule: str) -> None:
-    """Reject rows by the columns of ``malformed`` (B, columns), in their order."""
+    """Reject rows by the columns of ``malformed`` (B, columns), column by column."""
     for i in np.flatnonzero(malformed.any(axis=0)):
         checks.reject(malformed[:, i], f"{names[i]} is not {rule}")

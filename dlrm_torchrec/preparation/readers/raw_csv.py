@@ -1,7 +1,7 @@
-"""Raw rows of delimited text with a header line, read through a ``DatasetSpec``.
+"""Reads raw rows of delimited text with a header line, by a ``DatasetSpec``.
 
-A row is one line: a quoted field may hold the separator but no line break, so that a stray quote costs one row and not
-the rest of the file.
+A row is one line. A quoted field may hold the separator but no line break, so that an unmatched quote costs one row and
+not the rest of the file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dlrm_torchrec.preparation.readers.spans import Span
 
 @dataclass(frozen=True, kw_only=True)
 class CsvReader:
-    """Reads the wanted columns of plain or gzip UTF-8 text; an empty field is missing, a row's number its line's."""
+    """Reads the wanted columns of plain or gzip UTF-8 text. An empty field is missing; a row has its line's number."""
 
     columns: Columns
     separator: str = ","
@@ -55,7 +55,7 @@ class CsvReader:
             )
 
     def _header(self, path: str) -> tuple[list[str], int]:
-        """The columns of a file and the number of the line that names them, the first that is not blank; 0: none."""
+        """The columns of a file and the number of its header, the first line that is not blank; 0 without a header."""
         for block in read_lines(path, block_bytes=self.block_bytes, max_line_bytes=self.max_line_bytes):
             lines = block.select(block.starts < block.ends)
             if len(lines) and not block.damage:
@@ -81,7 +81,7 @@ class CsvReader:
         return rows.select(checks.good, rejected=lines.rejected(checks, self.max_line_bytes))
 
     def _lists(self, values: Any) -> Any:
-        """Lists of separated values, null in a list where there is nothing between two separators."""
+        """Lists of separated values; an empty text between two separators is null."""
         lists = pc.split_pattern(values, self.list_separator)
         flat = lists.flatten()
         return pa.ListArray.from_arrays(

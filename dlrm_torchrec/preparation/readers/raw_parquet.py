@@ -1,4 +1,4 @@
-"""Raw rows of Parquet files with any columns, read through a ``DatasetSpec``."""
+"""Reads raw rows of Parquet files with any columns, by a ``DatasetSpec``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw rows on their way to becoming prepared rows, and the reasons why some never get there."""
+"""Raw rows that will become prepared rows, and the reasons why some rows are malformed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class Rejected(NamedTuple):
-    """A malformed row: its 1-based number in the file, why, and its bytes."""
+    """A malformed row: its 1-based number in the file, the reason, and its bytes."""
 
     number: int
     reason: str
@@ -26,7 +26,7 @@ class Rejected(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The well-formed rows of one piece of a raw file, in file order, beside the malformed ones."""
+    """The well-formed rows of one piece of a raw file, in file order, and its malformed rows."""
 
     numbers: Ints  # (B,) 1-based line number; row number in a Parquet file
     label: npt.NDArray[np.float32]  # (B,)
@@ -34,9 +34,9 @@ class Rows:
     sparse: tuple[Any, ...]  # F Arrow arrays of int64 or string, or lists of them; null is missing
     rejected: tuple[Rejected, ...] = ()
     headers: int = 0  # lines that name the columns
-    blanks: int = 0  # lines that hold nothing at all
-    damage: str = ""  # set on the last piece of a file that breaks off
-    raw_bytes: int = 0  # of the file, read for this piece
+    blanks: int = 0  # empty lines
+    damage: str = ""  # set on the last piece of a damaged file
+    raw_bytes: int = 0  # of the file that were read for this piece
 
     def select(self, keep: Mask, **changes: Any) -> Rows:
         """The rows where ``keep`` (B,) holds, with ``changes`` to the other fields."""
@@ -53,14 +53,14 @@ class Rows:
 
 
 class Reader(Protocol):
-    """Reads raw files of one format; the same file gives the same rows on every call, whatever the pieces.
+    """Reads raw files of one format. The same file gives the same rows on every call, in pieces of any size.
 
-    A preparation that was interrupted knows its readers by their ``repr``: dataclasses have a fitting one.
+    An interrupted preparation recognises its readers by their ``repr``; the ``repr`` of a dataclass is right for this.
     """
 
     @property
     def labelled(self) -> bool:
-        """Whether the files have a label column; without one every label is 0."""
+        """Whether the files have a label column; without it, every label is 0."""
         ...
 
     def __call__(self, path: str, span: Span | None = None) -> Iterator[Rows]:
@@ -69,14 +69,14 @@ class Reader(Protocol):
 
 
 class Checks:
-    """The first reason, if any, why each of ``count`` rows is malformed."""
+    """For each of ``count`` rows, the first reason why it is malformed, if any."""
 
     def __init__(self, count: int) -> None:
-        self._reason = np.zeros(count, dtype=np.int16)  # index into _reasons; 0 is none
+        self._reason = np.zeros(count, dtype=np.int16)  # index into _reasons; 0 means well-formed
         self._reasons = [""]
 
     def reject(self, bad: Mask, reason: str) -> None:
-        """Give ``reason`` to the rows where ``bad`` (B,) holds and none was given before."""
+        """Give ``reason`` to the rows where ``bad`` (B,) is true, unless they have a reason already."""
         new = bad & (self._reason == 0)
         if new.any():
             self._reason[new] = len(self._reasons)
@@ -94,7 +94,7 @@ class Checks:
 
 
 def int_buffers(values: Any) -> tuple[Ints, npt.NDArray[np.uint8], int]:
-    """What an Arrow array of int64 consists of: N numbers, bits, and the first bit, set where a number is no null."""
+    """The parts of an Arrow array of int64: N numbers, bits that are 0 for nulls, and the place of the first bit."""
     valid, data = values.buffers()
     first = values.offset
     if not values.null_count:

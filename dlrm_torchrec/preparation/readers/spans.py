@@ -1,4 +1,4 @@
-"""Raw files cut into spans that can be read on their own, by any process and in any order."""
+"""Cuts raw files into spans, which any process can read alone and in any order."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ GZIP_MAGIC = b"\x1f\x8b"
 _PARQUET_MAGIC = b"PAR1"
 _CHUNK_BYTES = 1 << 20
 _MIN_BYTES, _MAX_BYTES = 16 << 20, 256 << 20
-_SPANS = 32  # of a data set: enough to share out evenly, few enough to have full row groups
+_SPANS = 32  # per data set: enough to share evenly, few enough for full row groups
 
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A part of a raw file: bytes of plain text from line start to line end, a whole gzip file, or row groups."""
+    """A part of a raw file: whole lines of plain text, a whole gzip file, or row groups of Parquet."""
 
-    start: int  # byte; of Parquet, row group
+    start: int  # first byte, or first row group of Parquet
     stop: int
     bytes: int  # of the file
-    first: int = 1  # number of its first line; of Parquet, row
-    count: int | None = None  # lines or rows; None: not counted yet
+    first: int = 1  # number of its first line, or first row of Parquet
+    count: int | None = None  # number of lines or rows; None if not counted yet
 
 
 def span_bytes(total_bytes: int) -> int:
-    """How long the spans of files of ``total_bytes`` are: the same on every machine, so that the output is too."""
+    """The length of spans for files of ``total_bytes``; it is the same on every machine, so the output is the same."""
     return min(max(total_bytes // _SPANS, _MIN_BYTES), _MAX_BYTES)
 
 
@@ -41,9 +41,10 @@ def file_bytes(path: str) -> int:
 
 
 def cut(path: str, limit: int) -> list[Span]:
-    """The spans of a file in order, each of about ``limit`` bytes; a file without rows has one.
+    """The spans of a file in order, each of about ``limit`` bytes; a file without rows has one span.
 
-    Rows of Parquet are counted and numbered, lines are not yet. ValueError when a Parquet file cannot be read.
+    Rows of Parquet are counted and numbered; lines of text are not, yet. Raises ValueError when a Parquet file cannot
+    be read.
     """
     size = file_bytes(path)
     with g_pathmgr.open(path, "rb") as file:
@@ -58,13 +59,13 @@ def cut(path: str, limit: int) -> list[Span]:
 
 
 def number(spans: Sequence[Span], counts: Sequence[int]) -> list[Span]:
-    """The spans of a file, with the lines counted in each of them."""
+    """The spans of a file, numbered by the counts of their lines."""
     firsts = accumulate(counts[:-1], initial=1)
     return [replace(span, first=first, count=n) for span, first, n in zip(spans, firsts, counts, strict=True)]
 
 
 def open_parquet(path: str, file: IO[bytes]) -> pq.ParquetFile:
-    """An open Parquet file; ValueError when it is not one, or only a part of one."""
+    """An open Parquet file. Raises ValueError if it is not Parquet, or only a part of a file."""
     try:
         return pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
@@ -72,11 +73,11 @@ def open_parquet(path: str, file: IO[bytes]) -> pq.ParquetFile:
 
 
 def broken_parquet(path: str, error: Exception) -> ValueError:
-    return ValueError(f"{path} must be a whole Parquet file: got {error}; fetch it again")
+    return ValueError(f"{path} must be a complete Parquet file: got {error}; download it again")
 
 
 def _row_groups(parquet: pq.ParquetFile, size: int, limit: int) -> Iterator[Span]:
-    """Runs of row groups that hold about ``limit`` bytes each when they are read."""
+    """Sequences of row groups that each take about ``limit`` bytes in memory."""
     metadata = parquet.metadata
     start = first = rows = held = 0
     for group in range(metadata.num_row_groups):
@@ -91,7 +92,7 @@ def _row_groups(parquet: pq.ParquetFile, size: int, limit: int) -> Iterator[Span
 
 
 def _next_line(file: IO[bytes], position: int) -> int:
-    """Where the first line begins that begins after ``position`` - 1; the end of the file when none does."""
+    """The start of the first line that begins at ``position`` or later; the end of the file if there is none."""
     file.seek(position - 1)
     position -= 1
     while chunk := file.read(_CHUNK_BYTES):

@@ -1,7 +1,7 @@
-"""The vocabulary of one feature from the runs of its counted values, in memory that does not grow with it.
+"""Builds the vocabulary of one feature from runs of counted values, in memory that does not grow with it.
 
-The values come by once, in ascending order, and are spooled to unnamed files. How many of them have each count then
-tells at which id those of a count begin, so that ids follow without sorting by count.
+The values are read once, in ascending order, and written to unnamed files. The number of values with each count tells
+at which id the values of that count begin. So ids can be assigned without sorting by count.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ def build_vocabulary(
     table_path: str,
     scratch_folder: str | None,
 ) -> tuple[int, str, list[Stored]]:
-    """Rows, kind of values and files of the vocabulary of all values counted ``min_count`` times or more.
+    """Rows, kind of values and files of the vocabulary of all values that occur ``min_count`` times or more.
 
-    ``list_path`` of ``folder`` then holds the values in id order as the Parquet column ``value``, and ``table_path``,
-    with a number appended, the arrays of ``Vocabulary.table``. What does not fit memory goes to ``scratch_folder``.
+    ``list_path`` in ``folder`` then holds the values in id order as the Parquet column ``value``. ``table_path``, with
+    a number appended, holds the arrays of ``Vocabulary.table``. Data that does not fit the memory goes to
+    ``scratch_folder``.
     """
     with Scratch(scratch_folder) as scratch:
         values, counts, numbers = _spool(runs, min_count, scratch, report)
@@ -68,7 +69,7 @@ def build_vocabulary(
 def _spool(
     runs: Sequence[Run], min_count: int, scratch: Scratch, report: Report
 ) -> tuple[Values, npt.NDArray[np.int64], Counter[int]]:
-    """The values seen often enough, in ascending order, their counts, and how many values have each count."""
+    """The values that occur often enough, in ascending order, their counts, and how many values have each count."""
     values: Values | None = None
     counts, numbers = Spool(scratch, np.int64), Counter[int]()
     for table in merge(runs, scratch.folder):
@@ -89,9 +90,10 @@ def _numbers(counts: npt.NDArray[np.int64]) -> dict[int, int]:
 
 
 def _number(counts: npt.NDArray[np.int64], numbers: Counter[int]) -> Iterator[tuple[int, Ids]]:
-    """Slices of the ids of values in ascending order, counted ``counts`` (N,) times, with where each slice begins.
+    """Slices of the ids of values in ascending order, each with its start; ``counts`` (N,) tells how often each occurs.
 
-    ``numbers`` says how many values have each count; ids fall with the count and rise with the value.
+    ``numbers`` tells how many values have each count. The smallest ids go to the highest counts, and within a count to
+    the smallest values.
     """
     next_id, at = {}, FIRST
     for count in sorted(numbers, reverse=True):
@@ -108,7 +110,7 @@ def _number(counts: npt.NDArray[np.int64], numbers: Counter[int]) -> Iterator[tu
 
 
 class Values(Protocol):
-    """Distinct values that are appended in ascending order, in files."""
+    """Distinct values in files; they are appended in ascending order."""
 
     type: pa.DataType
 
@@ -124,7 +126,7 @@ class Values(Protocol):
 
 
 class IntValues:
-    """Int64, looked up in a hash table."""
+    """Int64 values, which a hash table looks up."""
 
     type = pa.int64()
 
@@ -146,7 +148,7 @@ class IntValues:
 
 
 class TextValues:
-    """Strings, looked up by bisection."""
+    """Strings, which bisection looks up."""
 
     type = pa.string()
 

@@ -1,4 +1,4 @@
-"""How often each raw value of a feature occurs."""
+"""Counts how often each raw value of a feature occurs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FIRST_SLOTS = 1 << 10
 
 
 class Counter(Protocol):
-    """Counts values of one type; ``nbytes`` is about the memory that this takes."""
+    """Counts values of one type; ``nbytes`` is about the memory that it uses."""
 
     def add(self, values: Any) -> None: ...
 
@@ -22,7 +22,7 @@ class Counter(Protocol):
     def nbytes(self) -> int: ...
 
     def table(self) -> pa.Table:
-        """``value``, distinct and ascending, and ``count``, int64."""
+        """The columns ``value``, distinct and ascending, and ``count``, int64."""
         ...
 
 
@@ -34,7 +34,7 @@ class ValueCounter:
         self._type: Any = None
 
     def add(self, values: Any) -> None:
-        """Count the values of an Arrow array; nulls are left out."""
+        """Count the values of an Arrow array, without nulls."""
         if self._counter is None:
             self._type = values.type
             self._counter = IntCounter() if pa.types.is_integer(values.type) else TextCounter()
@@ -46,13 +46,13 @@ class ValueCounter:
         return self._counter.nbytes if self._counter else 0
 
     def take(self) -> pa.Table:
-        """The distinct values in ascending order with their counts, ``value`` and ``count``; forgotten here."""
+        """The distinct values in ascending order with their counts, ``value`` and ``count``; counting restarts."""
         counter, self._counter = self._counter, None
         return counter.table() if counter else pa.table({"value": [], "count": []})
 
 
 def check_types(types: list[Any]) -> None:
-    """ValueError when the values of one feature are of several types."""
+    """Raises ValueError when the values of one feature have several types."""
     if len(set(types)) > 1:
         raise ValueError(
             f"a column must have one type in all files: got {sorted({str(kind) for kind in types})}; "
@@ -90,17 +90,17 @@ class IntCounter:
 
 
 class TextCounter:
-    """Counts strings; distinct ones of many pieces are joined when they outgrow those known already."""
+    """Counts strings. The distinct strings of new pieces are joined when they outgrow the strings known before."""
 
     def __init__(self) -> None:
-        self._known: list[pa.Table] = []  # the first without repetition, the others of single pieces
+        self._known: list[pa.Table] = []  # the first has no repetition; each other one is of a single piece
         self._new_rows = 0
 
     def add(self, values: Any) -> None:
         counts = pc.value_counts(values)
         self._known.append(pa.table({"value": counts.field("values"), "count": counts.field("counts")}))
         self._new_rows += len(counts)
-        # joining only when the new outgrow the old keeps the work at O(n log n) over any number of pieces
+        # Joining only when the new strings outgrow the old ones takes O(n log n) time for any number of pieces.
         if self._new_rows > max(len(self._known[0]), 1 << 16):
             self._known, self._new_rows = [sum_counts(pa.concat_tables(self._known))], 0
 
@@ -113,13 +113,13 @@ class TextCounter:
 
 
 def sum_counts(table: pa.Table) -> pa.Table:
-    """Values with counts as distinct values, ascending (text by its UTF-8 bytes), with the sums of their counts."""
+    """The distinct values in ascending order (text by its UTF-8 bytes), each with the sum of its counts."""
     if not pa.types.is_integer(table.schema.field("value").type):
         summed = table.group_by("value", use_threads=False).aggregate([("count", "sum")])
         renamed = summed.select(["value", "count_sum"]).rename_columns(["value", "count"])
         return renamed.sort_by("value").combine_chunks()
     values, counts = table["value"].to_numpy(), table["count"].to_numpy()
-    order = np.argsort(values, kind="stable")  # fast where the table is made of sorted runs
+    order = np.argsort(values, kind="stable")  # fast if the table consists of sorted runs
     values, counts = values[order], counts[order]
     first = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])[: len(values)])
     return pa.table({"value": values[first], "count": np.add.reduceat(counts, first) if len(first) else counts})

@@ -1,4 +1,4 @@
-"""Stable 64-bit hashes: the same on every platform, in every process, for any chunking."""
+"""Stable 64-bit hashes: the same on every platform, in every process, and for pieces of any size."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dlrm_torchrec.preparation.readers.rows import text_buffers
 
 _FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 _FNV_PRIME = np.uint64(0x100000001B3)
-_FIRST = np.uint64(0)  # of the words of a key
+_FIRST = np.uint64(0)  # the number of a key's first word
 
 
 def hash_ints(values: npt.NDArray[Any]) -> Words:
-    """uint64 hash of each integer, a bijection of 64 bits: the first output of SplitMix64 from that seed."""
+    """uint64 hash of each integer, a bijection of 64 bits: the first output of SplitMix64 with that seed."""
     return words(values, 0)
 
 
@@ -38,13 +38,16 @@ def hash_text(values: pa.StringArray) -> Words:
 
 
 def fold(hashes: Words, rows: int) -> npt.NDArray[np.int64]:
-    """Ids in [1, rows): 0 is left for 'missing'."""
+    """Ids in [1, rows); id 0 is reserved for a missing value."""
     return (hashes % np.uint64(rows - 1)).astype(np.int64) + 1
 
 
 @compiled(read_only(int64), read_only(uint8), int64, int64[::1], int64, int64)
 def hash_ids(values: Any, valid: Any, offset: int, ids: Any, *, rows: int, if_missing: int) -> None:
-    """Write to ``ids`` (N,) what ``fold(hash_ints(values), rows)`` is where bit ``offset`` + i of ``valid`` is set."""
+    """Write ``fold(hash_ints(values), rows)`` to ``ids`` (N,), or ``if_missing`` where a bit of ``valid`` is 0.
+
+    The bit of value i is bit ``offset`` + i.
+    """
     for i in range(len(values)):
         if valid[(offset + i) >> 3] >> ((offset + i) & 7) & 1:
             ids[i] = np.int64(word(np.uint64(values[i]), _FIRST) % np.uint64(rows - 1)) + 1

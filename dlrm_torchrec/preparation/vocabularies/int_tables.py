@@ -1,7 +1,7 @@
 """Hash tables of 64-bit integers in plain arrays, with open addressing: a key lies in the first slot free for it.
 
-The loops behind counting and looking up the values of a vocabulary; one cache miss per value where searching a sorted
-array has a dozen.
+These loops count and look up the values of a vocabulary. They have one cache miss per value; a search in a sorted array
+has a dozen.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _HALF = np.uint64(32)
 
 @numba.njit(inline="always")
 def _slot(key: Any, slots: int) -> Any:
-    """Where to look for a key first, among less than 2^32 slots."""
+    """The first slot to look for a key, among less than 2^32 slots."""
     return np.int64(((np.uint64(key) * GOLDEN >> _HALF) * np.uint64(slots)) >> _HALF)
 
 
 @numba.njit(inline="always")
 def _next(slot: int, slots: int) -> int:
-    """Where to look for a key next."""
+    """The next slot to look for a key."""
     return slot + 1 if slot + 1 < slots else 0
 
 
 @compiled(read_only(int64), int64[::1], int64[::1], int64)
 def count_values(values: Any, keys: Any, counts: Any, taken: int) -> tuple[int, int]:
-    """Add to ``counts`` (slots,), 0 where a slot of ``keys`` is free, as many values as there is room for.
+    """Adds values to ``counts`` (slots,) until the table is full; returns how many it added, and the slots ``taken``.
 
-    How many values were added, and how many slots are ``taken`` then.
+    A slot of ``keys`` is free where its count is 0.
     """
     slots = len(keys)
     for i in range(len(values)):
@@ -65,7 +65,7 @@ def move_counts(old_keys: Any, old_counts: Any, keys: Any, counts: Any) -> None:
 
 @compiled(read_only(int64), read_only(int32), int64[::1], int32[::1])
 def insert_ids(values: Any, new_ids: Any, keys: Any, ids: Any) -> None:
-    """Put distinct values and their ids, none of them 0, into a table with free slots, whose ``ids`` (slots,) are 0."""
+    """Puts distinct values and their ids, which are not 0, into an empty table, whose ``ids`` (slots,) are 0."""
     slots = len(keys)
     for i in range(len(values)):
         slot = _slot(values[i], slots)
@@ -78,7 +78,7 @@ def insert_ids(values: Any, new_ids: Any, keys: Any, ids: Any) -> None:
 def find_ids(
     values: Any, valid: Any, offset: int, value_ids: Any, *, keys: Any, ids: Any, if_missing: int, if_absent: int
 ) -> None:
-    """Write to ``value_ids`` (N,) the ids of N values, which are there where bit ``offset`` + i of ``valid`` is set."""
+    """Writes the ids of N values to ``value_ids`` (N,); value i is missing if bit ``offset`` + i of ``valid`` is 0."""
     slots = len(keys)
     for i in range(len(values)):
         if not valid[(offset + i) >> 3] >> ((offset + i) & 7) & 1:

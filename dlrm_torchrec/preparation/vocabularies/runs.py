@@ -1,6 +1,6 @@
-"""Sorted runs of counted values on disk, and their merge: what lets a vocabulary outgrow memory.
+"""Sorted runs of counted values on disk, and their merge, so that a vocabulary may outgrow the memory.
 
-A run is a stretch of a file: an Arrow stream with the columns ``value``, distinct and ascending, and ``count``.
+A run is a part of a file: an Arrow stream with the columns ``value``, distinct and ascending, and ``count``.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.preparation.vocabularies.counting import check_types, sum_counts
 
-FAN_IN = 128  # runs merged at a time, each an open file and a batch in memory
+FAN_IN = 128  # runs that are merged at a time; each is an open file and a batch in memory
 _BATCH_BYTES = 1 << 18
-_MERGED_BYTES = 1 << 23  # held before what is known to be complete is given away
+_MERGED_BYTES = 1 << 23  # held in memory before complete values are yielded
 
 Run = Callable[[], Iterator[pa.Table]]  # reads the run from its beginning
 
 
 def write_run(file: Any, tables: Iterable[pa.Table]) -> None:
-    """Append tables, each of which goes on where the one before ended, to a file open for writing."""
+    """Append tables, whose values continue from one to the next, to a file that is open for writing."""
     writer = None
     for table in tables:
         if writer is None:
@@ -44,10 +44,10 @@ def open_run(path: str, start: int) -> Iterator[pa.Table]:
 
 
 def merge(runs: Sequence[Run], scratch: str | None = None, fan_in: int = FAN_IN) -> Iterator[pa.Table]:
-    """Tables in ascending order with each value of any run once and the sum of its counts.
+    """Tables in ascending order that hold each value of the runs once, with the sum of its counts.
 
-    More than ``fan_in`` runs are merged group by group first, through unnamed files in the folder ``scratch``.
-    ValueError when the values are of several types.
+    More than ``fan_in`` runs are first merged in groups, through unnamed files in the folder ``scratch``. Raises
+    ValueError when the values have several types.
     """
     while len(runs) > fan_in:
         groups = [runs[i : i + fan_in] for i in range(0, len(runs), fan_in)]
@@ -58,7 +58,7 @@ def merge(runs: Sequence[Run], scratch: str | None = None, fan_in: int = FAN_IN)
 def _merge(runs: Sequence[Run]) -> Iterator[pa.Table]:
     readers = [run() for run in runs]
     waiting: list[pa.Table] = []
-    known: list[tuple[Any, int]] = []  # a heap: the last value read of each run that may have more, and its number
+    known: list[tuple[Any, int]] = []  # a heap of (last value read, run) for each run that may have more
 
     def read(number: int) -> int:
         piece = next(readers[number], None)
@@ -72,13 +72,13 @@ def _merge(runs: Sequence[Run]) -> Iterator[pa.Table]:
     held = sum(read(number) for number in range(len(readers)))
     while known or waiting:
         while known:
-            held += read(heapq.heappop(known)[1])  # the run that is known least far
+            held += read(heapq.heappop(known)[1])  # the run whose last value is the smallest
             if held >= _MERGED_BYTES:
                 break
         if not waiting:
             return
         merged = sum_counts(pa.concat_tables(waiting))
-        # every run is known as far as the least of the last values: up to there the sums are complete
+        # All runs are read up to the smallest of the last values, so the sums are complete up to there.
         complete = pc.sum(pc.less_equal(merged["value"], known[0][0])).as_py() if known else len(merged)
         if complete:
             yield merged.slice(0, complete)
@@ -87,7 +87,7 @@ def _merge(runs: Sequence[Run]) -> Iterator[pa.Table]:
 
 
 def _spill(tables: Iterator[pa.Table], scratch: str | None) -> Run:
-    file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115  # closed once it was read
+    file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115  # closed after it is read
     write_run(file, tables)
     return partial(_reread, file)
 

@@ -1,4 +1,4 @@
-"""Arrays that outgrow memory: the large ones in unnamed files, of which the system keeps in memory what it can."""
+"""Arrays that may outgrow the memory: large ones lie in unnamed files, which the system caches as far as it can."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-_HELD_BYTES = 1 << 20  # of an array, not in a file
+_HELD_BYTES = 1 << 20  # of an array that is not in a file yet
 
 
 class Scratch(ExitStack):
-    """A context in which there are spools, with files in ``folder`` that have no name there, None for the system's."""
+    """A context for spools, with unnamed files in ``folder``; None means the system's folder."""
 
     def __init__(self, folder: str | None) -> None:
         super().__init__()
         self.folder = folder
 
     def file(self) -> IO[bytes]:
-        """A new file, closed with the context."""
+        """A new file, which is closed with the context."""
         return self.enter_context(tempfile.TemporaryFile(dir=self.folder))
 
     def zeros(self, length: int, dtype: Any) -> npt.NDArray[Any]:
@@ -30,13 +30,13 @@ class Scratch(ExitStack):
         if size <= _HELD_BYTES:
             return np.zeros(length, dtype)
         file = self.file()
-        # not left to the first write through the map: a full disk would then end the process
+        # Space is reserved here, because a full disk would kill the process at the first write through the map.
         os.posix_fallocate(file.fileno(), 0, size)
         return np.asarray(np.memmap(file, dtype, "r+"))
 
 
 class Spool:
-    """An array that is appended to, then read."""
+    """An array to append to, and then to read."""
 
     def __init__(self, scratch: Scratch, dtype: Any) -> None:
         self._scratch, self._dtype = scratch, np.dtype(dtype)

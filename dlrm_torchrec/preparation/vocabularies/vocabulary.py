@@ -1,4 +1,4 @@
-"""Vocabularies: raw values of the training rows as ids by frequency, looked up in files that processes share."""
+"""Vocabularies turn raw values of the training rows into ids by frequency; processes share their files."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ Ids = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Ids of raw values: 0 missing, 1 unseen, then the values known from 2 on, by falling count, then by value.
+    """Ids of raw values: 0 missing, 1 unseen, and from 2 the known values by falling count, then by value.
 
-    ``table`` finds them. Of int64 values it is a hash table: keys and ids, an id of 0 where a slot is free. Of text it
-    is all values in ascending order: offsets (N + 1), UTF-8 bytes, and ids (N,).
+    ``table`` looks them up. For int64 values it is a hash table: keys and ids, where id 0 marks a free slot. For text
+    it holds all values in ascending order: offsets (N + 1), UTF-8 bytes, and ids (N,).
     """
 
     rows: int
-    kind: str  # of the values: int64, string, or null when there are none
+    kind: str  # of the values: int64, string, or null if there are no values
     table: tuple[npt.NDArray[Any], ...]
 
     @classmethod
     def load(cls, rows: int, kind: str, paths: Sequence[str]) -> Vocabulary:
-        """The vocabulary whose table lies in ``.npy`` files, mapped into memory where they are local."""
+        """The vocabulary with the table in these ``.npy`` files; local files are mapped into memory."""
         return cls(rows, kind, tuple(_load(path) for path in paths))
 
     def encode(self, values: Any) -> Ids:
-        """Ids (N,) of N raw values; ValueError when they are not of the vocabulary's type."""
+        """Ids (N,) of N raw values. Raises ValueError when they do not have the vocabulary's type."""
         if self.kind not in ("null", str(values.type)):
             raise ValueError(
                 f"a column must have one type in all files: got {values.type} after {self.kind}; "

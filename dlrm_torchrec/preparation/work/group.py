@@ -1,7 +1,7 @@
-"""The processes that prepare one folder together: started by torchrun or TorchX, they meet in the folder's files.
+"""The ranks that prepare one folder together. torchrun or TorchX starts them; they communicate by files in the folder.
 
-Each of them, a rank, keeps a file that says what it has done, with a number that goes up while it lives. Nothing but
-RANK and WORLD_SIZE of the environment and the shared folder is used.
+Each rank keeps a file that says what it has done, with a number that grows while the rank lives. The ranks need only
+RANK and WORLD_SIZE of the environment, and the shared folder.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from dlrm_torchrec.preparation.work.recorded_work import FOLDER
 
 _BEAT_S = 0.5
 _POLL_S = 0.1
-_AGAIN = "start the same command again: finished parts are kept"
+_AGAIN = "run the same command again: finished parts are kept"
 
 
 class Group:
-    """This rank among ``size``; ``timeout_s`` is how long another one may be silent before it counts as dead."""
+    """This rank among ``size`` ranks; a rank that is silent for ``timeout_s`` counts as dead."""
 
     def __init__(self, output: str, timeout_s: float) -> None:
         self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self._output, self._timeout_s = output, timeout_s
         self._token = secrets.token_hex(8)
-        self._begun = ""  # the token of rank 0; files of an earlier attempt have another
+        self._begun = ""  # the token of rank 0; files of an earlier attempt have another token
         self._done: list[str] = []
         self._failed = ""
         self._beats, self._last_beat = 0, 0.0
-        self._heard: dict[int, tuple[Any, float]] = {}  # what each rank said last, and when that was new
+        self._heard: dict[int, tuple[Any, float]] = {}  # what each rank said last, and since when
 
     def begin(self, command: dict[str, Any], *, overwrite: bool) -> None:
-        """Make the folder ready, on rank 0, and wait until all ranks are at this point."""
+        """Make the folder ready on rank 0, and wait until all ranks are at this point."""
         output_folder.check(self._output, command, overwrite=overwrite)
         if self.rank == 0:
             output_folder.begin(self._output, command)
@@ -50,7 +50,7 @@ class Group:
         while not output_folder.is_begun(self._output, command):
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"rank 0 must begin to prepare {self._output} within {self._timeout_s:g} s: got no such beginning; "
+                    f"rank 0 must begin to prepare {self._output} within {self._timeout_s:g} s: got no sign of it; "
                     "start all ranks with the same command, on machines that share the folder"
                 )
             time.sleep(_POLL_S)
@@ -59,17 +59,17 @@ class Group:
         self._say()
 
     def beat(self) -> None:
-        """Tell the others that this rank lives; to be called all the time."""
+        """Tell the other ranks that this rank lives; call it all the time."""
         if self.size > 1 and time.monotonic() - self._last_beat > _BEAT_S:
             self._say()
 
     def sync(self, phase: str) -> None:
-        """Wait until all ranks have done their share of a phase; OSError when one fails or dies."""
+        """Wait until all ranks have done their share of a phase. Raises OSError when one fails or dies."""
         self._tell(phase)
         self._wait(range(self.size), lambda said: said["begun"] == self._begun and phase in said["done"])
 
     def end(self, phase: str) -> None:
-        """``sync`` of the last phase on rank 0; the others wait until it has written ``dataset.json``."""
+        """``sync`` of the last phase on rank 0; the other ranks wait until rank 0 has written ``dataset.json``."""
         if self.rank == 0:
             self.sync(phase)
             return
@@ -79,11 +79,11 @@ class Group:
             time.sleep(_POLL_S)
 
     def fail(self, error: BaseException) -> None:
-        """Tell the others why this rank ends."""
+        """Tell the other ranks why this rank ends."""
         if self.size > 1 and self._begun:
             heard = isinstance(error, ConnectionAbortedError)
             self._failed = str(error) if heard else f"rank {self.rank} failed: {error}"
-            with suppress(OSError):  # the folder may be what has failed
+            with suppress(OSError):  # the folder itself may have failed
                 self._say()
 
     def _tell(self, phase: str) -> None:
@@ -100,7 +100,7 @@ class Group:
                 time.sleep(_POLL_S)
 
     def _hear(self, rank: int) -> dict[str, Any] | None:
-        """What a rank said last, of this attempt or an earlier one."""
+        """What a rank said last, in this attempt or an earlier one."""
         said, now = read_json(self._path(rank)), time.monotonic()
         if rank not in self._heard or said != self._heard[rank][0]:
             self._heard[rank] = said, now
@@ -109,7 +109,7 @@ class Group:
         if now - self._heard[rank][1] > self._timeout_s:
             raise TimeoutError(
                 f"rank {rank} must give a sign of life every {self._timeout_s:g} s: rank {self.rank} got none; "
-                f"see what became of it, then {_AGAIN}"
+                f"find out why, then {_AGAIN}"
             )
         return said if isinstance(said, dict) else None
 

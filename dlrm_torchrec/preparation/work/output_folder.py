@@ -1,4 +1,4 @@
-"""The output folder of a preparation: begun once, continued by the same command, never taken from others."""
+"""The output folder of a preparation: only the command that began it may continue it, and foreign files are safe."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _COMMAND = f"{FOLDER}/command.json"
 
 
 def check(output: str, command: dict[str, Any], *, overwrite: bool) -> None:
-    """ValueError when a preparation by ``command`` would damage what is in ``output``.
+    """Raises ValueError when a preparation by ``command`` would damage the content of ``output``.
 
-    That is when it is prepared already, or half prepared by another command, and ``overwrite`` is not set; or when it
-    holds files and none of them tells that a preparation made it.
+    This is so if it is prepared already, or half prepared by another command, and ``overwrite`` is not set. It is also
+    so if it holds files, but none that shows that a preparation made it.
     """
     names = g_pathmgr.ls(output) if g_pathmgr.isdir(output) else []
-    # a preparation begins with its quarantine file: without one, these may be somebody's only copy
+    # A preparation writes its quarantine file first. Without one, the files may be someone's only copy.
     if names and QUARANTINE not in names and (manifest.NAME not in names or overwrite):
         raise ValueError(
             f"output {output} must be empty or made by a preparation: got other files in it; name another folder"
@@ -38,12 +38,12 @@ def check(output: str, command: dict[str, Any], *, overwrite: bool) -> None:
         changed = sorted(key for key in {*begun, *command} if begun.get(key) != command.get(key))
         raise ValueError(
             f"output {output} must be continued with the command that began it: got other {', '.join(changed)}; "
-            "repeat that command, set overwrite to begin anew, or name another folder"
+            "repeat that command, set overwrite to begin again, or name another folder"
         )
 
 
 def begin(output: str, command: dict[str, Any]) -> None:
-    """Make ``output``, which was checked, ready: as this ``command`` left it, or else rid of all that is in it."""
+    """Make the checked folder ``output`` ready: keep what this ``command`` began, or remove an older preparation."""
     g_pathmgr.mkdirs(output)
     if is_begun(output, command):
         sweep(output)
@@ -59,7 +59,7 @@ def begin(output: str, command: dict[str, Any]) -> None:
 
 
 def sweep(output: str, endings: tuple[str, ...] = (PARTIAL,)) -> None:
-    """Remove files with these endings from ``output`` and the folders in it: those that nobody finished."""
+    """Remove files with these endings, which are unfinished, from ``output`` and the folders in it."""
     for folder in (output, *(join(output, name) for name in g_pathmgr.ls(output))):
         if g_pathmgr.isdir(folder):
             for name in g_pathmgr.ls(folder):
@@ -68,5 +68,5 @@ def sweep(output: str, endings: tuple[str, ...] = (PARTIAL,)) -> None:
 
 
 def is_begun(output: str, command: dict[str, Any]) -> bool:
-    """Whether ``begin`` was called with this command, here or elsewhere, and the preparation is not done."""
+    """Whether this process or another one called ``begin`` with this command, and the preparation is not done."""
     return bool(read_json(join(output, _COMMAND)) == command) and not g_pathmgr.exists(join(output, manifest.NAME))

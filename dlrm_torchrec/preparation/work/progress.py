@@ -1,4 +1,4 @@
-"""How far a preparation has come: a bar on a terminal, a line now and then elsewhere."""
+"""Shows the progress of a preparation: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-_LINE_S = 10.0  # between lines where there is no terminal
+_LINE_S = 10.0  # between lines without a terminal
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
 
 
 class Progress:
-    """Counts rows and bytes of raw data of one pass; the rate is that of this process."""
+    """Counts rows and bytes of raw data of one pass; the rate is the rate of this process."""
 
     def __init__(self, title: str, total_bytes: int) -> None:
         self._title, self._total_bytes = title, max(1, total_bytes)
@@ -25,7 +25,7 @@ class Progress:
             self._bar = tqdm(desc=title, total=self._total_bytes, bar_format=_BAR, dynamic_ncols=True)
 
     def add(self, rows: int, raw_bytes: int) -> None:
-        """Count rows that were read, and the bytes of the file that they took; a pass may read no rows."""
+        """Count rows that were read, and their bytes in the file; a pass may read no rows."""
         self._rows += rows
         self._bytes = min(self._bytes + raw_bytes, self._total_bytes)
         if self._bar is not None:

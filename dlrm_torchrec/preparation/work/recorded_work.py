@@ -1,6 +1,6 @@
-"""What is finished of a preparation, so that one that was interrupted goes on: records in the folder ``work``.
+"""Records of finished tasks in the folder ``work``, by which an interrupted preparation resumes.
 
-A record is written once all files of a task are whole, and names them with size and checksum. The folder is removed
+A record is written when all files of a task are complete. It names them with size and checksum. The folder is removed
 when the preparation is done.
 """
 
@@ -21,25 +21,25 @@ FOLDER = "work"
 
 @dataclass(frozen=True)
 class Record:
-    """A finished task: the files it wrote, and what else it found, in types of JSON."""
+    """A finished task: the files that it wrote, and its other results in types of JSON."""
 
     files: tuple[Stored, ...]
     result: Any
 
 
 class RecordedWork:
-    """The records below the folder ``output``."""
+    """The records of the preparation of the folder ``output``."""
 
     def __init__(self, output: str) -> None:
         self._output = output
 
     @property
     def scratch(self) -> str | None:
-        """A local folder for unnamed files, None for the system's."""
+        """A local folder for unnamed files; None means the system's folder."""
         return join(self._output, FOLDER) if is_local(self._output) else None
 
     def task(self, name: str, what: str, raw_bytes: int, do: Callable[[Report], tuple[Sequence[Stored], Any]]) -> Task:
-        """A task that leaves a record of the files and results of ``do``, unless there is an intact one."""
+        """A task that does ``do`` and records its files and results, unless an intact record exists."""
         return Task(what, raw_bytes, partial(self._do, name, raw_bytes, do))
 
     def _do(
@@ -53,7 +53,7 @@ class RecordedWork:
         write_json(self._output, f"{FOLDER}/{name}.json", data)
 
     def record(self, name: str) -> Record | None:
-        """The record of a task; None when it is not finished."""
+        """The record of a task; None if the task is not finished."""
         data = read_json(join(self._output, FOLDER, f"{name}.json"))
         return Record(tuple(Stored(**file) for file in data["files"]), data["result"]) if data else None
 
@@ -64,7 +64,7 @@ class RecordedWork:
         return [record for record in records if record is not None]
 
     def _is_intact(self, name: str, report: Report) -> bool:
-        """Whether a task is finished and its files are still what they were."""
+        """Whether a task is finished and its files have not changed."""
         record = self.record(name)
         return record is not None and all(self._is_unchanged(file, report) for file in record.files)
 
@@ -75,5 +75,5 @@ class RecordedWork:
         return digest(path, lambda _: report(0, 0)) == (file.bytes, file.sha256)
 
     def remove(self) -> None:
-        """Forget everything: the preparation is done."""
+        """Remove all records, because the preparation is done."""
         remove(join(self._output, FOLDER))

@@ -1,4 +1,4 @@
-"""What is prepared, cut into units of work: the same units for any number of workers and machines."""
+"""Cuts the sources into units of work, the same units for any number of workers and machines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Source:
     assignment: Assignment | LastPart
 
     def identity(self) -> dict[str, Any]:
-        """What tells that a file is the same as before without reading all of it, and that it is read alike."""
+        """Facts that tell whether a file, and the way to read it, are the same as before, without reading all of it."""
         size, sha256 = file_bytes(self.path), hashlib.sha256()
         with g_pathmgr.open(self.path, "rb") as file:
             for position in (0, size // 2, max(0, size - _PROBE_BYTES)):
@@ -43,7 +43,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """A span of a source: what one worker prepares at a time."""
+    """A span of a source, which one worker prepares at a time."""
 
     number: int  # in the order of the output
     source: int
@@ -66,7 +66,7 @@ class Unit:
         return bool((place == self.assignment.splits.index(split)).any())
 
     def pieces(self, report: Report) -> Iterator[tuple[Rows, dict[str, Rows]]]:
-        """Each piece of the unit, and its rows by split; reported once it was dealt with."""
+        """Each piece of the unit, and its rows by split; a piece is reported after the caller has used it."""
         for piece in self.reader(self.path, self.span):
             place = self.assignment(piece.numbers)
             yield piece, {self.assignment.splits[i]: piece.select(place == i) for i in np.unique(place)}
@@ -74,7 +74,7 @@ class Unit:
 
 
 def line_tasks(sources: Sequence[Source], spans: Sequence[Sequence[Span]], work: RecordedWork) -> dict[str, Task]:
-    """By name, the tasks that count the lines of the sources of which the lines of every span have to be known."""
+    """Tasks, by name, that count the lines of each span of the sources that need these counts."""
     return {
         _name(i, j): work.task(_name(i, j), f"the lines of {source.path}", span.bytes, partial(_count, source, span))
         for i, (source, parts) in enumerate(zip(sources, spans, strict=True))

@@ -1,6 +1,6 @@
-"""Processes that share out a list of tasks; each is a fork, so that tasks need not be sent and machine code is there.
+"""Worker processes that share a list of tasks. They are forks, so they have the tasks and the machine code already.
 
-A task leaves its result in files. What comes back is how far it got, that it is done, or its error.
+A task writes its result to files. A worker only sends back its progress, that a task is done, or its error.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from typing import Any
 
 import pyarrow as pa
 
-Report = Callable[[int, int], None]  # takes rows and bytes of raw data that were gone through since the last call
+Report = Callable[[int, int], None]  # takes the rows and bytes of raw data that were read since the last call
 
 _POLL_S = 1.0
-_STOP_S = 10.0  # for a worker to remove what it has begun, before it is killed
+_STOP_S = 10.0  # time for a worker to remove unfinished files before it is killed
 
 
 @dataclass(frozen=True)
 class Task:
-    """Something to do, described by ``what`` for people."""
+    """Something to do; ``what`` describes it for people."""
 
     what: str
-    bytes: int  # of raw data that it goes through
+    bytes: int  # of raw data that it reads
     run: Callable[[Report], None]
 
 
 @dataclass
 class Worker:
-    """A process with the task that it is at."""
+    """A process and its present task."""
 
     name: str
     process: BaseProcess
@@ -44,9 +44,10 @@ class Worker:
 
 
 def run_tasks(tasks: Sequence[Task], workers: int, report: Report) -> None:
-    """Do all tasks, in this process if ``workers`` is 1; ``report`` is called at least every second in any case.
+    """Do all tasks, in this process if ``workers`` is 1; ``report`` is called at least every second.
 
-    The error of a task is raised here, once the others were stopped. ChildProcessError when a worker dies.
+    The error of a task is raised here, after the other workers were stopped. Raises ChildProcessError when a worker
+    dies.
     """
     if workers == 1 or len(tasks) == 1:
         for task in tasks:
@@ -91,7 +92,7 @@ def _assign(worker: Worker, waiting: deque[tuple[int, Task]]) -> None:
 
 def _start(name: str, tasks: Sequence[Task], others: list[Worker]) -> Worker:
     here, there = multiprocessing.Pipe()
-    # only if this process alone holds the other ends does a worker notice that it was killed
+    # A worker notices the death of this process only if no other process holds the other end of its pipe.
     not_its_own = [here, *(worker.connection for worker in others)]
     context = multiprocessing.get_context("fork")
     process = context.Process(target=_work, args=(tasks, there, not_its_own), name=name, daemon=True)
@@ -101,17 +102,17 @@ def _start(name: str, tasks: Sequence[Task], others: list[Worker]) -> Worker:
 
 
 def _work(tasks: Sequence[Task], connection: Connection[Any, Any], not_its_own: list[Connection[Any, Any]]) -> None:
-    """Do the tasks whose numbers arrive, until the process that sends them is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the main process stops its workers
+    """Do the tasks whose numbers arrive, until the process that sends them has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from the terminal; the main process stops its workers
     for other in not_its_own:
         other.close()
-    # Arrow's own pool returns what one block leaves free, and has it faulted in for the next: a tenth of all time
+    # Arrow's own pool returns the memory of each block and gets it again for the next: a tenth of all time.
     pa.set_memory_pool(pa.system_memory_pool())
 
     def send(message: object) -> None:
         try:
             connection.send(message)
-        except ConnectionError:  # without a main process this one ends, and puts away what it has begun
+        except ConnectionError:  # the main process has ended: remove unfinished files and end, too
             sys.exit()
 
     while True:
@@ -145,7 +146,7 @@ def _lost(worker: Worker) -> ChildProcessError:
     fate = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     assert worker.task is not None
     return ChildProcessError(
-        f"{worker.name} (process {worker.process.pid}) must live until it is done with {worker.task.what}: it {fate}; "
-        "if the system ran out of memory, lower the number of workers or the memory they may use, then start the same "
+        f"{worker.name} (process {worker.process.pid}) must live until it has finished {worker.task.what}: it {fate}; "
+        "if the system ran out of memory, lower the number of workers or the memory they may use, then run the same "
         "command again: finished parts are kept"
     )

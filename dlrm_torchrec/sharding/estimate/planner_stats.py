@@ -25,9 +25,9 @@ class EstimateStats(Stats):
         topology: Topology,
         batch_size: int,
         storage_reservation: StorageReservation,
-        num_proposals: int,  # noqa: ARG002
-        num_plans: int,  # noqa: ARG002
-        run_time: float,  # noqa: ARG002
+        num_proposals: int,  # noqa: ARG002 (TorchRec's)
+        num_plans: int,  # noqa: ARG002 (TorchRec's)
+        run_time: float,  # noqa: ARG002 (TorchRec's)
         best_plan: list[ShardingOption],
         *_: Any,
         enumerator: Any = None,

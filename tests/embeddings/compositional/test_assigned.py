@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dlrm_torchrec.embeddings.compositional.assigned import Assigned
@@ -89,7 +88,7 @@ class CopiesBetweenDevices(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(
-        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         self.count += func is torch.ops.aten._to_copy.default and "device" in (kwargs or {})
         return func(*args, **(kwargs or {}))

@@ -1,7 +1,5 @@
 """A package, the process of a server that serves it, and what a client says to it."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import re
@@ -11,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -95,7 +93,7 @@ class Server:
         command = [sys.executable, "-m", "dlrm_torchrec.cli.main", "serve", str(package), "--port", "0", *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def wait(self) -> Server:
+    def wait(self) -> Self:
         assert self.process.stdout is not None
         found = re.fullmatch(r"serving \w+ at http://127\.0\.0\.1:(\d+)\n", self.process.stdout.readline())
         assert found, self.stop()

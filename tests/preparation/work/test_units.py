@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -198,6 +197,6 @@ def test_numbers_that_are_too_small_are_refused(tmp_path: Path, name: str, value
 
 def test_workers_are_as_many_as_memory_and_work_allow() -> None:
     gib, small = 1 << 30, 100
-    budgets = itertools.starmap(budget.Budget.of, [(2 * gib, 64, small), (gib, 3, small), (small, 2, small)])
-    assert [made.workers for made in budgets] == [8, 3, 1]
-    assert budget.Budget.of(2 * gib, workers=None, raw_bytes=small).workers == 1
+    asked = [(2 * gib, 64), (gib, 3), (small, 2), (2 * gib, None)]
+    made = [budget.Budget.of(memory, workers=workers, raw_bytes=small) for memory, workers in asked]
+    assert [each.workers for each in made] == [8, 3, 1, 1]

@@ -73,7 +73,7 @@ def end(how: str, _: Report) -> None:
 def test_a_worker_that_dies_is_named_with_what_it_did(tmp_path: Path, how: str, fate: str) -> None:
     tasks = [*notes(tmp_path, 4), Task("rows 5 to 9 of day_1", 1, partial(end, how)), *notes(tmp_path, 4)]
     expected = (
-        rf"worker [01] \(process \d+\) must live until it is done with rows 5 to 9 of day_1: it {fate}; if .* out"
+        rf"worker [01] \(process \d+\) must live until it has finished rows 5 to 9 of day_1: it {fate}; if .* out"
     )
     with pytest.raises(ChildProcessError, match=expected):
         run_tasks(tasks, 2, lambda *_: None)

@@ -164,5 +164,5 @@ def test_over_two_ranks() -> None:
     assert not_finite == "logits must be finite: got NaN or infinity in 1 rows; look at the learning rate"
     assert isinstance(random_auc, dict)
     assert random_auc["auc"] == pytest.approx(0.5, abs=0.02)
-    assert str(random_error).startswith("validation AUC must have left 0.5 after the warm-up: got 0.")
+    assert str(random_error).startswith("validation AUC must differ from 0.5 after the warm-up: got 0.")
     assert str(constant_error).startswith("logits must differ between rows: got 0 for all")
