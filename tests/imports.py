@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import pkgutil
 
@@ -12,3 +13,5 @@ import dlrm_torchrec
 
 for module in pkgutil.walk_packages(dlrm_torchrec.__path__, "dlrm_torchrec."):
     importlib.import_module(module.name)
+
+gc.freeze()  # or every process would go through all that is imported to find garbage in it
