@@ -9,7 +9,7 @@ STAMP := .venv/installed-$(basename $(notdir $(REQUIREMENTS)))
 SITE := .venv/site-generator
 NEXT := .venv-next/installed
 
-.PHONY: setup train test test-next test-slow test-gpu check bench docs figures
+.PHONY: setup train test test-next test-slow test-gpu test-machines check bench docs figures
 
 setup: $(STAMP)
 
@@ -38,11 +38,16 @@ train: export OMP_NUM_THREADS ?= $(shell n=$$(nproc); echo $$(( n > 1 ? n / 2 : 
 train: setup
 	.venv/bin/torchrun --standalone --nproc_per_node 2 recipes/train_dlrm.py
 
-# one worker per core, which takes whole files in the order of tests/conftest.py: those that take minutes come first
+# One worker per core, which has one thread and takes whole files in the order of tests/conftest.py: those that take
+# minutes come first.
 TEST := pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
+test test-next: export OMP_NUM_THREADS ?= 1
 
 test: setup
 	.venv/bin/$(TEST)
+
+test-machines: setup
+	.venv/bin/python tests/machines.py .venv/bin/$(TEST)
 
 test-next: $(NEXT)
 	.venv-next/bin/$(TEST)

@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 # Children are forked from one clean process that has imported what they need and done nothing else, which saves each
 # of them the seconds that these imports take.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.imports"])
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["tests.imports"])
 
 
 def run_ranks(
@@ -63,7 +63,7 @@ def here() -> World:
 
 
 def _start(rank: int, world_size: int, port: int, stack: Path, work: bytes) -> tuple[ForkServerProcess, Connection]:
-    link, far_end = _context.Pipe()
+    link, far_end = context.Pipe()
     environment = {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),
@@ -73,7 +73,7 @@ def _start(rank: int, world_size: int, port: int, stack: Path, work: bytes) -> t
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 connects to the parent's store, too
     }
-    process = _context.Process(target=_rank_main, args=(environment, stack, work, far_end), daemon=True)
+    process = context.Process(target=_rank_main, args=(environment, stack, work, far_end), daemon=True)
     process.start()
     far_end.close()  # so that the death of the child is the end of the pipe
     return process, link

@@ -1,10 +1,10 @@
 """The tests of numbers as other processors compute them: with other instructions, kernels and numbers of threads.
 
-    .venv/bin/python tests/machines.py            all of the machines below
-    .venv/bin/python tests/machines.py avx2       one of them
+    make test-machines                      all machines below
+    make test-machines MACHINES="avx2"      some of them
 
-The variables choose among the code that PyTorch, MKL, oneDNN, FBGEMM and NumPy have for processors. MKL heeds only
-COMPATIBLE on processors that are not Intel's.
+The variables choose from the code that PyTorch, MKL, oneDNN, FBGEMM and NumPy have for different processors. On
+processors other than Intel's, MKL heeds COMPATIBLE only.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parent.parent
 TESTED = ["embeddings", "models", "sharding", "train", "inference", "datasets", "recipes"]
 MACHINES = {
     "no-vectors": {
         "ATEN_CPU_CAPABILITY": "default",
         "MKL_CBWR": "COMPATIBLE",
         "ONEDNN_MAX_CPU_ISA": "SSE41",
-        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",  # the least that it has
+        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",  # it has nothing for less
         "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
         "OMP_NUM_THREADS": "1",
     },
@@ -46,20 +44,20 @@ MACHINES = {
 }
 
 
-def main(names: list[str]) -> None:
+def main(command: list[str], names: list[str]) -> None:
+    """Run ``command``, a call of pytest, on the machines with these names."""
     failed = []
-    for name in names or MACHINES:
+    for name in names:
+        print(f"{name}: {MACHINES[name]}", flush=True)
         if name == "avx512" and "AVX512" not in torch.backends.cpu.get_cpu_capability():
-            print("avx512: this processor has no such instructions", flush=True)
-            continue
-        print(name, MACHINES[name], flush=True)
-        command = [sys.executable, "-m", "pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder"]
-        command += ["-q", "-m", "not slow and not gpu", *(f"tests/{folder}" for folder in TESTED)]
-        if subprocess.run(command, cwd=ROOT, env=os.environ | MACHINES[name]).returncode:
+            print("left out: this processor has no AVX-512", flush=True)
+        elif subprocess.run(
+            [*command, *(f"tests/{each}" for each in TESTED)], env=os.environ | MACHINES[name]
+        ).returncode:
             failed.append(name)
     if failed:
-        sys.exit(f"tests must pass on every machine: they failed on {', '.join(failed)}")
+        sys.exit(f"error: tests must pass on every machine: they failed on {', '.join(failed)}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1:], os.environ.get("MACHINES", " ".join(MACHINES)).split())

@@ -9,6 +9,7 @@ import json
 import os
 import pkgutil
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 
 import dlrm_torchrec
 from tests.recipe import ROOT
+from tests.scripts import run_python
 
 COMMANDS = [
     line.split("  #")[0].strip()
@@ -76,6 +78,16 @@ def typed(command: str, folder: Path, timeout_s: float = 280) -> str:
     return done.stdout + done.stderr
 
 
+def quickly(command: str, folder: Path) -> str:
+    """As ``typed``, but Python runs scripts in a process that has imported this library already."""
+    program, *words = shlex.split(command)
+    if program != "python":
+        return typed(command, folder)
+    done = run_python(words, folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
 def final_metrics(output: str) -> dict[str, float]:
     line = [line for line in output.splitlines() if '"val/auc"' in line][-1]
     return json.loads(line[line.index("{") :])
@@ -97,12 +109,12 @@ def test_command(command: str, project: Path) -> None:
     if "census" in command and not SHARED.exists():
         pytest.skip("Census-Income (KDD) is not at ../shared/data/census_income_kdd")
     if "quantize_dlrm" in command:  # of the run that the README began with, and for the server after it
-        typed("python recipes/train_dlrm.py demo --rows 40960 --batch-size 1024", project)
-        assert "largest change of a probability" in typed(command, project)
+        quickly("python recipes/train_dlrm.py demo --rows 40960 --batch-size 1024", project)
+        assert "largest change of a probability" in quickly(command, project)
         return
     shortest = max((end for end in SHORT if command.endswith(end)), key=len, default="")
     command = command.replace("-j 2x8", "-j 2x1") if "--dryrun" not in command else command  # see as_typed below
-    output = typed(command + SHORT.get(shortest, ""), project)
+    output = quickly(command + SHORT.get(shortest, ""), project)
     if "--dryrun" in command:
         assert "sbatch" in output or "srun" in output or "#SBATCH" in output
     elif "--count" in command:

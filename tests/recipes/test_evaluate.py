@@ -31,7 +31,7 @@ def test_metrics_are_those_of_the_run(trained: tuple[Path, dict[str, float]], wo
     run, metrics = trained
     found = run_ranks(world_size, evaluate, run, {}, join=False)[0]
     for name in ("val/auc", "val/ne", "val/logloss", "val/samples"):
-        assert found[name] == pytest.approx(metrics[name], rel=1e-6)
+        assert found[name] == pytest.approx(metrics[name], rel=1e-5)
     assert 0 < found["val/calibration_error"] < 0.1
     written = json.loads((run / "evaluation.json").read_text())
     assert sum(each["samples"] for each in written["calibration"]) == metrics["val/samples"]

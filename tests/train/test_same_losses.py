@@ -21,10 +21,11 @@ from tests.recipe import records, run_recipe
 
 STEPS, BATCH, SEED = 20, 256, 3
 TOLERANCE = 1e-5  # relative: float32 rounds sums to 6e-8, in another order on every number of ranks, for 20 steps
+# rates by which tables matter: one that is 0.1 % wrong changes losses by 7e-5 and more
 OPTIMIZERS = {
-    "sgd": (torch.optim.SGD, {"lr": 0.5}),
+    "sgd": (torch.optim.SGD, {"lr": 100.0}),
     "adagrad": (torch.optim.Adagrad, {"lr": 0.05, "eps": 1e-8}),
-    "rowwise_sgd": (torch.optim.SGD, {"lr": 0.5}),
+    "rowwise_sgd": (torch.optim.SGD, {"lr": 100.0}),
     "rowwise_adagrad": (RowWiseAdagrad, {"lr": 0.05, "eps": 1e-8}),
 }
 

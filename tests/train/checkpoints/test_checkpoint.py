@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,13 @@ def train(folder: Path, steps: int, world_size: int, *options: str) -> dict[str,
     ]  # fmt: skip
     metrics = run_recipe("train_dlrm", arguments, world_size)
     return {name: value for name, value in metrics.items() if name != "samples_per_s"}
+
+
+def nearly(metrics: dict[str, float]) -> dict[str, Any]:
+    """These metrics after sums in another order, which may move a row with a probability of 0.5 to the other class."""
+    return {
+        name: pytest.approx(value, rel=1e-5, abs=1e-3 if "accuracy" in name else 0) for name, value in metrics.items()
+    }
 
 
 def steps_saved(folder: Path) -> list[str]:
@@ -62,14 +70,14 @@ def test_resume_on_other_ranks_and_shardings(tmp_path: Path) -> None:
     train(tmp_path / "parts", 12, 2, "--sharding.kind=column_wise", "--sparse.kind=adagrad")
     train(tmp_path / "parts", 16, 2, "--sharding.kind=data_parallel", "--sparse.kind=adagrad")
     parts = train(tmp_path / "parts", 20, 2, "--sharding.kind=row_wise", "--sparse.kind=adagrad")
-    assert parts == pytest.approx(whole, rel=1e-5)
+    assert parts == nearly(whole)
 
 
 def test_replicated_row_wise_state_becomes_sharded_state(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", 12, 2, "--sharding.kind=row_wise")
     train(tmp_path / "parts", 4, 2, "--sharding.kind=data_parallel")
     train(tmp_path / "parts", 8, 2, "--sharding.kind=table_wise")
-    assert train(tmp_path / "parts", 12, 1, "--sharding.kind=data_parallel") == pytest.approx(whole, rel=1e-5)
+    assert train(tmp_path / "parts", 12, 1, "--sharding.kind=data_parallel") == nearly(whole)
 
 
 def test_finished_run_prints_its_metrics_again(tmp_path: Path) -> None:
