@@ -69,5 +69,5 @@ def test_the_command_takes_names_and_files(capsys: pytest.CaptureFixture[str], t
     path.write_text(ONE)
     assert main(["diff", str(path), str(path)]) == 0
     assert capsys.readouterr().out == "no difference in options, presets, imports, model and loop\n"
-    assert main(["diff", "train_dlrm", "train_fn"]) == 2
-    assert "did you mean train_fm?" in capsys.readouterr().err
+    assert main(["diff", "train_dlrm", "train_dlmr"]) == 2
+    assert "did you mean train_dlrm?" in capsys.readouterr().err
