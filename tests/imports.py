@@ -8,9 +8,11 @@ import pkgutil
 
 import hypothesis  # noqa: F401  # by the modules of tests that ranks import to find their function
 import pytest  # noqa: F401  # likewise
+import torch
 
 import dlrm_torchrec
 
+torch.set_num_threads(1)  # OpenMP's threads are not forked, and a child that looks for its parent's waits for ever
 for module in pkgutil.walk_packages(dlrm_torchrec.__path__, "dlrm_torchrec."):
     importlib.import_module(module.name)
 

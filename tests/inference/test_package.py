@@ -206,7 +206,7 @@ def spoil_model(package: Path) -> None:
     [
         (
             lambda package: shutil.rmtree(package),
-            r"folder .* must hold a package.json: got FileNotFoundError.*; name one",
+            r"folder .* must hold a package.json: got FileNotFoundError.*; name a package",
         ),
         (lambda package: (package / "package.json").write_text("{"), "must hold a package.json: got JSONDecodeError"),
         (lambda package: (package / "package.json").write_text("[]"), "must hold a package.json: got TypeError"),

@@ -83,7 +83,7 @@ def unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, l
     """A folder of which all units are done, but which was interrupted before ``dataset.json``; and its sources."""
     sources, output = write_raw(tmp_path), tmp_path / "out"
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise InterruptedByTestError
 
     with monkeypatch.context() as patch:

@@ -272,7 +272,7 @@ def test_the_order_is_random() -> None:
 
 def test_reuse_profiles_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     profile = ReuseProfile(5.0, (0.4, 0.2, 0.2, 0.1, 0.1), (0.08, 0.08, 0.14, 0.12, 0.58))
-    with pytest.raises(ValueError, match=r"at least 42 lookups per feature, .* got 41; ask for more rows or a larger"):
+    with pytest.raises(ValueError, match=r"at least 42 lookups per feature .*: got 41; ask for more rows or a larger"):
         ReuseTrace(profile, 41, KEY)
     assert ReuseTrace(profile, 42, KEY).take(42).max() > 0
     with pytest.raises(ValueError, match=r"at least the 20,000 ids that 100,000 lookups .* got 19,000 rows; ask for"):

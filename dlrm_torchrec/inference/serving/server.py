@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -56,6 +57,8 @@ class Protocol(H11Protocol):
 def serve(path: Path, config: ServingConfig) -> None:
     """Serves until SIGTERM or SIGINT, then answers open requests; OSError or PackageError when it cannot start."""
     disable_created_metrics()  # type: ignore[no-untyped-call]  # they would add an unused series to every metric
+    # torch warns from 2.14 on that TorchScript is deprecated; LOG.md says why we use it
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
     service = Service(path, config)
     failures: list[BaseException] = []
 
