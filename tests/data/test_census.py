@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +13,7 @@ import pytest
 
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from tests.data import load_script
+from tests.scripts import run_python
 
 ROOT = Path(__file__).parents[2]
 CENSUS = ROOT.parent / "shared/data/census_income_kdd"
@@ -38,8 +37,8 @@ def script() -> ModuleType:
     ],
 )
 def test_every_row_is_in_its_split(tmp_path: Path, options: list[str], expected: dict[str, int]) -> None:
-    command = [sys.executable, "data/census/prepare.py", "--input", str(CENSUS), "--output", str(tmp_path), *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = ["data/census/prepare.py", "--input", str(CENSUS), "--output", str(tmp_path), *options]
+    done = run_python(command, ROOT)
     assert done.returncode == 0, done.stderr
     manifest = Manifest.load(str(tmp_path))
     rows = {name: split.rows for name, split in manifest.splits.items()}

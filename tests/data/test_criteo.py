@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,7 @@ from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from tests.data import load_script
 from tests.preparation import criteo_files
+from tests.scripts import run_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,8 +33,7 @@ def labels(folder: Path, split: str) -> list[int]:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "data/criteo/prepare.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return run_python(["data/criteo/prepare.py", *map(str, arguments)], ROOT)
 
 
 @pytest.mark.parametrize("encoding", ["vocab", "hash"])

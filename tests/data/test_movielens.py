@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.preparation.movielens import GENRES_OF_100K, read_genres, read_ratings, read_users
 from dlrm_torchrec.preparation.user_item_splits import Ratings, by_time, leave_one_out, with_negatives
 from tests.recipe import ROOT, run_recipe
+from tests.scripts import run_python
 
 USERS, MOVIES = 40, 60
 
@@ -148,8 +148,7 @@ def test_negatives_are_uniform_over_what_is_left() -> None:
 
 
 def prepare(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "data/movielens/prepare.py"), f"--input={folder}", *options]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder.parent)
+    return run_python([str(ROOT / "data/movielens/prepare.py"), f"--input={folder}", *options], folder.parent)
 
 
 @pytest.mark.parametrize(("kind", "options"), [("1m", []), ("20m", ["--task=implicit", "--split=leave_one_out"])])

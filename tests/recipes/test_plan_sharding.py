@@ -7,8 +7,6 @@ import io
 import json
 import logging
 import re
-import subprocess
-import sys
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import pytest
 
 from dlrm_torchrec.datasets.criteo import criteo_1tb_multi_hot_spec
 from tests.recipe import ROOT, load_recipe, run_recipe
+from tests.scripts import run_python
 
 
 def plan(folder: Path, *arguments: str, code: int = 0) -> tuple[list[dict[str, Any]], str]:
@@ -45,11 +44,10 @@ def recipe(*arguments: str, code: int = 0) -> str:
 
 
 def test_as_a_command_from_another_folder(tmp_path: Path) -> None:
-    recipe = str(ROOT / "recipes/plan_sharding.py")
-    typed = [sys.executable, recipe, "train_dlrm", "--topology", "1x2:cpu", "1x1:a100-40", "--", "--bottom", "64", "16"]
-    done = subprocess.run(typed, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    recipe, topologies = str(ROOT / "recipes/plan_sharding.py"), ["1x2:cpu", "1x1:a100-40"]
+    done = run_python([recipe, "train_dlrm", "--topology", *topologies, "--", "--bottom", "64", "16"], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [estimate["topology"] for estimate in json.loads((tmp_path / "plan.json").read_text())] == typed[4:6]
+    assert [estimate["topology"] for estimate in json.loads((tmp_path / "plan.json").read_text())] == topologies
 
 
 def rank_bytes(estimate: dict[str, Any]) -> list[int]:

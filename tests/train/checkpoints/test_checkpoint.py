@@ -40,10 +40,10 @@ def steps_saved(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("optimizer", "dense", "world_size"),
     [
-        ("sgd", "adam", 1),
         ("sgd", "adam", 2),
         ("adagrad", "sgd", 2),
         ("rowwise_adagrad", "adagrad", 2),
+        pytest.param("sgd", "adam", 1, marks=pytest.mark.slow),
         pytest.param("adagrad", "sgd", 1, marks=pytest.mark.slow),
         pytest.param("rowwise_adagrad", "adagrad", 1, marks=pytest.mark.slow),
     ],
@@ -54,7 +54,6 @@ def test_resumed_run_equals_uninterrupted_one_bit_for_bit(
     options = [f"--sparse.kind={optimizer}", f"--dense.kind={dense}", "--sparse.lr=0.02", "--dense.lr=0.02"]
     options += ["--schedule.warmup-steps=8", "--schedule.decay-start=8", "--schedule.decay-steps=10", "--clip-norm=1"]
     whole = train(tmp_path / "whole", 12, world_size, *options)
-    train(tmp_path / "parts", 4, world_size, *options)
     train(tmp_path / "parts", 8, world_size, *options)
     assert train(tmp_path / "parts", 12, world_size, *options) == whole
     losses = [
