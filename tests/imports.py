@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import pkgutil
 
@@ -14,3 +15,5 @@ import dlrm_torchrec
 torch.set_num_threads(1)  # OpenMP's threads are not forked, and a child that looks for its parent's waits for ever
 for module in pkgutil.walk_packages(dlrm_torchrec.__path__, "dlrm_torchrec."):
     importlib.import_module(module.name)
+
+gc.freeze()  # or every process would go through all that is imported to find garbage in it
