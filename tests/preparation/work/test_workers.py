@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dlrm_torchrec.preparation.work.workers import Report, Task, run_tasks
+from tests.recipe import ROOT
 
 
 def note(folder: Path, name: str, report: Report) -> None:
@@ -103,7 +104,7 @@ def alive(process: int) -> bool:
 
 
 def test_workers_end_when_their_main_process_is_killed(tmp_path: Path) -> None:
-    main = subprocess.Popen([sys.executable, "-c", ORPHANS, str(tmp_path)], cwd=Path(__file__).parents[2])
+    main = subprocess.Popen([sys.executable, "-c", ORPHANS, str(tmp_path)], cwd=ROOT)
     while len(list(tmp_path.iterdir())) < 3:
         assert main.poll() is None
         time.sleep(0.01)
