@@ -98,7 +98,11 @@ LIST = [
     Private(
         "torch",
         ["_int_mm"],
-        ["benchmarks/int64_gemm.py", "dlrm_torchrec/inference/integers/int64_matmul.py"],
+        [
+            "benchmarks/int64_gemm.py",
+            "dlrm_torchrec/inference/integers/int64_matmul.py",
+            "tests/inference/integers/test_int64_matmul.py",
+        ],
         "No public function multiplies matrices of 8-bit integers on a GPU.",
     ),
     Private(
@@ -106,12 +110,6 @@ LIST = [
         ["_make_per_channel_quantized_tensor"],
         ["dlrm_torchrec/inference/mlps/linear.py"],
         "quantize_per_channel takes floats and would round them again, wrongly where a scale is below 1e-38.",
-    ),
-    Private(
-        "torch.cpu",
-        ["_is_vnni_supported"],
-        ["tests/inference/integers/test_int64_matmul.py"],
-        "get_cpu_capability does not tell whether a CPU has VNNI.",
     ),
     # torch: modules
     Private(
