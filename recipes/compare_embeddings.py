@@ -43,7 +43,7 @@ class Config:
     top: tuple[int, ...] = (64, 32, 1)  # Widths of the top MLP's layers; the last one is 1, the logit.
     sparse: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.1)  # The optimizer of the tables.
     dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # The optimizer of all other parameters.
-    schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # Both learning rates.
+    schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # Warm-up and decay.
     sweep: Sweep = Sweep()  # Which ways to store tables are compared, at which sizes.
     seeds: tuple[int, ...] = (0, 1, 2)  # Seeds of the initial weights; every variant is trained once with each.
     count: bool = False  # Print how many parameters the variants have, and train nothing.

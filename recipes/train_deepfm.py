@@ -41,7 +41,7 @@ class Config:
     tables: TablesConfig = TablesConfig()  # How tables are stored: plain, compositional, or of mixed dims.
     sparse: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.1)  # The optimizer of the tables.
     dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # The optimizer of all other parameters.
-    schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # Both learning rates.
+    schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # Warm-up and decay.
     sharding: ShardingConfig = ShardingConfig()  # Which rank holds which piece of which table.
     checkpoint: CheckpointConfig = CheckpointConfig()  # When the run is saved, and how.
     log: LogConfig = LogConfig()  # What is written about the run.

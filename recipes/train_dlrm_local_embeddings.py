@@ -34,7 +34,7 @@ class Config:
     batch_size: int = 2048  # Rows of a global batch, over all ranks together.
     bottom: tuple[int, ...] = (64, 16)  # Widths of the bottom MLP's layers; the last one is the dim of the tables.
     top: tuple[int, ...] = (64, 32, 1)  # Widths of the top MLP's layers; the last one is 1, the logit.
-    interaction: Literal["dot", "cat"] = "dot"  # What the top MLP sees: dot products of all pairs of vectors, or them.
+    interaction: Literal["dot", "cat"] = "dot"  # Input of the top MLP: dot products of all pairs, or the vectors.
     eval_every: int = 300  # Steps between evaluations; 0 means only at the end.
     run_dir: str = "runs/train_dlrm_local_embeddings"  # Folder of runs; the preset's name is appended.
     seed: int = 0  # Seed of the initial weights, the synthetic rows and the order of rows.
@@ -46,7 +46,7 @@ class Config:
     tables: TablesConfig = TablesConfig()  # How tables are stored: plain, compositional, or of mixed dims.
     sparse: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.1)  # The optimizer of the tables.
     dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # The optimizer of all other parameters.
-    schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # Both learning rates.
+    schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # Warm-up and decay.
     sharding: ShardingConfig = ShardingConfig()  # Which rank holds which piece of which table.
     checkpoint: CheckpointConfig = CheckpointConfig()  # When the run is saved, and how.
     log: LogConfig = LogConfig()  # What is written about the run.
