@@ -1,28 +1,77 @@
 """The nouns of a ranking data set: features, tables, and the spec that joins them.
 
-A spec describes *prepared* data: Parquet columns that a stream can read without looking anything up.
-It is stored in ``dataset.json`` next to the data and inside every checkpoint.
+A spec says how raw columns become *prepared* data: Parquet columns that a stream can read without looking anything up.
+What preparation measures (vocabularies, scales, buckets) is written back into it, so that two specs are equal only if
+they mean the same. It is stored in ``dataset.json`` next to the data and inside every checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from dataclasses import dataclass
+from hashlib import sha256
 from operator import index
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+from urllib.parse import quote
 
-Encoding = Literal["id", "vocab", "hash"]
+from dlrm_torchrec.checked_json import record
+
+Encoding = Literal["id", "vocab", "hash", "bucket"]
 WINDOW_ROWS = 65_536  # rows of data in one window; an id that repeats within a window counts as reuse
+MISSING_MARKERS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "\\N")
+_MAX_NAME_BYTES = 120
+
+
+def safe_name(name: str) -> str:
+    """A name for a module or a file that only this column has; letters, digits, - and _ stay as they are.
+
+    >>> safe_name("user.city"), safe_name("../x")
+    ('user%2Ecity', '%2E%2E%2Fx')
+    """
+    safe = quote(name, safe="").replace(".", "%2E").replace("~", "%7E")
+    return (
+        safe if len(safe) <= _MAX_NAME_BYTES else f"{safe[:_MAX_NAME_BYTES]}-{sha256(name.encode()).hexdigest()[:16]}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """A column to predict; a row whose value is missing does not count for it."""
+
+    name: str
+    positive_label: str | None = None  # the value that means 1; None means that the column holds 0 and 1, or numbers
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseFeature:
-    """One float column; ``default`` replaces a missing value before ``log1p`` is applied."""
+    """One float column: part of a raw column, with a missing value replaced, then log(1 + max(x, 0)), then scaled."""
 
     name: str
-    default: float = 0.0
+    column: str = ""  # the raw column; empty means the column of this name
+    # the number itself; 1 where it is missing and 0 elsewhere; or a time as days since 1970
+    part: Literal["value", "missing", "days"] = "value"
+    default: float | None = (
+        0.0  # replaces a missing value; None means the mean of the training rows (standardised only)
+    )
     log1p: bool = False  # preparation stores log(1 + max(x, 0))
+    standardise: bool = False  # preparation stores (x - mean) / deviation
+    mean: float | None = None  # of the training rows after log1p; preparation measures it
+    deviation: float | None = None  # likewise
+
+    def __post_init__(self) -> None:
+        _check_choice(f"part of feature {self.name!r}", self.part, ("value", "missing", "days"))
+        if self.default is None and not self.standardise:
+            raise ValueError(
+                f"default of feature {self.name!r} must be a number unless it is standardised: got null; "
+                "write a number, or set standardise"
+            )
+
+    @property
+    def raw(self) -> str:
+        """The raw column."""
+        return self.column or self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +82,11 @@ class SparseFeature:
 
     - ``id``: the value is already an id;
     - ``vocab``: id 0 means missing, id 1 means unseen; the other ids are the values seen at least ``min_count`` times;
-    - ``hash``: id 0 means missing; other values get a stable 64-bit hash folded into ``[1, rows)``.
+    - ``hash``: id 0 means missing; other values get a stable 64-bit hash folded into ``[1, rows)``;
+    - ``bucket``: id 0 means missing; id 1 + i is a number with i ``boundaries`` at or below it.
 
-    ``rows`` may be 0 only for ``vocab``, before preparation has counted the values.
+    ``rows`` may be 0 only for ``vocab``, before preparation has counted the values. Features with the same ``table``
+    share one table, and with it their vocabulary.
     """
 
     name: str
@@ -44,18 +95,64 @@ class SparseFeature:
     multi_hot: bool = False
     min_count: int = 1  # a value seen less often than this gets the id of unseen values (vocab only)
     pooling_factor: float = 1.0  # mean ids per row, measured on the data; the planner and synthetic data use it
+    column: str = ""  # the raw column; empty means the column of this name
+    # the value as it is; as a number, so that 2.50 and 2.5 are one; or the hour or weekday (0 is Monday) of a time, UTC
+    part: Literal["value", "number", "hour", "weekday"] = "value"
+    weights: str = ""  # raw column with a weight for each id of a multi-hot feature; empty means that all are 1
+    table: str = ""  # features with the same text share a table; empty means a table of its own
+    dim: int = 0  # width of its table; 0 means the model's
+    boundaries: tuple[float, ...] = ()  # of buckets, ascending; empty means quantiles, which preparation measures
+    vocabulary: str = ""  # digest of the vocabulary; preparation writes it
 
     def __post_init__(self) -> None:
-        if self.rows < 1 and not (self.encoding == "vocab" and self.rows == 0):
+        name = self.name
+        _check_choice(f"encoding of feature {name!r}", self.encoding, get_args(Encoding))
+        _check_choice(f"part of feature {name!r}", self.part, ("value", "number", "hour", "weekday"))
+        least = {"vocab": 0, "hash": 2, "bucket": 3, "id": 1}[self.encoding]
+        if self.rows < least:
+            why = {
+                "hash": "id 0 is 'missing'",
+                "bucket": "id 0 is 'missing', and one boundary makes two buckets",
+                "vocab": "0 is for a vocabulary that is still to be counted",
+                "id": "name the number of distinct ids; 0 is for a vocabulary that is still to be counted",
+            }[self.encoding]
             raise ValueError(
-                f"rows of feature {self.name!r} must be at least 1: got {self.rows}; "
-                "name the number of distinct ids (0 is for a vocabulary that is still to be counted)"
+                f"rows of {self.encoding} feature {name!r} must be at least {least} ({why}): got {self.rows}; raise it"
             )
-        if self.encoding == "hash" and self.rows < 2:
+        if self.min_count < 1 or self.dim < 0 or self.pooling_factor < 0:
             raise ValueError(
-                f"rows of hashed feature {self.name!r} must be at least 2 (id 0 is 'missing'): "
-                f"got {self.rows}; raise it"
+                f"min_count of feature {name!r} must be at least 1, dim and pooling_factor at least 0: got "
+                f"{self.min_count}, {self.dim} and {self.pooling_factor}; correct them"
             )
+        if self.weights and not self.multi_hot:
+            raise ValueError(
+                f"feature {name!r} must be multi_hot to have weights: got weights {self.weights!r}; set multi_hot"
+            )
+        if list(self.boundaries) != sorted(set(self.boundaries)) or len(self.boundaries) > max(0, self.rows - 2):
+            raise ValueError(
+                f"boundaries of feature {name!r} must ascend and be at most rows - 2 = {self.rows - 2}: got "
+                f"{list(self.boundaries)[:5]}, {len(self.boundaries)} in all; correct them or leave them out"
+            )
+
+    @property
+    def raw(self) -> str:
+        """The raw column."""
+        return self.column or self.name
+
+    @property
+    def table_name(self) -> str:
+        """The name of the table and of the vocabulary, which others may share; ``safe_name`` makes it a file's."""
+        return self.table or self.name
+
+    @property
+    def weights_name(self) -> str:
+        """The prepared column with the weights; empty without weights."""
+        return f"{self.name} weights" if self.weights else ""
+
+
+def vocabulary_path(feature: SparseFeature) -> str:
+    """The file of a vocabulary in a prepared folder or a package."""
+    return f"vocab/{safe_name(feature.table_name)}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,32 +173,80 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """The columns of a batch: a binary label, dense columns and sparse columns, in the model's order."""
+    """The columns of a batch: labels, dense columns and sparse columns, in the model's order."""
 
     name: str
     label: str
     dense: tuple[DenseFeature, ...]
     sparse: tuple[SparseFeature, ...]
-    positive_label: str | None = None  # the text that means 1; None means that the column already holds 0 and 1
+    positive_label: str | None = None  # the value that means 1; None means that the column already holds 0 and 1
+    target: Literal["binary", "number"] = "binary"  # what labels are: 0 or 1, or any number (regression)
+    more_labels: tuple[Label, ...] = ()  # further columns to predict from the same rows
+    weight: str = ""  # column with the weight of each row in loss and metrics; empty means 1 for all
+    # how raw text is written
+    missing: tuple[str, ...] = MISSING_MARKERS  # texts that mean a missing value, blanks around them apart
+    decimal: Literal[".", ","] = "."  # mark before the fraction of a number
+    thousands: Literal["", ",", ".", " ", "'", "_"] = ""  # mark between thousands of a number
 
     def __post_init__(self) -> None:
         if not self.sparse:
             raise ValueError(f"spec {self.name!r} must have a sparse feature: got none; add one to 'sparse'")
-        names = Counter([self.label, *self.feature_names])
+        names = Counter(self.prepared_names)
         twice = sorted(name for name, count in names.items() if count > 1)
-        if twice:
-            raise ValueError(f"columns of spec {self.name!r} must have distinct names: got {twice} twice; rename them")
+        if twice or "" in names:
+            raise ValueError(
+                f"columns of spec {self.name!r} must have distinct names of at least a character: got "
+                f"{twice or ['']} {'twice' if twice else ''}; rename them and keep the raw name in 'column'"
+            )
+        if self.decimal == self.thousands:
+            raise ValueError(f"decimal and thousands must differ: got {self.decimal!r} for both; correct one of them")
+        for table, features in self._by_table().items():
+            kinds = {(f.rows, f.encoding, f.dim, f.min_count, f.vocabulary) for f in features}
+            if len(kinds) > 1:
+                raise ValueError(
+                    f"features of table {table!r} must have the same rows, encoding, dim and min_count: got "
+                    f"{sorted(f.name for f in features)} with {len(kinds)} different ones; make them equal"
+                )
 
     @property
     def feature_names(self) -> list[str]:
         """Dense, then sparse."""
         return [*(feature.name for feature in self.dense), *(feature.name for feature in self.sparse)]
 
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """All columns to predict, the main one first."""
+        return (Label(name=self.label, positive_label=self.positive_label), *self.more_labels)
+
+    @property
+    def prepared_names(self) -> list[str]:
+        """All columns of prepared files: labels, the weight of rows, features, weights of ids."""
+        weights = [feature.weights_name for feature in self.sparse if feature.weights]
+        weight = [self.weight] if self.weight else []
+        return [*(label.name for label in self.labels), *weight, *self.feature_names, *weights]
+
+    @property
+    def raw_features(self) -> list[str]:
+        """The raw columns of all features, each once."""
+        columns = [*(feature.raw for feature in self.dense), *(feature.raw for feature in self.sparse)]
+        return list(dict.fromkeys([*columns, *(feature.weights for feature in self.sparse if feature.weights)]))
+
+    def _by_table(self) -> dict[str, list[SparseFeature]]:
+        tables: dict[str, list[SparseFeature]] = {}
+        for feature in self.sparse:
+            tables.setdefault(feature.table_name, []).append(feature)
+        return tables
+
     def tables(self, dim: int) -> tuple[Table, ...]:
-        """One table of width ``dim`` per sparse feature, named ``t_<feature>``."""
+        """The tables, named ``t_<feature>`` or by their ``table``; of width ``dim`` unless a feature says its own."""
         return tuple(
-            Table(name=f"t_{feature.name}", rows=feature.rows, dim=dim, features=(feature.name,))
-            for feature in self.sparse
+            Table(
+                name=f"t_{safe_name(name)}",
+                rows=features[0].rows,
+                dim=features[0].dim or dim,
+                features=tuple(feature.name for feature in features),
+            )
+            for name, features in self._by_table().items()
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -109,18 +254,22 @@ class DatasetSpec:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> DatasetSpec:
-        """The spec that ``to_json`` wrote; ValueError when keys are missing or unknown."""
+    def from_json(cls, data: Any) -> DatasetSpec:
+        """The spec that ``to_json`` wrote, or a person; ValueError names the field that is wrong."""
+        return record(cls, data, "the dataset spec")
+
+    @classmethod
+    def read(cls, data: bytes) -> DatasetSpec:
+        """The spec in a JSON file; ValueError says what is wrong with it."""
         try:
-            fields = dict(data)
-            dense = tuple(DenseFeature(**feature) for feature in fields.pop("dense"))
-            sparse = tuple(SparseFeature(**feature) for feature in fields.pop("sparse"))
-            return cls(dense=dense, sparse=sparse, **fields)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"a dataset spec must have the fields of DatasetSpec: got {error}; compare it with a dataset.json "
-                "that this version wrote"
-            ) from error
+            return cls.from_json(json.loads(data.decode("utf-8-sig")))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"a spec must be JSON in UTF-8: got {error}; correct it") from error
+
+
+def _check_choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{what} must be one of {list(choices)}: got {value!r}; correct it")
 
 
 @dataclass(frozen=True, kw_only=True)
