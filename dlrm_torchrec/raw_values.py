@@ -259,9 +259,9 @@ def vocabulary_digest(chunks: Iterable[Any]) -> str:
 
     Each value counts as the UTF-8 of its canonical text, with a zero byte after it.
     """
-    digest = sha256()
+    digest, empty, zero = sha256(), pa.scalar("", pa.large_string()), pa.scalar("\0", pa.large_string())
     for values in chunks:
-        ended = pc.binary_join_element_wise(values.cast(pa.large_string()), pa.scalar("", pa.large_string()), "\0")
+        ended = pc.binary_join_element_wise(values.cast(pa.large_string()), empty, zero)
         _, ends, data = ended.buffers()
         bounds = np.frombuffer(ends, np.int64)[ended.offset : ended.offset + len(ended) + 1]
         digest.update(memoryview(data or b"")[bounds[0] : bounds[-1]] if len(ended) else b"")
