@@ -97,7 +97,7 @@ from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_b
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.schedule import ScheduledLearningRate
 from dlrm_torchrec.train.stop import StopRequest
-from dlrm_torchrec.train.task import BinaryRankingTask, RankingTask, RegressionTask
+from dlrm_torchrec.train.task import TASKS, RankingTask
 from dlrm_torchrec.train.world import join_world
 
 
@@ -109,8 +109,7 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
     if cfg.compile:
         compile_dense(model)
     optimize_tables_in_backward(tables, cfg.sparse)
-    task = RegressionTask if spec.target == "number" else BinaryRankingTask
-    return task(model, world_size, autocast=torch.bfloat16 if cfg.bf16 else None), tables
+    return TASKS[spec.target](model, world_size, autocast=torch.bfloat16 if cfg.bf16 else None), tables
 
 
 @record

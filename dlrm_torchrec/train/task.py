@@ -78,6 +78,9 @@ class RegressionTask(RankingTask):
         return (weights * (outputs - labels).square()).sum()
 
 
+TASKS: dict[str, type[RankingTask]] = {"binary": BinaryRankingTask, "number": RegressionTask}  # by the labels' target
+
+
 # TorchRec's pipelines trace the task with fx, which cannot follow branches.
 @torch.fx.wrap
 def real_labels(batch: RankingBatch) -> torch.Tensor:

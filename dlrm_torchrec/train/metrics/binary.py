@@ -61,17 +61,17 @@ def ranking_metrics(
     }
 
 
-def binary_metrics(scores: Scores, *, learned: bool, label: int = 0) -> dict[str, float]:
+def binary_metrics(scores: Scores, *, learned: bool) -> dict[str, float]:
     """``ranking_metrics`` of one label; raises TrainingError where these would be meaningless, or the model is broken.
 
     ``learned`` says that the model has had time to learn, so constant logits or an AUC of 0.5 are an error (see
     ``gates``).
     """
-    single = scores.of_label(label)
-    check_scores(single.outputs, single.labels)
-    metrics = ranking_metrics(*single)
+    scores = scores.of_label(0)
+    check_scores(scores.outputs, scores.labels)
+    metrics = ranking_metrics(*scores)
     if learned:
-        check_learned(single.outputs, metrics)
+        check_learned(scores.outputs, metrics)
     return metrics
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from dlrm_torchrec.train.metrics.binary import Scores, binary_metrics, on_all_ranks, predict
+from dlrm_torchrec.train.metrics.gates import TrainingError
 from dlrm_torchrec.train.metrics.regression import regression_metrics
 from dlrm_torchrec.train.task import RankingBatch
 from dlrm_torchrec.train.world import World
@@ -44,13 +45,13 @@ def label_metrics(scores: Scores, *, labels: Sequence[str], target: Target, lear
         target: whether the labels are 0 or 1, or numbers
         learned: whether the model has had time to learn, so that constant logits or an AUC of 0.5 are an error
     """
-    found = []
-    for number in range(len(labels)):
-        if target == "number":
-            found.append(regression_metrics(*scores.of_label(number)))
-        else:
-            found.append(binary_metrics(scores, label=number, learned=learned))
-    named = {
-        f"{name}/{metric}": value for name, own in zip(labels, found, strict=True) for metric, value in own.items()
-    }
-    return found[0] | named if len(labels) > 1 else found[0]
+    several = len(labels) > 1
+    found: dict[str, dict[str, float]] = {}
+    for number, name in enumerate(labels):
+        single = scores.of_label(number)
+        try:
+            found[name] = regression_metrics(*single) if target == "number" else binary_metrics(single, learned=learned)
+        except TrainingError as error:
+            raise TrainingError(f"label {name!r}: {error}" if several else str(error)) from error
+    named = {f"{name}/{metric}": value for name, own in found.items() for metric, value in own.items()}
+    return found[labels[0]] | (named if several else {})
