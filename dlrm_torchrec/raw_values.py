@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,20 @@ def kinds(values: Any) -> tuple[Any, Any]:
         return values, pa.nulls(len(values), pa.string())
     whole = _is_whole(values)
     return pc.if_else(whole, values, None).cast(pa.int64()), pc.if_else(whole, None, values)
+
+
+def vocabulary_digest(values: Any) -> str:
+    """A fingerprint of the values of a vocabulary, an Arrow array in the order of ids, whatever their type.
+
+    It is the first 16 hex digits of the SHA-256 of each value's text in UTF-8, followed by a zero byte.
+    """
+    digest = sha256()
+    for start in range(0, len(values), 1 << 20):  # bounds the memory
+        texts = values[start : start + (1 << 20)].cast(pa.large_string())
+        ended = pc.binary_join_element_wise(texts, *pa.array(["", "\0"], pa.large_string()))
+        _, offsets, data = ended.buffers()
+        digest.update(memoryview(data)[: np.frombuffer(offsets, np.int64)[len(ended)]])
+    return digest.hexdigest()[:16]
 
 
 def numbers(values: Any, form: TextForm) -> tuple[npt.NDArray[np.float64], Mask]:

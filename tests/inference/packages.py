@@ -31,7 +31,7 @@ class Sum(torch.nn.Module):
         outside = (ids < 0) | (ids >= self.rows[feature])
         unseen = torch.zeros(features, dtype=torch.int64).index_add(0, feature, outside.long())
         logits = dense.sum(1).index_add(0, bag % rows, torch.cos(ids.float() * (feature + 1)))
-        return torch.sigmoid(logits), unseen
+        return torch.sigmoid(logits).unsqueeze(1), unseen
 
 
 def scripted(spec: DatasetSpec) -> torch.jit.ScriptModule:

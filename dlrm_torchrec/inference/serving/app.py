@@ -19,7 +19,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dlrm_torchrec.inference.predictor import Inputs, Predictor
+from dlrm_torchrec.inference.encoder import Inputs
+from dlrm_torchrec.inference.predictor import Predictor
 from dlrm_torchrec.inference.serving.arrow_body import read_arrow, write_arrow
 from dlrm_torchrec.inference.serving.batcher import Batcher
 from dlrm_torchrec.inference.serving.client import announced_bytes, read_body, unless_gone

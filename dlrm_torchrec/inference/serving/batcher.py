@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlrm_torchrec.inference.predictor import Inputs, Predictor
+from dlrm_torchrec.inference.encoder import Inputs
+from dlrm_torchrec.inference.predictor import Predictor
 from dlrm_torchrec.inference.serving.prometheus import Metrics
 
 
