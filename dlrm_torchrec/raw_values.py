@@ -32,6 +32,7 @@ _EXACT = 2.0**53  # every whole number below is a float64 of its own
 _UNITS = ((1e8, 1e11, 1.0), (1e11, 1e14, 1e3), (1e14, 1e17, 1e6), (1e17, 1e19, 1e9))  # from, to, per second
 _DATE = r"^(19|20)[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])$"
 _DAY_S = 86_400
+_BOOLEANS = pa.array(["true", "false"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +266,8 @@ def scaled(values: npt.NDArray[np.float64], feature: Any) -> npt.NDArray[np.floa
 def _canonical_words(words: Any, form: TextForm) -> tuple[Any, bool]:
     """Canonical texts of distinct texts, and whether all of them are whole numbers."""
     words = _read_booleans(_present(words, form.missing))
+    if not _any_like_number(words):
+        return words, words.null_count == len(words)
     short = pc.replace_substring_regex(words, r"\.0*$", "")
     whole = pc.and_(pc.match_substring_regex(words, _WHOLE), _is_whole(short))
     words = pc.if_else(whole, pc.if_else(pc.equal(short, "-0"), "0", short), words)
@@ -273,12 +276,19 @@ def _canonical_words(words: Any, form: TextForm) -> tuple[Any, bool]:
 
 def _is_whole(words: Any) -> Any:
     """Whether texts are int64 without leading zeros; null where they are null."""
+    if not _any_like_number(words):
+        return pc.if_else(words.is_valid(), pa.scalar(value=False), None)
     digits = pc.replace_substring_regex(words, "^-", "")
     small = pc.or_(pc.less(pc.utf8_length(words), 19), pc.less_equal(digits, _INT64_END))
     return pc.and_(
         pc.match_substring_regex(words, _WHOLE.replace(r"(\.0*)?", "")),
         pc.or_(small, pc.less(pc.utf8_length(digits), 19)),
     )
+
+
+def _any_like_number(words: Any) -> bool:
+    """Whether some text may be a whole number; most columns of text have none, which saves most of the work."""
+    return bool(pc.any(pc.match_substring_regex(words, "^-?[0-9]")).as_py())
 
 
 def _present(words: Any, missing: Sequence[str]) -> Any:
@@ -291,6 +301,8 @@ def _present(words: Any, missing: Sequence[str]) -> Any:
 
 def _read_booleans(words: Any) -> Any:
     lower = pc.utf8_lower(words)
+    if not pc.any(pc.is_in(lower, value_set=_BOOLEANS)).as_py():
+        return words
     return pc.if_else(pc.equal(lower, "true"), "1", pc.if_else(pc.equal(lower, "false"), "0", words))
 
 

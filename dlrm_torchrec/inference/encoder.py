@@ -8,7 +8,6 @@ from __future__ import annotations
 import reprlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NoReturn
@@ -329,9 +328,10 @@ def _plain(array: Any, name: str) -> Any:
 
 def _array(values: Any) -> Any:
     """An Arrow array; None when the values have no type in common."""
-    with suppress(pa.ArrowException, OverflowError, TypeError, ValueError):
+    try:
         return pa.array(values, from_pandas=True)
-    return None
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return None
 
 
 def _refuse(name: str, holds: str, found: object) -> NoReturn:

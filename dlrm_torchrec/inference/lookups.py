@@ -5,7 +5,7 @@ A package holds a copy of this file, which needs only numpy and pyarrow.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -54,28 +54,27 @@ class Lookup(NamedTuple):
 
     find_integers: Callable[[Ids], Ids]
     find_texts: Callable[[Any], Ids]
-    unseen: int = MISSING  # the id of unknown values
-    takes_texts: bool = True
+    unseen: int  # the id of unknown values
 
     def __call__(self, values: Categories) -> tuple[Ids, int]:
-        ids = np.full(len(values.integers), MISSING)
-        if values.is_integer.any():
-            ids = np.where(values.is_integer, self.find_integers(values.integers), ids)
-        if values.is_text.any():
-            ids = np.where(values.is_text, self.find_texts(values.texts), ids)
+        if values.is_integer.all():
+            ids = self.find_integers(values.integers)
+        elif values.is_text.all():
+            ids = self.find_texts(values.texts)
+        else:
+            ids = np.where(values.is_integer, self.find_integers(values.integers), MISSING)
+            if values.is_text.any():
+                ids = np.where(values.is_text, self.find_texts(values.texts), ids)
         unknown = ids == _UNKNOWN
-        ids[unknown] = self.unseen
-        return ids, int(np.count_nonzero(unknown))
+        num_unknown = int(np.count_nonzero(unknown))
+        if num_unknown:
+            ids[unknown] = self.unseen
+        return ids, num_unknown
 
 
 def id_lookup(rows: int) -> Lookup:
-    """Ids in [0, rows) are themselves; there are no texts."""
-    return Lookup(partial(_find_id, rows), _find_nothing, takes_texts=False)
-
-
-def hash_lookup(rows: int) -> Lookup:
-    """Ids in [1, rows), by a hash of 64 bits."""
-    return Lookup(partial(_fold_integers, rows), partial(_fold_texts, rows))
+    """Ids in [0, rows) are themselves."""
+    return Lookup(partial(_find_id, rows), _find_nothing, unseen=MISSING)
 
 
 def vocabulary_lookup(values: Any) -> Lookup:
@@ -110,19 +109,30 @@ def _find_integer(ascending: Ids, ids: Ids, values: Ids) -> Ids:
     return matched
 
 
-def _fold_integers(rows: int, values: Ids) -> Ids:
-    return _folded(values.astype(np.uint64), rows)
-
-
-def _fold_texts(rows: int, values: Any) -> Ids:
-    return _folded(_fnv1a(values), rows)
-
-
-def _folded(state: npt.NDArray[np.uint64], rows: int) -> Ids:
-    state = state + np.uint64(0x9E3779B97F4A7C15)  # here the finaliser of SplitMix64 begins
+def hashes(values: Categories) -> npt.NDArray[np.uint64]:
+    """A hash of 64 bits (N,) of each category: the finaliser of SplitMix64 of a whole number, or of a text's FNV-1a."""
+    state = values.integers.astype(np.uint64)
+    if values.is_text.any():
+        state = np.where(values.is_text, _fnv1a(values.texts), state)
+    state = state + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((state ^ (state >> np.uint64(31))) % np.uint64(rows - 1)).astype(np.int64) + 1
+    return state ^ (state >> np.uint64(31))
+
+
+def hashed_ids(values: Sequence[tuple[Categories, int]]) -> list[Ids]:
+    """Ids in [1, rows) of the categories of each feature of so many rows; all features are hashed at once."""
+    integers, is_integer, texts, is_text = zip(*(categories for categories, _ in values), strict=True)
+    arrays = [np.concatenate(parts) for parts in (integers, is_integer, is_text)]
+    joined = Categories(arrays[0], arrays[1], pa.concat_arrays(texts), arrays[2])
+    present, state = joined.is_integer | joined.is_text, hashes(joined)
+    ids, first = [], 0
+    for categories, rows in values:
+        last = first + len(categories.integers)
+        own = (state[first:last] % np.uint64(rows - 1)).astype(np.int64) + 1
+        ids.append(np.where(present[first:last], own, MISSING))
+        first = last
+    return ids
 
 
 def _fnv1a(words: Any) -> npt.NDArray[np.uint64]:
