@@ -12,8 +12,9 @@ Preparation and serving both use this file, and a package holds a copy of it; it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
@@ -147,22 +148,10 @@ def kinds(values: Any) -> tuple[Any, Any]:
     """
     if types.is_integer(values.type):
         return values, pa.nulls(len(values), pa.string())
+    if not _any_like_number(values):
+        return pa.nulls(len(values), pa.int64()), values
     whole = _is_whole(values)
     return pc.if_else(whole, values, None).cast(pa.int64()), pc.if_else(whole, None, values)
-
-
-def vocabulary_digest(values: Any) -> str:
-    """A fingerprint of the values of a vocabulary, an Arrow array in the order of ids, whatever their type.
-
-    It is the first 16 hex digits of the SHA-256 of each value's text in UTF-8, followed by a zero byte.
-    """
-    digest = sha256()
-    for start in range(0, len(values), 1 << 20):  # bounds the memory
-        texts = values[start : start + (1 << 20)].cast(pa.large_string())
-        ended = pc.binary_join_element_wise(texts, *pa.array(["", "\0"], pa.large_string()))
-        _, offsets, data = ended.buffers()
-        digest.update(memoryview(data)[: np.frombuffer(offsets, np.int64)[len(ended)]])
-    return digest.hexdigest()[:16]
 
 
 def numbers(values: Any, form: TextForm) -> tuple[npt.NDArray[np.float64], Mask]:
@@ -263,6 +252,25 @@ def scaled(values: npt.NDArray[np.float64], feature: Any) -> npt.NDArray[np.floa
     return result.astype(np.float32)
 
 
+def texts(values: Any) -> Any:
+    """Canonical categories as text: whole numbers as their digits."""
+    return values.cast(pa.string())
+
+
+def vocabulary_digest(chunks: Iterable[Any]) -> str:
+    """What tells one vocabulary from another: 16 hexadecimal digits of SHA-256 of its values in the order of their ids.
+
+    Each value counts as the UTF-8 of its canonical text, with a zero byte after it.
+    """
+    digest, empty, zero = sha256(), pa.scalar("", pa.large_string()), pa.scalar("\0", pa.large_string())
+    for values in chunks:
+        ended = pc.binary_join_element_wise(values.cast(pa.large_string()), empty, zero)
+        _, ends, data = ended.buffers()
+        bounds = np.frombuffer(ends, np.int64)[ended.offset : ended.offset + len(ended) + 1]
+        digest.update(memoryview(data or b"")[bounds[0] : bounds[-1]] if len(ended) else b"")
+    return digest.hexdigest()[:16]
+
+
 def _canonical_words(words: Any, form: TextForm) -> tuple[Any, bool]:
     """Canonical texts of distinct texts, and whether all of them are whole numbers."""
     words = _read_booleans(_present(words, form.missing))
@@ -276,8 +284,6 @@ def _canonical_words(words: Any, form: TextForm) -> tuple[Any, bool]:
 
 def _is_whole(words: Any) -> Any:
     """Whether texts are int64 without leading zeros; null where they are null."""
-    if not _any_like_number(words):
-        return pc.if_else(words.is_valid(), pa.scalar(value=False), None)
     digits = pc.replace_substring_regex(words, "^-", "")
     small = pc.or_(pc.less(pc.utf8_length(words), 19), pc.less_equal(digits, _INT64_END))
     return pc.and_(
@@ -322,8 +328,6 @@ def _since_1970(values: npt.NDArray[np.float64], bad: Mask) -> tuple[npt.NDArray
 
 def _iso_seconds(text: str) -> float:
     """Seconds since 1970 of an ISO 8601 text; NaN if it is none."""
-    from datetime import UTC, datetime
-
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

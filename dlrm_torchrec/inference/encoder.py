@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dlrm_torchrec.inference.lookups import Categories, Lookup, read_categories
+from dlrm_torchrec.inference.lookups import Categories, Lookup, hashed_ids, id_lookup, read_categories
 from dlrm_torchrec.raw_values import (
     TextForm,
     UnfitTypeError,
@@ -35,6 +35,7 @@ Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Key = tuple[str, bool]  # a raw column, and whether it holds lists
 Reader = Callable[[Any, TextForm], tuple[Any, ...]]  # the parts of a reading, each as long as the values
+Found = Mapping[tuple[Reader, Key], tuple[Any, ...]]
 
 _DAY_S = 86_400
 _FLOAT32_END = 2.0**128 - 2.0**103  # numbers below this become a finite float32
@@ -82,19 +83,21 @@ class _Column:
 class Encoder:
     """Maps raw columns to ``Inputs`` by a spec; threads may share it."""
 
-    def __init__(self, spec: Mapping[str, Any], lookups: Sequence[Lookup | None]) -> None:
-        """``spec`` is the JSON of a DatasetSpec; ``lookups`` has one per sparse feature, None for buckets."""
+    def __init__(self, spec: Mapping[str, Any], vocabularies: Mapping[str, Lookup]) -> None:
+        """``spec`` is the JSON of a DatasetSpec; ``vocabularies`` has one for each of its ``vocab`` features."""
         self.name: str = spec["name"]
         self.dense, self.sparse = spec["dense"], spec["sparse"]
-        self.lookups = lookups
-        self.weighted = any(feature["weights"] for feature in self.sparse)
         self.form = TextForm(missing=spec["missing"], decimal=spec["decimal"], thousands=spec["thousands"])
+        self.lookups = {feature["name"]: id_lookup(feature["rows"]) for feature in self.sparse} | dict(vocabularies)
+        self.dense_from, self.sparse_from = (
+            [_place(each) for each in self.dense],
+            [_place(each) for each in self.sparse],
+        )
+        weights = [(numbers, (feature["weights"], True)) for feature in self.sparse if feature["weights"]]
+        self.weighted = bool(weights)
         self.reads: dict[Reader, dict[Key, None]] = defaultdict(dict)
-        for feature in (*self.dense, *self.sparse):
-            self.reads[_reader(feature)][_key(feature)] = None
-        for feature in self.sparse:
-            if feature["weights"]:
-                self.reads[numbers][feature["weights"], True] = None
+        for read, key in (*self.dense_from, *self.sparse_from, *weights):
+            self.reads[read][key] = None
         self.keys = dict.fromkeys(chain.from_iterable(self.reads.values()))
         self.columns = tuple(dict.fromkeys(name for name, _ in self.keys))
         ignored = (spec["label"], spec["weight"], *(label["name"] for label in spec["more_labels"]))
@@ -117,17 +120,11 @@ class Encoder:
             for key, parts in _read({key: flat[key] for key in keys}, read, self.form).items()
         }
         lengths: npt.NDArray[np.int32] = np.ones((len(self.sparse), rows), np.int32)
-        ids, unseen, weights = [], [], []
-        for row, feature, lookup in zip(lengths, self.sparse, self.lookups, strict=True):
-            key = _key(feature)
-            if feature["multi_hot"]:
-                row[:] = flat[key].lengths
-            own, unknown = _ids(feature, lookup, found[_reader(feature), key])
-            ids.append(own)
-            unseen.append(unknown)
-            if self.weighted:
-                weights.append(_weights(feature, row, flat, found) if feature["weights"] else np.ones(len(own), "f4"))
-        return Inputs(self._dense(found, rows), tuple(ids), lengths, tuple(weights), np.array(unseen))
+        for row, (_, key) in zip(lengths, self.sparse_from, strict=True):
+            row[:] = flat[key].lengths
+        ids, unseen = self._ids(found)
+        weights = self._weights(found, flat, ids) if self.weighted else ()
+        return Inputs(self._dense(found, rows), ids, lengths, weights, unseen)
 
     def _checked(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         """The raw columns, all of the same length."""
@@ -147,14 +144,14 @@ class Encoder:
             raise ValueError(f"columns must have one value per row: got {found}; send null for a missing value")
         return checked
 
-    def _dense(self, found: Mapping[Any, tuple[Any, ...]], rows: int) -> Floats:
+    def _dense(self, found: Found, rows: int) -> Floats:
         values = np.empty((len(self.dense), rows))
-        for row, feature in zip(values, self.dense, strict=True):
-            row[:] = found[_reader(feature), _key(feature)][0]
+        for row, place in zip(values, self.dense_from, strict=True):
+            row[:] = found[place][0]
         infinite = np.abs(values) >= _FLOAT32_END
         if infinite.any():
-            number, place = np.argwhere(infinite)[0]
-            _refuse(_key(self.dense[number])[0], "finite float32 numbers", values[number, place].item())
+            number, row = np.argwhere(infinite)[0]
+            _refuse(self.dense_from[number][1][0], "finite float32 numbers", values[number, row].item())
         for row, feature in zip(values, self.dense, strict=True):
             if feature["part"] == "missing":
                 row[:] = np.isnan(row)
@@ -165,18 +162,59 @@ class Encoder:
             dense[:, members] = scaled(values[members], steps).T
         return dense
 
+    def _ids(self, found: Found) -> tuple[tuple[Ids, ...], Ids]:
+        """The ids of each feature, and how many of its values are unknown."""
+        ids: list[Any] = [None] * len(self.sparse)
+        unseen = np.zeros(len(ids), np.int64)
+        hashed: dict[int, tuple[Categories, int]] = {}
+        for number, (feature, place) in enumerate(zip(self.sparse, self.sparse_from, strict=True)):
+            encoding, parts = feature["encoding"], found[place]
+            if encoding == "bucket":
+                ids[number] = buckets(_numbers(parts, feature["part"]), feature["boundaries"])
+                continue
+            categories = _categories(parts, feature["part"])
+            if encoding == "hash":
+                hashed[number] = categories, feature["rows"]
+                continue
+            if encoding == "id" and categories.is_text.any():
+                _refuse(place[1][0], "whole numbers", categories.texts.drop_null()[0].as_py())
+            ids[number], unseen[number] = self.lookups[feature["name"]](categories)
+        if hashed:
+            for number, own in zip(hashed, hashed_ids(list(hashed.values())), strict=True):
+                ids[number] = own
+        return tuple(ids), unseen
 
-def _key(feature: Mapping[str, Any]) -> Key:
-    return feature["column"] or feature["name"], feature.get("multi_hot", False)
+    def _weights(self, found: Found, flat: Mapping[Key, _Column], ids: Sequence[Ids]) -> tuple[Floats, ...]:
+        weights: list[Floats] = []
+        for feature, (_, key), own in zip(self.sparse, self.sparse_from, ids, strict=True):
+            name = feature["weights"]
+            if not name:
+                weights.append(np.ones(len(own), np.float32))
+                continue
+            lengths, wanted = flat[name, True].lengths, flat[key].lengths
+            unequal = np.flatnonzero(lengths != wanted)
+            if len(unequal):
+                row = unequal[0]
+                raise ValueError(
+                    f"column {name!r} must have a weight for each value of {key[0]!r}: got {lengths[row]} for "
+                    f"{wanted[row]} in row {row}; send lists of the same lengths"
+                )
+            (values,) = found[numbers, (name, True)]
+            wrong = values[~(np.abs(values) < _FLOAT32_END)]
+            if len(wrong):
+                _refuse(name, "finite float32 numbers and none that is missing", wrong[0].item())
+            weights.append(values.astype(np.float32))
+        return tuple(weights)
 
 
-def _reader(feature: Mapping[str, Any]) -> Reader:
-    """How the values of a feature's raw column are read."""
+def _place(feature: Mapping[str, Any]) -> tuple[Reader, Key]:
+    """How a feature's raw column is read, and which one it is."""
+    key = feature["column"] or feature["name"], feature.get("multi_hot", False)
     if feature["part"] in ("days", "hour", "weekday"):
-        return times
+        return times, key
     if "encoding" not in feature or feature["part"] == "number" or feature["encoding"] == "bucket":
-        return numbers
-    return read_categories
+        return numbers, key
+    return read_categories, key
 
 
 def _by_steps(dense: Sequence[Mapping[str, Any]]) -> list[tuple[list[int], dict[str, Any]]]:
@@ -198,35 +236,15 @@ def _by_steps(dense: Sequence[Mapping[str, Any]]) -> list[tuple[list[int], dict[
     return steps
 
 
-def _ids(feature: Mapping[str, Any], lookup: Lookup | None, found: tuple[Any, ...]) -> tuple[Ids, int]:
-    """The ids of the values of a feature, and how many of them are unknown."""
-    part = feature["part"]
-    if lookup is None:
-        (values,) = found
-        if part in ("hour", "weekday"):
-            values = _CATEGORIES[part](values).cast(pa.float64()).fill_null(float("nan")).to_numpy()
-        return buckets(values, feature["boundaries"]), 0
-    categories = Categories(*found) if part == "value" else Categories.of(_CATEGORIES[part](*found))
-    if not lookup.takes_texts and categories.is_text.any():
-        _refuse(_key(feature)[0], "whole numbers", categories.texts.drop_null()[0].as_py())
-    return lookup(categories)
+def _categories(parts: tuple[Any, ...], part: str) -> Categories:
+    return Categories(*parts) if part == "value" else Categories.of(_CATEGORIES[part](*parts))
 
 
-def _weights(feature: Mapping[str, Any], lengths: Any, flat: Mapping[Key, _Column], found: Mapping[Any, Any]) -> Floats:
-    key = feature["weights"], True
-    unequal = np.flatnonzero(flat[key].lengths != lengths)
-    if len(unequal):
-        row = unequal[0]
-        raise ValueError(
-            f"column {key[0]!r} must have a weight for each value of {_key(feature)[0]!r}: got "
-            f"{flat[key].lengths[row]} for {lengths[row]} in row {row}; send lists of the same lengths"
-        )
-    (values,) = found[numbers, key]
-    wrong = values[~(np.abs(values) < _FLOAT32_END)]
-    if len(wrong):
-        _refuse(key[0], "finite float32 numbers, none of them missing", wrong[0].item())
-    weights: Floats = values.astype(np.float32)
-    return weights
+def _numbers(parts: tuple[Any, ...], part: str) -> Any:
+    if part in ("value", "number"):
+        return parts[0]
+    categories = _categories(parts, part)
+    return np.where(categories.is_integer, categories.integers, np.nan)
 
 
 def _read(columns: Mapping[Key, _Column], read: Reader, form: TextForm) -> dict[Key, tuple[Any, ...]]:
@@ -238,7 +256,7 @@ def _read(columns: Mapping[Key, _Column], read: Reader, form: TextForm) -> dict[
     for key, column in columns.items():
         for number, piece in enumerate(column.pieces):
             groups[piece.type].append((key, number, piece))
-    done: dict[tuple[Key, int], tuple[Any, ...]] = {}
+    found: dict[Key, list[tuple[Any, ...]]] = {key: [()] * len(column.pieces) for key, column in columns.items()}
     for kind, group in groups.items():
         joined = pa.concat_arrays([piece for *_, piece in group]) if len(group) > 1 else group[0][2]
         try:
@@ -251,12 +269,9 @@ def _read(columns: Mapping[Key, _Column], read: Reader, form: TextForm) -> dict[
             last = first + len(piece)
             if first <= wrong < last:
                 _refuse(key[0], _HOLDS[read], joined[wrong].as_py())
-            done[key, number] = tuple(part[first:last] for part in parts)
+            found[key][number] = tuple([part[first:last] for part in parts])
             first = last
-    return {
-        key: _in_order([done[key, number] for number in range(len(column.pieces))], column.order)
-        for key, column in columns.items()
-    }
+    return {key: _in_order(pieces, columns[key].order) for key, pieces in found.items()}
 
 
 def _in_order(pieces: list[tuple[Any, ...]], order: Ids | None) -> tuple[Any, ...]:

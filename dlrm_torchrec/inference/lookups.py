@@ -122,13 +122,13 @@ def hashes(values: Categories) -> npt.NDArray[np.uint64]:
 
 def hashed_ids(values: Sequence[tuple[Categories, int]]) -> list[Ids]:
     """Ids in [1, rows) of the categories of each feature of so many rows; all features are hashed at once."""
-    integers, is_integer, texts, is_text = zip(*(categories for categories, _ in values), strict=True)
+    integers, is_integer, texts, is_text = zip(*(each for each, _ in values), strict=True)
     arrays = [np.concatenate(parts) for parts in (integers, is_integer, is_text)]
     joined = Categories(arrays[0], arrays[1], pa.concat_arrays(texts), arrays[2])
     present, state = joined.is_integer | joined.is_text, hashes(joined)
     ids, first = [], 0
-    for categories, rows in values:
-        last = first + len(categories.integers)
+    for own_values, rows in values:
+        last = first + len(own_values.integers)
         own = (state[first:last] % np.uint64(rows - 1)).astype(np.int64) + 1
         ids.append(np.where(present[first:last], own, MISSING))
         first = last

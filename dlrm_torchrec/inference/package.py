@@ -127,7 +127,7 @@ def _check_vocabularies(spec: DatasetSpec, vocabularies: Mapping[str, str]) -> N
                 f"vocabulary of {name!r} must have {feature.rows - FIRST} values of int64 or string: got {len(table)} "
                 f"of {kinds}; take the vocabulary that the model was trained with"
             )
-        digest = vocabulary_digest(table["value"].combine_chunks())
+        digest = vocabulary_digest(table["value"].chunks)
         if feature.vocabulary not in ("", digest):
             raise ValueError(
                 f"vocabulary of {name!r} must have digest {feature.vocabulary}: got {digest}; take the vocabulary that "

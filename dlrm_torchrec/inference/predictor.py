@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import torch
 
 from dlrm_torchrec.inference.encoder import Encoder, Inputs
-from dlrm_torchrec.inference.lookups import Lookup, hash_lookup, id_lookup, vocabulary_lookup
+from dlrm_torchrec.inference.lookups import Lookup, vocabulary_lookup
 from dlrm_torchrec.raw_values import vocabulary_digest
 
 FORMAT, MANIFEST = 2, "package.json"  # 1 hashed texts of whole numbers as texts, and had a single label
@@ -62,8 +62,7 @@ class Predictor:
                     f"vocabulary of feature {feature['name']!r} in {path} must have digest {feature['vocabulary']}: "
                     f"got {digest}; write the package again"
                 )
-        words = {name: found[file][0] for name, file in vocabularies.items()}
-        self.encode = Encoder(self.spec, [_lookup(feature, words) for feature in self.spec["sparse"]])
+        self.encode = Encoder(self.spec, {name: found[file][0] for name, file in vocabularies.items()})
         self.columns = self.encode.columns  # that a request names
         self._model = _load_model(path, manifest["versions"])
 
@@ -88,25 +87,22 @@ class Predictor:
         counts = zip(self.spec["sparse"], (inputs.unseen + unseen.numpy()).tolist(), strict=True)
         return Prediction(predictions.numpy(), {feature["name"]: count for feature, count in counts if count})
 
+    @property
+    def is_single_probability(self) -> bool:
+        """Whether there is one label, of 0 and 1."""
+        return not self.labels[1:] and self.spec["target"] == "binary"
+
     def named(self, predictions: npt.NDArray[np.float32]) -> dict[str, Any]:
-        """Predictions (B, L) as JSON: "probabilities" of a single label, else "predictions" by label."""
-        if self.labels[1:] or self.spec["target"] == "number":
-            return {"predictions": dict(zip(self.labels, predictions.T.tolist(), strict=True))}
-        return {"probabilities": predictions[:, 0].tolist()}
+        """Predictions (B, L) as JSON: "probabilities" of a single label of 0 and 1, else "predictions" by label."""
+        if self.is_single_probability:
+            return {"probabilities": predictions[:, 0].tolist()}
+        return {"predictions": dict(zip(self.labels, predictions.T.tolist(), strict=True))}
 
 
 def _vocabulary(path: Path) -> tuple[Lookup, str]:
     """The lookup of a vocabulary's file, and its digest."""
-    values = pq.read_table(path)["value"].combine_chunks()
-    return vocabulary_lookup(values), vocabulary_digest(values)
-
-
-def _lookup(feature: Mapping[str, Any], vocabularies: Mapping[str, Lookup]) -> Lookup | None:
-    if feature["encoding"] == "bucket":
-        return None
-    if feature["encoding"] == "vocab":
-        return vocabularies[feature["name"]]
-    return (hash_lookup if feature["encoding"] == "hash" else id_lookup)(feature["rows"])
+    values = pq.read_table(path)["value"]
+    return vocabulary_lookup(values.combine_chunks()), vocabulary_digest(values.chunks)
 
 
 def _checked_manifest(path: Path) -> dict[str, Any]:
