@@ -190,6 +190,7 @@ def test_checkpoint_metadata_is_a_pickle_of_these_names(tmp_path: Path) -> None:
         dcp.save(state, storage_writer=IoPathWriter(str(tmp_path)))
     Naming(io.BytesIO((tmp_path / ".metadata").read_bytes())).load()
     records = ["Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "TensorProperties"]
+    names -= {"builtins.getattr"}  # up to Python 3.11.3, of a member of _MEM_FORMAT_ENCODING
     assert names == {
         *(f"metadata.{name}" for name in (*records, "ChunkStorageMetadata", "_MEM_FORMAT_ENCODING")),
         *("filesystem._StorageInfo", "torch.serialization._get_layout"),

@@ -13,7 +13,7 @@ import torch
 from iopath.common.file_io import g_pathmgr
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.filesystem import FileSystemBase
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, StorageMeta
 
 # Records of bytes are not allowed, because torch.distributed.checkpoint unpickles them. Checkpoints hold only tensors.
 _ALLOWED_NAMES = {
@@ -93,7 +93,20 @@ class _MetadataUnpickler(pickle.Unpickler):
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or name in _ALLOWED_NAMES.get(module, ()):
             return super().find_class(module, name)
-        raise ValueError(
-            f"checkpoint metadata must name only checkpoint records: got {module}.{name}; "
-            "do not load this checkpoint, because it may run foreign code"
-        )
+        if (module, name) == ("builtins", "getattr"):
+            return _memory_format
+        raise _foreign(f"{module}.{name}")
+
+
+def _memory_format(kind: Any, name: Any) -> Any:
+    """In place of ``getattr``, by which Python up to 3.11.3 pickles the member of an enumeration."""
+    if kind is not _MEM_FORMAT_ENCODING or name not in _MEM_FORMAT_ENCODING.__members__:
+        raise _foreign(f"getattr of {kind}")
+    return _MEM_FORMAT_ENCODING[name]
+
+
+def _foreign(found: str) -> ValueError:
+    return ValueError(
+        f"checkpoint metadata must name only checkpoint records: got {found}; "
+        "do not load this checkpoint, because it may run foreign code"
+    )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import Metadata
 
 from dlrm_torchrec.embeddings.table_files import write_table
 from dlrm_torchrec.train.checkpoints.storage import IoPathReader
@@ -167,7 +168,15 @@ def _chain_of_allowed_modules() -> bytes:
     return b"\x80\x02" + swap + attribute_of_torch(b"exec") + text(b"raise SystemExit('foreign code ran')") + b"\x85R."
 
 
-FOREIGN = [pickle.dumps(_Evil()), pickle.dumps(torch.nn.Linear(1, 1)), _chain_of_allowed_modules()]
+class _Attribute:
+    """Pickles as ``getattr`` of an allowed record, which is how old Pythons pickle members of enumerations."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (Metadata, "__init__")
+
+
+FOREIGN = [pickle.dumps(each) for each in (_Evil(), torch.nn.Linear(1, 1), _Attribute())]
+FOREIGN += [_chain_of_allowed_modules()]
 
 
 @pytest.mark.parametrize("content", FOREIGN)
