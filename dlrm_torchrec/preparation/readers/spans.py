@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
-GZIP_MAGIC = b"\x1f\x8b"
-_PARQUET_MAGIC = b"PAR1"
+from dlrm_torchrec.preparation.readers.streams import PARQUET_MAGIC, is_divisible
+
 _CHUNK_BYTES = 1 << 20
 _MIN_BYTES, _MAX_BYTES = 16 << 20, 256 << 20
 _SPANS = 32  # per data set: enough to share evenly, few enough for full row groups
@@ -20,7 +20,7 @@ _SPANS = 32  # per data set: enough to share evenly, few enough for full row gro
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A part of a raw file: whole lines of plain text, a whole gzip file, or row groups of Parquet."""
+    """A part of a raw file: whole lines of plain text, a whole compressed file, or row groups of Parquet."""
 
     start: int  # first byte, or first row group of Parquet
     stop: int
@@ -48,11 +48,11 @@ def cut(path: str, limit: int) -> list[Span]:
     """
     size = file_bytes(path)
     with g_pathmgr.open(path, "rb") as file:
-        head = file.read(len(_PARQUET_MAGIC))
-        if head == _PARQUET_MAGIC:
+        head = file.read(8)
+        if head.startswith(PARQUET_MAGIC):
             return list(_row_groups(open_parquet(path, file), size, limit))
         starts = [0]
-        while not head.startswith(GZIP_MAGIC) and starts[-1] + limit < size:
+        while is_divisible(head) and starts[-1] + limit < size:
             starts.append(_next_line(file, starts[-1] + limit))
     starts = [start for start in starts if start < size] or [0]
     return [Span(start=start, stop=stop, bytes=stop - start) for start, stop in pairwise([*starts, size])]
