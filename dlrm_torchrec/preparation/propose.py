@@ -21,9 +21,9 @@ import tyro
 from iopath.common.file_io import g_pathmgr
 from tyro.conf import Positional
 
-from dlrm_torchrec.preparation.readers.columns import NUMBER
 from dlrm_torchrec.preparation.readers.fields import parse_text, split_line, split_quoted_fields
 from dlrm_torchrec.preparation.readers.lines import read_lines
+from dlrm_torchrec.raw_values import NUMBER
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
 LABELS = ("label", "click", "clicked", "is_click", "target", "y", "conversion", "converted")
