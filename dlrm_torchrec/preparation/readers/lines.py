@@ -58,7 +58,9 @@ class Lines:
 
     def check(self, checks: Checks, max_line_bytes: int) -> None:
         """Reject fragments, lines that are too long and lines with a NUL byte."""
-        checks.reject(bool(self.damage) & (np.arange(1, 1 + len(self)) == len(self)), "the file breaks off in this line")
+        checks.reject(
+            bool(self.damage) & (np.arange(1, 1 + len(self)) == len(self)), "the file breaks off in this line"
+        )
         checks.reject(self.ends - self.starts > max_line_bytes, f"longer than {max_line_bytes} bytes")
         nul = np.flatnonzero(self.data == 0)
         if len(nul):

@@ -154,6 +154,11 @@ class TextReader:
     def labelled(self) -> bool:
         return self.columns.labelled
 
+    @property
+    def _lists(self) -> set[str]:
+        bags = [feature for feature in self.columns.spec.sparse if feature.multi_hot]
+        return {name for feature in bags for name in (feature.raw, feature.weights)}
+
     def __call__(self, path: str, span: Span | None = None) -> Iterator[Rows]:
         parse = Parser(self.layout, self.columns.names, max_line_bytes=self.max_line_bytes)
         for lines in read_lines(
@@ -191,7 +196,7 @@ class TextReader:
 
     def _column(self, values: Any, name: str) -> Any:
         """The values of a column, as lists of separated values if it is multi-hot; an empty text in a list is null."""
-        if name not in self.columns.lists:
+        if name not in self._lists:
             return values
         lists = pc.split_pattern(values, self.list_separator)
         flat = lists.flatten()

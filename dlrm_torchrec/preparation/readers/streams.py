@@ -34,9 +34,7 @@ def first_bytes(path: str, count: int = 8) -> bytes:
         return bytes(file.read(count))
 
 
-def text_blocks(
-    path: str, block_bytes: int, *, start: int = 0, stop: int | None = None
-) -> Iterator[tuple[bytes, int]]:
+def text_blocks(path: str, block_bytes: int, *, start: int = 0, stop: int | None = None) -> Iterator[tuple[bytes, int]]:
     """Blocks of text, each with the number of bytes of the file that were read for it.
 
     A file that is not divisible is read as a whole. Raises DamageError after the blocks before the damage.
