@@ -74,7 +74,7 @@ class Tally:
     def of_split(self, split: str) -> dict[str, Any]:
         """Rows and positives of a split, and how many values of each feature are not in its vocabulary."""
         parts = {key.split("\t", 1)[1]: count for key, count in self.unseen.items() if key.startswith(f"{split}\t")}
-        unseen = {feature: count for feature, count in parts.items() if count}
+        unseen = {feature: count for feature, count in sorted(parts.items()) if count}
         return {"rows": self.rows[split], "positives": self.positives[split], "unseen": unseen}
 
     def with_pooling(self, spec: DatasetSpec, split: str) -> DatasetSpec:
