@@ -78,9 +78,9 @@ def read_lines(
     """All lines of a file, or of a span of it, in blocks of about ``block_bytes``, without a UTF-8 byte order mark.
 
     The next block overwrites the bytes of a block. Little more than ``max_line_bytes`` of a longer line are kept, so
-    that memory stays bounded. With ``quoted``, a block ends at a line end that has an even number of quotes before it in
-    the block, if there is one in ``max_line_bytes``: a line end between quotes belongs to a field. A damaged file yields
-    the lines before the damage, and then the fragment with ``damage`` set.
+    that memory stays bounded. With ``quoted``, a block ends where it has an even number of quotes, since a line end
+    between quotes belongs to a field; but if ``max_line_bytes`` hold no such place, it ends at any line end. A damaged
+    file yields the lines before the damage, and then the fragment with ``damage`` set.
     """
     longest = max_line_bytes + _TRIMMED_BYTES
     buffer = np.empty(longest + block_bytes, np.uint8)

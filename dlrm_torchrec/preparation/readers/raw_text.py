@@ -33,6 +33,10 @@ class Layout:
     names: tuple[str, ...]  # of all columns, in their order
     header: int = 0  # number of the line that names the columns; 0 means that none does
 
+    def __str__(self) -> str:
+        named = f"named in line {self.header}" if self.header else "named by the command"
+        return f"text with {len(self.names)} columns, {named}, and separator {self.separator!r}"
+
 
 class Parsed(NamedTuple):
     """The N well-separated rows of a block of lines, and the others."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import IO
 
 import pyarrow as pa
@@ -58,10 +58,23 @@ def cut(path: str, limit: int) -> list[Span]:
     return [Span(start=start, stop=stop, bytes=stop - start) for start, stop in pairwise([*starts, size])]
 
 
-def number(spans: Sequence[Span], counts: Sequence[int]) -> list[Span]:
-    """The spans of a file, numbered by the counts of their lines."""
-    firsts = accumulate(counts[:-1], initial=1)
-    return [replace(span, first=first, count=n) for span, first, n in zip(spans, firsts, counts, strict=True)]
+def number(spans: Sequence[Span], counts: Sequence[tuple[int, int]], *, quoted: bool = False) -> list[Span]:
+    """The spans of a file, numbered by the counts of their lines and quotes.
+
+    With ``quoted``, spans are joined where the border between them has an odd number of quotes before it, because it
+    lies within a field.
+    """
+    joined: list[Span] = []
+    lines = quotes = 0
+    for span, (more_lines, more_quotes) in zip(spans, counts, strict=True):
+        if quoted and quotes % 2:
+            last = joined.pop()
+            count = (last.count or 0) + more_lines
+            joined.append(replace(last, stop=span.stop, bytes=last.bytes + span.bytes, count=count))
+        else:
+            joined.append(replace(span, first=1 + lines, count=more_lines))
+        lines, quotes = lines + more_lines, quotes + more_quotes
+    return joined
 
 
 def open_parquet(path: str, file: IO[bytes]) -> pq.ParquetFile:

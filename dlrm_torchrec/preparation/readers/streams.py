@@ -74,7 +74,7 @@ def _only_member(path: str, file: IO[bytes]) -> IO[bytes]:
     members = [each for each in archive.infolist() if not each.is_dir()]
     if len(members) != 1:
         raise ValueError(
-            f"zip file {path} must hold one file: got {[each.filename for each in members][:5]}; unpack it and name them"
+            f"zip file {path} must hold one file: got {[each.filename for each in members][:5]}; unpack it"
         )
     return archive.open(members[0])
 
