@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
 from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows
 from dlrm_torchrec.embeddings.initialize import fill_table
 from dlrm_torchrec.schema import DatasetSpec
+from tests.distributed import run_ranks
 from tests.recipe import load_recipe, records, run_recipe
 from tests.rich_data import PLAIN, RATINGS, RICH, Row, write_rich
 
@@ -143,3 +146,66 @@ def test_losses_are_those_of_a_dlrm_written_out(
     wanted = {"val/rmse", "val/mae", "val/r2"} if spec.target == "number" else {"val/auc", "val/ne", "val/logloss"}
     wanted |= {"val/click/auc", "val/buy/auc", "val/buy/samples"} if spec.more_labels else set()
     assert wanted <= metrics.keys()
+
+
+def evaluate(run: Path, options: dict[str, Any]) -> dict[str, float]:
+    recipe = load_recipe("evaluate")
+    return recipe.main(recipe.Config(recipe="train_dlrm", run=str(run), **options))
+
+
+@pytest.mark.parametrize("spec", [RICH, RATINGS], ids=["two labels", "numbers"])
+def test_evaluation_repeats_the_metrics_of_the_run_and_refuses_data_of_another_meaning(
+    tmp_path: Path, spec: DatasetSpec
+) -> None:
+    data, other, runs = tmp_path / "data", tmp_path / "other", tmp_path / "runs"
+    data.mkdir()
+    other.mkdir()
+    write_rich(data, spec)
+    metrics = run_recipe("train_dlrm", options(data, runs), 2)
+    found = run_ranks(1, evaluate, runs / "demo", {"ablation": True}, join=False)[0]
+    validated = {name: value for name, value in metrics.items() if name.startswith("val/")}
+    assert {name: found[name] for name in validated} == pytest.approx(validated, rel=1e-5)
+    lost = json.loads((runs / "demo" / "evaluation.json").read_text())["ablation"]
+    assert max(lost, key=lambda name: lost[name]["r2" if spec.target == "number" else "auc"]) == "x"
+
+    city = replace(spec.sparse[1], vocabulary="abc")
+    write_rich(other, replace(spec, sparse=(spec.sparse[0], city, *spec.sparse[2:])), seed=5)
+    with pytest.raises(RuntimeError, match=r"feature 'city' of .* must mean what it meant in training: got vocabulary"):
+        run_ranks(1, evaluate, runs / "demo", {"data": str(other)}, join=False)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "spec", "message"),
+    [
+        ("train_fm", RICH, r"data for train_fm must have one label: got more_labels \['buy'\]"),
+        ("train_dcnv2", RATINGS, "labels for train_dcnv2 must be 0 or 1: got target 'number' of label 'click'"),
+        ("train_mf", replace(PLAIN, weight="importance"), "rows for train_mf must have no weight: got weight 'impor"),
+    ],
+)
+def test_what_another_recipe_cannot_train_is_refused_by_name(
+    tmp_path: Path, recipe: str, spec: DatasetSpec, message: str
+) -> None:
+    write_rich(tmp_path, spec)
+    module = load_recipe(recipe)
+    with pytest.raises(ValueError, match=message):
+        module.main("demo", replace(module.PRESETS["demo"], data=str(tmp_path), run_dir=str(tmp_path / "runs")))
+
+
+def test_weights_of_rows_and_ids_in_another_recipe(tmp_path: Path) -> None:
+    """A factorisation machine on two ranks trains on weights like one rank."""
+    spec = replace(RICH, more_labels=())
+    write_rich(tmp_path, spec)
+    losses = []
+    for ranks in (1, 2):
+        runs = tmp_path / f"runs-{ranks}"
+        arguments = ["demo", f"--data={tmp_path}", f"--run-dir={runs}", "--batch-size=200", "--log.every=1"]
+        run_recipe("train_fm", [*arguments, "--eval-every=0", "--epochs=5", "--schedule.warmup-steps=0"], ranks)
+        losses.append([each["train/loss"] for each in records(runs / "demo") if "train/loss" in each])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    unweighted = tmp_path / "plain"
+    unweighted.mkdir()
+    write_rich(unweighted, replace(spec, sparse=PLAIN.sparse))
+    runs = tmp_path / "runs-plain"
+    run_recipe("train_fm", [*arguments[:1], f"--data={unweighted}", f"--run-dir={runs}", *arguments[3:]], 1)
+    first = next(each["train/loss"] for each in records(runs / "demo") if "train/loss" in each)
+    assert first != pytest.approx(losses[0][0], rel=1e-5)
