@@ -191,21 +191,19 @@ def test_what_another_recipe_cannot_train_is_refused_by_name(
         module.main("demo", replace(module.PRESETS["demo"], data=str(tmp_path), run_dir=str(tmp_path / "runs")))
 
 
-def test_weights_of_rows_and_ids_in_another_recipe(tmp_path: Path) -> None:
-    """A factorisation machine on two ranks trains on weights like one rank."""
-    spec = replace(RICH, more_labels=())
-    write_rich(tmp_path, spec)
+@pytest.mark.parametrize("recipe", ["train_fm", "train_dlrm_compositional"])
+def test_weights_of_rows_and_ids_in_another_recipe(tmp_path: Path, recipe: str) -> None:
+    """Two ranks train on weights like one rank, and otherwise than on data without weights of ids."""
+    weighted = replace(RICH, more_labels=(), sparse=tuple(replace(f, dim=0) for f in RICH.sparse))
+    unweighted = replace(weighted, sparse=tuple(replace(f, weights="") for f in weighted.sparse))
     losses = []
-    for ranks in (1, 2):
-        runs = tmp_path / f"runs-{ranks}"
-        arguments = ["demo", f"--data={tmp_path}", f"--run-dir={runs}", "--batch-size=200", "--log.every=1"]
-        run_recipe("train_fm", [*arguments, "--eval-every=0", "--epochs=5", "--schedule.warmup-steps=0"], ranks)
-        losses.append([each["train/loss"] for each in records(runs / "demo") if "train/loss" in each])
+    for spec, ranks in ((weighted, 1), (weighted, 2), (unweighted, 1)):
+        folder = tmp_path / f"{len(losses)}"
+        folder.mkdir()
+        write_rich(folder, spec)
+        arguments = ["demo", f"--data={folder}", f"--run-dir={folder}", "--batch-size=200", "--log.every=1"]
+        arguments += ["--eval-every=0", "--epochs=5", "--schedule.warmup-steps=0", "--tables.threshold=10"]
+        run_recipe(recipe, arguments, ranks)
+        losses.append([each["train/loss"] for each in records(folder / "demo") if "train/loss" in each])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    unweighted = tmp_path / "plain"
-    unweighted.mkdir()
-    write_rich(unweighted, replace(spec, sparse=PLAIN.sparse))
-    runs = tmp_path / "runs-plain"
-    run_recipe("train_fm", [*arguments[:1], f"--data={unweighted}", f"--run-dir={runs}", *arguments[3:]], 1)
-    first = next(each["train/loss"] for each in records(runs / "demo") if "train/loss" in each)
-    assert first != pytest.approx(losses[0][0], rel=1e-5)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-5)
