@@ -200,7 +200,9 @@ def test_an_unmatched_quote_costs_the_rows_up_to_the_next_one(tmp_path: Path) ->
     lines[3] = '1,"open'
     path = tmp_path / "log.csv"
     path.write_text("\n".join(lines) + "\n")
-    spec = DatasetSpec(name="log", label="clicked", dense=(), sparse=(SparseFeature(name="city", rows=9, encoding="hash"),))
+    spec = DatasetSpec(
+        name="log", label="clicked", dense=(), sparse=(SparseFeature(name="city", rows=9, encoding="hash"),)
+    )
     (rows,) = text_reader(path, Columns(spec=spec))(str(path))
     assert rows.numbers.tolist() == [2, 3, 12]
     assert [(each.number, each.reason) for each in rows.rejected] == [(4, "unmatched quotes")]
