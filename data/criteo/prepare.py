@@ -23,11 +23,12 @@ from dlrm_torchrec.datasets.criteo import KAGGLE_ROWS, MAX_IND_RANGE, TERABYTE_R
 from dlrm_torchrec.datasets.prepared.writer import ROW_GROUP_ROWS
 from dlrm_torchrec.preparation.prepare import Source, prepare
 from dlrm_torchrec.preparation.readers.columns import Columns
+from dlrm_torchrec.preparation.readers.labels import with_labels
 from dlrm_torchrec.preparation.readers.paths import files_of, natural
 from dlrm_torchrec.preparation.readers.raw_criteo import CriteoReader
-from dlrm_torchrec.preparation.readers.raw_text import TextReader
 from dlrm_torchrec.preparation.readers.rows import Reader
 from dlrm_torchrec.preparation.readers.tables import Form, table_reader
+from dlrm_torchrec.preparation.readers.text.reader import TextReader
 from dlrm_torchrec.preparation.splits import Assignment, ByHash, ByTime, LastPart, Whole
 from dlrm_torchrec.schema import DatasetSpec
 
@@ -53,6 +54,8 @@ class Config:
     spec: str = ""  # For table: JSON file of a DatasetSpec.
     separator: str = ""  # For table: what is between fields of text, such as :: or \\t; by default the file tells.
     columns: tuple[str, ...] = ()  # For table: names of the columns of text files without a header line.
+    labels: str = ""  # For table: file with the labels of --input, one row each in the same order.
+    label_key: str = ""  # For table: column of both files that says which row a label belongs to, instead of the order.
     negative_label: str | None = None  # For table: label text for 0; by default any but positive_label.
     max_bad_share: float = 0.01  # Largest share of malformed rows; more end in an error.
     row_group_rows: int = ROW_GROUP_ROWS  # Rows that a rank reads at a time.
@@ -91,7 +94,10 @@ def reader(cfg: Config, spec: DatasetSpec, path: str, *, labelled: bool) -> Read
         return CriteoReader(labelled=labelled, max_ind_range=folded)
     also = (cfg.time or cfg.group,) if labelled and (cfg.time or cfg.group) else ()
     wanted = Columns(spec=spec, negative_label=cfg.negative_label, labelled=labelled, also=also)
-    return table_reader(path, wanted, Form(separator=cfg.separator, names=cfg.columns))
+    form = Form(separator=cfg.separator, names=cfg.columns)
+    if cfg.labels and labelled:
+        wanted = with_labels(wanted, cfg.labels, path, form, key=cfg.label_key)
+    return table_reader(path, wanted, form)
 
 
 def assignments(cfg: Config, spec: DatasetSpec) -> list[tuple[str, Assignment | LastPart]]:
@@ -163,6 +169,9 @@ def main(cfg: Config) -> None:
         return
     rows = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())
     print(f"{cfg.output}: {rows} rows; {manifest.report['rows_quarantined']:,} malformed rows in quarantine.tsv")
+    for name, split in manifest.splits.items():
+        if not split.rows:
+            print(f"warning: split {name!r} has no rows; a larger share or other rows would give it some")
     for source in manifest.report["sources"]:
         if source["damage"]:
             print(

@@ -69,7 +69,9 @@ def test_assignments() -> None:
     uniform = [splitmix64(int(number)) / 2**64 for number in numbers[:100]]
     assert place[:100].tolist() == [0 if u < 0.1 else 1 if u < 0.1 + 0.2 else 2 for u in uniform]
     by_position = ByPosition((("train", 6), ("val", 8)), "test")
-    assert [by_position.splits[i] for i in by_position(rows_of(np.arange(1, 10)))] == ["train"] * 6 + ["val"] * 2 + ["test"]
+    assert [by_position.splits[i] for i in by_position(rows_of(np.arange(1, 10)))] == ["train"] * 6 + ["val"] * 2 + [
+        "test"
+    ]
 
 
 def test_shares_of_everything_are_refused() -> None:

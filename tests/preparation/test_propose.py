@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dlrm_torchrec.preparation.readers.raw_csv import CsvReader
 
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.preparation.prepare import Source, prepare
 from dlrm_torchrec.preparation.propose import propose, read_columns
 from dlrm_torchrec.preparation.readers.columns import Columns
-from dlrm_torchrec.preparation.readers.raw_csv import CsvReader
 from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
 from dlrm_torchrec.preparation.splits import Whole
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
