@@ -45,7 +45,7 @@ def columns(rows: int) -> tuple[np.ndarray, np.ndarray, pa.Table]:
     x = np.round(random.normal(3, 9, rows), 1)
     x[random.random(rows) < 0.4] = 0  # a value with more rows than a bucket
     x[random.random(rows) < 0.1] = np.nan
-    when = random.integers(1.6e9, 1.7e9, rows).astype(float)
+    when = random.integers(1_600_000_000, 1_700_000_000, rows).astype(float)
     when[random.random(rows) < 0.1] = np.nan
     table = pa.table(
         {
@@ -75,9 +75,9 @@ def test_scales_are_those_of_the_training_rows_for_any_number_of_workers(tmp_pat
     manifest = prepared(tmp_path / "one", tmp_path / "raw.parquet", 20_000, 1)
     prepared(tmp_path / "three", tmp_path / "raw.parquet", 20_000, 3)
     assert contents(tmp_path / "one") == contents(tmp_path / "three")
-    assert len(manifest.splits["train"].files) > 4
+    assert len(manifest.splits["train"].files) > 2
 
-    place = ByHash("train", (("val", 0.3),))(np.arange(1, 6001))
+    place = ByHash("train", (("val", 0.3),)).of_numbers(np.arange(1, 6001))
     is_train = place == place.max()
     for split, rows in (("train", is_train), ("val", ~is_train)):
         got = read(tmp_path / "one", split)
@@ -95,10 +95,11 @@ def test_scales_are_those_of_the_training_rows_for_any_number_of_workers(tmp_pat
         bounds = manifest.spec.sparse[0].boundaries
         expected = np.where(np.isnan(x[rows]), 0, 1 + np.searchsorted(bounds, x[rows], side="right"))
         assert got["bucket"].to_pylist() == expected.tolist()
-        for name, values in (("hour", lambda t: t.hour), ("weekday", lambda t: t.weekday())):
+        moments = [None if w != w else datetime.datetime.fromtimestamp(w, datetime.UTC) for w in when[rows]]
+        hours = [None if moment is None else moment.hour for moment in moments]
+        weekdays = [None if moment is None else moment.weekday() for moment in moments]
+        for name, wanted in (("hour", hours), ("weekday", weekdays)):
             known = pq.read_table(tmp_path / "one" / "vocab" / f"{name}.parquet")["value"].to_pylist()
-            moments = [None if w != w else datetime.datetime.fromtimestamp(w, datetime.UTC) for w in when[rows]]
-            wanted = [None if m is None else values(m) for m in moments]
             assert [None if i == 0 else known[i - 2] for i in got[name].to_pylist()] == wanted
     known = pq.read_table(tmp_path / "one" / "vocab" / "exact.parquet")["value"].to_pylist()
     count = Counter(np.round(x[is_train & ~np.isnan(x)] + 0.0, 1).tolist())
