@@ -20,6 +20,7 @@ from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.writer import ROW_GROUP_ROWS
 from dlrm_torchrec.preparation.passes.count import adopt, measure
 from dlrm_torchrec.preparation.passes.finish import finish, read_source
+from dlrm_torchrec.preparation.passes.latest import with_starts
 from dlrm_torchrec.preparation.passes.write import Layout, write_unit
 from dlrm_torchrec.preparation.readers.spans import cut, span_bytes
 from dlrm_torchrec.preparation.work.budget import Budget
@@ -27,7 +28,7 @@ from dlrm_torchrec.preparation.work.group import Group
 from dlrm_torchrec.preparation.work.progress import Progress
 from dlrm_torchrec.preparation.work.recorded_work import RecordedWork
 from dlrm_torchrec.preparation.work.units import Source as Source  # callers need this name, too
-from dlrm_torchrec.preparation.work.units import line_tasks, make_units
+from dlrm_torchrec.preparation.work.units import check_distinct, line_tasks, make_units
 from dlrm_torchrec.preparation.work.workers import Task, run_tasks
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
@@ -72,6 +73,7 @@ def prepare(
     _check_numbers(workers=(workers, 1), memory_bytes=(memory_bytes, 1))
     _check(sources)
     identities = [source.identity() for source in sources]
+    check_distinct(identities)
     raw_bytes = sum(identity["bytes"] for identity in identities)
     budget = Budget.of(memory_bytes, workers=workers, raw_bytes=raw_bytes)
     layout = Layout(row_group_rows=row_group_rows, shuffled=TRAIN, window_rows=shuffle_window_rows, seed=seed)
@@ -86,7 +88,7 @@ def prepare(
         run = partial(_run, group, group.sync, workers=budget.workers)
         spans = [cut(source.path, unit_bytes) for source in sources]
         run("counting lines", line_tasks(sources, spans, work))
-        units = make_units(sources, spans, work)
+        units = with_starts(make_units(sources, spans, work), work, run, output)
         if earlier:
             vocabularies = adopt(earlier, spec, work, run, output=output)
         else:
