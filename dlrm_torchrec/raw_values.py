@@ -28,7 +28,7 @@ Mask = npt.NDArray[np.bool_]
 
 NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _WHOLE = r"^-?(0|[1-9][0-9]{0,18})(\.0*)?$"
-_INT64_END = str(2**63 - 1)
+_INT64_START, _INT64_END = str(-(2**63)), str(2**63 - 1)
 _EXACT = 2.0**53  # every whole number below is a float64 of its own
 _UNITS = ((1e8, 1e11, 1.0), (1e11, 1e14, 1e3), (1e14, 1e17, 1e6), (1e17, 1e19, 1e9))  # from, to, per second
 _DATE = r"^(19|20)[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])$"
@@ -285,7 +285,7 @@ def _canonical_words(words: Any, form: TextForm) -> tuple[Any, bool]:
 def _is_whole(words: Any) -> Any:
     """Whether texts are int64 without leading zeros; null where they are null."""
     digits = pc.replace_substring_regex(words, "^-", "")
-    small = pc.or_(pc.less(pc.utf8_length(words), 19), pc.less_equal(digits, _INT64_END))
+    small = pc.or_(pc.equal(words, _INT64_START), pc.less_equal(digits, _INT64_END))
     return pc.and_(
         pc.match_substring_regex(words, _WHOLE.replace(r"(\.0*)?", "")),
         pc.or_(small, pc.less(pc.utf8_length(digits), 19)),

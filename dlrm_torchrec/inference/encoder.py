@@ -42,6 +42,7 @@ _FLOAT32_END = 2.0**128 - 2.0**103  # numbers below this become a finite float32
 _PLAIN = {pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.null()}  # as Arrow makes them of Python's values
 _HOLDS: dict[Any, str] = {numbers: "numbers", times: "times", read_categories: "whole numbers or texts"}
 _CATEGORIES: dict[str, Callable[..., Any]] = {"number": number_categories, "hour": hours, "weekday": weekdays}
+_SINGLE = "single numbers or texts"
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring, _short.maxother = 2, 60, 60
 
@@ -96,9 +97,10 @@ class Encoder:
         weights = [(numbers, (feature["weights"], True)) for feature in self.sparse if feature["weights"]]
         self.weighted = bool(weights)
         self.reads: dict[Reader, dict[Key, None]] = defaultdict(dict)
-        for read, key in (*self.dense_from, *self.sparse_from, *weights):
+        places = [*self.dense_from, *self.sparse_from, *weights]
+        for read, key in places:
             self.reads[read][key] = None
-        self.keys = dict.fromkeys(chain.from_iterable(self.reads.values()))
+        self.keys = dict.fromkeys(key for _, key in places)
         self.columns = tuple(dict.fromkeys(name for name, _ in self.keys))
         ignored = (spec["label"], spec["weight"], *(label["name"] for label in spec["more_labels"]))
         self.known = {*self.columns, *ignored}
@@ -327,7 +329,7 @@ def _pieces(values: Any, name: str) -> tuple[list[Any], Ids | None]:
         members = [values[place] for place in own]
         array = _array([str(value) for value in members] if kind is int else members)  # integers of any size
         if array is None:
-            _refuse(name, "numbers or texts", next((each for each in members if _array([each]) is None), members[0]))
+            _refuse(name, _SINGLE, next((each for each in members if _array([each]) is None), members[0]))
         pieces.append(_plain(array, name))
     return pieces, np.argsort(np.concatenate(list(places.values())))
 
@@ -338,7 +340,7 @@ def _plain(array: Any, name: str) -> Any:
     try:
         return plain(array)
     except UnfitTypeError:
-        _refuse(name, "one number or text at a time", array.type)
+        _refuse(name, _SINGLE, array.type)
 
 
 def _array(values: Any) -> Any:
