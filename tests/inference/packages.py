@@ -1,5 +1,6 @@
 """Packages of a model that is small enough to be written down, and raw data of every encoding to serve with it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +95,10 @@ _WORDS = ["", "a", "Kraków", "São Paulo, SP", 'the "Hague"', "x" * 300, "\U000
 def raw_rows(rng: np.random.Generator, count: int) -> pa.Table:
     """Rows that preparation takes, with values that it rarely or never meets again, and with missing ones."""
 
-    def maybe(values: list[object]) -> list[object]:
+    def maybe(values: Sequence[object]) -> list[Any]:
         return [None if rng.random() < 0.1 else value for value in values]
 
-    def bags(values: list[object]) -> list[object]:
+    def bags(values: Sequence[object]) -> list[Any]:
         ends = np.sort(rng.integers(0, len(values), count - 1))
         return maybe([part.tolist() for part in np.split(np.array(values, object), ends)])
 

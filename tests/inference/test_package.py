@@ -265,7 +265,7 @@ def digest(values: Sequence[str]) -> str:
 def test_any_names_several_labels_and_a_shared_vocabulary(tmp_path: Path) -> None:
     values = ["Kraków", "7", "São Paulo"]  # "7" stands for a whole number
     pq.write_table(pa.table({"value": values}), tmp_path / "towns.parquet")
-    towns = {"rows": 5, "encoding": "vocab", "table": "../towns", "vocabulary": digest(values)}
+    towns: dict[str, Any] = {"rows": 5, "encoding": "vocab", "table": "../towns", "vocabulary": digest(values)}
     spec = DatasetSpec(
         name="any names",
         label="kliknięcie",

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
-from dlrm_torchrec.inference.predictor import Inputs, Predictor
+from dlrm_torchrec.inference.encoder import Inputs
+from dlrm_torchrec.inference.predictor import Predictor
 from dlrm_torchrec.preparation.prepare import Source, prepare
 from dlrm_torchrec.preparation.readers.columns import Columns
 from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader

@@ -134,7 +134,7 @@ def test_several_labels_under_any_names(tmp_path: Path) -> None:
         sparse=(SparseFeature(name=feature, rows=5), SparseFeature(name="tags", rows=9, multi_hot=True, weights="w/t")),
     )
     write_package(tmp_path / "p", scripted(spec), spec, vocabularies={}, model_facts={}, metrics={})
-    values = {"x y": [0.5, None], feature: [3, 7], "tags": [[1, 2], []], "w/t": [[0.5, -2.0], []]}
+    values: dict[str, list[Any]] = {"x y": [0.5, None], feature: [3, 7], "tags": [[1, 2], []], "w/t": [[0.5, -2.0], []]}
     first = 0.5 + np.cos(3) + 0.5 * np.cos(2) - 2 * np.cos(4)
     logits = np.array([[first, 2 * first], [1.0, 2.0]])
     expected = 1 / (1 + np.exp(-logits))
