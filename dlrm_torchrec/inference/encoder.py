@@ -39,7 +39,8 @@ Found = Mapping[tuple[Reader, Key], tuple[Any, ...]]
 
 _DAY_S = 86_400
 _FLOAT32_END = 2.0**128 - 2.0**103  # numbers below this become a finite float32
-_PLAIN = {pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.null()}  # as Arrow makes them of Python's values
+_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), type(None): pa.null()}
+_PLAIN = set(_TYPES.values())
 _HOLDS: dict[Any, str] = {numbers: "numbers", times: "times", read_categories: "whole numbers or texts"}
 _CATEGORIES: dict[str, Callable[..., Any]] = {"number": number_categories, "hour": hours, "weekday": weekdays}
 _SINGLE = "single numbers or texts"
@@ -115,6 +116,7 @@ class Encoder:
         """
         columns = self._checked(columns)
         rows = len(columns[self.columns[0]])
+        columns |= _converted({name: columns[name] for name, listed in self.keys if not listed}, rows)
         flat = {key: _flat(columns[key[0]], key) for key in self.keys}
         found = {
             (read, key): parts
@@ -294,6 +296,20 @@ def _column(column: Any, name: str) -> Any:
     ):
         _refuse(name, "one value per row", column)
     return column
+
+
+def _converted(columns: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Arrow arrays of lists; all whose values have one Python type are converted at once, which is quicker."""
+    groups: dict[type, list[str]] = defaultdict(list)
+    for name, column in columns.items():
+        if rows and isinstance(column, list):
+            groups[type(column[0])].append(name)
+    found: dict[str, Any] = {}
+    for kind, names in groups.items():
+        array = _array(list(chain.from_iterable(columns[name] for name in names)))
+        if array is not None and array.type == _TYPES.get(kind):  # else other values could change a column's type
+            found |= {name: array[rows * number : rows * (number + 1)] for number, name in enumerate(names)}
+    return found
 
 
 def _flat(column: Any, key: Key) -> _Column:
