@@ -34,6 +34,7 @@ _EXACT = 2.0**53  # every whole number below is a float64 of its own
 _UNITS = ((1e8, 1e11, 1.0), (1e11, 1e14, 1e3), (1e14, 1e17, 1e6), (1e17, 1e19, 1e9))  # from, to, per second
 _DATE = r"^(19|20)[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])$"
 _DAY_S = 86_400
+_BOOLEANS = pa.array(["true", "false"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +147,8 @@ def kinds(values: Any) -> tuple[Any, Any]:
     """
     if types.is_integer(values.type):
         return values, pa.nulls(len(values), pa.string())
+    if not _any_like_number(values):
+        return pa.nulls(len(values), pa.int64()), values
     whole = _is_whole(values)
     return pc.if_else(whole, values, None).cast(pa.int64()), pc.if_else(whole, None, values)
 
@@ -270,6 +273,8 @@ def vocabulary_digest(chunks: Iterable[Any]) -> str:
 def _canonical_words(words: Any, form: TextForm) -> tuple[Any, bool]:
     """Canonical texts of distinct texts, and whether all of them are whole numbers."""
     words = _read_booleans(_present(words, form.missing))
+    if not _any_like_number(words):
+        return words, words.null_count == len(words)
     short = pc.replace_substring_regex(words, r"\.0*$", "")
     whole = pc.and_(pc.match_substring_regex(words, _WITH_ZEROS), _is_whole(short))
     words = pc.if_else(whole, pc.if_else(pc.equal(short, "-0"), "0", short), words)
@@ -284,6 +289,11 @@ def _is_whole(words: Any) -> Any:
     return pc.and_(pc.match_substring_regex(words, _DIGITS), pc.or_(short, fits))
 
 
+def _any_like_number(words: Any) -> bool:
+    """Whether some text may be a whole number; most columns of text have none, which saves most of the work."""
+    return bool(pc.any(pc.match_substring_regex(words, "^-?[0-9]")).as_py())
+
+
 def _present(words: Any, missing: Sequence[str]) -> Any:
     """Texts without blanks around them; null for a marker of missing values."""
     words = pc.utf8_trim_whitespace(words)
@@ -294,6 +304,8 @@ def _present(words: Any, missing: Sequence[str]) -> Any:
 
 def _read_booleans(words: Any) -> Any:
     lower = pc.utf8_lower(words)
+    if not pc.any(pc.is_in(lower, value_set=_BOOLEANS)).as_py():
+        return words
     return pc.if_else(pc.equal(lower, "true"), "1", pc.if_else(pc.equal(lower, "false"), "0", words))
 
 
