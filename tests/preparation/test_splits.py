@@ -86,7 +86,7 @@ def test_the_latest_rows_are_held_out_and_no_time_is_parted(tmp_path: Path, seed
     val = start(0.3, [time for time in distinct if time < test])
     place = ["train" if t is None or t < val else "val" if t < test else "test" for t in times]
     assert found == {name: [i for i, each in enumerate(place) if each == name] for name in ("train", "val", "test")}
-    assert sorted(sum(found.values(), [])) == list(range(len(times)))
+    assert sorted(row for rows in found.values() for row in rows) == list(range(len(times)))
     again = split(paths, ByTime("train", SHARES, "time", FORM), tmp_path / "again", "time", workers=1)
     assert again == found
     assert contents(tmp_path / "again") == contents(tmp_path / "out")
