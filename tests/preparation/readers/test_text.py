@@ -17,9 +17,9 @@ import pyarrow as pa
 import pytest
 
 from dlrm_torchrec.preparation.readers.columns import Columns
-from dlrm_torchrec.preparation.readers.paths import files_of
-from dlrm_torchrec.preparation.readers.spans import Span, cut, number
 from dlrm_torchrec.preparation.readers.lines import count_lines
+from dlrm_torchrec.preparation.readers.paths import files_of
+from dlrm_torchrec.preparation.readers.spans import cut, number
 from dlrm_torchrec.preparation.readers.tables import Form, head, table_reader, text_layout
 from dlrm_torchrec.preparation.readers.text.reader import TextReader
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
@@ -65,11 +65,9 @@ def read(path: Path, form: Form, *, unit_bytes: int = 1 << 30, block_bytes: int 
     assert isinstance(reader, TextReader)
     reader = TextReader(columns=columns, layout=reader.layout, block_bytes=block_bytes)
     spans = cut(str(path), unit_bytes)
-    counts = [
-        tuple(map(sum, zip(*((lines, quotes) for lines, quotes, _ in count_lines(str(path), span)), strict=True)))
-        for span in spans
-    ]
-    pieces = [rows for span in number(spans, counts or [], quoted=True) for rows in reader(str(path), span)]
+    counted = [list(count_lines(str(path), span)) for span in spans]
+    counts = [(sum(lines for lines, _, _ in parts), sum(quotes for _, quotes, _ in parts)) for parts in counted]
+    pieces = [rows for span in number(spans, counts, quoted=True) for rows in reader(str(path), span)]
     texts = [list(zip(*(p.also[name].to_pylist() for name in ("city", "note")), strict=True)) for p in pieces]
     return (
         [int(n) for p in pieces for n in p.numbers],
@@ -195,7 +193,7 @@ def test_two_files_in_a_zip_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "z", "w") as archive:
         archive.writestr("a", "x")
         archive.writestr("b", "x")
-    with pytest.raises(ValueError, match="must hold one file: got .'a', 'b'.; unpack it"):
+    with pytest.raises(ValueError, match=r"must hold one file: got \['a', 'b'\]; unpack it"):
         text_layout(str(tmp_path / "z"), Form())
 
 
@@ -263,9 +261,7 @@ def test_folders_and_patterns_mean_their_files_in_natural_order(tmp_path: Path) 
         "day_2.csv": ["day_2.csv"],
     }
     assert head(str(tmp_path / "day_*.csv"), Form(), 9)["b"].to_pylist() == ["2", "2"]
-    with pytest.raises(
-        ValueError, match="must be a file, a folder with files or a pattern: got no file; check the path"
-    ):
+    with pytest.raises(ValueError, match="must be a file, a folder with files or a pattern: got no file"):
         files_of(f"{tmp_path}/nothing*")
 
 

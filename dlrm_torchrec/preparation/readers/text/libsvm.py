@@ -24,9 +24,11 @@ def is_libsvm(sample: str) -> bool:
 
 def parse_libsvm(lines: Lines, names: tuple[str, ...]) -> Parsed:
     """The rows of some lines: the label as text, and lists of the indices and of the values as text."""
-    kept = np.flatnonzero(lines.starts < lines.ends)
-    texts = pa.array([lines.text(int(i)).decode("utf-8", "backslashreplace") for i in kept], pa.string())
-    tokens = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, "#.*", "")))
+    texts = pa.array([lines.text(i).decode("utf-8", "backslashreplace") for i in range(len(lines))], pa.string())
+    texts = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, "#.*", ""))
+    there = pc.not_equal(texts, "")  # neither blank nor a comment
+    kept = np.flatnonzero(there.to_numpy(zero_copy_only=False))
+    tokens = pc.utf8_split_whitespace(texts.filter(there))
     pairs = pc.list_slice(tokens, 1)
     parts = pc.extract_regex(pairs.flatten(), "^(?P<index>[0-9]+):(?P<value>[^:]+)$")
     offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(pairs).to_numpy())]).astype(np.int32)
