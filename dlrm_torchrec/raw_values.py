@@ -32,7 +32,6 @@ _WITH_ZEROS = r"^-?(0|[1-9][0-9]{0,18})(\.0*)?$"
 _INT64_START, _INT64_END = str(-(2**63)), str(2**63 - 1)
 _EXACT = 2.0**53  # every whole number below is a float64 of its own
 _UNITS = ((1e8, 1e11, 1.0), (1e11, 1e14, 1e3), (1e14, 1e17, 1e6), (1e17, 1e19, 1e9))  # from, to, per second
-_DATE = r"^(19|20)[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])$"
 _DAY_S = 86_400
 _BOOLEANS = pa.array(["true", "false"])
 
