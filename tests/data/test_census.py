@@ -114,4 +114,6 @@ def write_file(path: Path, script: ModuleType, **columns: Sequence[object]) -> N
     """A raw file in which the columns that are not given hold one value in all rows."""
     count = len(next(iter(columns.values())))
     default = dict.fromkeys(script.DENSE, [1.0] * count) | dict.fromkeys(script.SPARSE, ["' x'"] * count)
-    pq.write_table(pa.table(default | {"income_50k": [script.NEGATIVE, *[script.POSITIVE] * (count - 1)]} | columns), path)
+    pq.write_table(
+        pa.table(default | {"income_50k": [script.NEGATIVE, *[script.POSITIVE] * (count - 1)]} | columns), path
+    )
