@@ -10,8 +10,9 @@ from torch import nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrm_torchrec.train.checkpoints.state import run_tensors
-from dlrm_torchrec.train.metrics.binary import Scores, on_all_ranks, predict, ranking_metrics
+from dlrm_torchrec.train.metrics.binary import ranking_metrics
 from dlrm_torchrec.train.metrics.gates import check_learned, check_scores
+from dlrm_torchrec.train.metrics.scores import Scores, on_all_ranks, predict
 from dlrm_torchrec.train.task import RankingBatch
 from dlrm_torchrec.train.world import World
 
