@@ -191,7 +191,7 @@ def test_prepared_folders_are_what_was_asked_for_and_train(tmp_path: Path, kind:
         ({"u.data": "1\t2\t3\n"}, "columns must name each of the 3 columns of .*u.data: got 4 names"),
         ({"u.data": "1\t2\t3\t4\n5\t6\n"}, "must hold rows like its first one: got one in line 2 with not 4 columns"),
         ({"u.data": ""}, "u.data must have rows: got none"),
-        ({"u.data": "1\t2\t3\t900000000\n", "u.item": "x|y\n"}, "must begin every row with an id: got .'x', 'y'. in row 1"),
+        ({"u.data": "1\t2\t3\t900000000\n", "u.item": "x|y\n"}, "must begin every row with an id: got .'x', 'y'."),
         ({"a.csv": "who,what\n1,2\n"}, "must have a column of the user: got .'who', 'what'.; name it with --user"),
         ({"a.csv": "user,item\n1,2\n"}, "must have ratings for --task explicit: got none; name --rating, or use impl"),
         ({"a.csv": "user,item,rating\n1,2,3\n"}, "must have times for --split time: got none; name --time, or use"),
