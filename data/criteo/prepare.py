@@ -20,6 +20,7 @@ import tyro
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.criteo import KAGGLE_ROWS, MAX_IND_RANGE, TERABYTE_ROWS, criteo_raw_spec
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.writer import ROW_GROUP_ROWS
 from dlrm_torchrec.preparation.prepare import Source, prepare
 from dlrm_torchrec.preparation.readers.columns import Columns
@@ -52,6 +53,7 @@ class Config:
     min_count: int = 1  # For vocab of kaggle and 1tb: a value seen less often in training is unseen.
     max_ind_range: int = 0  # Most ids per feature of kaggle and 1tb; 0 means 40,000,000 for 1tb, no limit for kaggle.
     spec: str = ""  # For table: JSON file of a DatasetSpec.
+    vocabularies: str = ""  # For table: prepared folder whose vocabularies and scales (and spec) these rows get.
     separator: str = ""  # For table: what is between fields of text, such as :: or \\t; by default the file tells.
     columns: tuple[str, ...] = ()  # For table: names of the columns of text files without a header line.
     labels: str = ""  # For table: file with the labels of --input, one row each in the same order.
@@ -70,9 +72,11 @@ class Config:
 def spec_of(cfg: Config) -> DatasetSpec:
     """The spec to prepare; vocabularies are still to be counted."""
     if cfg.kind == "table":
+        if cfg.vocabularies and not cfg.spec:
+            return Manifest.load(cfg.vocabularies).stored_spec
         if not cfg.spec:
             raise ValueError(
-                "--spec must name the JSON file of a DatasetSpec: got none; write one (README.md shows how)"
+                "--spec must name the JSON file of a DatasetSpec: got none; let propose write one (README.md shows how)"
             )
         with g_pathmgr.open(cfg.spec, "rb") as file:
             try:
@@ -156,6 +160,7 @@ def main(cfg: Config) -> None:
         spec,
         sources,
         cfg.output,
+        earlier=cfg.vocabularies,
         max_bad_share=cfg.max_bad_share,
         overwrite=cfg.overwrite,
         row_group_rows=cfg.row_group_rows,
@@ -169,6 +174,9 @@ def main(cfg: Config) -> None:
         return
     rows = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())
     print(f"{cfg.output}: {rows} rows; {manifest.report['rows_quarantined']:,} malformed rows in quarantine.tsv")
+    for name, counts in manifest.report["splits"].items():
+        if cfg.vocabularies and counts["unseen"]:
+            print(f"{name}: values that the vocabularies do not know: {counts['unseen']}")
     for name, split in manifest.splits.items():
         if not split.rows:
             print(f"warning: split {name!r} has no rows; a larger share or other rows would give it some")

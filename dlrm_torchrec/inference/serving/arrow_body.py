@@ -87,12 +87,13 @@ def _may_expand(message: pa.ipc.Message) -> bool:
     return bool(find(root, CUSTOM_METADATA) or find(header + read("<I", header), COMPRESSION))
 
 
-def write_arrow(probabilities: NDArray[np.float32], unseen: Mapping[str, int], package: str) -> bytes:
-    """A stream with one column ``probability``; the schema's metadata holds the rest of the answer."""
+def write_arrow(columns: Mapping[str, NDArray[np.float32]], unseen: Mapping[str, int], package: str) -> bytes:
+    """A stream of the predictions of each label (B,); the schema's metadata holds the rest of the answer."""
     schema = pa.schema(
-        {"probability": pa.float32()}, metadata={"package": package, "unseen": json.dumps(unseen, ensure_ascii=False)}
+        dict.fromkeys(columns, pa.float32()),
+        metadata={"package": package, "unseen": json.dumps(unseen, ensure_ascii=False)},
     )
     output = pa.BufferOutputStream()
     with pa.ipc.new_stream(output, schema) as stream:
-        stream.write(pa.record_batch([pa.array(probabilities)], schema))
+        stream.write(pa.record_batch([pa.array(values) for values in columns.values()], schema))
     return bytes(output.getvalue())
