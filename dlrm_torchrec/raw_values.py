@@ -27,11 +27,11 @@ from pyarrow import types
 Mask = npt.NDArray[np.bool_]
 
 NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
-_WHOLE = r"^-?(0|[1-9][0-9]{0,18})(\.0*)?$"
+_DIGITS = r"^-?(0|[1-9][0-9]{0,18})$"
+_WITH_ZEROS = r"^-?(0|[1-9][0-9]{0,18})(\.0*)?$"
 _INT64_START, _INT64_END = str(-(2**63)), str(2**63 - 1)
 _EXACT = 2.0**53  # every whole number below is a float64 of its own
 _UNITS = ((1e8, 1e11, 1.0), (1e11, 1e14, 1e3), (1e14, 1e17, 1e6), (1e17, 1e19, 1e9))  # from, to, per second
-_DATE = r"^(19|20)[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])$"
 _DAY_S = 86_400
 _BOOLEANS = pa.array(["true", "false"])
 
@@ -100,10 +100,8 @@ def lists(values: Any) -> tuple[Any, npt.NDArray[np.int64]]:
     kind = values.type
     if not is_list(kind):
         raise UnfitTypeError(f"{kind}")
-    if not (types.is_list(kind) or types.is_large_list(kind)):
-        values = values.cast(pa.large_list(kind.value_type))
     lengths = _numpy(pc.list_value_length(values).fill_null(0)).astype(np.int64)
-    return values.flatten(), np.concatenate([[0], np.cumsum(lengths)])
+    return pc.list_flatten(values), np.concatenate([[0], np.cumsum(lengths)])
 
 
 def categories(values: Any, form: TextForm) -> tuple[Any, Mask]:
@@ -277,7 +275,7 @@ def _canonical_words(words: Any, form: TextForm) -> tuple[Any, bool]:
     if not _any_like_number(words):
         return words, words.null_count == len(words)
     short = pc.replace_substring_regex(words, r"\.0*$", "")
-    whole = pc.and_(pc.match_substring_regex(words, _WHOLE), _is_whole(short))
+    whole = pc.and_(pc.match_substring_regex(words, _WITH_ZEROS), _is_whole(short))
     words = pc.if_else(whole, pc.if_else(pc.equal(short, "-0"), "0", short), words)
     return words, bool(pc.all(whole.fill_null(fill_value=True)).as_py())
 
@@ -285,11 +283,9 @@ def _canonical_words(words: Any, form: TextForm) -> tuple[Any, bool]:
 def _is_whole(words: Any) -> Any:
     """Whether texts are int64 without leading zeros; null where they are null."""
     digits = pc.replace_substring_regex(words, "^-", "")
-    small = pc.or_(pc.equal(words, _INT64_START), pc.less_equal(digits, _INT64_END))
-    return pc.and_(
-        pc.match_substring_regex(words, _WHOLE.replace(r"(\.0*)?", "")),
-        pc.or_(small, pc.less(pc.utf8_length(digits), 19)),
-    )
+    short = pc.less(pc.utf8_length(digits), len(_INT64_END))
+    fits = pc.or_(pc.less_equal(digits, _INT64_END), pc.equal(words, _INT64_START))
+    return pc.and_(pc.match_substring_regex(words, _DIGITS), pc.or_(short, fits))
 
 
 def _any_like_number(words: Any) -> bool:

@@ -71,7 +71,10 @@ def write_rich(folder: Path, spec: DatasetSpec = RICH, *, rows: int = 200, seed:
         half = len(own) // 2
         for number, part in enumerate((own[:half], own[half:])):
             pq.write_table(_table(part, spec), folder / f"{split}-{number}.parquet", row_group_size=1 + half // 2)
-        files = (DataFile(path=f"{split}-0.parquet", rows=half), DataFile(path=f"{split}-1.parquet", rows=len(own) - half))
+        files = (
+            DataFile(path=f"{split}-0.parquet", rows=half),
+            DataFile(path=f"{split}-1.parquet", rows=len(own) - half),
+        )
         splits[split] = Split(files=files)
     Manifest(spec=spec, splits=splits).save(str(folder))
     return drawn
@@ -80,4 +83,6 @@ def write_rich(folder: Path, spec: DatasetSpec = RICH, *, rows: int = 200, seed:
 def _table(rows: list[Row], spec: DatasetSpec) -> pa.Table:
     kinds = {"item": pa.int32(), "city": pa.int32(), "tags": pa.list_(pa.int32()), "history": pa.list_(pa.int32())}
     kinds["tags weights"] = pa.list_(pa.float32())
-    return pa.table({name: pa.array([r[name] for r in rows], kinds.get(name, pa.float32())) for name in spec.prepared_names})
+    return pa.table(
+        {name: pa.array([r[name] for r in rows], kinds.get(name, pa.float32())) for name in spec.prepared_names}
+    )

@@ -20,9 +20,9 @@ from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.preparation.prepare import Source, prepare
 from dlrm_torchrec.preparation.readers.columns import Columns
 from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
-from dlrm_torchrec.preparation.readers.raw_text import TextReader
 from dlrm_torchrec.preparation.readers.rows import Reader
 from dlrm_torchrec.preparation.readers.tables import Form, table_reader
+from dlrm_torchrec.preparation.readers.text.reader import TextReader
 from dlrm_torchrec.preparation.splits import ByHash, Whole
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from tests.elsewhere import Elsewhere
@@ -203,10 +203,13 @@ def test_an_unmatched_quote_costs_the_rows_up_to_the_next_one(tmp_path: Path) ->
     spec = DatasetSpec(
         name="log", label="clicked", dense=(), sparse=(SparseFeature(name="city", rows=9, encoding="hash"),)
     )
-    (rows,) = text_reader(path, Columns(spec=spec))(str(path))
-    assert rows.numbers.tolist() == [2, 3, 12]
-    assert [(each.number, each.reason) for each in rows.rejected] == [(4, "unmatched quotes")]
-    assert rows.rejected[0].raw == "\n".join(lines[3:10]).encode()
+    first, last = text_reader(path, Columns(spec=spec))(str(path))
+    assert (first.numbers.tolist(), last.numbers.tolist()) == ([2, 3], [12])
+    assert [(each.number, each.reason) for each in first.rejected + last.rejected] == [
+        (4, "unmatched quotes"),
+        (11, "not 2 columns"),
+    ]
+    assert first.rejected[0].raw == b'1,"open\n1,town 3\n0,town 4\n1,town 5\n0,town 6\n1,town 7\n1,"two'
 
 
 def test_malformed_parquet_rows_are_quarantined(tmp_path: Path) -> None:
@@ -231,7 +234,7 @@ def test_malformed_parquet_rows_are_quarantined(tmp_path: Path) -> None:
     lines = [line.split("\t") for line in (tmp_path / "out" / "quarantine.tsv").read_text().splitlines()[1:]]
     assert [(number, reason) for _, number, reason, _ in lines] == [
         ("3", "y is not 0 or 1"),
-        ("4", "y is not 0 or 1"),
+        ("4", "y is missing"),
         ("5", "x is not a finite float32"),
         ("6", "a is not an id in [0, 3)"),
         ("7", "b is not a whole number"),
@@ -260,9 +263,10 @@ def test_a_random_share_is_split_off_and_kept_out_of_the_vocabulary(tmp_path: Pa
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "split 'train' must have rows: got none of the 0 rows read"),
+        (b"", "must have each column of the spec once: got .''., wrong for"),
+        (as_csv([]), "split 'train' must have rows: got none of the 0 rows read"),
         (b"clicked,price\n", "must have each column of the spec once"),
-        (as_csv(random_rows(3)).decode().encode("utf-16"), "must have each column of the spec once"),
+        (as_csv(random_rows(3)).decode().encode("utf-16-le"), "must have each column of the spec once"),
         (
             as_csv(random_rows(9)) + b"x\n",
             r"malformed rows must be at most 1\.00% of all: got 1 of 10, 1 of them because",
@@ -287,7 +291,7 @@ def test_parquet_that_breaks_off_is_refused(tmp_path: Path) -> None:
 def test_column_types_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     rows = [row | {"tags": "not a list"} for row in random_rows(5)]
     as_parquet(rows, tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match="multi-hot column 'tags' must hold lists"):
+    with pytest.raises(ValueError, match="column 'tags' must hold lists: got string"):
         prepare(SPEC, [source(tmp_path / "t.parquet", ParquetReader(columns=Columns(spec=SPEC)))], str(tmp_path / "o"))
 
 

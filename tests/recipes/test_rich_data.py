@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ TOLERANCE = 1e-5  # relative: the recipe computes in float32
 Weights = dict[str, torch.Tensor]
 
 
-def initial_weights(spec: DatasetSpec, interaction: str, means: list[float]) -> Weights:
+def initial_weights(spec: DatasetSpec, interaction: str, mean: float) -> Weights:
     """The weights that a run begins with, in float64: dense ones by name, tables as ``t_<table>``."""
     recipe = load_recipe("train_dlrm")
     cfg = replace(recipe.PRESETS["demo"], bottom=BOTTOM, top=TOP, interaction=interaction)
@@ -36,7 +37,7 @@ def initial_weights(spec: DatasetSpec, interaction: str, means: list[float]) -> 
     dense = {name: value.detach().double() for name, value in task.named_parameters() if "embedding_bags" not in name}
     for name in dense if spec.target == "number" else ():
         if name.endswith("model.1.bias"):
-            dense[name] = torch.tensor(means[:1]).double()
+            dense[name] = torch.tensor([mean]).float().double()  # as the recipe rounds it
     tables = {}
     for table in spec.tables(BOTTOM[-1]):
         weight = torch.empty(table.rows, table.dim)
@@ -93,7 +94,8 @@ def loss_of(outputs: torch.Tensor, spec: DatasetSpec, batch: Batch) -> torch.Ten
 
 
 def reference(folder: Path, spec: DatasetSpec, lanes: int, interaction: str, rows: list[Row]) -> list[float]:
-    weights = initial_weights(spec, interaction, [sum(row["click"] for row in rows) / len(rows)])
+    first = [*rows[:51], *rows[100:151]]  # the first row group of each of two files
+    weights = initial_weights(spec, interaction, sum(row["click"] for row in first) / len(first))
     stream = ParquetStream(
         str(folder), "train", global_batch_size=BATCH, seed=SEED, shuffle=True, epochs=EPOCHS, lanes=lanes
     )
@@ -139,8 +141,69 @@ def test_losses_are_those_of_a_dlrm_written_out(
     metrics = run_recipe("train_dlrm", options(data, runs, *more), ranks)
     found = [each["train/loss"] for each in records(runs / "demo") if "train/loss" in each]
     expected = reference(data, spec, ranks, interaction, rows)
-    assert len(expected) == math.ceil(ROWS * EPOCHS / BATCH)
+    assert len(expected) == EPOCHS * math.ceil(ROWS / BATCH)
     assert found == pytest.approx(expected, rel=TOLERANCE)
     wanted = {"val/rmse", "val/mae", "val/r2"} if spec.target == "number" else {"val/auc", "val/ne", "val/logloss"}
     wanted |= {"val/click/auc", "val/buy/auc", "val/buy/samples"} if spec.more_labels else set()
     assert wanted <= metrics.keys()
+
+
+def evaluate(run: Path, options: dict[str, Any]) -> dict[str, float]:
+    recipe = load_recipe("evaluate")
+    return recipe.main(recipe.Config(recipe="train_dlrm", run=str(run), **options))
+
+
+@pytest.mark.parametrize("spec", [RICH, RATINGS], ids=["two labels", "numbers"])
+def test_evaluation_repeats_the_metrics_of_the_run_and_refuses_data_of_another_meaning(
+    tmp_path: Path, spec: DatasetSpec
+) -> None:
+    data, other, runs = tmp_path / "data", tmp_path / "other", tmp_path / "runs"
+    data.mkdir()
+    other.mkdir()
+    write_rich(data, spec)
+    metrics = run_recipe("train_dlrm", options(data, runs), 2)
+    found = run_ranks(1, evaluate, runs / "demo", {"ablation": True}, join=False)[0]
+    validated = {name: value for name, value in metrics.items() if name.startswith("val/")}
+    assert {name: found[name] for name in validated} == pytest.approx(validated, rel=1e-5)
+    lost = json.loads((runs / "demo" / "evaluation.json").read_text())["ablation"]
+    assert max(lost, key=lambda name: lost[name]["r2" if spec.target == "number" else "auc"]) == "x"
+
+    city = replace(spec.sparse[1], vocabulary="abc")
+    write_rich(other, replace(spec, sparse=(spec.sparse[0], city, *spec.sparse[2:])), seed=5)
+    with pytest.raises(RuntimeError, match=r"feature 'city' of .* must mean what it meant in training: got vocabulary"):
+        run_ranks(1, evaluate, runs / "demo", {"data": str(other)}, join=False)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "spec", "message"),
+    [
+        ("train_fm", RICH, r"data for train_fm must have one label: got more_labels \['buy'\]"),
+        ("train_dcnv2", RATINGS, "labels for train_dcnv2 must be 0 or 1: got target 'number' of label 'click'"),
+        ("train_mf", replace(PLAIN, weight="importance"), "rows for train_mf must have no weight: got weight 'impor"),
+    ],
+)
+def test_what_another_recipe_cannot_train_is_refused_by_name(
+    tmp_path: Path, recipe: str, spec: DatasetSpec, message: str
+) -> None:
+    write_rich(tmp_path, spec)
+    module = load_recipe(recipe)
+    with pytest.raises(ValueError, match=message):
+        module.main("demo", replace(module.PRESETS["demo"], data=str(tmp_path), run_dir=str(tmp_path / "runs")))
+
+
+@pytest.mark.parametrize("recipe", ["train_fm", "train_dlrm_compositional"])
+def test_weights_of_rows_and_ids_in_another_recipe(tmp_path: Path, recipe: str) -> None:
+    """Two ranks train on weights like one rank, and otherwise than on data without weights of ids."""
+    weighted = replace(RICH, more_labels=(), sparse=tuple(replace(f, dim=0) for f in RICH.sparse))
+    unweighted = replace(weighted, sparse=tuple(replace(f, weights="") for f in weighted.sparse))
+    losses: list[float] = []
+    for spec, ranks in ((weighted, 1), (weighted, 2), (unweighted, 1)):
+        folder = tmp_path / f"{len(losses)}"
+        folder.mkdir()
+        write_rich(folder, spec)
+        arguments = ["demo", f"--data={folder}", f"--run-dir={folder}", "--batch-size=200", "--log.every=1"]
+        arguments += ["--eval-every=0", "--epochs=5", "--schedule.warmup-steps=0", "--tables.threshold=10"]
+        run_recipe(recipe, arguments, ranks)
+        losses.append([each["train/loss"] for each in records(folder / "demo") if "train/loss" in each])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-5)

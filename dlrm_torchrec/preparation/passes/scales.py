@@ -62,8 +62,8 @@ def in_order(values: pa.Array) -> pa.Array:
 def boundaries(counted: Iterable[pa.Table], total: int, most: int) -> list[float]:
     """At most ``most`` ascending quantiles of ``total`` numbers, of which ``counted`` holds the values and counts.
 
-    The values are those of ``in_order``, distinct and ascending. Buckets hold about equally many numbers: each takes its
-    share of the numbers that are left, and a value with more than such a share has a bucket of its own.
+    The values are those of ``in_order``, distinct and ascending. Buckets hold about equally many numbers: each takes
+    its share of the numbers that are left, and a value with more than such a share has a bucket of its own.
     """
     found: list[int] = []
     left, held = total, 0

@@ -118,7 +118,9 @@ def read_lines(
             yield _split(buffer[:held], np.array([longest + 1]), first=number, read=read)
             number, held, read, skipping = number + 1, 0, 0, True
     if held or damage:
-        ends = np.append(_newlines(buffer[: held - 1]), held) if held else np.empty(0, np.int64)
+        ends = _newlines(buffer[:held])
+        if held and buffer[held - 1] != _NEWLINE:
+            ends = np.append(ends, held)
         yield _split(buffer[:held], ends, first=number, read=read, damage=damage)
 
 

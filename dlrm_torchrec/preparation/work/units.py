@@ -13,10 +13,10 @@ from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.prepared.files import Stored, digest
 from dlrm_torchrec.preparation.readers.lines import count_lines
-from dlrm_torchrec.preparation.readers.raw_text import TextReader
 from dlrm_torchrec.preparation.readers.rows import Reader, Rows
 from dlrm_torchrec.preparation.readers.spans import Span, cut, file_bytes, number
 from dlrm_torchrec.preparation.readers.streams import first_bytes
+from dlrm_torchrec.preparation.readers.text.reader import TextReader
 from dlrm_torchrec.preparation.splits import Assignment, ByPosition, LastPart
 from dlrm_torchrec.preparation.work.recorded_work import RecordedWork
 from dlrm_torchrec.preparation.work.workers import Report, Task

@@ -13,10 +13,12 @@ import pytest
 
 from dlrm_torchrec.datasets.ablation import without
 from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
 from dlrm_torchrec.datasets.prepared.synthesis import MultiHot
-from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from tests.rich_data import RATINGS, RICH, Row, write_rich
+
+LABELS = ("click", "buy")
 
 
 def rows_of(batch: Batch) -> list[Row]:
@@ -32,7 +34,7 @@ def rows_of(batch: Batch) -> list[Row]:
         weights = jagged.weights_or_none()
         bags[name] = jagged.values().split(sizes), None if weights is None else weights.split(sizes)
     for i in range(batch.num_rows):
-        row: Row = {name: None if math.isnan(v) else v for name, v in zip(("click", "buy"), labels[i].tolist())}
+        row: Row = {name: None if math.isnan(v) else v for name, v in zip(LABELS, labels[i].tolist(), strict=False)}
         row |= {"importance": batch.weights[i].item()}
         row |= dict(zip(("x", "y"), batch.dense_features[i].tolist(), strict=True))
         for name in names:
@@ -115,7 +117,8 @@ BROKEN = [
 def test_what_breaks_the_spec_is_named(tmp_path: Path, name: str, values: list[Any] | None, message: str) -> None:
     columns: dict[str, Any] = {
         "click": [0.0, 1.0], "buy": [None, 1.0], "importance": [0.0, 2.0], "x": [0.0, 0.0], "y": [0.0, 0.0],
-        "item": [1, 2], "city": [3, 4], "tags": [[1, 2], [3]], "history": [[], [1]], "tags weights": [[1.0, 2.0], [3.0]],
+        "item": [1, 2], "city": [3, 4], "tags": [[1, 2], [3]], "history": [[], [1]],
+        "tags weights": [[1.0, 2.0], [3.0]],
     }  # fmt: skip
     columns[name] = values
     table = pa.table({key: pa.array(value) for key, value in columns.items() if value is not None})

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -137,7 +138,7 @@ def test_empty_vocabulary_knows_nothing(tmp_path: Path) -> None:
 def test_numbers_and_texts_share_a_vocabulary(tmp_path: Path, min_count: int) -> None:
     """A piece of whole numbers is int64, another piece of the same column is text: 5 and "5" are one value."""
     rng = np.random.default_rng(2)
-    pieces: list[list[object]] = []
+    pieces: list[list[Any]] = []
     for mixed in (False, True, False, True):
         numbers = (rng.zipf(1.4, 600) % 90 - 5).tolist()
         pieces.append([f"{n}" if n % 3 else f"x{n}" for n in numbers] if mixed else numbers)
