@@ -37,9 +37,7 @@ class Config:
     bits: int = 7  # Bits of the MLPs' weights.
     outliers: float = 0  # Share of the MLPs' weights, the largest ones, that stay float in a sparse matrix.
     calibration_batches: int = 8  # Number of training batches that a budget and static ranges are measured on.
-    max_auc_loss: float = (
-        1e-3  # Maximum fall of any label's AUC, or rise of RMSE by this share; else nothing is written.
-    )
+    max_auc_loss: float = 1e-3  # Maximum fall of AUC, or rise of RMSE by this share; else nothing is written.
     output: str = ""  # Folder of the package; empty means <run>/package.
 
 
