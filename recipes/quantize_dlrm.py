@@ -61,8 +61,8 @@ from dlrm_torchrec.inference.tables.serve import check_types, serve_tables, tabl
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path, load_unsharded, read_progress
 from dlrm_torchrec.train.log import prefixed
-from dlrm_torchrec.train.metrics.binary import Scores
 from dlrm_torchrec.train.metrics.labels import label_metrics
+from dlrm_torchrec.train.metrics.scores import Scores
 
 
 @dataclass(frozen=True, kw_only=True)
