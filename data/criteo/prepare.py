@@ -180,11 +180,13 @@ def main(cfg: Config) -> None:
     for name, split in manifest.splits.items():
         if not split.rows:
             print(f"warning: split {name!r} has no rows; a larger share or other rows would give it some")
-    for source in manifest.report["sources"]:
-        if source["damage"]:
-            print(
-                f"warning: {source['path']}: {source['damage']}; the {source['rows_written']:,} rows before were kept"
-            )
+    first = {source.sha256: source.path for source in reversed(manifest.sources)}
+    for source in manifest.sources:
+        if first[source.sha256] != source.path:
+            print(f"warning: {source.path} is a copy of {first[source.sha256]}; its rows are there twice")
+    for read in manifest.report["sources"]:
+        if read["damage"]:
+            print(f"warning: {read['path']}: {read['damage']}; the {read['rows_written']:,} rows before were kept")
 
 
 if __name__ == "__main__":

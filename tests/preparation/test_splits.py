@@ -137,16 +137,20 @@ def test_a_file_given_twice_is_refused(tmp_path: Path) -> None:
     for name in ("header1", "header2"):
         (tmp_path / name).write_text(text.partition("\n")[0] + "\n")
 
-    def sources(*names: str) -> list[Source]:
+    def sources(*names: str, split: str = "train") -> list[Source]:
         paths = [str(tmp_path / name) for name in names]
+        readers = [table_reader(path, Columns(spec=SPEC), Form()) for path in paths]
         return [
-            Source(path=path, reader=table_reader(path, Columns(spec=SPEC), Form()), assignment=Whole("train"))
-            for path in paths
+            Source(path=path, reader=reader, assignment=Whole(split))
+            for path, reader in zip(paths, readers, strict=True)
         ]
 
-    for names in (("a", "c", "a"), ("a", "c", "b")):
-        with pytest.raises(
-            ValueError, match=r"sources must be different files: got .*, which is .*/a again; name it once"
-        ):
-            prepare(SPEC, sources(*names), str(tmp_path / "out"))
-    assert prepare(SPEC, sources("a", "c", "header1", "header2"), str(tmp_path / "out")).splits["train"].rows == 18
+    with pytest.raises(ValueError, match=r"sources must be different files: got .*/a twice; name it once"):
+        prepare(SPEC, sources("a", "c", "a"), str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"must be different files: got .*/b, a copy of .*/a; leave one of them out"):
+        prepare(SPEC, [*sources("a", "c"), *sources("b", split="val")], str(tmp_path / "out"))
+    fine = [*sources("a", "b", "header1"), *sources("c", "header2", split="val")]
+    assert {name: part.rows for name, part in prepare(SPEC, fine, str(tmp_path / "out")).splits.items()} == {
+        "train": 18,
+        "val": 9,
+    }

@@ -196,7 +196,7 @@ def test_weights_of_rows_and_ids_in_another_recipe(tmp_path: Path, recipe: str) 
     """Two ranks train on weights like one rank, and otherwise than on data without weights of ids."""
     weighted = replace(RICH, more_labels=(), sparse=tuple(replace(f, dim=0) for f in RICH.sparse))
     unweighted = replace(weighted, sparse=tuple(replace(f, weights="") for f in weighted.sparse))
-    losses: list[float] = []
+    losses: list[object] = []
     for spec, ranks in ((weighted, 1), (weighted, 2), (unweighted, 1)):
         folder = tmp_path / f"{len(losses)}"
         folder.mkdir()

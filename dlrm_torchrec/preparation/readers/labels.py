@@ -16,9 +16,7 @@ from dlrm_torchrec.preparation.readers.columns import Columns
 from dlrm_torchrec.preparation.readers.lines import count_lines
 from dlrm_torchrec.preparation.readers.rows import Checks, Ints, Rows
 from dlrm_torchrec.preparation.readers.spans import open_parquet
-from dlrm_torchrec.preparation.readers.tables import Form, head, is_parquet, text_layout
-
-_ALL = 1 << 62  # rows
+from dlrm_torchrec.preparation.readers.tables import Form, is_parquet, text_layout, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +54,9 @@ def with_labels(columns: Columns, labels: str, path: str, form: Form, *, key: st
     spec = columns.spec
     wanted = [label.name for label in spec.labels] + ([spec.weight] if spec.weight else [])
     try:
-        table = head(labels, Form(), _ALL)
+        table = whole(labels, Form())
     except ValueError:
-        table = head(labels, Form(names=(wanted[0],)), _ALL)
+        table = whole(labels, Form(names=(wanted[0],)))
     lacking = [name for name in (key, wanted[0]) if name and name not in table]
     if lacking:
         raise ValueError(f"labels {labels} must have the column {lacking[0]!r}: got {list(table)}; name another file")

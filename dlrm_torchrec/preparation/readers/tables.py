@@ -24,6 +24,7 @@ from dlrm_torchrec.preparation.readers.text.reader import TextReader, parser
 from dlrm_torchrec.preparation.readers.text.separated import Separated
 from dlrm_torchrec.raw_values import NUMBER
 
+_ALL = 1 << 62  # rows
 _SAMPLE_BYTES = 1 << 16
 _SEPARATORS = ("\t", "::", ";", ",", "|", " ")  # the first one that fits is taken
 _SAME_SHARES = (0.9, 0.5)  # of the rows of a sample that have as many fields as the first; many, if any separator fits
@@ -59,23 +60,26 @@ def head(path: str, form: Form, rows: int) -> dict[str, Any]:
     """About the first ``rows`` rows of files as Arrow arrays by raw column, in the order of the columns.
 
     ``path`` is a file, a folder or a pattern. Text stays text, null where a field is empty; Parquet keeps its types.
-    Raises ValueError if there are no rows, or if the form cannot be told.
+    Rows that have another number of fields are left out. Raises ValueError if there are no rows, or if the form cannot
+    be told.
     """
     pieces: list[pa.Table] = []
-    for file in files_of(path):
-        for piece in _tables(file, form, rows):
-            pieces.append(piece)
-            if sum(each.num_rows for each in pieces) >= rows:
-                break
+    for piece, _ in (each for file in files_of(path) for each in _pieces(file, form, rows)):
+        pieces.append(piece)
         if sum(each.num_rows for each in pieces) >= rows:
             break
-    if not sum(piece.num_rows for piece in pieces):
-        raise ValueError(f"file {path} must have rows: got none; name another")
-    try:
-        table = pa.concat_tables(pieces, promote_options="permissive").slice(0, rows).combine_chunks()
-    except pa.ArrowException as error:
-        raise ValueError(f"files of {path} must have the same columns: got {error}; prepare them alone") from error
-    return {name: column.combine_chunks() for name, column in zip(table.column_names, table.columns, strict=True)}
+    return _columns(path, pieces, rows)
+
+
+def whole(path: str, form: Form) -> dict[str, Any]:
+    """``head`` of all rows. Raises ValueError at the first row that has another number of fields."""
+    pieces = []
+    for file in files_of(path):
+        for piece, malformed in _pieces(file, form, _ALL):
+            if malformed:
+                raise ValueError(f"{file} must hold rows like its first one: got {malformed}; repair the file")
+            pieces.append(piece)
+    return _columns(path, pieces, _ALL)
 
 
 def is_parquet(path: str) -> bool:
@@ -112,11 +116,12 @@ def text_layout(path: str, form: Form) -> Layout:
     return Layout(separator=separator, names=names, header=int(first.numbers[0]))
 
 
-def _tables(path: str, form: Form, rows: int) -> Iterator[pa.Table]:
+def _pieces(path: str, form: Form, rows: int) -> Iterator[tuple[pa.Table, str]]:
+    """The rows piece by piece, each with the line and the reason of its first malformed row, if there is one."""
     if is_parquet(path):
         with g_pathmgr.open(path, "rb") as file:
             for batch in open_parquet(path, file).iter_batches(min(rows, 1 << 16), use_threads=False):
-                yield pa.Table.from_batches([batch])
+                yield pa.Table.from_batches([batch]), ""
         return
     layout = text_layout(path, form)
     if len(set(layout.names)) < len(layout.names):
@@ -124,7 +129,18 @@ def _tables(path: str, form: Form, rows: int) -> Iterator[pa.Table]:
     parse = parser(layout, layout.names)
     for lines in read_lines(path, quoted=not layout.libsvm):
         parsed = parse(lines)
-        yield pa.table(parsed.columns).filter(pa.array(lines.numbers[parsed.first] != layout.header))
+        first = next((f"one in line {lines.numbers[line]} with {why}" for line, _, why in parsed.rejected), "")
+        yield pa.table(parsed.columns).filter(pa.array(lines.numbers[parsed.first] != layout.header)), first
+
+
+def _columns(path: str, pieces: Sequence[pa.Table], rows: int) -> dict[str, Any]:
+    if not sum(piece.num_rows for piece in pieces):
+        raise ValueError(f"file {path} must have rows: got none; name another")
+    try:
+        table = pa.concat_tables(pieces, promote_options="permissive").slice(0, rows).combine_chunks()
+    except pa.ArrowException as error:
+        raise ValueError(f"files of {path} must have the same columns: got {error}; prepare them alone") from error
+    return {name: column.combine_chunks() for name, column in zip(table.column_names, table.columns, strict=True)}
 
 
 def _fields(lines: Lines, width: int, separator: str) -> list[list[str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlrm_torchrec.preparation.readers.fields import parse_hex32, parse_int64, split_fields, split_line
+from dlrm_torchrec.preparation.readers.fields import parse_hex32, parse_int64, split_fields
 from dlrm_torchrec.preparation.readers.lines import Lines, count_lines, read_lines
 from dlrm_torchrec.preparation.readers.rows import Checks
 from tests.preparation import criteo_files
@@ -129,20 +129,3 @@ def test_numbers_equal_pythons() -> None:
     assert not bad.any()
     assert not missing.any()
     assert hexes[0].tolist() == [int(value, 16) for value in values]
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        (b"a,b,c", [b"a", b"b", b"c"]),
-        (b",,", [b"", b"", b""]),
-        (b'"a,b",c', [b"a,b", b"c"]),
-        (b'"say ""hi""",""', [b'say "hi"', b""]),
-        (b'5" pipe,6', [b'5" pipe', b"6"]),
-        (b'"open,c', None),
-        (b'"a"b,c', None),
-        (b"", [b""]),
-    ],
-)
-def test_quoted_lines(line: bytes, expected: list[bytes] | None) -> None:
-    assert split_line(line, ",") == expected

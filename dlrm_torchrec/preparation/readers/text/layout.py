@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dlrm_torchrec.preparation.readers.rows import Ints
+import pyarrow as pa
+
+from dlrm_torchrec.preparation.readers.rows import Ints, Mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,3 +33,8 @@ class Parsed(NamedTuple):
     first: Ints  # (N,) index of the row's first line, ascending
     end: Ints  # (N,) index after its last line
     rejected: list[tuple[int, int, str]]  # the same two of each other row, and the reason
+
+    def select(self, keep: Mask) -> Parsed:
+        """The rows where ``keep`` (N,) holds, and all others."""
+        columns = {name: column.filter(pa.array(keep)) for name, column in self.columns.items()}
+        return self._replace(columns=columns, first=self.first[keep], end=self.end[keep])

@@ -54,6 +54,10 @@ class TextReader:
             yield self._rows(lines, parse(lines))
 
     def _rows(self, lines: Lines, parsed: Parsed) -> Rows:
+        heights = int((parsed.end - parsed.first).sum()) + sum(end - first for first, end, _ in parsed.rejected)
+        is_header = lines.numbers[parsed.first] == self.layout.header
+        if is_header.any():
+            parsed = parsed.select(~is_header)
         numbers = lines.numbers[parsed.first]
         checks, of_lines = Checks(len(numbers)), Checks(len(lines))
         lines.check(of_lines, self.max_line_bytes)
@@ -61,19 +65,17 @@ class TextReader:
         for line, reason in unfit.items():
             checks.reject((parsed.first <= line) & (line < parsed.end), reason)
         rows = self.columns.rows(numbers, lambda name: self._column(parsed.columns[name], name), checks)
-        is_header = numbers == self.layout.header
-        bad = [(int(parsed.first[i]), int(parsed.end[i]), why) for i, why in checks.bad() if not is_header[i]]
+        bad = [(int(parsed.first[i]), int(parsed.end[i]), reason) for i, reason in checks.bad()]
         for first, end, reason in parsed.rejected:
             bad.append((first, end, next((unfit[line] for line in range(first, end) if line in unfit), reason)))
-        heights = [*(parsed.end - parsed.first), *(end - first for first, end, _ in parsed.rejected)]
         return rows.select(
-            checks.good & ~is_header,
+            checks.good,
             rejected=tuple(
                 Rejected(int(lines.numbers[first]), reason, self._raw(lines, first, end))
                 for first, end, reason in sorted(bad)
             ),
             headers=int(is_header.sum()),
-            blanks=len(lines) - int(sum(heights)),
+            blanks=len(lines) - heights,
             raw_bytes=lines.raw_bytes,
             damage=lines.damage,
         )
