@@ -366,5 +366,5 @@ def _array(values: Any) -> Any:
 
 
 def _refuse(name: str, holds: str, found: object) -> NoReturn:
-    shown = found if isinstance(found, pa.DataType) else _short.repr(found)
+    shown = _short.repr(str(found))[1:-1] if isinstance(found, pa.DataType) else _short.repr(found)
     raise ValueError(f"column {name!r} must hold {holds}: got {shown}; correct it, or send null instead") from None
