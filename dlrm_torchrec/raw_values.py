@@ -263,7 +263,7 @@ def vocabulary_digest(chunks: Iterable[Any]) -> str:
     digest, empty, zero = sha256(), pa.scalar("", pa.large_string()), pa.scalar("\0", pa.large_string())
     for values in chunks:
         if types.is_integer(values.type):
-            digest.update(np.ascontiguousarray(values.to_numpy(), "<i8"))
+            digest.update(values.to_numpy().astype("<i8").tobytes())
             continue
         ended = pc.binary_join_element_wise(values.cast(pa.large_string()), empty, zero)
         _, ends, data = ended.buffers()
