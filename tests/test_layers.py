@@ -198,7 +198,11 @@ def test_a_lawful_tree_has_no_violations(tmp_path: Path) -> None:
     ("file", "source", "fault"),
     [
         ("dlrm_torchrec/schema.py", "import torch", "schema imports checked_json and the standard library only"),
-        ("dlrm_torchrec/schema.py", "from dlrm_torchrec.train import log", "schema imports checked_json and the standard"),
+        (
+            "dlrm_torchrec/schema.py",
+            "from dlrm_torchrec.train import log",
+            "schema imports checked_json and the standard",
+        ),
         ("dlrm_torchrec/train/log.py", "from dlrm_torchrec.schema import Table", "train may import no other part"),
         ("dlrm_torchrec/train/log.py", "from dlrm_torchrec import datasets", "train may import no other part"),
         ("dlrm_torchrec/train/log.py", "from ..datasets import stream", "train may import no other part"),

@@ -124,17 +124,18 @@ def read_lines(
         yield _split(buffer[:held], ends, first=number, read=read, damage=damage)
 
 
-def count_lines(path: str, span: Span | None = None) -> Iterator[tuple[int, int, int]]:
+def count_lines(path: str, span: Span | None = None, *, quoted: bool = True) -> Iterator[tuple[int, int, int]]:
     """The lines and quotes of a file or of a span of it, in parts to be summed, each with its bytes in the file.
 
-    The last line may lack its line end. The bytes are those of the file, which may be compressed.
+    The last line may lack its line end. The bytes are those of the file, which may be compressed. Without ``quoted``,
+    quotes are not counted.
     """
     last = _NEWLINE
     with suppress(DamageError):
         for block, file_bytes in text_blocks(path, _SEARCHED_BYTES, **_part(span)):
             data = np.frombuffer(block, np.uint8)
             last = data[-1] if len(data) else last
-            yield int(np.count_nonzero(data == _NEWLINE)), block.count(b'"'), file_bytes
+            yield int(np.count_nonzero(data == _NEWLINE)), block.count(b'"') if quoted else 0, file_bytes
     if last != _NEWLINE:
         yield 1, 0, 0
 

@@ -125,7 +125,7 @@ def make_units(sources: Sequence[Source], spans: Sequence[Sequence[Span]], work:
             parts = number(
                 parts,
                 [record.result for record in work.records(_name(i, j) for j in range(len(parts)))],
-                quoted=isinstance(source.reader, TextReader),
+                quoted=_is_quoted(source),
             )
         place = source.assignment
         if isinstance(place, LastPart):
@@ -141,13 +141,18 @@ def _needs_lines(source: Source, parts: Sequence[Span]) -> bool:
     return parts[0].count is None and (len(parts) > 1 or isinstance(source.assignment, LastPart))
 
 
+def _is_quoted(source: Source) -> bool:
+    """Whether line ends may lie within fields."""
+    return isinstance(source.reader, TextReader) and not source.reader.layout.libsvm
+
+
 def _name(source: int, span: int) -> str:
     return f"lines-{source:05d}-{span:05d}"
 
 
 def _count(source: Source, span: Span, report: Report) -> tuple[list[Stored], tuple[int, int]]:
     lines, quotes = 0, 0
-    for more_lines, more_quotes, raw_bytes in count_lines(source.path, span):
+    for more_lines, more_quotes, raw_bytes in count_lines(source.path, span, quoted=_is_quoted(source)):
         lines, quotes = lines + more_lines, quotes + more_quotes
         report(0, raw_bytes)
     return [], (lines, quotes)

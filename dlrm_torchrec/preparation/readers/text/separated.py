@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -43,6 +42,8 @@ class Separated:
     """Splits blocks of lines into columns. A worker makes its own: a connection does not outlive a fork."""
 
     def __init__(self, layout: Layout, wanted: Sequence[str], *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+        import duckdb  # a tenth of a second, which Criteo's files need not wait for
+
         self._layout, self._wanted, self._max_line_bytes = layout, list(wanted), max_line_bytes
         self._block = _Block()
         self._database = duckdb.connect(config={"threads": 1})
