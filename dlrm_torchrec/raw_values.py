@@ -258,10 +258,13 @@ def texts(values: Any) -> Any:
 def vocabulary_digest(chunks: Iterable[Any]) -> str:
     """What tells one vocabulary from another: 16 hexadecimal digits of SHA-256 of its values in the order of their ids.
 
-    Each value counts as the UTF-8 of its canonical text, with a zero byte after it.
+    A whole number counts as its eight bytes, the lowest first; a text as its UTF-8 with a zero byte after it.
     """
     digest, empty, zero = sha256(), pa.scalar("", pa.large_string()), pa.scalar("\0", pa.large_string())
     for values in chunks:
+        if types.is_integer(values.type):
+            digest.update(values.to_numpy().astype("<i8").tobytes())
+            continue
         ended = pc.binary_join_element_wise(values.cast(pa.large_string()), empty, zero)
         _, ends, data = ended.buffers()
         bounds = np.frombuffer(ends, np.int64)[ended.offset : ended.offset + len(ended) + 1]

@@ -37,9 +37,7 @@ class Config:
     bits: int = 7  # Bits of the MLPs' weights.
     outliers: float = 0  # Share of the MLPs' weights, the largest ones, that stay float in a sparse matrix.
     calibration_batches: int = 8  # Number of training batches that a budget and static ranges are measured on.
-    max_auc_loss: float = (
-        1e-3  # Maximum fall of any label's AUC, or rise of RMSE by this share; else nothing is written.
-    )
+    max_auc_loss: float = 1e-3  # Maximum fall of AUC, or rise of RMSE by this share; else nothing is written.
     output: str = ""  # Folder of the package; empty means <run>/package.
 
 
@@ -63,8 +61,8 @@ from dlrm_torchrec.inference.tables.serve import check_types, serve_tables, tabl
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path, load_unsharded, read_progress
 from dlrm_torchrec.train.log import prefixed
-from dlrm_torchrec.train.metrics.binary import Scores
 from dlrm_torchrec.train.metrics.labels import label_metrics
+from dlrm_torchrec.train.metrics.scores import Scores
 
 
 @dataclass(frozen=True, kw_only=True)

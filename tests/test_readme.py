@@ -122,7 +122,7 @@ def test_command(command: str, project: Path) -> None:
         pytest.skip("Census-Income (KDD) is not at ../shared/data/census_income_kdd")
     if "quantize_dlrm" in command:  # of the run that the README began with, and for the server after it
         quickly("python recipes/train_dlrm.py demo --rows 40960 --batch-size 1024", project)
-        assert "largest change of a probability" in quickly(command, project)
+        assert "largest change of a prediction" in quickly(command, project)
         return
     shortest = max((end for end in SHORT if command.endswith(end)), key=len, default="")
     command = command.replace("-j 2x8", "-j 2x1") if "--dryrun" not in command else command  # see as_typed below

@@ -91,10 +91,8 @@ class Encoder:
         self.dense, self.sparse = spec["dense"], spec["sparse"]
         self.form = TextForm(missing=spec["missing"], decimal=spec["decimal"], thousands=spec["thousands"])
         self.lookups = {feature["name"]: id_lookup(feature["rows"]) for feature in self.sparse} | dict(vocabularies)
-        self.dense_from, self.sparse_from = (
-            [_place(each) for each in self.dense],
-            [_place(each) for each in self.sparse],
-        )
+        self.dense_from = [_place(feature) for feature in self.dense]
+        self.sparse_from = [_place(feature) for feature in self.sparse]
         weights = [(numbers, (feature["weights"], True)) for feature in self.sparse if feature["weights"]]
         self.weighted = bool(weights)
         self.reads: dict[Reader, dict[Key, None]] = defaultdict(dict)
@@ -103,7 +101,7 @@ class Encoder:
             self.reads[read][key] = None
         self.keys = dict.fromkeys(key for _, key in places)
         self.columns = tuple(dict.fromkeys(name for name, _ in self.keys))
-        ignored = (spec["label"], spec["weight"], *(label["name"] for label in spec["more_labels"]))
+        ignored = {spec["label"], spec["weight"], *(label["name"] for label in spec["more_labels"])} - {""}
         self.known = {*self.columns, *ignored}
         self.scales = _by_steps(self.dense)
 
@@ -368,5 +366,5 @@ def _array(values: Any) -> Any:
 
 
 def _refuse(name: str, holds: str, found: object) -> NoReturn:
-    shown = found if isinstance(found, pa.DataType) else _short.repr(found)
+    shown = _short.repr(str(found))[1:-1] if isinstance(found, pa.DataType) else _short.repr(found)
     raise ValueError(f"column {name!r} must hold {holds}: got {shown}; correct it, or send null instead") from None

@@ -106,8 +106,8 @@ def vocabulary(folder: Path, feature: str) -> list[object]:
 
 
 def write_census(folder: Path, script: ModuleType, **columns: Sequence[object]) -> None:
-    for name in ("train", "test"):
-        write_file(folder / f"{name}.parquet", script, **columns)
+    for name, values in (("train", columns), ("test", {each: list(v)[::-1] for each, v in columns.items()})):
+        write_file(folder / f"{name}.parquet", script, **values)
 
 
 def write_file(path: Path, script: ModuleType, **columns: Sequence[object]) -> None:

@@ -267,6 +267,7 @@ REFUSED: list[tuple[dict[str, Values], str]] = [
     ({"slot": [2**64]}, "'slot' must hold whole numbers: got '18446744073709551616';"),
     ({"city": ["\ud800"]}, r"'city' must hold single numbers or texts: got '\\ud800';"),
     ({"city": [{"name": "Paris"}]}, "'city' must hold single numbers or texts: got struct<name: string>;"),
+    ({"city": [{"\n" * 99: None}]}, r"'city' must hold single numbers or texts: got struct<\\n\\n"),
     ({"device": [5.5]}, "'device' must hold whole numbers or texts: got 5.5;"),
     ({"words": [[2**60 + 1, 0.5]]}, "'words' must hold whole numbers or texts: got 0.5;"),
     ({"device": [[]]}, r"'device' must hold single numbers or texts: got list<item: null>;"),

@@ -16,7 +16,7 @@ from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
 from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows
 from dlrm_torchrec.embeddings.initialize import fill_table
-from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.schema import DatasetSpec, Label
 from tests.distributed import run_ranks
 from tests.recipe import load_recipe, records, run_recipe
 from tests.rich_data import PLAIN, RATINGS, RICH, Row, write_rich
@@ -37,7 +37,7 @@ def initial_weights(spec: DatasetSpec, interaction: str, mean: float) -> Weights
     dense = {name: value.detach().double() for name, value in task.named_parameters() if "embedding_bags" not in name}
     for name in dense if spec.target == "number" else ():
         if name.endswith("model.1.bias"):
-            dense[name] = torch.tensor([mean]).float().double()  # as the recipe rounds it
+            dense[name] += mean
     tables = {}
     for table in spec.tables(BOTTOM[-1]):
         weight = torch.empty(table.rows, table.dim)
@@ -177,8 +177,8 @@ def test_evaluation_repeats_the_metrics_of_the_run_and_refuses_data_of_another_m
 @pytest.mark.parametrize(
     ("recipe", "spec", "message"),
     [
-        ("train_fm", RICH, r"data for train_fm must have one label: got more_labels \['buy'\]"),
-        ("train_dcnv2", RATINGS, "labels for train_dcnv2 must be 0 or 1: got target 'number' of label 'click'"),
+        ("train_deepfm", RICH, r"data for train_deepfm must have one label: got more_labels \['buy'\]"),
+        ("train_neumf", RATINGS, "labels for train_neumf must be 0 or 1: got target 'number' of label 'click'"),
         ("train_mf", replace(PLAIN, weight="importance"), "rows for train_mf must have no weight: got weight 'impor"),
     ],
 )
@@ -191,12 +191,15 @@ def test_what_another_recipe_cannot_train_is_refused_by_name(
         module.main("demo", replace(module.PRESETS["demo"], data=str(tmp_path), run_dir=str(tmp_path / "runs")))
 
 
-@pytest.mark.parametrize("recipe", ["train_fm", "train_dlrm_compositional"])
-def test_weights_of_rows_and_ids_in_another_recipe(tmp_path: Path, recipe: str) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "labels"),
+    [("train_fm", ()), ("train_dlrm_compositional", RICH.more_labels), ("train_dcnv2", RICH.more_labels)],
+)
+def test_weights_of_rows_and_ids_in_another_recipe(tmp_path: Path, recipe: str, labels: tuple[Label, ...]) -> None:
     """Two ranks train on weights like one rank, and otherwise than on data without weights of ids."""
-    weighted = replace(RICH, more_labels=(), sparse=tuple(replace(f, dim=0) for f in RICH.sparse))
+    weighted = replace(RICH, more_labels=labels, sparse=tuple(replace(f, dim=0) for f in RICH.sparse))
     unweighted = replace(weighted, sparse=tuple(replace(f, weights="") for f in weighted.sparse))
-    losses: list[float] = []
+    losses: list[object] = []
     for spec, ranks in ((weighted, 1), (weighted, 2), (unweighted, 1)):
         folder = tmp_path / f"{len(losses)}"
         folder.mkdir()

@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 from pyarrow import types
 from starlette.exceptions import HTTPException
 
-KINDS = (types.is_integer, types.is_floating, types.is_boolean, types.is_null, types.is_string, types.is_large_string)
+KINDS = (
+    *(types.is_integer, types.is_floating, types.is_boolean, types.is_null, types.is_string, types.is_large_string),
+    *(types.is_timestamp, types.is_date),
+)
 # Fields in Arrow's format/Message.fbs: the first two of the table Message, the last of RecordBatch. Arrow 0.17 named
 # codecs in metadata.
 HEADER, CUSTOM_METADATA, COMPRESSION = 2, 4, 3
@@ -58,7 +61,9 @@ def _check(schema: pa.Schema) -> None:
     for field in schema:
         kind = field.type.value_type if _is_list(field.type) else field.type
         if not any(is_kind(kind) for is_kind in KINDS):
-            message = f"column {field.name!r} must hold numbers, strings or lists of them: got {field.type}; cast it"
+            message = (
+                f"column {field.name!r} must hold numbers, strings, times or lists of them: got {field.type}; cast it"
+            )
             raise HTTPException(422, message)
     if len(set(schema.names)) < len(schema.names):
         raise HTTPException(422, "columns must have distinct names: got a name twice; rename one column")

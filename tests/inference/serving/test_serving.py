@@ -201,9 +201,9 @@ REFUSED = [
         422,
         ARROW,
         replaced("city", pa.array(["a", "b"]).dictionary_encode()),
-        "column 'city' must hold numbers, strings",
+        "column 'city' must hold numbers, strings, times",
     ),
-    (422, ARROW, replaced("tags", pa.array([[[1]], []])), "column 'tags' must hold numbers, strings or lists"),
+    (422, ARROW, replaced("tags", pa.array([[[1]], []])), "column 'tags' must hold numbers, strings, times or lists"),
     (
         413,
         ARROW,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +132,17 @@ def test_several_labels_under_any_names(tmp_path: Path) -> None:
         label="click",
         more_labels=(Label(name=label),),
         dense=(DenseFeature(name="x y"),),
-        sparse=(SparseFeature(name=feature, rows=5), SparseFeature(name="tags", rows=9, multi_hot=True, weights="w/t")),
+        sparse=(
+            SparseFeature(name=feature, rows=5),
+            SparseFeature(name="tags", rows=9, multi_hot=True, weights="w/t"),
+            SparseFeature(name="hour", column="when", rows=24, part="hour"),
+        ),
     )
     write_package(tmp_path / "p", scripted(spec), spec, vocabularies={}, model_facts={}, metrics={})
-    values: dict[str, list[Any]] = {"x y": [0.5, None], feature: [3, 7], "tags": [[1, 2], []], "w/t": [[0.5, -2.0], []]}
-    first = 0.5 + np.cos(3) + 0.5 * np.cos(2) - 2 * np.cos(4)
-    logits = np.array([[first, 2 * first], [1.0, 2.0]])
+    values: dict[str, Any] = {"x y": [0.5, None], feature: [3, 7], "tags": [[1, 2], []], "w/t": [[0.5, -2.0], []]}
+    values["when"] = ["2026-11-29T07:30:00+02:00", None]
+    first = 0.5 + np.cos(3) + 0.5 * np.cos(2) - 2 * np.cos(4) + np.cos(3 * 5)
+    logits = np.array([[first, 2 * first], [2.0, 4.0]])
     expected = 1 / (1 + np.exp(-logits))
     service = Service(tmp_path / "p", ServingConfig())
     service.predictor = Predictor.load(tmp_path / "p")
@@ -150,6 +156,7 @@ def test_several_labels_under_any_names(tmp_path: Path) -> None:
 
     service = Service(tmp_path / "p", ServingConfig())
     service.predictor = Predictor.load(tmp_path / "p")
+    values["when"] = pa.array([datetime(2026, 11, 29, 5, 30, tzinfo=UTC), None])
     status, stream = called(service, "/predict", as_arrow(pa.table(values)), ARROW)
     table = pa.ipc.open_stream(stream).read_all()
     assert (status, table.column_names) == (200, ["click", label])

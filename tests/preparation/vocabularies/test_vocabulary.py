@@ -53,7 +53,10 @@ def build(folder: Path, runs: Mapping[str, Sequence[Run]], min_count: int) -> tu
     assert [file.path for file in files[:1]] == ["vocab/a.parquet"]
     vocabulary = Vocabulary.load(rows, digest, [f"{folder}/{file.path}" for file in files[1:]])
     listed = pq.read_table(folder / "vocab/a.parquet")["value"].to_pylist()
-    spelled = b"".join(f"{value}\0".encode() for value in listed)
+    spelled = b"".join(
+        value.to_bytes(8, "little", signed=True) if isinstance(value, int) else f"{value}\0".encode()
+        for value in listed
+    )
     assert digest == hashlib.sha256(spelled).hexdigest()[:16]
     return vocabulary, listed
 
