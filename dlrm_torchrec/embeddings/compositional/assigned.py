@@ -56,6 +56,11 @@ class Assigned(Complementary):
     def classes(self) -> tuple[int, ...]:
         return tuple(int(assignment.max()) + 1 for assignment in self._copies[_CPU])
 
+    @property
+    def assignments(self) -> tuple[torch.Tensor, ...]:
+        """The class of every id in each partition, on the CPU."""
+        return self._copies[_CPU]
+
     def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ids = ids.long()
         return tuple(assignment[ids] for assignment in self._on(ids.device))

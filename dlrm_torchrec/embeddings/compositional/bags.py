@@ -17,6 +17,7 @@ class Bags(NamedTuple):
     values: torch.Tensor
     lengths: torch.Tensor
     weights: torch.Tensor | None
+    per_feature: list[int] | None = None  # how many values each feature has, where the host knows it
 
 
 def one_each(rows: torch.Tensor) -> torch.Tensor:

@@ -93,7 +93,7 @@ class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):
                 weights = ids.weights() if self.is_weighted() else None
                 if stacked:
                     bags = Bags(ids.values().long(), ids.lengths().long(), weights)
-                    vectors = pool_ids(config, bags, LookUpIn(bag.weight), [feature])
+                    vectors = pool_ids(config, bags, LookUpIn(bag.weight), feature)
                 else:
                     vectors = bag(ids.values(), ids.offsets(), per_sample_weights=weights)
                 names.append(feature)

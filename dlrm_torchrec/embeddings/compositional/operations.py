@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import reduce
-from math import prod
 from typing import ClassVar
 
 import torch
@@ -18,7 +17,9 @@ from torch.nn import functional
 
 from dlrm_torchrec.embeddings.compositional.bags import Bags, LookUp, offsets_of, one_each, pool
 from dlrm_torchrec.embeddings.compositional.grouped import grouped_linear
+from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece
 from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows, StackedRows
+from dlrm_torchrec.embeddings.compositional.table_group import TableGroup
 
 
 class Operation(ABC):
@@ -60,8 +61,11 @@ class Operation(ABC):
         return weight
 
     @abstractmethod
-    def pooled(self, stack: StackedRows, bags: Bags, look_up: LookUp) -> torch.Tensor:
-        """The sum of the vectors of each bag's ids, weighted if there are weights: (bags, num_outputs * row dim)."""
+    def pooled(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
+        """The sum of the vectors of each bag's ids, weighted if there are weights: (bags, num_outputs * row dim).
+
+        ``bags`` has the bags of one feature of the group after another.
+        """
 
 
 class Summed(Operation):
@@ -72,37 +76,15 @@ class Summed(Operation):
     def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:  # noqa: ARG002 (other operations use it)
         return [InitialRows(stack.rows, center=0.0, limit=stack.partition.num_ids**-0.5)]
 
-    def rows(self, stack: StackedRows, bags: Bags) -> Bags:
-        """Bags of physical rows: first the first output of all bags, then the second output of all bags, ..."""
-        return self.ask(stack.rows_of(bags.values), bags)
+    def pieces(self, source: int, rows: tuple[ClassRow, ...]) -> list[Piece]:
+        """The bags of rows to look up, one piece for each output, where an id's classes have these ``rows``."""
+        return [Piece(source, (row,)) for row in rows]
 
-    def ask(self, rows: list[torch.Tensor], bags: Bags) -> Bags:
-        """The bags of ``rows`` of some partitions to look up: ``num_outputs`` for each of ``bags``."""
-        weights = None if bags.weights is None else bags.weights.repeat(len(rows))
-        return Bags(torch.cat([bags.values[:0], *rows]), bags.lengths.repeat(len(rows)), weights)
-
-    def pooled(self, stack: StackedRows, bags: Bags, look_up: LookUp) -> torch.Tensor:
-        """The summed vectors; rows of a partition with few classes are read once and multiplied by their counts."""
-        num_bags, rows = len(bags.lengths), stack.rows_of(bags.values)
-        few = [j for j, size in enumerate(stack.sizes) if size * num_bags <= len(bags.values)]
-        many = [j for j in range(len(rows)) if j not in few]
-        asked = self.ask([rows[j] for j in many], bags)
-        spans = [torch.arange(stack.sizes[j], device=bags.values.device) + stack.first_rows[j] for j in few]
-        single = torch.cat([asked.values[:0], *spans])
-        lengths = torch.cat([asked.lengths, asked.lengths.new_ones(len(single))])
-        weights = None if asked.weights is None else torch.cat([asked.weights, asked.weights.new_ones(len(single))])
-        read = look_up(torch.cat([asked.values, single]), offsets_of(lengths), weights)
-        read = read.to(torch.promote_types(read.dtype, torch.float32))  # float16 cannot hold counts above 2048
-        whole = many[: self.num_outputs(len(many))]
-        pieces = torch.split(read, [num_bags] * len(whole) + [len(span) for span in spans])
-        sums = dict(zip(whole + few, pieces, strict=True))
-        for j in few:
-            sums[j] = _counts(bags, rows[j] - stack.first_rows[j], stack.sizes[j], read.dtype) @ sums[j]
-        return self.join([sums[j] for j in sorted(sums)])
-
-    def join(self, sums: list[torch.Tensor]) -> torch.Tensor:
-        """The outputs of each bag, from one sum (bags, row dim) per partition."""
-        return torch.cat(sums, dim=1)
+    def pooled(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
+        rows = group.summed(self.pieces)(bags)
+        sums = look_up(rows.values, offsets_of(rows.lengths), rows.weights)
+        outputs = sums.view(self.num_outputs(group.k), len(bags.lengths), sums.size(1))
+        return outputs.transpose(0, 1).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -131,24 +113,8 @@ class Add(Summed):
     def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:  # noqa: ARG002 (other operations use it)
         return [InitialRows(stack.rows, center=0.0, limit=(len(stack.class_rows) * stack.partition.num_ids) ** -0.5)]
 
-    def ask(self, rows: list[torch.Tensor], bags: Bags) -> Bags:
-        k = len(rows)
-        values = torch.stack(rows, dim=1).view(-1) if rows else bags.values[:0]
-        weights = None if bags.weights is None else bags.weights.repeat_interleave(k)
-        return Bags(values, bags.lengths.repeat(min(k, 1)) * k, weights)
-
-    def join(self, sums: list[torch.Tensor]) -> torch.Tensor:
-        return reduce(torch.add, sums)
-
-
-def _counts(bags: Bags, classes: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
-    """How often each class occurs in each bag, or its total weight there: (bags, num_classes)."""
-    num_bags = len(bags.lengths)
-    numbers = torch.arange(num_bags, device=classes.device)
-    bag = torch.repeat_interleave(numbers, bags.lengths, output_size=len(classes))
-    each = torch.ones_like(classes, dtype=dtype) if bags.weights is None else bags.weights.to(dtype)
-    counts = torch.zeros(num_bags * num_classes, dtype=dtype, device=classes.device)
-    return counts.scatter_add(0, bag * num_classes + classes, each).view(num_bags, num_classes)
+    def pieces(self, source: int, rows: tuple[ClassRow, ...]) -> list[Piece]:
+        return [Piece(source, rows)]
 
 
 @dataclass(frozen=True)
@@ -178,47 +144,44 @@ class Mult(Operation):
             InitialRows(sum(others), center=self.center, limit=self.spread),
         ]
 
-    def pooled(self, stack: StackedRows, bags: Bags, look_up: LookUp) -> torch.Tensor:
-        num_combinations = prod(stack.partition.classes[1:])
+    def pooled(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
         weights = bags.weights
         # FBGEMM's bucketizing gives weights no gradient, and takes only float32 weights
         sortable = weights is None or (weights.dtype == torch.float32 and not weights.requires_grad)
-        if num_combinations * len(bags.lengths) <= len(bags.values) and sortable:
-            return self._pooled_by_class(stack, num_combinations, bags, look_up)
-        rows = torch.cat(stack.rows_of(bags.values))
-        first, *others = torch.split(look_up(rows, one_each(rows), None), [len(bags.values)] * len(stack.sizes))
+        if group.num_combinations * len(bags.lengths) <= len(bags.values) and sortable:
+            return self._pooled_by_class(group, bags, look_up)
+        rows = group.rows(bags._replace(weights=None)).values
+        first, *others = torch.split(look_up(rows, one_each(rows), None), [len(bags.values)] * group.k)
         for other in others:
             first = first * other
         return pool(first, bags)
 
-    def _pooled_by_class(self, stack: StackedRows, num_combinations: int, bags: Bags, look_up: LookUp) -> torch.Tensor:
+    def _pooled_by_class(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
         """The same sum by the distributive law: ids of a bag that share their later classes are summed first.
 
         sum_x w1[p1(x)] * w2[p2(x)] = sum_c w2[c] * sum_{x: p2(x) = c} w1[p1(x)]. The sums over x are a plain lookup,
         so there is only one product per bag and class instead of one per id.
         """
-        later_rows, repeats = [], num_combinations
-        index = torch.arange(num_combinations, device=bags.values.device)
-        for row, count in zip(stack.first_rows[1:], stack.partition.classes[1:], strict=True):
-            repeats //= count
-            later_rows.append(row + index // repeats % count)
+        first, *classes = group.digits(bags._replace(weights=None)).values.view(group.k, len(bags.values))
         lengths, values, weights, *_ = torch.ops.fbgemm.bucketize_sparse_features(
             bags.lengths,
-            stack.partition.ordinals(bags.values),
+            first * group.num_combinations + group.combinations(classes, bags),
             bucketize_pos=False,
-            my_size=num_combinations,
+            my_size=group.num_combinations,
             weights=bags.weights,
         )
-        rows = torch.cat([values, *later_rows])
-        ones = lengths.new_ones(len(rows) - len(values))
+        later_rows = group.combined_rows(values.device)
+        rows = torch.cat([values, later_rows.view(-1)])
+        ones = lengths.new_ones(later_rows.numel())
         if weights is not None:
             weights = torch.cat([weights, weights.new_ones(len(ones))])
         sums = look_up(rows, offsets_of(torch.cat([lengths, ones])), weights)
         by_class, factors = torch.split(sums, [len(lengths), len(ones)])
-        products = by_class.view(num_combinations, len(bags.lengths), sums.size(1))
-        if later_rows:
-            products = products * reduce(torch.mul, torch.chunk(factors, len(later_rows))).unsqueeze(1)
-        return products.sum(0)
+        batch_size, dim = len(bags.lengths) // group.num_features, sums.size(1)
+        products = by_class.view(group.num_combinations, group.num_features, batch_size, dim)
+        if len(later_rows):
+            products = products * reduce(torch.mul, factors.view(*later_rows.shape, 1, dim))
+        return products.sum(0).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -256,13 +219,14 @@ class Path(Operation):
         num_networks = sum(stack.partition.classes[1:])
         return [InitialRows(stack.sizes[0], center=0.0, limit=stack.partition.num_ids**-0.5), *network * num_networks]
 
-    def pooled(self, stack: StackedRows, bags: Bags, look_up: LookUp) -> torch.Tensor:
-        ids, places = torch.unique(bags.values, return_inverse=True)  # each id passes once; this waits for a GPU
-        first, *later = stack.partition.of(ids)
-        rows = torch.cat([first, torch.arange(stack.sizes[0], stack.rows, device=first.device)])
-        vectors, *parameters = torch.split(look_up(rows, one_each(rows), None), [len(first), *stack.sizes[1:]])
+    def pooled(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
+        ids, places = group.distinct(bags)  # each id passes once
+        first, *later = group.networks(ids).values.view(group.k, len(ids.values))
+        rows = torch.cat([first, group.later_rows(first.device)])
+        sizes = [sum(member.stack.sizes[j] for member in group.members) for j in range(1, group.k)]
+        vectors, *parameters = torch.split(look_up(rows, one_each(rows), None), [len(first), *sizes])
         for classes, parameter in zip(later, parameters, strict=True):
-            networks = parameter.view(-1, stack.class_rows[1], vectors.size(1))
+            networks = parameter.view(-1, group.members[0].stack.class_rows[1], vectors.size(1))
             vectors = grouped_linear(vectors, classes, self.layers(networks))
         return functional.embedding_bag(
             places,

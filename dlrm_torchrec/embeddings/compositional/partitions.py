@@ -32,6 +32,11 @@ class Partition(ABC):
     def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The k classes of every id: int64, shaped like ``ids``, which must lie in [0, num_ids)."""
 
+    @property
+    def divisors(self) -> tuple[int, ...] | None:
+        """d_j, where class j of every id is id \\ d_j mod the number of classes; None if no division gives it."""
+        return None
+
     def ordinals(self, ids: torch.Tensor) -> torch.Tensor:
         """The k classes of every id as one number in mixed radix; the first class is its highest digit."""
         ordinals, *later = self.of(ids)
@@ -85,6 +90,10 @@ class Naive(Complementary):
     def classes(self) -> tuple[int, ...]:
         return (self.num_ids,)
 
+    @property
+    def divisors(self) -> tuple[int, ...]:
+        return (1,)
+
     def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (ids.long(),)
 
@@ -108,6 +117,10 @@ class Hash(Partition):
     def classes(self) -> tuple[int, ...]:
         return (self.num_classes,)
 
+    @property
+    def divisors(self) -> tuple[int, ...]:
+        return (1,)
+
     def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (ids.long() % self.num_classes,)
 
@@ -126,6 +139,10 @@ class QuotientRemainder(Complementary):
     @property
     def classes(self) -> tuple[int, ...]:
         return -(-self.num_ids // self.num_remainders), self.num_remainders
+
+    @property
+    def divisors(self) -> tuple[int, ...]:
+        return self.num_remainders, 1
 
     def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return _divmod(ids.long(), self.num_remainders)
@@ -155,6 +172,11 @@ class MixedRadix(Complementary):
     @property
     def classes(self) -> tuple[int, ...]:
         return self.radices
+
+    @property
+    def divisors(self) -> tuple[int, ...]:
+        # a divisor above the largest id gives class 0, however large it is
+        return tuple(min(prod(self.radices[:j]), INT64_MAX) for j in range(len(self.radices)))
 
     def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         digits, rest = [], ids.long()
@@ -195,6 +217,10 @@ class ChineseRemainder(Complementary):
     @property
     def classes(self) -> tuple[int, ...]:
         return self.moduli
+
+    @property
+    def divisors(self) -> tuple[int, ...]:
+        return (1,) * len(self.moduli)
 
     def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ids = ids.long()

@@ -1,46 +1,34 @@
-"""Vectors of bags of ids, from a compositional table."""
+"""Vectors of bags of ids, from compositional tables."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torchrec.modules.embedding_configs import PoolingType
 
 from dlrm_torchrec.embeddings.compositional.bags import Bags, LookUp
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_group import TableGroup
 
 
 def pool_ids(
-    config: StackedEmbeddingBagConfig, bags: Bags, look_up: LookUp, features: Sequence[str] = ()
+    config: StackedEmbeddingBagConfig, bags: Bags, look_up: LookUp, feature: str | None = None
 ) -> torch.Tensor:
-    """Sums or means (bags, columns) over bags of ids; a mean divides by the number of ids, even with weights.
+    """Sums or means (bags, columns) over bags of ids of one feature, by default the first.
 
-    The bags hold those of ``features`` one feature after another; by default all features of the table. Raises
+    Raises ValueError for an id outside of [0, number of ids).
+    """
+    return pool_group(config.group(feature or config.logical.feature_names[0]), config, bags, look_up)
+
+
+def pool_group(
+    group: TableGroup, config: StackedEmbeddingBagConfig, bags: Bags, look_up: LookUp
+) -> torch.Tensor:
+    """Sums or means (bags, columns) for a group of tables that are alike ``config``.
+
+    ``bags`` has the bags of one feature after another. A mean divides by the number of ids, even with weights. Raises
     ValueError for an id outside of [0, number of ids).
     """
-    check_ids(config, bags, features)
-    pooled = config.operation.pooled(config.stack, bags, look_up)
+    pooled = config.operation.pooled(group, bags, look_up)
     if config.pooling is PoolingType.MEAN:
         pooled = pooled / bags.lengths.clamp(min=1)[:, None]
     return pooled
-
-
-def check_ids(config: StackedEmbeddingBagConfig, bags: Bags, features: Sequence[str] = ()) -> None:
-    """Raises ValueError for an id outside of [0, number of ids); a GPU asserts it instead, to avoid waiting."""
-    ids, num_ids = bags.values, config.stack.partition.num_ids
-    if not len(ids):
-        return
-    low, high = ids.aminmax()
-    if ids.is_cuda:
-        torch._assert_async((low >= 0) & (high < num_ids))
-    elif low < 0 or high >= num_ids:
-        value = int(low if low < 0 else high)
-        position = int((ids == value).nonzero()[0])
-        bag = int(torch.searchsorted(bags.lengths.cumsum(0), position, right=True))
-        features = features or config.logical.feature_names
-        feature = features[bag * len(features) // len(bags.lengths)]
-        raise ValueError(
-            f"ids of feature {feature!r} must be in [0, {num_ids}), the ids of table {config.name!r}: got {value}; "
-            "check how that column was prepared"
-        )

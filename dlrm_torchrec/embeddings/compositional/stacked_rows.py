@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from dlrm_torchrec.embeddings.compositional.partitions import Partition
+from dlrm_torchrec.embeddings.compositional.row_map import ClassRow
 
 
 class InitialRows(NamedTuple):
@@ -43,6 +44,8 @@ class StackedRows:
     def first_rows(self) -> list[int]:
         return [sum(self.sizes[:j]) for j in range(len(self.sizes))]
 
-    def rows_of(self, ids: torch.Tensor) -> list[torch.Tensor]:
-        """The rows of every id, one (N,) tensor for each of the k partitions; every class must have one row."""
-        return [first + classes for first, classes in zip(self.first_rows, self.partition.of(ids), strict=True)]
+    def class_rows_of(self, first_row: int = 0) -> tuple[ClassRow, ...]:
+        """The first row of an id's class in each of the k partitions, if the table begins at ``first_row``."""
+        return tuple(
+            ClassRow(self.partition, number, first_row + first) for number, first in enumerate(self.first_rows)
+        )

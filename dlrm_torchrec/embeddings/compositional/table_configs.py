@@ -11,6 +11,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from dlrm_torchrec.embeddings.compositional.operations import Mult, Operation
 from dlrm_torchrec.embeddings.compositional.partitions import Partition
 from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows, StackedRows
+from dlrm_torchrec.embeddings.compositional.table_group import Member, TableGroup
 
 
 @dataclass(kw_only=True)
@@ -93,6 +94,16 @@ class StackedEmbeddingBagConfig(EmbeddingBagConfig):
     @cached_property
     def operation(self) -> Operation:
         return self.logical.operation
+
+    @cached_property
+    def _groups(self) -> dict[str, TableGroup]:
+        return {}
+
+    def group(self, feature: str) -> TableGroup:
+        """The table as a group of its own, read by one of its features."""
+        if feature not in self._groups:
+            self._groups[feature] = TableGroup([Member(self.name, (feature,), self.stack)])
+        return self._groups[feature]
 
     def pooling_factors(self, ids_per_bag: Mapping[str, float], batch_size: int) -> list[float]:
         """The rows that a bag of each physical feature looks up, for the planner: k per id plus its share of networks.

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
 from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbeddingBag, BatchedFusedEmbeddingBag
 from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel, GroupedEmbeddingConfig
-from torchrec.modules.embedding_configs import EmbeddingTableConfig, PoolingType
+from torchrec.modules.embedding_configs import PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm_torchrec.embeddings.compositional.bags import Bags, offsets_of
-from dlrm_torchrec.embeddings.compositional.pooling import pool_ids
+from dlrm_torchrec.embeddings.compositional.bags import Bags
+from dlrm_torchrec.embeddings.compositional.operations import Summed
+from dlrm_torchrec.embeddings.compositional.pooling import pool_group
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_group import Member, TableGroup
+from dlrm_torchrec.sharding.modules.one_table import read_as_one_table
+from dlrm_torchrec.sharding.modules.rows_of_features import map_features, rows_of_features, sources
+
+Stacked = dict[str, StackedEmbeddingBagConfig]  # by the name of the table
 
 
 class CompositionalLookup(GroupedPooledEmbeddingsLookup):
-    """TorchRec's lookup with one composing kernel for each compositional table in ``stacked``, which maps names."""
+    """TorchRec's lookup for plain tables and the compositional ones in ``stacked``; each group has one kernel.
 
-    def __init__(self, stacked: dict[str, StackedEmbeddingBagConfig], *args: Any, **kwargs: Any) -> None:
+    Tables whose vectors are sums of rows are read by TorchRec's kernels, also together with plain tables, once their
+    ids were turned into rows. Tables that multiply or pass rows on have a kernel of their own.
+    """
+
+    def __init__(self, stacked: Stacked, *args: Any, **kwargs: Any) -> None:
         self._stacked = stacked  # before TorchRec's __init__, which creates the kernels
         super().__init__(*args, **kwargs)
         self._feature_splits = [
@@ -28,72 +40,89 @@ class CompositionalLookup(GroupedPooledEmbeddingsLookup):
         ]
 
     def _create_embedding_kernel(self, config: GroupedEmbeddingConfig, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        stacked = self._stacked.get(config.embedding_tables[0].name)
-        if stacked is None:
-            kernel: torch.nn.Module = super()._create_embedding_kernel(config, *args, **kwargs)
+        kernel: torch.nn.Module
+        configs = [self._stacked.get(table.name) for table in config.embedding_tables]
+        if any(stacked is not None and not isinstance(stacked.operation, Summed) for stacked in configs):
+            device, pg = args[0], args[1]
+            dense = config.compute_kernel == EmbeddingComputeKernel.DENSE
+            kernel = (ComposedDenseEmbeddingBag if dense else ComposedFusedEmbeddingBag)(
+                [stacked for stacked in configs if stacked is not None], config, pg, device
+            )
             return kernel
-        device, pg = args[0], args[1]
-        if config.compute_kernel == EmbeddingComputeKernel.DENSE:
-            return ComposedDenseEmbeddingBag(stacked, _one_feature(config), pg, device)
-        return ComposedFusedEmbeddingBag(stacked, _one_feature(config), pg, device)
+        if not any(configs):
+            kernel = super()._create_embedding_kernel(config, *args, **kwargs)
+            return kernel
+        # means come with the rows, as weights
+        kernel = super()._create_embedding_kernel(replace(config, pooling=PoolingType.SUM), *args, **kwargs)
+        rows = rows_of_features(config.embedding_tables, self._stacked, count=True)
+        kernel.register_forward_pre_hook(partial(map_features, rows))
+        return kernel
 
 
-def sources(table: EmbeddingTableConfig, stacked: dict[str, StackedEmbeddingBagConfig]) -> list[str]:
-    """The features whose ids ``table`` looks up; a compositional table may have several outputs for each feature."""
-    config = stacked.get(table.name)
-    return list(table.feature_names if config is None else config.logical.feature_names)
+def kernel_key(config: StackedEmbeddingBagConfig, compute_kernel: str) -> str | None:
+    """What compositional tables must have in common to share a kernel; None if they share it with plain tables."""
+    if isinstance(config.operation, Summed):
+        return "rows, mean" if config.pooling is PoolingType.MEAN else None
+    return f"{config.operation}, {len(config.stack.sizes)} rows of {config.embedding_dim}, {compute_kernel}"
 
 
-def _one_feature(config: GroupedEmbeddingConfig) -> GroupedEmbeddingConfig:
-    """The kernel's config for the shards of one table: it sums any bags, no matter which feature they come from."""
-    tables = [
-        replace(table, feature_names=table.feature_names[:1], embedding_names=table.embedding_names[:1])
-        for table in config.embedding_tables
-    ]
-    return replace(config, embedding_tables=tables, pooling=PoolingType.SUM)
+def equal_widths(config: GroupedEmbeddingConfig, stacked: Stacked) -> list[GroupedEmbeddingConfig]:
+    """The config in pieces whose composing kernels have columns of one width."""
+    first = stacked.get(config.embedding_tables[0].name)
+    if first is None or isinstance(first.operation, Summed):
+        return [config]
+    runs = groupby(config.embedding_tables, key=lambda table: table.local_cols)
+    return [replace(config, embedding_tables=list(run)) for _, run in runs]
 
 
 class _Composed:
-    """``forward`` of a kernel that holds a whole table, or one or more of its column shards."""
+    """``forward`` of a kernel that holds whole tables, or column shards of equal widths, of one operation."""
 
-    stacked: StackedEmbeddingBagConfig
-    config: GroupedEmbeddingConfig
+    group: TableGroup
+    like: StackedEmbeddingBagConfig
     emb_module: torch.nn.Module
 
     def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
-        """Pooled vectors (B, sum over shards of features x outputs x columns); every shard gets the same ids."""
-        num_features = len(self.stacked.logical.feature_names)
-        columns = [table.local_cols for table in self.config.embedding_tables]
-        if len(columns) > 1:
-            features = features.split([num_features] * len(columns))[0]
-        bags = Bags(features.values().long(), features.lengths().long(), features.weights_or_none())
-        pooled = pool_ids(self.stacked, bags, self._sums)
-        pooled = pooled.view(num_features, features.stride(), -1, sum(columns)).transpose(0, 1)
-        if len(columns) == 1:
-            return pooled.flatten(1)
-        return torch.cat([shard.flatten(1) for shard in torch.split(pooled, columns, dim=3)], dim=1)
+        """Pooled vectors (B, features x columns), the features of one table or shard after another's."""
+        bags = Bags(
+            features.values().long(),
+            features.lengths().long(),
+            features.weights_or_none(),
+            features.length_per_key(),
+        )
+        pooled = pool_group(self.group, self.like, bags, self._sums)
+        return pooled.view(self.group.num_features, features.stride(), -1).transpose(0, 1).flatten(1)
 
     def _sums(self, rows: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-        shards = len(self.config.embedding_tables)
-        if shards > 1:
-            lengths = offsets.diff().repeat(shards)
-            rows, offsets = rows.repeat(shards), offsets_of(lengths)
-            weights = None if weights is None else weights.repeat(shards)
         sums: torch.Tensor = self.emb_module(indices=rows, offsets=offsets, per_sample_weights=weights)
         return sums
+
+    def _compose(self, configs: list[StackedEmbeddingBagConfig]) -> None:
+        members = [Member(config.name, tuple(config.logical.feature_names), config.stack) for config in configs]
+        self.group, self.like = TableGroup(members), configs[0]
+        read_as_one_table(self.emb_module)
 
 
 class ComposedFusedEmbeddingBag(_Composed, BatchedFusedEmbeddingBag):
     """A composing kernel with the optimizer in backward."""
 
-    def __init__(self, stacked: StackedEmbeddingBagConfig, *args: Any) -> None:
-        super().__init__(*args)
-        self.stacked = stacked
+    def __init__(self, configs: list[StackedEmbeddingBagConfig], config: GroupedEmbeddingConfig, *args: Any) -> None:
+        super().__init__(_one_feature_each(config), *args)
+        self._compose(configs)
 
 
 class ComposedDenseEmbeddingBag(_Composed, BatchedDenseEmbeddingBag):
     """A composing kernel with dense gradients, for data-parallel tables."""
 
-    def __init__(self, stacked: StackedEmbeddingBagConfig, *args: Any) -> None:
-        super().__init__(*args)
-        self.stacked = stacked
+    def __init__(self, configs: list[StackedEmbeddingBagConfig], config: GroupedEmbeddingConfig, *args: Any) -> None:
+        super().__init__(_one_feature_each(config), *args)
+        self._compose(configs)
+
+
+def _one_feature_each(config: GroupedEmbeddingConfig) -> GroupedEmbeddingConfig:
+    """The kernel's config: it sums any bags, no matter which feature they come from."""
+    tables = [
+        replace(table, feature_names=table.feature_names[:1], embedding_names=table.embedding_names[:1])
+        for table in config.embedding_tables
+    ]
+    return replace(config, embedding_tables=tables, pooling=PoolingType.SUM)

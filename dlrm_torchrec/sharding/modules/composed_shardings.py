@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torchrec.distributed.embedding_sharding import EmbeddingShardingInfo
+from torchrec.distributed.embedding_types import GroupedEmbeddingConfig
 from torchrec.distributed.sharding.cw_sharding import CwPooledEmbeddingSharding
 from torchrec.distributed.sharding.dp_sharding import DpPooledEmbeddingSharding
 from torchrec.distributed.sharding.grid_sharding import GridPooledEmbeddingSharding
@@ -20,13 +21,10 @@ from torchrec.distributed.sharding.twcw_sharding import TwCwPooledEmbeddingShard
 from torchrec.distributed.sharding.twrw_sharding import TwRwPooledEmbeddingSharding
 from torchrec.distributed.types import ShardingEnv
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingTableConfig, PoolingType
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm_torchrec.embeddings.compositional.bags import Bags
-from dlrm_torchrec.embeddings.compositional.operations import Summed
-from dlrm_torchrec.embeddings.compositional.pooling import check_ids
-from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig, output_names
-from dlrm_torchrec.sharding.modules.composed_kernels import CompositionalLookup, sources
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
+from dlrm_torchrec.sharding.modules.composed_kernels import CompositionalLookup, equal_widths
+from dlrm_torchrec.sharding.modules.rows_of_features import map_features, rows_of_features, sources
 from dlrm_torchrec.sharding.modules.sharder import COLUMN_TYPES, ROW_TYPES
 
 Stacked = dict[str, StackedEmbeddingBagConfig]  # by the name of the table
@@ -88,6 +86,16 @@ class _Sources:
 
 
 class _Owner(_Sources):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        inherited: Any = self
+        per_rank = [self._parted(configs) for configs in inherited._grouped_embedding_configs_per_rank]
+        inherited._grouped_embedding_configs_per_rank = per_rank
+        inherited._grouped_embedding_configs = self._parted(inherited._grouped_embedding_configs)
+
+    def _parted(self, configs: list[GroupedEmbeddingConfig]) -> list[GroupedEmbeddingConfig]:
+        return [part for config in configs for part in equal_widths(config, self._stacked)]
+
     def features_per_rank(self) -> list[int]:
         return [
             sum(len(sources(table, self._stacked)) for config in configs for table in config.embedding_tables)
@@ -109,38 +117,11 @@ class _Owner(_Sources):
 class _Sender(_Sources):
     def create_input_dist(self, device: torch.device | None = None) -> torch.nn.Module:
         inherited: Any = super()
-        configs = [self._stacked.get(table.name) for table in self._tables() for _ in sources(table, self._stacked)]
         input_dist: torch.nn.Module = inherited.create_input_dist(device)
-        if any(config is not None for config in configs):
-            input_dist.register_forward_pre_hook(partial(_ids_to_rows, configs))
+        if any(table.name in self._stacked for table in self._tables()):
+            rows = rows_of_features(self._tables(), self._stacked, count=False)
+            input_dist.register_forward_pre_hook(partial(map_features, rows))
         return input_dist
-
-
-def _ids_to_rows(
-    configs: list[StackedEmbeddingBagConfig | None], _module: torch.nn.Module, features: tuple[KeyedJaggedTensor]
-) -> tuple[KeyedJaggedTensor]:
-    """Converts features of ids to features of physical rows; ``configs`` has one entry per feature, None if plain."""
-    (ids,) = features
-    keys, parts = [], []
-    for config, feature in zip(configs, ids.split([1] * len(configs)), strict=True):
-        bags = Bags(feature.values(), feature.lengths(), feature.weights_or_none())
-        if config is None:
-            keys += feature.keys()
-        else:
-            check_ids(config, bags, feature.keys())
-            assert isinstance(config.operation, Summed)
-            bags = config.operation.rows(config.stack, bags)
-            keys += output_names(feature.keys()[0], len(bags.lengths) // ids.stride())
-        parts.append(bags)
-    weights = [part.weights for part in parts if part.weights is not None]
-    rows = KeyedJaggedTensor(
-        keys=keys,
-        values=torch.cat([part.values for part in parts]),
-        lengths=torch.cat([part.lengths for part in parts]),
-        weights=torch.cat(weights) if weights else None,
-        stride=ids.stride(),
-    )
-    return (rows,)
 
 
 class _Tw(_Owner, TwPooledEmbeddingSharding):

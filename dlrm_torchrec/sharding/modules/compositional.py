@@ -14,6 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.tables import physical_configs
+from dlrm_torchrec.sharding.modules.composed_kernels import kernel_key
 from dlrm_torchrec.sharding.modules.composed_shardings import SHARDINGS, check_sharding
 from dlrm_torchrec.sharding.modules.concurrent import ConcurrentShardedEmbeddingBagCollection
 from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES, ExactSharder
@@ -47,9 +48,12 @@ class ShardedCompositionalEmbeddingBagCollection(ConcurrentShardedEmbeddingBagCo
         stacked = stacked_tables(module)
         for kind, tables in grouped.items():
             for table in tables:
-                if kind not in ROW_TYPES and table.embedding_config.name in stacked:
+                config = stacked.get(table.embedding_config.name)
+                key = None if config is None else kernel_key(config, table.param_sharding.compute_kernel)
+                if kind not in ROW_TYPES and key is not None:
+                    options = table.fused_params or {}
                     # TorchRec puts tables with equal keys into one kernel
-                    table.fused_params = {**(table.fused_params or {}), "_batch_key": table.embedding_config.name}
+                    table.fused_params = {**options, "_batch_key": f"{options.get('_batch_key')}: {key}"}
         return grouped
 
     def create_embedding_bag_sharding(  # noqa: PLR0917  # TorchRec's

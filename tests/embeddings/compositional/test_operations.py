@@ -190,24 +190,6 @@ def test_mult_looks_up_each_id_where_bags_are_short_or_weights_learn(name: str) 
         assert assert_as_defined(config, LONG, weights) == [k * num_ids]
 
 
-@pytest.mark.parametrize("operation", [Add(), Concat(), FeatureGeneration()])
-def test_sums_read_the_rows_of_few_classes_once(operation: Operation) -> None:
-    config = stacked(PARTITIONS["quotient-remainder"], operation)
-    quotients, remainders = config.stack.sizes
-    at_the_limit = [list(range(2 * remainders - 1)), [7]]
-    below_the_limit = [list(range(2 * remainders - 1)), []]
-    all_few = [list(range(quotients)), list(range(quotients))]
-    for weights in (None, torch.rand):
-        for bags, looked_up in [
-            (LONG, len(LONG) + remainders),
-            (at_the_limit, 2 + remainders),
-            (below_the_limit, 2 * operation.num_outputs(2)),
-            (all_few, quotients + remainders),
-        ]:
-            drawn = None if weights is None else weights(sum(map(len, bags)))
-            assert assert_as_defined(config, bags, drawn) == [looked_up]
-
-
 def test_path_sends_an_id_through_its_network_once() -> None:
     config = stacked(PARTITIONS["quotient-remainder"], Path(hidden=7))
     for bags in (SHORT, LONG):

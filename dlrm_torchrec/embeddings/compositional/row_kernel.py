@@ -1,0 +1,190 @@
+"""The rows of a batch's ids in one loop over the ids, as machine code."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numba import float32, float64, int64, uint64
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+_EXACT = 2**51  # below it, the product with a reciprocal in float64 misses a quotient by less than one
+
+
+class Passes(NamedTuple):
+    """What is written, in lines of numbers."""
+
+    sources: Integers  # number of ids, 1 for a mean
+    pieces: Integers  # source, first class row, the one after the last
+    class_rows: Integers  # divisor, number of classes, first row, where its classes begin in ``assigned`` or -1
+    assigned: Integers
+
+
+class Written(NamedTuple):
+    """Bags of rows; ``weights`` is empty where all are 1. ``bad_source`` is -1 unless an id is out of its range."""
+
+    values: Integers
+    lengths: Integers
+    weights: Floats
+    bad_source: int
+    bad_value: int
+
+
+def _compiled(function: Any) -> Any:
+    try:
+        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    except RuntimeError:  # numba found no folder for its cache
+        return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+@_compiled
+def expand(passes: Passes, ids: Integers, lengths: Integers, weights: Floats, count: bool) -> Written:  # noqa: FBT001
+    """Bags of rows of bags of ``ids``; ``lengths`` has the bags of one source after another, ``weights`` may be empty.
+
+    With ``count``, bags that have more ids than a partition has classes hold a class's row once, with the number or
+    total weight of its ids.
+    """
+    sources, pieces, class_rows, _ = passes
+    bags = len(lengths) // max(len(sources), 1)
+    starts = np.zeros(len(sources) + 1, np.int64)
+    for source in range(len(sources)):
+        starts[source + 1] = starts[source] + lengths[source * bags : (source + 1) * bags].sum()
+        for value in ids[starts[source] : starts[source + 1]]:
+            if value < 0 or value >= sources[source, 0]:
+                none = np.empty(0, np.int64)
+                return Written(none, none, np.empty(0, np.float32), source, value)
+    size, most, weighted = 0, 1, len(weights) > 0
+    counted = np.zeros(len(class_rows), np.bool_)
+    for source, first, last in pieces:
+        num_ids = starts[source + 1] - starts[source]
+        size += num_ids * (last - first)
+        weighted |= sources[source, 1] == 1
+        for row in range(first, last):
+            counted[row] = count and class_rows[row, 1] <= num_ids // max(bags, 1)
+            if counted[row]:
+                weighted, most = True, max(most, class_rows[row, 1])
+    rows, row_lengths = np.empty(size, np.int64), np.empty(len(pieces) * bags, np.int64)
+    row_weights = np.empty(size if weighted else 0, np.float32)
+    written = Written(rows, row_lengths, row_weights, -1, 0)
+    sums = np.zeros(most, np.float32)
+    position = 0
+    for piece in range(len(pieces)):
+        source, first, last = pieces[piece]
+        own, width = ids[starts[source] : starts[source + 1]], last - first
+        if weighted:
+            found = np.empty((width, len(own)), np.int64)
+            for row in range(first, last):
+                _rows(passes, row, own, sources[source, 0], found[row - first], 1)
+            batch = _Batch(
+                found,
+                weights[starts[source] : starts[source + 1]] if len(weights) else weights,
+                lengths[source * bags : (source + 1) * bags],
+                sources[source, 1] == 1,
+                counted[first:last],
+                class_rows[first:last],
+            )
+            position = _weighted(batch, written, piece * bags, position, sums)
+        else:
+            for row in range(first, last):
+                _rows(passes, row, own, sources[source, 0], rows[position + row - first :], width)
+            row_lengths[piece * bags : (piece + 1) * bags] = lengths[source * bags : (source + 1) * bags] * width
+            position += len(own) * width
+    return Written(rows[:position], row_lengths, row_weights[: position if weighted else 0], -1, 0)
+
+
+class _Batch(NamedTuple):
+    """A piece's rows (rows of an id, ids), and what gives them their weights."""
+
+    found: Integers
+    weights: Floats
+    lengths: Integers
+    mean: bool
+    counted: NDArray[np.bool_]
+    class_rows: Integers
+
+
+@_compiled
+def _rows(  # noqa: PLR0917  # numba's functions have no keywords
+    passes: Passes, number: int, ids: Integers, limit: int, out: Integers, step: int
+) -> None:
+    """Write the row of each id to every ``step``-th number of ``out``."""
+    divisor, classes, first_row, assigned = passes.class_rows[number]
+    if assigned >= 0:
+        for i in range(len(ids)):
+            out[i * step] = first_row + passes.assigned[assigned + ids[i]]
+    elif divisor == 1 and limit <= classes:
+        for i in range(len(ids)):
+            out[i * step] = first_row + ids[i]
+    elif divisor == 1:
+        if limit <= _EXACT:
+            inverse = 1 / float64(classes)
+            for i in range(len(ids)):
+                out[i * step] = first_row + _below(ids[i] - int64(float64(ids[i]) * inverse) * classes, classes)
+        else:
+            for i in range(len(ids)):
+                out[i * step] = first_row + int64(uint64(ids[i]) % uint64(classes))
+    elif (limit - 1) // divisor < classes:
+        if limit <= _EXACT:
+            inverse = 1 / float64(divisor)
+            for i in range(len(ids)):
+                out[i * step] = first_row + _quotient(ids[i], divisor, inverse)
+        else:
+            for i in range(len(ids)):
+                out[i * step] = first_row + int64(uint64(ids[i]) // uint64(divisor))
+    else:
+        for i in range(len(ids)):
+            out[i * step] = first_row + int64(uint64(ids[i]) // uint64(divisor) % uint64(classes))
+
+
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]  # numba's
+def _below(rest: int, modulus: int) -> int:
+    """``rest`` mod ``modulus``, if it is off by one multiple at most."""
+    if rest < 0:
+        rest += modulus
+    if rest >= modulus:
+        rest -= modulus
+    return rest
+
+
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]  # numba's
+def _quotient(dividend: int, divisor: int, inverse: float) -> int:
+    quotient = int64(float64(dividend) * inverse)
+    rest = dividend - quotient * divisor
+    if rest < 0:
+        quotient -= 1
+    if rest >= divisor:
+        quotient += 1
+    return quotient
+
+
+@_compiled
+def _weighted(batch: _Batch, written: Written, first_bag: int, position: int, sums: Floats) -> int:
+    """Write the bags of a piece with the weights of their rows from ``position`` on; where the next piece begins."""
+    found, weights, lengths, mean, counted, class_rows = batch
+    start = 0
+    for bag in range(len(lengths)):
+        end, before = start + lengths[bag], position
+        share = float32(1) / float32(max(lengths[bag], 1)) if mean else float32(1)
+        for i in range(start, end):
+            for j in range(len(found)):
+                if not counted[j]:
+                    written.values[position] = found[j, i]
+                    written.weights[position] = share * weights[i] if len(weights) else share
+                    position += 1
+        for j in range(len(found)):
+            if counted[j]:
+                first_row = class_rows[j, 2]
+                for i in range(start, end):
+                    sums[found[j, i] - first_row] += share * weights[i] if len(weights) else share
+                for number in range(class_rows[j, 1]):
+                    if sums[number] != 0:
+                        written.values[position] = first_row + number
+                        written.weights[position] = sums[number]
+                        position += 1
+                        sums[number] = float32(0)
+        written.lengths[first_bag + bag], start = position - before, end
+    return position

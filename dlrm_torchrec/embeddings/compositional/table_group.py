@@ -1,0 +1,166 @@
+"""Compositional tables whose rows lie below each other in one physical table, so that one kernel reads them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import accumulate
+from math import prod
+from typing import NamedTuple
+
+import torch
+
+from dlrm_torchrec.embeddings.compositional.bags import Bags
+from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece, RowMap, Source
+from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
+
+
+class Member(NamedTuple):
+    """A table of a group, with the features that read it."""
+
+    name: str
+    features: tuple[str, ...]
+    stack: StackedRows
+
+
+class TableGroup:
+    """Tables with equally many partitions, k; their rows follow each other, and their features, too.
+
+    The results of its maps have the first class of all ids, then the second class of all ids, ...
+    """
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.members = list(members)
+        self.k = len(members[0].stack.sizes)
+        self.num_features = sum(len(member.features) for member in members)
+        self.bases = _starts([member.stack.rows for member in members])
+        self._summed: RowMap | None = None
+        self._indices: dict[tuple[str, torch.device], torch.Tensor] = {}
+
+    @cached_property
+    def rows(self) -> RowMap:
+        """A map from ids to the rows of their k classes."""
+        return self._map(lambda number: [self.bases[number] + row for row in self.members[number].stack.first_rows])
+
+    @cached_property
+    def digits(self) -> RowMap:
+        """A map from ids to the row of their first class, and to the numbers of their later classes."""
+        return self._map(lambda number: [self.bases[number]] + [0] * (self.k - 1))
+
+    @cached_property
+    def networks(self) -> RowMap:
+        """A map from ids to the row of their first class, and to the places of their later classes in ``later_rows``."""
+        starts = zip(*[_starts(counts) for counts in self.class_counts[1:]], strict=True)
+        places = list(starts) if self.k > 1 else [()] * len(self.members)
+        return self._map(lambda number: [self.bases[number], *places[number]])
+
+    def summed(self, pieces: Callable[[int, tuple[ClassRow, ...]], list[Piece]]) -> RowMap:
+        """A map from ids to the bags of rows that ``pieces`` makes of a feature's rows; for a group of one feature."""
+        ((name, (feature,), stack),) = self.members
+        if self._summed is None:
+            source = Source(stack.partition.num_ids, feature, name)
+            self._summed = RowMap([source], pieces(0, stack.class_rows_of()), count=False)
+        return self._summed
+
+    @cached_property
+    def class_counts(self) -> list[list[int]]:
+        """The number of classes of each partition in each table."""
+        return [list(counts) for counts in zip(*[m.stack.partition.classes for m in self.members], strict=True)]
+
+    @cached_property
+    def num_combinations(self) -> int:
+        """The largest number of combinations of an id's later classes."""
+        return max(prod(member.stack.partition.classes[1:]) for member in self.members)
+
+    def later_rows(self, device: torch.device) -> torch.Tensor:
+        """The rows of all later partitions, of one partition after another's and there of all tables."""
+
+        def create() -> torch.Tensor:
+            ranges = [
+                torch.arange(size) + base + member.stack.first_rows[j]
+                for j in range(1, self.k)
+                for member, base in zip(self.members, self.bases, strict=True)
+                for size in [member.stack.sizes[j]]
+            ]
+            return torch.cat([torch.empty(0, dtype=torch.int64), *ranges])
+
+        return self._kept("later rows", device, create)
+
+    def combined_rows(self, device: torch.device) -> torch.Tensor:
+        """Rows of the later classes of every combination, (k - 1, combinations, features).
+
+        A feature with fewer combinations than others repeats its own.
+        """
+
+        def create() -> torch.Tensor:
+            index = torch.arange(self.num_combinations)
+            rows = torch.empty(self.k - 1, self.num_combinations, self.num_features, dtype=torch.int64)
+            feature = 0
+            for member, base in zip(self.members, self.bases, strict=True):
+                repeats = 1
+                for j in reversed(range(1, self.k)):
+                    count = member.stack.partition.classes[j]
+                    own = base + member.stack.first_rows[j] + index // repeats % count
+                    rows[j - 1, :, feature : feature + len(member.features)] = own[:, None]
+                    repeats *= count
+                feature += len(member.features)
+            return rows
+
+        return self._kept("combined rows", device, create)
+
+    def combinations(self, classes: Sequence[torch.Tensor], bags: Bags) -> torch.Tensor:
+        """The number of each id's combination of later classes, from these classes; the last is the lowest digit."""
+        if not classes:
+            return torch.zeros_like(bags.values, dtype=torch.int64)
+        found, features = classes[0], None
+        for later, counts in zip(classes[1:], self.class_counts[2:], strict=True):
+            if len(set(counts)) == 1:
+                found = found * counts[0] + later
+                continue
+            features = self.features_of(bags) if features is None else features
+            found = found * self._of_features(f"counts {counts}", counts, found.device)[features] + later
+        return found
+
+    def features_of(self, bags: Bags) -> torch.Tensor:
+        """The number of each id's feature."""
+        counts = bags.lengths.view(self.num_features, -1).sum(1)
+        numbers = torch.arange(len(counts), device=counts.device)
+        return torch.repeat_interleave(numbers, counts, output_size=len(bags.values))
+
+    def distinct(self, bags: Bags) -> tuple[Bags, torch.Tensor]:
+        """Every id of each feature once, as one bag per feature, and where each id of ``bags`` is among them.
+
+        A GPU is waited for.
+        """
+        starts = [0, *accumulate(source.num_ids for source in self.rows.sources)]
+        first = self._of_features("starts", starts[:-1], bags.values.device, once=True)
+        keys = bags.values + first[self.features_of(bags)] if self.num_features > 1 else bags.values
+        keys, places = torch.unique(keys, return_inverse=True)
+        features = torch.searchsorted(first, keys, right=True) - 1
+        counts = torch.zeros_like(first).scatter_add(0, features, torch.ones_like(features))
+        return Bags(keys - first[features], counts, None), places
+
+    def _map(self, first_rows: Callable[[int], Sequence[int]]) -> RowMap:
+        """A map to rows that begin at the k ``first_rows`` of each table."""
+        sources, by_partition = [], [[] for _ in range(self.k)]  # type: ignore[var-annotated]
+        for number, member in enumerate(self.members):
+            partition = member.stack.partition
+            for feature in member.features:
+                for j, first in enumerate(first_rows(number)):
+                    by_partition[j].append(Piece(len(sources), (ClassRow(partition, j, first),)))
+                sources.append(Source(partition.num_ids, feature, member.name))
+        return RowMap(sources, [piece for pieces in by_partition for piece in pieces], count=False)
+
+    def _of_features(self, name: str, numbers: Sequence[int], device: torch.device, *, once: bool = False) -> torch.Tensor:
+        each = numbers if once else [n for n, m in zip(numbers, self.members, strict=True) for _ in m.features]
+        return self._kept(name, device, lambda: torch.tensor(each, dtype=torch.int64))
+
+    def _kept(self, name: str, device: torch.device, create: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """A tensor of numbers that do not change; it is copied to the device once."""
+        if (name, device) not in self._indices:
+            self._indices[name, device] = create().to(device)
+        return self._indices[name, device]
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    return [0, *accumulate(sizes)][:-1]
