@@ -12,8 +12,10 @@ Preparation and serving both use this file, and a package holds a copy of it; it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -247,6 +249,25 @@ def scaled(values: npt.NDArray[np.float64], feature: Any) -> npt.NDArray[np.floa
     return result.astype(np.float32)
 
 
+def texts(values: Any) -> Any:
+    """Canonical categories as text: whole numbers as their digits."""
+    return values.cast(pa.string())
+
+
+def vocabulary_digest(chunks: Iterable[Any]) -> str:
+    """What tells one vocabulary from another: 16 hexadecimal digits of SHA-256 of its values in the order of their ids.
+
+    Each value counts as the UTF-8 of its canonical text, with a zero byte after it.
+    """
+    digest, empty, zero = sha256(), pa.scalar("", pa.large_string()), pa.scalar("\0", pa.large_string())
+    for values in chunks:
+        ended = pc.binary_join_element_wise(values.cast(pa.large_string()), empty, zero)
+        _, ends, data = ended.buffers()
+        bounds = np.frombuffer(ends, np.int64)[ended.offset : ended.offset + len(ended) + 1]
+        digest.update(memoryview(data or b"")[bounds[0] : bounds[-1]] if len(ended) else b"")
+    return digest.hexdigest()[:16]
+
+
 def _canonical_words(words: Any, form: TextForm) -> tuple[Any, bool]:
     """Canonical texts of distinct texts, and whether all of them are whole numbers."""
     words = _read_booleans(_present(words, form.missing))
@@ -295,8 +316,6 @@ def _since_1970(values: npt.NDArray[np.float64], bad: Mask) -> tuple[npt.NDArray
 
 def _iso_seconds(text: str) -> float:
     """Seconds since 1970 of an ISO 8601 text; NaN if it is none."""
-    from datetime import UTC, datetime
-
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

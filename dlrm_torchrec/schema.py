@@ -200,6 +200,12 @@ class DatasetSpec:
             )
         if self.decimal == self.thousands:
             raise ValueError(f"decimal and thousands must differ: got {self.decimal!r} for both; correct one of them")
+        marked = [label.name for label in self.labels if (label.positive_label or "1").strip() in self.missing]
+        if marked:
+            raise ValueError(
+                f"positive_label of {marked[0]!r} must not mean a missing value: got one of {list(self.missing)}; "
+                "correct it, or take it out of 'missing'"
+            )
         for table, features in self._by_table().items():
             kinds = {(f.rows, f.encoding, f.dim, f.min_count, f.vocabulary) for f in features}
             if len(kinds) > 1:

@@ -1,20 +1,19 @@
-"""Prepare click logs for training: Criteo Kaggle, Criteo 1TB, or any CSV / Parquet described by a DatasetSpec.
+"""Prepare click logs for training: Criteo Kaggle, Criteo 1TB, or any table that a DatasetSpec describes.
 
     python data/criteo/prepare.py kaggle --input train.txt --output prepared/criteo-kaggle
     python data/criteo/prepare.py 1tb --input day_*.gz --output prepared/criteo-1tb
     python data/criteo/prepare.py table --spec spec.json --input log.csv --val_share 0.1 --output prepared/log
 
-Malformed rows go to quarantine.tsv in the output folder, and report.json counts them. Files may be gzip. Run the same
-command again to resume after an interruption. Under torchrun or `torchx run dist.ddp`, the ranks share the work.
+A table is text with any separator, libsvm lines or Parquet; a name may be a file, a folder or a pattern. Files may be
+compressed. Malformed rows go to quarantine.tsv in the output folder, and report.json counts them. Run the same command
+again to resume after an interruption. Under torchrun or `torchx run dist.ddp`, the ranks share the work.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import tyro
@@ -24,31 +23,36 @@ from dlrm_torchrec.datasets.criteo import KAGGLE_ROWS, MAX_IND_RANGE, TERABYTE_R
 from dlrm_torchrec.datasets.prepared.writer import ROW_GROUP_ROWS
 from dlrm_torchrec.preparation.prepare import Source, prepare
 from dlrm_torchrec.preparation.readers.columns import Columns
+from dlrm_torchrec.preparation.readers.paths import files_of, natural
 from dlrm_torchrec.preparation.readers.raw_criteo import CriteoReader
-from dlrm_torchrec.preparation.readers.raw_csv import CsvReader
-from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
+from dlrm_torchrec.preparation.readers.raw_text import TextReader
 from dlrm_torchrec.preparation.readers.rows import Reader
-from dlrm_torchrec.preparation.splits import Assignment, ByHash, LastPart, Whole
+from dlrm_torchrec.preparation.readers.tables import Form, table_reader
+from dlrm_torchrec.preparation.splits import Assignment, ByHash, ByTime, LastPart, Whole
 from dlrm_torchrec.schema import DatasetSpec
 
 DAYS_OF_KAGGLE = 7
+TABLE_VAL_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     kind: tyro.conf.Positional[Literal["kaggle", "1tb", "table"]]  # Format of the input.
-    input: tuple[str, ...]  # Labelled files: train.txt, day_0 to day_23, or tables (.parquet or delimited text).
+    input: tuple[str, ...]  # Labelled files, folders or patterns: train.txt, day_0 to day_23, or tables.
     output: str  # Folder to prepare, new or empty.
     val: tuple[str, ...] = ()  # Files of split 'val'; with --val or --test, all of --input is training data.
     test: tuple[str, ...] = ()  # Files of split 'test'.
     unlabelled: tuple[str, ...] = ()  # Files without labels, such as test.txt: split 'unlabelled', label 0.
-    val_share: float = 0.0  # Share of random rows of --input for 'val'; 0 takes Criteo's last day instead.
-    test_share: float = 0.0  # Share of random rows of --input for 'test'.
+    val_share: float | None = None  # Share of rows of --input for 'val'; default: Criteo's last day, 0.1 of a table.
+    test_share: float = 0.0  # Share of rows of --input for 'test'.
+    time: str = ""  # For table: column of times; the shares are then the latest rows, not random ones.
+    group: str = ""  # For table: column such as the user; rows with the same value are then in the same split.
     encoding: Literal["vocab", "hash"] = "vocab"  # For kaggle and 1tb: number the values, or hash them.
     min_count: int = 1  # For vocab of kaggle and 1tb: a value seen less often in training is unseen.
     max_ind_range: int = 0  # Most ids per feature of kaggle and 1tb; 0 means 40,000,000 for 1tb, no limit for kaggle.
     spec: str = ""  # For table: JSON file of a DatasetSpec.
-    separator: str = ","  # For table: the character between fields of text.
+    separator: str = ""  # For table: what is between fields of text, such as :: or \\t; by default the file tells.
+    columns: tuple[str, ...] = ()  # For table: names of the columns of text files without a header line.
     negative_label: str | None = None  # For table: label text for 0; by default any but positive_label.
     max_bad_share: float = 0.01  # Largest share of malformed rows; more end in an error.
     row_group_rows: int = ROW_GROUP_ROWS  # Rows that a rank reads at a time.
@@ -60,16 +64,16 @@ class Config:
     overwrite: bool = False  # Replace a folder that is already prepared, or half prepared by another command.
 
 
-def columns(cfg: Config) -> DatasetSpec:
+def spec_of(cfg: Config) -> DatasetSpec:
     """The spec to prepare; vocabularies are still to be counted."""
     if cfg.kind == "table":
         if not cfg.spec:
             raise ValueError(
                 "--spec must name the JSON file of a DatasetSpec: got none; write one (README.md shows how)"
             )
-        with g_pathmgr.open(cfg.spec, "r") as file:
+        with g_pathmgr.open(cfg.spec, "rb") as file:
             try:
-                return DatasetSpec.from_json(json.load(file))
+                return DatasetSpec.read(file.read())
             except ValueError as error:
                 raise ValueError(f"--spec {cfg.spec} must hold a DatasetSpec: got {error}") from error
     rows = KAGGLE_ROWS if cfg.kind == "kaggle" else TERABYTE_ROWS
@@ -85,18 +89,26 @@ def reader(cfg: Config, spec: DatasetSpec, path: str, *, labelled: bool) -> Read
     if cfg.kind != "table":
         folded = ind_range(cfg) if cfg.encoding == "vocab" else 1 << 32
         return CriteoReader(labelled=labelled, max_ind_range=folded)
-    wanted = Columns(spec=spec, negative_label=cfg.negative_label, labelled=labelled)
-    if path.endswith(".parquet"):
-        return ParquetReader(columns=wanted)
-    return CsvReader(columns=wanted, separator=cfg.separator)
+    also = (cfg.time or cfg.group,) if labelled and (cfg.time or cfg.group) else ()
+    wanted = Columns(spec=spec, negative_label=cfg.negative_label, labelled=labelled, also=also)
+    return table_reader(path, wanted, Form(separator=cfg.separator, names=cfg.columns))
 
 
-def assignments(cfg: Config) -> list[tuple[str, Assignment | LastPart]]:
+def assignments(cfg: Config, spec: DatasetSpec) -> list[tuple[str, Assignment | LastPart]]:
     """Each labelled file of --input in time order, and the split of its rows; the last day is 'val' and 'test'."""
-    paths = sorted(cfg.input, key=natural)
+    paths = [path for each in sorted(cfg.input, key=natural) for path in files_of(each)]
     shares = tuple((name, share) for name, share in (("val", cfg.val_share), ("test", cfg.test_share)) if share)
+    if (cfg.time or cfg.group) and (cfg.kind != "table" or not shares or (cfg.time and cfg.group)):
+        raise ValueError(
+            "--time or --group, one of them, must go with table and a share of rows: got "
+            f"{cfg.kind}, {dict(shares)}, --time {cfg.time!r} and --group {cfg.group!r}; correct the options"
+        )
+    form = Columns(spec=spec).form
+    if cfg.time:
+        return [(path, ByTime("train", shares, cfg.time, form)) for path in paths]
     if shares:
-        return [(path, ByHash("train", shares)) for path in paths]
+        place = ByHash("train", shares, cfg.group, form) if cfg.group else ByHash("train", shares)
+        return [(path, place) for path in paths]
     if cfg.val or cfg.test or cfg.kind == "table":
         return [(path, Whole("train")) for path in paths]
     if cfg.kind == "1tb" and len(paths) == 1:
@@ -107,21 +119,33 @@ def assignments(cfg: Config) -> list[tuple[str, Assignment | LastPart]]:
     return [*((path, Whole("train")) for path in paths[:-1]), (paths[-1], last_day)]
 
 
-def natural(path: str) -> list[tuple[int, str]]:
-    """A key that sorts day_2 before day_10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path)]
-
-
-def main(cfg: Config) -> None:
-    spec = columns(cfg)
-    files: list[tuple[str, Assignment | LastPart, bool]] = [(path, place, True) for path, place in assignments(cfg)]
-    files += [(path, Whole("val"), True) for path in sorted(cfg.val, key=natural)]
-    files += [(path, Whole("test"), True) for path in sorted(cfg.test, key=natural)]
-    files += [(path, Whole("unlabelled"), False) for path in sorted(cfg.unlabelled, key=natural)]
-    sources = [
+def sources_of(cfg: Config, spec: DatasetSpec) -> list[Source]:
+    files: list[tuple[str, Assignment | LastPart, bool]] = [
+        (path, place, True) for path, place in assignments(cfg, spec)
+    ]
+    for names, split in ((cfg.val, "val"), (cfg.test, "test"), (cfg.unlabelled, "unlabelled")):
+        paths = [path for each in sorted(names, key=natural) for path in files_of(each)]
+        files += [(path, Whole(split), split != "unlabelled") for path in paths]
+    return [
         Source(path=path, reader=reader(cfg, spec, path, labelled=labelled), assignment=place)
         for path, place, labelled in files
     ]
+
+
+def main(cfg: Config) -> None:
+    told = os.environ.get("RANK", "0") == "0"
+    if cfg.kind == "table" and cfg.val_share is None and not cfg.val:
+        cfg = replace(cfg, val_share=TABLE_VAL_SHARE)
+        if told:
+            how = f"latest by {cfg.time}" if cfg.time else "drawn at random"
+            print(f"val: {TABLE_VAL_SHARE:.0%} of the rows, {how}; --val or --val_share 0 changes this")
+    spec = spec_of(cfg)
+    sources = sources_of(cfg, spec)
+    if told and cfg.kind == "table":
+        for form in dict.fromkeys(
+            str(source.reader.layout) for source in sources if isinstance(source.reader, TextReader)
+        ):
+            print(form)
     manifest = prepare(
         spec,
         sources,
@@ -135,7 +159,7 @@ def main(cfg: Config) -> None:
         memory_bytes=int(cfg.memory_gib * 2**30),
         rank_timeout_s=cfg.rank_timeout_s,
     )
-    if os.environ.get("RANK", "0") != "0":
+    if not told:
         return
     rows = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())
     print(f"{cfg.output}: {rows} rows; {manifest.report['rows_quarantined']:,} malformed rows in quarantine.tsv")

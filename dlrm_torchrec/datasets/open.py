@@ -13,7 +13,7 @@ from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
 from dlrm_torchrec.datasets.stream import Ranks, Stream
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.datasets.synthetic.interactions import InteractionStream
-from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
+from dlrm_torchrec.schema import AccessStatistics, DatasetSpec, vocabulary_path
 
 SYNTHETIC = "synthetic"
 _HELD_OUT_ROWS = 65_536  # of each synthetic evaluation split
@@ -40,7 +40,7 @@ def vocabularies(data: str, spec: DatasetSpec) -> dict[str, str]:
     """
     if data == SYNTHETIC:
         return {}
-    paths = {each.name: f"{data}/vocab/{each.name}.parquet" for each in spec.sparse if each.encoding == "vocab"}
+    paths = {each.name: f"{data}/{vocabulary_path(each)}" for each in spec.sparse if each.encoding == "vocab"}
     for name, path in paths.items():
         if not g_pathmgr.exists(path):
             raise ValueError(

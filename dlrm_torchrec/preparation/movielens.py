@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.prepared.manifest import join
-from dlrm_torchrec.preparation.readers.columns import NUMBER
 from dlrm_torchrec.preparation.readers.fields import parse_int64, parse_text, split_fields, split_line
 from dlrm_torchrec.preparation.readers.lines import read_lines
 from dlrm_torchrec.preparation.user_item_splits import Ratings
+from dlrm_torchrec.raw_values import NUMBER
 
 GENRES_OF_100K = (
     *(

@@ -8,7 +8,7 @@ it, and the folder is the same in the end, byte for byte. Memory is bounded for 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -18,19 +18,19 @@ from dlrm_torchrec import __version__
 from dlrm_torchrec.datasets.prepared.files import explained
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.writer import ROW_GROUP_ROWS
-from dlrm_torchrec.preparation.passes.count import count_unit, load_vocabulary, make_vocabulary
+from dlrm_torchrec.preparation.passes.count import adopt, measure
 from dlrm_torchrec.preparation.passes.finish import finish, read_source
+from dlrm_torchrec.preparation.passes.latest import with_starts
 from dlrm_torchrec.preparation.passes.write import Layout, write_unit
 from dlrm_torchrec.preparation.readers.spans import cut, span_bytes
-from dlrm_torchrec.preparation.vocabularies.vocabulary import Vocabulary
 from dlrm_torchrec.preparation.work.budget import Budget
 from dlrm_torchrec.preparation.work.group import Group
 from dlrm_torchrec.preparation.work.progress import Progress
 from dlrm_torchrec.preparation.work.recorded_work import RecordedWork
 from dlrm_torchrec.preparation.work.units import Source as Source  # callers need this name, too
-from dlrm_torchrec.preparation.work.units import Unit, line_tasks, make_units
+from dlrm_torchrec.preparation.work.units import check_distinct, line_tasks, make_units
 from dlrm_torchrec.preparation.work.workers import Task, run_tasks
-from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
 TRAIN = "train"
 LABELLED_SPLITS = (TRAIN, "val", "test")
@@ -42,6 +42,7 @@ def prepare(
     sources: Sequence[Source],
     output: str,
     *,
+    earlier: str = "",
     max_bad_share: float = 0.01,
     overwrite: bool = False,
     row_group_rows: int = ROW_GROUP_ROWS,
@@ -54,9 +55,10 @@ def prepare(
 ) -> Manifest:
     """The manifest of ``output``, which then holds the prepared rows of ``sources``.
 
-    Vocabularies and pooling factors are measured on the training rows. If ``shuffle_window_rows`` is not 0, the
-    training rows of a unit are shuffled within windows of that size. A unit is about ``unit_bytes`` of a plain text or
-    Parquet file, or a whole gzip file. ``workers`` processes (default: one per core) use about ``memory_bytes``
+    Vocabularies, scales and pooling factors are measured on the training rows, or taken from the prepared folder
+    ``earlier``, so that a model that was trained on that folder can read these rows. If ``shuffle_window_rows`` is not
+    0, the training rows of a unit are shuffled within windows of that size. A unit is about ``unit_bytes`` of a plain
+    text or Parquet file, or a whole gzip file. ``workers`` processes (default: one per core) use about ``memory_bytes``
     together. Malformed rows go to ``quarantine.tsv`` and are counted in ``report.json``.
 
     If it is started as several ranks (RANK and WORLD_SIZE of the environment), all with the same arguments and a shared
@@ -71,22 +73,28 @@ def prepare(
     _check_numbers(workers=(workers, 1), memory_bytes=(memory_bytes, 1))
     _check(sources)
     identities = [source.identity() for source in sources]
+    check_distinct(identities)
     raw_bytes = sum(identity["bytes"] for identity in identities)
     budget = Budget.of(memory_bytes, workers=workers, raw_bytes=raw_bytes)
     layout = Layout(row_group_rows=row_group_rows, shuffled=TRAIN, window_rows=shuffle_window_rows, seed=seed)
     _check_window(spec, layout, budget)
     unit_bytes = unit_bytes or span_bytes(raw_bytes)
+    spec = _continued(spec, earlier) if earlier else spec
     command = {"version": __version__, "spec": spec.to_json(), "sources": identities, "unit_bytes": unit_bytes}
+    command |= {"earlier": earlier}
     work, group = RecordedWork(output), Group(output, rank_timeout_s)
     try:
         group.begin(json.loads(json.dumps({**command, **asdict(layout)})), overwrite=overwrite)
         run = partial(_run, group, group.sync, workers=budget.workers)
         spans = [cut(source.path, unit_bytes) for source in sources]
         run("counting lines", line_tasks(sources, spans, work))
-        units = make_units(sources, spans, work)
-        counted = [unit for unit in units if unit.feeds(TRAIN)]
-        vocabularies = _make_vocabularies(spec, counted, work, run, output=output, limit_bytes=budget.counted_bytes)
-        spec = _with_vocabulary_rows(spec, vocabularies)
+        units = with_starts(make_units(sources, spans, work), work, run, output)
+        if earlier:
+            vocabularies = adopt(earlier, spec, work, run, output=output)
+        else:
+            counted = [unit for unit in units if unit.feeds(TRAIN)]
+            limit_bytes = budget.counted_bytes
+            spec, vocabularies = measure(spec, counted, work, run, split=TRAIN, output=output, limit_bytes=limit_bytes)
         reading = {
             f"source-{i:05d}": work.task(f"source-{i:05d}", source.path, size["bytes"], partial(read_source, source))
             for i, (source, size) in enumerate(zip(sources, identities, strict=True))
@@ -137,41 +145,44 @@ def _run(group: Group, meet: Callable[[str], None], title: str, tasks: dict[str,
     meet(title)
 
 
-def _make_vocabularies(
-    spec: DatasetSpec,
-    units: Sequence[Unit],
-    work: RecordedWork,
-    run: Callable[[str, dict[str, Task]], None],
-    *,
-    output: str,
-    limit_bytes: int,
-) -> dict[str, Vocabulary]:
-    """The vocabularies of the training rows of some units, by feature."""
-    features = [feature for feature in spec.sparse if feature.encoding == "vocab"]
-    if not features:
-        return {}
-    counting = {}
-    count = partial(count_unit, split=TRAIN, spec=spec, output=output, limit_bytes=limit_bytes)
-    for unit in units:
-        name = f"count-{unit.number:05d}"
-        counting[name] = work.task(name, unit.what, unit.span.bytes, partial(count, unit))
-    run("counting values", counting)
-    making, counted = {}, work.records(counting)
-    for i, feature in enumerate(features):
-        name = f"vocabulary-{i:05d}"
-        make = partial(make_vocabulary, feature, number=i, counted=counted, output=output, work=work)
-        making[name] = work.task(name, f"the vocabulary of {feature.name}", 1, make)
-    run("making vocabularies", making)
-    made = zip(features, work.records(making), strict=True)
-    return {feature.name: load_vocabulary(record, output) for feature, record in made}
+def _continued(spec: DatasetSpec, earlier: str) -> DatasetSpec:
+    """The spec of the prepared folder ``earlier``, which must agree with ``spec`` in all that a person writes."""
+    known = Manifest.load(earlier).stored_spec
+    ours, theirs = (_as_written(each) for each in (spec, known))
+    for name in ("label", "positive_label", "target", "more_labels", "weight", "missing", "decimal", "thousands"):
+        if getattr(ours, name) != getattr(theirs, name):
+            raise ValueError(
+                f"{name} of the spec must be that of {earlier}, whose vocabularies are to be used: got "
+                f"{getattr(ours, name)!r} in place of {getattr(theirs, name)!r}; use the spec of that folder"
+            )
+    features = {feature.name: feature for feature in _features(theirs)}
+    unlike = [feature.name for feature in _features(ours) if features.pop(feature.name, None) != feature]
+    if unlike or features:
+        raise ValueError(
+            f"features of the spec must be those of {earlier}, whose vocabularies are to be used: got others for "
+            f"{[*unlike, *features][:5]}; use the spec of that folder"
+        )
+    return known
 
 
-def _with_vocabulary_rows(spec: DatasetSpec, vocabularies: Mapping[str, Vocabulary]) -> DatasetSpec:
+def _features(spec: DatasetSpec) -> list[DenseFeature | SparseFeature]:
+    return [*spec.dense, *spec.sparse]
+
+
+def _as_written(spec: DatasetSpec) -> DatasetSpec:
+    """The spec without what preparation measures."""
+    dense = tuple(replace(feature, mean=None, deviation=None) for feature in spec.dense)
     sparse = tuple(
-        replace(feature, rows=vocabularies[feature.name].rows) if feature.name in vocabularies else feature
+        replace(
+            feature,
+            rows=0 if feature.encoding == "vocab" else feature.rows,
+            boundaries=(),
+            vocabulary="",
+            pooling_factor=1.0,
+        )
         for feature in spec.sparse
     )
-    return replace(spec, sparse=sparse)
+    return replace(spec, name="", dense=dense, sparse=sparse)
 
 
 def _check_numbers(**limits: tuple[int | None, int]) -> None:

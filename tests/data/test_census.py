@@ -97,7 +97,7 @@ def test_unknown_labels_are_quarantined(tmp_path: Path, script: ModuleType) -> N
     script.main(script.Config(input=str(tmp_path), output=str(tmp_path / "out")))
     manifest = Manifest.load(str(tmp_path / "out"))
     assert {name: split.rows for name, split in manifest.splits.items()} == {"train": count - 1, "val": count - 1}
-    assert manifest.report["reasons"] == {"income_50k is not a known label": 2}
+    assert manifest.report["reasons"] == {"income_50k is not a known label": 1, "income_50k is missing": 1}
 
 
 def vocabulary(folder: Path, feature: str) -> list[object]:
@@ -114,4 +114,4 @@ def write_file(path: Path, script: ModuleType, **columns: Sequence[object]) -> N
     """A raw file in which the columns that are not given hold one value in all rows."""
     count = len(next(iter(columns.values())))
     default = dict.fromkeys(script.DENSE, [1.0] * count) | dict.fromkeys(script.SPARSE, ["' x'"] * count)
-    pq.write_table(pa.table(default | {"income_50k": [script.POSITIVE] * count} | columns), path)
+    pq.write_table(pa.table(default | {"income_50k": [script.NEGATIVE, *[script.POSITIVE] * (count - 1)]} | columns), path)

@@ -54,7 +54,7 @@ def write_file(path: Path, groups: Sequence[int], first: int = 0) -> pa.Table:
 def write_manifest(folder: Path, files: dict[str, int], spec: DatasetSpec = SPEC, split: str = "train") -> None:
     listed: list[dict[str, Any]] = [{"path": path, "rows": rows} for path, rows in files.items()]
     splits = {split: {"rows": sum(files.values()), "files": listed}}
-    (folder / "dataset.json").write_text(json.dumps({"format": 1, "spec": spec.to_json(), "splits": splits}))
+    (folder / "dataset.json").write_text(json.dumps({"format": 2, "spec": spec.to_json(), "splits": splits}))
 
 
 def write_folder(folder: Path, files: Sequence[Sequence[int]]) -> pa.Table:

@@ -99,6 +99,9 @@ def test_damaged_files_lose_no_good_row(tmp_path: Path, part: int) -> None:
         elif not expected.good:
             with pytest.raises(ValueError, match="split 'train' must have rows"):
                 prepare(spec, source, str(output), max_bad_share=max_bad_share)
+        elif len({label for _, label, *_ in expected.good}) == 1:
+            with pytest.raises(ValueError, match="labels of split 'train' must have both classes"):
+                prepare(spec, source, str(output), max_bad_share=max_bad_share)
         else:
             prepare(spec, source, str(output), max_bad_share=max_bad_share)
             ids = hashed_ids(expected) if encoding == "hash" else vocabulary_ids(expected, 1)

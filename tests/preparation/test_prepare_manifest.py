@@ -37,7 +37,7 @@ def test_saved_manifest_loads_equal(tmp_path: Path) -> None:
 
 def test_manifest_written_by_hand_needs_only_spec_and_files(tmp_path: Path) -> None:
     data = {
-        "format": 1,
+        "format": 2,
         "spec": {"name": "x", "label": "y", "dense": [], "sparse": [{"name": "item", "rows": 5}]},
         "splits": {"train": {"files": [{"path": "mine.parquet", "rows": 2}]}},
     }
@@ -55,17 +55,17 @@ def test_folder_without_manifest_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "format must be 1: got 2"),
+        ({"format": 1}, "format must be 2: got 1"),
         (
             {"splits": {"train": {"rows": 3, "files": [{"path": "a", "rows": 2}]}}},
             "got 3 rows in split 'train', but 2 in its files",
         ),
         ({"splits": {"train": {}}}, "no field 'files'"),
-        ({"spec": {"name": "x"}}, "a dataset spec must have the fields"),
+        ({"spec": {"name": "x"}}, "the dataset spec must have the field .label."),
     ],
 )
 def test_unfit_manifest_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    data = {"format": 1, "spec": SPEC.to_json(), "splits": {}} | change
+    data = {"format": 2, "spec": SPEC.to_json(), "splits": {}} | change
     (tmp_path / "dataset.json").write_text(json.dumps(data))
     with pytest.raises(ValueError, match=message):
         Manifest.load(str(tmp_path))

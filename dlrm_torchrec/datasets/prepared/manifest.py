@@ -18,7 +18,7 @@ from dlrm_torchrec.datasets.prepared.files import join as join  # readers of man
 from dlrm_torchrec.datasets.prepared.synthesis import MultiHot
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 
-FORMAT = 1
+FORMAT = 2  # since 2, hashed texts that are whole numbers have the ids of these numbers
 NAME = "dataset.json"
 
 

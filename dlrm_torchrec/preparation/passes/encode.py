@@ -9,63 +9,60 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dlrm_torchrec.preparation.readers.rows import Rows, int_buffers
-from dlrm_torchrec.preparation.vocabularies.hashing import fold, hash_ids, hash_text
+from dlrm_torchrec.preparation.readers.rows import Rows
+from dlrm_torchrec.preparation.vocabularies.hashing import hash_categories
 from dlrm_torchrec.preparation.vocabularies.vocabulary import MISSING, Vocabulary
-from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
+from dlrm_torchrec.raw_values import buckets, scaled
+from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 
 
 def prepared_schema(spec: DatasetSpec) -> pa.Schema:
-    """float32 label and dense columns, int32 ids (int64 above 2^31 rows) or lists of them; never null."""
-    fields = [(spec.label, pa.float32()), *((feature.name, pa.float32()) for feature in spec.dense)]
-    for feature in spec.sparse:
-        ids = _id_type(feature)
-        kind = pa.list_(pa.field("element", ids, nullable=False)) if feature.multi_hot else ids
-        fields.append((feature.name, kind))
+    """float32 labels, weights and dense columns, int32 ids (int64 above 2^31 rows) or lists of them; never null."""
+    numbers = [*(label.name for label in spec.labels), *([spec.weight] if spec.weight else [])]
+    fields = [(name, pa.float32()) for name in [*numbers, *(feature.name for feature in spec.dense)]]
+    fields += [(f.name, _lists_of(_id_type(f)) if f.multi_hot else _id_type(f)) for f in spec.sparse]
+    fields += [(feature.weights_name, _lists_of(pa.float32())) for feature in spec.sparse if feature.weights]
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
 
 
 def encode(rows: Rows, spec: DatasetSpec, vocabularies: Mapping[str, Vocabulary]) -> pa.Table:
-    """The rows as a table of ``prepared_schema``; ``vocabularies`` holds one per ``vocab`` feature."""
-    columns: list[Any] = [pa.array(rows.label)]
-    columns += [pa.array(dense_values(rows.dense[:, i], feature)) for i, feature in enumerate(spec.dense)]
+    """The rows as a table of ``prepared_schema``; ``vocabularies`` holds one per table of ``vocab`` features."""
+    columns: list[Any] = [pa.array(rows.label), *map(pa.array, rows.more_labels)]
+    columns += [] if rows.weight is None else [pa.array(rows.weight)]
+    columns += [pa.array(scaled(rows.dense[:, i], vars(feature))) for i, feature in enumerate(spec.dense)]
     for feature, raw in zip(spec.sparse, rows.sparse, strict=True):
-        columns.append(_sparse(raw, feature, vocabularies.get(feature.name)))
+        columns.append(_sparse(raw, feature, vocabularies.get(feature.table_name)))
+    columns += [_lists(raw, raw.flatten()) for raw in rows.id_weights]
     return pa.Table.from_arrays(columns, schema=prepared_schema(spec))
-
-
-def dense_values(raw: npt.NDArray[np.float64], feature: DenseFeature) -> npt.NDArray[np.float32]:
-    """The values with NaN replaced by the default, then log(1 + max(x, 0)) if the feature asks for it, in float64."""
-    values = np.where(np.isnan(raw), feature.default, raw)
-    if feature.log1p:
-        values = np.log1p(np.maximum(values, 0.0)) + 0.0  # max may give 0 or -0, depending on memory; this makes it 0
-    return values.astype(np.float32)
 
 
 def _sparse(raw: Any, feature: SparseFeature, vocabulary: Vocabulary | None) -> Any:
     flat = raw.flatten() if feature.multi_hot else raw
-    kind = _id_type(feature)
-    ids = pa.array(_ids(flat, feature, vocabulary).astype(kind.to_pandas_dtype(), copy=False))
-    if not feature.multi_hot:
-        return ids
+    ids = pa.array(_ids(flat, feature, vocabulary).astype(_id_type(feature).to_pandas_dtype(), copy=False))
+    return _lists(raw, ids) if feature.multi_hot else ids
+
+
+def _lists(raw: Any, flat: Any) -> Any:
+    """Lists of the flat values, as long as those of ``raw``."""
     lengths = raw.value_lengths().to_numpy().astype(np.int64)
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    return pa.ListArray.from_arrays(offsets, ids, type=pa.list_(pa.field("element", ids.type, nullable=False)))
+    return pa.ListArray.from_arrays(offsets, flat, type=_lists_of(flat.type))
 
 
 def _ids(raw: Any, feature: SparseFeature, vocabulary: Vocabulary | None) -> npt.NDArray[np.integer]:
+    if feature.encoding == "bucket":
+        return buckets(raw.fill_null(float("nan")).to_numpy(), feature.boundaries)
     if feature.encoding == "vocab":
         assert vocabulary is not None
         return vocabulary.encode(raw)
     if feature.encoding == "id":
         return np.asarray(raw.fill_null(MISSING).to_numpy())
-    if pa.types.is_string(raw.type):
-        missing = raw.is_null().to_numpy(zero_copy_only=False)
-        return np.where(missing, MISSING, fold(hash_text(raw), feature.rows))
-    ids = np.empty(len(raw), np.int64)
-    hash_ids(*int_buffers(raw), ids, rows=feature.rows, if_missing=MISSING)
-    return ids
+    return hash_categories(raw, feature.rows)
 
 
 def _id_type(feature: SparseFeature) -> pa.DataType:
     return pa.int32() if feature.rows <= 2**31 else pa.int64()
+
+
+def _lists_of(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", kind, nullable=False))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -54,6 +54,9 @@ def finish(
     join_quarantine(output, [quarantine_path(unit) for unit in units])
     write_json(output, REPORT, counts, indent=1)
     _judge(everything, train, output, max_bad_share)
+    if spec.target == "binary":
+        labelled = {split for source in sources if source.reader.labelled for split in source.assignment.splits}
+        _check_classes(everything, spec, [name for name in splits if name in labelled])
     parts = [part for record in written for part in record.result["parts"]]
     manifest = Manifest(
         spec=everything.with_pooling(spec, train),
@@ -71,6 +74,17 @@ def finish(
     sweep(output)
     manifest.save(output)
     return manifest
+
+
+def _check_classes(everything: Tally, spec: DatasetSpec, splits: Iterable[str]) -> None:
+    for split in splits:
+        rows, positives = everything.rows[split], everything.positives[split]
+        if rows and not 0 < positives < rows:
+            meaning = "1" if spec.positive_label is None else repr(spec.positive_label)
+            raise ValueError(
+                f"labels of split {split!r} must have both classes: got {positives} of {rows} rows with {meaning} in "
+                f"column {spec.label!r}; correct label or positive_label in the spec, or split the rows otherwise"
+            )
 
 
 def _judge(everything: Tally, train: str, output: str, max_bad_share: float) -> None:

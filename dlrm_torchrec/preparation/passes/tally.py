@@ -7,7 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from dlrm_torchrec.preparation.readers.rows import Rows
+from dlrm_torchrec.preparation.vocabularies.vocabulary import UNSEEN
 from dlrm_torchrec.schema import DatasetSpec
 
 
@@ -28,6 +32,7 @@ class Tally:
     rows: Counter[str] = field(default_factory=Counter)  # by split
     positives: Counter[str] = field(default_factory=Counter)  # by split
     ids: Counter[str] = field(default_factory=Counter)  # of multi-hot features, by split and feature
+    unseen: Counter[str] = field(default_factory=Counter)  # values of vocabulary features, by split and feature
 
     def read(self, piece: Rows) -> None:
         """Count the rows of a piece, and its lines that are not written."""
@@ -38,14 +43,18 @@ class Tally:
         self.damage = self.damage or piece.damage
         self.reasons.update(rejected.reason for rejected in piece.rejected)
 
-    def wrote(self, split: str, rows: Rows, spec: DatasetSpec) -> None:
-        """Count rows that were written to a split."""
+    def wrote(self, split: str, rows: Rows, encoded: pa.Table, spec: DatasetSpec) -> None:
+        """Count rows that were written to a split, raw and encoded."""
         self.rows_written += len(rows.numbers)
         self.rows[split] += len(rows.numbers)
-        self.positives[split] += int(rows.label.sum())
+        self.positives[split] += int((rows.label > 0).sum())
         for feature, column in zip(spec.sparse, rows.sparse, strict=True):
             if feature.multi_hot:
                 self.ids[_key(split, feature.name)] += int(column.value_lengths().to_numpy().sum())
+            if feature.encoding == "vocab":
+                ids = encoded[feature.name].combine_chunks()
+                flat = (ids.flatten() if feature.multi_hot else ids).to_numpy()
+                self.unseen[_key(split, feature.name)] += int(np.count_nonzero(flat == UNSEEN))
 
     def __add__(self, other: Tally) -> Tally:
         """The sums of the counts of two parts, in their order."""
@@ -61,6 +70,12 @@ class Tally:
     def from_json(cls, data: dict[str, Any]) -> Tally:
         fields: dict[str, Any] = {name: Counter(v) if isinstance(v, dict) else v for name, v in data.items()}
         return cls(**fields)
+
+    def of_split(self, split: str) -> dict[str, Any]:
+        """Rows and positives of a split, and how many values of each feature are not in its vocabulary."""
+        parts = {key.split("\t", 1)[1]: count for key, count in self.unseen.items() if key.startswith(f"{split}\t")}
+        unseen = {feature: count for feature, count in sorted(parts.items()) if count}
+        return {"rows": self.rows[split], "positives": self.positives[split], "unseen": unseen}
 
     def with_pooling(self, spec: DatasetSpec, split: str) -> DatasetSpec:
         """The spec with the mean number of ids per row of a split that has rows."""
@@ -88,7 +103,7 @@ def report(sources: Sequence[tuple[str, bool, Tally]], splits: Iterable[str]) ->
     return {
         **_counts(everything),
         "reasons": dict(everything.reasons.most_common()),
-        "splits": {name: {"rows": everything.rows[name], "positives": everything.positives[name]} for name in splits},
+        "splits": {name: everything.of_split(name) for name in splits},
         "sources": [
             {"path": path, "labelled": labelled, **_counts(tally), "damage": tally.damage}
             for path, labelled, tally in sources

@@ -54,8 +54,9 @@ def write_unit(
             tally.read(piece)
             add_rejected(rejected, unit.path, piece.rejected)
             for split, rows in by_split.items():
-                (order.get(split) or writers[split]).write(encode(rows, spec, vocabularies))
-                tally.wrote(split, rows, spec)
+                encoded = encode(rows, spec, vocabularies)
+                (order.get(split) or writers[split]).write(encoded)
+                tally.wrote(split, rows, encoded, spec)
         for shuffling in order.values():
             shuffling.flush()
     parts = [(split, file, rows) for split, writer in writers.items() for file, rows in writer.files]

@@ -1,26 +1,24 @@
-"""Reads lines of plain or gzip text files as offsets into blocks of bytes, without decoding or copying lines."""
+"""Reads lines of text files as offsets into blocks of bytes, without decoding or copying lines."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.preparation.readers.rows import Checks, Ints, Mask, Rejected
-from dlrm_torchrec.preparation.readers.spans import GZIP_MAGIC, Span
+from dlrm_torchrec.preparation.readers.spans import Span
+from dlrm_torchrec.preparation.readers.streams import DamageError, text_blocks
 
 BLOCK_BYTES = 4 << 20
 MAX_LINE_BYTES = 1 << 20
 _SEARCHED_BYTES = 1 << 16  # at a time, so that the data stays in the processor's cache
 
 _UTF8_BOM = b"\xef\xbb\xbf"
-_NEWLINE, _RETURN = 0x0A, 0x0D
+_NEWLINE, _RETURN, _QUOTE = 0x0A, 0x0D, 0x22
 _TRIMMED_BYTES = len(_UTF8_BOM) + 1  # the mark and a carriage return do not count as part of a line
 
 
@@ -60,36 +58,40 @@ class Lines:
 
     def check(self, checks: Checks, max_line_bytes: int) -> None:
         """Reject fragments, lines that are too long and lines with a NUL byte."""
-        checks.reject(np.full(len(self), bool(self.damage)), "the file breaks off in this line")
+        checks.reject(
+            bool(self.damage) & (np.arange(1, 1 + len(self)) == len(self)), "the file breaks off in this line"
+        )
         checks.reject(self.ends - self.starts > max_line_bytes, f"longer than {max_line_bytes} bytes")
         nul = np.flatnonzero(self.data == 0)
         if len(nul):
             checks.reject(np.searchsorted(nul, self.ends) > np.searchsorted(nul, self.starts), "NUL byte")
 
 
-class _DamageError(Exception):
-    """A compressed file cannot be read further; all bytes before the damage were yielded."""
-
-
 def read_lines(
-    path: str, span: Span | None = None, *, block_bytes: int = BLOCK_BYTES, max_line_bytes: int = MAX_LINE_BYTES
+    path: str,
+    span: Span | None = None,
+    *,
+    block_bytes: int = BLOCK_BYTES,
+    max_line_bytes: int = MAX_LINE_BYTES,
+    quoted: bool = False,
 ) -> Iterator[Lines]:
     """All lines of a file, or of a span of it, in blocks of about ``block_bytes``, without a UTF-8 byte order mark.
 
     The next block overwrites the bytes of a block. Little more than ``max_line_bytes`` of a longer line are kept, so
-    that memory stays bounded. A damaged gzip file yields the lines before the damage, and then the fragment with
-    ``damage`` set.
+    that memory stays bounded. With ``quoted``, a block ends where it has an even number of quotes, since a line end
+    between quotes belongs to a field; but if ``max_line_bytes`` hold no such place, it ends at any line end. A damaged
+    file yields the lines before the damage, and then the fragment with ``damage`` set.
     """
     longest = max_line_bytes + _TRIMMED_BYTES
     buffer = np.empty(longest + block_bytes, np.uint8)
     number, held, read, skipping, damage = span.first if span else 1, 0, 0, False, ""
-    blocks = _blocks(path, block_bytes, span)
+    blocks = text_blocks(path, block_bytes, **_part(span))
     while True:
         try:
             block, file_bytes = next(blocks)
         except StopIteration:
             break
-        except _DamageError as error:
+        except DamageError as error:
             damage = str(error)
             break
         read += file_bytes
@@ -103,6 +105,10 @@ def read_lines(
         buffer[held : held + len(block)] = np.frombuffer(block, np.uint8)
         held += len(block)
         ends = _newlines(buffer[:held])
+        if quoted:
+            outside = _outside_quotes(buffer[:held], ends)
+            if held - (outside[-1] if len(outside) else 0) <= longest:  # else a quote has no other one
+                ends = outside
         if len(ends):
             yield _split(buffer[:held], ends, first=number, read=read)
             end = int(ends[-1]) + 1
@@ -112,24 +118,27 @@ def read_lines(
             yield _split(buffer[:held], np.array([longest + 1]), first=number, read=read)
             number, held, read, skipping = number + 1, 0, 0, True
     if held or damage:
-        ends = np.array([held] if held else [], np.int64)
+        ends = np.append(_newlines(buffer[: held - 1]), held) if held else np.empty(0, np.int64)
         yield _split(buffer[:held], ends, first=number, read=read, damage=damage)
 
 
-def count_lines(path: str, span: Span | None = None) -> Iterator[tuple[int, int]]:
-    """The number of lines of a file or of a span of it, in parts to be summed, each with its bytes in the file.
+def count_lines(path: str, span: Span | None = None) -> Iterator[tuple[int, int, int]]:
+    """The lines and quotes of a file or of a span of it, in parts to be summed, each with its bytes in the file.
 
     The last line may lack its line end. The bytes are those of the file, which may be compressed.
     """
     last = _NEWLINE
-    blocks = _blocks(path, _SEARCHED_BYTES, span)
-    with suppress(_DamageError):
-        for block, file_bytes in blocks:
+    with suppress(DamageError):
+        for block, file_bytes in text_blocks(path, _SEARCHED_BYTES, **_part(span)):
             data = np.frombuffer(block, np.uint8)
             last = data[-1] if len(data) else last
-            yield int(np.count_nonzero(data == _NEWLINE)), file_bytes
+            yield int(np.count_nonzero(data == _NEWLINE)), block.count(b'"'), file_bytes
     if last != _NEWLINE:
-        yield 1, 0
+        yield 1, 0, 0
+
+
+def _part(span: Span | None) -> dict[str, int]:
+    return {"start": span.start, "stop": span.stop} if span else {}
 
 
 def _newlines(data: npt.NDArray[np.uint8]) -> Ints:
@@ -137,6 +146,13 @@ def _newlines(data: npt.NDArray[np.uint8]) -> Ints:
     starts = range(0, len(data), _SEARCHED_BYTES)
     pieces = [np.flatnonzero(data[start : start + _SEARCHED_BYTES] == _NEWLINE) + start for start in starts]
     return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+
+
+def _outside_quotes(data: npt.NDArray[np.uint8], ends: Ints) -> Ints:
+    """The line ends up to the last one that has an even number of quotes before it."""
+    quotes = np.flatnonzero(data == _QUOTE)
+    even = np.flatnonzero(np.searchsorted(quotes, ends) % 2 == 0)
+    return ends[: int(even[-1]) + 1] if len(even) else ends[:0]
 
 
 def _split(data: npt.NDArray[np.uint8], ends: Ints, *, first: int, read: int, damage: str = "") -> Lines:
@@ -152,53 +168,3 @@ def _split(data: npt.NDArray[np.uint8], ends: Ints, *, first: int, read: int, da
         raw_bytes=read,
         damage=damage,
     )
-
-
-def _blocks(path: str, block_bytes: int, span: Span | None) -> Iterator[tuple[bytes, int]]:
-    """Blocks of text, each with the number of bytes of the file that were read for it."""
-    with g_pathmgr.open(path, "rb") as file:
-        if file.read(len(GZIP_MAGIC)) == GZIP_MAGIC:
-            file.seek(0)
-            yield from _gunzip(_chunks(file, block_bytes), block_bytes)
-        else:
-            file.seek(span.start if span else 0)
-            for chunk in _chunks(file, block_bytes, span.stop - span.start if span else None):
-                yield chunk, len(chunk)
-
-
-def _chunks(file: IO[bytes], block_bytes: int, left: int | None = None) -> Iterator[bytes]:
-    """The next ``left`` bytes of a file, or all of them."""
-    while chunk := file.read(block_bytes if left is None else min(block_bytes, left)):
-        left = None if left is None else left - len(chunk)
-        yield chunk
-
-
-def _gunzip(chunks: Iterator[bytes], block_bytes: int) -> Iterator[tuple[bytes, int]]:
-    """Decompressed blocks of one or several gzip members."""
-    member, inside = zlib.decompressobj(wbits=31), False
-    for chunk in chunks:
-        file_bytes = len(chunk)
-        while chunk := chunk if inside else chunk.lstrip(b"\0"):  # zeros may follow a member
-            before = member.copy()
-            try:
-                yield member.decompress(chunk, block_bytes), file_bytes
-            except zlib.error as error:
-                yield _salvage(before, chunk), file_bytes
-                raise _DamageError(f"damaged gzip stream: {error}") from error
-            inside, file_bytes = True, 0
-            chunk = member.unconsumed_tail
-            if member.eof:
-                chunk = member.unused_data
-                member, inside = zlib.decompressobj(wbits=31), False
-    if inside:
-        yield member.flush(), 0
-        raise _DamageError("truncated gzip stream")
-
-
-def _salvage(member: Any, chunk: bytes) -> bytes:
-    """The part of a chunk that can be decompressed before its error."""
-    out = bytearray()
-    with suppress(zlib.error):
-        for i in range(len(chunk)):
-            out += member.decompress(chunk[i : i + 1])
-    return bytes(out)

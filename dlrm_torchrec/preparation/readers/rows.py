@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -31,7 +31,12 @@ class Rows:
     numbers: Ints  # (B,) 1-based line number; row number in a Parquet file
     label: npt.NDArray[np.float32]  # (B,)
     dense: npt.NDArray[np.float64]  # (B, D); NaN is missing
-    sparse: tuple[Any, ...]  # F Arrow arrays of int64 or string, or lists of them; null is missing
+    # F Arrow arrays of canonical categories (float64 for buckets), or lists of them; null is missing
+    sparse: tuple[Any, ...]
+    more_labels: tuple[npt.NDArray[np.float32], ...] = ()  # (B,) each; NaN where a label is missing
+    weight: npt.NDArray[np.float32] | None = None  # (B,) of the rows
+    id_weights: tuple[Any, ...] = ()  # lists of float32 for each sparse feature with weights, as long as its ids
+    also: Mapping[str, Any] = field(default_factory=dict)  # further raw columns, as Arrow arrays
     rejected: tuple[Rejected, ...] = ()
     headers: int = 0  # lines that name the columns
     blanks: int = 0  # empty lines
@@ -48,6 +53,10 @@ class Rows:
             label=self.label[keep],
             dense=self.dense[keep],
             sparse=tuple(column.filter(pa.array(keep)) for column in self.sparse),
+            more_labels=tuple(label[keep] for label in self.more_labels),
+            weight=None if self.weight is None else self.weight[keep],
+            id_weights=tuple(column.filter(pa.array(keep)) for column in self.id_weights),
+            also={name: column.filter(pa.array(keep)) for name, column in self.also.items()},
             **changes,
         )
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
-GZIP_MAGIC = b"\x1f\x8b"
-_PARQUET_MAGIC = b"PAR1"
+from dlrm_torchrec.preparation.readers.streams import PARQUET_MAGIC, is_divisible
+
 _CHUNK_BYTES = 1 << 20
 _MIN_BYTES, _MAX_BYTES = 16 << 20, 256 << 20
 _SPANS = 32  # per data set: enough to share evenly, few enough for full row groups
@@ -20,7 +20,7 @@ _SPANS = 32  # per data set: enough to share evenly, few enough for full row gro
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A part of a raw file: whole lines of plain text, a whole gzip file, or row groups of Parquet."""
+    """A part of a raw file: whole lines of plain text, a whole compressed file, or row groups of Parquet."""
 
     start: int  # first byte, or first row group of Parquet
     stop: int
@@ -48,20 +48,33 @@ def cut(path: str, limit: int) -> list[Span]:
     """
     size = file_bytes(path)
     with g_pathmgr.open(path, "rb") as file:
-        head = file.read(len(_PARQUET_MAGIC))
-        if head == _PARQUET_MAGIC:
+        head = file.read(8)
+        if head.startswith(PARQUET_MAGIC):
             return list(_row_groups(open_parquet(path, file), size, limit))
         starts = [0]
-        while not head.startswith(GZIP_MAGIC) and starts[-1] + limit < size:
+        while is_divisible(head) and starts[-1] + limit < size:
             starts.append(_next_line(file, starts[-1] + limit))
     starts = [start for start in starts if start < size] or [0]
     return [Span(start=start, stop=stop, bytes=stop - start) for start, stop in pairwise([*starts, size])]
 
 
-def number(spans: Sequence[Span], counts: Sequence[int]) -> list[Span]:
-    """The spans of a file, numbered by the counts of their lines."""
-    firsts = accumulate(counts[:-1], initial=1)
-    return [replace(span, first=first, count=n) for span, first, n in zip(spans, firsts, counts, strict=True)]
+def number(spans: Sequence[Span], counts: Sequence[tuple[int, int]], *, quoted: bool = False) -> list[Span]:
+    """The spans of a file, numbered by the counts of their lines and quotes.
+
+    With ``quoted``, spans are joined where the border between them has an odd number of quotes before it, because it
+    lies within a field.
+    """
+    joined: list[Span] = []
+    lines = quotes = 0
+    for span, (more_lines, more_quotes) in zip(spans, counts, strict=True):
+        if quoted and quotes % 2:
+            last = joined.pop()
+            count = (last.count or 0) + more_lines
+            joined.append(replace(last, stop=span.stop, bytes=last.bytes + span.bytes, count=count))
+        else:
+            joined.append(replace(span, first=1 + lines, count=more_lines))
+        lines, quotes = lines + more_lines, quotes + more_quotes
+    return joined
 
 
 def open_parquet(path: str, file: IO[bytes]) -> pq.ParquetFile:

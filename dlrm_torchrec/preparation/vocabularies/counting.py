@@ -1,63 +1,49 @@
-"""Counts how often each raw value of a feature occurs."""
+"""Counts how often each category of a table occurs."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dlrm_torchrec.preparation.vocabularies.int_tables import count_values, move_counts
+from dlrm_torchrec.raw_values import kinds
 
 _FIRST_SLOTS = 1 << 10
 
 
-class Counter(Protocol):
-    """Counts values of one type; ``nbytes`` is about the memory that it uses."""
-
-    def add(self, values: Any) -> None: ...
-
-    @property
-    def nbytes(self) -> int: ...
-
-    def table(self) -> pa.Table:
-        """The columns ``value``, distinct and ascending, and ``count``, int64."""
-        ...
-
-
 class ValueCounter:
-    """Counts the values of one feature, int64 or text, piece by piece."""
+    """Counts the categories of one table, whole numbers apart from texts, piece by piece."""
 
     def __init__(self) -> None:
-        self._counter: Counter | None = None
-        self._type: Any = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._numbers, self._texts = IntCounter(), TextCounter()
 
     def add(self, values: Any) -> None:
-        """Count the values of an Arrow array, without nulls."""
-        if self._counter is None:
-            self._type = values.type
-            self._counter = IntCounter() if pa.types.is_integer(values.type) else TextCounter()
-        check_types([self._type, values.type])
-        self._counter.add(values.drop_null())
+        """Count an Arrow array of canonical categories, without nulls."""
+        if pa.types.is_integer(values.type):
+            self._numbers.add(values.drop_null())
+            return
+        numbers, texts = kinds(values)
+        self._numbers.add(numbers.drop_null())
+        self._texts.add(texts.drop_null())
 
     @property
     def nbytes(self) -> int:
-        return self._counter.nbytes if self._counter else 0
+        return self._numbers.nbytes + self._texts.nbytes
 
-    def take(self) -> pa.Table:
-        """The distinct values in ascending order with their counts, ``value`` and ``count``; counting restarts."""
-        counter, self._counter = self._counter, None
-        return counter.table() if counter else pa.table({"value": [], "count": []})
+    def take(self) -> dict[str, pa.Table]:
+        """Tables of the distinct values so far, ascending, with counts: ``value``, ``count``; counting restarts.
 
-
-def check_types(types: list[Any]) -> None:
-    """Raises ValueError when the values of one feature have several types."""
-    if len(set(types)) > 1:
-        raise ValueError(
-            f"a column must have one type in all files: got {sorted({str(kind) for kind in types})}; "
-            "convert the files to one type"
-        )
+        The keys are ``numbers`` and ``texts``; a kind without values is absent.
+        """
+        tables = {"numbers": self._numbers.table(), "texts": self._texts.table()}
+        self._begin()
+        return {kind: table for kind, table in tables.items() if len(table)}
 
 
 class IntCounter:
@@ -93,7 +79,8 @@ class TextCounter:
     """Counts strings. The distinct strings of new pieces are joined when they outgrow the strings known before."""
 
     def __init__(self) -> None:
-        self._known: list[pa.Table] = []  # the first has no repetition; each other one is of a single piece
+        # the first has no repetition; each other one is of a single piece
+        self._known = [pa.table({"value": pa.array([], pa.string()), "count": pa.array([], pa.int64())})]
         self._new_rows = 0
 
     def add(self, values: Any) -> None:

@@ -12,7 +12,8 @@ from numba import int64, uint8
 
 from dlrm_torchrec.datasets.compiled import compiled, read_only
 from dlrm_torchrec.datasets.random.counter import Words, word, words
-from dlrm_torchrec.preparation.readers.rows import text_buffers
+from dlrm_torchrec.preparation.readers.rows import int_buffers, text_buffers
+from dlrm_torchrec.raw_values import kinds
 
 _FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 _FNV_PRIME = np.uint64(0x100000001B3)
@@ -35,6 +36,26 @@ def hash_text(values: pa.StringArray) -> Words:
         state[longer] = (state[longer] ^ data[offsets[longer] + position]) * _FNV_PRIME
     hashes: Words = hash_ints(state)[distinct.indices.to_numpy()]
     return hashes
+
+
+def hash_categories(values: Any, rows: int) -> npt.NDArray[np.int64]:
+    """Ids of N canonical categories: 0 for null, else the hash folded into [1, ``rows``).
+
+    A text that is a whole number hashes as that number.
+    """
+    if not pa.types.is_integer(values.type):
+        coded = values.dictionary_encode()
+        numbers, texts = kinds(coded.dictionary)
+        hashes = np.where(
+            numbers.is_valid().to_numpy(zero_copy_only=False),
+            hash_ints(numbers.fill_null(0).to_numpy()),
+            hash_text(texts),
+        )
+        places: npt.NDArray[np.int32] = coded.indices.fill_null(-1).to_numpy()
+        return np.append(fold(hashes, rows), 0)[places]
+    ids = np.empty(len(values), np.int64)
+    hash_ids(*int_buffers(values), ids, rows=rows, if_missing=0)
+    return ids
 
 
 def fold(hashes: Words, rows: int) -> npt.NDArray[np.int64]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from iopath.common.file_io import g_pathmgr
 
-from dlrm_torchrec.preparation.vocabularies.counting import check_types, sum_counts
+from dlrm_torchrec.preparation.vocabularies.counting import sum_counts
 
 FAN_IN = 128  # runs that are merged at a time; each is an open file and a batch in memory
 _BATCH_BYTES = 1 << 18
@@ -46,8 +46,8 @@ def open_run(path: str, start: int) -> Iterator[pa.Table]:
 def merge(runs: Sequence[Run], scratch: str | None = None, fan_in: int = FAN_IN) -> Iterator[pa.Table]:
     """Tables in ascending order that hold each value of the runs once, with the sum of its counts.
 
-    More than ``fan_in`` runs are first merged in groups, through unnamed files in the folder ``scratch``. Raises
-    ValueError when the values have several types.
+    All runs have one type of value. More than ``fan_in`` runs are first merged in groups, through unnamed files in the
+    folder ``scratch``.
     """
     while len(runs) > fan_in:
         groups = [runs[i : i + fan_in] for i in range(0, len(runs), fan_in)]
@@ -65,7 +65,6 @@ def _merge(runs: Sequence[Run]) -> Iterator[pa.Table]:
         if piece is None:
             return 0
         waiting.append(piece)
-        check_types([piece.schema.field("value").type, waiting[0].schema.field("value").type])
         heapq.heappush(known, (piece["value"][-1].as_py(), number))
         return int(piece.nbytes)
 

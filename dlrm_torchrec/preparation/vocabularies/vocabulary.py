@@ -1,4 +1,4 @@
-"""Vocabularies turn raw values of the training rows into ids by frequency; processes share their files."""
+"""Vocabularies turn categories of the training rows into ids by frequency; processes share their files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from iopath.common.file_io import g_pathmgr
 from numba import int32, int64, uint8
 
@@ -17,6 +16,7 @@ from dlrm_torchrec.datasets.compiled import compiled, read_only
 from dlrm_torchrec.datasets.prepared.files import is_local
 from dlrm_torchrec.preparation.readers.rows import int_buffers, text_buffers
 from dlrm_torchrec.preparation.vocabularies.int_tables import find_ids
+from dlrm_torchrec.raw_values import kinds
 
 MISSING, UNSEEN, FIRST = 0, 1, 2
 
@@ -25,41 +25,37 @@ Ids = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Ids of raw values: 0 missing, 1 unseen, and from 2 the known values by falling count, then by value.
+    """Ids of canonical categories: 0 missing, 1 unseen, and from 2 the known ones by falling count, then by value.
 
-    ``table`` looks them up. For int64 values it is a hash table: keys and ids, where id 0 marks a free slot. For text
-    it holds all values in ascending order: offsets (N + 1), UTF-8 bytes, and ids (N,).
+    ``table`` looks them up: keys and ids of a hash table of whole numbers, where id 0 marks a free slot; then all texts
+    in ascending order: offsets (N + 1), UTF-8 bytes, and ids (N,).
     """
 
     rows: int
-    kind: str  # of the values: int64, string, or null if there are no values
+    digest: str
     table: tuple[npt.NDArray[Any], ...]
 
     @classmethod
-    def load(cls, rows: int, kind: str, paths: Sequence[str]) -> Vocabulary:
+    def load(cls, rows: int, digest: str, paths: Sequence[str]) -> Vocabulary:
         """The vocabulary with the table in these ``.npy`` files; local files are mapped into memory."""
-        return cls(rows, kind, tuple(_load(path) for path in paths))
+        return cls(rows, digest, tuple(_load(path) for path in paths))
 
     def encode(self, values: Any) -> Ids:
-        """Ids (N,) of N raw values. Raises ValueError when they do not have the vocabulary's type."""
-        if self.kind not in ("null", str(values.type)):
-            raise ValueError(
-                f"a column must have one type in all files: got {values.type} after {self.kind}; "
-                "convert them to one type"
-            )
-        if self.kind == "int64":
+        """Ids (N,) of N canonical categories, which are int64 or text."""
+        keys, key_ids, offsets, texts, text_ids = self.table
+        if pa.types.is_integer(values.type):
             value_ids = np.empty(len(values), np.int32)
-            keys, ids = self.table
-            find_ids(*int_buffers(values), value_ids, keys=keys, ids=ids, if_missing=MISSING, if_absent=UNSEEN)
+            find_ids(*int_buffers(values), value_ids, keys=keys, ids=key_ids, if_missing=MISSING, if_absent=UNSEEN)
             return value_ids
-        missing = values.is_null().to_numpy(zero_copy_only=False)
-        if self.kind == "string":
-            distinct = pc.dictionary_encode(values.cast(pa.large_string()))
-            offsets, texts, ids = self.table
-            known = _find_text(*text_buffers(distinct.dictionary), offsets=offsets, values=texts, ids=ids)
-            word_ids = np.append(known, np.int32(UNSEEN))
-            return np.where(missing, np.int32(MISSING), word_ids[distinct.indices.fill_null(-1).to_numpy()])
-        return np.where(missing, np.int32(MISSING), np.int32(UNSEEN))
+        coded = values.dictionary_encode()
+        numbers, words = kinds(coded.dictionary)
+        found = _find_text(
+            *text_buffers(words.fill_null("").cast(pa.large_string())), offsets=offsets, values=texts, ids=text_ids
+        )
+        is_number = numbers.is_valid().to_numpy(zero_copy_only=False)
+        found[is_number] = self.encode(numbers)[is_number]
+        places: Ids = coded.indices.fill_null(-1).to_numpy()
+        return np.append(found, np.int32(MISSING))[places]
 
 
 @compiled(read_only(int64), read_only(uint8), read_only(int64), read_only(uint8), read_only(int32))

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from iopath.common.file_io import g_pathmgr
 
-from dlrm_torchrec.datasets.prepared.files import Stored
+from dlrm_torchrec.datasets.prepared.files import Stored, digest
 from dlrm_torchrec.preparation.readers.lines import count_lines
+from dlrm_torchrec.preparation.readers.raw_text import TextReader
 from dlrm_torchrec.preparation.readers.rows import Reader, Rows
-from dlrm_torchrec.preparation.readers.spans import Span, file_bytes, number
-from dlrm_torchrec.preparation.splits import Assignment, LastPart
+from dlrm_torchrec.preparation.readers.spans import Span, cut, file_bytes, number
+from dlrm_torchrec.preparation.readers.streams import first_bytes
+from dlrm_torchrec.preparation.splits import Assignment, ByPosition, LastPart
 from dlrm_torchrec.preparation.work.recorded_work import RecordedWork
 from dlrm_torchrec.preparation.work.workers import Report, Task
 
@@ -41,6 +43,31 @@ class Source:
         return {"path": self.path, "bytes": size, "probe": sha256.hexdigest(), **read}
 
 
+def check_distinct(identities: Sequence[dict[str, Any]]) -> None:
+    """Raises ValueError if two sources are the same file or equal copies, so that no row is in two splits."""
+    by_probe: dict[tuple[int, str], list[str]] = {}
+    for identity in identities:
+        by_probe.setdefault((identity["bytes"], identity["probe"]), []).append(identity["path"])
+    for paths in by_probe.values():
+        alike = [path for path in paths if _has_rows(path)] if len(paths) > 1 else []
+        seen: dict[str, str] = {}
+        for path in alike:
+            content = path if alike.count(path) > 1 else digest(path, lambda _: None)[1]
+            if content in seen:
+                raise ValueError(
+                    f"sources must be different files: got {path}, which is {seen[content]} again; name it once"
+                )
+            seen[content] = path
+
+
+def _has_rows(path: str) -> bool:
+    """Whether a file holds more than a header, as far as that is quickly told."""
+    (first, *others) = cut(path, 1 << 62)
+    return bool(
+        others or (first.count if first.count is not None else first_bytes(path, _PROBE_BYTES).count(b"\n") > 1)
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Unit:
     """A span of a source, which one worker prepares at a time."""
@@ -60,15 +87,15 @@ class Unit:
 
     def feeds(self, split: str) -> bool:
         """Whether any of the rows may go to a split."""
-        if split not in self.assignment.splits or self.span.count is None:
+        if not isinstance(self.assignment, ByPosition) or self.span.count is None:
             return split in self.assignment.splits
-        place = self.assignment(np.arange(self.span.first, self.span.first + self.span.count))
-        return bool((place == self.assignment.splits.index(split)).any())
+        place = self.assignment.of_numbers(np.arange(self.span.first, self.span.first + self.span.count))
+        return split in {self.assignment.splits[i] for i in np.unique(place)}
 
     def pieces(self, report: Report) -> Iterator[tuple[Rows, dict[str, Rows]]]:
         """Each piece of the unit, and its rows by split; a piece is reported after the caller has used it."""
         for piece in self.reader(self.path, self.span):
-            place = self.assignment(piece.numbers)
+            place = self.assignment(piece)
             yield piece, {self.assignment.splits[i]: piece.select(place == i) for i in np.unique(place)}
             report(len(piece.numbers), piece.raw_bytes)
 
@@ -88,7 +115,11 @@ def make_units(sources: Sequence[Source], spans: Sequence[Sequence[Span]], work:
     units: list[Unit] = []
     for i, (source, parts) in enumerate(zip(sources, spans, strict=True)):
         if _needs_lines(source, parts):
-            parts = number(parts, [record.result for record in work.records(_name(i, j) for j in range(len(parts)))])
+            parts = number(
+                parts,
+                [record.result for record in work.records(_name(i, j) for j in range(len(parts)))],
+                quoted=isinstance(source.reader, TextReader),
+            )
         place = source.assignment
         if isinstance(place, LastPart):
             place = place.of(sum(span.count or 0 for span in parts))
@@ -107,9 +138,9 @@ def _name(source: int, span: int) -> str:
     return f"lines-{source:05d}-{span:05d}"
 
 
-def _count(source: Source, span: Span, report: Report) -> tuple[list[Stored], int]:
-    lines = 0
-    for part, raw_bytes in count_lines(source.path, span):
-        lines += part
+def _count(source: Source, span: Span, report: Report) -> tuple[list[Stored], tuple[int, int]]:
+    lines, quotes = 0, 0
+    for more_lines, more_quotes, raw_bytes in count_lines(source.path, span):
+        lines, quotes = lines + more_lines, quotes + more_quotes
         report(0, raw_bytes)
-    return [], lines
+    return [], (lines, quotes)
