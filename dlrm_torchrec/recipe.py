@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # torch, which the command line does without
 
     from dlrm_torchrec.datasets.stream import Ranks, Stream
     from dlrm_torchrec.embeddings.tables import Tables
-    from dlrm_torchrec.train.task import BinaryRankingTask
+    from dlrm_torchrec.train.task import RankingTask
 
 
 class TrainingConfig(Protocol):
@@ -57,9 +57,7 @@ class TrainingRecipe(Protocol):
     Config: type[Any]  # with the fields of TrainingConfig
     PRESETS: Mapping[str, Any]  # configs by name, the default first
 
-    def build(
-        self, cfg: Any, spec: DatasetSpec, world_size: int, device: torch.device
-    ) -> tuple[BinaryRankingTask, Tables]:
+    def build(self, cfg: Any, spec: DatasetSpec, world_size: int, device: torch.device) -> tuple[RankingTask, Tables]:
         """The model with its loss, and its tables on meta, marked with their optimizer."""
 
     def main(self, preset: str, cfg: Any) -> dict[str, float]:
@@ -67,7 +65,7 @@ class TrainingRecipe(Protocol):
 
 
 class RankingRecipe(TrainingRecipe, Protocol):
-    """The names that a file must define to be evaluated and quantised: a training recipe for rows with binary labels.
+    """The names that a file must define to be evaluated and quantised: a training recipe for rows with labels.
 
     ``from dlrm_torchrec.datasets.open import open_streams`` is enough for the last one.
     """

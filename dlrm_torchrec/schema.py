@@ -163,6 +163,8 @@ class Table:
     rows: int
     dim: int
     features: tuple[str, ...]
+    model_dim: int = 0  # width of the vectors that the model gets, to which narrower ones are mapped; 0 means ``dim``
+    weighted: bool = False  # ids have weights; all tables of a data set alike
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.dim < 1:
@@ -225,6 +227,11 @@ class DatasetSpec:
         return (Label(name=self.label, positive_label=self.positive_label), *self.more_labels)
 
     @property
+    def weighted_ids(self) -> bool:
+        """Whether the ids of any feature have weights; those of other features then have the weight 1."""
+        return any(feature.weights for feature in self.sparse)
+
+    @property
     def prepared_names(self) -> list[str]:
         """All columns of prepared files: labels, the weight of rows, features, weights of ids."""
         weights = [feature.weights_name for feature in self.sparse if feature.weights]
@@ -251,6 +258,8 @@ class DatasetSpec:
                 rows=features[0].rows,
                 dim=features[0].dim or dim,
                 features=tuple(feature.name for feature in features),
+                model_dim=dim,
+                weighted=self.weighted_ids,
             )
             for name, features in self._by_table().items()
         )

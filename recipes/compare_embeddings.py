@@ -85,6 +85,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.models.dlrm import DLRM
 
 from dlrm_torchrec.datasets.open import load_spec, open_streams
+from dlrm_torchrec.datasets.spec_checks import require
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.embeddings.comparison.report import to_markdown, write_report
@@ -142,6 +143,7 @@ def train(
 @record
 def main(preset: str, cfg: Config) -> dict[str, float]:
     spec = load_spec(cfg.data, cfg.shape)
+    require(spec, "compare_embeddings", weights=True)
     compared = variants(cfg.sweep, WAYS, spec.tables(dim=cfg.bottom[-1]))
     if cfg.count:
         print(to_markdown(compared))

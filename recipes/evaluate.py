@@ -5,7 +5,8 @@
     python recipes/evaluate.py my_copy.py runs/my_copy/census --split test --plot calibration.png
 
 The first argument is the recipe that trained the run, the second is the run's folder. ``--ablation`` evaluates once
-more for every feature, with 0 in its place in every row: the AUC that is lost is what this model gains by the feature.
+more for every feature, with 0 in its place in every row: the AUC (of numbers, the R²) that is lost is what this model
+gains by the feature. Data that mean something else than those of the training are refused.
 The result is written to evaluation.json in the run's folder.
 Expected: the metrics that the run printed last, on any number of ranks.
 """
@@ -13,12 +14,14 @@ Expected: the metrics that the run printed last, on any number of ranks.
 import json
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import tyro
 from tyro.conf import Positional
 
 from dlrm_torchrec.recipe import load_ranking_recipe, read_config
+from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 
 
@@ -44,12 +47,14 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from dlrm_torchrec.datasets.ablation import without
 from dlrm_torchrec.datasets.open import load_spec
+from dlrm_torchrec.datasets.spec_checks import check_same_meaning
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
-from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
+from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, checkpoint_path, read_progress
 from dlrm_torchrec.train.log import prefixed
-from dlrm_torchrec.train.metrics.binary import predict, ranking_metrics
+from dlrm_torchrec.train.metrics.binary import on_all_ranks, predict
+from dlrm_torchrec.train.metrics.labels import label_metrics
 from dlrm_torchrec.train.metrics.reliability import calibration_bins, expected_calibration_error, plot_calibration
 from dlrm_torchrec.train.world import World, join_world
 
@@ -59,6 +64,11 @@ def main(cfg: Config) -> dict[str, float]:
     trained = read_config(recipe, cfg.run)
     data = cfg.data or trained.data
     spec = load_spec(data, trained.shape)
+    progress = read_progress(checkpoint_path(f"{cfg.run}/checkpoints", cfg.step))
+    check_same_meaning(DatasetSpec.from_json(progress.identity["spec"]), spec, data)
+    if cfg.plot and spec.target == "number":
+        raise ValueError(f"plot must be for labels 0 or 1: got labels that are numbers in {data}; leave it out")
+    measure = partial(label_metrics, labels=[label.name for label in spec.labels], target=spec.target, learned=False)
     with join_world(trained.seed) as world:
         # the model of the run, sharded over these ranks, with the weights of its checkpoint
         model, tables = recipe.build(trained, spec, world.size, world.device)
@@ -68,7 +78,7 @@ def main(cfg: Config) -> dict[str, float]:
         model = DistributedModelParallel(
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )
-        progress = Checkpoints(f"{cfg.run}/checkpoints", trained.checkpoint, world).load_model(model, cfg.step)
+        Checkpoints(f"{cfg.run}/checkpoints", trained.checkpoint, world).load_model(model, progress.step)
 
         # the rows to evaluate
         ranks = Ranks(cfg.batch_size, world.rank, world.size)
@@ -79,26 +89,26 @@ def main(cfg: Config) -> dict[str, float]:
             raise ValueError(f"split must be one of {data}: got {cfg.split!r}; name one of {sorted(streams)}")
         stream = streams[cfg.split]
 
-        # metrics and calibration; the scores of all ranks are on rank 0
-        result: dict[str, Any] = {"step": progress.step, "split": cfg.split}
+        # metrics, and the calibration of the main label; the scores of all ranks are on rank 0
         scores = predict(model, stream.batches(), world)
-        if scores is not None:
-            logits, labels = scores
-            bins = calibration_bins(logits, labels, cfg.bins)
-            metrics = ranking_metrics(logits, labels) | {"calibration_error": expected_calibration_error(bins)}
-            result |= {"metrics": metrics, "calibration": [asdict(each) for each in bins]}
+        metrics = on_all_ranks(scores, measure, world)
+        result: dict[str, Any] = {"step": progress.step, "split": cfg.split, "metrics": metrics}
+        if scores is not None and spec.target == "binary":
+            bins = calibration_bins(*scores.of_label(0), count=cfg.bins)
+            metrics["calibration_error"] = expected_calibration_error(bins)
+            result["calibration"] = [asdict(each) for each in bins]
             if cfg.plot:
                 plot_calibration(bins, cfg.plot)
 
         # once more without each feature
         if cfg.ablation:
             lost: dict[str, dict[str, float]] = {}
+            first, second = ("auc", "logloss") if spec.target == "binary" else ("r2", "rmse")
             for feature in spec.feature_names:
                 changed = predict(model, (without(batch, feature, spec) for batch in stream.batches()), world)
-                if changed is not None:
-                    worse = ranking_metrics(*changed)
-                    lost[feature] = {name: metrics[name] - worse[name] for name in ("auc", "logloss")}
-            result["ablation"] = dict(sorted(lost.items(), key=lambda each: -each[1]["auc"]))
+                worse = on_all_ranks(changed, measure, world)
+                lost[feature] = {name: metrics[name] - worse[name] for name in (first, second)}
+            result["ablation"] = dict(sorted(lost.items(), key=lambda each: -each[1][first]))
         return report(cfg, result, world)
 
 
@@ -109,7 +119,8 @@ def report(cfg: Config, result: dict[str, Any], world: World) -> dict[str, float
     with g_pathmgr.open(f"{cfg.run}/evaluation.json", "w") as stream:
         json.dump(result, stream, indent=1)
     for feature, lost in result.get("ablation", {}).items():
-        print(f"without {feature}: AUC {-lost['auc']:+.5f}, log-loss {-lost['logloss']:+.5f}", file=sys.stderr)
+        changes = ", ".join(f"{name} {-value:+.5f}" for name, value in lost.items())
+        print(f"without {feature}: {changes}", file=sys.stderr)
     final = prefixed(f"{cfg.split}/", result["metrics"]) | {"steps": result["step"]}
     print(json.dumps(final), flush=True)
     return final

@@ -70,6 +70,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from dlrm_torchrec.datasets.open import load_spec, open_interactions
+from dlrm_torchrec.datasets.spec_checks import require
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.interactions import InteractionStream
 from dlrm_torchrec.embeddings.initialize import initialize_tables
@@ -106,6 +107,7 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
 @record
 def main(preset: str, cfg: Config) -> dict[str, float]:
     spec, run_dir = load_spec(cfg.data, cfg.shape), f"{cfg.run_dir}/{preset}"
+    require(spec, "train_neumf", id_weights=False)
     with join_world(cfg.seed) as world:
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
 

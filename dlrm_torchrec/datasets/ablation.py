@@ -12,7 +12,7 @@ from dlrm_torchrec.schema import DatasetSpec
 
 
 def without(batch: Batch, feature: str, spec: DatasetSpec) -> Batch:
-    """``batch`` with 0 in every row of a dense feature, or one id 0 in every bag of a sparse one.
+    """``batch`` with 0 in every row of a dense feature, or one id 0, of weight 1, in every bag of a sparse one.
 
     In prepared data, a missing value becomes the same 0 or id 0. In any data, a value that is the same for all rows
     tells a model nothing. Raises ValueError when ``spec`` has no such feature.
@@ -28,6 +28,12 @@ def without(batch: Batch, feature: str, spec: DatasetSpec) -> Batch:
     key = ids.keys().index(feature)
     pieces = list(ids.values().split(ids.length_per_key()))
     pieces[key] = pieces[key].new_zeros(ids.stride())
+    weights = ids.weights_or_none()
+    if weights is not None:
+        own = list(weights.split(ids.length_per_key()))
+        own[key] = weights.new_ones(ids.stride())
+        weights = torch.cat(own)
     lengths = ids.lengths().view(len(ids.keys()), -1).clone()
     lengths[key] = 1
-    return replace(batch, sparse_features=KeyedJaggedTensor(ids.keys(), torch.cat(pieces), lengths=lengths.view(-1)))
+    changed = KeyedJaggedTensor(ids.keys(), torch.cat(pieces), weights, lengths=lengths.view(-1))
+    return replace(batch, sparse_features=changed)

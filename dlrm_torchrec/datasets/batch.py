@@ -19,10 +19,11 @@ class Batch(Pipelineable):
     """
 
     dense_features: torch.Tensor  # (B, D) float32
-    sparse_features: KeyedJaggedTensor  # F keys, stride B, int64 values
-    labels: torch.Tensor  # (B,) float32, 0 or 1
+    sparse_features: KeyedJaggedTensor  # F keys, stride B, int64 values; float32 weights if any feature has weights
+    labels: torch.Tensor  # (B,) float32, 0 or 1 or any number; (B, L) if there are several, NaN where one is unknown
     num_rows: int  # real rows on this rank, 0..B
     global_rows: int  # real rows over all ranks
+    weights: torch.Tensor | None = None  # (B,) float32, of the rows; None means that all are 1
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:  # noqa: FBT001, FBT002  # TorchRec's
         return Batch(
@@ -31,12 +32,15 @@ class Batch(Pipelineable):
             labels=self.labels.to(device, non_blocking=non_blocking),
             num_rows=self.num_rows,
             global_rows=self.global_rows,
+            weights=None if self.weights is None else self.weights.to(device, non_blocking=non_blocking),
         )
 
     def record_stream(self, stream: torch.Stream) -> None:
         self.dense_features.record_stream(stream)
         self.sparse_features.record_stream(stream)
         self.labels.record_stream(stream)
+        if self.weights is not None:
+            self.weights.record_stream(stream)
 
     def pin_memory(self) -> Batch:
         return Batch(
@@ -45,4 +49,5 @@ class Batch(Pipelineable):
             labels=self.labels.pin_memory(),
             num_rows=self.num_rows,
             global_rows=self.global_rows,
+            weights=None if self.weights is None else self.weights.pin_memory(),
         )

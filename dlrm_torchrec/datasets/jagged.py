@@ -18,8 +18,10 @@ def to_batch(spec: DatasetSpec, pieces: Sequence[Block], share: Share, *, pin_me
 
     With ``pin_memory``, all of it lies in page-locked memory, from which a GPU can copy while the caller continues.
     """
-    labels = torch.zeros(share.padded_rows, pin_memory=pin_memory)
-    dense = torch.zeros(share.padded_rows, len(spec.dense), pin_memory=pin_memory)
+    rows, columns = share.padded_rows, len(spec.labels)
+    labels = torch.zeros((rows, columns) if columns > 1 else rows, pin_memory=pin_memory)
+    weights = torch.zeros(rows, pin_memory=pin_memory) if spec.weight else None
+    dense = torch.zeros(rows, len(spec.dense), pin_memory=pin_memory)
     lengths = torch.zeros(len(spec.sparse), share.padded_rows, dtype=torch.int32, pin_memory=pin_memory)
     to_labels, to_dense, to_lengths = labels.numpy(), dense.numpy(), lengths.numpy()
     first = 0
@@ -27,16 +29,20 @@ def to_batch(spec: DatasetSpec, pieces: Sequence[Block], share: Share, *, pin_me
         last = first + len(piece)
         to_labels[first:last], to_dense[first:last] = piece.labels, piece.dense
         to_lengths[:, first:last] = piece.lengths
+        if weights is not None:
+            weights.numpy()[first:last] = piece.weights
         first = last
     assert first == share.num_rows
     length_per_key = to_lengths.sum(axis=1).tolist()
     values = torch.empty(sum(length_per_key), dtype=torch.int64, pin_memory=pin_memory)
-    join_ids(pieces, length_per_key, values.numpy())
+    id_weights = torch.empty(len(values), pin_memory=pin_memory) if spec.weighted_ids else None
+    join_ids(pieces, length_per_key, values.numpy(), None if id_weights is None else id_weights.numpy())
     return Batch(
         dense_features=dense,
         sparse_features=KeyedJaggedTensor(
             keys=[feature.name for feature in spec.sparse],
             values=values,
+            weights=id_weights,
             lengths=lengths.view(-1),
             stride=share.padded_rows,
             length_per_key=length_per_key,  # counted here, so that TorchRec need not read it from a device
@@ -44,4 +50,5 @@ def to_batch(spec: DatasetSpec, pieces: Sequence[Block], share: Share, *, pin_me
         labels=labels,
         num_rows=share.num_rows,
         global_rows=share.global_rows,
+        weights=weights,
     )

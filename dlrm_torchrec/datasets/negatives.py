@@ -14,9 +14,10 @@ from dlrm_torchrec.datasets.jagged import to_batch
 from dlrm_torchrec.datasets.prepared.ahead import ahead
 from dlrm_torchrec.datasets.prepared.parquet import BATCHES_AHEAD, ParquetStream
 from dlrm_torchrec.datasets.random import counter
+from dlrm_torchrec.datasets.spec_checks import require
 from dlrm_torchrec.datasets.stream import Ranks, Share
 
-_RESERVED = {"id": 0, "hash": 1, "vocab": 2}  # number of first ids that are not items
+_RESERVED = {"id": 0, "hash": 1, "bucket": 1, "vocab": 2}  # number of first ids that are not items
 _BLOCK_ROWS = 65_536
 
 Ints = NDArray[np.int64]
@@ -52,6 +53,7 @@ class WithNegatives:
             lanes=lanes,
         )
         self.spec = self._interactions.spec
+        require(self.spec, "drawing negatives", id_weights=False)
         self.num_steps = self._interactions.num_steps
         one_hot = {feature.name: feature for feature in self.spec.sparse if not feature.multi_hot}
         if not {user, item} <= one_hot.keys():

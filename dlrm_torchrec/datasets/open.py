@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.negatives import WithNegatives
-from dlrm_torchrec.datasets.prepared.manifest import Manifest
+from dlrm_torchrec.datasets.prepared.manifest import Manifest, Split
 from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
 from dlrm_torchrec.datasets.stream import Ranks, Stream
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
@@ -16,6 +18,7 @@ from dlrm_torchrec.datasets.synthetic.interactions import InteractionStream
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec, vocabulary_path
 
 SYNTHETIC = "synthetic"
+_SAMPLED_FILES = 16  # whose first rows tell the mean of a label
 _HELD_OUT_ROWS = 65_536  # of each synthetic evaluation split
 _EVALUATION_BATCH = 8_192  # the least size: an evaluation does not need small batches
 
@@ -49,6 +52,29 @@ def vocabularies(data: str, spec: DatasetSpec) -> dict[str, str]:
     return {name: g_pathmgr.get_local_path(path) for name, path in paths.items()}
 
 
+def label_means(data: str) -> list[float]:
+    """The mean of each label of the prepared folder ``data``, over the first row group of its first training files.
+
+    Rows in which a label is unknown do not count. Raises ValueError when these rows have no value of a label.
+    """
+    names = [label.name for label in Manifest.load(data).spec.labels]
+    sums, counts = np.zeros(len(names)), np.zeros(len(names))
+    for file in _splits(data)["train"].files[:_SAMPLED_FILES]:
+        with g_pathmgr.open(file.location(data), "rb") as raw:
+            parquet = pq.ParquetFile(raw)
+            if parquet.num_row_groups:
+                for number, column in enumerate(parquet.read_row_group(0, columns=names).select(names).columns):
+                    values = column.cast("float64").to_numpy()
+                    sums[number] += np.nansum(values)
+                    counts[number] += np.count_nonzero(~np.isnan(values))
+    if not counts.all():
+        raise ValueError(
+            f"each label must have values in the first training rows: got none of {names[int(counts.argmin())]!r} in "
+            f"{data}; shuffle the rows, or remove this label"
+        )
+    return list(sums / counts)
+
+
 def open_streams(
     data: str,
     spec: DatasetSpec,
@@ -77,13 +103,6 @@ def open_streams(
             )
             for split in ("train", "val")
         }
-    splits = Manifest.load(data).splits
-    for needed in ("train", "val"):
-        if needed not in splits:
-            raise ValueError(
-                f"prepared data must have a {needed!r} split to train with: got {sorted(splits)} in {data}; "
-                "prepare it again with that split"
-            )
     return {
         split: ParquetStream(
             data,
@@ -96,7 +115,7 @@ def open_streams(
             epochs=epochs if split == "train" else 1,
             lanes=lanes,
         )
-        for split in splits
+        for split in _splits(data)
     }
 
 
@@ -127,6 +146,18 @@ def open_interactions(
     if negatives:
         streams["train"] = WithNegatives(data, *columns, negatives, ranks=ranks, epochs=epochs, seed=seed, lanes=lanes)
     return streams
+
+
+def _splits(data: str) -> Mapping[str, Split]:
+    """The splits of the prepared folder ``data``; ValueError unless it has those to train with."""
+    splits = Manifest.load(data).splits
+    for needed in ("train", "val"):
+        if needed not in splits:
+            raise ValueError(
+                f"prepared data must have a {needed!r} split to train with: got {sorted(splits)} in {data}; "
+                "prepare it again with that split"
+            )
+    return splits
 
 
 def _held_out_batch(ranks: Ranks) -> int:

@@ -37,11 +37,13 @@ def build_tables(
 ) -> Tables:
     """Sum-pooled tables that hold no memory until they are sharded; without ``config``, all tables are plain.
 
-    ``dense_device`` is the device of the projections of mixed dims, which are not sharded.
+    ``dense_device`` is the device of the projections of mixed dims, which are not sharded. Raises ValueError when a
+    table has a dim of its own that is not possible.
     """
     config, meta = config or TablesConfig(), torch.device("meta")
-    if config.kind == "mixed_dimension":
-        return _mixed(tables, config, dense_device)
+    weighted = any(table.weighted for table in tables)
+    if config.kind == "mixed_dimension" or any(_narrow(table) for table in tables):
+        return _mixed(tables, config, dense_device, weighted=weighted)
     own = read_tables(config.file, config) if config.file else {}
     unknown = sorted(own.keys() - {table.name for table in tables})
     if unknown:
@@ -50,8 +52,8 @@ def build_tables(
         )
     stored = [stored_config(table, own.get(table.name, config)) for table in tables]
     if any(isinstance(each, CompositionalEmbeddingBagConfig) for each in stored):
-        return CompositionalEmbeddingBagCollection(stored, device=meta)
-    return EmbeddingBagCollection(device=meta, tables=stored)
+        return CompositionalEmbeddingBagCollection(stored, is_weighted=weighted, device=meta)
+    return EmbeddingBagCollection(device=meta, tables=stored, is_weighted=weighted)
 
 
 def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
@@ -107,18 +109,52 @@ def operation_of(config: TablesConfig) -> Operation:
     return operations[config.operation]
 
 
-def _mixed(tables: Sequence[Table], config: TablesConfig, dense_device: torch.device | None) -> Tables:
-    """Tables of mixed dims, or plain tables if none has more rows than the threshold."""
+def _mixed(
+    tables: Sequence[Table], config: TablesConfig, dense_device: torch.device | None, *, weighted: bool
+) -> Tables:
+    """Tables of mixed dims, or plain tables if all dims are equal.
+
+    A table's own dim goes before the rule, which is for the others with more rows than the threshold.
+    """
+    meta, common = torch.device("meta"), tables[0].model_dim or tables[0].dim
+    for table in tables:
+        _check_dim(table, config, common)
     stored = [stored_config(table, TablesConfig(data_type=config.data_type)) for table in tables]
-    large = [plain for plain in stored if plain.num_embeddings > config.threshold]
-    if not large:
-        return EmbeddingBagCollection(device=torch.device("meta"), tables=stored)
-    common = tables[0].dim
-    rows = [plain.num_embeddings for plain in large]
-    dims = power_rule_dims(rows, base_dim=common, alpha=config.alpha, budget=config.budget or None)
-    for plain, dim in zip(large, dims, strict=True):
-        plain.embedding_dim = dim
-    return MixedDimensionEmbeddingBagCollection(stored, common, device=torch.device("meta"), dense_device=dense_device)
+    if config.kind == "mixed_dimension":
+        pairs = zip(tables, stored, strict=True)
+        large = [plain for table, plain in pairs if not _narrow(table) and table.rows > config.threshold]
+        rows = [plain.num_embeddings for plain in large]
+        budget = config.budget or None
+        dims = power_rule_dims(rows, base_dim=common, alpha=config.alpha, budget=budget) if large else []
+        for plain, dim in zip(large, dims, strict=True):
+            plain.embedding_dim = dim
+    if all(plain.embedding_dim == common for plain in stored):
+        return EmbeddingBagCollection(device=meta, tables=stored, is_weighted=weighted)
+    return MixedDimensionEmbeddingBagCollection(
+        stored, common, is_weighted=weighted, device=meta, dense_device=dense_device
+    )
+
+
+def _narrow(table: Table) -> bool:
+    """Whether the table's rows have another dim than the vectors that the model gets."""
+    return table.model_dim not in (0, table.dim)
+
+
+def _check_dim(table: Table, config: TablesConfig, common: int) -> None:
+    if not _narrow(table):
+        return
+    features = list(table.features)
+    if table.dim % 4 or table.dim > common:
+        raise ValueError(
+            f"dim of features {features} must be a multiple of 4, for FBGEMM's kernels, and at most the model's dim "
+            f"{common}: got {table.dim}; change it in the spec, or widen the model"
+        )
+    if config.file or config.kind not in ("plain", "mixed_dimension"):
+        kind = f"those of {config.file}" if config.file else config.kind
+        raise ValueError(
+            f"features {features} must have the model's dim {common} if tables are {kind}: got {table.dim}; leave out "
+            "'dim' in the spec, or keep tables plain"
+        )
 
 
 def write_tables(path: str, tables: Mapping[str, TablesConfig], default: TablesConfig) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrm_torchrec.train.checkpoints.state import run_tensors
-from dlrm_torchrec.train.metrics.binary import on_all_ranks, predict, ranking_metrics
+from dlrm_torchrec.train.metrics.binary import Scores, on_all_ranks, predict, ranking_metrics
 from dlrm_torchrec.train.metrics.gates import check_learned, check_scores
 from dlrm_torchrec.train.task import RankingBatch
 from dlrm_torchrec.train.world import World
@@ -32,19 +32,22 @@ def evaluate_nodes(
         learned: whether the model has had time to learn, so that constant logits or an AUC of 0.5 are an error
     """
 
-    def measure(scores: torch.Tensor) -> dict[str, float]:
-        logits, labels = scores.view(2, nodes, -1)
-        return _measure(logits, labels[0], learned=learned)
+    def measure(scores: Scores) -> dict[str, float]:
+        logits, labels = (each.view(nodes, -1) for each in (scores.outputs, scores.labels))
+        weights = None if scores.weights is None else scores.weights.view(nodes, -1)[0]
+        return _measure(Scores(logits, labels[0], weights), learned=learned)
 
     return on_all_ranks(predict(model, batches, world), measure, world)
 
 
-def _measure(logits: torch.Tensor, labels: torch.Tensor, *, learned: bool) -> dict[str, float]:
+def _measure(scores: Scores, *, learned: bool) -> dict[str, float]:
+    """Metrics of logits (nodes, N) of the same N rows."""
+    logits, labels, weights = scores
     for single in logits:
         check_scores(single, labels)
-    measured = ranking_metrics(torch.logit(torch.sigmoid(logits.double()).mean(0)), labels)
+    measured = ranking_metrics(torch.logit(torch.sigmoid(logits.double()).mean(0)), labels, weights)
     for node, single in enumerate(logits):
-        metrics = ranking_metrics(single, labels)
+        metrics = ranking_metrics(single, labels, weights)
         if learned:
             check_learned(single, metrics)
         measured |= {f"node{node}/{name}": metrics[name] for name in ("auc", "logloss")}

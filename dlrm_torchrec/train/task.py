@@ -1,4 +1,4 @@
-"""The binary ranking task: a model's logits and its loss on one batch."""
+"""The tasks: a model's outputs and their loss on one batch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import Protocol
 
 import torch
 from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-Output = tuple[torch.Tensor, torch.Tensor, int]  # loss (detached), logits (B,) with padding, rows of all ranks
+# loss (detached), outputs (B,) or (B, L) with padding, rows of all ranks
+Output = tuple[torch.Tensor, torch.Tensor, int]
 
 
 class RankingBatch(Protocol):
@@ -19,12 +21,16 @@ class RankingBatch(Protocol):
     labels: torch.Tensor
     num_rows: int
     global_rows: int
+    weights: torch.Tensor | None
 
     def to(self, device: torch.device) -> RankingBatch: ...
 
 
-class BinaryRankingTask(nn.Module):
-    """Binary cross-entropy over the global batch, for any number of ranks.
+class RankingTask(nn.Module):
+    """A loss over the global batch, for any number of ranks.
+
+    The loss is Σ_i w_i Σ_l loss(output_il, label_il) / n: it sums over the n rows i of the global batch, with their
+    weights as they are, and over the labels l that are known for a row.
 
     The local loss is the sum over the rank's real rows times ``world_size / global_rows``. DDP and TorchRec both
     average gradients over ranks, so the result is the gradient of the mean over the global batch, even if ranks have
@@ -32,7 +38,7 @@ class BinaryRankingTask(nn.Module):
     """
 
     def __init__(self, model: nn.Module, world_size: int, autocast: torch.dtype | None = None) -> None:
-        """``model`` maps (dense (B, D), sparse KJT) to logits (B, 1).
+        """``model`` maps (dense (B, D), sparse KJT) to outputs (B, L), one for each label.
 
         ``autocast`` is the dtype of its dense parts; None turns autocast off.
         """
@@ -40,14 +46,55 @@ class BinaryRankingTask(nn.Module):
         self.model = model
         self.world_size = world_size
         self.autocast = autocast
-        self.loss = nn.BCEWithLogitsLoss(reduction="sum")
 
     def forward(self, batch: RankingBatch) -> tuple[torch.Tensor, Output]:
-        """The loss to run backward on, and (loss, logits, rows of the global batch)."""
+        """The loss to run backward on, and (loss, outputs, rows of the global batch)."""
         device_type = next(self.model.parameters()).device.type
         with torch.autocast(device_type, dtype=self.autocast, enabled=self.autocast is not None):
-            logits = self.model(batch.dense_features, batch.sparse_features)
-        logits = logits.squeeze(-1).float()
-        real = batch.num_rows
-        loss = self.loss(logits[:real], batch.labels[:real]) * (self.world_size / batch.global_rows)
-        return loss, (loss.detach(), logits.detach(), batch.global_rows)
+            outputs = self.model(batch.dense_features, batch.sparse_features)
+        outputs = outputs.squeeze(-1).float()
+        loss = self.loss(outputs[: batch.num_rows], real_labels(batch), loss_weights(batch))
+        loss = loss * (self.world_size / batch.global_rows)
+        return loss, (loss.detach(), outputs.detach(), batch.global_rows)
+
+    def loss(self, outputs: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        """The sum of the losses of outputs and labels of one shape, times the weights of that shape."""
+        raise NotImplementedError
+
+
+class BinaryRankingTask(RankingTask):
+    """Binary cross-entropy of labels 0 or 1, from logits."""
+
+    def loss(self, outputs: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        return binary_cross_entropy_with_logits(outputs, labels, weights, reduction="sum")
+
+
+class RegressionTask(RankingTask):
+    """Squared error of labels that are numbers; the model's outputs are these numbers."""
+
+    def loss(self, outputs: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        if weights is None:
+            return mse_loss(outputs, labels, reduction="sum")
+        return (weights * (outputs - labels).square()).sum()
+
+
+TASKS: dict[str, type[RankingTask]] = {"binary": BinaryRankingTask, "number": RegressionTask}  # by the labels' target
+
+
+# TorchRec's pipelines trace the task with fx, which cannot follow branches.
+@torch.fx.wrap
+def real_labels(batch: RankingBatch) -> torch.Tensor:
+    """The labels of the real rows, with 0 in place of unknown ones."""
+    labels = batch.labels[: batch.num_rows]
+    return labels if labels.dim() == 1 else labels.nan_to_num()
+
+
+@torch.fx.wrap
+def loss_weights(batch: RankingBatch) -> torch.Tensor | None:
+    """The weights of the real rows' labels, in the shape of the labels: 0 where one is unknown; None if all are 1."""
+    labels = batch.labels[: batch.num_rows]
+    weights = None if batch.weights is None else batch.weights[: batch.num_rows]
+    if labels.dim() == 1:
+        return weights
+    known = (~labels.isnan()).float()
+    return known if weights is None else known * weights[:, None]

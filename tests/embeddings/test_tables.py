@@ -175,3 +175,43 @@ def test_a_file_that_is_not_there() -> None:
         ValueError, match=r"tables in /nowhere.json must map names to fields of --tables: got .*No such"
     ):
         build_tables(TABLES, TablesConfig(file="/nowhere.json"))
+
+
+@pytest.mark.parametrize("kind", ["plain", "hash", "mixed_dimension"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_tables_of_ids_with_weights(kind: TablesKind, weighted: bool) -> None:
+    tables = [replace(table, weighted=weighted) for table in TABLES]
+    assert build_tables(tables, TablesConfig(kind=kind)).is_weighted() is weighted
+
+
+def test_own_dims_are_kept_and_mapped_to_the_models() -> None:
+    tables = [replace(TABLES[0], model_dim=TABLES[0].dim), *(replace(t, dim=4, model_dim=t.dim) for t in TABLES[1:])]
+    for kind in ("plain", "mixed_dimension"):
+        built = build_tables(tables, TablesConfig(kind=kind))
+        assert [config.embedding_dim for config in physical_configs(built)] == [TABLES[0].dim, 4, 4]
+        assert {config.embedding_dim for config in built.embedding_bag_configs()} == {TABLES[0].dim}
+
+
+@pytest.mark.parametrize(
+    ("dim", "config", "message"),
+    [
+        (
+            6,
+            TablesConfig(),
+            r"dim of features \['.*'\] must be a multiple of 4, .*, and at most the model's dim 12: got 6;",
+        ),
+        (
+            16,
+            TablesConfig(),
+            r"dim of features \['.*'\] must be a multiple of 4, .*, and at most the model's dim 12: got 16",
+        ),
+        (
+            4,
+            TablesConfig(kind="hash"),
+            r"features \['.*'\] must have the model's dim 12 if tables are hash: got 4; leave",
+        ),
+    ],
+)
+def test_own_dims_that_are_refused(dim: int, config: TablesConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_tables([replace(table, dim=dim, model_dim=12) for table in TABLES], config)

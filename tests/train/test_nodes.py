@@ -29,7 +29,10 @@ def evaluated() -> dict[str, float]:
     """The metrics with one rank per node and one row of padding."""
     world = here()
     batch = SimpleNamespace(
-        logits=torch.tensor([*LOGITS[world.rank], 99.0]), labels=torch.tensor([*LABELS, 0.0]), num_rows=ROWS
+        logits=torch.tensor([*LOGITS[world.rank], 99.0]),
+        labels=torch.tensor([*LABELS, 0.0]),
+        num_rows=ROWS,
+        weights=None,
     )
     batch.to = lambda _: batch
     return evaluate_nodes(Fixed(), [batch], world, NODES, learned=False)

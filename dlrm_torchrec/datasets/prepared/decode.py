@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,14 @@ from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 
 def check_schema(schema: pa.Schema, spec: DatasetSpec, path: str) -> None:
     """Raises ValueError, with column and file, unless every column of the spec exists and has a type that fits."""
-    expected = [(spec.label, "a number or a boolean", _is_label)]
+    expected = [(label.name, "a number or a boolean", _is_label) for label in spec.labels]
+    expected += [(name, "a number", _is_number) for name in [spec.weight] if name]
     expected += [(feature.name, "a number", _is_number) for feature in spec.dense]
     expected += [
         (f.name, "a list of integers", _is_integers) if f.multi_hot else (f.name, "an integer", pa.types.is_integer)
         for f in spec.sparse
     ]
+    expected += [(f.weights_name, "a list of numbers", _is_numbers) for f in spec.sparse if f.weights]
     for name, wanted, fits in expected:
         index = schema.get_field_index(name)
         if index < 0:
@@ -37,12 +40,10 @@ def check_schema(schema: pa.Schema, spec: DatasetSpec, path: str) -> None:
 
 def read_row_group(file: pq.ParquetFile, group: int, spec: DatasetSpec, path: str) -> Columns:
     """All rows of one row group. Raises ValueError, with column, file and row group, if a value breaks the spec."""
-    names = [spec.label, *spec.feature_names]
-    table = file.read_row_group(group, columns=names, use_threads=False)
+    table = file.read_row_group(group, columns=spec.prepared_names, use_threads=False)
     where = f"{path}, row group {group}"
 
-    labels = _values(table, spec.label, where).astype(np.float32)
-    _check((labels != 0) & (labels != 1), labels, f"label {spec.label!r} of {where} must be 0 or 1")
+    labels = _labels(table, spec, where)
     dense = np.empty((table.num_rows, len(spec.dense)), dtype=np.float32)
     for index, feature in enumerate(spec.dense):
         column = _values(table, feature.name, where)
@@ -50,13 +51,58 @@ def read_row_group(file: pq.ParquetFile, group: int, spec: DatasetSpec, path: st
             numbers = column.astype(np.float32, copy=False)
         _check(~np.isfinite(numbers), column, f"column {feature.name!r} of {where} must hold finite float32s")
         dense[:, index] = numbers
-    return Columns(labels, dense, [_bags(table, feature, where) for feature in spec.sparse])
+    sparse = [_bags(table, feature, where) for feature in spec.sparse]
+    sparse = [_weighted(bags, table, feature, where) for bags, feature in zip(sparse, spec.sparse, strict=True)]
+    return Columns(labels, dense, sparse, _row_weights(table, spec.weight, where) if spec.weight else None)
 
 
 def read_bags(file: pq.ParquetFile, group: int, feature: SparseFeature, path: str) -> IdLists:
     """One sparse column of one row group. Raises ValueError like ``read_row_group``."""
     table = file.read_row_group(group, columns=[feature.name], use_threads=False)
     return _bags(table, feature, f"{path}, row group {group}")
+
+
+def _labels(table: pa.Table, spec: DatasetSpec, where: str) -> NDArray[np.float32]:
+    """The labels (n,) of the spec, or (n, L) with NaN where a further one is unknown."""
+    labels = np.empty((len(spec.labels), table.num_rows), np.float32)
+    for label, column in zip(spec.labels, labels, strict=True):
+        further = label.name != spec.label
+        column[:] = _known(table, label.name) if further else _values(table, label.name, where)
+        if spec.target == "number":
+            wrong = np.isinf(column) if further else ~np.isfinite(column)
+            _check(wrong, column, f"label {label.name!r} of {where} must be a finite number")
+        else:
+            wrong = (column != 0) & (column != 1)
+            if further:
+                wrong &= ~np.isnan(column)
+            _check(wrong, column, f"label {label.name!r} of {where} must be 0 or 1")
+    return labels[0] if len(labels) == 1 else np.ascontiguousarray(labels.T)
+
+
+def _known(table: pa.Table, name: str) -> NDArray[np.float32]:
+    """The values of a column that may have nulls; these become NaN."""
+    values: NDArray[np.float32] = table.column(name).cast(pa.float32(), safe=False).to_numpy()
+    return values
+
+
+def _row_weights(table: pa.Table, name: str, where: str) -> NDArray[np.float32]:
+    weights = _values(table, name, where).astype(np.float32, copy=False)
+    _check(~(weights >= 0) | np.isinf(weights), weights, f"weight {name!r} of {where} must be finite and at least 0")
+    return weights
+
+
+def _weighted(bags: IdLists, table: pa.Table, feature: SparseFeature, where: str) -> IdLists:
+    """The bags with the weights of their ids, if the feature has any."""
+    if not feature.weights:
+        return bags
+    name = feature.weights_name
+    lists = _array(table, name, where)
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    wrong = np.diff(offsets) != bags.lengths
+    _check(wrong, np.diff(offsets), f"column {name!r} of {where} must hold one weight for each id of its row")
+    weights = _without_nulls(lists.flatten(), name, where).to_numpy().astype(np.float32, copy=False)
+    _check(~np.isfinite(weights), weights, f"column {name!r} of {where} must hold finite float32s")
+    return replace(bags, weights=weights)
 
 
 def _bags(table: pa.Table, feature: SparseFeature, where: str) -> IdLists:
@@ -108,4 +154,12 @@ def _is_label(kind: pa.DataType) -> bool:
 
 
 def _is_integers(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind)) and bool(pa.types.is_integer(kind.value_type))
+    return _is_list(kind) and bool(pa.types.is_integer(kind.value_type))
+
+
+def _is_numbers(kind: pa.DataType) -> bool:
+    return _is_list(kind) and _is_number(kind.value_type)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -53,14 +54,18 @@ class Expander:
         np.cumsum(lengths, axis=1, out=offsets[:, 1:])
         offsets[1:] += np.cumsum(offsets[:-1, -1])[:, None]
         ids = np.empty(offsets[-1, -1], np.int32)
+        weights = None if block.id_weights is None else np.ones(len(ids), np.float32)
         for index, (name, starts) in enumerate(zip(self._names, offsets, strict=True)):
-            stored = block.ids[index] if block.offsets is None else block.ids[slice(*block.offsets[index, [0, -1]])]
+            source = None if block.offsets is None else slice(*block.offsets[index, [0, -1]])
+            stored = block.ids[index if source is None else source]
             target = ids[starts[0] : starts[-1]]
             if name in self._fill:
                 self._fill[name](stored.astype(np.int32, copy=False), target.reshape(-1, self._sizes[name]))
             else:
                 target[:] = stored
-        return Block(block.labels, block.dense, ids, offsets)
+                if weights is not None and block.id_weights is not None:
+                    weights[starts[0] : starts[-1]] = block.id_weights[source]
+        return replace(block, ids=ids, offsets=offsets, id_weights=weights)
 
     def bags(self, name: str, bags: IdLists) -> IdLists:
         """One feature of some rows as in the spec."""

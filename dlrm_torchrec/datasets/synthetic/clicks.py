@@ -17,6 +17,7 @@ from dlrm_torchrec.datasets.jagged import to_batch
 from dlrm_torchrec.datasets.numpy_columns import Columns, IdLists
 from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.random.normal import normals
+from dlrm_torchrec.datasets.spec_checks import require
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.teacher import Teacher
 from dlrm_torchrec.datasets.synthetic.zipf import Zipf
@@ -50,6 +51,7 @@ class SyntheticStream:
         positive_rate: float = 0.25,
         logit_std: float = 1.75,
     ) -> None:
+        require(spec, "synthetic rows", id_weights=False)
         self.spec = spec
         if num_rows < 1:
             raise ValueError(f"num_rows must be positive: got {num_rows}; a demo takes about a million")

@@ -14,6 +14,7 @@ from dlrm_torchrec.datasets.block import joined
 from dlrm_torchrec.datasets.jagged import to_batch
 from dlrm_torchrec.datasets.numpy_columns import Columns, IdLists
 from dlrm_torchrec.datasets.random import counter
+from dlrm_torchrec.datasets.spec_checks import require
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.zipf import Zipf
 from dlrm_torchrec.schema import DatasetSpec
@@ -47,6 +48,7 @@ class InteractionStream:
         exponent: float = 1.1,
     ) -> None:
         """``num_rows`` and ``negatives`` are for ``train``; the sparse features of ``spec`` are user and item."""
+        require(spec, "synthetic interactions", id_weights=False)
         self.spec = spec
         self._users, self._items = (feature.rows for feature in spec.sparse)
         if self._items % groups:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections import ChainMap
 from collections.abc import Callable
@@ -38,13 +39,16 @@ class Progress:
     lanes: int  # parallel cuts of the data order, fixed for the life of a run
     step: int = 0  # optimizer steps done; the data stream is positioned by it
     last: dict[str, float] = field(default_factory=dict)  # newest validation metrics
-    best: dict[str, float] = field(default_factory=dict)  # those of the highest AUC so far
+    best: dict[str, float] = field(default_factory=dict)  # those of the highest AUC so far, or of the lowest RMSE
     plan: Any = None  # the sharding plan as JSON, for people and for the dry run
 
     def validated(self, metrics: dict[str, float]) -> Progress:
-        """This progress with new validation metrics, which are the best ones if their AUC is the highest."""
-        best = metrics if metrics["auc"] > self.best.get("auc", 0.0) else self.best
-        return dataclasses.replace(self, last=metrics, best=best)
+        """This progress with new validation metrics, the best ones if their AUC is the highest or RMSE the lowest."""
+        if "auc" in metrics:
+            better = metrics["auc"] > self.best.get("auc", 0.0)
+        else:
+            better = metrics["rmse"] < self.best.get("rmse", math.inf)
+        return dataclasses.replace(self, last=metrics, best=metrics if better else self.best)
 
 
 class Checkpoints:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torchmetrics.functional.classification import binary_auroc
 from torchrec.metrics.calibration import compute_calibration
 from torchrec.metrics.ne import compute_ne, get_ne_states
 
+from dlrm_torchrec.train.metrics.auc import weighted_auc
 from dlrm_torchrec.train.metrics.gates import check_learned, check_scores
 from dlrm_torchrec.train.task import RankingBatch
 from dlrm_torchrec.train.world import World
@@ -19,47 +21,70 @@ from dlrm_torchrec.train.world import World
 _ETA = 1e-12  # keeps log2 finite, as torchrec.metrics does
 
 
-def ranking_metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+class Scores(NamedTuple):
+    """Outputs of a model for N rows, next to their labels."""
+
+    outputs: torch.Tensor  # (N,), or (N, L) if there are several labels
+    labels: torch.Tensor  # likewise; NaN where one of several is unknown
+    weights: torch.Tensor | None = None  # (N,), of the rows; None if all are 1
+
+    def of_label(self, number: int) -> Scores:
+        """Those of one label, (M,), for the M rows that count: where it is known and the weight is not 0."""
+        several = self.labels.dim() == 2
+        outputs, labels = (each[:, number] if several else each for each in (self.outputs, self.labels))
+        counts = ~labels.isnan() if self.weights is None else ~labels.isnan() & (self.weights > 0)
+        return Scores(outputs[counts], labels[counts], None if self.weights is None else self.weights[counts])
+
+
+def ranking_metrics(
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+) -> dict[str, float]:
     """AUC, normalised entropy, log-loss (nats), calibration (predicted / observed), accuracy and positives.
 
-    ``logits`` and ``labels`` are (N,). NE is the cross-entropy divided by the cross-entropy of the constant base rate
-    (He et al., ADKDD 2014).
+    ``logits``, ``labels`` and ``weights`` are (N,); without weights, all are 1. NE is the cross-entropy divided by the
+    cross-entropy of the constant base rate (He et al., ADKDD 2014). ``positives`` and ``samples`` count rows, whatever
+    their weights.
     """
     predictions, labels = torch.sigmoid(logits.double()), labels.double()
-    weights = torch.ones_like(labels)
+    weights = torch.ones_like(labels) if weights is None else weights.double()
+    total = float(weights.sum())
     states = get_ne_states(labels, predictions.clone(), weights, _ETA)
     bits, positives, negatives = states["cross_entropy_sum"], states["pos_labels"], states["neg_labels"]
     return {
-        "auc": float(binary_auroc(predictions, labels.long())),
+        "auc": weighted_auc(predictions, labels, weights),
         "ne": float(compute_ne(bits, states["weighted_num_samples"], positives, negatives, _ETA)),
-        "logloss": float(bits) * math.log(2) / len(labels),  # torchrec's own log-loss is in bits
-        "calibration": float(compute_calibration(predictions.sum(), positives)),
-        "accuracy": float(((predictions > 0.5) == (labels > 0.5)).double().mean()),
-        "positives": float(positives),
+        "logloss": float(bits) * math.log(2) / total,  # torchrec's own log-loss is in bits
+        "calibration": float(compute_calibration((weights * predictions).sum(), positives)),
+        "accuracy": float((weights * ((predictions > 0.5) == (labels > 0.5))).sum() / total),
+        "positives": float(labels.sum()),
         "samples": float(len(labels)),
     }
 
 
-def evaluate(model: nn.Module, batches: Iterable[RankingBatch], world: World, *, learned: bool) -> dict[str, float]:
-    """Metrics of a task over all real rows of all ranks; every rank gets the same dictionary.
+def binary_metrics(scores: Scores, *, learned: bool) -> dict[str, float]:
+    """``ranking_metrics`` of one label; raises TrainingError where these would be meaningless, or the model is broken.
 
     ``learned`` says that the model has had time to learn, so constant logits or an AUC of 0.5 are an error (see
-    ``gates``). All ranks must get the same number of batches.
+    ``gates``).
     """
+    scores = scores.of_label(0)
+    check_scores(scores.outputs, scores.labels)
+    metrics = ranking_metrics(*scores)
+    if learned:
+        check_learned(scores.outputs, metrics)
+    return metrics
 
-    def measure(scores: torch.Tensor) -> dict[str, float]:
-        logits, labels = scores
-        check_scores(logits, labels)
-        metrics = ranking_metrics(logits, labels)
-        if learned:
-            check_learned(logits, metrics)
-        return metrics
 
-    return on_all_ranks(predict(model, batches, world), measure, world)
+def evaluate(model: nn.Module, batches: Iterable[RankingBatch], world: World, *, learned: bool) -> dict[str, float]:
+    """``binary_metrics`` of a task with one label over all real rows of all ranks; every rank gets the same dictionary.
+
+    All ranks must get the same number of batches.
+    """
+    return on_all_ranks(predict(model, batches, world), partial(binary_metrics, learned=learned), world)
 
 
 def on_all_ranks(
-    scores: torch.Tensor | None, measure: Callable[[torch.Tensor], dict[str, float]], world: World
+    scores: Scores | None, measure: Callable[[Scores], dict[str, float]], world: World
 ) -> dict[str, float]:
     """The result of ``measure`` on rank 0's scores, returned on every rank; a ValueError is raised on every rank."""
     answer: list[dict[str, float] | ValueError] = [{}]
@@ -75,30 +100,35 @@ def on_all_ranks(
 
 
 @torch.no_grad()
-def predict(model: nn.Module, batches: Iterable[RankingBatch], world: World) -> torch.Tensor | None:
-    """Logits and labels (2, N) of all real rows of all ranks on rank 0; None on other ranks.
+def predict(model: nn.Module, batches: Iterable[RankingBatch], world: World) -> Scores | None:
+    """The scores of all real rows of all ranks on rank 0; None on other ranks.
 
     All ranks must get the same number of batches. Rows are in the order of ranks, not of the data.
     """
     training = model.training
     model.eval()
-    logits, labels = [torch.empty(0)], [torch.empty(0)]
+    outputs: list[torch.Tensor] = []
+    labels: list[torch.Tensor] = []
+    weights: list[torch.Tensor] = []
     for batch in batches:
-        _, (_, batch_logits, _) = model(batch.to(world.device))
-        logits.append(batch_logits[: batch.num_rows].cpu())
+        _, (_, batch_outputs, _) = model(batch.to(world.device))
+        outputs.append(batch_outputs[: batch.num_rows].cpu())
         labels.append(batch.labels[: batch.num_rows].cpu())
+        if batch.weights is not None:
+            weights.append(batch.weights[: batch.num_rows].cpu())
     model.train(training)
-    return _gather(torch.stack([torch.cat(logits), torch.cat(labels)]), world)
+    parts = [_gather(torch.cat(each), world) for each in (outputs, labels, weights) if each]
+    if not world.is_main:
+        return None
+    return Scores(*parts) if parts else Scores(torch.empty(0), torch.empty(0))
 
 
-def _gather(values: torch.Tensor, world: World) -> torch.Tensor | None:
-    """The (2, n_rank) tensors of all ranks, concatenated on rank 0; None on other ranks."""
+def _gather(values: torch.Tensor, world: World) -> torch.Tensor:
+    """The tensors (n_rank, ...) of all ranks, concatenated on rank 0; nothing of use on other ranks."""
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world.size)]
-    dist.all_gather(sizes, torch.tensor([values.size(1)]), group=world.control)
-    longest = max(int(size) for size in sizes)
-    padded = nn.functional.pad(values, (0, longest - values.size(1))).contiguous()
+    dist.all_gather(sizes, torch.tensor([len(values)]), group=world.control)
+    padded = values.new_zeros(max(int(size) for size in sizes), *values.shape[1:])
+    padded[: len(values)] = values
     parts = [torch.empty_like(padded) for _ in range(world.size)] if world.is_main else None
     dist.gather(padded, parts, dst=0, group=world.control)
-    if parts is None:
-        return None
-    return torch.cat([part[:, : int(size)] for part, size in zip(parts, sizes, strict=True)], dim=1)
+    return padded if parts is None else torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])

@@ -21,7 +21,7 @@ def draw(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def test_bins_equal_a_loop_over_sorted_samples(samples: int, count: int) -> None:
     logits, labels = draw(samples)
     pairs = sorted(zip(logits.tolist(), labels.tolist(), strict=True))
-    bins = calibration_bins(logits, labels, count)
+    bins = calibration_bins(logits, labels, count=count)
     assert len(bins) == min(count, samples)
     assert max(each.samples for each in bins) - min(each.samples for each in bins) <= 1
     distance = 0.0
@@ -37,7 +37,7 @@ def test_bins_equal_a_loop_over_sorted_samples(samples: int, count: int) -> None
 
 
 def test_the_interval_is_wilsons() -> None:
-    (ten,) = calibration_bins(torch.zeros(10), torch.tensor([1.0] * 3 + [0.0] * 7), 1)
+    (ten,) = calibration_bins(torch.zeros(10), torch.tensor([1.0] * 3 + [0.0] * 7), count=1)
     assert (ten.low, ten.high) == pytest.approx((0.1078, 0.6032), abs=1e-4)
 
 
@@ -49,5 +49,5 @@ def test_a_calibrated_model_lies_within_most_intervals_and_a_biased_one_does_not
 
 
 def test_the_plot_is_an_image(tmp_path: Path) -> None:
-    plot_calibration(calibration_bins(*draw(200), 5), str(tmp_path / "c.png"))
+    plot_calibration(calibration_bins(*draw(200), count=5), str(tmp_path / "c.png"))
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,57 @@
+"""Metrics of every label of a data set, binary or numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Literal
+
+from torch import nn
+
+from dlrm_torchrec.train.metrics.binary import Scores, binary_metrics, on_all_ranks, predict
+from dlrm_torchrec.train.metrics.gates import TrainingError
+from dlrm_torchrec.train.metrics.regression import regression_metrics
+from dlrm_torchrec.train.task import RankingBatch
+from dlrm_torchrec.train.world import World
+
+Target = Literal["binary", "number"]
+
+
+def evaluate_labels(
+    model: nn.Module,
+    batches: Iterable[RankingBatch],
+    world: World,
+    *,
+    labels: Sequence[str],
+    target: Target,
+    learned: bool,
+) -> dict[str, float]:
+    """``label_metrics`` of a task over all real rows of all ranks; every rank gets the same dictionary.
+
+    All ranks must get the same number of batches. The other arguments are those of ``label_metrics``.
+    """
+    measure = partial(label_metrics, labels=labels, target=target, learned=learned)
+    return on_all_ranks(predict(model, batches, world), measure, world)
+
+
+def label_metrics(scores: Scores, *, labels: Sequence[str], target: Target, learned: bool) -> dict[str, float]:
+    """The metrics of the main label, the first; if there are several labels, also ``<label>/<metric>`` for each.
+
+    Rows in which a label is unknown do not count for it. Raises TrainingError like ``binary_metrics``.
+
+    Args:
+        scores: outputs, labels and weights of rows
+        labels: the names of the labels
+        target: whether the labels are 0 or 1, or numbers
+        learned: whether the model has had time to learn, so that constant logits or an AUC of 0.5 are an error
+    """
+    several = len(labels) > 1
+    found: dict[str, dict[str, float]] = {}
+    for number, name in enumerate(labels):
+        single = scores.of_label(number)
+        try:
+            found[name] = regression_metrics(*single) if target == "number" else binary_metrics(single, learned=learned)
+        except TrainingError as error:
+            raise TrainingError(f"label {name!r}: {error}" if several else str(error)) from error
+    named = {f"{name}/{metric}": value for name, own in found.items() for metric, value in own.items()}
+    return found[labels[0]] | (named if several else {})
