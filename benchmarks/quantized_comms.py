@@ -30,7 +30,7 @@ from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.config import CommsConfig, Precision, ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES
 from dlrm_torchrec.sharding.plan import make_plan
-from dlrm_torchrec.train.metrics.binary import evaluate
+from dlrm_torchrec.train.metrics.labels import evaluate
 from dlrm_torchrec.train.optimizers import build_optimizer
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.schedule import ScheduledLearningRate

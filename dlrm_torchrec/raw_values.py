@@ -27,12 +27,13 @@ from pyarrow import types
 Mask = npt.NDArray[np.bool_]
 
 NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
-_WHOLE = r"^-?(0|[1-9][0-9]{0,18})(\.0*)?$"
-_INT64_END = str(2**63 - 1)
+_DIGITS = r"^-?(0|[1-9][0-9]{0,18})$"
+_WITH_ZEROS = r"^-?(0|[1-9][0-9]{0,18})(\.0*)?$"
+_INT64_START, _INT64_END = str(-(2**63)), str(2**63 - 1)
 _EXACT = 2.0**53  # every whole number below is a float64 of its own
 _UNITS = ((1e8, 1e11, 1.0), (1e11, 1e14, 1e3), (1e14, 1e17, 1e6), (1e17, 1e19, 1e9))  # from, to, per second
-_DATE = r"^(19|20)[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])$"
 _DAY_S = 86_400
+_BOOLEANS = pa.array(["true", "false"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +100,8 @@ def lists(values: Any) -> tuple[Any, npt.NDArray[np.int64]]:
     kind = values.type
     if not is_list(kind):
         raise UnfitTypeError(f"{kind}")
-    if not (types.is_list(kind) or types.is_large_list(kind)):
-        values = values.cast(pa.large_list(kind.value_type))
     lengths = _numpy(pc.list_value_length(values).fill_null(0)).astype(np.int64)
-    return values.flatten(), np.concatenate([[0], np.cumsum(lengths)])
+    return pc.list_flatten(values), np.concatenate([[0], np.cumsum(lengths)])
 
 
 def categories(values: Any, form: TextForm) -> tuple[Any, Mask]:
@@ -147,6 +146,8 @@ def kinds(values: Any) -> tuple[Any, Any]:
     """
     if types.is_integer(values.type):
         return values, pa.nulls(len(values), pa.string())
+    if not _any_like_number(values):
+        return pa.nulls(len(values), pa.int64()), values
     whole = _is_whole(values)
     return pc.if_else(whole, values, None).cast(pa.int64()), pc.if_else(whole, None, values)
 
@@ -257,10 +258,13 @@ def texts(values: Any) -> Any:
 def vocabulary_digest(chunks: Iterable[Any]) -> str:
     """What tells one vocabulary from another: 16 hexadecimal digits of SHA-256 of its values in the order of their ids.
 
-    Each value counts as the UTF-8 of its canonical text, with a zero byte after it.
+    A whole number counts as its eight bytes, the lowest first; a text as its UTF-8 with a zero byte after it.
     """
     digest, empty, zero = sha256(), pa.scalar("", pa.large_string()), pa.scalar("\0", pa.large_string())
     for values in chunks:
+        if types.is_integer(values.type):
+            digest.update(values.to_numpy().astype("<i8").tobytes())
+            continue
         ended = pc.binary_join_element_wise(values.cast(pa.large_string()), empty, zero)
         _, ends, data = ended.buffers()
         bounds = np.frombuffer(ends, np.int64)[ended.offset : ended.offset + len(ended) + 1]
@@ -271,8 +275,10 @@ def vocabulary_digest(chunks: Iterable[Any]) -> str:
 def _canonical_words(words: Any, form: TextForm) -> tuple[Any, bool]:
     """Canonical texts of distinct texts, and whether all of them are whole numbers."""
     words = _read_booleans(_present(words, form.missing))
+    if not _any_like_number(words):
+        return words, words.null_count == len(words)
     short = pc.replace_substring_regex(words, r"\.0*$", "")
-    whole = pc.and_(pc.match_substring_regex(words, _WHOLE), _is_whole(short))
+    whole = pc.and_(pc.match_substring_regex(words, _WITH_ZEROS), _is_whole(short))
     words = pc.if_else(whole, pc.if_else(pc.equal(short, "-0"), "0", short), words)
     return words, bool(pc.all(whole.fill_null(fill_value=True)).as_py())
 
@@ -280,11 +286,14 @@ def _canonical_words(words: Any, form: TextForm) -> tuple[Any, bool]:
 def _is_whole(words: Any) -> Any:
     """Whether texts are int64 without leading zeros; null where they are null."""
     digits = pc.replace_substring_regex(words, "^-", "")
-    small = pc.or_(pc.less(pc.utf8_length(words), 19), pc.less_equal(digits, _INT64_END))
-    return pc.and_(
-        pc.match_substring_regex(words, _WHOLE.replace(r"(\.0*)?", "")),
-        pc.or_(small, pc.less(pc.utf8_length(digits), 19)),
-    )
+    short = pc.less(pc.utf8_length(digits), len(_INT64_END))
+    fits = pc.or_(pc.less_equal(digits, _INT64_END), pc.equal(words, _INT64_START))
+    return pc.and_(pc.match_substring_regex(words, _DIGITS), pc.or_(short, fits))
+
+
+def _any_like_number(words: Any) -> bool:
+    """Whether some text may be a whole number; most columns of text have none, which saves most of the work."""
+    return bool(pc.any(pc.match_substring_regex(words, "^-?[0-9]")).as_py())
 
 
 def _present(words: Any, missing: Sequence[str]) -> Any:
@@ -297,6 +306,8 @@ def _present(words: Any, missing: Sequence[str]) -> Any:
 
 def _read_booleans(words: Any) -> Any:
     lower = pc.utf8_lower(words)
+    if not pc.any(pc.is_in(lower, value_set=_BOOLEANS)).as_py():
+        return words
     return pc.if_else(pc.equal(lower, "true"), "1", pc.if_else(pc.equal(lower, "false"), "0", words))
 
 

@@ -227,6 +227,11 @@ class DatasetSpec:
         return (Label(name=self.label, positive_label=self.positive_label), *self.more_labels)
 
     @property
+    def label_names(self) -> list[str]:
+        """The names of all columns to predict, the main one first."""
+        return [label.name for label in self.labels]
+
+    @property
     def weighted_ids(self) -> bool:
         """Whether the ids of any feature have weights; those of other features then have the weight 1."""
         return any(feature.weights for feature in self.sparse)

@@ -19,8 +19,8 @@ from recipe_pages import OPTIONS_PAGE, recipe_pages
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 RECIPES = ROOT / "recipes"
-GUIDES = ["from_laptop_to_16_gpus", "bring_your_data", "compress", "serving", "how_a_batch_travels", "four_bottlenecks"]
-GUIDES += ["glossary"]
+GUIDES = ["from_laptop_to_16_gpus", "bring_your_data", "labels_and_weights", "compress", "serving"]
+GUIDES += ["how_a_batch_travels", "four_bottlenecks", "glossary"]
 SCHEDULERS = ["local", "slurm", "aws_batch", "kubernetes"]
 DOCUMENTS = {"RESULTS.md": "results.md", "LOG.md": "log.md", "CONTRIBUTING.md": "contributing.md"}
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")

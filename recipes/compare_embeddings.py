@@ -95,7 +95,7 @@ from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.train.log import RunLog, prefixed
-from dlrm_torchrec.train.metrics.binary import evaluate
+from dlrm_torchrec.train.metrics.labels import evaluate
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.schedule import ScheduledLearningRate

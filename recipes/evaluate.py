@@ -53,9 +53,9 @@ from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, checkpoint_path, read_progress
 from dlrm_torchrec.train.log import prefixed
-from dlrm_torchrec.train.metrics.binary import on_all_ranks, predict
 from dlrm_torchrec.train.metrics.labels import label_metrics
 from dlrm_torchrec.train.metrics.reliability import calibration_bins, expected_calibration_error, plot_calibration
+from dlrm_torchrec.train.metrics.scores import on_all_ranks, predict
 from dlrm_torchrec.train.world import World, join_world
 
 

@@ -4,9 +4,10 @@
     python recipes/quantize_dlrm.py train_dlrm runs/train_dlrm/demo --tables int4 --table-types t_id_0 int8
     python recipes/quantize_dlrm.py my_copy.py runs/my_copy/census --budget-mib 0.05 --bits 4 --outliers 0.02
 
-It takes any run with binary labels, with compositional tables or without. It prints bytes, metrics and the largest
-change of a probability on the validation rows, and writes them into the package; if AUC falls by more than
-``--max-auc-loss``, it writes nothing. Next: dlrm-recipes serve runs/train_dlrm/demo/package.
+It takes any run of one or several labels, 0 or 1 or numbers, with compositional tables or without. It refuses data
+whose ids or scales mean something else than in training. It prints bytes, metrics and the largest change of a
+prediction on the validation rows, and writes them into the package; if AUC falls by more than ``--max-auc-loss``, it
+writes nothing. Next: dlrm-recipes serve runs/train_dlrm/demo/package.
 Expected: the demo's tables take 31 % of their bytes and its AUC stays within 1e-4, in 20 seconds.
 """
 
@@ -36,7 +37,7 @@ class Config:
     bits: int = 7  # Bits of the MLPs' weights.
     outliers: float = 0  # Share of the MLPs' weights, the largest ones, that stay float in a sparse matrix.
     calibration_batches: int = 8  # Number of training batches that a budget and static ranges are measured on.
-    max_auc_loss: float = 1e-3  # Maximum fall of AUC; a model that loses more is not written.
+    max_auc_loss: float = 1e-3  # Maximum fall of AUC, or rise of RMSE by this share; else nothing is written.
     output: str = ""  # Folder of the package; empty means <run>/package.
 
 
@@ -49,6 +50,7 @@ from itertools import islice
 import torch
 
 from dlrm_torchrec.datasets.open import load_spec, vocabularies
+from dlrm_torchrec.datasets.spec_checks import check_same_meaning
 from dlrm_torchrec.datasets.stream import Ranks, Stream
 from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.inference.mlps.quantize import mlp_bytes, quantize_mlps
@@ -56,9 +58,11 @@ from dlrm_torchrec.inference.package import write_package
 from dlrm_torchrec.inference.scoring import Scorer, script
 from dlrm_torchrec.inference.tables.choose import choose_types, logit_errors
 from dlrm_torchrec.inference.tables.serve import check_types, serve_tables, table_bytes, table_weights
-from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path, load_unsharded
+from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path, load_unsharded, read_progress
 from dlrm_torchrec.train.log import prefixed
-from dlrm_torchrec.train.metrics.binary import ranking_metrics
+from dlrm_torchrec.train.metrics.labels import label_metrics
+from dlrm_torchrec.train.metrics.scores import Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,7 @@ class Report:
     split: str
     before: dict[str, float]
     after: dict[str, float]
-    largest_change: float  # of a probability
+    largest_change: float  # of a prediction
     bytes_before: dict[str, int]
     bytes_after: dict[str, int]
 
@@ -78,6 +82,8 @@ def main(cfg: Config) -> dict[str, float]:
     trained = replace(read_config(recipe, cfg.run), compile=False)  # a compiled module has no layers to replace
     data = cfg.data or trained.data
     spec = load_spec(data, trained.shape)
+    checkpoint = checkpoint_path(f"{cfg.run}/checkpoints", cfg.step)
+    check_same_meaning(DatasetSpec.from_json(read_progress(checkpoint).identity["spec"]), spec, data)
 
     # the trained model, unsharded
     task, tables = recipe.build(trained, spec, 1, torch.device("cpu"))
@@ -85,7 +91,7 @@ def main(cfg: Config) -> dict[str, float]:
     types = dict.fromkeys(configs, cfg.tables) | cfg.table_types
     check_types(tables, types)
     tables.to_empty(device="cpu")
-    progress = load_unsharded(task, checkpoint_path(f"{cfg.run}/checkpoints", cfg.step))
+    progress = load_unsharded(task, checkpoint)
     model = task.model.eval()
 
     # rows to measure on: some of training, and a whole split
@@ -100,7 +106,7 @@ def main(cfg: Config) -> dict[str, float]:
     words = vocabularies(data, spec)
 
     # score, quantise tables and MLPs, and score again
-    before, labels = predict(Scorer(model, spec), streams[cfg.split])
+    before = predict(Scorer(model, spec), streams[cfg.split])
     bytes_before = {"tables": sum(each.nbytes for each in table_weights(tables).values()), "mlps": mlp_bytes(model)}
     if cfg.budget_mib:
         errors = logit_errors(lambda: torch.cat([model(*batch) for batch in inputs]), tables)
@@ -111,23 +117,24 @@ def main(cfg: Config) -> dict[str, float]:
     if cfg.mlps != "fp32":
         model = quantize_mlps(model, cfg.mlps, inputs, bits=cfg.bits, outliers=cfg.outliers)
     served = script(Scorer(model, spec))
-    after, _ = predict(served, streams[cfg.split])
+    after = predict(served, streams[cfg.split])
     report = Report(
         split=cfg.split,
-        before=ranking_metrics(torch.logit(before, 1e-12), labels),
-        after=ranking_metrics(torch.logit(after, 1e-12), labels),
-        largest_change=float((after - before).abs().max()),
+        before=measure(before, spec),
+        after=measure(after, spec),
+        largest_change=float((after.outputs - before.outputs).abs().max()),
         bytes_before=bytes_before,
         bytes_after={"tables": sum(table_bytes(configs[n], t) for n, t in types.items()), "mlps": mlp_bytes(model)},
     )
     describe(report, types)
 
-    # write the package, unless AUC has fallen too far
-    lost = report.before["auc"] - report.after["auc"]
+    # write the package, unless the model has become too much worse
+    lost = loss_of_quality(report)
     if lost > cfg.max_auc_loss:
+        changed = "AUC must not fall" if spec.target == "binary" else "RMSE must not rise by a share"
         raise ValueError(
-            f"AUC must not fall by more than {cfg.max_auc_loss:g}: got {lost:.2g} less, and nothing was written; give "
-            "tables more bits, keep outliers, or raise --max-auc-loss"
+            f"{changed} by more than {cfg.max_auc_loss:g}: got {lost:.2g}, and nothing was written; give tables more "
+            "bits, keep outliers, or raise --max-auc-loss"
         )
     facts = {"recipe": cfg.recipe, "run": cfg.run, "mlps": cfg.mlps, "bits": cfg.bits, "outliers": cfg.outliers}
     facts |= {"steps": progress.step, "tables": types}
@@ -145,23 +152,40 @@ def describe(report: Report, types: dict[str, TableType]) -> None:
     print(f"tables by type: {dict(Counter(types.values()))}", file=sys.stderr)
     for part, size in report.bytes_before.items():
         smaller = report.bytes_after[part]
-        print(f"{part}: {size:,} bytes before, {smaller:,} after, {smaller / size:.1%}", file=sys.stderr)
-    for name in ("auc", "logloss", "ne", "calibration"):
-        before, after = report.before[name], report.after[name]
-        print(f"{name}: {before:.5f} before, {after:.5f} after, {after - before:+.1e}", file=sys.stderr)
-    print(f"largest change of a probability: {report.largest_change:.1e}", file=sys.stderr)
+        share = f", {smaller / size:.1%}" if size else ""  # some models have no MLPs
+        print(f"{part}: {size:,} bytes before, {smaller:,} after{share}", file=sys.stderr)
+    for name, before in report.before.items():
+        if name.rpartition("/")[2] not in ("positives", "samples"):
+            after = report.after[name]
+            print(f"{name}: {before:.5f} before, {after:.5f} after, {after - before:+.1e}", file=sys.stderr)
+    print(f"largest change of a prediction: {report.largest_change:.1e}", file=sys.stderr)
 
 
 @torch.inference_mode()
-def predict(model: torch.nn.Module, stream: Stream) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities, float64, and labels (N,) of every row of a split."""
-    scores, labels = [], []
+def predict(model: torch.nn.Module, stream: Stream) -> Scores:
+    """Predictions (N, L) as float64, labels and weights of every row of a split."""
+    scores, labels, weights = [], [], []
     for batch in stream.batches():
-        ids = batch.sparse_features
-        probabilities, _ = model(batch.dense_features, ids.values(), ids.lengths())
-        scores.append(probabilities[: batch.num_rows])
-        labels.append(batch.labels[: batch.num_rows])
-    return torch.cat(scores).double(), torch.cat(labels)
+        ids, real = batch.sparse_features, batch.num_rows
+        predictions, _ = model(batch.dense_features, ids.values(), ids.lengths(), ids.weights_or_none())
+        scores.append(predictions[:real])
+        labels.append(batch.labels[:real].view(real, -1))
+        if batch.weights is not None:
+            weights.append(batch.weights[:real])
+    return Scores(torch.cat(scores).double(), torch.cat(labels), torch.cat(weights) if weights else None)
+
+
+def measure(scores: Scores, spec: DatasetSpec) -> dict[str, float]:
+    if spec.target == "binary":
+        scores = scores._replace(outputs=torch.logit(scores.outputs, 1e-12))
+    return label_metrics(scores, labels=[label.name for label in spec.labels], target=spec.target, learned=False)
+
+
+def loss_of_quality(report: Report) -> float:
+    """The largest fall of a label's AUC, or rise of its RMSE as a share of it."""
+    pairs = [(name.rpartition("/")[2], value, report.after[name]) for name, value in report.before.items()]
+    falls = [before - after for metric, before, after in pairs if metric == "auc"]
+    return max(falls or [after / before - 1 for metric, before, after in pairs if metric == "rmse"])
 
 
 if __name__ == "__main__":

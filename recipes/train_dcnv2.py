@@ -65,12 +65,12 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.models.dlrm import DLRM_DCN
 
-from dlrm_torchrec.datasets.open import load_spec, open_streams
-from dlrm_torchrec.datasets.spec_checks import require
+from dlrm_torchrec.datasets.open import first_outputs, load_spec, open_streams
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import Tables, build_tables
+from dlrm_torchrec.models.heads import add_heads
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.sharding.plan_description import describe_plan, plan_to_json
@@ -78,29 +78,30 @@ from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, Progress
 from dlrm_torchrec.train.checkpoints.identity import identity_of
 from dlrm_torchrec.train.compile import compile_dense
 from dlrm_torchrec.train.log import RunLog, prefixed
-from dlrm_torchrec.train.metrics.binary import evaluate
+from dlrm_torchrec.train.metrics.labels import evaluate
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.schedule import ScheduledLearningRate
 from dlrm_torchrec.train.stop import StopRequest
-from dlrm_torchrec.train.task import BinaryRankingTask
+from dlrm_torchrec.train.task import TASKS, RankingTask
 from dlrm_torchrec.train.world import join_world
 
 
-def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device) -> tuple[BinaryRankingTask, Tables]:
+def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device) -> tuple[RankingTask, Tables]:
     tables = build_tables(spec.tables(dim=cfg.bottom[-1]), cfg.tables, device)
     widths = (list(cfg.bottom), list(cfg.top))
     model = DLRM_DCN(tables, len(spec.dense), *widths, cfg.cross_layers, cfg.cross_rank, dense_device=device)
+    add_heads(model, first_outputs(cfg.data, spec))
     if cfg.compile:
         compile_dense(model)
     optimize_tables_in_backward(tables, cfg.sparse)
-    return BinaryRankingTask(model, world_size, autocast=torch.bfloat16 if cfg.bf16 else None), tables
+    autocast = torch.bfloat16 if cfg.bf16 else None
+    return TASKS[spec.target](model, world_size, autocast, spec.label_names), tables
 
 
 @record
 def main(preset: str, cfg: Config) -> dict[str, float]:
     spec, run_dir = load_spec(cfg.data, cfg.shape), f"{cfg.run_dir}/{preset}"
-    require(spec, "train_dcnv2", weights=True)
     with join_world(cfg.seed) as world:
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
 

@@ -81,28 +81,29 @@ from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, Progress
 from dlrm_torchrec.train.checkpoints.identity import identity_of
 from dlrm_torchrec.train.compile import compile_dense
 from dlrm_torchrec.train.log import RunLog, prefixed
-from dlrm_torchrec.train.metrics.binary import evaluate
+from dlrm_torchrec.train.metrics.labels import evaluate
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.schedule import ScheduledLearningRate
 from dlrm_torchrec.train.stop import StopRequest
-from dlrm_torchrec.train.task import BinaryRankingTask
+from dlrm_torchrec.train.task import TASKS, RankingTask
 from dlrm_torchrec.train.world import join_world
 
 
-def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device) -> tuple[BinaryRankingTask, Tables]:
+def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device) -> tuple[RankingTask, Tables]:
+    require(spec, "train_deepfm", numbers=True, weights=True)
     tables = build_tables(spec.tables(dim=cfg.dim), cfg.tables, device)
     model = DeepFM(tables, len(spec.dense), cfg.deep, dense_device=device)
     if cfg.compile:
         compile_dense(model)
     optimize_tables_in_backward(tables, cfg.sparse)
-    return BinaryRankingTask(model, world_size, autocast=torch.bfloat16 if cfg.bf16 else None), tables
+    autocast = torch.bfloat16 if cfg.bf16 else None
+    return TASKS[spec.target](model, world_size, autocast, spec.label_names), tables
 
 
 @record
 def main(preset: str, cfg: Config) -> dict[str, float]:
     spec, run_dir = load_spec(cfg.data, cfg.shape), f"{cfg.run_dir}/{preset}"
-    require(spec, "train_deepfm", weights=True)
     with join_world(cfg.seed) as world:
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
 

@@ -87,25 +87,26 @@ from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_b
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.schedule import ScheduledLearningRate
 from dlrm_torchrec.train.stop import StopRequest
-from dlrm_torchrec.train.task import BinaryRankingTask
+from dlrm_torchrec.train.task import TASKS, RankingTask
 from dlrm_torchrec.train.timing.wire import WireCounts
 from dlrm_torchrec.train.world import join_world
 
 
-def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device) -> tuple[BinaryRankingTask, Tables]:
+def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device) -> tuple[RankingTask, Tables]:
+    require(spec, "train_dlrm_local_embeddings", weights=True)
     tables = build_tables(spec.tables(dim=cfg.bottom[-1]), cfg.tables, device)
     kind = DLRM if cfg.interaction == "dot" else DLRMCat
     model = kind(tables, len(spec.dense), list(cfg.bottom), list(cfg.top), dense_device=device)
     if cfg.compile:
         compile_dense(model)
     optimize_tables_in_backward(tables, cfg.sparse)
-    return BinaryRankingTask(model, world_size, autocast=torch.bfloat16 if cfg.bf16 else None), tables
+    autocast = torch.bfloat16 if cfg.bf16 else None
+    return TASKS[spec.target](model, world_size, autocast, spec.label_names), tables
 
 
 @record
 def main(preset: str, cfg: Config) -> dict[str, float]:
     spec, run_dir = load_spec(cfg.data, cfg.shape), f"{cfg.run_dir}/{preset}"
-    require(spec, "train_dlrm_local_embeddings", weights=True)
     with join_world(cfg.seed) as world:
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
 

@@ -87,6 +87,7 @@ from dlrm_torchrec.train.world import join_world
 
 
 def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device) -> tuple[BinaryRankingTask, Tables]:
+    require(spec, "train_mf", id_weights=False)
     both = [table for table in spec.tables(dim=cfg.dim) if table.features[0] in cfg.columns]
     tables = build_tables(both, cfg.tables, device)
     score = MatrixFactorization(device)
@@ -99,7 +100,6 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
 @record
 def main(preset: str, cfg: Config) -> dict[str, float]:
     spec, run_dir = load_spec(cfg.data, cfg.shape), f"{cfg.run_dir}/{preset}"
-    require(spec, "train_mf", id_weights=False)
     with join_world(cfg.seed) as world:
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
 

@@ -94,6 +94,7 @@ from dlrm_torchrec.train.world import join_world
 
 
 def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device) -> tuple[BinaryRankingTask, Tables]:
+    require(spec, "train_neumf", id_weights=False)
     score = NeuMF(cfg.gmf_dim, cfg.mlp, device)
     both = [table for table in spec.tables(dim=score.table_dim) if table.features[0] in cfg.columns]
     tables = build_tables(both, cfg.tables, device)
@@ -107,7 +108,6 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
 @record
 def main(preset: str, cfg: Config) -> dict[str, float]:
     spec, run_dir = load_spec(cfg.data, cfg.shape), f"{cfg.run_dir}/{preset}"
-    require(spec, "train_neumf", id_weights=False)
     with join_world(cfg.seed) as world:
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
 

@@ -20,14 +20,16 @@ import tyro
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.criteo import KAGGLE_ROWS, MAX_IND_RANGE, TERABYTE_ROWS, criteo_raw_spec
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.writer import ROW_GROUP_ROWS
 from dlrm_torchrec.preparation.prepare import Source, prepare
 from dlrm_torchrec.preparation.readers.columns import Columns
+from dlrm_torchrec.preparation.readers.labels import with_labels
 from dlrm_torchrec.preparation.readers.paths import files_of, natural
 from dlrm_torchrec.preparation.readers.raw_criteo import CriteoReader
-from dlrm_torchrec.preparation.readers.raw_text import TextReader
 from dlrm_torchrec.preparation.readers.rows import Reader
 from dlrm_torchrec.preparation.readers.tables import Form, table_reader
+from dlrm_torchrec.preparation.readers.text.reader import TextReader
 from dlrm_torchrec.preparation.splits import Assignment, ByHash, ByTime, LastPart, Whole
 from dlrm_torchrec.schema import DatasetSpec
 
@@ -51,8 +53,11 @@ class Config:
     min_count: int = 1  # For vocab of kaggle and 1tb: a value seen less often in training is unseen.
     max_ind_range: int = 0  # Most ids per feature of kaggle and 1tb; 0 means 40,000,000 for 1tb, no limit for kaggle.
     spec: str = ""  # For table: JSON file of a DatasetSpec.
+    vocabularies: str = ""  # For table: prepared folder whose vocabularies and scales (and spec) these rows get.
     separator: str = ""  # For table: what is between fields of text, such as :: or \\t; by default the file tells.
     columns: tuple[str, ...] = ()  # For table: names of the columns of text files without a header line.
+    labels: str = ""  # For table: file with the labels of --input, one row each in the same order.
+    label_key: str = ""  # For table: column of both files that says which row a label belongs to, instead of the order.
     negative_label: str | None = None  # For table: label text for 0; by default any but positive_label.
     max_bad_share: float = 0.01  # Largest share of malformed rows; more end in an error.
     row_group_rows: int = ROW_GROUP_ROWS  # Rows that a rank reads at a time.
@@ -67,9 +72,11 @@ class Config:
 def spec_of(cfg: Config) -> DatasetSpec:
     """The spec to prepare; vocabularies are still to be counted."""
     if cfg.kind == "table":
+        if cfg.vocabularies and not cfg.spec:
+            return Manifest.load(cfg.vocabularies).stored_spec
         if not cfg.spec:
             raise ValueError(
-                "--spec must name the JSON file of a DatasetSpec: got none; write one (README.md shows how)"
+                "--spec must name the JSON file of a DatasetSpec: got none; let propose write one (README.md shows how)"
             )
         with g_pathmgr.open(cfg.spec, "rb") as file:
             try:
@@ -91,7 +98,10 @@ def reader(cfg: Config, spec: DatasetSpec, path: str, *, labelled: bool) -> Read
         return CriteoReader(labelled=labelled, max_ind_range=folded)
     also = (cfg.time or cfg.group,) if labelled and (cfg.time or cfg.group) else ()
     wanted = Columns(spec=spec, negative_label=cfg.negative_label, labelled=labelled, also=also)
-    return table_reader(path, wanted, Form(separator=cfg.separator, names=cfg.columns))
+    form = Form(separator=cfg.separator, names=cfg.columns)
+    if cfg.labels and labelled:
+        wanted = with_labels(wanted, cfg.labels, path, form, key=cfg.label_key)
+    return table_reader(path, wanted, form)
 
 
 def assignments(cfg: Config, spec: DatasetSpec) -> list[tuple[str, Assignment | LastPart]]:
@@ -150,6 +160,7 @@ def main(cfg: Config) -> None:
         spec,
         sources,
         cfg.output,
+        earlier=cfg.vocabularies,
         max_bad_share=cfg.max_bad_share,
         overwrite=cfg.overwrite,
         row_group_rows=cfg.row_group_rows,
@@ -163,11 +174,19 @@ def main(cfg: Config) -> None:
         return
     rows = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())
     print(f"{cfg.output}: {rows} rows; {manifest.report['rows_quarantined']:,} malformed rows in quarantine.tsv")
-    for source in manifest.report["sources"]:
-        if source["damage"]:
-            print(
-                f"warning: {source['path']}: {source['damage']}; the {source['rows_written']:,} rows before were kept"
-            )
+    for name, counts in manifest.report["splits"].items():
+        if cfg.vocabularies and counts["unseen"]:
+            print(f"{name}: values that the vocabularies do not know: {counts['unseen']}")
+    for name, split in manifest.splits.items():
+        if not split.rows:
+            print(f"warning: split {name!r} has no rows; a larger share or other rows would give it some")
+    first = {source.sha256: source.path for source in reversed(manifest.sources)}
+    for source in manifest.sources:
+        if first[source.sha256] != source.path:
+            print(f"warning: {source.path} is a copy of {first[source.sha256]}; its rows are there twice")
+    for read in manifest.report["sources"]:
+        if read["damage"]:
+            print(f"warning: {read['path']}: {read['damage']}; the {read['rows_written']:,} rows before were kept")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.negatives import WithNegatives
-from dlrm_torchrec.datasets.prepared.manifest import Manifest, Split
+from dlrm_torchrec.datasets.prepared.manifest import NAME, Manifest, Split, join
 from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
 from dlrm_torchrec.datasets.stream import Ranks, Stream
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
@@ -52,14 +52,20 @@ def vocabularies(data: str, spec: DatasetSpec) -> dict[str, str]:
     return {name: g_pathmgr.get_local_path(path) for name, path in paths.items()}
 
 
-def label_means(data: str) -> list[float]:
-    """The mean of each label of the prepared folder ``data``, over the first row group of its first training files.
+def first_outputs(data: str, spec: DatasetSpec) -> list[float]:
+    """What a new model should say of every row, label by label: 0 as a logit, and the mean of labels that are numbers.
 
-    Rows in which a label is unknown do not count. Raises ValueError when these rows have no value of a label.
+    The mean is that of the prepared folder ``data``, over the first row group of its first training files, without rows
+    in which the label is unknown. It is 0 if there are no such files: then nobody trains, and the weights come from a
+    checkpoint. Raises ValueError when these rows have no value of a label.
     """
-    names = [label.name for label in Manifest.load(data).spec.labels]
+    names = spec.label_names
+    numbers = spec.target == "number" and g_pathmgr.exists(join(data, NAME))
+    splits = Manifest.load(data).splits if numbers else {}
+    if "train" not in splits:
+        return [0.0] * len(names)
     sums, counts = np.zeros(len(names)), np.zeros(len(names))
-    for file in _splits(data)["train"].files[:_SAMPLED_FILES]:
+    for file in splits["train"].files[:_SAMPLED_FILES]:
         with g_pathmgr.open(file.location(data), "rb") as raw:
             parquet = pq.ParquetFile(raw)
             if parquet.num_row_groups:

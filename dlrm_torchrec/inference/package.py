@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -15,10 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from dlrm_torchrec import __version__
-from dlrm_torchrec.inference import predictor
-from dlrm_torchrec.inference.predictor import FIRST, FORMAT, MANIFEST
-from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec import __version__, raw_values
+from dlrm_torchrec.inference import encoder, lookups, predictor
+from dlrm_torchrec.inference.lookups import FIRST
+from dlrm_torchrec.inference.predictor import FORMAT, MANIFEST
+from dlrm_torchrec.raw_values import vocabulary_digest
+from dlrm_torchrec.schema import DatasetSpec, vocabulary_path
+
+_CODE = (predictor, encoder, lookups, raw_values)  # what a package needs to load without this library
 
 
 def write_package(
@@ -36,9 +41,10 @@ def write_package(
 
     Args:
         path: the folder of the package
-        model: takes dense (B, D), ids (N,) and lengths (F * B,), with features in the order of ``spec``; returns
-            probabilities (B,) and the number of ids of each feature that are outside its table (F,)
-        spec: the data set that the model was trained on
+        model: takes dense (B, D), ids (N,), lengths (F * B,) and, if a feature of ``spec`` has weights, weights (N,),
+            with features in the order of ``spec``; returns predictions (B, L) for the L labels of ``spec`` and the
+            number of ids of each feature that are outside its table (F,)
+        spec: the data set that the model was trained on, as preparation measured it
         vocabularies: for each feature with encoding vocab, the Parquet file that preparation wrote
         model_facts: facts about the model, which are stored but not used
         metrics: metrics of the model, which are stored but not used
@@ -48,14 +54,18 @@ def write_package(
         raise ValueError(
             f"{path} must be a package or not exist: got a file or folder without {MANIFEST}; name another folder"
         )
+    _check_measured(spec)
     _check_vocabularies(spec, vocabularies)
+    files = {each.name: vocabulary_path(each) for each in spec.sparse if each.name in vocabularies}
     path.parent.mkdir(parents=True, exist_ok=True)
     new, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{what}") for what in ("new", "old"))
     try:
         (new / "vocab").mkdir(parents=True)
-        for name, source in vocabularies.items():
-            shutil.copyfile(source, new / "vocab" / f"{name}.parquet")
-        shutil.copyfile(predictor.__file__, new / "predictor.py")
+        for name, file in files.items():
+            shutil.copyfile(vocabularies[name], new / file)
+        for module in _CODE:
+            code = Path(str(module.__file__))
+            (new / code.name).write_text(_standing_alone(code.read_text(encoding="utf-8")), encoding="utf-8")
         torch.jit.save(model, str(new / "model.pt"))
         manifest = {
             "format": FORMAT,
@@ -66,6 +76,7 @@ def write_package(
                 "fbgemm_gpu": fbgemm_gpu.__version__,
             },
             "spec": spec.to_json(),
+            "vocabularies": files,
             "model": dict(model_facts),
             "metrics": dict(metrics),
             "files": {str(file.relative_to(new)): _sha256(file) for file in sorted(new.rglob("*")) if file.is_file()},
@@ -81,6 +92,20 @@ def write_package(
             shutil.rmtree(rest, ignore_errors=True)
 
 
+def _standing_alone(code: str) -> str:
+    """The code of a file of this library, which finds the others next to it."""
+    return re.sub(r"^from dlrm_torchrec\.(?:\w+\.)*(\w+) import", r"from \1 import", code, flags=re.MULTILINE)
+
+
+def _check_measured(spec: DatasetSpec) -> None:
+    for dense in spec.dense:
+        if dense.standardise and None in (dense.mean, dense.deviation):
+            raise ValueError(
+                f"mean and deviation of feature {dense.name!r} must be numbers: got {dense.mean} and "
+                f"{dense.deviation}; take the spec of the prepared folder"
+            )
+
+
 def _check_vocabularies(spec: DatasetSpec, vocabularies: Mapping[str, str]) -> None:
     features = {feature.name: feature for feature in spec.sparse if feature.encoding == "vocab"}
     absent, unknown = sorted(features.keys() - vocabularies), sorted(vocabularies.keys() - features)
@@ -91,16 +116,22 @@ def _check_vocabularies(spec: DatasetSpec, vocabularies: Mapping[str, str]) -> N
         )
     for name, feature in features.items():
         try:
-            schema, rows = pq.read_schema(vocabularies[name]), pq.read_metadata(vocabularies[name]).num_rows
+            table = pq.read_table(vocabularies[name])
         except (OSError, pa.ArrowException) as error:
             raise ValueError(
                 f"vocabulary of {name!r} must be a Parquet file: got {error}; prepare the data again"
             ) from error
-        kinds = [str(field.type) for field in schema if field.name == "value"]
-        if kinds not in (["int64"], ["string"]) or rows != feature.rows - FIRST:
+        kinds = [str(field.type) for field in table.schema if field.name == "value"]
+        if kinds not in (["int64"], ["string"]) or len(table) != feature.rows - FIRST:
             raise ValueError(
-                f"vocabulary of {name!r} must have {feature.rows - FIRST} values of int64 or string: got {rows} of "
-                f"{kinds}; take the vocabulary that the model was trained with"
+                f"vocabulary of {name!r} must have {feature.rows - FIRST} values of int64 or string: got {len(table)} "
+                f"of {kinds}; take the vocabulary that the model was trained with"
+            )
+        digest = vocabulary_digest(table["value"].chunks)
+        if feature.vocabulary not in ("", digest):
+            raise ValueError(
+                f"vocabulary of {name!r} must have digest {feature.vocabulary}: got {digest}; take the vocabulary that "
+                "the model was trained with"
             )
 
 

@@ -1,4 +1,4 @@
-"""A trained model as one function of tensors, which checks ids and returns probabilities, and its TorchScript form."""
+"""A trained model as one function of tensors, which checks ids and returns predictions, and its TorchScript form."""
 
 import warnings
 
@@ -13,33 +13,40 @@ UNSEEN = {"vocab": 1}  # the id of unseen values; other encodings use the id of 
 
 
 class Scorer(nn.Module):
-    """Probabilities of samples; ids may be out of range."""
+    """Predictions for samples: probabilities, or numbers if the labels are numbers; ids may be out of range."""
 
     rows: torch.Tensor
     replacement: torch.Tensor
 
     def __init__(self, model: nn.Module, spec: DatasetSpec) -> None:
-        """``model`` maps (dense (B, D), sparse KeyedJaggedTensor) to logits (B, 1)."""
+        """``model`` maps (dense (B, D), sparse KeyedJaggedTensor) to logits, or numbers, (B, L) of the L labels."""
         super().__init__()
         self.model = model
         self.keys = [feature.name for feature in spec.sparse]
+        self.num_labels = len(spec.labels)
+        self.binary = spec.target == "binary"
+        self.weighted = any(feature.weights for feature in spec.sparse)
         self.register_buffer("rows", torch.tensor([feature.rows for feature in spec.sparse]))
         self.register_buffer("replacement", torch.tensor([UNSEEN.get(each.encoding, 0) for each in spec.sparse]))
 
     def forward(
-        self, dense: torch.Tensor, ids: torch.Tensor, lengths: torch.Tensor
+        self, dense: torch.Tensor, ids: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Probabilities (B,), and how many ids of each feature (F,) are outside its table and count as unseen.
+        """Predictions (B, L), and how many ids of each feature (F,) are outside its table and count as unseen.
 
         ``dense`` is (B, D) float32. ``ids`` (N,) int64 holds the ids of all features, one feature after another.
-        ``lengths`` (F * B,) holds the number of ids of each feature in each sample.
+        ``lengths`` (F * B,) holds the number of ids of each feature in each sample. ``weights`` (N,) float32 has a
+        weight for each id; it is needed if a feature of the spec has weights, and else left out.
         """
         feature = torch.repeat_interleave(lengths.view(len(self.keys), -1).sum(1))
         outside = (ids < 0) | (ids >= self.rows[feature])
         unseen = torch.zeros_like(self.rows).index_add(0, feature, outside.long())
         ids = torch.where(outside, self.replacement[feature], ids)
-        logits = self.model(dense, KeyedJaggedTensor(keys=self.keys, values=ids, lengths=lengths))
-        return torch.sigmoid(logits).flatten(), unseen
+        bags = KeyedJaggedTensor(
+            keys=self.keys, values=ids, lengths=lengths, weights=weights if self.weighted else None
+        )
+        predictions = self.model(dense, bags).reshape(-1, self.num_labels)
+        return torch.sigmoid(predictions) if self.binary else predictions, unseen
 
 
 def script(scorer: Scorer) -> torch.jit.ScriptModule:

@@ -10,28 +10,22 @@ from torch import nn
 from torchrec.models.dlrm import DLRM
 
 
-def add_heads(model: DLRM, count: int) -> None:
-    """Give ``model`` ``count`` top MLPs side by side, in place, so that its outputs are (B, ``count``).
+def add_heads(model: DLRM, first_outputs: Sequence[float]) -> None:
+    """Give ``model`` a top MLP for each label, in place, so that its outputs are (B, labels).
 
     Tables, bottom MLP and interaction are shared (Caruana, Machine Learning 28, 1997). Every head has the widths of the
-    first and weights of its own. A model with one head stays as it is.
+    first and weights of its own; the last bias is shifted by the label's number in ``first_outputs``, because numbers
+    to predict may be far from 0. A model of one label keeps its names and its random numbers.
     """
     first = model.over_arch.model
-    others = [deepcopy(first) for _ in range(count - 1)]
-    for head in others:
-        for layer in _linear_layers(head):
-            layer.reset_parameters()
+    others = [deepcopy(first) for _ in first_outputs[1:]]
+    for layer in (layer for head in others for layer in _linear_layers(head)):
+        layer.reset_parameters()
+    with torch.no_grad():
+        for head, shift in zip([first, *others], first_outputs, strict=True):
+            _linear_layers(head)[-1].bias.add_(shift)
     if others:
         model.over_arch.model = SideBySide([first, *others])
-
-
-def start_at(model: DLRM, means: Sequence[float]) -> None:
-    """Set the last bias of each head to the mean of its label: numbers to predict may be far from 0."""
-    top = model.over_arch.model
-    heads = list(top) if isinstance(top, SideBySide) else [top]
-    with torch.no_grad():
-        for head, mean in zip(heads, means, strict=True):
-            _linear_layers(head)[-1].bias.fill_(mean)
 
 
 class SideBySide(nn.ModuleList):

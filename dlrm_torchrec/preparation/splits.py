@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
 
 from dlrm_torchrec import raw_values
-from dlrm_torchrec.datasets.random.counter import uniforms, words
+from dlrm_torchrec.datasets.random.counter import words
 from dlrm_torchrec.preparation.readers.rows import Ints, Mask, Rows
-from dlrm_torchrec.preparation.vocabularies.hashing import hash_categories
 from dlrm_torchrec.raw_values import TextForm, UnfitTypeError
-
-_GROUPS = 1 << 53
 
 
 class Assignment(Protocol):
@@ -73,9 +71,11 @@ class ByHash:
             values, _ = raw_values.categories(rows.also[self.group], self.form)
         except UnfitTypeError as error:
             raise ValueError(f"group {self.group!r} must hold categories: got {error}; name another column") from error
-        ids = hash_categories(values, _GROUPS)
-        place = np.searchsorted(self._ends, uniforms(words(ids, 1)), side="right")
-        return np.where(ids == 0, len(self.shares), place).astype(np.int64)
+        coded = raw_values.texts(values).dictionary_encode()
+        uniform = [_uniform(text) for text in coded.dictionary.to_pylist()]
+        place = np.append(np.searchsorted(self._ends, uniform, side="right"), len(self.shares))
+        found: Ints = place.astype(np.int64)[coded.indices.fill_null(len(uniform)).to_numpy()]
+        return found
 
     @property
     def _ends(self) -> list[float]:
@@ -138,6 +138,11 @@ class ByTime:
             last = first + int(np.argmin(np.abs(from_here[first:last] - rows)))
             starts.append(int(times[last]))
         return replace(self, starts=tuple(reversed(starts)))
+
+
+def _uniform(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) / 2.0**64
 
 
 def _check(shares: tuple[tuple[str, float], ...]) -> None:

@@ -10,8 +10,9 @@ from torch import nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrm_torchrec.train.checkpoints.state import run_tensors
-from dlrm_torchrec.train.metrics.binary import Scores, on_all_ranks, predict, ranking_metrics
+from dlrm_torchrec.train.metrics.binary import ranking_metrics
 from dlrm_torchrec.train.metrics.gates import check_learned, check_scores
+from dlrm_torchrec.train.metrics.scores import Scores, on_all_ranks, predict
 from dlrm_torchrec.train.task import RankingBatch
 from dlrm_torchrec.train.world import World
 
@@ -35,21 +36,22 @@ def evaluate_nodes(
     def measure(scores: Scores) -> dict[str, float]:
         logits, labels = (each.view(nodes, -1) for each in (scores.outputs, scores.labels))
         weights = None if scores.weights is None else scores.weights.view(nodes, -1)[0]
-        return _measure(Scores(logits, labels[0], weights), learned=learned)
+        return _measure(Scores(logits.T, labels.T, weights), learned=learned)
 
     return on_all_ranks(predict(model, batches, world), measure, world)
 
 
 def _measure(scores: Scores, *, learned: bool) -> dict[str, float]:
-    """Metrics of logits (nodes, N) of the same N rows."""
-    logits, labels, weights = scores
-    for single in logits:
-        check_scores(single, labels)
-    measured = ranking_metrics(torch.logit(torch.sigmoid(logits.double()).mean(0)), labels, weights)
-    for node, single in enumerate(logits):
-        metrics = ranking_metrics(single, labels, weights)
+    """The metrics of N rows with the logits of every node, (N, nodes), and their label once per node, likewise."""
+    singles = [scores.of_label(node) for node in range(scores.labels.shape[1])]
+    for single in singles:
+        check_scores(single.outputs, single.labels)
+    ensemble = torch.stack([torch.sigmoid(single.outputs.double()) for single in singles]).mean(0)
+    measured = ranking_metrics(torch.logit(ensemble), singles[0].labels, singles[0].weights)
+    for node, single in enumerate(singles):
+        metrics = ranking_metrics(*single)
         if learned:
-            check_learned(single, metrics)
+            check_learned(single.outputs, metrics)
         measured |= {f"node{node}/{name}": metrics[name] for name in ("auc", "logloss")}
     return measured
 

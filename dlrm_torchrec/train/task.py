@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+Target = Literal["binary", "number"]  # what labels are: 0 or 1, or any number
 # loss (detached), outputs (B,) or (B, L) with padding, rows of all ranks
 Output = tuple[torch.Tensor, torch.Tensor, int]
 
@@ -37,13 +39,26 @@ class RankingTask(nn.Module):
     different numbers of real rows.
     """
 
-    def __init__(self, model: nn.Module, world_size: int, autocast: torch.dtype | None = None) -> None:
-        """``model`` maps (dense (B, D), sparse KJT) to outputs (B, L), one for each label.
+    target: Target
 
-        ``autocast`` is the dtype of its dense parts; None turns autocast off.
+    def __init__(
+        self,
+        model: nn.Module,
+        world_size: int,
+        autocast: torch.dtype | None = None,
+        labels: Sequence[str] = ("label",),
+    ) -> None:
+        """Wraps ``model``, whose gradients are then those of the loss.
+
+        Args:
+            model: maps (dense (B, D), sparse KJT) to outputs (B, L), one for each label
+            world_size: the number of ranks
+            autocast: the dtype of the model's dense parts; None turns autocast off
+            labels: the names of the labels, for metrics
         """
         super().__init__()
         self.model = model
+        self.labels = tuple(labels)
         self.world_size = world_size
         self.autocast = autocast
 
@@ -65,12 +80,16 @@ class RankingTask(nn.Module):
 class BinaryRankingTask(RankingTask):
     """Binary cross-entropy of labels 0 or 1, from logits."""
 
+    target: Target = "binary"
+
     def loss(self, outputs: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
         return binary_cross_entropy_with_logits(outputs, labels, weights, reduction="sum")
 
 
 class RegressionTask(RankingTask):
     """Squared error of labels that are numbers; the model's outputs are these numbers."""
+
+    target: Target = "number"
 
     def loss(self, outputs: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
         if weights is None:
@@ -79,6 +98,11 @@ class RegressionTask(RankingTask):
 
 
 TASKS: dict[str, type[RankingTask]] = {"binary": BinaryRankingTask, "number": RegressionTask}  # by the labels' target
+
+
+def task_of(model: nn.Module) -> RankingTask:
+    """The task inside the wrappers that train it on several ranks."""
+    return next(module for module in model.modules() if isinstance(module, RankingTask))
 
 
 # TorchRec's pipelines trace the task with fx, which cannot follow branches.

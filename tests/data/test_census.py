@@ -106,12 +106,14 @@ def vocabulary(folder: Path, feature: str) -> list[object]:
 
 
 def write_census(folder: Path, script: ModuleType, **columns: Sequence[object]) -> None:
-    for name in ("train", "test"):
-        write_file(folder / f"{name}.parquet", script, **columns)
+    for name, values in (("train", columns), ("test", {each: list(v)[::-1] for each, v in columns.items()})):
+        write_file(folder / f"{name}.parquet", script, **values)
 
 
 def write_file(path: Path, script: ModuleType, **columns: Sequence[object]) -> None:
     """A raw file in which the columns that are not given hold one value in all rows."""
     count = len(next(iter(columns.values())))
     default = dict.fromkeys(script.DENSE, [1.0] * count) | dict.fromkeys(script.SPARSE, ["' x'"] * count)
-    pq.write_table(pa.table(default | {"income_50k": [script.NEGATIVE, *[script.POSITIVE] * (count - 1)]} | columns), path)
+    pq.write_table(
+        pa.table(default | {"income_50k": [script.NEGATIVE, *[script.POSITIVE] * (count - 1)]} | columns), path
+    )

@@ -107,8 +107,11 @@ def test_workers_memory_and_shuffling_from_the_command_line(tmp_path: Path) -> N
     ],
 )
 def test_unfit_arguments_are_refused(
-    tmp_path: Path, script: ModuleType, options: dict[str, object], message: str
+    tmp_path: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], message: str
 ) -> None:
+    for name in ("a", "b", "day_0"):
+        (tmp_path / name).write_text("x")
+    monkeypatch.chdir(tmp_path)
     config = script.Config(**({"input": ("day_0",), "output": str(tmp_path)} | options))
     with pytest.raises(ValueError, match=message):
         script.main(config)
@@ -125,7 +128,10 @@ def test_table_from_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("y,x,word\n1,0.5,a\n0,,b\n1,2,a\n")
     done = run("table", "--spec", tmp_path / "spec.json", "--input", tmp_path / "log.csv", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert "3 train rows; 0 malformed rows" in done.stdout
+    assert "text with 3 columns, named in line 1, and separator ','" in done.stdout
+    assert "val: 10% of the rows, drawn at random; --val or --val_share 0 changes this" in done.stdout
+    assert "3 train, 0 val rows; 0 malformed rows" in done.stdout
+    assert "warning: split 'val' has no rows" in done.stdout
     assert pq.read_table(tmp_path / "out/train/part-00000-000.parquet").to_pylist() == [
         {"y": 1.0, "x": 0.5, "word": 2},
         {"y": 0.0, "x": 0.0, "word": 3},
@@ -135,7 +141,7 @@ def test_table_from_the_command_line(tmp_path: Path) -> None:
 
 def test_bad_files_end_in_one_sentence(tmp_path: Path) -> None:
     data = criteo_files.content(np.random.default_rng(0), 20)
-    (tmp_path / "train.txt").write_bytes(data.decode().encode("utf-16"))
+    (tmp_path / "train.txt").write_bytes(data.decode().encode("utf-16-le"))
     output = tmp_path / "out"
     done = run("kaggle", "--input", tmp_path / "train.txt", "--output", output)
     assert done.returncode == 1

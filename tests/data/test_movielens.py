@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import subprocess
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
-from dlrm_torchrec.preparation.movielens import GENRES_OF_100K, read_genres, read_ratings, read_users
+from dlrm_torchrec.preparation.interactions import read_interactions
+from dlrm_torchrec.preparation.movielens import FORMATS, GENRES_OF_100K, find_format, read_genres, read_users
 from dlrm_torchrec.preparation.user_item_splits import Ratings, by_time, leave_one_out, with_negatives
 from tests.recipe import ROOT, run_recipe
 from tests.scripts import run_python
@@ -77,7 +83,8 @@ def write(folder: Path, kind: str, found: Ratings) -> Path:
 @pytest.mark.parametrize("kind", ["100k", "1m", "20m"])
 def test_every_format_is_read_alike(tmp_path: Path, kind: str) -> None:
     wanted, folder = ratings(), str(write(tmp_path / "ml", kind, ratings()))
-    found = read_ratings(folder, kind)
+    assert find_format(folder) == kind
+    found = read_interactions(f"{folder}/{FORMATS[kind].ratings}", FORMATS[kind].form, {}).ratings
     for column in ("users", "items", "scores", "times"):
         np.testing.assert_array_equal(getattr(found, column), getattr(wanted, column))
     assert read_genres(folder, kind) == {
@@ -179,11 +186,15 @@ def test_prepared_folders_are_what_was_asked_for_and_train(tmp_path: Path, kind:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "error: input .*ml must hold one of .'u.data', 'ratings.dat', 'ratings.csv'.: got ..; name the folder"),
-        ({"u.data": "1\t2\t3\t4\n1\t2\tx\t4\n", "u.item": "", "u.user": ""}, "got b.1.t2.tx.t4. in line 2; repair"),
-        ({"u.data": "1\t2\t3\n", "u.item": "", "u.user": ""}, "in every line: got .* in line 1; repair the file"),
-        ({"u.data": "", "u.item": "", "u.user": ""}, "u.data must hold ratings: got none; unpack it again"),
-        ({"u.data": "1\t2\t3\t4\n", "u.item": "x|y\n", "u.user": ""}, "must begin every line with an id: got b'x.y'"),
+        ({}, "error: input .*ml must be a file, a folder with files or a pattern: got no file; check the path"),
+        ({"u.data": "1\t2\t3\t4\n1\t2\tx\t4\n"}, "'rating' of .* must have a fit value in every row: got 'x' in row 2"),
+        ({"u.data": "1\t2\t3\n"}, "columns must name each of the 3 columns of .*u.data: got 4 names"),
+        ({"u.data": "1\t2\t3\t4\n5\t6\n"}, "must hold rows like its first one: got one in line 2 with not 4 columns"),
+        ({"u.data": ""}, "u.data must have rows: got none"),
+        ({"u.data": "1\t2\t3\t900000000\n", "u.item": "x|y\n"}, "must begin every row with an id: got .'x', 'y'."),
+        ({"a.csv": "who,what\n1,2\n"}, "must have a column of the user: got .'who', 'what'.; name it with --user"),
+        ({"a.csv": "user,item\n1,2\n"}, "must have ratings for --task explicit: got none; name --rating, or use impl"),
+        ({"a.csv": "user,item,rating\n1,2,3\n"}, "must have times for --split time: got none; name --time, or use"),
     ],
 )  # fmt: skip
 def test_folders_that_are_refused(tmp_path: Path, files: dict[str, str], message: str) -> None:
@@ -193,3 +204,58 @@ def test_folders_that_are_refused(tmp_path: Path, files: dict[str, str], message
     done = prepare(tmp_path / "ml", f"--output={tmp_path}/prepared")
     assert done.returncode == 1
     assert re.search(message, done.stderr), done.stderr
+
+
+def gowalla(found: Ratings, path: Path) -> list[str]:
+    """Users and places that are texts, times, and columns that are not wanted, without a header; gzip."""
+    rows = zip(found.users, found.times, found.items, strict=True)
+    lines = [
+        f"{user}\t{datetime.fromtimestamp(time, UTC):%Y-%m-%dT%H:%M:%SZ}\t30.2\t-97.7\tplace {item}"
+        for user, time, item in rows
+    ]
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    return ["--columns", "user", "time", "lat", "lon", "spot", "--item", "spot", "--task=implicit"]
+
+
+def amazon(found: Ratings, path: Path) -> list[str]:
+    """Products that are texts, with ratings; Parquet without times, in two parts."""
+    path.mkdir()
+    for part in range(2):
+        half = found.select(np.arange(len(found)) // (len(found) // 2 + 1) == part)
+        items = [f"B{item:03}" for item in half.items]
+        table = {"reviewerID": [f"A{user}" for user in half.users], "asin": items, "overall": half.scores}
+        pq.write_table(pa.table(table), path / f"part-{part}")
+    return ["--split=leave_one_out"]
+
+
+@pytest.mark.parametrize("write_list", [gowalla, amazon])
+def test_lists_of_ones_own_are_prepared(tmp_path: Path, write_list: Callable[[Ratings, Path], list[str]]) -> None:
+    found, output = ratings(), tmp_path / "prepared"
+    found = Ratings(**vars(found) | {"times": np.random.default_rng(1).permutation(len(found)) + 9 * 10**8})
+    options = write_list(found, tmp_path / "list")
+    done = prepare(tmp_path / "list", f"--output={output}", *options)
+    assert done.returncode == 0, done.stderr
+    manifest = Manifest.load(str(output))
+    assert [feature.name for feature in manifest.spec.sparse] == ["user", "item"]
+    val = pq.read_table(output / "val").to_pydict()
+    items = ["", "", *pq.read_table(output / "vocab/item.parquet")["value"].to_pylist()]
+    if write_list is gowalla:
+        part = by_time(found, val_share=0.1, test_share=0.1)["val"]
+        positive = [i for i, label in enumerate(val["label"]) if label]
+        assert [items[val["item"][i]] for i in positive] == [f"place {item}" for item in part.items]
+        days = (part.times - found.times.min()) / 86_400
+        assert [val["days"][i] for i in positive] == pytest.approx(np.log1p(days), rel=1e-5)
+    else:
+        part = leave_one_out(Ratings(**vars(found) | {"times": np.zeros(len(found), np.int64)}))["val"]
+        assert Counter(items[i] for i in val["item"]) == Counter(f"B{item:03}" for item in part.items)
+        assert sum(val["label"]) == (part.scores >= 4).sum()
+        assert "days" not in val
+
+
+def test_movielens_without_genres_is_prepared(tmp_path: Path) -> None:
+    folder, output = write(tmp_path / "ml", "100k", ratings()), tmp_path / "prepared"
+    for name in ("u.item", "u.user"):
+        (folder / name).unlink()
+    done = prepare(folder, f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    assert [feature.name for feature in Manifest.load(str(output)).spec.sparse] == ["user", "movie"]

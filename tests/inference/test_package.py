@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from dlrm_torchrec import __version__
 from dlrm_torchrec.inference.package import write_package
 from dlrm_torchrec.inference.predictor import Predictor
-from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
+from dlrm_torchrec.schema import DatasetSpec, DenseFeature, Label, SparseFeature
 from tests.inference.packages import scripted
 
 SPEC = DatasetSpec(
@@ -57,7 +58,8 @@ def package(tmp_path: Path) -> Path:
 def test_a_package_tells_what_is_in_it(package: Path) -> None:
     predictor = Predictor.load(package)
     files = {str(file.relative_to(package)) for file in package.rglob("*") if file.is_file()}
-    assert files == {"package.json", "model.pt", "predictor.py", "vocab/city.parquet"}
+    code = {"predictor.py", "encoder.py", "lookups.py", "raw_values.py"}
+    assert files == {"package.json", "model.pt", "vocab/city.parquet", *code}
     assert set(predictor.manifest["files"]) == files - {"package.json"}
     assert predictor.manifest["name"] == "small"
     assert predictor.manifest["versions"].keys() == {"dlrm_torchrec", "torch", "fbgemm_gpu"}
@@ -65,7 +67,7 @@ def test_a_package_tells_what_is_in_it(package: Path) -> None:
     assert predictor.manifest["model"] == {"tables": "int8"}
     assert predictor.manifest["metrics"] == {"auc": 0.75}
     assert DatasetSpec.from_json(predictor.spec) == SPEC
-    assert predictor.features == ("x", "city", "item")
+    assert predictor.columns == ("x", "city", "item")
     assert sorted(path.name for path in package.parent.iterdir()) == ["city.parquet", "package"]
 
 
@@ -89,6 +91,7 @@ for name in ("dlrm_torchrec", "torchrec"):
         continue
     raise AssertionError(f"{name} was imported")
 sys.argv = [sys.argv[1], "-"]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])  # as ``python predictor.py`` does
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -105,31 +108,42 @@ def test_a_process_without_the_library_gives_the_same_probabilities(package: Pat
     }
 
 
-def test_the_command_says_what_is_wrong(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main, rows = runpy.run_path(str(package / "predictor.py"))["main"], package.parent / "rows.json"
+@pytest.fixture
+def command(package: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[str]], None]]:
+    """The main function of a package's predictor.py."""
+    monkeypatch.syspath_prepend(str(package))
+    yield runpy.run_path(str(package / "predictor.py"))["main"]
+    for name in ("encoder", "lookups", "raw_values"):
+        del sys.modules[name]
+
+
+def test_the_command_says_what_is_wrong(
+    package: Path, command: Callable[[list[str]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = package.parent / "rows.json"
 
     def exits(text: str, message: str) -> None:
         rows.write_text(text)
         with pytest.raises(SystemExit, match=message):
-            main([str(rows)])
+            command([str(rows)])
 
     exits("[1]", "error: .*rows.json must be a list of objects with the same names: got TypeError.*; correct it")
     exits('{"x": 1}', "must be a list of objects with the same names: got TypeError")
     exits(json.dumps([*ROWS, {"x": 1}]), "must be a list of objects with the same names: got KeyError")
-    exits(json.dumps([{"x": 1}]), r"error: columns must be the features of 'small': got no \['city', 'item'\]")
+    exits(json.dumps([{"x": 1}]), r"error: columns must be the raw ones of 'small': got no \['city', 'item'\]")
     exits("[", "error: Expecting value")
     rows.unlink()
     with pytest.raises(SystemExit, match=r"error: .*No such file.*rows.json"):
-        main([str(rows)])
+        command([str(rows)])
     with pytest.raises(SystemExit, match=r"python predictor\.py rows\.json"):
-        main([])
+        command([])
     assert capsys.readouterr().out == ""
 
 
 def test_a_package_takes_the_place_of_an_older_one(package: Path) -> None:
     older = Predictor.load(package)
     write(package, replace(SPEC, dense=()), metrics={"auc": 0.8})
-    assert Predictor.load(package).features == ("city", "item")
+    assert Predictor.load(package).columns == ("city", "item")
     assert older(COLUMNS).unseen == {"city": 1}
     assert sorted(path.name for path in package.parent.iterdir()) == ["city.parquet", "package"]
 
@@ -149,7 +163,7 @@ def test_an_older_package_stays_when_the_new_one_fails(
         patch.setattr(failing, fail)
         with pytest.raises(OSError, match="no space left"):
             write(package, replace(SPEC, dense=()))
-    assert Predictor.load(package).features == ("x", "city", "item")
+    assert Predictor.load(package).columns == ("x", "city", "item")
     assert sorted(path.name for path in package.parent.iterdir()) == ["city.parquet", "package"]
 
 
@@ -182,6 +196,10 @@ def test_vocabularies_are_those_of_the_spec(tmp_path: Path) -> None:
     fails({"city": files["three"]}, "vocabulary of 'city' must have 2 values of int64 or string: got 3 of .*; take")
     fails({"city": files["numbers"]}, r"must have 2 values of int64 or string: got 2 of \['double'\]")
     fails({"city": files["columns"]}, r"must have 2 values of int64 or string: got 2 of \[\]")
+    known = replace(SPEC, sparse=(replace(SPEC.sparse[0], vocabulary="0123456789abcdef"), SPEC.sparse[1]))
+    fails({"city": files["two"]}, "vocabulary of 'city' must have digest 0123456789abcdef: got .*; take the v", known)
+    scaled = replace(SPEC, dense=(DenseFeature(name="x", standardise=True, mean=1.0),))
+    fails({"city": files["two"]}, "mean and deviation of feature 'x' must be numbers: got 1.0 and None", scaled)
     ids = replace(SPEC, sparse=(replace(SPEC.sparse[0], encoding="id"), SPEC.sparse[1]))
     fails({"city": files["two"]}, r"got no \[\] and unknown \['city'\]", ids)
     write_package(path, model, ids, vocabularies={}, model_facts={}, metrics={})
@@ -190,7 +208,7 @@ def test_vocabularies_are_those_of_the_spec(tmp_path: Path) -> None:
 
 def spoil_format(package: Path) -> None:
     manifest = json.loads((package / "package.json").read_text())
-    (package / "package.json").write_text(json.dumps(manifest | {"format": 2}))
+    (package / "package.json").write_text(json.dumps(manifest | {"format": 1}))
 
 
 def spoil_model(package: Path) -> None:
@@ -198,6 +216,13 @@ def spoil_model(package: Path) -> None:
     manifest = json.loads((package / "package.json").read_text())
     (package / "model.pt").write_bytes(b"torch of another time")
     manifest["files"].pop("model.pt")
+    (package / "package.json").write_text(json.dumps(manifest))
+
+
+def spoil_digest(package: Path) -> None:
+    """A vocabulary with the right checksum, of another run."""
+    manifest = json.loads((package / "package.json").read_text())
+    manifest["spec"]["sparse"][0]["vocabulary"] = "0123456789abcdef"
     (package / "package.json").write_text(json.dumps(manifest))
 
 
@@ -210,7 +235,7 @@ def spoil_model(package: Path) -> None:
         ),
         (lambda package: (package / "package.json").write_text("{"), "must hold a package.json: got JSONDecodeError"),
         (lambda package: (package / "package.json").write_text("[]"), "must hold a package.json: got TypeError"),
-        (spoil_format, "format of package .* must be 1: got 2; use the package's predictor.py"),
+        (spoil_format, "format of package .* must be 2: got 1; use the package's predictor.py"),
         (
             lambda package: (package / "model.pt").unlink(),
             "model.pt must have sha256 .*: got no file; copy the package",
@@ -218,6 +243,10 @@ def spoil_model(package: Path) -> None:
         (
             lambda package: (package / "vocab/city.parquet").write_bytes(b""),
             "city.parquet must have sha256 .*: got e3b0",
+        ),
+        (
+            spoil_digest,
+            "vocabulary of feature 'city' in .* must have digest 0123456789abcdef: got .*; write the package",
         ),
         (spoil_model, "model of .* must load: got .*; install torch and fbgemm_gpu "),
     ],
@@ -227,6 +256,44 @@ def test_what_is_no_whole_package_is_refused(package: Path, spoil: Callable[[Pat
     with pytest.raises(ValueError, match=message) as raised:
         Predictor.load(package)
     assert len(str(raised.value).splitlines()) == 1
+
+
+def digest(values: Sequence[str]) -> str:
+    return hashlib.sha256(b"".join(value.encode() + b"\0" for value in values)).hexdigest()[:16]
+
+
+def test_any_names_several_labels_and_a_shared_vocabulary(tmp_path: Path) -> None:
+    values = ["Kraków", "7", "São Paulo"]  # "7" stands for a whole number
+    pq.write_table(pa.table({"value": values}), tmp_path / "towns.parquet")
+    towns: dict[str, Any] = {"rows": 5, "encoding": "vocab", "table": "../towns", "vocabulary": digest(values)}
+    spec = DatasetSpec(
+        name="any names",
+        label="kliknięcie",
+        more_labels=(Label(name="zakup.2"),),
+        target="number",
+        dense=(
+            DenseFeature(name="cena/dni", column="cena"),
+            DenseFeature(name="brak ceny", column="cena", part="missing"),
+        ),
+        sparse=(SparseFeature(name="../x", **towns), SparseFeature(name="user.city", column="miasto", **towns)),
+    )
+    words = dict.fromkeys(("../x", "user.city"), str(tmp_path / "towns.parquet"))
+    write_package(tmp_path / "p", scripted(spec), spec, vocabularies=words, model_facts={}, metrics={})
+    assert [path.name for path in (tmp_path / "p/vocab").iterdir()] == ["%2E%2E%2Ftowns.parquet"]
+    predictor = Predictor.load(tmp_path / "p")
+    assert predictor.columns == ("cena", "../x", "miasto")
+    columns = {"cena": ["2.5", None], "../x": [7, "São Paulo "], "miasto": ["7.0", "Łódź"], "zakup.2": [1, 0]}
+    found = predictor(columns)
+    cosines = [np.cos(3) + np.cos(2 * 3), np.cos(4) + np.cos(2 * 1)]
+    sums = np.array([2.5 + 0 + cosines[0], 0 + 1 + cosines[1]])
+    np.testing.assert_allclose(found.predictions, np.stack([sums, 2 * sums], axis=1), rtol=1e-6)
+    assert found.unseen == {"user.city": 1}
+    assert predictor.named(found.predictions) == {
+        "predictions": {"kliknięcie": found.predictions[:, 0].tolist(), "zakup.2": found.predictions[:, 1].tolist()}
+    }
+    assert predictor({name: [] for name in columns}).predictions.shape == (0, 2)
+    with pytest.raises(ValueError, match=r"column '\.\./x' must hold whole numbers or texts: got 0\.5;"):
+        predictor(columns | {"../x": [0.5, None]})
 
 
 def test_a_missing_library_is_named(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:

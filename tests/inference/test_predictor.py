@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
-from dlrm_torchrec.inference.predictor import Inputs, Predictor
+from dlrm_torchrec.inference.encoder import Inputs
+from dlrm_torchrec.inference.predictor import Predictor
 from dlrm_torchrec.preparation.prepare import Source, prepare
 from dlrm_torchrec.preparation.readers.columns import Columns
 from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
@@ -59,6 +62,9 @@ def check_encoded(folder: Path, inputs: Inputs) -> None:
         np.testing.assert_array_equal(inputs.dense[:, i].view(np.int32), bits, err_msg=dense.name)
     for i, feature in enumerate(manifest.spec.sparse):
         column = rows[feature.name].combine_chunks()
+        if feature.weights:
+            weights = rows[feature.weights_name].combine_chunks().flatten().to_numpy()
+            np.testing.assert_array_equal(inputs.weights[i], weights, strict=True)
         lengths = column.value_lengths() if feature.multi_hot else pa.array(np.ones(len(rows)))
         ids = (column.flatten() if feature.multi_hot else column).to_numpy()
         np.testing.assert_array_equal(inputs.ids[i], ids, err_msg=feature.name)
@@ -116,8 +122,8 @@ def test_rows_of_census_become_what_preparation_makes_of_them(tmp_path: Path) ->
 def test_joined_requests_are_the_rows_of_all(prepared: tuple[Path, pa.Table], predictor: Predictor) -> None:
     rows = prepared[1]
     parts = [rows[:1], rows[1:1], rows[1:200], rows[200:]]
-    requests = [predictor.encode({name: part[name] for name in predictor.features}) for part in parts]
-    whole, joined = predictor.encode({name: rows[name] for name in predictor.features}), Inputs.joined(requests)
+    requests = [predictor.encode({name: part[name] for name in predictor.columns}) for part in parts]
+    whole, joined = predictor.encode({name: rows[name] for name in predictor.columns}), Inputs.joined(requests)
     for got, expected in zip((joined.dense, *joined.ids), (whole.dense, *whole.ids), strict=True):
         np.testing.assert_array_equal(got, expected, strict=True)
     np.testing.assert_array_equal(joined.lengths, whole.lengths, strict=True)
@@ -126,7 +132,7 @@ def test_joined_requests_are_the_rows_of_all(prepared: tuple[Path, pa.Table], pr
 
 def test_threads_get_the_probabilities_of_their_own_rows(prepared: tuple[Path, pa.Table], predictor: Predictor) -> None:
     parts = [prepared[1][start : start + 20] for start in range(0, 400, 20)]
-    columns = [{name: part[name].to_pylist() for name in predictor.features} for part in parts]
+    columns = [{name: part[name].to_pylist() for name in predictor.columns} for part in parts]
     expected = [predictor(part) for part in columns]
     assert len({tuple(prediction.probabilities) for prediction in expected}) == len(parts)
     with ThreadPoolExecutor(4) as pool:
@@ -137,20 +143,59 @@ def test_threads_get_the_probabilities_of_their_own_rows(prepared: tuple[Path, p
 
 def row(**values: object) -> dict[str, Values]:
     """One row without values, except for those given."""
-    return {name: [None] for name in SPEC.feature_names} | values
+    return {name: [None] for name in SPEC.raw_features} | values
 
 
 def test_what_is_not_known_is_counted(predictor: Predictor) -> None:
     prediction = predictor(row(slot=[4], place=[-1], city=["nowhere"], tags=[["no tag", "no other", None]]))
     assert prediction.unseen == {"slot": 1, "place": 1, "city": 1, "tags": 2}
-    inputs = predictor.encode(row(slot=[4], place=["-5"], city=["nowhere"], session=[3.0], visitor=[2**64 - 1]))
-    assert [ids.tolist() for ids in inputs.ids[:7]] == [[0], [0], [1], [0], [0], [0], [1]]
-    outside = Inputs(inputs.dense, (np.array([9]), *inputs.ids[1:]), inputs.lengths, np.zeros_like(inputs.unseen))
+    inputs = predictor.encode(row(slot=[4], place=["-5"], city=["nowhere"], user=["text"], session=[3.0]))
+    assert [ids.tolist() for ids in inputs.ids[:7]] == [[0], [0], [1], [1], [0], [0], [1]]
+    outside = replace(inputs, ids=(np.array([9]), *inputs.ids[1:]), unseen=np.zeros_like(inputs.unseen))
     assert predictor.run(outside).unseen == {"slot": 1}  # which the model tells
 
 
+SAME: list[list[Any]] = [
+    [5, 5.0, "5", " 5", "5.0", "5. ", np.int16(5), np.float32(5), Decimal("5.0"), b"5"],
+    [1, True, "true", " TRUE", "1", 1.0, np.True_],
+    [0, False, "False", "-0", -0.0, "0.0"],
+    [None, float("nan"), "", "  ", "NA", " null ", "\\N", np.float64("nan")],
+    ["A3", " A3 ", "A3\t", b"A3"],
+    [-(2**63), str(-(2**63)), f" {-(2**63)}.0"],
+    [2**63, str(2**63), np.uint64(2**63)],
+    [10**25, str(10**25)],
+]
+
+
+@pytest.mark.parametrize("values", SAME, ids=lambda values: repr(values[0]))
+def test_a_value_has_one_id_whatever_its_type(predictor: Predictor, values: list[Any]) -> None:
+    random = np.random.default_rng(0)
+    other: list[Any] = ["B", 7, 2.0, None, "7 ", True]
+    mixed = [*values, *other]
+    order = random.permutation(len(mixed))
+    places = [np.flatnonzero(order == number)[0] for number in range(len(values))]
+    for column, count in (("device", 1), ("account", 1), ("code", 2)):
+        alone = [predictor.encode(row(**{column: [value]})) for value in values]
+        numbers = [number for number, each in enumerate(SPEC.sparse) if each.raw == column]
+        assert len(numbers) == count
+        columns = {name: [None] * len(mixed) for name in predictor.columns}
+        together = predictor.encode(columns | {column: [mixed[place] for place in order]})
+        typed = predictor.encode({name: [None] * len(values) for name in predictor.columns} | {column: values[:]})
+        for number in numbers:
+            ids = {one.ids[number][0] for one in alone}
+            assert len(ids) == 1
+            assert {*together.ids[number][places]} == {*typed.ids[number]} == ids
+            assert (ids == {0}) == (values[0] is None)
+
+
+def test_values_that_differ_have_ids_that_differ(predictor: Predictor) -> None:
+    values = [5, "05", "5e0", "five", "A3", "a3", "5,0", -5, None]
+    inputs = predictor.encode({name: [None] * len(values) for name in predictor.columns} | {"account": values})
+    assert len(set(inputs.ids[8].tolist())) == len(values)
+
+
 def test_no_rows_have_no_probabilities(predictor: Predictor) -> None:
-    prediction = predictor({name: [] for name in predictor.features})
+    prediction = predictor({name: [] for name in predictor.columns})
     assert prediction.probabilities.shape == (0,)
     assert prediction.unseen == {}
 
@@ -168,16 +213,16 @@ JSON_VALUES = st.recursive(
 )
 
 
-@given(garbage=st.dictionaries(st.sampled_from(SPEC.feature_names), JSON_VALUES, max_size=3))
+@given(garbage=st.dictionaries(st.sampled_from(SPEC.raw_features), JSON_VALUES, max_size=3))
 @settings(max_examples=100, deadline=None)
 def test_any_column_is_encoded_or_refused(predictor: Predictor, garbage: dict[str, object]) -> None:
     check_encoded_or_refused(predictor, row(**garbage))
 
 
-@given(st.sampled_from(SPEC.feature_names), st.lists(JSON_VALUES, max_size=6))
+@given(st.sampled_from(SPEC.raw_features), st.lists(JSON_VALUES, max_size=6))
 @settings(max_examples=300, deadline=None)
 def test_any_values_are_encoded_or_refused(predictor: Predictor, name: str, values: list[object]) -> None:
-    columns = {other: [None] * len(values) for other in predictor.features} | {name: values}
+    columns = {other: [None] * len(values) for other in predictor.columns} | {name: values}
     check_encoded_or_refused(predictor, columns)
 
 
@@ -201,36 +246,41 @@ def check_encoded_or_refused(predictor: Predictor, columns: dict[str, Values]) -
 
 
 REFUSED: list[tuple[dict[str, Values], str]] = [
-    ({"price": ["cheap"]}, r"feature 'price' must hold finite float32 numbers: got 'cheap'; correct it"),
+    ({"price": ["cheap"]}, r"column 'price' must hold numbers: got 'cheap'; correct it"),
+    ({"scored": [["a", "b"]], "scores": [[5, "x"]]}, "column 'scores' must hold numbers: got 'x'; correct it"),
     ({"price": [1e39]}, "'price' must hold finite float32 numbers: got 1e[+]39;"),
     ({"price": [float("inf")]}, "'price' must hold finite float32 numbers: got inf;"),
-    ({"price": [10**400]}, "'price' must hold finite float32 numbers: got 10000000"),
-    ({"price": ["nan"]}, "'price' must hold finite float32 numbers: got 'nan';"),
-    ({"price": [[1.0]]}, r"'price' must hold finite float32 numbers: got \[1.0\];"),
-    ({"price": pa.array([datetime(2026, 1, 1)])}, r"'price' must hold finite float32 numbers: got .*timestamp\[us\]"),
-    ({"price": np.array([1j])}, "'price' must hold finite float32 numbers: got .*1j"),
-    ({"price": 5.0}, "feature 'price' must hold one value per row: got 5.0;"),
-    ({"price": "5"}, "feature 'price' must hold one value per row: got '5';"),
-    ({"price": [1, 2]}, "features must have one value per row: got 2 of 'price', 1 of 'accounts'; send null"),
-    ({"slot": [1.5]}, "'slot' must hold whole numbers of 64 bits: got 1.5;"),
-    ({"slot": [2.0**53]}, "'slot' must hold whole numbers of 64 bits: got 9007199254740992.0;"),
-    ({"slot": ["1.0"]}, "'slot' must hold whole numbers of 64 bits: got '1.0';"),
-    ({"slot": [2**64]}, "'slot' must hold whole numbers of 64 bits: got 18446744073709551616;"),
-    ({"slot": pa.array([b"1"])}, "'slot' must hold whole numbers of 64 bits: got .*binary"),
-    ({"city": [5]}, "'city' must hold texts: got 5;"),
-    ({"city": ["\ud800"]}, r"'city' must hold texts: got '\\ud800';"),
-    ({"city": [{"name": "Paris"}]}, "'city' must hold texts: got {'name': 'Paris'};"),
-    ({"user": ["five"]}, "'user' must hold whole numbers of 64 bits: got 'five';"),
-    ({"user": pa.array([datetime(2026, 1, 1)])}, r"'user' must hold whole numbers of 64 bits: got .*timestamp\[us\]"),
-    ({"device": [5.5]}, "'device' must hold whole numbers of 64 bits, or only texts: got 5.5;"),
-    ({"words": [["x" * 10**6, 5]]}, "'words' must hold whole numbers of 64 bits, or only texts: got 5;"),
-    ({"words": [[2**63, 0.5]]}, "'words' must hold whole numbers of 64 bits, or only texts: got 0.5;"),
-    ({"words": [[2**60 + 1, 0.5]]}, "'words' must hold whole numbers of 64 bits, or only texts: got 0.5;"),
-    ({"device": [[]]}, r"'device' must hold whole numbers of 64 bits, or only texts: got \[\];"),
+    ({"price": [10**400]}, "'price' must hold finite float32 numbers: got inf;"),
+    ({"price": ["infinity"]}, "'price' must hold numbers: got 'infinity';"),
+    ({"price": [[1.0]]}, r"'price' must hold single numbers or texts: got list<item: double>;"),
+    ({"price": pa.array([datetime(2026, 1, 1)])}, r"'price' must hold numbers: got .*timestamp\[us\]"),
+    ({"price": np.array([1j])}, "'price' must hold single numbers or texts: got .*1j"),
+    ({"price": 5.0}, "column 'price' must hold one value per row: got 5.0;"),
+    ({"price": "5"}, "column 'price' must hold one value per row: got '5';"),
+    ({"price": [1, 2]}, "columns must have one value per row: got 2 of 'price', 1 of 'scores'; send null"),
+    ({"height": ["1,5"]}, "'height' must hold numbers: got '1,5';"),
+    ({"when": ["soon"]}, "'when' must hold times: got 'soon';"),
+    ({"when": [True]}, "'when' must hold times: got bool;"),
+    ({"slot": [1.5]}, "'slot' must hold whole numbers or texts: got 1.5;"),
+    ({"slot": [2.0**53]}, "'slot' must hold whole numbers or texts: got 9007199254740992.0;"),
+    ({"slot": ["one"]}, "'slot' must hold whole numbers: got 'one';"),
+    ({"slot": [2**64]}, "'slot' must hold whole numbers: got '18446744073709551616';"),
+    ({"city": ["\ud800"]}, r"'city' must hold single numbers or texts: got '\\ud800';"),
+    ({"city": [{"name": "Paris"}]}, "'city' must hold single numbers or texts: got struct<name: string>;"),
+    ({"city": [{"\n" * 99: None}]}, r"'city' must hold single numbers or texts: got struct<\\n\\n"),
+    ({"device": [5.5]}, "'device' must hold whole numbers or texts: got 5.5;"),
+    ({"words": [[2**60 + 1, 0.5]]}, "'words' must hold whole numbers or texts: got 0.5;"),
+    ({"device": [[]]}, r"'device' must hold single numbers or texts: got list<item: null>;"),
     ({"tags": ["a"]}, "'tags' must hold a list of values per row: got 'a';"),
-    ({"tags": pa.array(["a"])}, "'tags' must hold a list of values per row: got .*string"),
-    ({"tags": [["a", 5]]}, "'tags' must hold texts: got 5;"),
-    ({"colour": ["red"]}, r"columns must be the features of 'log': got no \[\] and unknown \['colour'\]; send"),
+    ({"tags": pa.array(["a"])}, "'tags' must hold a list of values per row: got string"),
+    ({"tags": [["a", {}]]}, "'tags' must hold single numbers or texts: got struct<>;"),
+    ({"scored": [["a", "b"]]}, "column 'scores' must have a weight for each value of 'scored': got 0 for 2 in row 0;"),
+    (
+        {"scored": [["a"]], "scores": [[None]]},
+        "'scores' must hold finite float32 numbers and none that is missing: got",
+    ),
+    ({"scored": [["a"]], "scores": [["x"]]}, "'scores' must hold numbers: got 'x';"),
+    ({"colour": ["red"]}, r"columns must be the raw ones of 'log': got no \[\] and unknown \['colour'\]; send"),
 ]
 
 
@@ -241,23 +291,24 @@ def test_malformed_values_are_refused(predictor: Predictor, values: dict[str, Va
 
 
 def test_columns_are_those_of_the_features(predictor: Predictor) -> None:
-    columns = row(clicked="anything")
+    columns = row(clicked="anything", bought=5, importance=None)
     predictor.encode(columns)
     del columns["slot"]
-    with pytest.raises(ValueError, match=r"columns must be the features of 'log': got no \['slot'\] and unknown \[\];"):
+    with pytest.raises(ValueError, match=r"columns must be the raw ones of 'log': got no \['slot'\] and unknown \[\];"):
         predictor.encode(columns)
-    with pytest.raises(ValueError, match=r"columns must be an object: got \['slot'\]; send the values of each feature"):
+    with pytest.raises(ValueError, match=r"columns must be an object: got \['slot'\]; send the values of each column"):
         predictor.encode(["slot"])  # type: ignore[arg-type]  # refused
 
 
 def test_the_value_at_fault_is_named(predictor: Predictor) -> None:
     def columns(values: list[object]) -> dict[str, Values]:
-        return {name: [None] * len(values) for name in predictor.features} | {"account": values}
+        return {name: [None] * len(values) for name in predictor.columns} | {"account": values}
 
     for place in (0, 1, 77, 299):
         values: list[object] = list(range(300))
-        values[place] = {"at": place}
-        with pytest.raises(ValueError, match=f"'account' must hold .*: got {{'at': {place}}};"):
+        values[place] = place + 0.5
+        with pytest.raises(ValueError, match=rf"'account' must hold .*: got {place}\.5;"):
             predictor.encode(columns(values))
-    with pytest.raises(ValueError, match=r"'account' must hold .*: got 'text';"):
-        predictor.encode(columns([None, 5, None, None, "text", 6]))
+        values[place] = "\ud800"
+        with pytest.raises(ValueError, match=r"'account' must hold .*: got '\\ud800';"):
+            predictor.encode(columns(values))

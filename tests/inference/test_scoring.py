@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from dlrm_torchrec.inference.scoring import Scorer, script
 from dlrm_torchrec.inference.tables.serve import serve_tables, table_weights
 from dlrm_torchrec.models.dlrm_cat import DLRMCat
 from dlrm_torchrec.models.factorization_machine import DeepFM, FactorizationMachine
-from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
+from dlrm_torchrec.models.heads import add_heads
+from dlrm_torchrec.schema import DatasetSpec, DenseFeature, Label, SparseFeature
 
 ROWS, BATCH = 50, 6
 SPEC = DatasetSpec(
@@ -82,7 +84,50 @@ def test_its_probabilities_are_the_trained_models(model: str, kind: str) -> None
         for _ in range(3):  # TorchScript compiles anew in its second call
             probabilities, unseen = served(dense, ids, lengths)
     assert logits.std() > 0.01
-    torch.testing.assert_close(probabilities, torch.sigmoid(logits.flatten()), rtol=0, atol=1e-5)
+    torch.testing.assert_close(probabilities, torch.sigmoid(logits), rtol=0, atol=1e-5)
+    assert unseen.tolist() == [0, 0, 0, 0]
+
+
+RICH = DatasetSpec(
+    name="any names",
+    label="click",
+    more_labels=(Label(name="buy.2"), Label(name="../z")),
+    target="number",
+    dense=SPEC.dense,
+    sparse=(
+        SparseFeature(name="user.city", rows=ROWS, table="../towns"),
+        SparseFeature(name="home town/ø", rows=ROWS, table="../towns", multi_hot=True, weights="w"),
+        SparseFeature(name=" ", rows=ROWS, column="x"),
+        SparseFeature(name="a#b%c", rows=ROWS, dim=4),
+    ),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_of_several_labels_with_weights_of_ids_under_any_names(kind: str) -> None:
+    torch.manual_seed(0)
+    sparse = tuple(replace(each, dim=0) if kind == "qr" else each for each in RICH.sparse)
+    spec = replace(RICH, sparse=sparse)
+    tables = build_tables(spec.tables(8), KINDS[kind], torch.device("cpu"))
+    (tables.tables if isinstance(tables, MixedDimensionEmbeddingBagCollection) else tables).to_empty(device="cpu")
+    for weight in table_weights(tables).values():
+        nn.init.normal_(weight.data, std=0.3)
+    module = DLRM(tables, 5, [16, 8], [16, 1]).eval()
+    add_heads(module, 3)
+    dense, ids, lengths = sample()
+    weights = torch.randn(len(ids))
+    names = [feature.name for feature in spec.sparse]
+    with torch.inference_mode():
+        expected = module(dense, KeyedJaggedTensor(keys=names, values=ids, lengths=lengths, weights=weights))
+        unweighted = module(dense, KeyedJaggedTensor(keys=names, values=ids, lengths=lengths, weights=weights.sign()))
+    serve_tables(module, tables, dict.fromkeys(table_weights(tables), "fp32"), names)
+    served = reloaded(script(Scorer(module, spec)))
+    with torch.inference_mode():
+        for _ in range(3):
+            predictions, unseen = served(dense, ids, lengths, weights)
+    assert predictions.shape == (BATCH, 3)
+    assert (predictions - unweighted).abs().max() > 0.01
+    torch.testing.assert_close(predictions, expected, rtol=0, atol=1e-5)
     assert unseen.tolist() == [0, 0, 0, 0]
 
 

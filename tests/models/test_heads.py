@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 from torchrec.models.dlrm import DLRM
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm_torchrec.models.heads import add_heads, start_at
+from dlrm_torchrec.models.heads import add_heads
 from dlrm_torchrec.train import compile as compile_file
 
 IDS = KeyedJaggedTensor(keys=["a", "b"], values=torch.arange(7) % 5, lengths=torch.tensor([1, 2, 0, 1, 2, 1]))
 
 
-def model(heads: int) -> DLRM:
+def model(heads: int, shift: float = 0.0) -> DLRM:
     torch.manual_seed(0)
     tables = [EmbeddingBagConfig(name=f, num_embeddings=5, embedding_dim=4, feature_names=[f]) for f in ("a", "b")]
     dlrm = DLRM(EmbeddingBagCollection(tables=tables), 3, [6, 4], [5, 3, 1])
-    add_heads(dlrm, heads)
+    add_heads(dlrm, [shift * (1 + head) for head in range(heads)])
     return dlrm
 
 
@@ -57,14 +56,7 @@ def test_compiling_keeps_names_and_outputs(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("heads", [1, 2])
-def test_outputs_start_near_the_means(heads: int) -> None:
-    dlrm = model(heads)
-    means = [3.5, -7.0][:heads]
-    start_at(dlrm, means)
-    biases = [
-        layer.bias.item()
-        for layer in dlrm.over_arch.modules()
-        if isinstance(layer, nn.Linear)
-        if layer.out_features == 1
-    ]
-    assert biases == means
+def test_outputs_are_shifted(heads: int) -> None:
+    dense = torch.randn(3, 3)
+    shifts = torch.tensor([3.5, 7.0])[:heads]
+    assert torch.allclose(model(heads, 3.5)(dense, IDS), model(heads)(dense, IDS) + shifts)

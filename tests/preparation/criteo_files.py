@@ -35,6 +35,9 @@ def read(data: bytes, labelled: bool = True) -> Reading:
     fragment = False
     if data.startswith(b"\x1f\x8b"):
         data, fragment = gunzip(data)
+    for mark, name in ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")):
+        if data.startswith(mark):
+            data = data[2:].decode(name, "replace").encode()
     result = Reading()
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n") if data else []
     if lines and lines[-1] == b"":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from dlrm_torchrec.preparation.readers.rows import Rows
 from dlrm_torchrec.preparation.splits import ByHash, ByPosition, Whole
 from dlrm_torchrec.preparation.vocabularies.hashing import fold, hash_ints, hash_text
 
@@ -44,18 +47,31 @@ def test_folded_hashes_fill_all_rows_but_the_missing_one() -> None:
     assert abs(counts[1:] - 200).max() < 75  # five standard deviations of 14
 
 
+def rows_of(numbers: Any, **also: Any) -> Rows:
+    """Rows that have nothing but their numbers and some raw columns."""
+    return Rows(
+        numbers=numbers,
+        label=np.zeros(len(numbers), np.float32),
+        dense=np.zeros((len(numbers), 0)),
+        sparse=(),
+        also={name: pa.array(values) for name, values in also.items()},
+    )
+
+
 def test_assignments() -> None:
     numbers = np.arange(1, 100_001)
-    assert not Whole("train")(numbers).any()
+    assert not Whole("train")(rows_of(numbers)).any()
     by_hash = ByHash("train", (("val", 0.1), ("test", 0.2)))
-    place = by_hash(numbers)
+    place = by_hash(rows_of(numbers))
     assert by_hash.splits == ("val", "test", "train")
     np.testing.assert_allclose(np.bincount(place) / len(numbers), [0.1, 0.2, 0.7], atol=0.006)
-    np.testing.assert_array_equal(by_hash(numbers[500:600]), place[500:600])
+    np.testing.assert_array_equal(by_hash.of_numbers(numbers[500:600]), place[500:600])
     uniform = [splitmix64(int(number)) / 2**64 for number in numbers[:100]]
     assert place[:100].tolist() == [0 if u < 0.1 else 1 if u < 0.1 + 0.2 else 2 for u in uniform]
     by_position = ByPosition((("train", 6), ("val", 8)), "test")
-    assert [by_position.splits[i] for i in by_position(np.arange(1, 10))] == ["train"] * 6 + ["val"] * 2 + ["test"]
+    assert [by_position.splits[i] for i in by_position(rows_of(np.arange(1, 10)))] == ["train"] * 6 + ["val"] * 2 + [
+        "test"
+    ]
 
 
 def test_shares_of_everything_are_refused() -> None:

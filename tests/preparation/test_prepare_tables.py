@@ -6,6 +6,7 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from iopath.common.file_io import g_pathmgr
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.preparation.prepare import Source, prepare
 from dlrm_torchrec.preparation.readers.columns import Columns
-from dlrm_torchrec.preparation.readers.raw_csv import CsvReader
 from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
 from dlrm_torchrec.preparation.readers.rows import Reader
+from dlrm_torchrec.preparation.readers.tables import Form, table_reader
+from dlrm_torchrec.preparation.readers.text.reader import TextReader
 from dlrm_torchrec.preparation.splits import ByHash, Whole
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from tests.elsewhere import Elsewhere
@@ -116,6 +118,13 @@ def read(folder: Path, split: str) -> list[Row]:
     return [row for file in files for row in pq.read_table(folder / file.path).to_pylist()]
 
 
+def text_reader(path: object, columns: Columns, separator: str = "", **options: Any) -> TextReader:
+    """The reader of a text file, with other ``options`` than table_reader chooses."""
+    found = table_reader(str(path), columns, Form(separator=separator))
+    assert isinstance(found, TextReader)
+    return replace(found, **options)
+
+
 def source(path: Path, reader: Reader, split: str = "train") -> Source:
     return Source(path=str(path), reader=reader, assignment=Whole(split))
 
@@ -137,7 +146,7 @@ def test_prepared_rows_equal_the_reference(tmp_path: Path, form: str, piece: int
             separator = "\t" if form == "tsv" else ","
             data = as_csv(rows, separator)
             path.write_bytes(gzip.compress(data) if form == "csv.gz" else data)
-            reader = CsvReader(columns=columns, separator=separator, block_bytes=piece)
+            reader = text_reader(path, columns, separator, block_bytes=piece)
     sources = [source(tmp_path / f"train.{form}", reader), source(tmp_path / f"val.{form}", reader, "val")]
     manifest = prepare(SPEC, sources, str(tmp_path / "out"), row_group_rows=128)
     assert read(tmp_path / "out", "train") == reference(train, train)
@@ -152,20 +161,20 @@ def test_prepared_rows_equal_the_reference(tmp_path: Path, form: str, piece: int
 
 BAD_VALUES = [
     ("clicked", "maybe", "clicked is not a known label"),
-    ("clicked", "", "clicked is not a known label"),
+    ("clicked", "", "clicked is missing"),
     ("price", "cheap", "price is not a number"),
-    ("price", "nan", "price is not a number"),
+    ("price", "1.5.2", "price is not a number"),
     ("price", "1e39", "price is not a finite float32"),
-    ("age", " 1", "age is not a number"),
+    ("age", "1 2", "age is not a number"),
     ("slot", "4", "slot is not an id in [0, 4)"),
     ("slot", "-1", "slot is not an id in [0, 4)"),
-    ("slot", "1.0", "slot is not an id in [0, 4)"),
+    ("slot", "1.5", "slot is not an id in [0, 4)"),
     ("slot", "9" * 30, "slot is not an id in [0, 4)"),
     ("items", "1|50", "items is not an id in [0, 50)"),
     ("city", "\0", "NUL byte"),
     ("city", 'a"b"\xff', "city is not UTF-8"),
-    ("city", "a,b", "not 9 columns, or unmatched quotes"),
-    ("city", '"open', "not 9 columns, or unmatched quotes"),
+    ("city", "a,b", "not 9 columns"),
+    ("city", '"quoted" and more', "unmatched quotes"),
 ]
 
 
@@ -179,11 +188,28 @@ def test_malformed_csv_rows_are_quarantined_and_their_neighbours_kept(tmp_path: 
     for block_bytes in (100, 10**6):
         path, output = tmp_path / "log.csv", tmp_path / str(block_bytes)
         path.write_bytes(b"\r\n".join([header, *lines]))
-        reader = CsvReader(columns=Columns(spec=SPEC, negative_label="no"), block_bytes=block_bytes)
+        reader = text_reader(path, Columns(spec=SPEC, negative_label="no"), block_bytes=block_bytes)
         prepare(SPEC, [source(path, reader)], str(output), max_bad_share=0.5)
         assert read(output, "train") == reference(kept, kept)
         quarantined = [line.split("\t")[1:3] for line in (output / "quarantine.tsv").read_text().splitlines()[1:]]
         assert quarantined == [[str(2 * i + 2), reason] for i, (_, _, reason) in enumerate(BAD_VALUES)]
+
+
+def test_an_unmatched_quote_costs_the_rows_up_to_the_next_one(tmp_path: Path) -> None:
+    lines = ["clicked,city", *(f"{i % 2},town {i}" for i in range(8)), '1,"two\nlines"', "0,last"]
+    lines[3] = '1,"open'
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(lines) + "\n")
+    spec = DatasetSpec(
+        name="log", label="clicked", dense=(), sparse=(SparseFeature(name="city", rows=9, encoding="hash"),)
+    )
+    first, last = text_reader(path, Columns(spec=spec))(str(path))
+    assert (first.numbers.tolist(), last.numbers.tolist()) == ([2, 3], [12])
+    assert [(each.number, each.reason) for each in first.rejected + last.rejected] == [
+        (4, "unmatched quotes"),
+        (11, "not 2 columns"),
+    ]
+    assert first.rejected[0].raw == b'1,"open\n1,town 3\n0,town 4\n1,town 5\n0,town 6\n1,town 7\n1,"two'
 
 
 def test_malformed_parquet_rows_are_quarantined(tmp_path: Path) -> None:
@@ -208,7 +234,7 @@ def test_malformed_parquet_rows_are_quarantined(tmp_path: Path) -> None:
     lines = [line.split("\t") for line in (tmp_path / "out" / "quarantine.tsv").read_text().splitlines()[1:]]
     assert [(number, reason) for _, number, reason, _ in lines] == [
         ("3", "y is not 0 or 1"),
-        ("4", "y is not 0 or 1"),
+        ("4", "y is missing"),
         ("5", "x is not a finite float32"),
         ("6", "a is not an id in [0, 3)"),
         ("7", "b is not a whole number"),
@@ -218,17 +244,17 @@ def test_malformed_parquet_rows_are_quarantined(tmp_path: Path) -> None:
 
 def prepared_csv(tmp_path: Path, data: bytes, **options: Any) -> Manifest:
     (tmp_path / "log.csv").write_bytes(data)
-    reader = CsvReader(columns=Columns(spec=SPEC, negative_label="no"))
+    reader = text_reader(tmp_path / "log.csv", Columns(spec=SPEC, negative_label="no"))
     return prepare(SPEC, [source(tmp_path / "log.csv", reader)], str(tmp_path / "out"), **options)
 
 
 def test_a_random_share_is_split_off_and_kept_out_of_the_vocabulary(tmp_path: Path) -> None:
     path, rows = tmp_path / "log.csv", [row | {"tags": ["t"]} for row in random_rows(500)]
     path.write_bytes(as_csv(rows))
-    reader = CsvReader(columns=Columns(spec=SPEC))
+    reader = text_reader(path, Columns(spec=SPEC))
     assignment = ByHash("train", (("val", 0.3),))
     prepare(SPEC, [Source(path=str(path), reader=reader, assignment=assignment)], str(tmp_path / "out"))
-    in_val = assignment(np.arange(2, 502)) == 0  # line numbers, after the header
+    in_val = assignment.of_numbers(np.arange(2, 502)) == 0  # line numbers, after the header
     train = [row for row, val in zip(rows, in_val, strict=True) if not val]
     assert read(tmp_path / "out", "train") == reference(train, train)
     assert read(tmp_path / "out", "val") == reference([row for row in rows if row not in train], train)
@@ -237,9 +263,10 @@ def test_a_random_share_is_split_off_and_kept_out_of_the_vocabulary(tmp_path: Pa
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "split 'train' must have rows: got none of the 0 rows read"),
+        (b"", "must have each column of the spec once: got .''., wrong for"),
+        (as_csv([]), "split 'train' must have rows: got none of the 0 rows read"),
         (b"clicked,price\n", "must have each column of the spec once"),
-        (as_csv(random_rows(3)).decode().encode("utf-16"), "must have each column of the spec once"),
+        (as_csv(random_rows(3)).decode().encode("utf-16-le"), "must have each column of the spec once"),
         (
             as_csv(random_rows(9)) + b"x\n",
             r"malformed rows must be at most 1\.00% of all: got 1 of 10, 1 of them because",
@@ -264,7 +291,7 @@ def test_parquet_that_breaks_off_is_refused(tmp_path: Path) -> None:
 def test_column_types_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     rows = [row | {"tags": "not a list"} for row in random_rows(5)]
     as_parquet(rows, tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match="multi-hot column 'tags' must hold lists"):
+    with pytest.raises(ValueError, match="column 'tags' must hold lists: got string"):
         prepare(SPEC, [source(tmp_path / "t.parquet", ParquetReader(columns=Columns(spec=SPEC)))], str(tmp_path / "o"))
 
 
@@ -296,18 +323,19 @@ def test_files_of_others_are_never_removed(tmp_path: Path) -> None:
 
 def test_missing_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"gone\.csv must be a file"):
-        prepare(SPEC, [source(tmp_path / "gone.csv", CsvReader(columns=Columns(spec=SPEC)))], str(tmp_path / "out"))
+        prepare(SPEC, [source(tmp_path / "gone.csv", ParquetReader(columns=Columns(spec=SPEC)))], str(tmp_path / "out"))
 
 
-def test_separator_of_two_characters_is_refused() -> None:
-    with pytest.raises(ValueError, match="separator must be one ASCII character"):
-        CsvReader(columns=Columns(spec=SPEC), separator="||")
+@pytest.mark.parametrize("separator", ['"', "\n", "12345"])
+def test_unfit_separators_are_refused(separator: str) -> None:
+    with pytest.raises(ValueError, match="separator must be at most 4 bytes without quotes and line ends"):
+        Form(separator=separator)
 
 
 def test_files_of_a_users_store_are_read_and_written(tmp_path: Path) -> None:
     g_pathmgr.register_handler(Elsewhere(tmp_path), allow_override=True)
     (tmp_path / "log.csv").write_bytes(as_csv(random_rows(50)))
-    reader = CsvReader(columns=Columns(spec=SPEC))
+    reader = text_reader("elsewhere://log.csv", Columns(spec=SPEC))
     sources = [Source(path="elsewhere://log.csv", reader=reader, assignment=Whole("train"))]
     for _ in range(2):
         manifest = prepare(SPEC, sources, "elsewhere://out/log", overwrite=True)

@@ -14,112 +14,199 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.preparation.prepare import Source, prepare
-from dlrm_torchrec.preparation.propose import propose, read_columns
+from dlrm_torchrec.preparation.proposals.roles import Proposal
+from dlrm_torchrec.preparation.propose import propose
 from dlrm_torchrec.preparation.readers.columns import Columns
-from dlrm_torchrec.preparation.readers.raw_csv import CsvReader
-from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
+from dlrm_torchrec.preparation.readers.tables import Form, head, table_reader
 from dlrm_torchrec.preparation.splits import Whole
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
-ROWS = 3000
+ROWS = 4000
 
 
 def values(seed: int = 0) -> dict[str, list[Any]]:
     """Columns of every sort, as Python values; None is missing."""
     random = np.random.default_rng(seed)
-    tags = [[f"t{tag}" for tag in random.integers(0, 9, random.integers(0, 4))] for _ in range(ROWS)]
+    code, size = random.integers(0, 90, ROWS), random.pareto(1.2, ROWS)
+    effect = random.permutation(np.linspace(-2, 2, 90))[code] + np.log1p(size)
     return {
-        "clicked": ["yes" if value else "no" for value in random.random(ROWS) < 0.1],
+        "clicked": ["yes" if value else "no" for value in random.random(ROWS) < 1 / (1 + np.exp(1 - effect))],
         "price": [None if value < 0.1 else round(float(value), 6) for value in random.random(ROWS)],
-        "income": [int(value) for value in random.pareto(0.7, ROWS) * 100],
-        "weeks": [int(value) for value in random.integers(0, 53, ROWS)],
+        "income": [int(value) for value in size * 100],
+        "column14": [int(value) * 37 % 1001 + 20000 for value in code],
         "city": [None if value == 0 else f"c{value}" for value in random.integers(0, 20, ROWS)],
         "shop_id": [int(value) for value in random.integers(0, 500, ROWS)],
         "device": [int(value) for value in random.integers(0, 4, ROWS)],
-        "tags": tags,
+        "tags": [[f"t{tag}" for tag in random.integers(0, 9, random.integers(0, 4))] for _ in range(ROWS)],
         "session": [f"s{number:08x}" for number in random.permutation(10**6)[:ROWS]],
+        "seen": [int(second) for second in 1_700_000_000 + np.sort(random.integers(0, 10**6, ROWS))],
         "row": list(range(5, 5 + ROWS)),
         "version": ["v1"] * ROWS,
     }
 
 
-EXPECTED: dict[str, Any] = {
-    "price": DenseFeature(name="price"),
-    "income": DenseFeature(name="income", log1p=True),
-    "weeks": DenseFeature(name="weeks"),
-    "city": SparseFeature(name="city", rows=0, encoding="vocab"),
-    "shop_id": SparseFeature(name="shop_id", rows=0, encoding="vocab"),
-    "device": SparseFeature(name="device", rows=0, encoding="vocab"),
-    "tags": SparseFeature(name="tags", rows=0, encoding="vocab", multi_hot=True),
-    "session": None,
-    "row": None,
-    "version": None,
+def vocab(name: str, **more: Any) -> SparseFeature:
+    return SparseFeature(name=name, rows=0, encoding="vocab", **more)
+
+
+def number(name: str, **more: Any) -> DenseFeature:
+    return DenseFeature(name=name, standardise=True, default=None, **more)
+
+
+EXPECTED: dict[str, list[DenseFeature | SparseFeature]] = {
+    "price": [
+        number("price"),
+        DenseFeature(name="price_missing", column="price", part="missing"),
+        SparseFeature(name="price_bucket", column="price", rows=17, encoding="bucket"),
+    ],
+    "income": [
+        number("income", log1p=True),
+        SparseFeature(name="income_bucket", column="income", rows=17, encoding="bucket"),
+    ],
+    "column14": [vocab("column14")],
+    "city": [vocab("city")],
+    "shop_id": [vocab("shop_id")],
+    "device": [vocab("device")],
+    "tags": [vocab("tags", multi_hot=True)],
+    "session": [],
+    "seen": [
+        number("seen_days", column="seen", part="days"),
+        vocab("seen_hour", column="seen", part="hour"),
+        vocab("seen_weekday", column="seen", part="weekday"),
+    ],
+    "row": [],
+    "version": [],
 }
 
 
-def write(path: Path, columns: dict[str, list[Any]], separator: str = ",") -> Path:
+def write(path: Path, columns: dict[str, list[Any]], separator: str = ",") -> str:
     """The columns as a file of the path's kind."""
     if path.suffix == ".parquet":
         pq.write_table(pa.table(columns), path)
-        return path
+        return str(path)
     rows = zip(*columns.values(), strict=True)
     cells = [
         ["" if cell is None else "|".join(cell) if isinstance(cell, list) else str(cell) for cell in row]
         for row in rows
     ]
     text = "\n".join([separator.join(columns), *(separator.join(row) for row in cells)]) + "\n"
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(text.encode()))
-    else:
-        path.write_text(text)
-    return path
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return str(path)
+
+
+def features(proposal: Proposal) -> list[Any]:
+    """Its features without raw columns that are their own names."""
+    found: list[Any] = [*proposal.dense, *proposal.sparse]
+    return [type(f)(**{**vars(f), "column": "" if f.column == f.name else f.column}) for f in found]
+
+
+def arrays(columns: dict[str, Any]) -> dict[str, Any]:
+    return {name: pa.array(each) for name, each in columns.items()}
+
+
+def by_column(columns: dict[str, Any], **options: Any) -> dict[str, Proposal]:
+    return {proposal.column: proposal for proposal in propose("log", arrays(columns), **options)[1]}
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.parquet"])
 def test_every_column_becomes_what_it_is_and_can_be_prepared(tmp_path: Path, name: str) -> None:
-    path = str(write(tmp_path / name, values()))
-    spec, found = propose("log", read_columns(path, ",", 2000))
+    path = write(tmp_path / name, values())
+    spec, found, _ = propose("log", head(path, Form(), ROWS))
     assert (spec.label, spec.positive_label) == ("clicked", "yes")
-    assert {proposal.name: proposal.feature for proposal in found[1:]} == EXPECTED
-    assert set(spec.feature_names) == {n for n, kind in EXPECTED.items() if kind}
+    assert {proposal.column: features(proposal) for proposal in found[1:]} == EXPECTED
+    assert DatasetSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
-    columns = Columns(spec=spec)
-    reader = ParquetReader(columns=columns) if name.endswith("parquet") else CsvReader(columns=columns)
-    prepare(spec, [Source(path=path, reader=reader, assignment=Whole("train"))], str(tmp_path / "prepared"))
-    manifest = Manifest.load(str(tmp_path / "prepared"))
+    reader = table_reader(path, Columns(spec=spec), Form())
+    manifest = prepare(spec, [Source(path=path, reader=reader, assignment=Whole("train"))], str(tmp_path / "prepared"))
     assert manifest.splits["train"].rows == ROWS
     assert manifest.report["rows_quarantined"] == 0
     rows = {feature.name: feature.rows for feature in manifest.spec.sparse}
-    assert rows == {"city": 19 + 2, "shop_id": len(set(values()["shop_id"])) + 2, "device": 4 + 2, "tags": 9 + 2}
+    assert (rows["city"], rows["shop_id"], rows["device"], rows["tags"]) == (
+        21,
+        len(set(values()["shop_id"])) + 2,
+        6,
+        11,
+    )
+    assert (rows["column14"], rows["seen_hour"], rows["seen_weekday"]) == (92, 26, 9)
+    dense = pq.read_table(tmp_path / "prepared" / manifest.splits["train"].files[0].path)
+    income = np.log1p(np.array(values()["income"], float))
+    np.testing.assert_allclose(dense["income"], (income - income.mean()) / income.std(), rtol=1e-5, atol=1e-6)
+    prices = np.array([np.nan if each is None else each for each in values()["price"]])
+    scaled = np.nan_to_num((prices - np.nanmean(prices)) / np.nanstd(prices))
+    np.testing.assert_allclose(dense["price"], scaled, rtol=1e-5, atol=1e-6)
+    assert dense["price_missing"].to_pylist() == np.isnan(prices).tolist()
+    buckets = np.bincount(dense["price_bucket"].to_numpy())
+    assert buckets[0] == np.isnan(prices).sum()
+    assert np.ptp(buckets[1:]) <= 0.1 * buckets[1]  # equally many rows each
 
 
-def test_reasons_are_told(tmp_path: Path) -> None:
-    _, found = propose("log", read_columns(str(write(tmp_path / "log.csv", values())), ",", ROWS))
-    reasons = {proposal.name: proposal.reason for proposal in found}
-    assert reasons["clicked"] == "label: 'yes' means 1"
-    assert reasons["income"].endswith("over 100 times its mean: log(1 + x)")
-    assert reasons["city"] == "values, vocabulary: 19 distinct, 5% missing"
-    assert reasons["shop_id"].endswith("distinct, whole numbers with the name of a code")
-    assert reasons["device"] == "values, vocabulary: 4 distinct, at most 32 whole numbers"
-    assert reasons["session"] == "left out: every row has another value"
-    assert reasons["row"] == "left out: it numbers the rows"
-    assert reasons["version"] == "left out: 1 distinct value"
+def test_a_line_says_what_a_column_becomes_and_why_and_what_would_change_it() -> None:
+    lines = {name: proposal.line for name, proposal in by_column(values()).items()}
+    assert lines["clicked"].startswith("left out: label: 'yes' means 1, by its word; 4")
+    assert lines["row"] == "left out: it numbers the rows; --numbers row keeps it"
+    assert lines["session"] == "left out: every row has another value; --codes session keeps it"
+    assert lines["version"] == "left out: it has one value only"
+    assert lines["city"].startswith("category: 19 distinct values in 4,000 rows, 5.")
+    assert lines["shop_id"].startswith(
+        "category: whole numbers with the name of a code; 500 distinct in 4,000 rows; --num"
+    )
+    assert lines["column14"].startswith("category: its order tells little of the label, by its values ")
+    assert lines["column14"].endswith("--numbers column14 makes it a quantity")
+    assert lines["income"].startswith("log(1 + x), standardised, 16 buckets: numbers from 0 to ")
+    assert lines["seen"].startswith("days, standardised, hour, weekday: times from 2023-11-14T22:1")
+
+
+def test_a_person_has_the_last_word() -> None:
+    roles: Any = {"income": "code", "column14": "number", "city": "out", "seen": "number", "row": "number"}
+    found = by_column(values(), roles=roles)
+    assert [feature.name for feature in features(found["income"])] == ["income"]
+    assert isinstance(features(found["column14"])[0], DenseFeature)
+    assert features(found["city"]) == []
+    assert features(found["seen"])[0] == number("seen")
+    assert features(found["row"])[0] == number("row")
+    with pytest.raises(ValueError, match=r"columns that you name must be among .*: got 'nothing'; correct it"):
+        by_column(values(), roles={"nothing": "code"})
+    with pytest.raises(ValueError, match="column 'session' must hold numbers to be one: got others"):
+        by_column(values(), roles={"session": "number"})
+
+
+def test_what_tells_the_label_alone_is_left_out() -> None:
+    columns = values()
+    clicked = [value == "yes" for value in columns["clicked"]]
+    columns["clicked_at"] = [1_700_000_000 + i if value else None for i, value in enumerate(clicked)]
+    columns["state"] = ["done" if value else "open" for value in clicked]
+    columns["money"] = [i % 7 + 0.5 if value else 0.0 for i, value in enumerate(clicked)]
+    found = by_column(columns)
+    for name in ("clicked_at", "state", "money"):
+        assert "alone it tells the label (AUC 1.0000)" in found[name].line
+        assert not features(found[name])
+
+
+def test_names_that_columns_have_already_are_not_taken_twice() -> None:
+    columns = {"click": [0, 1] * 50, "x": [i * 0.37 % 11 for i in range(100)], "x_bucket": ["a", "b", "b", "a"] * 25}
+    names = [feature.name for proposal in by_column(columns).values() for feature in features(proposal)]
+    assert names == ["x", "x_bucket_", "x_bucket"]
+
+
+def test_missing_markers_and_marks_of_numbers_are_recognised_and_said() -> None:
+    base = {"label": ["0", "1", "1", "0", "1"] * 20, "c": ["a", "b", "b", "a"] * 25}
+    spec, _, notes = propose("log", arrays({**base, "x": [" 1,5", "2.000,25", "NA", "7"] * 25}))
+    assert (spec.decimal, spec.thousands) == (",", ".")
+    assert [feature.name for feature in spec.dense] == ["x", "x_missing"]
+    assert notes[0].startswith("numbers have ',' before the fraction and '.' between thousands: x are")
+    assert "'NA' means a missing value: x; change 'missing' of the spec if it does not" in notes
+    spec, _, notes = propose("log", arrays({**base, "x": ["1.5", "?", "3", "4.25"] * 25}))
+    assert "?" in spec.missing
+    assert notes == ["'?' means a missing value: it stands among the numbers of x"]
+    spec, *_ = propose("log", arrays({**base, "x": ["1.5", "word", "3", "4.25"] * 25}))
+    assert [feature.name for feature in spec.sparse] == ["c", "x"]
 
 
 def test_many_ids_are_hashed_into_twice_as_many_rows() -> None:
     ids = np.random.default_rng(0).permutation(150_000)
-    columns = {"label": pa.array([0, 1] * 75_000), "user": pa.array([f"u{i}" for i in [*ids[:-1], ids[0]]])}
-    spec, _ = propose("log", columns)
-    assert spec.sparse == (SparseFeature(name="user", rows=1 << 19, encoding="hash"),)
-
-
-def test_a_code_that_never_repeats_in_the_sample_is_kept() -> None:
-    texts = pa.array([f"u{number}" for number in range(100)])
-    columns = {"label": pa.array([0, 1] * 50), "user_id": texts, "session": texts}
-    spec, _ = propose("log", columns)
-    assert [feature.name for feature in spec.sparse] == ["user_id"]
+    columns = {"label": [0, 1] * 75_000, "user": [f"u{i}" for i in [*ids[:-1], ids[0]]]}
+    assert features(by_column(columns)["user"]) == [SparseFeature(name="user", rows=1 << 19, encoding="hash")]
 
 
 @pytest.mark.parametrize(
@@ -127,92 +214,83 @@ def test_a_code_that_never_repeats_in_the_sample_is_kept() -> None:
     [
         ([0, 1, 0], None),
         ([0.0, 1.0, 0.0], None),
+        ([1.0, 2.0, 1.0], "2"),
+        ([-1.0, 1.0, -1.0], "1"),
         ([False, True, False], None),
         (["0", "1", "0"], None),
-        (["False", "True", "False"], "True"),
+        (["False", "True", "False"], None),
         (["no click", "click", "click"], "click"),
-        ([" - 50000.", " 50000+.", " - 50000."], " 50000+."),
+        ([" - 50000.", " 50000+.", " - 50000."], "50000+."),
     ],
 )
 def test_labels(label: list[Any], positive: str | None) -> None:
-    columns = {"target": pa.array(label), "x": pa.array([1.5, 2.5, 7.0]), "c": pa.array(["a", "b", "a"])}
-    spec, _ = propose("log", columns, "target")
+    columns = arrays({"target": label, "x": [1.5, 2.5, 7.0], "c": ["a", "b", "a"]})
+    spec, *_ = propose("log", columns, label="target")
     assert spec.positive_label == positive
+    assert propose("log", columns, positive="x")[0].positive_label == "x"
 
 
-def test_parquet_types() -> None:
+def test_a_label_of_many_numbers_is_regression() -> None:
+    columns = arrays({"rating": [1, 2.5, 5, 4] * 9, "user_id": [1, 2, 3] * 12})
+    spec, found, _ = propose("log", columns, label="rating")
+    assert (spec.target, spec.positive_label) == ("number", None)
+    assert "regression" in found[0].reason
+
+
+def test_every_type_of_arrow_has_a_role_or_a_reason() -> None:
+    pairs = [{"a": 1}, {"a": 2}] * 50
     columns = {
-        "y": pa.array([0, 1, 0, 1]),
-        "word": pa.array(["a", "b", "a", None]).dictionary_encode().cast(pa.string()),
-        "seen": pa.array([True, False, None, True]),
-        "ids": pa.array([[1, 2], [], [2], None]),
-        "when": pa.array([0, 1, 2, 3], pa.timestamp("s")),
-        "kind": pa.array([3, 4, 3, 4], pa.int8()),
+        "y": pa.array([0, 1, 1, 0, 1] * 20),
+        "word": pa.array(["a", "b", "a", None] * 25).dictionary_encode(),
+        "view": pa.array(["a", "b"] * 50, pa.string_view()),
+        "flag": pa.array([True, False, False, None] * 25),
+        "half": pa.array([i % 41 + 0.5 for i in range(100)], pa.float16()),
+        "money": pa.array([i % 47 for i in range(100)], pa.decimal128(9, 2)),
+        "fixed": pa.array([[i % 3, i % 5] for i in range(100)], pa.list_(pa.int32(), 2)),
+        "large": pa.array([[i % 3] for i in range(100)], pa.large_list(pa.int64())),
+        "when": pa.array(range(0, 10_000_000, 100_000), pa.timestamp("s")),
+        "day": pa.array(range(100), pa.date32()),
+        "nothing": pa.nulls(100),
+        "pair": pa.array(pairs),
+        "map": pa.array([[("a", 1)]] * 100, pa.map_(pa.string(), pa.int32())),
+        "nested": pa.array([[[1]], [[2]]] * 50),
     }
-    spec, found = propose("log", columns)
-    assert [(feature.name, feature.multi_hot) for feature in spec.sparse] == [
-        ("word", False),
-        ("seen", False),
-        ("ids", True),
-        ("kind", False),
-    ]
-    assert {proposal.name: proposal.reason for proposal in found}["when"] == "left out: timestamp[s] is not supported"
+    _, found, _ = propose("log", columns, label="y")
+    kinds = {proposal.column: [feature.name for feature in features(proposal)] for proposal in found[1:]}
+    assert {name for name, kind in kinds.items() if not kind} == {"nothing", "pair", "map", "nested"}
+    assert kinds["when"] == ["when_days", "when_hour", "when_weekday"]
+    reasons = {proposal.column: proposal.reason for proposal in found}
+    assert reasons["pair"] == "a column of type struct<a: int64> is no feature"
+    assert "map" in reasons["map"]
 
 
 @pytest.mark.parametrize(
     ("columns", "label", "message"),
     [
+        ({"a": [1, 2, 3]}, "", r"label must be told by its name: got no column of two values among \['a'\]; name it"),
         (
-            {"a": [1, 2, 3], "b": ["x", "y", "z"]},
+            {"isweekend": [1, 2, 1], "b": ["x", "y", "x"]},
             "",
-            r"label must be known: got no column of two values among \['a', 'b'",
+            r"label must be told by its name: got \['isweekend', 'b'\] of two values among .*; name it with --label",
         ),
-        (
-            {"a": [1, 2, 1], "b": ["x", "y", "x"]},
-            "",
-            r"label must be known: got \['a', 'b'\] of two values among .*; name",
-        ),
+        ({"click": [1, 0, 1], "bought": [1, 0, 0]}, "", r"got \['click', 'bought'\] of two values"),
         ({"a": [1, 2, 1]}, "z", r"label must be one of the columns \['a'\]: got 'z'; name it with --label"),
-        ({"a": [1, 2, 3]}, "a", r"label 'a' must have two values: got \['1', '2', '3'\]; name another with --label"),
+        ({"a": ["x", "y", "z"]}, "a", r"label 'a' must have two values, or hold numbers: got 3 texts"),
+        ({"a": [1, 1]}, "a", r"label 'a' must have two values: got \['1'\]; name another with --label"),
     ],
 )
 def test_labels_that_are_refused(columns: dict[str, list[Any]], label: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        propose("log", {name: pa.array(each) for name, each in columns.items()}, label)
-
-
-def test_files_without_rows(tmp_path: Path) -> None:
-    (tmp_path / "empty.csv").write_text("a,b\n")
-    with pytest.raises(
-        ValueError, match=r"file .*empty.csv must have a header line and rows separated by ',': got none"
-    ):
-        read_columns(str(tmp_path / "empty.csv"), ",", 10)
-    pq.write_table(pa.table({"a": pa.array([], pa.int64())}), tmp_path / "empty.parquet")
-    with pytest.raises(ValueError, match=r"file .*empty.parquet must have rows: got none; name another"):
-        read_columns(str(tmp_path / "empty.parquet"), ",", 10)
-
-
-def test_malformed_lines_do_not_decide(tmp_path: Path) -> None:
-    path = tmp_path / "log.tsv"
-    path.write_text("y\tx\tc\n0\t1.5\ta\n1\tno\n1\t2.5\tb\n0\t8\ta\n")
-    spec, _ = propose("log", read_columns(str(path), "\t", 10))
-    assert [feature.name for feature in spec.dense] == ["x"]
+        propose("log", arrays(columns), label=label)
 
 
 def test_as_a_command(tmp_path: Path) -> None:
     path, spec = write(tmp_path / "clicks.csv", values()), tmp_path / "spec.json"
-    command = [
-        sys.executable,
-        "-X",
-        "importtime",
-        "-m",
-        "dlrm_torchrec.preparation.propose",
-        str(path),
-        f"--output={spec}",
-    ]
+    command = [sys.executable, "-X", "importtime", "-m", "dlrm_torchrec.preparation.propose", path, f"--output={spec}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "spec.json: 3 dense and 4 sparse features; prepare with --spec" in done.stdout
-    assert DatasetSpec.from_json(json.loads(spec.read_text())).name == "clicks"
+    assert "clicked   label: 'yes' means 1" in done.stdout
+    assert "spec.json: 4 dense and 9 sparse features; prepare with --spec" in done.stdout
+    assert DatasetSpec.read(spec.read_bytes()).name == "clicks"
     assert " torch\n" not in done.stderr  # which would take seconds
     failed = subprocess.run([*command, "--label=nothing"], capture_output=True, text=True)
     assert failed.returncode == 1

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -16,8 +18,15 @@ from dlrm_torchrec.datasets.open import open_streams
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.inference.predictor import Predictor
+from dlrm_torchrec.preparation.prepare import Source, prepare
+from dlrm_torchrec.preparation.readers.columns import Columns
+from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
+from dlrm_torchrec.preparation.splits import Whole
+from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
+from dlrm_torchrec.train.metrics.auc import weighted_auc
 from tests.distributed import run_ranks
 from tests.recipe import load_recipe, run_recipe
+from tests.rich_data import RATINGS, RICH, write_rich
 
 SMALL = ["demo", "--rows=40960", "--batch-size=1024", "--eval-every=0"]
 
@@ -48,15 +57,13 @@ def raw_columns(rows: int) -> dict[str, list[Any]]:
 
 
 ELSEWHERE = """
-import importlib.util, json, sys
+import json, sys
 import numpy as np
 for name in ("dlrm_torchrec", "torchrec"):
     sys.modules[name] = None  # importing it fails
-spec = importlib.util.spec_from_file_location("predictor", sys.argv[1] + "/predictor.py")
-predictor = importlib.util.module_from_spec(spec)
-sys.modules["predictor"] = predictor
-spec.loader.exec_module(predictor)
-np.save(sys.argv[2], predictor.Predictor.load(sys.argv[1])(json.load(sys.stdin)).probabilities)
+sys.path.insert(0, sys.argv[1])
+from predictor import Predictor
+np.save(sys.argv[2], Predictor.load(sys.argv[1])(json.load(sys.stdin)).probabilities)
 """
 
 
@@ -113,9 +120,106 @@ def test_compositional_tables(tmp_path: Path) -> None:
     assert Predictor.load(tmp_path / "demo/package")(raw_columns(8)).probabilities.shape == (8,)
 
 
+@pytest.mark.parametrize("recipe", ["train_fm", "train_deepfm"])
+def test_factorisation_machines(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_recipe(recipe, ["demo", "--rows=16384", "--batch-size=1024", "--eval-every=0", f"--run-dir={tmp_path}"], 1)
+    found = quantize(tmp_path / "demo", recipe, max_auc_loss=0.01)
+    assert found["val/auc"] == pytest.approx(found["before/val/auc"], abs=1e-3)
+    assert (found["before/bytes/mlps"] == 0) == (recipe == "train_fm")
+    assert "mlps: " in capsys.readouterr().err
+    assert Predictor.load(tmp_path / "demo/package")(raw_columns(8)).probabilities.std() > 0
+
+
+@pytest.mark.parametrize("spec", [RICH, RATINGS], ids=["two labels and weights", "numbers"])
+def test_all_that_a_spec_can_say(spec: DatasetSpec, tmp_path: Path) -> None:
+    rows = write_rich(tmp_path, spec, rows=2000)["val"]
+    sizes = ["--batch-size=64", "--bottom", "16", "--top", "16", "1", "--epochs=2", "--eval-every=0"]
+    metrics = run_recipe("train_dlrm", ["demo", f"--data={tmp_path}", *sizes, f"--run-dir={tmp_path}/runs"], 1)
+    run = tmp_path / "runs/demo"
+    found = quantize(run, max_auc_loss=0.1)
+    packed = Predictor.load(run / "package")
+    assert packed.columns == tuple(spec.raw_features)
+    sources = {"tag_scores": "tags weights"}
+    got = packed({name: [row[sources.get(name, name)] for row in rows] for name in packed.columns}).predictions
+    weights = np.array([row["importance"] for row in rows])
+    if spec.target == "number":
+        errors = got[:, 0] - np.array([row["rating"] for row in rows])
+        assert np.sqrt(np.average(errors**2, weights=weights)) == pytest.approx(found["val/rmse"], rel=1e-5)
+        assert found["before/val/rmse"] == pytest.approx(metrics["val/rmse"], rel=1e-5)
+        with pytest.raises(
+            ValueError, match=r"RMSE must not rise by a share by more than -1: got .*nothing was written"
+        ):
+            quantize(run, max_auc_loss=-1)
+        return
+    for number, label in enumerate(("click", "buy")):
+        known = [i for i, row in enumerate(rows) if row[label] is not None and row["importance"] > 0]
+        labels = np.array([rows[i][label] for i in known])
+        scores = torch.from_numpy(got[known, number])
+        auc = weighted_auc(scores, torch.from_numpy(labels), torch.from_numpy(weights[known]))
+        assert auc == pytest.approx(found[f"val/{label}/auc"], abs=1e-6)
+        assert found[f"before/val/{label}/auc"] == pytest.approx(metrics[f"val/{label}/auc"], abs=1e-6)
+
+
+SHOPS = DatasetSpec(
+    name="shops",
+    label="click",
+    dense=(DenseFeature(name="price"),),
+    sparse=(
+        SparseFeature(name="city", rows=0, encoding="vocab"),
+        SparseFeature(name="shop", rows=1000, encoding="hash"),
+    ),
+)
+
+
+def prepare_shops(folder: Path, cities: list[int]) -> dict[str, list[Any]]:
+    """A prepared folder whose clicks follow city and shop, and its raw validation rows; cities[0] is the most frequent.
+
+    Shops are texts in training and whole numbers in validation.
+    """
+    sources, raw = [], dict[str, list[Any]]()
+    for split, count in (("train", 4000), ("val", 1000)):
+        random = np.random.default_rng(count)
+        city, shop = random.choice(cities, count, p=np.arange(9, 0, -1) / 45), random.integers(9, size=count)
+        raw = {
+            "click": (random.random(count) < 1 / (1 + np.exp(-1.2 * (city + shop - 8.0)))).astype(int).tolist(),
+            "price": random.normal(size=count).tolist(),
+            "city": [f"c{each}" for each in city],
+            "shop": [str(each + 100) if split == "train" else int(each) + 100 for each in shop],
+        }
+        pq.write_table(pa.table(raw), folder / f"{split}.parquet")
+        reader = ParquetReader(columns=Columns(spec=SHOPS))
+        sources.append(Source(path=str(folder / f"{split}.parquet"), reader=reader, assignment=Whole(split)))
+    prepare(SHOPS, sources, str(folder / "prepared"), workers=1, overwrite=True)
+    return raw
+
+
+def test_a_value_is_the_same_in_any_type_and_ids_of_other_data_are_refused(tmp_path: Path) -> None:
+    raw = prepare_shops(tmp_path, list(range(9)))
+    options = ["demo", f"--data={tmp_path}/prepared", "--batch-size=64", "--eval-every=0", f"--run-dir={tmp_path}"]
+    metrics = run_recipe("train_dlrm", options, 1)
+    assert metrics["val/auc"] > 0.85  # it was .56 when texts and numbers had different ids
+    run = tmp_path / "demo"
+    assert quantize(run, max_auc_loss=0.05)["before/val/auc"] == pytest.approx(metrics["val/auc"], abs=1e-5)
+    packed = Predictor.load(run / "package")
+    as_number = packed(raw)
+    forms: list[list[Any]] = [[float(shop) for shop in raw["shop"]], [f" {shop}.0 " for shop in raw["shop"]]]
+    forms.append([form[i % 2] for i, form in enumerate(zip(raw["shop"], map(str, raw["shop"]), strict=True))])
+    for shops in forms:
+        np.testing.assert_array_equal(packed(raw | {"shop": shops}).predictions, as_number.predictions)
+    assert as_number.unseen == {}
+
+    before = (run / "package/package.json").read_bytes()
+    prepare_shops(tmp_path, list(range(8, -1, -1)))
+    with pytest.raises(ValueError, match=r"feature 'city' of .*prepared must mean what it meant in training"):
+        quantize(run, max_auc_loss=1)
+    assert (run / "package/package.json").read_bytes() == before
+
+
 def test_a_model_that_lost_too_much_is_not_written(trained: tuple[Path, dict[str, float]]) -> None:
     run, _ = trained
-    with pytest.raises(ValueError, match=r"AUC must not fall by more than 1e-05: got [\d.e-]+ less, and nothing was w"):
+    with pytest.raises(
+        ValueError, match=r"AUC must not fall by more than 1e-05: got [\d.e-]+, and nothing was written"
+    ):
         quantize(run, tables="int2", max_auc_loss=1e-5, output=str(run / "bad"))
     assert not (run / "bad").exists()
 

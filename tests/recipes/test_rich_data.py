@@ -16,7 +16,7 @@ from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
 from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows
 from dlrm_torchrec.embeddings.initialize import fill_table
-from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.schema import DatasetSpec, Label
 from tests.distributed import run_ranks
 from tests.recipe import load_recipe, records, run_recipe
 from tests.rich_data import PLAIN, RATINGS, RICH, Row, write_rich
@@ -37,7 +37,7 @@ def initial_weights(spec: DatasetSpec, interaction: str, mean: float) -> Weights
     dense = {name: value.detach().double() for name, value in task.named_parameters() if "embedding_bags" not in name}
     for name in dense if spec.target == "number" else ():
         if name.endswith("model.1.bias"):
-            dense[name] = torch.tensor([mean]).float().double()  # as the recipe rounds it
+            dense[name] += mean
     tables = {}
     for table in spec.tables(BOTTOM[-1]):
         weight = torch.empty(table.rows, table.dim)
@@ -177,8 +177,8 @@ def test_evaluation_repeats_the_metrics_of_the_run_and_refuses_data_of_another_m
 @pytest.mark.parametrize(
     ("recipe", "spec", "message"),
     [
-        ("train_fm", RICH, r"data for train_fm must have one label: got more_labels \['buy'\]"),
-        ("train_dcnv2", RATINGS, "labels for train_dcnv2 must be 0 or 1: got target 'number' of label 'click'"),
+        ("train_deepfm", RICH, r"data for train_deepfm must have one label: got more_labels \['buy'\]"),
+        ("train_neumf", RATINGS, "labels for train_neumf must be 0 or 1: got target 'number' of label 'click'"),
         ("train_mf", replace(PLAIN, weight="importance"), "rows for train_mf must have no weight: got weight 'impor"),
     ],
 )
@@ -191,21 +191,22 @@ def test_what_another_recipe_cannot_train_is_refused_by_name(
         module.main("demo", replace(module.PRESETS["demo"], data=str(tmp_path), run_dir=str(tmp_path / "runs")))
 
 
-def test_weights_of_rows_and_ids_in_another_recipe(tmp_path: Path) -> None:
-    """A factorisation machine on two ranks trains on weights like one rank."""
-    spec = replace(RICH, more_labels=())
-    write_rich(tmp_path, spec)
-    losses = []
-    for ranks in (1, 2):
-        runs = tmp_path / f"runs-{ranks}"
-        arguments = ["demo", f"--data={tmp_path}", f"--run-dir={runs}", "--batch-size=200", "--log.every=1"]
-        run_recipe("train_fm", [*arguments, "--eval-every=0", "--epochs=5", "--schedule.warmup-steps=0"], ranks)
-        losses.append([each["train/loss"] for each in records(runs / "demo") if "train/loss" in each])
+@pytest.mark.parametrize(
+    ("recipe", "labels"),
+    [("train_fm", ()), ("train_dlrm_compositional", RICH.more_labels), ("train_dcnv2", RICH.more_labels)],
+)
+def test_weights_of_rows_and_ids_in_another_recipe(tmp_path: Path, recipe: str, labels: tuple[Label, ...]) -> None:
+    """Two ranks train on weights like one rank, and otherwise than on data without weights of ids."""
+    weighted = replace(RICH, more_labels=labels, sparse=tuple(replace(f, dim=0) for f in RICH.sparse))
+    unweighted = replace(weighted, sparse=tuple(replace(f, weights="") for f in weighted.sparse))
+    losses: list[object] = []
+    for spec, ranks in ((weighted, 1), (weighted, 2), (unweighted, 1)):
+        folder = tmp_path / f"{len(losses)}"
+        folder.mkdir()
+        write_rich(folder, spec)
+        arguments = ["demo", f"--data={folder}", f"--run-dir={folder}", "--batch-size=200", "--log.every=1"]
+        arguments += ["--eval-every=0", "--epochs=5", "--schedule.warmup-steps=0", "--tables.threshold=10"]
+        run_recipe(recipe, arguments, ranks)
+        losses.append([each["train/loss"] for each in records(folder / "demo") if "train/loss" in each])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    unweighted = tmp_path / "plain"
-    unweighted.mkdir()
-    write_rich(unweighted, replace(spec, sparse=PLAIN.sparse))
-    runs = tmp_path / "runs-plain"
-    run_recipe("train_fm", [*arguments[:1], f"--data={unweighted}", f"--run-dir={runs}", *arguments[3:]], 1)
-    first = next(each["train/loss"] for each in records(runs / "demo") if "train/loss" in each)
-    assert first != pytest.approx(losses[0][0], rel=1e-5)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-5)

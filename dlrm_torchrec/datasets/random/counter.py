@@ -5,8 +5,7 @@ the same numbers one at a time.
 
 Source: G. L. Steele, D. Lea, C. H. Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014 (SplitMix64).
 Two other files have a copy of its finaliser, because they must not import this file: ``embeddings.initialize``, for
-tensors on any device, and ``inference.predictor``, which packages carry as a single file. Tests check that all are
-equal.
+tensors on any device, and ``inference.lookups``, which packages carry. Tests check that all are equal.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dlrm_torchrec.inference.predictor import Inputs, Predictor
+from dlrm_torchrec.inference.encoder import Inputs
+from dlrm_torchrec.inference.predictor import Predictor
 from dlrm_torchrec.inference.serving.arrow_body import read_arrow, write_arrow
 from dlrm_torchrec.inference.serving.batcher import Batcher
 from dlrm_torchrec.inference.serving.client import announced_bytes, read_body, unless_gone
@@ -35,7 +36,7 @@ ENCODERS = 2  # threads; with two, a large request does not block all others
 SHORT_BODY_BYTES = 16_384  # encoded without a thread: with threads, 8 clients get only 0.6 of the answers
 MAX_ERROR_LENGTH = 500  # characters of an error, which may repeat the client's input
 
-Probabilities = NDArray[np.float32]
+Predictions = NDArray[np.float32]  # (B, L)
 
 
 class Service:
@@ -91,24 +92,24 @@ class Service:
         num_bytes = announced_bytes(request, self.config.max_request_bytes)
         with self.body_bytes.hold(num_bytes), self.queued_rows.hold(1):
             body = await read_body(request, num_bytes, self.config.timeout_s)
-            inputs, probabilities = await unless_gone(request, self._answer(predictor, content_type, body))
+            inputs, predictions = await unless_gone(request, self._answer(predictor, content_type, body))
         counts = zip(predictor.spec["sparse"], inputs.unseen.tolist(), strict=True)
         unseen = {feature["name"]: count for feature, count in counts if count}
-        response = _written(content_type, probabilities, unseen, predictor.manifest["name"])
+        response = _written(content_type, predictor, predictions, unseen)
         self.metrics.answered(len(inputs), unseen, perf_counter() - start)
         return response
 
-    async def _answer(self, predictor: Predictor, content_type: str, body: bytes) -> tuple[Inputs, Probabilities]:
+    async def _answer(self, predictor: Predictor, content_type: str, body: bytes) -> tuple[Inputs, Predictions]:
         if len(body) <= SHORT_BODY_BYTES:
             inputs = self._encoded(predictor, content_type, body)
         else:
             loop = asyncio.get_running_loop()
             inputs = await loop.run_in_executor(self._encoders, self._encoded, predictor, content_type, body)
         with self.queued_rows.hold(len(inputs) - 1):  # one row was reserved when the request began
-            probabilities = await self.batcher.submit(predictor, inputs)
-        if not np.isfinite(probabilities).all():
-            raise HTTPException(422, "a row must give a finite probability: got a row whose values overflow the model")
-        return inputs, probabilities
+            predictions = await self.batcher.submit(predictor, inputs)
+        if not np.isfinite(predictions).all():
+            raise HTTPException(422, "a row must give a finite prediction: got a row whose values overflow the model")
+        return inputs, predictions
 
     def _encoded(self, predictor: Predictor, content_type: str, body: bytes) -> Inputs:
         columns = (read_arrow if content_type == ARROW else read_json)(body, self.config.max_rows)
@@ -154,10 +155,13 @@ def _content_type(request: Request) -> str:
     return content_type
 
 
-def _written(content_type: str, probabilities: Probabilities, unseen: Mapping[str, int], package: str) -> Response:
+def _written(content_type: str, predictor: Predictor, predictions: Predictions, unseen: Mapping[str, int]) -> Response:
+    package = predictor.manifest["name"]
     if content_type == ARROW:
-        return Response(write_arrow(probabilities, unseen, package), media_type=ARROW)
-    return JSONResponse({"probabilities": probabilities.tolist(), "unseen": unseen, "package": package})
+        names = ["probability"] if predictor.is_single_probability else predictor.labels
+        columns = dict(zip(names, predictions.T, strict=True))
+        return Response(write_arrow(columns, unseen, package), media_type=ARROW)
+    return JSONResponse({**predictor.named(predictions), "unseen": unseen, "package": package})
 
 
 async def _refused(_: Request, error: Exception) -> Response:

@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 from pyarrow import types
 from starlette.exceptions import HTTPException
 
-KINDS = (types.is_integer, types.is_floating, types.is_boolean, types.is_null, types.is_string, types.is_large_string)
+KINDS = (
+    *(types.is_integer, types.is_floating, types.is_boolean, types.is_null, types.is_string, types.is_large_string),
+    *(types.is_timestamp, types.is_date),
+)
 # Fields in Arrow's format/Message.fbs: the first two of the table Message, the last of RecordBatch. Arrow 0.17 named
 # codecs in metadata.
 HEADER, CUSTOM_METADATA, COMPRESSION = 2, 4, 3
@@ -58,7 +61,9 @@ def _check(schema: pa.Schema) -> None:
     for field in schema:
         kind = field.type.value_type if _is_list(field.type) else field.type
         if not any(is_kind(kind) for is_kind in KINDS):
-            message = f"column {field.name!r} must hold numbers, strings or lists of them: got {field.type}; cast it"
+            message = (
+                f"column {field.name!r} must hold numbers, strings, times or lists of them: got {field.type}; cast it"
+            )
             raise HTTPException(422, message)
     if len(set(schema.names)) < len(schema.names):
         raise HTTPException(422, "columns must have distinct names: got a name twice; rename one column")
@@ -87,12 +92,13 @@ def _may_expand(message: pa.ipc.Message) -> bool:
     return bool(find(root, CUSTOM_METADATA) or find(header + read("<I", header), COMPRESSION))
 
 
-def write_arrow(probabilities: NDArray[np.float32], unseen: Mapping[str, int], package: str) -> bytes:
-    """A stream with one column ``probability``; the schema's metadata holds the rest of the answer."""
+def write_arrow(columns: Mapping[str, NDArray[np.float32]], unseen: Mapping[str, int], package: str) -> bytes:
+    """A stream of the predictions of each label (B,); the schema's metadata holds the rest of the answer."""
     schema = pa.schema(
-        {"probability": pa.float32()}, metadata={"package": package, "unseen": json.dumps(unseen, ensure_ascii=False)}
+        dict.fromkeys(columns, pa.float32()),
+        metadata={"package": package, "unseen": json.dumps(unseen, ensure_ascii=False)},
     )
     output = pa.BufferOutputStream()
     with pa.ipc.new_stream(output, schema) as stream:
-        stream.write(pa.record_batch([pa.array(probabilities)], schema))
+        stream.write(pa.record_batch([pa.array(values) for values in columns.values()], schema))
     return bytes(output.getvalue())

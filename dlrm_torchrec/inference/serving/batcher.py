@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlrm_torchrec.inference.predictor import Inputs, Predictor
+from dlrm_torchrec.inference.encoder import Inputs
+from dlrm_torchrec.inference.predictor import Predictor
 from dlrm_torchrec.inference.serving.prometheus import Metrics
 
 
 @dataclass(frozen=True, eq=False)
 class Waiting:
-    """A request in the queue, with the future that receives its rows' probabilities."""
+    """A request in the queue, with the future that receives its rows' predictions."""
 
     predictor: Predictor  # it encoded the inputs; ids of another package mean other values
     inputs: Inputs
@@ -44,7 +45,7 @@ class Batcher:
         self._model = ThreadPoolExecutor(1, "model", initializer=torch.set_num_threads, initargs=(threads,))
 
     def submit(self, predictor: Predictor, inputs: Inputs) -> asyncio.Future[NDArray[np.float32]]:
-        """A future of the probabilities (rows,); cancelling it removes the rows from the queue."""
+        """A future of the predictions (rows, L); cancelling it removes the rows from the queue."""
         answer = asyncio.get_running_loop().create_future()
         self._queue.append(Waiting(predictor, inputs, answer, perf_counter()))
         self._arrival.set()
@@ -84,7 +85,7 @@ class Batcher:
     async def _predict(self, batch: list[Waiting]) -> None:
         start = perf_counter()
         try:
-            parts = await asyncio.get_running_loop().run_in_executor(self._model, _probabilities, batch)
+            parts = await asyncio.get_running_loop().run_in_executor(self._model, _predictions, batch)
         except Exception as error:  # the model failed: these requests fail, but the server continues
             for each in batch:
                 if not each.answer.cancelled():
@@ -98,11 +99,11 @@ class Batcher:
                 each.answer.set_result(part)
 
 
-def _probabilities(batch: list[Waiting]) -> list[NDArray[np.float32]]:
-    """The probabilities of each request."""
+def _predictions(batch: list[Waiting]) -> list[NDArray[np.float32]]:
+    """The predictions for each request."""
     inputs = [each.inputs for each in batch]
-    probabilities = batch[0].predictor.run(Inputs.joined(inputs)).probabilities
-    return np.split(probabilities, np.cumsum([len(each) for each in inputs])[:-1])
+    predictions = batch[0].predictor.run(Inputs.joined(inputs)).predictions
+    return np.split(predictions, np.cumsum([len(each) for each in inputs])[:-1])
 
 
 def _num_rows(requests: Iterable[Waiting]) -> int:

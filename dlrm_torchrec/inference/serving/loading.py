@@ -19,13 +19,15 @@ def load_package(path: Path) -> Predictor:
     """The predictor of a folder, after it has predicted a row of missing values; PackageError when that fails."""
     try:
         predictor = Predictor.load(path)
-        row = predictor.encode({feature: [None] for feature in predictor.features})
+        row = predictor.encode({column: [None] for column in predictor.columns})
         for _ in range(WARM_UP_RUNS):
-            probabilities = predictor.run(row).probabilities
+            predictions = predictor.run(row).predictions
     except ValueError as error:
         raise PackageError(str(error)) from error
     except Exception as error:  # libraries raise all kinds of errors for a damaged file
         raise PackageError(f"package {path} must give predictions: got {error!r}; export it again") from error
-    if probabilities.shape != (1,) or not np.isfinite(probabilities).all():
-        raise PackageError(f"package {path} must give a probability for each row: got {probabilities}; export it again")
+    if predictions.shape != (1, len(predictor.labels)) or not np.isfinite(predictions).all():
+        raise PackageError(
+            f"package {path} must give a number for each row and label: got {predictions}; export it again"
+        )
     return predictor

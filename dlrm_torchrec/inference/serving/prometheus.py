@@ -22,12 +22,12 @@ class Metrics:
         self.requests = Counter(
             "dlrm_requests", "Requests by path and code; 499 means that the client hung up", ["path", "code"], **here
         )
-        self.rows = Counter("dlrm_rows", "Rows answered with a probability", **here)
+        self.rows = Counter("dlrm_rows", "Rows answered with a prediction", **here)
         self.unseen = Counter("dlrm_unseen_values", "Values that training had not seen", ["feature"], **here)
         self.batch_rows = Histogram("dlrm_batch_rows", "Rows in each batch of the model", buckets=BATCH_ROWS, **here)
         latency = Histogram(
             "dlrm_latency_seconds",
-            "Time of requests answered with probabilities: in the queue, in the model, in total",
+            "Time of requests answered with predictions: in the queue, in the model, in total",
             ["part"],
             buckets=SECONDS,
             **here,

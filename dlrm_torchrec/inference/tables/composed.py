@@ -9,7 +9,7 @@ from torch import nn
 from dlrm_torchrec.embeddings.compositional.grouped import grouped_linear
 from dlrm_torchrec.embeddings.compositional.operations import Path
 from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
-from dlrm_torchrec.inference.tables.lookups import Column, RowLookup, by_feature
+from dlrm_torchrec.inference.tables.lookups import Column, RowLookup, selected
 
 
 def pooled(vectors: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
@@ -21,7 +21,7 @@ def pooled(vectors: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
 
 
 class Products(nn.Module):
-    """One vector (B, dim) per key: the sum over its ids of the product of the k rows of its columns."""
+    """One vector (B, dim) per key: the sum over its ids of the product of the k rows of its columns, and its weight."""
 
     features: torch.Tensor
 
@@ -30,19 +30,24 @@ class Products(nn.Module):
         super().__init__()
         columns = [column for partition in zip(*keys, strict=True) for column in partition]
         self.lookup = RowLookup(columns, PoolingMode.NONE, num_features)
-        self.register_buffer("features", torch.tensor([first.source for first, *_ in keys]))
+        self.sources = [first.source for first, *_ in keys]
+        self.register_buffer("features", torch.tensor(self.sources))
 
-    def forward(self, values: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
-        rows, lengths = self.lookup(values, lengths), lengths[self.features]
-        factors = rows.split(max(int(lengths.sum()), 1))
+    def forward(self, values: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None) -> list[torch.Tensor]:
+        own_lengths = lengths[self.features]
+        factors = self.lookup(values, lengths).split(max(int(own_lengths.sum()), 1))
         product = factors[0]
         for factor in factors[1:]:
             product = product * factor
-        return pooled(product, lengths)
+        if weights is not None:
+            product = product * selected(weights, lengths, self.sources).unsqueeze(1)
+        return pooled(product, own_lengths)
 
 
 class Paths(nn.Module):
     """One vector (B, dim) per key of one table: the sum of its ids' rows, passed through the networks of their classes.
+
+    With weights, each id's result is multiplied by its weight.
 
     The networks stay float32 because they are few, many rows share them, and every batch reads all of them.
     """
@@ -62,10 +67,11 @@ class Paths(nn.Module):
         self.classes = [(column.digit.divisor, column.digit.modulus) for column in keys[0][1:]]
         self.networks = [path.layers(networks.reshape(-1, stack.class_rows[1], first.size(1))) for networks in later]
 
-    def forward(self, values: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
-        pieces = by_feature(values, lengths)
-        ids = torch.cat([pieces[source] for source in self.sources])
+    def forward(self, values: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None) -> list[torch.Tensor]:
+        ids = selected(values, lengths, self.sources)
         vectors = self.lookup(values, lengths)
         for (divisor, modulus), layers in zip(self.classes, self.networks):  # noqa: B905 (TorchScript has no strict)
             vectors = grouped_linear(vectors, ids // divisor % modulus, layers)
+        if weights is not None:
+            vectors = vectors * selected(weights, lengths, self.sources).unsqueeze(1)
         return pooled(vectors, lengths[self.features])

@@ -1,7 +1,7 @@
 """Modules that look up rows in FBGEMM's inference tables and that TorchScript can compile.
 
-``values`` holds the ids of all features, one feature after another. ``lengths`` (F, B) holds the number of ids of each
-feature in each sample.
+``values`` holds the ids of all features, one feature after another, and ``weights`` their weights, or is None.
+``lengths`` (F, B) holds the number of ids of each feature in each sample.
 """
 
 from collections.abc import Sequence
@@ -36,9 +36,15 @@ class Column(NamedTuple):
 
 
 def by_feature(values: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
-    """The ids of each feature."""
+    """The ids, or weights, of each feature."""
     counts: list[int] = lengths.sum(1).tolist()
     return list(torch.split(values, counts))
+
+
+def selected(values: torch.Tensor, lengths: torch.Tensor, sources: list[int]) -> torch.Tensor:
+    """The ids, or weights, of the features with these numbers, one after another."""
+    pieces = by_feature(values, lengths)
+    return torch.cat([pieces[source] for source in sources])
 
 
 class RowLookup(nn.Module):
@@ -77,15 +83,17 @@ class RowLookup(nn.Module):
         self.register_buffer("moduli", torch.tensor([column.digit.modulus for column in columns]))
         self.register_buffer("first_rows", torch.tensor([column.first_row for column in columns]))
 
-    def forward(self, values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(self, values: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         if not self.all_features:
-            pieces = by_feature(values, lengths)
-            values = torch.cat([pieces[source] for source in self.sources])
+            values = selected(values, lengths, self.sources)
+            if weights is not None:
+                weights = selected(weights, lengths, self.sources)
             lengths = lengths[self.features]
         if not self.ids_are_rows:
             column = torch.repeat_interleave(lengths.sum(1))
             values = values // self.divisors[column] % self.moduli[column] + self.first_rows[column]
-        rows: torch.Tensor = self.tables(values, torch.ops.fbgemm.asynchronous_complete_cumsum(lengths.flatten()))
+        offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths.flatten())
+        rows: torch.Tensor = self.tables(values, offsets, weights)
         return rows
 
 
@@ -100,8 +108,8 @@ class Sums(nn.Module):
         self.terms = [len(columns) if adds else 1 for columns, adds in keys]
         self.together = together
 
-    def forward(self, values: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
-        pooled = self.lookup(values, lengths)
+    def forward(self, values: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None) -> list[torch.Tensor]:
+        pooled = self.lookup(values, lengths, weights)
         if self.together:
             return [pooled]
         sums = list(torch.split(pooled, self.widths, dim=1))

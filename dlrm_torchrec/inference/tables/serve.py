@@ -73,6 +73,7 @@ class ServedTables(nn.Module):
             self.projected = [self.keys.index(key) for key in narrow]
             self.projections.extend(tables.projections[tables.projections.table_of[key]] for key in narrow)
         self.num_features = len(features)
+        self.weighted = bool(tables.is_weighted())
         # one lookup returns the output of all tables
         self.together = not (products or paths or self.divided or self.projected or any(a for _, a in sums.values()))
         self.parts = nn.ModuleList([Sums(list(sums.values()), len(features), together=self.together)] if sums else [])
@@ -80,11 +81,13 @@ class ServedTables(nn.Module):
         self.parts.extend(paths)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        values, lengths = features.values(), features.lengths()
+        values, lengths, weights = features.values(), features.lengths(), features.weights_or_none()
+        if not self.weighted:
+            weights = None
         lengths = lengths.view(self.num_features, lengths.numel() // self.num_features)
         made: list[torch.Tensor] = []
         for part in self.parts:
-            made += part(values, lengths)
+            made += part(values, lengths, weights)
         if self.together:
             return KeyedTensor(self.keys, self.dims, made[0])
         pooled = [made[number] for number in self.order]
@@ -126,10 +129,8 @@ def table_bytes(config: EmbeddingBagConfig, kind: TableType) -> int:
 
 def check_types(tables: Tables, types: Mapping[str, str]) -> None:
     """Raises ValueError unless every table has a type that fits it, and all tables can be served."""
-    if tables.is_weighted():
-        raise ValueError(
-            "tables must have no per-sample weights to be served: got weighted tables; train tables without weights"
-        )
+    if tables.is_weighted() and any(config.pooling is PoolingType.MEAN for config in tables.embedding_bag_configs()):
+        raise ValueError("weighted tables must add up rows to be served: got a mean; train them with sums")
     configs = {config.name: config for config in physical_configs(tables)}
     if set(types) != set(configs):
         unfit = sorted(set(types) ^ set(configs))

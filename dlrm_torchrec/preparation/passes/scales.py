@@ -62,22 +62,22 @@ def in_order(values: pa.Array) -> pa.Array:
 def boundaries(counted: Iterable[pa.Table], total: int, most: int) -> list[float]:
     """At most ``most`` ascending quantiles of ``total`` numbers, of which ``counted`` holds the values and counts.
 
-    The values are those of ``in_order``, distinct and ascending. Every bucket between two boundaries holds about the
-    same number of values; each boundary is a value that begins a bucket, so equal values are never parted.
+    The values are those of ``in_order``, distinct and ascending. Buckets hold about equally many numbers: each takes
+    its share of the numbers that are left, and a value with more than such a share has a bucket of its own.
     """
     found: list[int] = []
-    for value, before in _with_counts_before(counted):
-        if before and before * (most + 1) >= (len(found) + 1) * total and len(found) < most:
+    left, held = total, 0
+    for value, count in _counts(counted):
+        share = left / (most + 1 - len(found))
+        if held and len(found) < most and max(held, count) >= share:
             found.append(value)
+            left, held = left - held, 0
+        held += count
     keys = np.array(found, np.int64)
     numbers: list[float] = (keys ^ (keys >> np.int64(63) & _LOW_BITS)).view(np.float64).tolist()
     return numbers
 
 
-def _with_counts_before(counted: Iterable[pa.Table]) -> Iterator[tuple[int, int]]:
-    """Each value, and how many numbers are smaller."""
-    before = 0
+def _counts(counted: Iterable[pa.Table]) -> Iterator[tuple[int, int]]:
     for table in counted:
-        for value, count in zip(table["value"].to_pylist(), table["count"].to_pylist(), strict=True):
-            yield value, before
-            before += count
+        yield from zip(table["value"].to_pylist(), table["count"].to_pylist(), strict=True)

@@ -18,7 +18,7 @@ NAMES = {
     *("label", "target", "y", "click", "clicked", "clicks", "conversion", "converted", "attributed", "purchase"),
     *("purchased", "bought", "install", "installed", "downloaded", "outcome", "response", "churn", "churned"),
 }
-_POSITIVE = {"1", "t", "yes", "y", "click", "clicked", "positive", "good", "bought"}
+_POSITIVE = {"t", "yes", "y", "click", "clicked", "positive", "good", "bought"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,10 @@ def _described(column: Any, name: str, form: TextForm) -> LabelProposal:
     if texts == ["0", "1"]:
         return _binary(name, None, numbers, f"label: 0 and 1, {shares['1']:.2%} are 1")
     known = [text for text in texts if text.lower() in _POSITIVE]
-    if len(known) == 1:
+    if not bad.any():
+        positive = max(texts, key=float)
+        why = f"{positive} means 1, since it is the larger number, {shares[positive]:.2%} of the rows"
+    elif len(known) == 1:
         positive, why = known[0], f"{known[0]!r} means 1, by its word; {shares[known[0]]:.2%} of the rows"
     else:
         positive = min(texts, key=lambda text: (count[text], text))

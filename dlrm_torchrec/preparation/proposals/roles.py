@@ -40,9 +40,12 @@ _SKEWED = 10  # a number gets a logarithm if its largest value is more than so m
 _WILD = 30  # deviations from the mean beyond which a number is left to its buckets
 _REPEATED_ROWS = 5  # rows per value from which the exact value of a number is a category, too
 _SURE = 3.0  # standard errors from which a difference counts
+_MORE = 1.25  # a code's values explain so many times what its size explains
+_SOME = 0.005  # share of the label that must be explained to count
 _LEAK = 0.999  # a column that alone has such an AUC is probably known only after the label
 _OFTEN = 10_000  # rows from which a value must be seen twice to count
-_BUCKETS = 34  # ids of a number's buckets: missing, and 33 of equally many rows
+_FEWEST_BUCKETS, _MOST_BUCKETS = 8, 32  # of a number, with equally many rows each
+_BUCKET_ROWS = 250  # of the sample, before a number gets more buckets
 _DAY_S = 86_400
 _YEARS_S = 20 * 365.25 * _DAY_S
 
@@ -145,14 +148,22 @@ def _number(name: str, numbers: Floats, sample: Sample, wanted: Role | None) -> 
             return _coded_number(name, numbers, distinct, f"at most {_FEW} whole numbers")
     known = ~np.isnan(sample.labels)
     told = compare(numbers[known], sample.labels[known])
-    if wanted is None and whole and told.errors > _SURE:
+    if wanted is None and whole and distinct == len(present) > _FEW and told.by_size < _SOME:
+        return Proposal(
+            column=name,
+            reason="every row has another whole number, whose size tells nothing of the label",
+            change=f"--numbers {name} or --codes {name} keeps it",
+        )
+    if wanted is None and whole and told.errors > _SURE and told.by_value > _MORE * max(0.0, told.by_size):
         return _coded_number(name, numbers, distinct, f"its order tells little of the label, {_told(told)}")
     low, high, mean = float(present.min()), float(present.max()), float(present.mean())
     skewed = low >= 0 and high > _SKEWED * mean
     scaled = np.log1p(present) if skewed else present
     wild = np.abs(scaled - scaled.mean()).max() > _WILD * (scaled.std() or 1.0)
     dense = () if wild else (DenseFeature(name=name, log1p=skewed, standardise=True, default=None),)
-    sparse = [SparseFeature(name=f"{name}_bucket", column=name, rows=min(_BUCKETS, distinct + 1), encoding="bucket")]
+    buckets = max(_FEWEST_BUCKETS, min(_MOST_BUCKETS, len(numbers) // _BUCKET_ROWS))
+    ids = 1 + max(2, min(buckets, distinct))  # 0 is for missing values
+    sparse = [SparseFeature(name=f"{name}_bucket", column=name, rows=ids, encoding="bucket")]
     if len(present) >= _REPEATED_ROWS * distinct and distinct > sparse[0].rows:
         sparse.append(_exact(name, f"{name}_value", len(numbers)))
     why = f"{low:g} to {high:g}" + (f", the largest over {_SKEWED} times the mean" if skewed else "")

@@ -1,23 +1,19 @@
-"""The separated fields of lines as offsets, and whole columns of fields as numbers or text.
+"""The separated fields of lines as offsets, and whole columns of fields as numbers.
 
 Numbers are computed from the bytes of all fields at once, with a flag for each malformed field.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from dlrm_torchrec.preparation.readers.lines import Lines
 from dlrm_torchrec.preparation.readers.rows import Ints, Mask
 
-_MINUS, _ZERO, _QUOTE = ord("-"), ord("0"), ord('"')
+_MINUS, _ZERO = ord("-"), ord("0")
 _MAX_DIGITS = 19  # of an int64; any 19 digits fit a uint64
 _HEX_DIGITS = 8
 _NO_DIGIT = 0xFF
@@ -48,40 +44,6 @@ def split_fields(lines: Lines, separator: str, columns: int) -> tuple[Fields, Ma
     ends = np.concatenate([at, lines.ends[:, None]], axis=1)
     starts[malformed] = ends[malformed] = 0
     return Fields(lines.data, starts, ends), malformed
-
-
-def split_quoted_fields(lines: Lines, separator: str, columns: int) -> tuple[Fields, Mask]:
-    """``split_fields`` for fields that may have double quotes; a doubled quote inside means one quote (RFC 4180)."""
-    fields, malformed = split_fields(lines, separator, columns)
-    quotes = np.flatnonzero(lines.data == _QUOTE)
-    quoted = np.flatnonzero(np.searchsorted(quotes, lines.ends) > np.searchsorted(quotes, lines.starts))
-    unquoted, size = [lines.data], len(lines.data)
-    for i in quoted:
-        parts = split_line(lines.data[lines.starts[i] : lines.ends[i]].tobytes(), separator)
-        malformed[i] = parts is None or len(parts) != columns
-        fields.starts[i] = fields.ends[i] = 0
-        if parts is not None and not malformed[i]:
-            ends = size + np.cumsum([len(part) for part in parts])
-            fields.starts[i], fields.ends[i] = np.concatenate([[size], ends[:-1]]), ends
-            unquoted.append(np.frombuffer(b"".join(parts), np.uint8))
-            size = int(ends[-1])
-    return Fields(np.concatenate(unquoted), fields.starts, fields.ends), malformed
-
-
-def split_line(line: bytes, separator: str) -> list[bytes] | None:
-    """The unquoted fields of one line; None when its quotes do not match."""
-    mark = re.escape(separator.encode())
-    field = re.compile(rb'"([^"]*(?:""[^"]*)*)"|([^"%b][^%b]*)?' % (mark, mark), re.DOTALL)
-    parts, position = [], 0
-    while match := field.match(line, position):
-        inner, plain = match.groups()
-        parts.append(inner.replace(b'""', b'"') if inner is not None else plain or b"")
-        position = match.end() + 1
-        if position > len(line):
-            return parts
-        if line[match.end()] != ord(separator):
-            return None
-    return None
 
 
 def parse_int64(fields: Fields) -> tuple[npt.NDArray[np.float64], Mask]:
@@ -123,28 +85,3 @@ def parse_hex32(fields: Fields) -> tuple[Ints, Mask, Mask]:
     x = (x << np.uint64(8) | x >> np.uint64(16)) & np.uint64(0x0000FFFF0000FFFF)
     x = (x << np.uint64(16) | x >> np.uint64(32)) & np.uint64(0xFFFFFFFF)
     return x.astype(np.int64), length == 0, ~valid & (length > 0)
-
-
-def parse_text(fields: Fields, column: int) -> tuple[Any, Mask]:
-    """One column as an Arrow string array, and which fields are not UTF-8; empty and bad fields are null."""
-    starts, ends = fields.starts[:, column], fields.ends[:, column]
-    lengths = ends - starts
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    data = fields.data[np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)]
-    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data)]
-    values = pa.Array.from_buffers(pa.binary(), len(starts), buffers)
-    malformed = np.zeros(len(starts), dtype=bool)
-    try:
-        text = values.cast(pa.string())
-    except pa.ArrowInvalid:
-        decoded = [_decode(value) for value in values.to_pylist()]
-        malformed = np.array([value is None for value in decoded])
-        text = pa.array(decoded, pa.string())
-    return pc.if_else(pa.array(lengths == 0), pa.scalar(None, pa.string()), text), malformed
-
-
-def _decode(value: bytes) -> str | None:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return None

@@ -118,21 +118,24 @@ def read_lines(
             yield _split(buffer[:held], np.array([longest + 1]), first=number, read=read)
             number, held, read, skipping = number + 1, 0, 0, True
     if held or damage:
-        ends = np.append(_newlines(buffer[: held - 1]), held) if held else np.empty(0, np.int64)
+        ends = _newlines(buffer[:held])
+        if held and buffer[held - 1] != _NEWLINE:
+            ends = np.append(ends, held)
         yield _split(buffer[:held], ends, first=number, read=read, damage=damage)
 
 
-def count_lines(path: str, span: Span | None = None) -> Iterator[tuple[int, int, int]]:
+def count_lines(path: str, span: Span | None = None, *, quoted: bool = True) -> Iterator[tuple[int, int, int]]:
     """The lines and quotes of a file or of a span of it, in parts to be summed, each with its bytes in the file.
 
-    The last line may lack its line end. The bytes are those of the file, which may be compressed.
+    The last line may lack its line end. The bytes are those of the file, which may be compressed. Without ``quoted``,
+    quotes are not counted.
     """
     last = _NEWLINE
     with suppress(DamageError):
         for block, file_bytes in text_blocks(path, _SEARCHED_BYTES, **_part(span)):
             data = np.frombuffer(block, np.uint8)
             last = data[-1] if len(data) else last
-            yield int(np.count_nonzero(data == _NEWLINE)), block.count(b'"'), file_bytes
+            yield int(np.count_nonzero(data == _NEWLINE)), block.count(b'"') if quoted else 0, file_bytes
     if last != _NEWLINE:
         yield 1, 0, 0
 

@@ -14,6 +14,7 @@ from typing import IO, Any
 import pyarrow as pa
 from iopath.common.file_io import g_pathmgr
 
+_READ_BYTES = 1 << 16  # at a time; what is read together is lost if the stream breaks in it
 PARQUET_MAGIC = b"PAR1"
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
@@ -56,9 +57,9 @@ def _unpacked(path: str, file: IO[bytes], head: bytes, block_bytes: int) -> Iter
         stream: Any = _only_member(path, file)
     else:
         stream = next((opener(file) for magic, opener in _OPENERS.items() if head.startswith(magic)), file)
-    before = 0
+    before, read = 0, getattr(stream, "read1", stream.read)
     try:
-        while block := bytes(stream.read(block_bytes)):
+        while block := bytes(read(min(block_bytes, _READ_BYTES))):
             after = file.tell()
             yield block, max(0, after - before)
             before = max(before, after)
@@ -81,15 +82,20 @@ def _only_member(path: str, file: IO[bytes]) -> IO[bytes]:
 
 def _recoded(blocks: Iterator[tuple[bytes, int]]) -> Iterator[tuple[bytes, int]]:
     """The blocks in UTF-8, if a byte order mark says that they are UTF-16; otherwise as they are."""
-    decoder: Any = None
-    first = True
-    for block, file_bytes in blocks:
-        if first and len(block) >= 2:
-            first = False
-            name = _UTF16.get(block[:2])
-            if name:
-                decoder, block = codecs.getincrementaldecoder(name)("replace"), block[2:]
-        yield (decoder.decode(block).encode() if decoder else block), file_bytes
+    decoder, first, damage = None, True, None
+    try:
+        for block, file_bytes in blocks:
+            if first and len(block) >= len(codecs.BOM_UTF16):
+                mark, first = block[: len(codecs.BOM_UTF16)], False
+                if mark in _UTF16:
+                    decoder, block = codecs.getincrementaldecoder(_UTF16[mark])("replace"), block[len(mark) :]
+            yield (decoder.decode(block).encode() if decoder else block), file_bytes
+    except DamageError as error:
+        damage = error
+    if decoder:
+        yield decoder.decode(b"", final=True).encode(), 0
+    if damage:
+        raise damage
 
 
 def _chunks(file: IO[bytes], block_bytes: int, left: int | None = None) -> Iterator[bytes]:

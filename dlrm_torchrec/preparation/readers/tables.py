@@ -15,15 +15,19 @@ from dlrm_torchrec.preparation.readers.columns import Columns
 from dlrm_torchrec.preparation.readers.lines import Lines, read_lines
 from dlrm_torchrec.preparation.readers.paths import files_of
 from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
-from dlrm_torchrec.preparation.readers.raw_text import Layout, Parser, TextReader
 from dlrm_torchrec.preparation.readers.rows import Reader
 from dlrm_torchrec.preparation.readers.spans import open_parquet
 from dlrm_torchrec.preparation.readers.streams import PARQUET_MAGIC, first_bytes
+from dlrm_torchrec.preparation.readers.text import libsvm
+from dlrm_torchrec.preparation.readers.text.layout import Layout
+from dlrm_torchrec.preparation.readers.text.reader import TextReader, parser
+from dlrm_torchrec.preparation.readers.text.separated import Separated
 from dlrm_torchrec.raw_values import NUMBER
 
+_ALL = 1 << 62  # rows
 _SAMPLE_BYTES = 1 << 16
 _SEPARATORS = ("\t", "::", ";", ",", "|", " ")  # the first one that fits is taken
-_SAME_SHARE = 0.9  # of the lines of a sample that must have the same number of fields
+_SAME_SHARES = (0.9, 0.5)  # of the rows of a sample that have as many fields as the first; many, if any separator fits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,23 +60,26 @@ def head(path: str, form: Form, rows: int) -> dict[str, Any]:
     """About the first ``rows`` rows of files as Arrow arrays by raw column, in the order of the columns.
 
     ``path`` is a file, a folder or a pattern. Text stays text, null where a field is empty; Parquet keeps its types.
-    Raises ValueError if there are no rows, or if the form cannot be told.
+    Rows that have another number of fields are left out. Raises ValueError if there are no rows, or if the form cannot
+    be told.
     """
     pieces: list[pa.Table] = []
-    for file in files_of(path):
-        for piece in _tables(file, form, rows):
-            pieces.append(piece)
-            if sum(each.num_rows for each in pieces) >= rows:
-                break
+    for piece, _ in (each for file in files_of(path) for each in _pieces(file, form, rows)):
+        pieces.append(piece)
         if sum(each.num_rows for each in pieces) >= rows:
             break
-    if not sum(piece.num_rows for piece in pieces):
-        raise ValueError(f"file {path} must have rows: got none; name another")
-    try:
-        table = pa.concat_tables(pieces, promote_options="permissive").slice(0, rows).combine_chunks()
-    except pa.ArrowException as error:
-        raise ValueError(f"files of {path} must have the same columns: got {error}; prepare them alone") from error
-    return {name: column.combine_chunks() for name, column in zip(table.column_names, table.columns, strict=True)}
+    return _columns(path, pieces, rows)
+
+
+def whole(path: str, form: Form) -> dict[str, Any]:
+    """``head`` of all rows. Raises ValueError at the first row that has another number of fields."""
+    pieces = []
+    for file in files_of(path):
+        for piece, malformed in _pieces(file, form, _ALL):
+            if malformed:
+                raise ValueError(f"{file} must hold rows like its first one: got {malformed}; repair the file")
+            pieces.append(piece)
+    return _columns(path, pieces, _ALL)
 
 
 def is_parquet(path: str) -> bool:
@@ -88,6 +95,8 @@ def text_layout(path: str, form: Form) -> Layout:
         return Layout(separator=form.separator or ",", names=form.names or ("",))
     first = first.select(slice(at, None))
     sample = b"\n".join(first.text(i) for i in range(len(first))).decode(errors="replace")
+    if not form.separator and libsvm.is_libsvm(sample):
+        return Layout(separator=" ", names=form.names or libsvm.NAMES, libsvm=True)
     separator = form.separator or _separator(path, sample)
     rows = _fields(first, _widths(sample, separator)[0], separator)
     names = tuple(name.strip() for name in rows[0])
@@ -107,26 +116,37 @@ def text_layout(path: str, form: Form) -> Layout:
     return Layout(separator=separator, names=names, header=int(first.numbers[0]))
 
 
-def _tables(path: str, form: Form, rows: int) -> Iterator[pa.Table]:
+def _pieces(path: str, form: Form, rows: int) -> Iterator[tuple[pa.Table, str]]:
+    """The rows piece by piece, each with the line and the reason of its first malformed row, if there is one."""
     if is_parquet(path):
         with g_pathmgr.open(path, "rb") as file:
             for batch in open_parquet(path, file).iter_batches(min(rows, 1 << 16), use_threads=False):
-                yield pa.Table.from_batches([batch])
+                yield pa.Table.from_batches([batch]), ""
         return
     layout = text_layout(path, form)
-    # a column may be there twice, which is for the caller to say
-    numbered = Layout(separator=layout.separator, names=tuple(map(str, range(len(layout.names)))))
-    parse = Parser(numbered, numbered.names)
-    for lines in read_lines(path, quoted=True):
+    if len(set(layout.names)) < len(layout.names):
+        raise ValueError(f"{path} must have distinct column names: got {list(layout.names)}; rename some")
+    parse = parser(layout, layout.names)
+    for lines in read_lines(path, quoted=not layout.libsvm):
         parsed = parse(lines)
-        table = pa.table(list(parsed.columns.values()), names=list(layout.names))
-        yield table.filter(pa.array(lines.numbers[parsed.first] != layout.header))
+        first = next((f"one in line {lines.numbers[line]} with {why}" for line, _, why in parsed.rejected), "")
+        yield pa.table(parsed.columns).filter(pa.array(lines.numbers[parsed.first] != layout.header)), first
+
+
+def _columns(path: str, pieces: Sequence[pa.Table], rows: int) -> dict[str, Any]:
+    if not sum(piece.num_rows for piece in pieces):
+        raise ValueError(f"file {path} must have rows: got none; name another")
+    try:
+        table = pa.concat_tables(pieces, promote_options="permissive").slice(0, rows).combine_chunks()
+    except pa.ArrowException as error:
+        raise ValueError(f"files of {path} must have the same columns: got {error}; prepare them alone") from error
+    return {name: column.combine_chunks() for name, column in zip(table.column_names, table.columns, strict=True)}
 
 
 def _fields(lines: Lines, width: int, separator: str) -> list[list[str]]:
     """The fields of the rows that have ``width`` of them."""
     names = tuple(map(str, range(width)))
-    columns = Parser(Layout(separator=separator, names=names), names)(lines).columns
+    columns = Separated(Layout(separator=separator, names=names), names)(lines).columns
     rows = zip(*(column.to_pylist() for column in columns.values()), strict=True)
     return [[value or "" for value in row] for row in rows]
 
@@ -138,10 +158,13 @@ def _widths(sample: str, separator: str) -> list[int]:
 
 
 def _separator(path: str, sample: str) -> str:
-    for separator in _SEPARATORS:
-        first, *others = _widths(sample, separator)
-        if first > 1 and Counter(others)[first] >= _SAME_SHARE * len(others):
-            return separator
+    for share in _SAME_SHARES:
+        for separator in _SEPARATORS:
+            first, *others = _widths(sample, separator)
+            if first > 1 and Counter(others)[first] >= share * len(others):
+                return separator
+    if not any(separator in sample for separator in _SEPARATORS):
+        return _SEPARATORS[0]  # a single column
     raise ValueError(f"separator of {path} must be told by its first lines: got {sample[:80]!r}; name it")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +14,10 @@ from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.prepared.files import Stored, digest
 from dlrm_torchrec.preparation.readers.lines import count_lines
-from dlrm_torchrec.preparation.readers.raw_text import TextReader
 from dlrm_torchrec.preparation.readers.rows import Reader, Rows
 from dlrm_torchrec.preparation.readers.spans import Span, cut, file_bytes, number
 from dlrm_torchrec.preparation.readers.streams import first_bytes
+from dlrm_torchrec.preparation.readers.text.reader import TextReader
 from dlrm_torchrec.preparation.splits import Assignment, ByPosition, LastPart
 from dlrm_torchrec.preparation.work.recorded_work import RecordedWork
 from dlrm_torchrec.preparation.work.workers import Report, Task
@@ -44,20 +45,26 @@ class Source:
 
 
 def check_distinct(identities: Sequence[dict[str, Any]]) -> None:
-    """Raises ValueError if two sources are the same file or equal copies, so that no row is in two splits."""
-    by_probe: dict[tuple[int, str], list[str]] = {}
-    for identity in identities:
-        by_probe.setdefault((identity["bytes"], identity["probe"]), []).append(identity["path"])
-    for paths in by_probe.values():
-        alike = [path for path in paths if _has_rows(path)] if len(paths) > 1 else []
-        seen: dict[str, str] = {}
-        for path in alike:
-            content = path if alike.count(path) > 1 else digest(path, lambda _: None)[1]
-            if content in seen:
+    """Raises ValueError if a file is there twice, or if equal copies of it are split in other ways.
+
+    Equal rows of copies that are split alike are in the same split.
+    """
+    by_probe: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for each in identities:
+        by_probe.setdefault((each["bytes"], each["probe"]), []).append(each)
+    for group in by_probe.values():
+        alike = [each for each in group if _has_rows(each["path"])] if len(group) > 1 else []
+        twice = [path for path, count in Counter(each["path"] for each in alike).items() if count > 1]
+        if twice:
+            raise ValueError(f"sources must be different files: got {twice[0]} twice; name it once")
+        first: dict[str, dict[str, Any]] = {}
+        for each in alike:
+            other = first.setdefault(digest(each["path"], lambda _: None)[1], each)
+            if other["assignment"] != each["assignment"]:
                 raise ValueError(
-                    f"sources must be different files: got {path}, which is {seen[content]} again; name it once"
+                    f"sources of different splits must be different files: got {each['path']}, a copy of "
+                    f"{other['path']}; leave one of them out"
                 )
-            seen[content] = path
 
 
 def _has_rows(path: str) -> bool:
@@ -118,7 +125,7 @@ def make_units(sources: Sequence[Source], spans: Sequence[Sequence[Span]], work:
             parts = number(
                 parts,
                 [record.result for record in work.records(_name(i, j) for j in range(len(parts)))],
-                quoted=isinstance(source.reader, TextReader),
+                quoted=_is_quoted(source),
             )
         place = source.assignment
         if isinstance(place, LastPart):
@@ -134,13 +141,18 @@ def _needs_lines(source: Source, parts: Sequence[Span]) -> bool:
     return parts[0].count is None and (len(parts) > 1 or isinstance(source.assignment, LastPart))
 
 
+def _is_quoted(source: Source) -> bool:
+    """Whether line ends may lie within fields."""
+    return isinstance(source.reader, TextReader) and not source.reader.layout.libsvm
+
+
 def _name(source: int, span: int) -> str:
     return f"lines-{source:05d}-{span:05d}"
 
 
 def _count(source: Source, span: Span, report: Report) -> tuple[list[Stored], tuple[int, int]]:
     lines, quotes = 0, 0
-    for more_lines, more_quotes, raw_bytes in count_lines(source.path, span):
+    for more_lines, more_quotes, raw_bytes in count_lines(source.path, span, quoted=_is_quoted(source)):
         lines, quotes = lines + more_lines, quotes + more_quotes
         report(0, raw_bytes)
     return [], (lines, quotes)

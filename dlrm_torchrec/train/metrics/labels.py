@@ -1,36 +1,28 @@
-"""Metrics of every label of a data set, binary or numbers."""
+"""Metrics of every label of a data set, binary or numbers, computed exactly over all ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Literal
 
 from torch import nn
 
-from dlrm_torchrec.train.metrics.binary import Scores, binary_metrics, on_all_ranks, predict
+from dlrm_torchrec.train.metrics.binary import binary_metrics
 from dlrm_torchrec.train.metrics.gates import TrainingError
 from dlrm_torchrec.train.metrics.regression import regression_metrics
-from dlrm_torchrec.train.task import RankingBatch
+from dlrm_torchrec.train.metrics.scores import Scores, on_all_ranks, predict
+from dlrm_torchrec.train.task import RankingBatch, Target, task_of
 from dlrm_torchrec.train.world import World
 
-Target = Literal["binary", "number"]
 
-
-def evaluate_labels(
-    model: nn.Module,
-    batches: Iterable[RankingBatch],
-    world: World,
-    *,
-    labels: Sequence[str],
-    target: Target,
-    learned: bool,
-) -> dict[str, float]:
+def evaluate(model: nn.Module, batches: Iterable[RankingBatch], world: World, *, learned: bool) -> dict[str, float]:
     """``label_metrics`` of a task over all real rows of all ranks; every rank gets the same dictionary.
 
-    All ranks must get the same number of batches. The other arguments are those of ``label_metrics``.
+    ``learned`` says that the model has had time to learn, so constant logits or an AUC of 0.5 are an error. All ranks
+    must get the same number of batches.
     """
-    measure = partial(label_metrics, labels=labels, target=target, learned=learned)
+    task = task_of(model)
+    measure = partial(label_metrics, labels=task.labels, target=task.target, learned=learned)
     return on_all_ranks(predict(model, batches, world), measure, world)
 
 

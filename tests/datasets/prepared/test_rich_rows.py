@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from dlrm_torchrec.datasets.ablation import without
 from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.datasets.open import first_outputs
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
 from dlrm_torchrec.datasets.prepared.synthesis import MultiHot
@@ -78,6 +80,23 @@ def test_numbers_are_read_as_they_are(tmp_path: Path) -> None:
     found = [row["click"] for batch in stream(tmp_path, shuffle=False).batches() for row in rows_of(batch)]
     assert sorted(found) == sorted(row["rating"] for row in drawn)
     assert len(set(found)) == 5
+
+
+def test_outputs_begin_at_the_means_of_numbers_in_the_rows_read_first(tmp_path: Path) -> None:
+    spec = replace(RICH, target="number")
+    assert first_outputs(str(tmp_path), RICH) == first_outputs(str(tmp_path), spec) == [0.0, 0.0]
+    rows = write_rich(tmp_path, RICH)["train"]
+    assert first_outputs(str(tmp_path), RICH) == [0.0, 0.0]
+    first = [*rows[:51], *rows[100:151]]  # the first row group of each of two files
+    known = [row["buy"] for row in first if row["buy"] is not None]
+    expected_means = [sum(row["click"] for row in first) / len(first), sum(known) / len(known)]
+    assert first_outputs(str(tmp_path), spec) == pytest.approx(expected_means)
+    for file in ("train-0.parquet", "train-1.parquet"):
+        table = pq.read_table(tmp_path / file)
+        none = pa.array([math.nan] * len(table), pa.float32())
+        pq.write_table(table.set_column(table.schema.get_field_index("buy"), "buy", none), tmp_path / file)
+    with pytest.raises(ValueError, match="each label must have values in the first training rows: got none of 'buy'"):
+        first_outputs(str(tmp_path), spec)
 
 
 def test_bags_made_while_reading_have_weights_of_1(tmp_path: Path) -> None:

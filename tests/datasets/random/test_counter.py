@@ -12,8 +12,8 @@ from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.random.normal import normals
 from dlrm_torchrec.datasets.random.permutation import permutation
 from dlrm_torchrec.embeddings import initialize
-from dlrm_torchrec.inference import predictor
-from dlrm_torchrec.preparation.vocabularies.hashing import fold, hash_ids, hash_ints, hash_text
+from dlrm_torchrec.inference import lookups
+from dlrm_torchrec.preparation.vocabularies.hashing import hash_categories, hash_ids, hash_ints
 from dlrm_torchrec.preparation.vocabularies.int_tables import insert_ids
 
 
@@ -65,10 +65,11 @@ def test_every_finaliser_is_the_same(random: np.random.Generator) -> None:
     expected = [finalised(each) for each in bits.tolist()]
     mixed = initialize._mix(torch.from_numpy(bits.view(np.int64)))
     assert mixed.numpy().view(np.uint64).tolist() == expected
-    hashed = predictor._find_hash(1_000_003, bits.view(np.int64))
-    assert hashed.tolist() == fold(hash_ints(bits.view(np.int64)), 1_000_003).tolist()
-    texts = pa.array(["", "a", "foobar", "héllo"])
-    assert predictor._find_hash(1000, texts).tolist() == fold(hash_text(texts), 1000).tolist()
+    hashed = lookups.hashes(lookups.Categories.of(pa.array(bits.view(np.int64))))
+    assert hashed.tolist() == hash_ints(bits.view(np.int64)).tolist()
+    texts = pa.array(["", "a", "foobar", "héllo", "-5", None])
+    (ids,) = lookups.hashed_ids([(lookups.Categories.of(texts), 1000)])
+    assert ids.tolist() == hash_categories(texts, 1000).tolist()
 
 
 def test_known_numbers() -> None:

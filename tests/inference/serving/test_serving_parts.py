@@ -10,19 +10,27 @@ import subprocess
 import sys
 import threading
 from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from dlrm_torchrec.cli.main import BAD_ARGUMENTS, main
-from dlrm_torchrec.inference.predictor import Inputs, Prediction, Predictor
+from dlrm_torchrec.inference.encoder import Inputs
+from dlrm_torchrec.inference.package import write_package
+from dlrm_torchrec.inference.predictor import Prediction, Predictor
 from dlrm_torchrec.inference.serving.app import Service
 from dlrm_torchrec.inference.serving.batcher import Batcher
 from dlrm_torchrec.inference.serving.limits import ServingConfig
 from dlrm_torchrec.inference.serving.prometheus import Metrics
-from tests.inference.serving.served import CITIES, JSON, as_json, columns, write
+from dlrm_torchrec.schema import DatasetSpec, DenseFeature, Label, SparseFeature
+from tests.inference.packages import scripted
+from tests.inference.serving.served import ARROW, CITIES, JSON, as_arrow, as_json, columns, write
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +78,19 @@ def test_the_queue_is_run_in_order_in_batches_that_fit_together(package: Path) -
         if num_rows is None:
             assert isinstance(found, asyncio.CancelledError)
         else:
-            expected = Predictor.load(package)(columns(seed, num_rows)).probabilities
+            expected = Predictor.load(package)(columns(seed, num_rows)).predictions
             np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert (one.ran, other.ran) == ([1, 7, 2, 20, 7], [1])
 
 
-def called(service: Service, path: str, body: bytes = b"") -> tuple[int, dict[str, Any]]:
-    """Status and body of what the application of a service answers, without a server."""
+def called(service: Service, path: str, body: bytes = b"", content_type: str = JSON) -> tuple[int, Any]:
+    """Status and body, parsed if it is JSON, of what the application of a service answers, without a server."""
     scope = {
         "type": "http",
         "method": "POST" if body else "GET",
         "path": path,
         "query_string": b"",
-        "headers": [(b"content-type", JSON.encode())],
+        "headers": [(b"content-type", content_type.encode())],
     }
     sent: list[Any] = []
 
@@ -99,7 +107,8 @@ def called(service: Service, path: str, body: bytes = b"") -> tuple[int, dict[st
 
     with suppress(ZeroDivisionError):  # that the server would log
         asyncio.run(call())
-    return sent[0]["status"], json.loads(sent[1]["body"])
+    answered = sent[1]["body"]
+    return sent[0]["status"], json.loads(answered) if content_type == JSON else answered
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/package", "/predict"])
@@ -114,6 +123,44 @@ def test_a_model_that_fails_fails_the_request_and_tells_no_more(package: Path, m
     monkeypatch.setattr(service.predictor, "run", lambda _: 1 / 0)
     answer = called(service, "/predict", as_json(columns(0, 2)))
     assert answer == (500, {"error": "the server failed; its log says why"})
+
+
+def test_several_labels_under_any_names(tmp_path: Path) -> None:
+    label, feature = 'kupił "x"', 'user.city\n{"ø"}\\'
+    spec = DatasetSpec(
+        name="log",
+        label="click",
+        more_labels=(Label(name=label),),
+        dense=(DenseFeature(name="x y"),),
+        sparse=(
+            SparseFeature(name=feature, rows=5),
+            SparseFeature(name="tags", rows=9, multi_hot=True, weights="w/t"),
+            SparseFeature(name="hour", column="when", rows=24, part="hour"),
+        ),
+    )
+    write_package(tmp_path / "p", scripted(spec), spec, vocabularies={}, model_facts={}, metrics={})
+    values: dict[str, Any] = {"x y": [0.5, None], feature: [3, 7], "tags": [[1, 2], []], "w/t": [[0.5, -2.0], []]}
+    values["when"] = ["2026-11-29T07:30:00+02:00", None]
+    first = 0.5 + np.cos(3) + 0.5 * np.cos(2) - 2 * np.cos(4) + np.cos(3 * 5)
+    logits = np.array([[first, 2 * first], [2.0, 4.0]])
+    expected = 1 / (1 + np.exp(-logits))
+    service = Service(tmp_path / "p", ServingConfig())
+    service.predictor = Predictor.load(tmp_path / "p")
+    status, answer = called(service, "/predict", as_json(values))
+    assert (status, answer["unseen"], answer["package"]) == (200, {feature: 1}, "log")
+    assert list(answer["predictions"]) == ["click", label]
+    np.testing.assert_allclose(np.transpose(list(answer["predictions"].values())), expected, rtol=1e-6)
+    exported = text_string_to_metric_families(generate_latest(service.metrics.registry).decode())
+    unseen = [sample for family in exported for sample in family.samples if sample.name == "dlrm_unseen_values_total"]
+    assert [(sample.labels, sample.value) for sample in unseen] == [({"feature": feature}, 1.0)]
+
+    service = Service(tmp_path / "p", ServingConfig())
+    service.predictor = Predictor.load(tmp_path / "p")
+    values["when"] = pa.array([datetime(2026, 11, 29, 5, 30, tzinfo=UTC), None])
+    status, stream = called(service, "/predict", as_arrow(pa.table(values)), ARROW)
+    table = pa.ipc.open_stream(stream).read_all()
+    assert (status, table.column_names) == (200, ["click", label])
+    np.testing.assert_allclose(np.transpose(table.columns), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

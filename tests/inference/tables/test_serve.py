@@ -53,8 +53,8 @@ def composed(
     )  # fmt: skip
 
 
-def collections() -> list[Tables]:
-    """Every kind of table in one collection, with shared and reordered features; plain ones; mixed dims."""
+def collections(*, weighted: bool = False) -> list[Tables]:
+    """Every kind of table in one collection; plain ones; mixed dims; without weights of ids also means of bags."""
     kinds = [
         composed(f"t{number}", [f"f{number}"], partition, operation)
         for number, (partition, operation) in enumerate(
@@ -64,6 +64,15 @@ def collections() -> list[Tables]:
             if not (isinstance(operation, Concat) and DIM % len(partition.classes))
         )
     ]
+    plain_tables = [plain("p", ["a"]), plain("q", ["b"], 8), plain("r", ["c"])]
+    mixed = [plain("p", ["a"], 4), plain("q", ["b", "c"], 8), plain("r", ["d"])]
+    sums: list[Tables] = [
+        CompositionalEmbeddingBagCollection(kinds, is_weighted=weighted),
+        EmbeddingBagCollection(plain_tables, is_weighted=weighted),
+        MixedDimensionEmbeddingBagCollection(mixed, DIM, is_weighted=weighted),
+    ]
+    if weighted:
+        return sums
     some = [
         composed("m", ["a", "b"], QuotientRemainder(ROWS, 7), Mult(), PoolingType.MEAN),
         plain("p", ["c", "a"]),
@@ -72,11 +81,9 @@ def collections() -> list[Tables]:
         plain("q", ["g"], pooling=PoolingType.MEAN),
     ]
     return [
-        CompositionalEmbeddingBagCollection(kinds),
+        *sums,
         CompositionalEmbeddingBagCollection(some),
-        EmbeddingBagCollection([plain("p", ["a"]), plain("q", ["b"], 8), plain("r", ["c"])]),
         EmbeddingBagCollection([plain("p", ["a"], pooling=PoolingType.MEAN), plain("q", ["b", "c"], 8)]),
-        MixedDimensionEmbeddingBagCollection([plain("p", ["a"], 4), plain("q", ["b", "c"], 8), plain("r", ["d"])], DIM),
     ]
 
 
@@ -86,11 +93,12 @@ def features_of(tables: Tables) -> list[str]:
     return sorted(names, key=lambda name: random.Random(name).random())
 
 
-def batch(features: list[str], longest: int, seed: int = 0) -> KeyedJaggedTensor:
+def batch(features: list[str], longest: int, seed: int = 0, *, weighted: bool = False) -> KeyedJaggedTensor:
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(0 if longest > 1 else 1, longest + 1, (len(features) * BATCH,), generator=generator)
     ids = torch.randint(ROWS, (int(lengths.sum()),), generator=generator)
-    return KeyedJaggedTensor(keys=features, values=ids, lengths=lengths.int())
+    weights = torch.randn(len(ids), generator=generator) if weighted else None
+    return KeyedJaggedTensor(keys=features, values=ids, lengths=lengths.int(), weights=weights)
 
 
 @torch.no_grad()
@@ -105,11 +113,14 @@ def round_tables(tables: Tables, types: dict[str, TableType]) -> None:
         weight[:rows] = rounded(weight[:rows], types[name])
 
 
-@pytest.mark.parametrize("number", range(5))
+CASES = [*((number, False) for number in range(5)), *((number, True) for number in range(3))]
+
+
+@pytest.mark.parametrize(("number", "weighted"), CASES)
 @pytest.mark.parametrize("longest", [1, 4])
-def test_outputs_are_those_of_the_collection_with_rounded_rows(number: int, longest: int) -> None:
+def test_outputs_are_those_of_the_collection_with_rounded_rows(number: int, weighted: bool, longest: int) -> None:
     torch.manual_seed(number)
-    tables = collections()[number]
+    tables = collections(weighted=weighted)[number]
     names = list(table_weights(tables))
     random.seed(number)
     fits: tuple[TableType, ...] = ("fp32", "fp16", "int8", "int4")  # a row of a concat may have an odd dim
@@ -118,7 +129,7 @@ def test_outputs_are_those_of_the_collection_with_rounded_rows(number: int, long
     served = torch.jit.script(ServedTables(tables, types, features))
     round_tables(tables, types)
     for seed in range(3):
-        given = batch(features, longest, seed)
+        given = batch(features, longest, seed, weighted=weighted)
         expected, found = tables(given), served(given)
         assert found.keys() == expected.keys()
         assert found.length_per_key() == expected.length_per_key()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from dlrm_torchrec.embeddings.compositional.assigned import Assigned
@@ -65,8 +66,9 @@ def test_what_cannot_be_stored_is_refused() -> None:
     refused(
         r"types must name every table and no others: got \['t', 'u'\] on only one side", collection(), {"u": "int8"}
     )
-    weighted = EmbeddingBagCollection(collection().embedding_bag_configs(), is_weighted=True)
-    refused("tables must have no per-sample weights to be served: got weighted tables", weighted, {"t": "int8"})
+    mean = replace(collection().embedding_bag_configs()[0], pooling=PoolingType.MEAN)
+    weighted = EmbeddingBagCollection([mean], is_weighted=True)
+    refused("weighted tables must add up rows to be served: got a mean; train them with sums", weighted, {"t": "int8"})
     assigned = CompositionalEmbeddingBagCollection(
         [
             CompositionalEmbeddingBagConfig(

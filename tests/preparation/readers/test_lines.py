@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlrm_torchrec.preparation.readers.fields import parse_hex32, parse_int64, split_fields, split_line
+from dlrm_torchrec.preparation.readers.fields import parse_hex32, parse_int64, split_fields
 from dlrm_torchrec.preparation.readers.lines import Lines, count_lines, read_lines
 from dlrm_torchrec.preparation.readers.rows import Checks
 from tests.preparation import criteo_files
@@ -29,7 +29,7 @@ def test_lines_equal_those_of_a_split(tmp_path: Path, block_bytes: int, pack: Ca
     (tmp_path / "f").write_bytes(pack(data))
     expected = [raw.removesuffix(b"\r") for raw in data[3:].split(b"\n")]
     assert texts(tmp_path / "f", block_bytes) == list(enumerate(expected, start=1))
-    assert sum(lines for lines, _ in count_lines(str(tmp_path / "f"))) == 7
+    assert sum(lines for lines, _, _ in count_lines(str(tmp_path / "f"))) == 7
 
 
 @pytest.mark.parametrize("data", [b"", b"\xef\xbb\xbf", b"\n"])
@@ -129,20 +129,3 @@ def test_numbers_equal_pythons() -> None:
     assert not bad.any()
     assert not missing.any()
     assert hexes[0].tolist() == [int(value, 16) for value in values]
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        (b"a,b,c", [b"a", b"b", b"c"]),
-        (b",,", [b"", b"", b""]),
-        (b'"a,b",c', [b"a,b", b"c"]),
-        (b'"say ""hi""",""', [b'say "hi"', b""]),
-        (b'5" pipe,6', [b'5" pipe', b"6"]),
-        (b'"open,c', None),
-        (b'"a"b,c', None),
-        (b"", [b""]),
-    ],
-)
-def test_quoted_lines(line: bytes, expected: list[bytes] | None) -> None:
-    assert split_line(line, ",") == expected

@@ -33,7 +33,7 @@ def numbered(path: Path, span: Span | None) -> list[tuple[int, bytes]]:
 
 def counted(path: Path, limit: int) -> list[Span]:
     spans = cut(str(path), limit)
-    return number(spans, [sum(lines for lines, _ in count_lines(str(path), span)) for span in spans])
+    return number(spans, [(sum(lines for lines, _, _ in count_lines(str(path), span)), 0) for span in spans])
 
 
 @pytest.mark.parametrize("data", TEXTS)

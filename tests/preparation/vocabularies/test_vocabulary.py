@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -52,7 +53,10 @@ def build(folder: Path, runs: Mapping[str, Sequence[Run]], min_count: int) -> tu
     assert [file.path for file in files[:1]] == ["vocab/a.parquet"]
     vocabulary = Vocabulary.load(rows, digest, [f"{folder}/{file.path}" for file in files[1:]])
     listed = pq.read_table(folder / "vocab/a.parquet")["value"].to_pylist()
-    spelled = b"".join(f"{value}\0".encode() for value in listed)
+    spelled = b"".join(
+        value.to_bytes(8, "little", signed=True) if isinstance(value, int) else f"{value}\0".encode()
+        for value in listed
+    )
     assert digest == hashlib.sha256(spelled).hexdigest()[:16]
     return vocabulary, listed
 
@@ -137,7 +141,7 @@ def test_empty_vocabulary_knows_nothing(tmp_path: Path) -> None:
 def test_numbers_and_texts_share_a_vocabulary(tmp_path: Path, min_count: int) -> None:
     """A piece of whole numbers is int64, another piece of the same column is text: 5 and "5" are one value."""
     rng = np.random.default_rng(2)
-    pieces: list[list[object]] = []
+    pieces: list[list[Any]] = []
     for mixed in (False, True, False, True):
         numbers = (rng.zipf(1.4, 600) % 90 - 5).tolist()
         pieces.append([f"{n}" if n % 3 else f"x{n}" for n in numbers] if mixed else numbers)

@@ -19,7 +19,6 @@ from dlrm_torchrec.preparation.passes import count as count_pass
 from dlrm_torchrec.preparation.prepare import Source, prepare
 from dlrm_torchrec.preparation.readers.columns import Columns
 from dlrm_torchrec.preparation.readers.raw_criteo import CriteoReader
-from dlrm_torchrec.preparation.readers.raw_csv import CsvReader
 from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
 from dlrm_torchrec.preparation.splits import LastPart, Whole
 from dlrm_torchrec.preparation.vocabularies.runs import write_run
@@ -27,7 +26,7 @@ from dlrm_torchrec.preparation.work import budget
 from dlrm_torchrec.schema import DatasetSpec
 from tests.preparation import criteo_files
 from tests.preparation.prepared_folders import HASHED, MIXED, contents, write_raw
-from tests.preparation.test_prepare_tables import SPEC, as_csv, as_parquet, random_rows, reference
+from tests.preparation.test_prepare_tables import SPEC, as_csv, as_parquet, random_rows, reference, text_reader
 
 UNIT_BYTES = 40_000
 
@@ -85,7 +84,7 @@ def test_tables_in_units_equal_the_reference(tmp_path: Path, form: str, workers:
             path.write_bytes(b"\n\n" + as_csv(rows))
         else:
             as_parquet(rows, path)
-        reader = CsvReader(columns=columns) if form == "csv" else ParquetReader(columns=columns)
+        reader = text_reader(path, columns) if form == "csv" else ParquetReader(columns=columns)
         sources.append(Source(path=str(path), reader=reader, assignment=Whole(name)))
     manifest = prepare(SPEC, sources, str(tmp_path / "out"), workers=workers, unit_bytes=10_000, row_group_rows=64)
     assert len(manifest.splits["train"].files) == {"csv": 5, "parquet": 3}[form]
@@ -98,7 +97,7 @@ def test_tables_in_units_equal_the_reference(tmp_path: Path, form: str, workers:
 def test_the_header_counts_once_wherever_it_lies(tmp_path: Path, first: bytes) -> None:
     rows = [row | {"tags": ["t"]} for row in random_rows(40)]
     (tmp_path / "log.csv").write_bytes(first + as_csv(rows) + as_csv(rows[:0]))
-    reader = CsvReader(columns=Columns(spec=SPEC))
+    reader = text_reader(tmp_path / "log.csv", Columns(spec=SPEC))
     source = Source(path=str(tmp_path / "log.csv"), reader=reader, assignment=Whole("train"))
     manifest = prepare(SPEC, [source], str(tmp_path / "out"), unit_bytes=20, max_bad_share=0.5)
     assert table(tmp_path / "out", "train").to_pylist() == reference(rows, rows)
@@ -129,7 +128,7 @@ def test_counts_that_outgrow_their_memory_are_spilled(
         sources = write_raw(tmp_path)
     else:
         (tmp_path / "log.csv").write_bytes(as_csv(random_rows(2000)))
-        reader = CsvReader(columns=Columns(spec=SPEC), block_bytes=3000)
+        reader = text_reader(tmp_path / "log.csv", Columns(spec=SPEC), block_bytes=3000)
         sources = [Source(path=str(tmp_path / "log.csv"), reader=reader, assignment=Whole("train"))]
     prepare(spec, sources, str(tmp_path / "large"), memory_bytes=8 << 30)
     spilled: list[int] = []

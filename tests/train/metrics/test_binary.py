@@ -12,8 +12,10 @@ from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
-from dlrm_torchrec.train.metrics.binary import evaluate, ranking_metrics
+from dlrm_torchrec.train.metrics.binary import ranking_metrics
 from dlrm_torchrec.train.metrics.gates import TrainingError
+from dlrm_torchrec.train.metrics.labels import evaluate
+from dlrm_torchrec.train.task import BinaryRankingTask, RankingBatch
 from tests.distributed import here, run_ranks
 
 
@@ -56,10 +58,10 @@ def test_saturated_logits_keep_their_order() -> None:
     )
 
 
-class Echo(nn.Module):
+class Echo(BinaryRankingTask):
     """A task whose logits are the dense column of the batch."""
 
-    def forward(self, batch: Batch) -> Any:
+    def forward(self, batch: RankingBatch) -> Any:
         return torch.zeros(()), (torch.zeros(()), batch.dense_features[:, 0], batch.num_rows)
 
 
@@ -74,7 +76,7 @@ def _evaluate_share(logits: torch.Tensor, labels: torch.Tensor, cuts: list[int],
         num_rows=mine.stop - mine.start,
         global_rows=len(logits),
     )
-    return evaluate(Echo(), [batch], world, learned=learned)
+    return evaluate(Echo(nn.Identity(), world.size), [batch], world, learned=learned)
 
 
 @pytest.mark.parametrize("cuts", [[0, 137, 200], [0, 200, 200]])

@@ -13,10 +13,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.train.checkpoints.checkpoint import Progress
-from dlrm_torchrec.train.metrics.binary import Scores
-from dlrm_torchrec.train.metrics.labels import evaluate_labels, label_metrics
+from dlrm_torchrec.train.metrics.labels import evaluate, label_metrics
 from dlrm_torchrec.train.metrics.regression import regression_metrics
 from dlrm_torchrec.train.metrics.reliability import calibration_bins, expected_calibration_error
+from dlrm_torchrec.train.metrics.scores import Scores
+from dlrm_torchrec.train.task import BinaryRankingTask, RankingBatch
 from tests.distributed import here, run_ranks
 
 ROWS = 400
@@ -101,10 +102,10 @@ def test_errors_of_numbers_equal_their_definitions() -> None:
     assert constant["r2"] == pytest.approx(0.0, abs=1e-12)
 
 
-class Echo(nn.Module):
+class Echo(BinaryRankingTask):
     """A task whose outputs are the dense columns of the batch."""
 
-    def forward(self, batch: Batch) -> Any:
+    def forward(self, batch: RankingBatch) -> Any:
         return torch.zeros(()), (torch.zeros(()), batch.dense_features, batch.num_rows)
 
 
@@ -120,7 +121,8 @@ def evaluate_share(scores: Scores, cuts: list[int]) -> dict[str, float]:
         global_rows=ROWS,
         weights=torch.cat([scores.weights[mine], torch.ones(3)]),
     )
-    return evaluate_labels(Echo(), [batch], world, labels=["click", "buy"], target="binary", learned=False)
+    task = Echo(nn.Identity(), world.size, labels=["click", "buy"])
+    return evaluate(task, [batch], world, learned=False)
 
 
 @pytest.mark.parametrize("cuts", [[0, 137, ROWS], [0, ROWS, ROWS]])
