@@ -36,18 +36,20 @@ class Size:
     sparse_lr: float
     eps: float  # of the tables' optimizer, times the batch: larger means that rare ids take smaller steps
     dense_lr: float
-    linear: bool = False  # whether the top is one layer
+    decay: float = 24.0  # of dense parameters, times the rows: as strong as so many rows
+    small: bool = False  # whether the top MLP is SMALL_TOP
 
 
 SIZES = (
-    Size(1_500, epochs=8, sparse_lr=0.03, eps=0.1, dense_lr=0.005, linear=True),
-    Size(6_000, epochs=5, sparse_lr=0.07, eps=0.3, dense_lr=0.004, linear=True),
+    Size(1_500, epochs=8, sparse_lr=0.03, eps=0.1, dense_lr=0.005, decay=8.0, small=True),
+    Size(3_000, epochs=5, sparse_lr=0.07, eps=0.3, dense_lr=0.004, decay=8.0, small=True),
+    Size(6_000, epochs=5, sparse_lr=0.07, eps=0.3, dense_lr=0.002),
     Size(12_000, epochs=3, sparse_lr=0.07, eps=0.3, dense_lr=0.002),
     Size(100_000, epochs=2, sparse_lr=0.07, eps=0.3, dense_lr=0.002),
     Size(1_000_000, epochs=1, sparse_lr=0.1, eps=0.3, dense_lr=0.004),
     Size(math.inf, epochs=1, sparse_lr=0.1, eps=0.3, dense_lr=0.01),
 )
-_PRIOR = 8.0  # strength of the decay of dense parameters, in rows
+SMALL_TOP = (16, 1)
 
 
 class Config(Protocol):
@@ -109,11 +111,11 @@ def fit_to_rows(config: AnyConfig, data: Data) -> tuple[AnyConfig, str]:
 
     batch = choose("batch_size", batch, f"a power of two near the square root of {rows:,} rows")
     epochs = choose("epochs", size.epochs, below)
-    choose("top", (1,) if size.linear else _get(type(config)(), "top"), below)
+    choose("top", SMALL_TOP if size.small else _get(type(config)(), "top"), below)
     choose("sparse.lr", size.sparse_lr, below)
     choose("sparse.eps", size.eps / batch, f"{size.eps} / batch size, so that rare ids take small steps")
     choose("dense.lr", size.dense_lr, below)
-    choose("dense.weight_decay", _PRIOR / worth, f"{_PRIOR:.0f} / rows, for {told}")
+    choose("dense.weight_decay", size.decay / worth, f"{size.decay:.0f} / rows, for {told}")
     steps = epochs * -(-rows // batch)
     warmup = choose("schedule.warmup_steps", steps // 10, f"a tenth of {steps:,} steps")
     choose("schedule.decay_start", warmup, "the end of the warm-up")
