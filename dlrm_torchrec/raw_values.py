@@ -131,7 +131,9 @@ def categories(values: Any, form: TextForm) -> tuple[Any, Mask]:
     if types.is_duration(kind):
         raise UnfitTypeError(f"{kind}")
     if not is_text(kind):
-        return values.cast(pa.string()), well  # times as ISO 8601
+        # times as ISO 8601, with as many digits of the second as they need, whatever their unit
+        moments = pc.replace_substring_regex(values.cast(pa.string()), r"(\.[0-9]*[1-9])0+(Z?)$", r"\1\2")
+        return pc.replace_substring_regex(moments, r"\.0+(Z?)$", r"\1"), well
     coded = values.dictionary_encode()  # most columns have far fewer distinct texts than rows
     words, whole = _canonical_words(coded.dictionary, form)
     if whole:

@@ -19,7 +19,7 @@ from recipe_pages import OPTIONS_PAGE, recipe_pages
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 RECIPES = ROOT / "recipes"
-GUIDES = ["from_laptop_to_16_gpus", "bring_your_data", "labels_and_weights", "compress", "serving"]
+GUIDES = ["from_laptop_to_16_gpus", "bring_your_data", "prepare_at_scale", "labels_and_weights", "compress", "serving"]
 GUIDES += ["how_a_batch_travels", "four_bottlenecks", "glossary"]
 SCHEDULERS = ["local", "slurm", "aws_batch", "kubernetes"]
 DOCUMENTS = {"RESULTS.md": "results.md", "LOG.md": "log.md", "CONTRIBUTING.md": "contributing.md"}

@@ -38,6 +38,7 @@ DOCS = ROOT / "docs"
 PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
 GUIDES = [name for name in PAGES if "/" not in name]  # tests/launch/ has the schedulers
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
+DATA_SETS = sorted(path.parent.name for path in (ROOT / "data").glob("*/prepare.py"))
 CLUSTER = "# on the cluster"  # a command with this comment needs machines: its options are checked, it is not executed
 COPIES = {"my_copy.py": "recipes/train_dlrm.py"}  # that guides make, and what they are copies of
 # Options that make a command short where it would take minutes, by how it begins.
@@ -260,6 +261,10 @@ def parse_command(command: str) -> None:
                 action.called_args.clear()  # TorchX refuses an option twice in one process
             component, *rest = parser.parse_args(arguments).component_name_and_args
             materialize_appdef(get_component(component).fn, rest)
+            if component == "dlrm.prepare":
+                start = next(place for place, word in enumerate(rest) if word in DATA_SETS)
+                accept_python([f"data/{rest[start]}/prepare.py", *rest[start + 1 :]])
+                return
             start = next(place for place, word in enumerate(rest) if Path(word).stem in RECIPES)
             accept_python([f"recipes/{Path(rest[start]).stem}.py", *rest[start + 1 :]])
         case "dlrm-recipes":
@@ -330,6 +335,7 @@ def test_commands_are_accepted(page: str) -> None:
         "torchx run dist.ddp -j 1x2 recipes/train_dlrm.py --nothing 1",
         "torchx run dist.nothing -j 1x2 recipes/train_dlrm.py",
         "torchx run dlrm.train -j 1x2 train_dlrm demo --nothing 1",
+        "torchx run dlrm.prepare -j 1x2 criteo kaggle --nothing 1",
         "python recipes/plan_sharding.py train_dlrm -- --nothing 1",
         "python -m dlrm_torchrec.datasets.profile --nothing",
         "python -m dlrm_torchrec.traces.trace fit --nothing",

@@ -201,6 +201,13 @@ LIST = [
         ["dlrm_torchrec/inference/mlps/quantize.py"],
         "An int8 layer replaces them both.",
     ),
+    # iopath
+    Private(
+        "iopath.common.file_io.PathHandler",
+        ["_exists", "_get_supported_prefixes", "_isdir", "_isfile", "_ls", "_mkdirs", "_mv", "_open", "_rm"],
+        ["dlrm_torchrec/datasets/prepared/stores.py"],
+        "A handler is written by overriding them, as iopath's documentation says.",
+    ),
     # Python
     Private(
         "argparse.ArgumentParser", ["_actions"], ["tests/test_docs.py"], "No public method lists a parser's options."

@@ -67,6 +67,14 @@ ONE_MEANING: list[tuple[Any, list[Any]]] = [
             pa.array([None], pa.string()).dictionary_encode(),
         ],
     ),
+    (
+        "2024-01-31 10:00:00",
+        [
+            *(pa.array([datetime.datetime(2024, 1, 31, 10)], pa.timestamp(unit)) for unit in ("s", "ms", "us", "ns")),
+            pa.array(["2024-01-31 10:00:00"]),
+        ],
+    ),
+    ("2024-01-31 10:00:00.25", [pa.array([datetime.datetime(2024, 1, 31, 10, 0, 0, 250_000)], pa.timestamp("ns"))]),
     ("2024-01-31", [pa.array([datetime.date(2024, 1, 31)]), pa.array(["2024-01-31"])]),
     *(
         (text, [pa.array([text])])

@@ -8,21 +8,15 @@ gives 159,618 rows in split ``train``, and 39,905 rows, the published test file,
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 import tyro
 
 from dlrm_torchrec.datasets.prepared.manifest import join
 from dlrm_torchrec.preparation.prepare import Source, prepare
 from dlrm_torchrec.preparation.readers.columns import Columns
 from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
-from dlrm_torchrec.preparation.readers.rows import Reader, Rows
-from dlrm_torchrec.preparation.readers.spans import Span
 from dlrm_torchrec.preparation.splits import ByHash, Whole
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
@@ -36,7 +30,8 @@ DENSE = (
     "num_emp",
     "weeks_worked",
 )
-# Mostly zero, otherwise with too many values to learn: each also gets a category per half octave.
+# The label depends on age or capital gains in steps, which a small bottom MLP does not learn, so each number is also a
+# category. Amounts are mostly zero, otherwise with too many values to learn: each also has a bucket per half octave.
 AMOUNTS = ("wage_per_hour", "capital_gains", "capital_losses", "stock_dividends")
 SPARSE = (
     "class_worker",
@@ -76,49 +71,24 @@ SPARSE = (
 POSITIVE, NEGATIVE = "' 50000+.'", "' - 50000.'"  # the quotes and the leading blank are part of the text
 
 
-def spec(min_count: int) -> DatasetSpec:
-    """The prepared features: dense, categorical, and the features that ``NumbersAsCategories`` adds.
+HALF_OCTAVES = tuple(2 ** (k / 2) for k in range(34))  # the largest amount is 99,999
 
-    ``unknown``, a sampling weight, and ``__index_level_0__`` are left out.
-    """
-    names = [*SPARSE, *(f"{name}_value" for name in DENSE), *(f"{name}_bucket" for name in AMOUNTS)]
+
+def spec(min_count: int) -> DatasetSpec:
+    """The prepared features; ``unknown``, a sampling weight, and ``__index_level_0__`` are left out."""
+    vocab = partial(SparseFeature, rows=0, encoding="vocab", min_count=min_count)
+    bucket = partial(SparseFeature, rows=len(HALF_OCTAVES) + 2, encoding="bucket", boundaries=HALF_OCTAVES)
     return DatasetSpec(
         name="census",
         label="income_50k",
         positive_label=POSITIVE,
         dense=tuple(DenseFeature(name=name, log1p=True) for name in DENSE),
-        sparse=tuple(SparseFeature(name=name, rows=0, encoding="vocab", min_count=min_count) for name in names),
+        sparse=(
+            *(vocab(name=name) for name in SPARSE),
+            *(vocab(name=f"{name}_value", column=name, part="number") for name in DENSE),
+            *(bucket(name=f"{name}_bucket", column=name) for name in AMOUNTS),
+        ),
     )
-
-
-@dataclass(frozen=True)
-class NumbersAsCategories:
-    """A reader that appends two kinds of categories: the value of each dense column, and the bucket of each amount.
-
-    The label depends on age or capital gains in steps, which a small bottom MLP does not learn.
-    """
-
-    reader: Reader
-
-    @property
-    def labelled(self) -> bool:
-        return self.reader.labelled
-
-    def __call__(self, path: str, span: Span | None = None) -> Iterator[Rows]:
-        for rows in self.reader(path, span):
-            values = [integers(rows.dense[:, i]) for i in range(len(DENSE))]
-            buckets = [integers(half_octave(rows.dense[:, DENSE.index(name)])) for name in AMOUNTS]
-            yield replace(rows, sparse=(*rows.sparse, *values, *buckets))
-
-
-def half_octave(amounts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """0 up to zero, then 1 + floor(2 log2(amount)): each bucket is sqrt(2) wider than the one below; NaN stays."""
-    return np.where(amounts <= 0, 0.0, 1.0 + np.floor(2.0 * np.log2(np.maximum(amounts, 1.0))))
-
-
-def integers(values: npt.NDArray[np.float64]) -> Any:
-    """An Arrow array (B,) of int64, null where NaN; a fraction, which the files do not have, is dropped."""
-    return pa.array(values, from_pandas=True).cast(pa.int64(), safe=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +103,7 @@ class Config:
 
 def main(cfg: Config) -> None:
     features = spec(cfg.min_count)
-    read = replace(features, sparse=features.sparse[: len(SPARSE)])
-    reader = NumbersAsCategories(ParquetReader(columns=Columns(spec=read, negative_label=NEGATIVE)))
+    reader = ParquetReader(columns=Columns(spec=features, negative_label=NEGATIVE))
     held_out = "test" if cfg.val_share else "val"
     train = ByHash("train", (("val", cfg.val_share),)) if cfg.val_share else Whole("train")
     sources = [

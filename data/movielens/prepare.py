@@ -137,7 +137,8 @@ def main(cfg: Config) -> None:
             table = columns(part, labels, of=found, item=item, genres=genres, users=users)
             pq.write_table(table, path)
             sources.append(Source(path=path, reader=ParquetReader(columns=Columns(spec=spec)), assignment=Whole(name)))
-        manifest = prepare(spec, sources, cfg.output, overwrite=cfg.overwrite)
+        one_class = {"train"} if cfg.task == "implicit" and not cfg.negatives else set[str]()
+        manifest = prepare(spec, sources, cfg.output, overwrite=cfg.overwrite, one_class=one_class)
     rows = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())
     print(f"{cfg.output}: {rows} rows of {len(ratings):,} ratings")
 

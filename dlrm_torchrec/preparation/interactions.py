@@ -58,7 +58,7 @@ def read_interactions(path: str, form: Form, columns: Mapping[str, str]) -> Inte
     if found["rating"]:
         scores = _read(path, table, found["rating"], raw_values.numbers).astype(np.float32)
     if found["time"]:
-        times = _read(path, table, found["time"], raw_values.times).astype(np.int64)
+        times = _read(path, table, found["time"], _times).astype(np.int64)
     return Interactions(
         ratings=Ratings(users=users, items=items, scores=scores, times=times),
         users=user_texts,
@@ -86,6 +86,15 @@ def _ids(path: str, table: Mapping[str, Any], name: str) -> tuple[Ints, Any]:
         return values.to_numpy(), None
     coded = values.dictionary_encode()
     return coded.indices.to_numpy().astype(np.int64), coded.dictionary
+
+
+def _times(values: Any, form: TextForm) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Seconds since 1970; or the numbers as they are if some are no such time, since their order still counts."""
+    seconds, bad = raw_values.times(values, form)
+    if not bad.any():
+        return seconds, bad
+    numbers, no_numbers = raw_values.numbers(values, form)
+    return (seconds, bad) if no_numbers.any() else (numbers, no_numbers)
 
 
 def _read(path: str, table: Mapping[str, Any], name: str, read: Any) -> npt.NDArray[np.float64]:

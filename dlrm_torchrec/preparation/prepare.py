@@ -8,7 +8,7 @@ it, and the folder is the same in the end, byte for byte. Memory is bounded for 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -43,6 +43,7 @@ def prepare(
     output: str,
     *,
     earlier: str = "",
+    one_class: Collection[str] = (),
     max_bad_share: float = 0.01,
     overwrite: bool = False,
     row_group_rows: int = ROW_GROUP_ROWS,
@@ -64,10 +65,11 @@ def prepare(
     If it is started as several ranks (RANK and WORLD_SIZE of the environment), all with the same arguments and a shared
     folder, each rank prepares its part of the units. A rank that is silent for ``rank_timeout_s`` ends the others.
 
-    Raises ValueError and writes no ``dataset.json`` when more than ``max_bad_share`` of the rows are malformed, or when
-    no training row is left. Raises ValueError also when ``output`` is prepared already, or was begun by another
-    command, and ``overwrite`` is not set. Raises OSError when files cannot be read or written, or when a worker or a
-    rank dies. After most errors the same command resumes with the finished units.
+    Raises ValueError and writes no ``dataset.json`` when more than ``max_bad_share`` of the rows are malformed, when no
+    training row is left, or when all labels of a split are equal and ``one_class`` does not name it. Raises ValueError
+    also when ``output`` is prepared already, or was begun by another command, and ``overwrite`` is not set. Raises
+    OSError when files cannot be read or written, or when a worker or a rank dies. After most errors the same command
+    resumes with the finished units.
     """
     _check_numbers(unit_bytes=(unit_bytes, 1), shuffle_window_rows=(shuffle_window_rows, 0), seed=(seed, 0))
     _check_numbers(workers=(workers, 1), memory_bytes=(memory_bytes, 1))
@@ -118,6 +120,7 @@ def prepare(
             units=units,
             written=written,
             max_bad_share=max_bad_share,
+            one_class=one_class,
         )
         work.remove()
     except OSError as error:

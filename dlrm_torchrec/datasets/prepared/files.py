@@ -15,6 +15,9 @@ from typing import Any
 
 from iopath.common.file_io import g_pathmgr
 
+from dlrm_torchrec.datasets.prepared.stores import register_stores
+
+register_stores()  # here, because all that reads or writes prepared folders imports this file
 PARTIAL = ".partial"
 _CHUNK_BYTES = 1 << 20
 

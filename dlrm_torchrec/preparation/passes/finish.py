@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,7 @@ def finish(
     units: Sequence[Unit],
     written: Sequence[Record],
     max_bad_share: float,
+    one_class: Collection[str],
 ) -> Manifest:
     """The saved manifest of ``output``, made from the records of ``read_source`` and ``write_unit``.
 
@@ -56,7 +57,7 @@ def finish(
     _judge(everything, train, output, max_bad_share)
     if spec.target == "binary":
         labelled = {split for source in sources if source.reader.labelled for split in source.assignment.splits}
-        _check_classes(everything, spec, [name for name in splits if name in labelled])
+        _check_classes(everything, spec, [name for name in splits if name in labelled and name not in one_class])
     parts = [part for record in written for part in record.result["parts"]]
     manifest = Manifest(
         spec=everything.with_pooling(spec, train),

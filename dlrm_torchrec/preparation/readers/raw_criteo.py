@@ -6,6 +6,7 @@ whether each is well-formed and, if not, why.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,10 +17,11 @@ import pyarrow as pa
 
 from dlrm_torchrec.datasets.criteo import DENSE_NAMES, LABEL, SPARSE_NAMES
 from dlrm_torchrec.preparation.readers.criteo_kernel import parse_lines, words_of
-from dlrm_torchrec.preparation.readers.fields import parse_hex32, parse_int64, split_fields
 from dlrm_torchrec.preparation.readers.lines import BLOCK_BYTES, MAX_LINE_BYTES, Lines, read_lines
 from dlrm_torchrec.preparation.readers.rows import Checks, Ints, Mask, Rejected, Rows
 from dlrm_torchrec.preparation.readers.spans import Span
+
+_INTEGER, _HEX = re.compile(rb"(-?[0-9]{1,19})?"), re.compile(rb"([0-9a-fA-F]{8})?")
 
 
 class Values(NamedTuple):
@@ -95,23 +97,40 @@ class CriteoReader:
         return values
 
     def carefully(self, lines: Lines) -> tuple[Values, Checks]:
-        """The values of lines, and why some lines are malformed."""
-        checks = Checks(len(lines))
+        """The values of lines, one after the other, and why some lines are malformed."""
+        checks, count = Checks(len(lines)), len(lines)
         lines.check(checks, self.max_line_bytes)
-        columns = self.labelled + len(DENSE_NAMES) + len(SPARSE_NAMES)
-        fields, miscounted = split_fields(lines, "\t", columns)
-        checks.reject(miscounted, f"not {columns} columns")
+        label = np.zeros(count, np.float32)
+        dense = np.full((len(DENSE_NAMES), count), np.nan)
+        sparse, missing = np.zeros((len(SPARSE_NAMES), count), np.int64), np.ones((len(SPARSE_NAMES), count), np.bool_)
+        read = [self._read(lines.text(i)) for i in range(count)]
+        for reason in dict.fromkeys(reason for reason, _ in read if reason):
+            checks.reject(np.array([each == reason for each, _ in read]), reason)
+        for i in np.flatnonzero(checks.good):
+            _, values = read[i]
+            label[i] = int(values[0])
+            for j, value in enumerate(values[1:]):
+                if value and j < len(DENSE_NAMES):
+                    dense[j, i] = float(int(value))
+                elif value:
+                    sparse[j - len(DENSE_NAMES), i] = int(value, 16) % self.max_ind_range
+                    missing[j - len(DENSE_NAMES), i] = False
+        return Values(label, dense, sparse, missing, checks.good), checks
 
-        label = np.zeros(len(lines), np.float32)
-        if self.labelled:
-            first, length = fields.data[fields.starts[:, 0]], fields.ends[:, 0] - fields.starts[:, 0]
-            checks.reject((length != 1) | ((first != ord("0")) & (first != ord("1"))), f"{LABEL} is not 0 or 1")
-            label[first == ord("1")] = 1
-        dense, malformed = parse_int64(fields.columns(self.labelled, columns - len(SPARSE_NAMES)))
-        _reject(checks, malformed, DENSE_NAMES, "an int64")
-        sparse, missing, malformed = parse_hex32(fields.columns(columns - len(SPARSE_NAMES), columns))
-        _reject(checks, malformed, SPARSE_NAMES, "eight hexadecimal digits")
-        return Values(label, dense.T, sparse.T % self.max_ind_range, missing.T, checks.good), checks
+    def _read(self, line: bytes) -> tuple[str, list[bytes]]:
+        """Why a line is malformed, and the texts of its label, integers and categories."""
+        fields, names = line.split(b"\t"), (*DENSE_NAMES, *SPARSE_NAMES)
+        if len(fields) != self.labelled + len(names):
+            return f"not {self.labelled + len(names)} columns", fields
+        fields = fields if self.labelled else [b"0", *fields]
+        if fields[0] not in (b"0", b"1"):
+            return f"{LABEL} is not 0 or 1", fields
+        for name, value in zip(names, fields[1:], strict=True):
+            if name in DENSE_NAMES and not (_INTEGER.fullmatch(value) and -(2**63) <= int(value or 0) < 2**63):
+                return f"{name} is not an int64", fields
+            if name in SPARSE_NAMES and not _HEX.fullmatch(value):
+                return f"{name} is not eight hexadecimal digits", fields
+        return "", fields
 
     def _correct(self, values: Values, lines: Lines, places: Mask) -> tuple[Rejected, ...]:
         """The malformed lines; the values of the other lines are written to ``places`` (B,) of ``values``."""
@@ -127,9 +146,3 @@ def _nullable(values: Ints, missing: Mask) -> tuple[Any, ...]:
     valid = np.packbits(~missing, axis=1, bitorder="little")
     buffers = ([pa.py_buffer(bits), pa.py_buffer(column)] for bits, column in zip(valid, values, strict=True))
     return tuple(pa.Array.from_buffers(pa.int64(), values.shape[1], pair) for pair in buffers)
-
-
-def _reject(checks: Checks, malformed: Mask, names: tuple[str, ...], rule: str) -> None:
-    """Reject rows by the columns of ``malformed`` (B, columns), column by column."""
-    for i in np.flatnonzero(malformed.any(axis=0)):
-        checks.reject(malformed[:, i], f"{names[i]} is not {rule}")

@@ -5,11 +5,9 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from dlrm_torchrec.preparation.readers.fields import parse_hex32, parse_int64, split_fields
-from dlrm_torchrec.preparation.readers.lines import Lines, count_lines, read_lines
+from dlrm_torchrec.preparation.readers.lines import count_lines, read_lines
 from dlrm_torchrec.preparation.readers.rows import Checks
 from tests.preparation import criteo_files
 
@@ -107,25 +105,3 @@ def test_damaged_gzip_says_so(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(packed)
     assert [text for _, text in texts(tmp_path / "f")] == [b"1", b"2", b"3"]
     assert "incorrect data check" in list(read_lines(str(tmp_path / "f")))[-1].damage
-
-
-def fields_of(values: list[bytes]) -> Lines:
-    data = np.frombuffer(b"\t".join(values), np.uint8)
-    return Lines(data=data, starts=np.array([0]), ends=np.array([len(data)]), numbers=np.array([1]))
-
-
-def test_numbers_equal_pythons() -> None:
-    rng = np.random.default_rng(0)
-    values = [b"%d" % int(v) for v in rng.integers(-(2**63), 2**63 - 1, 500)]
-    values += [b"%d" % (sign * 10**power) for power in range(19) for sign in (-1, 1)]
-    fields, malformed = split_fields(fields_of(values), "\t", len(values))
-    got, bad = parse_int64(fields)
-    assert not malformed.any()
-    assert not bad.any()
-    assert got[0].tolist() == [float(int(value)) for value in values]
-
-    values = [b"%08x" % int(v) for v in rng.integers(0, 2**32, 500)] + [b"DEADbeef"]
-    hexes, missing, bad = parse_hex32(split_fields(fields_of(values), "\t", len(values))[0])
-    assert not bad.any()
-    assert not missing.any()
-    assert hexes[0].tolist() == [int(value, 16) for value in values]
