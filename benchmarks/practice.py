@@ -62,7 +62,7 @@ def trained(folder: Path, recipe: str, *options: str) -> float:
 
 def raw_columns(path: Path) -> tuple[Any, Any]:
     """One-hot columns of hashed "column=text" of a file, and its labels."""
-    from scipy import sparse
+    from scipy import sparse  # type: ignore[import-untyped]  # it has no stubs, and only the floors need it
 
     with path.open(newline="") as stream:
         header, *rows = csv.reader(stream)
@@ -89,8 +89,8 @@ def prepared_columns(folder: Path, name: str) -> tuple[Any, Any]:
 
 def fitted(train: tuple[Any, Any], val: tuple[Any, Any]) -> float:
     """The validation AUC of scikit-learn's logistic regression with its own settings, but for the iterations."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-not-found]  # no dependency of ours
+    from sklearn.metrics import roc_auc_score  # type: ignore[import-not-found]
 
     model = LogisticRegression(max_iter=2000).fit(*train)
     return float(roc_auc_score(val[1], model.decision_function(val[0])))

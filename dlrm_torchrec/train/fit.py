@@ -45,7 +45,8 @@ SIZES = (
     Size(3_000, epochs=5, sparse_lr=0.07, eps=0.3, dense_lr=0.004, decay=8.0, small=True),
     Size(6_000, epochs=5, sparse_lr=0.07, eps=0.3, dense_lr=0.002),
     Size(12_000, epochs=3, sparse_lr=0.07, eps=0.3, dense_lr=0.002),
-    Size(100_000, epochs=2, sparse_lr=0.07, eps=0.3, dense_lr=0.002),
+    Size(40_000, epochs=2, sparse_lr=0.07, eps=0.3, dense_lr=0.002),
+    Size(100_000, epochs=2, sparse_lr=0.1, eps=0.3, dense_lr=0.004),
     Size(1_000_000, epochs=1, sparse_lr=0.1, eps=0.3, dense_lr=0.004),
     Size(math.inf, epochs=1, sparse_lr=0.1, eps=0.3, dense_lr=0.01),
 )
@@ -98,7 +99,7 @@ def fit_to_rows(config: AnyConfig, data: Data) -> tuple[AnyConfig, str]:
     told = f"{rows:,} rows" if worth == rows else f"{rows:,} rows with a rare label, worth {worth:,}"
     size = next(each for each in SIZES if worth < each.rows)
     below = f"{told}: data of fewer than {size.rows:,.0f}" if size.rows < math.inf else told
-    batch = min(max(2 ** round(math.log2(rows) / 2), LEAST_BATCH), LARGEST_BATCH)
+    batch = min(max(2 ** math.floor(math.log2(rows) / 2), LEAST_BATCH), LARGEST_BATCH)
     reasons = []
 
     def choose(name: str, value: Any, why: str) -> Any:
@@ -109,7 +110,7 @@ def fit_to_rows(config: AnyConfig, data: Data) -> tuple[AnyConfig, str]:
             reasons.append(f"{name} {value if isinstance(value, (int, tuple)) else format(value, '.3g')}: {why}")
         return _get(config, name)
 
-    batch = choose("batch_size", batch, f"a power of two near the square root of {rows:,} rows")
+    batch = choose("batch_size", batch, f"the power of two up to the square root of {rows:,} rows, from {LEAST_BATCH} to {LARGEST_BATCH}")
     epochs = choose("epochs", size.epochs, below)
     choose("top", SMALL_TOP if size.small else _get(type(config)(), "top"), below)
     choose("sparse.lr", size.sparse_lr, below)

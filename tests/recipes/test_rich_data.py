@@ -31,7 +31,7 @@ Weights = dict[str, torch.Tensor]
 def initial_weights(spec: DatasetSpec, interaction: str, mean: float) -> Weights:
     """The weights that a run begins with, in float64: dense ones by name, tables as ``t_<table>``."""
     recipe = load_recipe("train_dlrm")
-    cfg = replace(recipe.PRESETS["demo"], bottom=BOTTOM, top=TOP, interaction=interaction)
+    cfg = replace(recipe.Config(), bottom=BOTTOM, top=TOP, interaction=interaction)
     torch.manual_seed(SEED)
     task, _ = recipe.build(cfg, spec, 1, torch.device("cpu"))
     dense = {name: value.detach().double() for name, value in task.named_parameters() if "embedding_bags" not in name}

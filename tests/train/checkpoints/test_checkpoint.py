@@ -135,7 +135,7 @@ def test_older_format_is_refused(tmp_path: Path) -> None:
     train(tmp_path, 3, 1)
     marker = next(tmp_path.glob("demo/checkpoints/*/checkpoint.json"))
     marker.write_text(json.dumps({**json.loads(marker.read_text()), "format": 0}))
-    with pytest.raises(RuntimeError, match=r"must have format 2: got 0; use the version of dlrm-torchrec that wrote"):
+    with pytest.raises(RuntimeError, match=r"must have format 3: got 0; use the version of dlrm-torchrec that wrote"):
         train(tmp_path, 6, 1)
 
 
