@@ -110,7 +110,11 @@ def fit_to_rows(config: AnyConfig, data: Data) -> tuple[AnyConfig, str]:
             reasons.append(f"{name} {value if isinstance(value, (int, tuple)) else format(value, '.3g')}: {why}")
         return _get(config, name)
 
-    batch = choose("batch_size", batch, f"the power of two up to the square root of {rows:,} rows, from {LEAST_BATCH} to {LARGEST_BATCH}")
+    batch = choose(
+        "batch_size",
+        batch,
+        f"the power of two up to the square root of {rows:,} rows, from {LEAST_BATCH} to {LARGEST_BATCH}",
+    )
     epochs = choose("epochs", size.epochs, below)
     choose("top", SMALL_TOP if size.small else _get(type(config)(), "top"), below)
     choose("sparse.lr", size.sparse_lr, below)

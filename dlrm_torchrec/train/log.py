@@ -175,6 +175,12 @@ class RunLog:
             self._bar.close()
         if "teacher/auc" in metrics and "val/auc" in metrics:
             self.say(f"val/auc {metrics['val/auc']:.4f}; the best possible AUC is {metrics['teacher/auc']:.4f}")
+        for name in ("auc", "rmse", "hr@10"):
+            if f"baseline/{name}" in metrics and f"val/{name}" in metrics:
+                shown, floor = metrics[f"val/{name}"], metrics[f"baseline/{name}"]
+                self.say(
+                    f"val/{name} {shown:.4f}; that of the baseline is {floor:.4f}, a difference of {shown - floor:+.4f}"
+                )
         if self.world.is_main:
             if self.config.tensorboard:
                 self._tensorboard.close()
