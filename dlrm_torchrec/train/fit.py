@@ -23,6 +23,7 @@ AUTOMATIC: dict[str, Any] = {
     "schedule.warmup_steps": -1,
     "schedule.decay_start": -1,
 }
+_ALIKE = {"adagrad", "rowwise_adagrad"}  # optimizers that take the same learning rates
 LEAST_BATCH, LARGEST_BATCH = 32, 2048
 _SHARE = 0.2  # of positives, below which the positives decide how much data there is
 
@@ -86,7 +87,8 @@ def fit_to_rows(config: AnyConfig, data: Data) -> tuple[AnyConfig, str]:
     """The config with numbers in place of its marks, and a line for each of them that says why.
 
     Synthetic data have new rows for ever, so they get the numbers that the config has by default, without a word. A
-    rare label counts as fewer rows: five for each row of the rarer class.
+    rare label counts as fewer rows: five for each row of the rarer class. Raises ValueError when a learning rate is
+    marked, but its optimizer is another than by default.
     """
     marked = [name for name, mark in AUTOMATIC.items() if _get(config, name) == mark]
     rows = data.rows.get("train", 0)
@@ -94,6 +96,13 @@ def fit_to_rows(config: AnyConfig, data: Data) -> tuple[AnyConfig, str]:
         for name in marked:
             config = _set(config, name, _get(type(config)(), name))
         return config, ""
+    for name in ("sparse", "dense"):
+        kind, usual = (_get(each, f"{name}.kind") for each in (config, type(config)()))
+        if f"{name}.lr" in marked and not {kind, usual} <= _ALIKE and kind != usual:
+            raise ValueError(
+                f"{name}.lr must be set with {name}.kind {kind!r}: got none, and the rates that follow from the number "
+                f"of rows are those of {usual!r}; set it"
+            )
     positives = data.positives.get("train")
     worth = rows if positives is None else min(rows, round(min(positives, rows - positives) / _SHARE))
     told = f"{rows:,} rows" if worth == rows else f"{rows:,} rows with a rare label, worth {worth:,}"

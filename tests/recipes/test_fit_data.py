@@ -18,7 +18,7 @@ from tests.prepared import write_prepared
 from tests.recipe import ROOT
 from tests.scripts import run_python
 
-SPEC = {
+SPEC: dict[str, object] = {
     "name": "s", "label": "label", "dense": [{"name": "price"}],
     "sparse": [{"name": "city", "rows": 0, "encoding": "vocab"}],
 }  # fmt: skip

@@ -115,7 +115,7 @@ def options(folder: Path, run_dir: Path, *more: str) -> list[str]:
         "demo", f"--data={folder}", f"--run-dir={run_dir}", f"--seed={SEED}", f"--batch-size={BATCH}",
         f"--epochs={EPOCHS}", "--bottom", *map(str, BOTTOM), "--top", *map(str, TOP), "--log.every=1",
         "--eval-every=0", "--schedule.warmup-steps=0", "--schedule.decay-steps=0", "--sparse.kind=sgd",
-        f"--sparse.lr={RATE}", "--dense.kind=sgd", f"--dense.lr={RATE}", *more,
+        f"--sparse.lr={RATE}", "--dense.kind=sgd", f"--dense.lr={RATE}", "--dense.weight-decay=0", *more,
     ]  # fmt: skip
 
 

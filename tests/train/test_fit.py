@@ -107,3 +107,12 @@ def test_marking_touches_nothing_else() -> None:
     for name in AUTOMATIC:
         assert value(marked, name) == AUTOMATIC[name]
     assert fit_to_rows(marked, Counts())[0] == config
+
+
+@pytest.mark.parametrize("part", ["sparse", "dense"])
+def test_rates_of_another_optimizer_must_be_set(part: str) -> None:
+    preset = load_training_recipe("train_dlrm").PRESETS["demo"]
+    other = replace(preset, **{part: replace(getattr(preset, part), kind="sgd")})
+    with pytest.raises(ValueError, match=rf"^{part}\.lr must be set with {part}\.kind 'sgd': got none, .*; set it$"):
+        fit_to_rows(other, Counts({"train": 1_000}))
+    assert getattr(fit_to_rows(other, Counts())[0], part).kind == "sgd"
