@@ -78,10 +78,10 @@ def test_every_element_is_a_function_of_its_place(threads: int, dtype: torch.dty
     torch.set_num_threads(before)
     assert torch.equal(values.T, contiguous)
     random = np.random.default_rng()
-    places = [(9, 0), (10, 11), (rows - 1, 3), *zip(random.integers(0, rows, 200), random.integers(0, dim, 200))]
+    places = [(9, 0), (10, 11), (rows - 1, 3), *random.integers(0, (rows, dim), (200, 2)).tolist()]
     for i, j in places:
         limit, center = (0.7, 0.0) if i < 10 else (0.03, 1.0)
-        expected = torch.tensor(drawn(row + int(i), column + int(j), limit, center)).to(dtype)
+        expected = torch.tensor(drawn(row + i, column + j, limit, center)).to(dtype)
         assert contiguous[i, j] == expected
 
 
