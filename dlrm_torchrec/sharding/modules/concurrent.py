@@ -26,6 +26,8 @@ from torchrec.distributed.types import LazyAwaitable, ParameterSharding, Shardin
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from dlrm_torchrec.sharding.modules.blank import BlankTables
+
 Function = Callable[[], torch.Tensor]
 
 
@@ -60,7 +62,10 @@ class ConcurrentShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
 
 
 class ConcurrentSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder with concurrent lookups if the rank runs on a CPU with several threads."""
+    """TorchRec's sharder with concurrent lookups if the rank runs on a CPU with several threads.
+
+    The sharded tables are blank: call ``initialize_tables``, or load a checkpoint, before training.
+    """
 
     @property
     def sharded_module_type(self) -> type[ConcurrentShardedEmbeddingBagCollection]:
@@ -74,15 +79,16 @@ class ConcurrentSharder(EmbeddingBagCollectionSharder):
         device: torch.device | None = None,
         module_fqn: str | None = None,
     ) -> ShardedEmbeddingBagCollection:
-        return self.sharded_module_type(
-            module,
-            params,
-            env,
-            self.fused_params,
-            device,
-            qcomm_codecs_registry=self.qcomm_codecs_registry,
-            module_fqn=module_fqn,
-        )
+        with BlankTables():
+            return self.sharded_module_type(
+                module,
+                params,
+                env,
+                self.fused_params,
+                device,
+                qcomm_codecs_registry=self.qcomm_codecs_registry,
+                module_fqn=module_fqn,
+            )
 
 
 def _on_cpu(table: EmbeddingShardingInfo) -> bool:
