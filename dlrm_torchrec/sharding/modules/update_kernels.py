@@ -109,8 +109,8 @@ def _prefetch(_context: Any, array: Any, index: Any) -> Any:
     return types.void(array, index), generate
 
 
-# _fetch(array, index) asks the memory for a number of a flat array, and does not wait for it.
-_fetch: Any = intrinsic(_prefetch)
+# fetch(array, index) asks the memory for a number of a flat array, and does not wait for it.
+fetch: Any = intrinsic(_prefetch)
 
 
 @_compiled(**_FAST)
@@ -126,29 +126,29 @@ def look_up(layout: Layout, bags: Bags, weights: Floats, output: Floats, part: P
     for first, last, _, dim, base, _ in tables:
         size = uint64(dim)
         for feature in range(first, last):
-            begin, end = offsets[feature * batch_size], offsets[(feature + 1) * batch_size]
-            work = (end - begin + batch_size) * dim
+            work = (offsets[(feature + 1) * batch_size] - offsets[feature * batch_size] + batch_size) * dim
             low, high = _cut(done, work, batch_size, share)
             done += work
             stop = offsets[feature * batch_size + high]
             for bag in range(low, high):
                 out = uint64(bag) * width + uint64(columns[feature])
-                for column in range(size):
-                    output[out + column] = float32(0)
-                place = feature * batch_size + bag
-                for position in range(offsets[place], offsets[place + 1]):
+                begin, end = offsets[feature * batch_size + bag], offsets[feature * batch_size + bag + 1]
+                if begin == end:
+                    for column in range(size):
+                        output[out + column] = float32(0)
+                for position in range(begin, end):
                     if position + _AHEAD < stop:
                         after = uint64(base) + uint64(ids[position + _AHEAD]) * size
                         for column in range(uint64(0), size, uint64(_LINE)):
-                            _fetch(weights, after + column)
+                            fetch(weights, after + column)
                     row = uint64(base) + uint64(ids[position]) * size
-                    if weighted:
-                        factor = factors[position]
+                    factor = factors[position] if weighted else float32(1)
+                    if position == begin:
                         for column in range(size):
-                            output[out + column] += factor * weights[row + column]
+                            output[out + column] = factor * weights[row + column]
                     else:
                         for column in range(size):
-                            output[out + column] += weights[row + column]
+                            output[out + column] += factor * weights[row + column]
 
 
 @_compiled(**_FAST)
@@ -282,33 +282,31 @@ def _update_rows(  # noqa: PLR0917  # numba's functions have no keywords
     total = np.empty(dim, np.float32)
     position = uint64(0)
     while position < count:
-        row = keys[position] >> uint64(32)
-        for column in range(dim):
-            total[column] = float32(0)
+        row, fresh = keys[position] >> uint64(32), True
         while position < count and keys[position] >> uint64(32) == row:
             if position + uint64(_AHEAD) < count:
                 key = keys[position + uint64(_AHEAD)]
                 start, at = base + (key >> uint64(32)) * dim, moments + (key >> uint64(32)) * dim
                 place = (uint64(places[key & below]) if weighted else key & below) * uint64(MULTIPLE)
                 if kind == ROWWISE_ADAGRAD:
-                    _fetch(moment1, moments + (key >> uint64(32)))
+                    fetch(moment1, moments + (key >> uint64(32)))
                 for column in range(uint64(0), dim, uint64(_LINE)):
-                    _fetch(weights, start + column)
-                    _fetch(gradient, place + column)
+                    fetch(weights, start + column)
+                    fetch(gradient, place + column)
                     if kind in (ADAGRAD, ADAM):
-                        _fetch(moment1, at + column)
+                        fetch(moment1, at + column)
                     if kind == ADAM:
-                        _fetch(moment2, at + column)
+                        fetch(moment2, at + column)
             low = keys[position] & below
-            if weighted:
-                place, factor = uint64(places[low]) * uint64(MULTIPLE), factors[low]
+            place = (uint64(places[low]) if weighted else low) * uint64(MULTIPLE)
+            factor = factors[low] if weighted else float32(1)
+            if fresh:
+                for column in range(dim):
+                    total[column] = factor * gradient[place + column]
+            else:
                 for column in range(dim):
                     total[column] += factor * gradient[place + column]
-            else:
-                place = low * uint64(MULTIPLE)
-                for column in range(dim):
-                    total[column] += gradient[place + column]
-            position += uint64(1)
+            position, fresh = position + uint64(1), False
         start, at = base + row * dim, moments + row * dim
         if decay != 0:
             for column in range(dim):
