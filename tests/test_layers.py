@@ -209,7 +209,11 @@ def test_a_lawful_tree_has_no_violations(tmp_path: Path) -> None:
         ("dlrm_torchrec/train/log.py", "from ..datasets import stream", "train may import no other part"),
         ("dlrm_torchrec/train/log.py", "def f():\n  import dlrm_torchrec.cli", "train may import no other part"),
         ("dlrm_torchrec/datasets/x.py", "import dlrm_torchrec.models.fm", "datasets may import ['compiled', 'schema']"),
-        ("dlrm_torchrec/embeddings/x.py", "import dlrm_torchrec.sharding", "embeddings may import ['compiled', 'schema']"),
+        (
+            "dlrm_torchrec/embeddings/x.py",
+            "import dlrm_torchrec.sharding",
+            "embeddings may import ['compiled', 'schema']",
+        ),
         ("dlrm_torchrec/sharding/x.py", "import dlrm_torchrec.train", "sharding may import ['embeddings', 'schema']"),
         ("dlrm_torchrec/other/x.py", "import dlrm_torchrec.train", "other is not in the import law"),
         ("dlrm_torchrec/train/x.py", "import torchx_components.dist", "the library does not know its launcher"),
