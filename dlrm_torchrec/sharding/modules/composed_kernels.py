@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbeddingBag, BatchedFusedEmbeddingBag
 from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel, GroupedEmbeddingConfig
@@ -15,12 +16,14 @@ from torchrec.modules.embedding_configs import PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.compositional.bags import Bags
-from dlrm_torchrec.embeddings.compositional.operations import Summed
+from dlrm_torchrec.embeddings.compositional.operations import Mult, Summed
 from dlrm_torchrec.embeddings.compositional.pooling import pool_group
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.compositional.table_group import Member, TableGroup
 from dlrm_torchrec.sharding.modules.one_table import read_as_one_table
+from dlrm_torchrec.sharding.modules.products import Products
 from dlrm_torchrec.sharding.modules.rows_of_features import map_features, rows_of_features, sources
+from dlrm_torchrec.sharding.modules.sorted_updates import SortedTables, can_sort, use_sorted_updates
 
 Stacked = dict[str, StackedEmbeddingBagConfig]  # by the name of the table
 
@@ -48,14 +51,17 @@ class CompositionalLookup(GroupedPooledEmbeddingsLookup):
             kernel = (ComposedDenseEmbeddingBag if dense else ComposedFusedEmbeddingBag)(
                 [stacked for stacked in configs if stacked is not None], config, pg, device
             )
-            return kernel
-        if not any(configs):
+        elif any(configs):
+            # means come with the rows, as weights
+            kernel = super()._create_embedding_kernel(replace(config, pooling=PoolingType.SUM), *args, **kwargs)
+            tables = kernel.emb_module
+            ours = isinstance(tables, SplitTableBatchedEmbeddingBagsCodegen) and can_sort(tables)
+            if ours:
+                use_sorted_updates(tables)  # FBGEMM's are slow where rows have weights
+            rows = rows_of_features(config.embedding_tables, self._stacked, count=ours)
+            kernel.register_forward_pre_hook(partial(map_features, rows))
+        else:
             kernel = super()._create_embedding_kernel(config, *args, **kwargs)
-            return kernel
-        # means come with the rows, as weights
-        kernel = super()._create_embedding_kernel(replace(config, pooling=PoolingType.SUM), *args, **kwargs)
-        rows = rows_of_features(config.embedding_tables, self._stacked, count=True)
-        kernel.register_forward_pre_hook(partial(map_features, rows))
         return kernel
 
 
@@ -81,6 +87,7 @@ class _Composed:
     group: TableGroup
     like: StackedEmbeddingBagConfig
     emb_module: torch.nn.Module
+    products: Products | None = None
 
     def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
         """Pooled vectors (B, features x columns), the features of one table or shard after another's."""
@@ -90,8 +97,20 @@ class _Composed:
             features.weights_or_none(),
             features.length_per_key(),
         )
+        products, weights = self._products(), bags.weights
+        if products is not None and (weights is None or not weights.requires_grad):
+            return products(bags)
         pooled = pool_group(self.group, self.like, bags, self._sums)
         return pooled.view(self.group.num_features, features.stride(), -1).transpose(0, 1).flatten(1)
+
+    def _products(self) -> Products | None:
+        """Faster products, where the tables are updated by kernels of our own."""
+        tables = self.emb_module.forward
+        if not isinstance(tables, SortedTables) or not isinstance(self.like.operation, Mult):
+            return None
+        if self.products is None or self.products.tables is not tables:
+            self.products = Products(self.group, tables, mean=self.like.pooling is PoolingType.MEAN)
+        return self.products
 
     def _sums(self, rows: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
         sums: torch.Tensor = self.emb_module(indices=rows, offsets=offsets, per_sample_weights=weights)
@@ -101,6 +120,8 @@ class _Composed:
         members = [Member(config.name, tuple(config.logical.feature_names), config.stack) for config in configs]
         self.group, self.like = TableGroup(members), configs[0]
         read_as_one_table(self.emb_module)
+        if isinstance(self.emb_module, SplitTableBatchedEmbeddingBagsCodegen) and can_sort(self.emb_module):
+            use_sorted_updates(self.emb_module)
 
 
 class ComposedFusedEmbeddingBag(_Composed, BatchedFusedEmbeddingBag):

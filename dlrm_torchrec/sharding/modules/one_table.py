@@ -27,3 +27,8 @@ def read_as_one_table(kernel: Kernel) -> None:
     if isinstance(kernel, SplitTableBatchedEmbeddingBagsCodegen):
         kernel.feature_table_map = [0]
         kernel.bounds_check_mode_int = BoundsCheckMode.NONE.value  # rows come from ids that were checked
+
+
+def reads_as_one_table(kernel: SplitTableBatchedEmbeddingBagsCodegen) -> bool:
+    """Whether ``read_as_one_table`` was called."""
+    return len(kernel.feature_table_map) < len(kernel.embedding_specs)

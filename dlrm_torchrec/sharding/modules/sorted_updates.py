@@ -15,6 +15,7 @@ from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 
+from dlrm_torchrec.sharding.modules.one_table import reads_as_one_table
 from dlrm_torchrec.sharding.modules.thread_pool import thread_pool
 from dlrm_torchrec.sharding.modules.update_kernels import (
     ADAGRAD,
@@ -68,22 +69,30 @@ def become_adam(tables: SplitTableBatchedEmbeddingBagsCodegen) -> None:
     tables.momentum2_physical_placements = tables.momentum1_physical_placements
 
 
+def _layout(tables: SplitTableBatchedEmbeddingBagsCodegen, kind: int) -> Layout:
+    dims = [tables.embedding_specs[table][1] for table in tables.feature_table_map]
+    features = [tables.feature_table_map.count(table) for table in range(len(tables.embedding_specs))]
+    moments = [0] * len(features) if kind == SGD else tables.momentum1_physical_offsets
+    rows = [
+        (end - count, end, specs[0], specs[1], weight, moment)
+        for end, count, specs, weight, moment in zip(
+            np.cumsum(features), features, tables.embedding_specs, tables.weights_physical_offsets, moments, strict=True
+        )
+    ]
+    return Layout(np.array(rows, np.int64), np.cumsum([0, *dims]))
+
+
+def _layout_as_one(tables: SplitTableBatchedEmbeddingBagsCodegen) -> Layout:
+    rows = sum(specs[0] for specs in tables.embedding_specs)
+    return Layout(np.array([(0, 1, rows, tables.max_D, 0, 0)], np.int64), np.array([0, tables.max_D]))
+
+
 class SortedTables:
     """``forward`` of FBGEMM's tables: pooled vectors (batch size, sum of dims), whose backward updates the tables."""
 
     def __init__(self, tables: SplitTableBatchedEmbeddingBagsCodegen) -> None:
         self.tables, self.kind = tables, KINDS[tables.optimizer]
-        dims = [tables.embedding_specs[table][1] for table in tables.feature_table_map]
-        features = [tables.feature_table_map.count(table) for table in range(len(tables.embedding_specs))]
-        ends = np.cumsum(features)
-        moments = [0] * len(features) if self.kind == SGD else tables.momentum1_physical_offsets
-        rows = [
-            (end - count, end, specs[0], specs[1], weight, moment)
-            for end, count, specs, weight, moment in zip(
-                ends, features, tables.embedding_specs, tables.weights_physical_offsets, moments, strict=True
-            )
-        ]
-        self.layout = Layout(np.array(rows, np.int64), np.cumsum([0, *dims]))
+        self.layout = _layout_as_one(tables) if reads_as_one_table(tables) else _layout(tables, self.kind)
 
     def __call__(
         self,
@@ -133,6 +142,12 @@ class SortedTables:
         return output
 
     def update(self, ids: torch.Tensor, offsets: torch.Tensor, factors: torch.Tensor, gradient: torch.Tensor) -> None:
+        rule, numbers = self.next_step()
+        flat = gradient.float().contiguous().view(-1).numpy()
+        self._on_all_threads(partial(update, self.layout, _bags(ids, offsets, factors), numbers, rule, flat), ids)
+
+    def next_step(self) -> tuple[Rule, Numbers]:
+        """The optimizer at the update that now begins, and what it trains."""
         tables, options = self.tables, self.tables.optimizer_args
         tables.iter.add_(1)  # counts updates, as checkpoints do
         rule = Rule(
@@ -145,9 +160,7 @@ class SortedTables:
             int(tables.iter),
         )
         moments = [moment.detach().numpy() for moment in (tables.momentum1_host, tables.momentum2_host)]
-        numbers = Numbers(tables.weights_host.detach().numpy(), *moments)
-        flat = gradient.float().contiguous().view(-1).numpy()
-        self._on_all_threads(partial(update, self.layout, _bags(ids, offsets, factors), numbers, rule, flat), ids)
+        return rule, Numbers(tables.weights_host.detach().numpy(), *moments)
 
     def _on_all_threads(self, function: Any, ids: torch.Tensor) -> None:
         """Call ``function`` with each part of the work."""

@@ -27,8 +27,8 @@ SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM = range(4)
 
 MOST_ROWS = 2**32  # a row's number and the place of its gradient are sorted as one number of 64 bits
 MULTIPLE = 4  # dims are multiples of it, as FBGEMM's are, so that places of gradients fit 32 bits
-_AHEAD = 16  # rows that are fetched before they are needed
-_LINE = 16  # float32 numbers that memory moves together
+AHEAD = 16  # rows that are fetched before they are needed
+LINE = 16  # float32 numbers that memory moves together
 _DIGIT = 11  # bits that one pass of the sort looks at, at most
 
 
@@ -75,7 +75,7 @@ class Part(NamedTuple):
     of: int
 
 
-def _compiled(**options: Any) -> Callable[[F], F]:
+def compiled(**options: Any) -> Callable[[F], F]:
     """A decorator that compiles a function at its first call and keeps the machine code on disk where it can."""
 
     def decorate(function: F) -> F:
@@ -88,7 +88,7 @@ def _compiled(**options: Any) -> Callable[[F], F]:
 
 
 # Sums may be reordered, as vectors need it, and their order is the same in each call. Infinities and NaNs stay.
-_FAST = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+FAST = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 
 
 def _prefetch(_context: Any, array: Any, index: Any) -> Any:
@@ -113,7 +113,7 @@ def _prefetch(_context: Any, array: Any, index: Any) -> Any:
 fetch: Any = intrinsic(_prefetch)
 
 
-@_compiled(**_FAST)
+@compiled(**FAST)
 def look_up(layout: Layout, bags: Bags, weights: Floats, output: Floats, part: Part) -> None:  # noqa: PLR0917
     """Write a thread's bags into ``output``: sums of rows times factors, (batch size * width) numbers."""
     tables, columns = layout
@@ -137,9 +137,9 @@ def look_up(layout: Layout, bags: Bags, weights: Floats, output: Floats, part: P
                     for column in range(size):
                         output[out + column] = float32(0)
                 for position in range(begin, end):
-                    if position + _AHEAD < stop:
-                        after = uint64(base) + uint64(ids[position + _AHEAD]) * size
-                        for column in range(uint64(0), size, uint64(_LINE)):
+                    if position + AHEAD < stop:
+                        after = uint64(base) + uint64(ids[position + AHEAD]) * size
+                        for column in range(uint64(0), size, uint64(LINE)):
                             fetch(weights, after + column)
                     row = uint64(base) + uint64(ids[position]) * size
                     factor = factors[position] if weighted else float32(1)
@@ -151,7 +151,7 @@ def look_up(layout: Layout, bags: Bags, weights: Floats, output: Floats, part: P
                             output[out + column] += factor * weights[row + column]
 
 
-@_compiled(**_FAST)
+@compiled(**FAST)
 def update(  # noqa: PLR0917  # numba's functions have no keywords
     layout: Layout, bags: Bags, numbers: Numbers, rule: Rule, gradient: Floats, part: Part
 ) -> None:
@@ -172,11 +172,11 @@ def update(  # noqa: PLR0917  # numba's functions have no keywords
         done += work
         if low < high and begin < end:
             count = _fill(layout, bags, table, low, high, keys, places)
-            ordered = _sort(keys[:count], others[:count], rows)
+            ordered = sort_keys(keys[:count], others[:count], rows)
             _update_rows(layout.tables[table], factors[begin:], numbers, rule, gradient, ordered, places)
 
 
-@_compiled()
+@compiled()
 def _share(layout: Layout, bags: Bags, part: Part) -> tuple[int, int]:
     """Where a thread's work begins and ends, in numbers that are read."""
     features = len(layout.columns) - 1
@@ -189,7 +189,7 @@ def _share(layout: Layout, bags: Bags, part: Part) -> tuple[int, int]:
     return work * part.number // part.of, work * (part.number + 1) // part.of
 
 
-@_compiled()
+@compiled()
 def _cut(done: int, work: int, units: int, share: tuple[int, int]) -> tuple[int, int]:
     """Which of ``units`` equal pieces of the work that begins at ``done`` belong to a thread's share of all work."""
     if work == 0:
@@ -198,7 +198,7 @@ def _cut(done: int, work: int, units: int, share: tuple[int, int]) -> tuple[int,
     return int(units * low), int(units * high)
 
 
-@_compiled()
+@compiled()
 def _fill(  # noqa: PLR0917  # numba's functions have no keywords
     layout: Layout, bags: Bags, table: int, low: int, high: int, keys: NDArray[np.uint64], places: NDArray[np.uint32]
 ) -> int:
@@ -230,13 +230,13 @@ def _fill(  # noqa: PLR0917  # numba's functions have no keywords
                     count += uint64(1)
                 else:
                     # Adjacent rows are one thread's, because their moments may share a line of the cache.
-                    hashed = int(((row // uint64(_LINE)) * uint64(0x9E3779B1)) & uint64(0xFFFFFFFF))
+                    hashed = int(((row // uint64(LINE)) * uint64(0x9E3779B1)) & uint64(0xFFFFFFFF))
                     count += uint64(hashed >= low and hashed < high)
     return int(count)
 
 
-@_compiled()
-def _sort(keys: NDArray[np.uint64], others: NDArray[np.uint64], rows: int) -> NDArray[np.uint64]:
+@compiled()
+def sort_keys(keys: NDArray[np.uint64], others: NDArray[np.uint64], rows: int) -> NDArray[np.uint64]:
     """The keys, stably sorted by row, in ``keys`` or ``others``: digits are counted, the lowest first."""
     bits = 0
     while (rows - 1) >> bits:
@@ -261,7 +261,7 @@ def _sort(keys: NDArray[np.uint64], others: NDArray[np.uint64], rows: int) -> ND
     return keys
 
 
-@_compiled(**_FAST)
+@compiled(**FAST)
 def _update_rows(  # noqa: PLR0917  # numba's functions have no keywords
     table: Integers,
     factors: Floats,
@@ -274,23 +274,19 @@ def _update_rows(  # noqa: PLR0917  # numba's functions have no keywords
     weights, moment1, moment2 = numbers
     dim, base, moments = uint64(table[3]), uint64(table[4]), uint64(table[5])
     weighted, count, below = len(places) > 0, uint64(len(keys)), uint64(0xFFFFFFFF)
-    kind, lr, eps, decay = rule.kind, float32(rule.lr), float32(rule.eps), float32(rule.weight_decay)
-    beta1, beta2 = float32(rule.beta1), float32(rule.beta2)
-    rest1, rest2 = float32(1 - rule.beta1), float32(1 - rule.beta2)
-    rate = float32(rule.lr / (1 - rule.beta1**rule.step)) if kind == ADAM else lr
-    scale = float32(1 / np.sqrt(1 - rule.beta2**rule.step)) if kind == ADAM else lr
+    kind, step = rule.kind, step_of(rule)
     total = np.empty(dim, np.float32)
     position = uint64(0)
     while position < count:
         row, fresh = keys[position] >> uint64(32), True
         while position < count and keys[position] >> uint64(32) == row:
-            if position + uint64(_AHEAD) < count:
-                key = keys[position + uint64(_AHEAD)]
+            if position + uint64(AHEAD) < count:
+                key = keys[position + uint64(AHEAD)]
                 start, at = base + (key >> uint64(32)) * dim, moments + (key >> uint64(32)) * dim
                 place = (uint64(places[key & below]) if weighted else key & below) * uint64(MULTIPLE)
                 if kind == ROWWISE_ADAGRAD:
                     fetch(moment1, moments + (key >> uint64(32)))
-                for column in range(uint64(0), dim, uint64(_LINE)):
+                for column in range(uint64(0), dim, uint64(LINE)):
                     fetch(weights, start + column)
                     fetch(gradient, place + column)
                     if kind in (ADAGRAD, ADAM):
@@ -307,30 +303,71 @@ def _update_rows(  # noqa: PLR0917  # numba's functions have no keywords
                 for column in range(dim):
                     total[column] += factor * gradient[place + column]
             position, fresh = position + uint64(1), False
-        start, at = base + row * dim, moments + row * dim
-        if decay != 0:
-            for column in range(dim):
-                total[column] += decay * weights[start + column]
-        if kind == SGD:
-            for column in range(dim):
-                weights[start + column] -= lr * total[column]
-        elif kind == ROWWISE_ADAGRAD:
-            squares = float32(0)
-            for column in range(dim):
-                squares += total[column] * total[column]
-            moment = moment1[moments + row] + squares / float32(dim)
-            moment1[moments + row] = moment
-            factor = lr / (np.sqrt(moment) + eps)
-            for column in range(dim):
-                weights[start + column] -= factor * total[column]
-        elif kind == ADAGRAD:
-            for column in range(dim):
-                moment = moment1[at + column] + total[column] * total[column]
-                moment1[at + column] = moment
-                weights[start + column] -= lr * total[column] / (np.sqrt(moment) + eps)
-        else:
-            for column in range(dim):
-                mean = beta1 * moment1[at + column] + rest1 * total[column]
-                moment = beta2 * moment2[at + column] + rest2 * total[column] * total[column]
-                moment1[at + column], moment2[at + column] = mean, moment
-                weights[start + column] -= rate * mean / (np.sqrt(moment) * scale + eps)
+        move_row(table, numbers, step, row, total)
+
+
+class Step(NamedTuple):
+    """The numbers of a rule, as one update of a row takes them."""
+
+    kind: int
+    lr: np.float32
+    eps: np.float32
+    decay: np.float32
+    beta1: np.float32
+    beta2: np.float32
+    rest1: np.float32
+    rest2: np.float32
+    rate: np.float32
+    scale: np.float32
+
+
+@compiled()
+def step_of(rule: Rule) -> Step:
+    """The numbers of ``rule`` at its step."""
+    return Step(
+        rule.kind,
+        float32(rule.lr),
+        float32(rule.eps),
+        float32(rule.weight_decay),
+        float32(rule.beta1),
+        float32(rule.beta2),
+        float32(1 - rule.beta1),
+        float32(1 - rule.beta2),
+        float32(rule.lr / (1 - rule.beta1**rule.step)) if rule.kind == ADAM else float32(rule.lr),
+        float32(1 / np.sqrt(1 - rule.beta2**rule.step)) if rule.kind == ADAM else float32(1),
+    )
+
+
+@compiled(**FAST)
+def move_row(table: Integers, numbers: Numbers, step: Step, row: int, total: Floats) -> None:  # noqa: PLR0917
+    """Update the weights and moments of a table's ``row`` by its gradient ``total``, which is overwritten."""
+    weights, moment1, moment2 = numbers
+    kind, lr, eps, decay, beta1, beta2, rest1, rest2, rate, scale = step
+    dim, base, moments = uint64(table[3]), uint64(table[4]), uint64(table[5])
+    start, at = base + uint64(row) * dim, moments + uint64(row) * dim
+    if decay != 0:
+        for column in range(dim):
+            total[column] += decay * weights[start + column]
+    if kind == SGD:
+        for column in range(dim):
+            weights[start + column] -= lr * total[column]
+    elif kind == ROWWISE_ADAGRAD:
+        squares = float32(0)
+        for column in range(dim):
+            squares += total[column] * total[column]
+        moment = moment1[moments + uint64(row)] + squares / float32(dim)
+        moment1[moments + uint64(row)] = moment
+        factor = lr / (np.sqrt(moment) + eps)
+        for column in range(dim):
+            weights[start + column] -= factor * total[column]
+    elif kind == ADAGRAD:
+        for column in range(dim):
+            moment = moment1[at + column] + total[column] * total[column]
+            moment1[at + column] = moment
+            weights[start + column] -= lr * total[column] / (np.sqrt(moment) + eps)
+    else:
+        for column in range(dim):
+            mean = beta1 * moment1[at + column] + rest1 * total[column]
+            moment = beta2 * moment2[at + column] + rest2 * total[column] * total[column]
+            moment1[at + column], moment2[at + column] = mean, moment
+            weights[start + column] -= rate * mean / (np.sqrt(moment) * scale + eps)
