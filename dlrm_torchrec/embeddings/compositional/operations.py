@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from dlrm_torchrec.embeddings.compositional.bags import Bags, LookUp, offsets_of, one_each, pool
 from dlrm_torchrec.embeddings.compositional.grouped import grouped_linear
+from dlrm_torchrec.embeddings.compositional.path_on_cpu import pool_paths
 from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece
 from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows, StackedRows
 from dlrm_torchrec.embeddings.compositional.table_group import TableGroup
@@ -220,6 +221,9 @@ class Path(Operation):
         return [InitialRows(stack.sizes[0], center=0.0, limit=stack.partition.num_ids**-0.5), *network * num_networks]
 
     def pooled(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
+        learned = bags.weights is not None and bags.weights.requires_grad
+        if group.k == 2 and bags.values.device.type == "cpu" and not learned:
+            return pool_paths(group, bags, look_up, self._network_rows)
         ids, places = group.distinct(bags)  # each id passes once
         first, *later = group.networks(ids).values.view(group.k, len(ids.values))
         rows = torch.cat([first, group.later_rows(first.device)])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float32]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _EXACT = 2**51  # below it, the product with a reciprocal in float64 misses a quotient by less than one
 
@@ -34,14 +37,15 @@ class Written(NamedTuple):
     bad_value: int
 
 
-def _compiled(function: Any) -> Any:
+def compiled(function: F) -> F:
+    """The function as machine code, compiled at its first call and kept on disk where that is possible."""
     try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
     except RuntimeError:  # numba found no folder for its cache
-        return numba.njit(nogil=True, error_model="numpy")(function)
+        return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
 
 
-@_compiled
+@compiled
 def expand(passes: Passes, ids: Integers, lengths: Integers, weights: Floats, count: bool) -> Written:  # noqa: FBT001
     """Bags of rows of bags of ``ids``; ``lengths`` has the bags of one source after another, ``weights`` may be empty.
 
@@ -107,7 +111,7 @@ class _Batch(NamedTuple):
     class_rows: Integers
 
 
-@_compiled
+@compiled
 def _rows(  # noqa: PLR0917  # numba's functions have no keywords
     passes: Passes, number: int, ids: Integers, limit: int, out: Integers, step: int
 ) -> None:
@@ -161,7 +165,7 @@ def _quotient(dividend: int, divisor: int, inverse: float) -> int:
     return quotient
 
 
-@_compiled
+@compiled
 def _weighted(batch: _Batch, written: Written, first_bag: int, position: int, sums: Floats) -> int:
     """Write the bags of a piece with the weights of their rows from ``position`` on; where the next piece begins."""
     found, weights, lengths, mean, counted, class_rows = batch

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from dlrm_torchrec.embeddings.compositional.bags import Bags
+from dlrm_torchrec.embeddings.compositional.path_kernels import distinct_ids
 from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece, RowMap, Source
 from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 
@@ -132,6 +133,11 @@ class TableGroup:
 
         A GPU is waited for.
         """
+        if bags.values.device.type == "cpu":
+            per_feature = bags.lengths.view(self.num_features, -1).sum(1)
+            found = distinct_ids(bags.values.long().contiguous().numpy(), per_feature.numpy())
+            ids, counts, places = map(torch.from_numpy, found)
+            return Bags(ids, counts, None), places
         starts = [0, *accumulate(source.num_ids for source in self.rows.sources)]
         first = self._of_features("starts", starts[:-1], bags.values.device, once=True)
         keys = bags.values + first[self.features_of(bags)] if self.num_features > 1 else bags.values
