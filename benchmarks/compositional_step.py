@@ -1,4 +1,4 @@
-"""Step time of a DLRM with compositional tables relative to the same DLRM with plain tables (goal: <= 1.15).
+"""Step time of a DLRM with compositional tables relative to the same DLRM with plain tables (goals: <= 1.15, path 1.5).
 
     python benchmarks/compositional_step.py                                                   # one process
     OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 benchmarks/compositional_step.py
@@ -34,7 +34,7 @@ from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from dlrm_torchrec.sharding.cluster.topology import live_topology
-from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
+from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind, Updates
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
@@ -88,7 +88,7 @@ class Contender:
     """A sharded model with its optimizers."""
 
     def __init__(
-        self, shape: Shape, config: TablesConfig, *, kind: OptimizerKind, sharding: ShardingKind, world: World
+        self, shape: Shape, config: TablesConfig, *, kind: OptimizerKind, sharding: ShardingConfig, world: World
     ) -> None:
         spec = shape.spec()
         tables = build_tables(spec.tables(dim=shape.dim), config, world.device)
@@ -97,9 +97,7 @@ class Contender:
         sparse, dense = OptimizerConfig(kind=kind, lr=0.01), OptimizerConfig(kind="sgd", lr=0.01)
         optimize_tables_in_backward(tables, sparse)
         topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
-        plan = make_plan(
-            model, tables, topology, ShardingConfig(kind=sharding), batch_size=2048, spec=spec, group=world.control
-        )
+        plan = make_plan(model, tables, topology, sharding, batch_size=2048, spec=spec, group=world.control)
         self.model = DistributedModelParallel(
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )
@@ -125,7 +123,7 @@ def compare(
     configs: dict[str, TablesConfig],
     *,
     kind: OptimizerKind,
-    sharding: ShardingKind,
+    sharding: ShardingConfig,
     world: World,
     rounds: int,
 ) -> None:
@@ -144,7 +142,7 @@ def compare(
             if number >= 0:
                 medians[title].append(milliseconds)
     if world.rank == 0:
-        print(f"\n{name}-like, {kind}, {sharding}, {world.size} ranks, batch 2048, {rounds} rounds of 8 steps")
+        print(f"\n{name}-like, {kind}, {sharding.kind}, {world.size} ranks, batch 2048, {rounds} rounds of 8 steps")
         for title, values in medians.items():
             ratios = [ours / plain for ours, plain in zip(values, medians["plain"], strict=True)]
             print(
@@ -160,11 +158,12 @@ def main(
     operations: tuple[OperationName, ...] = ("mult", "add", "concat", "path"),
     optimizers: tuple[OptimizerKind, ...] = ("sgd", "rowwise_adagrad"),
     sharding: ShardingKind = "table_wise",
+    updates: Updates = "auto",
     collisions: int = 4,
     hidden: int = 16,
     rounds: int = 7,
 ) -> None:
-    """Prints one table per shape and optimizer."""
+    """Prints one table per shape and optimizer; ``updates`` is how plain tables are updated on a CPU."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     configs = {"plain": TablesConfig(), EQUAL_LOOKUPS: TablesConfig()} | {
@@ -176,7 +175,14 @@ def main(
     with join_world(seed=0) as world:
         for name in shapes:
             for kind in optimizers:
-                compare(name, configs, kind=kind, sharding=sharding, world=world, rounds=rounds)
+                compare(
+                    name,
+                    configs,
+                    kind=kind,
+                    sharding=ShardingConfig(kind=sharding, updates=updates),
+                    world=world,
+                    rounds=rounds,
+                )
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ LIST = [
     Private(
         "torch",
         ["_assert_async"],
-        ["dlrm_torchrec/embeddings/compositional/pooling.py"],
+        ["dlrm_torchrec/embeddings/compositional/row_map.py"],
         "No public function checks a tensor on a GPU without waiting for it.",
     ),
     Private(

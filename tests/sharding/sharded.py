@@ -67,6 +67,7 @@ def _placed(config: EmbeddingBagConfig, kind: str, number: int, hosts: int) -> P
     owners = {  # of each column shard, the ranks that share its rows
         "table_wise": columns[:1],
         "column_wise": columns,
+        "uneven columns": columns[:2],
         "table_column_wise": columns,
         "row_wise": [ranks],
         "table_row_wise": [by_host[number % hosts]],
@@ -76,11 +77,14 @@ def _placed(config: EmbeddingBagConfig, kind: str, number: int, hosts: int) -> P
     shards = []
     for cut, sharing in enumerate(owners):
         width, block = config.embedding_dim // len(owners), -(-config.num_embeddings // len(sharing))
+        first = cut * width
+        if kind == "uneven columns":
+            first, width = (0, 4) if cut == 0 else (4, config.embedding_dim - 4)
         for part, rank in enumerate(sharing):
             size = [min(block, config.num_embeddings - part * block), width]
-            shards.append(ShardMetadata([part * block, cut * width], size, f"rank:{rank}/cpu"))
+            shards.append(ShardMetadata([part * block, first], size, f"rank:{rank}/cpu"))
     return ParameterSharding(
-        sharding_type=kind,
+        sharding_type="column_wise" if kind == "uneven columns" else kind,
         compute_kernel="fused" if shards else "dense",
         ranks=[shard.placement.rank() for shard in shards] or ranks,
         sharding_spec=EnumerableShardingSpec(shards) if shards else None,

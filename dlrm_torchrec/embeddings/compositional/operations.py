@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional
 
 from dlrm_torchrec.embeddings.compositional.bags import Bags, LookUp, offsets_of, one_each, pool
-from dlrm_torchrec.embeddings.compositional.grouped import grouped_linear
-from dlrm_torchrec.embeddings.compositional.path_on_cpu import pool_paths
+from dlrm_torchrec.embeddings.compositional.paths.grouped import grouped_linear
+from dlrm_torchrec.embeddings.compositional.paths.on_cpu import pool_paths
 from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece
 from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows, StackedRows
 from dlrm_torchrec.embeddings.compositional.table_group import TableGroup

@@ -20,9 +20,7 @@ def pool_ids(
     return pool_group(config.group(feature or config.logical.feature_names[0]), config, bags, look_up)
 
 
-def pool_group(
-    group: TableGroup, config: StackedEmbeddingBagConfig, bags: Bags, look_up: LookUp
-) -> torch.Tensor:
+def pool_group(group: TableGroup, config: StackedEmbeddingBagConfig, bags: Bags, look_up: LookUp) -> torch.Tensor:
     """Sums or means (bags, columns) for a group of tables that are alike ``config``.
 
     ``bags`` has the bags of one feature after another. A mean divides by the number of ids, even with weights. Raises

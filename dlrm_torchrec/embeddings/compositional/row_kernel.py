@@ -46,7 +46,13 @@ def compiled(function: F) -> F:
 
 
 @compiled
-def expand(passes: Passes, ids: Integers, lengths: Integers, weights: Floats, count: bool) -> Written:  # noqa: FBT001
+def expand(  # noqa: PLR0917  # numba's functions have no keywords
+    passes: Passes,
+    ids: Integers,
+    lengths: Integers,
+    weights: Floats,
+    count: bool,  # noqa: FBT001  # numba's functions have no keywords
+) -> Written:
     """Bags of rows of bags of ``ids``; ``lengths`` has the bags of one source after another, ``weights`` may be empty.
 
     With ``count``, bags that have more ids than a partition has classes hold a class's row once, with the number or
@@ -127,7 +133,7 @@ def _rows(  # noqa: PLR0917  # numba's functions have no keywords
         if limit <= _EXACT:
             inverse = 1 / float64(classes)
             for i in range(len(ids)):
-                out[i * step] = first_row + _below(ids[i] - int64(float64(ids[i]) * inverse) * classes, classes)
+                out[i * step] = first_row + _below(ids[i] - int(ids[i] * inverse) * classes, classes)
         else:
             for i in range(len(ids)):
                 out[i * step] = first_row + int64(uint64(ids[i]) % uint64(classes))
@@ -144,7 +150,7 @@ def _rows(  # noqa: PLR0917  # numba's functions have no keywords
             out[i * step] = first_row + int64(uint64(ids[i]) // uint64(divisor) % uint64(classes))
 
 
-@numba.njit(inline="always")  # type: ignore[untyped-decorator]  # numba's
+@compiled
 def _below(rest: int, modulus: int) -> int:
     """``rest`` mod ``modulus``, if it is off by one multiple at most."""
     if rest < 0:
@@ -154,9 +160,9 @@ def _below(rest: int, modulus: int) -> int:
     return rest
 
 
-@numba.njit(inline="always")  # type: ignore[untyped-decorator]  # numba's
+@compiled
 def _quotient(dividend: int, divisor: int, inverse: float) -> int:
-    quotient = int64(float64(dividend) * inverse)
+    quotient = int(dividend * inverse)
     rest = dividend - quotient * divisor
     if rest < 0:
         quotient -= 1
@@ -166,7 +172,9 @@ def _quotient(dividend: int, divisor: int, inverse: float) -> int:
 
 
 @compiled
-def _weighted(batch: _Batch, written: Written, first_bag: int, position: int, sums: Floats) -> int:
+def _weighted(  # noqa: PLR0917  # numba's functions have no keywords
+    batch: _Batch, written: Written, first_bag: int, position: int, sums: Floats
+) -> int:
     """Write the bags of a piece with the weights of their rows from ``position`` on; where the next piece begins."""
     found, weights, lengths, mean, counted, class_rows = batch
     start = 0

@@ -163,9 +163,11 @@ class _Tensors(NamedTuple):
 def _tensors(passes: Passes, device: torch.device) -> _Tensors:
     source, first, last = passes.pieces.T
     limits = passes.sources[np.repeat(source, last - first), 0]
-    numbers = (source, first, last - first, passes.sources[:, 1] > 0)
     return _Tensors(
-        *(torch.tensor(values, device=device) for values in numbers),
-        torch.tensor(np.column_stack([passes.class_rows, limits]), device=device),
-        torch.tensor(passes.assigned, device=device),
+        sources=torch.tensor(source, device=device),
+        first_class_rows=torch.tensor(first, device=device),
+        widths=torch.tensor(last - first, device=device),
+        means=torch.tensor(passes.sources[:, 1] > 0, device=device),
+        class_rows=torch.tensor(np.column_stack([passes.class_rows, limits]), device=device),
+        assigned=torch.tensor(passes.assigned, device=device),
     )

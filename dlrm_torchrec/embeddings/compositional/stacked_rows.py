@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import torch
-
 from dlrm_torchrec.embeddings.compositional.partitions import Partition
 from dlrm_torchrec.embeddings.compositional.row_map import ClassRow
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 
 from dlrm_torchrec.embeddings.compositional.bags import Bags
-from dlrm_torchrec.embeddings.compositional.path_kernels import distinct_ids
 from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece, RowMap, Source
 from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 
@@ -50,7 +49,7 @@ class TableGroup:
 
     @cached_property
     def networks(self) -> RowMap:
-        """A map from ids to the row of their first class, and to the places of their later classes in ``later_rows``."""
+        """A map from ids to the row of their first class, and to places of their later classes in ``later_rows``."""
         starts = zip(*[_starts(counts) for counts in self.class_counts[1:]], strict=True)
         places = list(starts) if self.k > 1 else [()] * len(self.members)
         return self._map(lambda number: [self.bases[number], *places[number]])
@@ -133,11 +132,6 @@ class TableGroup:
 
         A GPU is waited for.
         """
-        if bags.values.device.type == "cpu":
-            per_feature = bags.lengths.view(self.num_features, -1).sum(1)
-            found = distinct_ids(bags.values.long().contiguous().numpy(), per_feature.numpy())
-            ids, counts, places = map(torch.from_numpy, found)
-            return Bags(ids, counts, None), places
         starts = [0, *accumulate(source.num_ids for source in self.rows.sources)]
         first = self._of_features("starts", starts[:-1], bags.values.device, once=True)
         keys = bags.values + first[self.features_of(bags)] if self.num_features > 1 else bags.values
@@ -157,7 +151,9 @@ class TableGroup:
                 sources.append(Source(partition.num_ids, feature, member.name))
         return RowMap(sources, [piece for pieces in by_partition for piece in pieces], count=False)
 
-    def _of_features(self, name: str, numbers: Sequence[int], device: torch.device, *, once: bool = False) -> torch.Tensor:
+    def _of_features(
+        self, name: str, numbers: Sequence[int], device: torch.device, *, once: bool = False
+    ) -> torch.Tensor:
         each = numbers if once else [n for n, m in zip(numbers, self.members, strict=True) for _ in m.features]
         return self._kept(name, device, lambda: torch.tensor(each, dtype=torch.int64))
 

@@ -6,8 +6,8 @@ import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torch import nn
 
-from dlrm_torchrec.embeddings.compositional.grouped import grouped_linear
 from dlrm_torchrec.embeddings.compositional.operations import Path
+from dlrm_torchrec.embeddings.compositional.paths.grouped import grouped_linear
 from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 from dlrm_torchrec.inference.tables.lookups import Column, RowLookup, selected
 

@@ -21,7 +21,7 @@ from dlrm_torchrec.embeddings.compositional.pooling import pool_group
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.compositional.table_group import Member, TableGroup
 from dlrm_torchrec.sharding.modules.one_table import read_as_one_table
-from dlrm_torchrec.sharding.modules.products import Products
+from dlrm_torchrec.sharding.modules.products.products import Products
 from dlrm_torchrec.sharding.modules.rows_of_features import map_features, rows_of_features, sources
 from dlrm_torchrec.sharding.modules.sorted_updates import SortedTables, can_sort, use_sorted_updates
 

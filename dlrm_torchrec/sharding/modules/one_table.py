@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     DenseTableBatchedEmbeddingBagsCodegen,
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 
-Kernel = DenseTableBatchedEmbeddingBagsCodegen | SplitTableBatchedEmbeddingBagsCodegen
+Kernel: TypeAlias = DenseTableBatchedEmbeddingBagsCodegen | SplitTableBatchedEmbeddingBagsCodegen
 
 
 def read_as_one_table(kernel: Kernel) -> None:

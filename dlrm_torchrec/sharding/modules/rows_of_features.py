@@ -28,7 +28,8 @@ def rows_of_features(
 ) -> RowMap:
     """A map from the ids of all features of ``tables`` to bags of rows, one piece for each output.
 
-    With ``count``, a bag may have weights where the ids have none, so that it holds a row once. The compositional ones must have operations that sum rows.
+    The compositional ones must have operations that sum rows. With ``count``, a bag may have weights where its ids have
+    none, and holds a row of few classes once.
     """
     found: list[Source] = []
     pieces: list[Piece] = []

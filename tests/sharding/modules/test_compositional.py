@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbed
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
 from dlrm_torchrec.embeddings.compositional.partitions import ChineseRemainder, Hash, MixedRadix, QuotientRemainder
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.sharding.modules import composed_kernels
 from dlrm_torchrec.sharding.modules.composed_shardings import offered_types
 from dlrm_torchrec.sharding.modules.sharder import CHANGED_BY
 from dlrm_torchrec.sharding.modules.thread_pool import thread_pool
@@ -188,6 +189,27 @@ def test_lookups_by_two_threads() -> None:
         if case.kind in ("table_wise", "mixed") and case.pooling is PoolingType.SUM
     ]
     assert run_ranks(1, compare_all, chosen, 1, 2, timeout_s=60) == [len(chosen)]
+
+
+def compare_without_sorted_updates(chosen: list[Case]) -> int:
+    """With FBGEMM's kernels, which half-precision tables and those on a GPU have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(composed_kernels, "can_sort", lambda _: False)
+        return compare_all(chosen)
+
+
+def test_fbgemm_kernels() -> None:
+    chosen = [
+        case for operation in OPERATIONS for case in cases(operation) if case.kind in ("table_wise", "column_wise")
+    ]
+    assert run_ranks(1, compare_without_sorted_updates, chosen, timeout_s=60) == [len(chosen)]
+
+
+def test_columns_of_uneven_widths() -> None:
+    """A rank has narrow shards of some tables and wide ones of others; TorchRec loads no two widths of one table."""
+    chosen = [case for operation in OPERATIONS for case in cases(operation) if case.kind == "column_wise"]
+    uneven = [replace(case, kind="uneven columns") for case in chosen]
+    assert run_ranks(2, compare_all, uneven, timeout_s=60) == [len(uneven)] * 2
 
 
 def unusual_batches(weighted: bool) -> dict[str, KeyedJaggedTensor]:

@@ -35,8 +35,11 @@ from dlrm_torchrec.sharding.modules.update_kernels import (
 
 
 class ProductLayout(NamedTuple):
-    """Where the tables lie in one array of rows. One line of ``tables`` is: first feature, feature after the last, first
-    row, rows of the first partition, rows of all later partitions."""
+    """Where the tables lie in one array of rows.
+
+    One line of ``tables`` is: first feature, feature after the last, first row, rows of the first partition, rows of
+    all later partitions.
+    """
 
     tables: Integers
     num_features: int
@@ -76,13 +79,13 @@ def look_up_products(layout: ProductLayout, bags: ProductBags, weights: Floats, 
                     for column in range(dim):
                         output[out + column] += factor * weights[first + column] * weights[second + column]
                 else:
-                    multiply(weights, rows, position, -1, factor, product)
+                    _multiply(weights, rows, position, -1, factor, product)
                     for column in range(dim):
                         output[out + column] += product[column]
 
 
 @compiled(**FAST)
-def multiply(  # noqa: PLR0917  # numba's functions have no keywords
+def _multiply(  # noqa: PLR0917  # numba's functions have no keywords
     weights: Floats, rows: Integers, position: int, left_out: int, factor: np.float32, product: Floats
 ) -> None:
     """Write ``factor`` times the rows of an id's classes into ``product``, without the one of the class left out."""
@@ -133,14 +136,13 @@ def update_products(  # noqa: PLR0917  # numba's functions have no keywords
 
 
 class _Memory(NamedTuple):
-    """Gradients of later rows, which of them have one, the gradient of a row, the product of some rows; and a table
-    for ``move_row`` that is all rows."""
+    """What is used again for each table."""
 
-    sums: Floats
-    touched: NDArray[np.bool_]
-    total: Floats
-    product: Floats
-    table: Integers
+    sums: Floats  # the gradients of later rows
+    touched: NDArray[np.bool_]  # which of them have one
+    total: Floats  # the gradient of a row
+    product: Floats  # of some rows of an id
+    whole: Integers  # all rows as a table for ``move_row``
 
 
 @compiled(**FAST)
@@ -195,7 +197,7 @@ def _update_table(  # noqa: PLR0917  # numba's functions have no keywords
                     sums[sum_at + column] += each * weights[own + column]
             else:
                 for number in range(len(bags.rows)):
-                    multiply(weights, bags.rows, low, number, factor, product)
+                    _multiply(weights, bags.rows, low, number, factor, product)
                     if number == 0:
                         for column in range(dim):
                             total[column] += gradient[place + column] * product[column]

@@ -10,7 +10,7 @@ import torch
 
 from dlrm_torchrec.embeddings.compositional.bags import Bags, offsets_of
 from dlrm_torchrec.embeddings.compositional.table_group import TableGroup
-from dlrm_torchrec.sharding.modules.product_kernels import (
+from dlrm_torchrec.sharding.modules.products.kernels import (
     ProductBags,
     ProductLayout,
     look_up_products,

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlrm_torchrec.embeddings.compositional.grouped import grouped_linear
+from dlrm_torchrec.embeddings.compositional.paths.grouped import grouped_linear
 
 Layers = list[tuple[torch.Tensor, torch.Tensor | None]]
 

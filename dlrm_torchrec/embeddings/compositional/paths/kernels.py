@@ -43,7 +43,7 @@ def distinct_ids(ids: Integers, counts: Integers) -> tuple[Integers, Integers, I
 def order_by_class(
     classes: Integers, counts: Integers, num_classes: int, places: Integers
 ) -> tuple[Integers, Integers, Integers]:
-    """The ids of each feature by class: their order, the places in it that were ``places``, and the runs of equal classes.
+    """The ids of each feature by class: their order, their places in it for ``places``, and runs of equal classes.
 
     ``counts`` is the number of ids of each feature. A run has a line: feature, class, first id, the one after the last.
     """
@@ -73,7 +73,9 @@ def order_by_class(
 
 
 @compiled
-def sum_bags(vectors: Floats, places: Integers, lengths: Integers, weights: Floats, sums: Floats) -> None:
+def sum_bags(  # noqa: PLR0917  # numba's functions have no keywords
+    vectors: Floats, places: Integers, lengths: Integers, weights: Floats, sums: Floats
+) -> None:
     """Write the sums of the vectors at ``places`` over bags; ``weights`` are of places, or empty."""
     position = 0
     for bag in range(len(lengths)):
@@ -90,7 +92,9 @@ def sum_bags(vectors: Floats, places: Integers, lengths: Integers, weights: Floa
 
 
 @compiled
-def add_to_vectors(sums: Floats, places: Integers, lengths: Integers, weights: Floats, vectors: Floats) -> None:
+def add_to_vectors(  # noqa: PLR0917  # numba's functions have no keywords
+    sums: Floats, places: Integers, lengths: Integers, weights: Floats, vectors: Floats
+) -> None:
     """Add the gradients of ``sum_bags``'s sums to those of its vectors."""
     position = 0
     for bag in range(len(lengths)):

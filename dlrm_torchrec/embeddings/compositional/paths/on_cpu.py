@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from dlrm_torchrec.embeddings.compositional.bags import Bags, LookUp, one_each
-from dlrm_torchrec.embeddings.compositional.path_kernels import add_to_vectors, distinct_ids, order_by_class, sum_bags
+from dlrm_torchrec.embeddings.compositional.paths.kernels import add_to_vectors, distinct_ids, order_by_class, sum_bags
 from dlrm_torchrec.embeddings.compositional.table_group import TableGroup
 
 Numbers = NDArray[np.floating[Any]]
@@ -147,8 +147,7 @@ def _backward(vectors: Numbers, network: list[Numbers], towards: Numbers, gradie
     """The gradient of the vectors, from the one of the output; those of the network are added to ``gradients``."""
     if len(network) == 1:
         gradients[0] += vectors.T @ towards
-        found: Numbers = towards @ network[0].T
-        return found
+        return np.asarray(towards @ network[0].T)
     w1, b1, w2, _ = network
     hidden, ones = _hidden(vectors, w1, b1), np.ones(len(vectors), vectors.dtype)
     gradients[2] += hidden.T @ towards
@@ -157,5 +156,4 @@ def _backward(vectors: Numbers, network: list[Numbers], towards: Numbers, gradie
     to_hidden *= hidden > 0
     gradients[0] += to_hidden.T @ vectors
     gradients[1].reshape(-1)[: len(w1)] += ones @ to_hidden
-    found = to_hidden @ w1
-    return found
+    return np.asarray(to_hidden @ w1)
