@@ -125,13 +125,14 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         plan = nodes.plan(model, tables, cfg.sharding, batch_size=share, spec=spec, group=world.control)
         log.say(f"each of {nodes.count} nodes:\n{describe_plan(plan, tables, nodes.size)}")
         model = nodes.shard(model, plan, init_data_parallel=world.needs_ddp)
-        initialize_tables(model, seed=cfg.seed, pretrained=cfg.tables.pretrained)
         optimizer = build_optimizer(model, cfg.sparse, cfg.dense, clip_norm=cfg.clip_norm)
 
         # resume from the newest checkpoint of this run, or begin at step 0
         identity = identity_of(cfg, spec.to_json(), data_digest=data.digest, nodes=nodes.count)
         checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world, partial(node_tensors, nodes.number))
         progress = checkpoints.load(model, optimizer, identity) or Progress(identity=identity, lanes=world.size)
+        if progress.step == 0:
+            initialize_tables(model, seed=cfg.seed, pretrained=cfg.tables.pretrained, say=log.say)
         progress = replace(progress, plan=plan_to_json(plan))
 
         # open the data at that step; what a rank reads is a function of the step alone

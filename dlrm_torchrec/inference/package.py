@@ -19,7 +19,7 @@ import torch
 from dlrm_torchrec import __version__, raw_values
 from dlrm_torchrec.inference import encoder, lookups, predictor
 from dlrm_torchrec.inference.lookups import FIRST
-from dlrm_torchrec.inference.predictor import FORMAT, MANIFEST
+from dlrm_torchrec.inference.predictor import FORMAT, MANIFEST, MODEL
 from dlrm_torchrec.raw_values import vocabulary_digest
 from dlrm_torchrec.schema import DatasetSpec, vocabulary_path
 
@@ -66,7 +66,7 @@ def write_package(
         for module in _CODE:
             code = Path(str(module.__file__))
             (new / code.name).write_text(_standing_alone(code.read_text(encoding="utf-8")), encoding="utf-8")
-        torch.jit.save(model, str(new / "model.pt"))
+        torch.jit.save(model, str(new / MODEL))
         manifest = {
             "format": FORMAT,
             "name": spec.name,

@@ -30,7 +30,9 @@ from dlrm_torchrec.inference.encoder import Encoder, Inputs
 from dlrm_torchrec.inference.lookups import Lookup, vocabulary_lookup
 from dlrm_torchrec.raw_values import vocabulary_digest
 
-FORMAT, MANIFEST = 2, "package.json"  # 1 hashed texts of whole numbers as texts, and had a single label
+MANIFEST, MODEL = "package.json", "model.pt"
+FORMAT = 2  # 1 hashed texts of whole numbers as texts, and had a single label
+_FIELDS = {"name": str, "spec": dict, "versions": dict, "vocabularies": dict, "files": dict}  # of the manifest
 
 
 @dataclass(frozen=True)
@@ -106,19 +108,35 @@ def _vocabulary(path: Path) -> tuple[Lookup, str]:
 
 
 def _checked_manifest(path: Path) -> dict[str, Any]:
-    """The contents of package.json, after every file was compared with its checksum there."""
+    """The contents of package.json, after every file that it lists was compared with its checksum there."""
     try:
         manifest: dict[str, Any] = json.loads((path / MANIFEST).read_bytes())
         form = manifest["format"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"folder {path} must hold a {MANIFEST}: got {error!r}; name a package's folder") from error
     if form != FORMAT:
         raise ValueError(f"format of package {path} must be {FORMAT}: got {form!r}; use the package's predictor.py")
-    for name, sha256 in manifest["files"].items():
+    for name, kind in _FIELDS.items():
+        if not isinstance(manifest.get(name), kind):
+            raise ValueError(
+                f"{name} in {path / MANIFEST} must be {'a text' if kind is str else 'an object'}: got "
+                f"{manifest.get(name)!r:.50}; copy the package again"
+            )
+    files: dict[str, str] = manifest["files"]
+    unlisted = [name for name in (MODEL, *manifest["vocabularies"].values()) if name not in files]
+    if unlisted:
+        raise ValueError(
+            f"files in {path / MANIFEST} must name every file with its sha256: got no {unlisted[0]!r}; copy the "
+            "package again"
+        )
+    for name, sha256 in files.items():
+        file = (path / name).resolve()
+        if not file.is_relative_to(path.resolve()):
+            raise ValueError(f"files of package {path} must lie in it: got {name!r}; load only packages of your own")
         found = "no file"
-        if (path / name).is_file():
-            with (path / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+        if file.is_file():
+            with file.open("rb") as opened:
+                found = hashlib.file_digest(opened, "sha256").hexdigest()
         if found != sha256:
             raise ValueError(f"{path / name} must have sha256 {sha256}: got {found}; copy the package again")
     return manifest
@@ -128,7 +146,7 @@ def _load_model(path: Path, versions: Mapping[str, str]) -> Any:
     try:
         import fbgemm_gpu  # noqa: F401  # registers the operators that the model calls
 
-        return torch.jit.load(str(path / "model.pt"), map_location="cpu").eval()
+        return torch.jit.load(str(path / MODEL), map_location="cpu").eval()
     except (ImportError, OSError, RuntimeError) as error:
         found, wanted = str(error).strip().splitlines()[0], f"{versions['torch']} and {versions['fbgemm_gpu']}"
         raise ValueError(f"model of {path} must load: got {found!r}; install torch and fbgemm_gpu {wanted}") from error

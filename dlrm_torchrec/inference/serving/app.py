@@ -20,15 +20,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dlrm_torchrec.inference.encoder import Inputs
+from dlrm_torchrec.inference.loading import PackageError, load_package
 from dlrm_torchrec.inference.predictor import Predictor
 from dlrm_torchrec.inference.serving.arrow_body import read_arrow, write_arrow
 from dlrm_torchrec.inference.serving.batcher import Batcher
-from dlrm_torchrec.inference.serving.client import announced_bytes, read_body, unless_gone
+from dlrm_torchrec.inference.serving.client import read_body, unless_gone
 from dlrm_torchrec.inference.serving.json_body import read_json
 from dlrm_torchrec.inference.serving.limits import ServingConfig
-from dlrm_torchrec.inference.serving.loading import PackageError, load_package
 from dlrm_torchrec.inference.serving.prometheus import Counted, Metrics
-from dlrm_torchrec.inference.serving.quota import Quota
+from dlrm_torchrec.inference.serving.quota import Quota, client_of
+from dlrm_torchrec.inference.serving.reload_guard import check_may_reload, read_token
 
 JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
 MAX_BODIES = 16  # how many request bodies of the largest size are held at once
@@ -46,8 +47,9 @@ class Service:
         self.path = path
         self.config = config
         self.predictor: Predictor | None = None  # until the package is loaded
-        self.queued_rows = Quota(config.max_queued_rows, "rows")
-        self.body_bytes = Quota(MAX_BODIES * config.max_request_bytes, "bytes")
+        self.reload_token = read_token(config.reload_token_file)
+        self.queued_rows = Quota(config.max_queued_rows, "rows", config.client_share)
+        self.body_bytes = Quota(MAX_BODIES * config.max_request_bytes, "bytes", config.client_share)
         self.metrics = Metrics(lambda: self.queued_rows.held)
         self.batcher = Batcher(
             self.metrics,
@@ -89,30 +91,35 @@ class Service:
         start = perf_counter()
         content_type = _content_type(request)
         predictor = self._loaded()  # it encodes and answers this request even if another package is loaded meanwhile
-        num_bytes = announced_bytes(request, self.config.max_request_bytes)
-        with self.body_bytes.hold(num_bytes), self.queued_rows.hold(1):
-            body = await read_body(request, num_bytes, self.config.timeout_s)
-            inputs, predictions = await unless_gone(request, self._answer(predictor, content_type, body))
+        client = client_of(request.client.host) if request.client else ""
+        with self.body_bytes.holding(client) as hold_bytes, self.queued_rows.holding(client, 1) as hold_rows:
+            body = await read_body(request, self.config.max_request_bytes, self.config.timeout_s, hold_bytes)
+            inputs, predictions = await unless_gone(request, self._answer(predictor, content_type, body, hold_rows))
         counts = zip(predictor.spec["sparse"], inputs.unseen.tolist(), strict=True)
         unseen = {feature["name"]: count for feature, count in counts if count}
         response = _written(content_type, predictor, predictions, unseen)
         self.metrics.answered(len(inputs), unseen, perf_counter() - start)
         return response
 
-    async def _answer(self, predictor: Predictor, content_type: str, body: bytes) -> tuple[Inputs, Predictions]:
+    async def _answer(
+        self, predictor: Predictor, content_type: str, body: bytes, hold_rows: Callable[[int], None]
+    ) -> tuple[Inputs, Predictions]:
         if len(body) <= SHORT_BODY_BYTES:
             inputs = self._encoded(predictor, content_type, body)
         else:
             loop = asyncio.get_running_loop()
             inputs = await loop.run_in_executor(self._encoders, self._encoded, predictor, content_type, body)
-        with self.queued_rows.hold(len(inputs) - 1):  # one row was reserved when the request began
-            predictions = await self.batcher.submit(predictor, inputs)
+        hold_rows(len(inputs) - 1)  # one row was held since the request began
+        predictions = await self.batcher.submit(predictor, inputs)
         if not np.isfinite(predictions).all():
             raise HTTPException(422, "a row must give a finite prediction: got a row whose values overflow the model")
         return inputs, predictions
 
     def _encoded(self, predictor: Predictor, content_type: str, body: bytes) -> Inputs:
-        columns = (read_arrow if content_type == ARROW else read_json)(body, self.config.max_rows)
+        if content_type == ARROW:
+            columns = read_arrow(body, self.config, predictor.encode.known)
+        else:
+            columns = read_json(body, self.config)
         try:
             inputs = predictor.encode(columns)
         except ValueError as error:
@@ -121,7 +128,8 @@ class Service:
             raise HTTPException(422, "a request must have rows: got none")
         return inputs
 
-    async def reload(self, _: Request) -> Response:
+    async def reload(self, request: Request) -> Response:
+        check_may_reload(request, self.reload_token)
         try:
             predictor = await self.load()
         except PackageError as error:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from itertools import islice
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import types
 from starlette.exceptions import HTTPException
+
+from dlrm_torchrec.inference.serving.limits import ServingConfig
 
 KINDS = (
     *(types.is_integer, types.is_floating, types.is_boolean, types.is_null, types.is_string, types.is_large_string),
@@ -25,15 +28,23 @@ KINDS = (
 # Fields in Arrow's format/Message.fbs: the first two of the table Message, the last of RecordBatch. Arrow 0.17 named
 # codecs in metadata.
 HEADER, CUSTOM_METADATA, COMPRESSION = 2, 4, 3
+MAX_BATCHES = 64  # each takes time, however few rows it has
+VALUES_OF_ARROW = 8  # so many take the time of one value of JSON
 
 
-def read_arrow(body: bytes, max_rows: int) -> dict[str, pa.Array]:
-    """Columns by name; HTTPException 400 for other bodies, 413 for too many rows, 422 for types that are refused."""
+def read_arrow(body: bytes, limits: ServingConfig, known: Set[str]) -> dict[str, pa.Array]:
+    """Columns by name; HTTPException 400 for other bodies, 413 beyond a limit, 422 for types that are refused.
+
+    ``known`` are the columns that a request may have.
+    """
+    max_rows = limits.max_rows
     try:
         schema = pa.ipc.open_stream(body).schema
+        if len(schema) > len(known):  # looking at each of many thousands takes long
+            raise HTTPException(422, f"columns must be the {len(known)} raw ones: got {len(schema)}; leave others out")
         _check(schema)
         batches: list[pa.RecordBatch] = []
-        num_rows = 0
+        num_rows = num_values = 0
         for message in islice(pa.ipc.MessageReader.open_stream(body), 1, None):  # the first is the schema
             if _may_expand(message):
                 raise HTTPException(
@@ -43,13 +54,21 @@ def read_arrow(body: bytes, max_rows: int) -> dict[str, pa.Array]:
             num_rows += max(batch.num_rows, 1)  # an empty batch takes time too
             if num_rows > max_rows:
                 raise HTTPException(413, f"rows must be at most {max_rows}: got more; split the request")
+            if len(batches) == MAX_BATCHES:
+                raise HTTPException(413, f"batches must be at most {MAX_BATCHES}: got more; write larger ones")
             batch.validate()  # enough to measure its size
-            num_values = sum(len(column.values) for column in batch if _is_list(column.type))
-            if max(batch.nbytes, num_values) > len(body):  # columns may share their bytes, and nulls have none
+            in_lists = sum(len(column.values) for column in batch if _is_list(column.type))
+            if max(batch.nbytes, in_lists) > len(body):  # columns may share their bytes, and nulls have none
                 raise HTTPException(
                     413, "columns must not be larger than the request's body: got more bytes; split the request"
                 )
+            num_values += in_lists
+            if num_values > VALUES_OF_ARROW * limits.max_values:
+                most = VALUES_OF_ARROW * limits.max_values
+                raise HTTPException(413, f"values in lists must be at most {most}: got more; split the request")
             batch.validate(full=True)
+            for column in batch:
+                _check_texts(column, limits.max_text_bytes)
             batches.append(batch)
         table = pa.Table.from_batches(batches, schema).combine_chunks()
     except (pa.ArrowException, OSError, TypeError, ValueError, struct.error) as error:
@@ -67,6 +86,14 @@ def _check(schema: pa.Schema) -> None:
             raise HTTPException(422, message)
     if len(set(schema.names)) < len(schema.names):
         raise HTTPException(422, "columns must have distinct names: got a name twice; rename one column")
+
+
+def _check_texts(column: pa.Array, max_bytes: int) -> None:
+    texts = column.values if _is_list(column.type) else column
+    if types.is_string(texts.type) or types.is_large_string(texts.type):
+        longest = pc.max(pc.binary_length(texts)).as_py() or 0
+        if longest > max_bytes:
+            raise HTTPException(413, f"texts must have at most {max_bytes} bytes: got one of {longest}; shorten it")
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -12,23 +12,21 @@ from starlette.requests import ClientDisconnect, Request
 T = TypeVar("T")
 
 
-def announced_bytes(request: Request, max_bytes: int) -> int:
-    """The announced length of the body, or ``max_bytes`` without one; HTTPException 413 when it is too large."""
-    num_bytes = int(request.headers.get("content-length", max_bytes))  # the server has checked that it is a number
-    if num_bytes > max_bytes:
-        raise _too_large(max_bytes)
-    return num_bytes
+async def read_body(request: Request, max_bytes: int, timeout_s: float, hold: Callable[[int], None]) -> bytes:
+    """The body; HTTPException 413 as soon as it is or will be too large, and 408 when it takes too long.
 
-
-async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
-    """The body; HTTPException 413 as soon as it is too large, and 408 when it takes too long."""
+    ``hold`` is called with the number of bytes that have arrived, because what is only announced takes no memory.
+    """
     body = bytearray()
+    if int(request.headers.get("content-length", 0)) > max_bytes:  # the server has checked that it is a number
+        raise _too_large(max_bytes)
     try:
         async with asyncio.timeout(timeout_s):
             async for part in request.stream():
-                body += part
-                if len(body) > max_bytes:
+                if len(body) + len(part) > max_bytes:
                     raise _too_large(max_bytes)
+                hold(len(part))
+                body += part
     except TimeoutError:
         message = f"a request must arrive within {timeout_s:g} s: got {len(body)} bytes in that time; send it faster"
         raise HTTPException(408, message, {"Connection": "close"}) from None

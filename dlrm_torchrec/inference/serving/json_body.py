@@ -7,24 +7,30 @@ from typing import Any, NoReturn
 
 from starlette.exceptions import HTTPException
 
+from dlrm_torchrec.inference.serving.json_shape import check_shape
+from dlrm_torchrec.inference.serving.limits import ServingConfig
+
 FORMS = '{"rows": [{feature: value, ...}, ...]} or {"columns": {feature: [value, ...], ...}}'
 
 
-def read_json(body: bytes, max_rows: int) -> dict[str, list[Any]]:
-    """Columns by name; HTTPException 400 for other bodies, 413 for too many rows, 422 for any other document."""
+def read_json(body: bytes, limits: ServingConfig) -> dict[str, list[Any]]:
+    """Columns by name; HTTPException 400 for other bodies, 413 beyond a limit, 422 for any other document."""
     try:
-        document = json.loads(body, parse_constant=_no_number)
+        text = body.decode("utf-8-sig")  # other encodings could hide what the next line counts
+        if len(body) > limits.max_text_bytes:  # a shorter one cannot take long
+            check_shape(body, limits)
+        document = json.loads(text, parse_constant=_no_number)
     except RecursionError:
         raise HTTPException(400, "body must be JSON with few nested levels: got hundreds") from None
     except ValueError as error:
         raise HTTPException(400, f"body must be JSON: got {error}") from error
     match document:
         case {"rows": list(rows), **others} if rows and not others:
-            _check_length(rows, max_rows)
+            _check_length(rows, limits.max_rows)
             return _transposed(rows)
         case {"columns": dict(columns), **others} if not others:
             for column in columns.values():
-                _check_length(column, max_rows)
+                _check_length(column, limits.max_rows)
             return columns
     raise HTTPException(422, f"body must be {FORMS}: got another document")
 

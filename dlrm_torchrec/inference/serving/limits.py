@@ -22,17 +22,30 @@ class ServingConfig:
     max_rows: int = option(4096, "largest number of rows in a request; a larger request gets 413")
     max_request_mb: float = option(8.0, "largest body of a request in MB; a larger body gets 413", least=1e-3)
     max_queued_rows: int = option(16_384, "largest number of rows that wait for an answer; more requests get 503")
+    max_values: int = option(
+        131_072, "largest number of values in a request, those of lists included; more get 413", least=4096
+    )
+    max_text_bytes: int = option(4096, "largest number of bytes in a text; a request with a longer one gets 413")
+    max_connections: int = option(512, "largest number of open connections; one more closes the longest idle one")
+    client_share: float = option(
+        0.5, "largest part of connections, queue and memory that one client address may hold", least=1e-3, most=1
+    )
     timeout_s: int = option(10, "seconds for a client to send a request; also closes an idle connection")
+    reload_token_file: str = field(
+        default="", metadata={"help": "file with the token that POST /reload needs; empty: from this machine only"}
+    )
 
     def __post_init__(self) -> None:
-        for each in fields(self)[1:]:
+        for each in fields(self):
+            if "least" not in each.metadata:
+                continue
             value, least, most = getattr(self, each.name), each.metadata["least"], each.metadata["most"]
             if not least <= value <= most:
                 raise ValueError(f"{each.name} must be from {least} to {most}: got {value}; change it")
-        if self.max_queued_rows < self.max_rows:
+        if self.max_queued_rows * self.client_share < self.max_rows:
             raise ValueError(
-                f"max_queued_rows must be at least max_rows: got {self.max_queued_rows} for requests of up to "
-                f"{self.max_rows}; raise it, or lower max_rows"
+                f"max_queued_rows times client_share must be at least max_rows: got {self.max_queued_rows} times "
+                f"{self.client_share:g} for requests of up to {self.max_rows}; raise it, or lower max_rows"
             )
 
     @property

@@ -8,6 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+VERSIONS = ("dlrm_torchrec", "torch", "fbgemm_gpu")  # of a package
 BATCH_ROWS = [2**power for power in range(15)]
 SECONDS = [1e-3 * bound for bound in (0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)]
 
@@ -44,9 +45,8 @@ class Metrics:
 
     def serves(self, manifest: Mapping[str, Any]) -> None:
         """Note that another package is served from now on."""
-        self.package.info(
-            {"name": manifest["name"], "model_sha256": manifest["files"]["model.pt"], **manifest["versions"]}
-        )
+        versions = {name: str(manifest["versions"].get(name, "")) for name in VERSIONS}
+        self.package.info({"name": manifest["name"], "model_sha256": manifest["files"]["model.pt"], **versions})
 
     def answered(self, num_rows: int, unseen: Mapping[str, int], seconds: float) -> None:
         self.rows.inc(num_rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -10,30 +11,67 @@ import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
+import h11
 import uvicorn
 from prometheus_client import disable_created_metrics
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from dlrm_torchrec.inference.loading import PackageError
 from dlrm_torchrec.inference.serving.app import Service
+from dlrm_torchrec.inference.serving.connections import Connections, Listener, most_connections
 from dlrm_torchrec.inference.serving.limits import ServingConfig
-from dlrm_torchrec.inference.serving.loading import PackageError
 
 SHUTDOWN_S = 30  # the longest time to answer open requests after SIGTERM
+BACKLOG = 128  # connections that wait to be accepted; so many may be accepted at once
+MAX_HEAD_BYTES = 65_536
+FREE_PIECES, BYTES_PER_PIECE = 4096, 1024  # of a body
+SWITCH_S = 1e-3  # how long a thread that encodes a large request may keep others waiting, which is 5 ms by default
+MAX_DIGITS = 640  # of an integer; the time to read one grows with their square
+
+
+class Parser(h11.Connection):
+    """HTTP/1.1 that refuses a body in very many small pieces, since each costs as much as a thousand bytes."""
+
+    _pieces = _bytes = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._pieces = self._bytes = 0
+        elif isinstance(event, h11.Data):
+            self._pieces += 1
+            self._bytes += len(event.data)
+            if self._pieces > FREE_PIECES + self._bytes / BYTES_PER_PIECE:
+                raise h11.RemoteProtocolError("the body must come in larger pieces")
+        return event
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 that closes a connection if the complete head of the next request does not arrive in time.
+    """A connection that is closed if the complete head of the next request does not arrive in time.
 
     uvicorn's own limit starts only after a first answer, and ends with the next byte.
     """
 
+    open: Connections  # of all protocols of a server, which makes a subclass of its own
     _timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.conn = Parser(h11.SERVER, options["config"].h11_max_incomplete_event_size or MAX_HEAD_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
+        self._socket = transport.get_extra_info("socket")
+        self._descriptor = self._socket.fileno()
         self._expect_request()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle and not self.cycle.more_body and not self.cycle.response_complete:
+            self.open.work(self._descriptor)
 
     def on_response_complete(self) -> None:
         self._expect_request()
@@ -41,10 +79,12 @@ class Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self.open.end(self._descriptor)
         if self._timer:
             self._timer.cancel()
 
     def _expect_request(self) -> None:
+        self.open.wait(self._descriptor, self._socket)
         if self._timer:
             self._timer.cancel()
         self._timer = self.loop.call_later(self.timeout_keep_alive, self._hang_up_after, self.cycle)
@@ -59,11 +99,16 @@ def serve(path: Path, config: ServingConfig) -> None:
     disable_created_metrics()  # type: ignore[no-untyped-call]  # they would add an unused series to every metric
     # torch warns from 2.14 on that TorchScript is deprecated; LOG.md says why we use it
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
+    sys.setswitchinterval(SWITCH_S)
+    sys.set_int_max_str_digits(MAX_DIGITS)
     service = Service(path, config)
+    connections = Connections(most_connections(config.max_connections), config.client_share)
     failures: list[BaseException] = []
 
     async def first_load() -> None:
         predictor = await service.load()
+        gc.collect()
+        gc.freeze()  # else each collection looks at all that torch has imported, and nothing else is done meanwhile
         print(f"serving {predictor.manifest['name']} at {url}", flush=True)
 
     async def reload() -> None:
@@ -96,7 +141,8 @@ def serve(path: Path, config: ServingConfig) -> None:
             task.cancel()
 
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.create_server((config.host, config.port), family=family) as listening:
+    created = socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
+    with Listener(created, connections) as listening:
         # asyncio sets this only for sockets that it opens; without it, an answer waits 40 ms for an ACK
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         host, port = listening.getsockname()[:2]
@@ -104,7 +150,8 @@ def serve(path: Path, config: ServingConfig) -> None:
         server = uvicorn.Server(
             uvicorn.Config(
                 service.app(lifespan),
-                http=Protocol,
+                http=type("ServerProtocol", (Protocol,), {"open": connections}),
+                backlog=BACKLOG,
                 ws="none",
                 loop="asyncio",
                 lifespan="on",

@@ -20,7 +20,7 @@ import pytest
 from dlrm_torchrec.inference.predictor import Predictor
 from tests.inference.serving.served import ARROW, CITIES, JSON, Server, as_arrow, as_json, as_rows, ask, columns, write
 
-STRICT = "--max-delay-ms 300 --max-rows 64 --max-queued-rows 64 --max-request-mb 0.02 --timeout-s 1"
+STRICT = "--max-delay-ms 300 --max-rows 64 --max-queued-rows 64 --max-request-mb 0.02 --timeout-s 1 --client-share 1"
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +159,7 @@ def nulls(length: int) -> pa.Array:
 
 
 ARROW_BODY = as_arrow(TABLE)
+MANY_BATCHES = as_arrow(pa.Table.from_batches(TABLE.to_batches(max_chunksize=1) * 40))
 REFUSED = [
     (400, JSON, b"", "body must be JSON: got Expecting value"),
     (400, JSON, b'{"rows": [', "body must be JSON"),
@@ -187,9 +188,40 @@ REFUSED = [
     (422, JSON, changed(city=[{"a": 1}, 1]), "column 'city' must hold single numbers or texts"),
     (422, JSON, changed(tags=["ski", "sun"]), "column 'tags' must hold a list of values per row: got 'ski'"),
     (422, JSON, changed(tags=[[["ski"]], []]), "column 'tags'"),
-    (422, JSON, changed(**{"x" * 5000: [1, 2]}), "columns must be the raw ones of 'first'"),
+    (422, JSON, changed(**{"x" * 3000: [1, 2]}), "columns must be the raw ones of 'first'"),
     (413, JSON, as_json({name: [None] * 5000 for name in GOOD}), "rows must be at most 4096: got 5000; split"),
     (413, JSON, as_rows({name: [None] * 4097 for name in GOOD}), "rows must be at most 4096: got 4097; split"),
+    (
+        413,
+        JSON,
+        b'{"rows": [%b]}' % b",".join([b"[]"] * 2_600_000),
+        "values must be at most 131072: got 5200001; split",
+    ),
+    (
+        413,
+        JSON,
+        b'{"columns": {"price": [%b]}}' % b",".join([b"1"] * 200_000),
+        "values must be at most 131072: got 2000",
+    ),
+    (400, JSON, b'{"rows": [%b]}' % (b"[" * 3000 + b"]" * 3000), "few nested levels, at most 4: got 3002"),
+    (413, JSON, changed(city=["a" * 5000, "b"]), "texts must have at most 4096 bytes: got one of 5000; shorten it"),
+    (413, JSON, changed(tags=[['[{",\\' * 900, "\\"], []]), "texts must have at most 4096 bytes: got one of 6300"),
+    (400, JSON, as_json(GOOD).decode().encode("utf-16"), "body must be JSON: got 'utf-8' codec can't decode"),
+    (400, JSON, changed(age=[1, 2]).replace(b"[1,", b"[" + b"9" * 1000 + b","), "body must be JSON: got Exceeds"),
+    (413, ARROW, replaced("city", pa.array(["a" * 5000, "b"])), "texts must have at most 4096 bytes: got one of 5000"),
+    (413, ARROW, MANY_BATCHES, "batches must be at most 64: got more; write larger ones"),
+    (
+        413,
+        ARROW,
+        replaced("tags", pa.array([[1] * 1_048_577, []], pa.list_(pa.int8()))),
+        "values in lists must be at m",
+    ),
+    (
+        422,
+        ARROW,
+        as_arrow(pa.table({f"c{i}": [1] for i in range(1000)})),
+        "columns must be the 6 raw ones: got 1000; leave others out",
+    ),
     (400, ARROW, b"", "body must be an Arrow IPC stream"),
     (400, ARROW, as_json(GOOD), "body must be an Arrow IPC stream"),
     (400, ARROW, ARROW_BODY[: len(ARROW_BODY) // 2], "body must be an Arrow IPC stream"),

@@ -170,7 +170,10 @@ def test_several_labels_under_any_names(tmp_path: Path) -> None:
         ("--timeout-s -1", "timeout_s must be from 1 to 1000000000: got -1"),
         ("--max-delay-ms nan", "max_delay_ms must be from 0 to 1000000000: got nan"),
         ("--port 65536", "port must be from 0 to 65535: got 65536"),
-        ("--max-rows 20000", "max_queued_rows must be at least max_rows: got 16384 for requests of up to 20000"),
+        (
+            "--max-rows 9000",
+            "max_queued_rows times client_share must be at least max_rows: got 16384 times 0.5 for requests of up to",
+        ),
         ("--host 127.0.0.1 --port {taken}", "Address already in use"),
         ("--port 0", "folder {package} must hold a package.json"),
     ],

@@ -1,0 +1,57 @@
+"""Loads a package and tests it before it is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlrm_torchrec.inference.predictor import Predictor
+from dlrm_torchrec.schema import DatasetSpec
+
+WARM_UP_RUNS = 3  # TorchScript observes the first runs of a model and compiles it in the next ones
+_TIME = 1_700_000_000  # seconds since 1970, in 2023
+
+
+class PackageError(ValueError):
+    """Says why a package cannot be used."""
+
+
+def load_package(path: Path) -> Predictor:
+    """The predictor of a folder, after it has predicted rows of all kinds of values; PackageError when that fails."""
+    try:
+        predictor = Predictor.load(path)
+        spec = DatasetSpec.from_json(predictor.manifest["spec"])
+        nulls = {column: [None] for column in predictor.columns}
+        for row in (nulls, _row(spec, text=False), _row(spec, text=True)):
+            inputs = predictor.encode(row)
+            for _ in range(WARM_UP_RUNS):
+                predictions = predictor.run(inputs).predictions
+            if predictions.shape != (1, len(predictor.labels)) or not np.isfinite(predictions).all():
+                raise PackageError(
+                    f"package {path} must give a number for each row and label: got {predictions}; export it again"
+                )
+    except ValueError as error:
+        raise PackageError(str(error)) from error
+    except Exception as error:  # libraries raise all kinds of errors for a damaged file
+        raise PackageError(f"package {path} must give predictions: got {error!r}; export it again") from error
+    return predictor
+
+
+def _row(spec: DatasetSpec, *, text: bool) -> dict[str, list[Any]]:
+    """A row without missing values; categories are numbers, or texts wherever a text is one."""
+    row = {}
+    for name in spec.raw_features:
+        dense = [feature for feature in spec.dense if feature.raw == name]
+        sparse = [feature for feature in spec.sparse if feature.raw == name]
+        is_weight = any(feature.weights == name for feature in spec.sparse)
+        parts = {feature.part for feature in dense} | {feature.part for feature in sparse}
+        is_time = not parts.isdisjoint({"days", "hour", "weekday"})
+        may_be_text = not (dense or is_weight) and all(
+            feature.part == "value" and feature.encoding in ("hash", "vocab") for feature in sparse
+        )
+        value = _TIME if is_time else "text" if text and may_be_text else 1
+        is_list = is_weight or any(feature.multi_hot for feature in sparse)
+        row[name] = [[value, value]] if is_list else [value]
+    return row
