@@ -117,13 +117,14 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         model = DistributedModelParallel(
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )
-        initialize_tables(model, seed=cfg.seed, pretrained=cfg.tables.pretrained)
         optimizer = build_optimizer(model, cfg.sparse, cfg.dense, clip_norm=cfg.clip_norm)
 
         # resume from the newest checkpoint of this run, or begin at step 0
         identity = identity_of(cfg, spec.to_json(), data_digest=data.digest)
         checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world)
         progress = checkpoints.load(model, optimizer, identity) or Progress(identity=identity, lanes=world.size)
+        if progress.step == 0:
+            initialize_tables(model, seed=cfg.seed, pretrained=cfg.tables.pretrained, say=log.say)
         progress = replace(progress, plan=plan_to_json(plan))
 
         # open the data at that step; what a rank reads is a function of the step alone
