@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import fields
 from functools import cached_property
 from math import prod
 from typing import Any, get_args
@@ -20,7 +19,6 @@ from dlrm_torchrec.sharding.config import ShardingType
 
 SHARDING_TYPES: tuple[str, ...] = get_args(ShardingType)
 KERNELS = ["dense", "fused", "fused_uvm_caching", "fused_uvm"]
-TIMES = tuple(field.name for field in fields(Perf))
 MOMENT_BYTES = 4  # moments are float32 for any type of weights
 
 
@@ -58,7 +56,14 @@ class StepPerf(Perf):
         return float(super().total + self.input_dist_comms)
 
     def __add__(self, other: Perf) -> StepPerf:
-        return StepPerf(**{name: getattr(self, name) + getattr(other, name) for name in TIMES})
+        return StepPerf(
+            self.fwd_compute + other.fwd_compute,
+            self.fwd_comms + other.fwd_comms,
+            self.bwd_compute + other.bwd_compute,
+            self.bwd_comms + other.bwd_comms,
+            self.input_dist_comms + other.input_dist_comms,
+            self.prefetch_compute + other.prefetch_compute,
+        )
 
     __radd__ = __add__  # a device's sum starts as TorchRec's Perf
 
@@ -89,6 +94,8 @@ class Enumerator(EmbeddingEnumerator):
 
     def __init__(self, topology: Topology, *args: Any, **kwargs: Any) -> None:
         super().__init__(topology, *args, **kwargs)
+        for device in topology.devices:
+            device.perf = StepPerf(0.0, 0.0, 0.0, 0.0)  # the planner copies it for every proposal
         self.on_gpu = topology.compute_device == "cuda"
 
     def enumerate(self, module: nn.Module, sharders: list[ModuleSharder[nn.Module]]) -> list[ShardingOption]:
