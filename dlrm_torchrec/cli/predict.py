@@ -34,7 +34,8 @@ def predict(args: argparse.Namespace) -> int:
             f"threads must be at least 1, separator one byte, and list-separator not empty: got {args.threads}, "
             f"{args.separator!r} and {args.list_separator!r}; correct them"
         )
-    import torch  # only now, so that other commands are quick
+    import pyarrow as pa  # only now, so that other commands are quick
+    import torch
 
     from dlrm_torchrec.inference.batch.rows import CsvForm, open_rows
     from dlrm_torchrec.inference.batch.score import Parts, job, score
@@ -45,14 +46,17 @@ def predict(args: argparse.Namespace) -> int:
     predictor = load_package(args.package)
     form = CsvForm(separator=args.separator, list_separator=args.list_separator)
     lists = [name for name, is_list in predictor.encode.keys if is_list]
-    rows = open_rows(args.input, predictor.columns, lists, form)
-    parts = Parts(args.output, job(args.package, args.input, vars(form) | {"output": args.output.suffix}))
-    if parts.were_of_another_job:
-        print("parts of another package or input were removed; starting at row 0", file=sys.stderr)
-    elif parts.count:
-        print(f"resumed at row {parts.num_rows()} from {parts.folder}", file=sys.stderr)
-    progress = Progress(rows.num_rows)
-    unseen = score(predictor, rows, parts, progress)
+    try:
+        rows = open_rows(args.input, predictor.columns, lists, form)
+        parts = Parts(args.output, job(args.package, args.input, vars(form)))
+        if parts.were_of_another_job:
+            print("parts of another package or input were removed; this starts at row 0", file=sys.stderr)
+        elif parts.count:
+            print(f"resumed at row {parts.num_rows():,} from {parts.folder}", file=sys.stderr)
+        progress = Progress(rows.num_rows)
+        unseen = score(predictor, rows, parts, progress)
+    except pa.ArrowException as error:
+        raise ValueError(f"{args.input} must be a whole file of rows: got {error}; correct it") from error
     progress.end()
     found = {"output": str(args.output), "rows": progress.done, "unseen": unseen}
     print(json.dumps(found | {"seconds": round(time.monotonic() - start, 1)}, ensure_ascii=False))

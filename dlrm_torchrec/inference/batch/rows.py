@@ -57,9 +57,6 @@ class ParquetRows:
         with pq.ParquetFile(path) as file:
             _check_names(path, file.schema_arrow.names, columns)
             self.groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            # a column of structs has a dot in the names of its leaves, and so may any other column
-            wanted = set(columns)
-            self.unwanted = [name for name in file.schema_arrow.names if name not in wanted]
         self.columns = list(columns)
         self.num_rows: int | None = sum(self.groups)
 
