@@ -50,7 +50,7 @@ def config(recipe: TrainingRecipe, kind: ShardingKind, *, tables: int, rows: int
             SparseFeature(name=f"list_{i}", rows=rows, multi_hot=True, pooling_factor=lookups) for i in range(tables)
         ),
     )
-    demo = recipe.PRESETS["demo"]
+    demo = recipe.Config()
     return replace(
         demo,
         shape=shape,

@@ -104,7 +104,7 @@ def main(sharding: ShardingKind = "table_wise", rows: int = 2_457_600, seed: int
             if sharding in ROW_TYPES and "int8" in (forward, backward):
                 continue
             comms = CommsConfig(forward=forward, backward=backward)
-            cfg = replace(recipe.PRESETS["demo"], sharding=ShardingConfig(kind=sharding, comms=comms), seed=seed)
+            cfg = replace(recipe.Config(), sharding=ShardingConfig(kind=sharding, comms=comms), seed=seed)
             metrics, milliseconds, (ids, vectors, gradients, dense) = train(recipe, cfg, rows, world)
             say(
                 f"{forward:<7}  {backward:<8} {ids:8,.0f} {vectors:8,.0f}  {gradients:9,.0f} {dense:8,.0f}  "

@@ -74,7 +74,7 @@ def recipe_samples_per_s(recipe: ModuleType, cfg: Any) -> float:
 
 def main(steps: int = 300, pairs: int = 5) -> None:
     recipe = load_recipe("train_dlrm")
-    demo = recipe.PRESETS["demo"]
+    demo = recipe.Config()
     cfg = replace(demo, rows=steps * demo.batch_size, eval_every=0)
     ratios = []
     for pair in range(pairs + 1):  # the first pair warms up

@@ -35,6 +35,7 @@ class Config:
     batch_size: int = 8192  # Rows of a global batch, over all ranks together.
     bins: int = 20  # Number of bins of the calibration curve.
     plot: str = ""  # File for a picture of the calibration curve; empty means none.
+    gauc: str = ""  # Feature, such as the user, for the mean of the AUCs of its ids' rows; empty means none.
     ablation: bool = False  # Also evaluate without each feature.
     sharding: ShardingConfig = ShardingConfig()  # Which rank holds which piece of which table.
 
@@ -42,6 +43,7 @@ class Config:
 if __name__ == "__main__":
     COMMAND_LINE = tyro.cli(Config, description=__doc__)  # before torch is imported, so that --help answers at once
 
+import torch
 from iopath.common.file_io import g_pathmgr
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
@@ -53,9 +55,10 @@ from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, checkpoint_path, read_progress
 from dlrm_torchrec.train.log import prefixed
+from dlrm_torchrec.train.metrics.grouped_auc import grouped_auc, noting_ids
 from dlrm_torchrec.train.metrics.labels import label_metrics
 from dlrm_torchrec.train.metrics.reliability import calibration_bins, expected_calibration_error, plot_calibration
-from dlrm_torchrec.train.metrics.scores import on_all_ranks, predict
+from dlrm_torchrec.train.metrics.scores import predict
 from dlrm_torchrec.train.world import World, join_world
 
 
@@ -66,8 +69,10 @@ def main(cfg: Config) -> dict[str, float]:
     spec = load_spec(data, trained.shape)
     progress = read_progress(checkpoint_path(f"{cfg.run}/checkpoints", cfg.step))
     check_same_meaning(DatasetSpec.from_json(progress.identity["spec"]), spec, data)
-    if cfg.plot and spec.target == "number":
-        raise ValueError(f"plot must be for labels 0 or 1: got labels that are numbers in {data}; leave it out")
+    if (cfg.plot or cfg.gauc) and spec.target == "number":
+        raise ValueError(f"plot and gauc must be for labels 0 or 1: got numbers in {data}; leave them out")
+    if cfg.gauc and cfg.gauc not in spec.feature_names:
+        raise ValueError(f"gauc must be one of {spec.feature_names}: got {cfg.gauc!r}; name one of them")
     measure = partial(label_metrics, labels=[label.name for label in spec.labels], target=spec.target, learned=False)
     with join_world(trained.seed) as world:
         # the model of the run, sharded over these ranks, with the weights of its checkpoint
@@ -89,15 +94,19 @@ def main(cfg: Config) -> dict[str, float]:
             raise ValueError(f"split must be one of {data}: got {cfg.split!r}; name one of {sorted(streams)}")
         stream = streams[cfg.split]
 
-        # metrics, and the calibration of the main label; the scores of all ranks are on rank 0
-        scores = predict(model, stream.batches(), world)
-        metrics = on_all_ranks(scores, measure, world)
+        # metrics, and the calibration of the main label; each rank keeps the scores of its rows
+        ids: list[torch.Tensor] = []  # of the feature that groups rows
+        batches = noting_ids(stream.batches(), cfg.gauc, ids) if cfg.gauc else stream.batches()
+        scores = predict(model, batches, world)
+        metrics = measure(scores)
         result: dict[str, Any] = {"step": progress.step, "split": cfg.split, "metrics": metrics}
-        if scores is not None and spec.target == "binary":
+        if cfg.gauc:
+            metrics |= grouped_auc(scores, torch.cat(ids))
+        if spec.target == "binary":
             bins = calibration_bins(*scores.of_label(0), count=cfg.bins)
             metrics["calibration_error"] = expected_calibration_error(bins)
             result["calibration"] = [asdict(each) for each in bins]
-            if cfg.plot:
+            if cfg.plot and world.is_main:
                 plot_calibration(bins, cfg.plot)
 
         # once more without each feature
@@ -106,7 +115,7 @@ def main(cfg: Config) -> dict[str, float]:
             first, second = ("auc", "logloss") if spec.target == "binary" else ("r2", "rmse")
             for feature in spec.feature_names:
                 changed = predict(model, (without(batch, feature, spec) for batch in stream.batches()), world)
-                worse = on_all_ranks(changed, measure, world)
+                worse = measure(changed)
                 lost[feature] = {name: metrics[name] - worse[name] for name in (first, second)}
             result["ablation"] = dict(sorted(lost.items(), key=lambda each: -each[1][first]))
         return report(cfg, result, world)

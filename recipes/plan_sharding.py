@@ -53,7 +53,8 @@ if __name__ == "__main__" and sys.argv[1:2] not in (["explain"], ["diff"]):
 
 from iopath.common.file_io import g_pathmgr
 
-from dlrm_torchrec.datasets.open import load_spec, load_statistics
+from dlrm_torchrec.datasets.open import load_statistics
+from dlrm_torchrec.datasets.summary import Summary, summarise
 from dlrm_torchrec.embeddings.tables import write_tables
 from dlrm_torchrec.sharding.cluster.topology import Cluster, parse_cluster
 from dlrm_torchrec.sharding.dry_run import DryRun
@@ -62,6 +63,7 @@ from dlrm_torchrec.sharding.estimate.page.page import page
 from dlrm_torchrec.sharding.estimate.text import compare, describe_ranks, describe_tables, diff, explain
 from dlrm_torchrec.sharding.planner.fit import Choice, describe_choices
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
+from dlrm_torchrec.train.fit import fit_to_rows
 
 
 def main(cfg: Config, options: list[str]) -> int:
@@ -71,7 +73,8 @@ def main(cfg: Config, options: list[str]) -> int:
     if cfg.fit and len(clusters) > 1:
         raise ValueError(f"tables must be fitted to one topology at a time: got {list(clusters)}; name one")
     prepared = g_pathmgr.exists(f"{trained.data}/dataset.json")
-    spec = load_spec(trained.data, trained.shape) if prepared else trained.shape
+    data = summarise(trained.data, trained.shape) if prepared else Summary(spec=trained.shape)
+    spec, (trained, _) = data.spec, fit_to_rows(trained, data)
     access = load_statistics(trained.data) if prepared else {}
     known = f"as prepared, {len(access)} features profiled" if prepared else "not prepared here: published sizes"
     print(f"{cfg.recipe} {preset}: {spec.name}, {known}")

@@ -25,6 +25,7 @@ from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule
+from dlrm_torchrec.train.fit import automatic, fit_to_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +33,14 @@ class Config:
     data: str = "synthetic"  # A prepared folder (see data/), or 'synthetic' for rows labelled by a known model.
     shape: Suppress[DatasetSpec] = field(default_factory=demo_spec)  # Shape of the synthetic rows.
     rows: int = 2_457_600  # Number of synthetic training rows per epoch; a prepared folder has its own.
-    epochs: int = 1  # Number of passes over the training rows.
-    batch_size: int = 2048  # Rows of a global batch, over all ranks together.
+    epochs: int = 1  # Number of passes over the training rows; 0 means by their number.
+    batch_size: int = 2048  # Rows of a global batch, over all ranks together; 0 means by the number of rows.
     bottom: tuple[int, ...] = (64, 16)  # Widths of the bottom MLP's layers; the last one is the dim of the tables.
-    top: tuple[int, ...] = (64, 32, 1)  # Widths of the top MLP's layers; the last one is 1, the logit.
+    top: tuple[int, ...] = (64, 32, 1)  # Widths of the top MLP's layers, to 1; none means by the number of rows.
     interaction: Literal["dot", "cat"] = "dot"  # Input of the top MLP: dot products of all pairs, or the vectors.
     eval_every: int = 300  # Steps between evaluations; 0 means only at the end.
     run_dir: str = "runs/train_dlrm"  # Folder of runs; the preset's name is appended.
+    baseline: str = ""  # Folder of a finished run, whose metrics are shown beside this run's; empty means none.
     seed: int = 0  # Seed of the initial weights, the synthetic rows and the order of rows.
     clip_norm: float = 0.0  # Maximum norm of the dense gradients; 0 means no limit.
     bf16: bool = False  # Run the dense parts in bfloat16 (autocast).
@@ -54,7 +56,7 @@ class Config:
 
 SGD = partial(OptimizerConfig, kind="sgd")
 PRESETS = {
-    "demo": Config(),
+    "demo": automatic(Config()),  # prepared data by the number of rows, synthetic data as above
     "census": Config(  # Census-Income (KDD): AUC 0.956 on the published test rows, in half a minute on 2 CPU cores
         data="prepared/census", epochs=2, batch_size=256, bottom=(32, 16), top=(64, 1),
         sparse=OptimizerConfig(kind="rowwise_adagrad", lr=0.15), dense=OptimizerConfig(kind="adam", lr=0.003),
@@ -78,8 +80,9 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.models.dlrm import DLRM
 
-from dlrm_torchrec.datasets.open import first_outputs, load_spec, open_streams
+from dlrm_torchrec.datasets.open import first_outputs, open_streams
 from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.datasets.summary import summarise
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import Tables, build_tables
@@ -88,11 +91,13 @@ from dlrm_torchrec.models.heads import add_heads
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.sharding.plan_description import describe_plan, plan_to_json
+from dlrm_torchrec.train.baseline import read_baseline
 from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, Progress
 from dlrm_torchrec.train.checkpoints.identity import identity_of
 from dlrm_torchrec.train.compile import compile_dense
 from dlrm_torchrec.train.log import RunLog, prefixed
 from dlrm_torchrec.train.metrics.labels import evaluate
+from dlrm_torchrec.train.metrics.watch import Watch
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.schedule import ScheduledLearningRate
@@ -115,9 +120,12 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
 
 @record
 def main(preset: str, cfg: Config) -> dict[str, float]:
-    spec, run_dir = load_spec(cfg.data, cfg.shape), f"{cfg.run_dir}/{preset}"
+    data = summarise(cfg.data, cfg.shape)  # refuses data that cannot be trained on or judged
+    cfg, reasons = fit_to_rows(cfg, data)
+    spec, run_dir, baseline = data.spec, f"{cfg.run_dir}/{preset}", read_baseline(cfg.baseline, data.digest)
     with join_world(cfg.seed) as world:
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
+        log.say(reasons)
 
         # build the model with its tables on meta, plan who holds which piece of them, and only then allocate them
         model, tables = build(cfg, spec, world.size, world.device)
@@ -128,13 +136,14 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         model = DistributedModelParallel(
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )
-        initialize_tables(model, seed=cfg.seed, pretrained=cfg.tables.pretrained)
         optimizer = build_optimizer(model, cfg.sparse, cfg.dense, clip_norm=cfg.clip_norm)
 
         # resume from the newest checkpoint of this run, or begin at step 0
-        identity = identity_of(cfg, spec.to_json())
+        identity = identity_of(cfg, spec.to_json(), data_digest=data.digest)
         checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world)
         progress = checkpoints.load(model, optimizer, identity) or Progress(identity=identity, lanes=world.size)
+        if progress.step == 0:
+            initialize_tables(model, seed=cfg.seed, pretrained=cfg.tables.pretrained, say=log.say)
         progress = replace(progress, plan=plan_to_json(plan))
 
         # open the data at that step; what a rank reads is a function of the step alone
@@ -143,13 +152,14 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
             cfg.data, spec, ranks, rows=cfg.rows, epochs=cfg.epochs, seed=cfg.seed, lanes=progress.lanes
         )
         train, val = streams["train"], streams["val"]
-        batches = train.batches(progress.step)
+        watch = Watch(log.say, cfg.schedule, data)
+        batches = watch.columns(train.batches(progress.step))
 
         # train: the pipeline sends the next batch's ids while this batch is trained
         learning_rate = ScheduledLearningRate(optimizer, cfg.schedule, train.num_steps)
         pipeline = train_pipeline(model, optimizer, world, log.timing(progress))
         stop = StopRequest(world)
-        log.start(progress.step, train.num_steps)
+        log.start(progress.step, train.num_steps, watch)
         while progress.step < train.num_steps and not stop.agreed():
             learning_rate.set(progress.step)
             loss, _, global_rows = pipeline.progress(batches)
@@ -182,7 +192,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
             final |= prefixed("test/", evaluate(pipeline.detach(), streams["test"].batches(), world, learned=False))
         if isinstance(val, SyntheticStream):
             final["teacher/auc"] = val.best_auc()
-        return log.finish(final)
+        return log.finish(final | baseline)
 
 
 if __name__ == "__main__":

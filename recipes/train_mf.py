@@ -21,6 +21,7 @@ from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule
+from dlrm_torchrec.train.fit import fit_to_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Config:
     dim: int = 16  # Numbers per user and per item: dim - 1 factors, and a bias.
     eval_every: int = 200  # Steps between evaluations; 0 means only at the end.
     run_dir: str = "runs/train_mf"  # Folder of runs; the preset's name is appended.
+    baseline: str = ""  # Folder of a finished run, whose metrics are shown beside this run's; empty means none.
     seed: int = 0  # Seed of the initial weights, the synthetic rows and the order of rows.
     clip_norm: float = 0.0  # Maximum norm of the dense gradients; 0 means no limit.
     compile: bool = False  # Compile the dense parts; this needs a C++ compiler.
@@ -62,9 +64,10 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from dlrm_torchrec.datasets.open import load_spec, open_interactions
+from dlrm_torchrec.datasets.open import open_interactions
 from dlrm_torchrec.datasets.spec_checks import require
 from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.datasets.summary import summarise
 from dlrm_torchrec.datasets.synthetic.interactions import InteractionStream
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import Tables, build_tables
@@ -73,11 +76,13 @@ from dlrm_torchrec.models.user_item import UserItemModel
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.sharding.plan_description import describe_plan, plan_to_json
+from dlrm_torchrec.train.baseline import read_baseline
 from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, Progress
 from dlrm_torchrec.train.checkpoints.identity import identity_of
 from dlrm_torchrec.train.compile import compile_module
 from dlrm_torchrec.train.log import RunLog, prefixed
 from dlrm_torchrec.train.metrics.leave_one_out import evaluate_leave_one_out, known_rankings
+from dlrm_torchrec.train.metrics.watch import Watch
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.schedule import ScheduledLearningRate
@@ -99,9 +104,12 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
 
 @record
 def main(preset: str, cfg: Config) -> dict[str, float]:
-    spec, run_dir = load_spec(cfg.data, cfg.shape), f"{cfg.run_dir}/{preset}"
+    data = summarise(cfg.data, cfg.shape, positives_only=True)  # refuses data that cannot be trained on or judged
+    cfg, reasons = fit_to_rows(cfg, data)
+    spec, run_dir, baseline = data.spec, f"{cfg.run_dir}/{preset}", read_baseline(cfg.baseline, data.digest)
     with join_world(cfg.seed) as world:
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
+        log.say(reasons)
 
         # build the model with its tables on meta, plan who holds which piece of them, and only then allocate them
         model, tables = build(cfg, spec, world.size, world.device)
@@ -112,13 +120,14 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         model = DistributedModelParallel(
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )
-        initialize_tables(model, seed=cfg.seed, pretrained=cfg.tables.pretrained)
         optimizer = build_optimizer(model, cfg.sparse, cfg.dense, clip_norm=cfg.clip_norm)
 
         # resume from the newest checkpoint of this run, or begin at step 0
-        identity = identity_of(cfg, spec.to_json())
+        identity = identity_of(cfg, spec.to_json(), data_digest=data.digest)
         checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world)
         progress = checkpoints.load(model, optimizer, identity) or Progress(identity=identity, lanes=world.size)
+        if progress.step == 0:
+            initialize_tables(model, seed=cfg.seed, pretrained=cfg.tables.pretrained, say=log.say)
         progress = replace(progress, plan=plan_to_json(plan))
 
         # open the data at that step; what a rank reads is a function of the step alone
@@ -128,14 +137,15 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
             rows=cfg.rows, epochs=cfg.epochs, seed=cfg.seed, lanes=progress.lanes,
         )  # fmt: skip
         train, val = streams["train"], streams["val"]
-        batches = train.batches(progress.step)
+        watch = Watch(log.say, cfg.schedule, data)
+        batches = watch.columns(train.batches(progress.step))
 
         # train: the pipeline sends the next batch's ids while this batch is trained
         learning_rate = ScheduledLearningRate(optimizer, cfg.schedule, train.num_steps)
         pipeline = train_pipeline(model, optimizer, world, log.timing(progress))
         evaluate = partial(evaluate_leave_one_out, world=world, user=cfg.columns[0])
         stop = StopRequest(world)
-        log.start(progress.step, train.num_steps)
+        log.start(progress.step, train.num_steps, watch)
         while progress.step < train.num_steps and not stop.agreed():
             learning_rate.set(progress.step)
             loss, _, global_rows = pipeline.progress(batches)
@@ -168,7 +178,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
             final |= prefixed("test/", evaluate(pipeline.detach(), streams["test"].batches(), learned=False))
         if isinstance(val, InteractionStream):
             final |= known_rankings(*val.rankings())
-        return log.finish(final)
+        return log.finish(final | baseline)
 
 
 if __name__ == "__main__":

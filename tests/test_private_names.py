@@ -61,7 +61,11 @@ LIST = [
     Private(
         "torch.distributed.optim.apply_optimizer_in_backward",
         ["_optimizer_classes"],
-        [f"{SHARDING}/modules/sharder.py", f"{SHARDING}/planner/enumerator.py"],
+        [
+            f"{SHARDING}/modules/concurrent.py",
+            f"{SHARDING}/modules/sharder.py",
+            f"{SHARDING}/planner/enumerator.py",
+        ],
         "The only mark on a table of the optimizer that updates it; TorchRec's planner reads it, too.",
     ),
     Private(
@@ -155,8 +159,21 @@ LIST = [
             f"{SHARDING}/modules/concurrent.py",
             "dlrm_torchrec/train/timing/timed_step.py",
             "tests/sharding/modules/test_concurrent.py",
+            "tests/sharding/modules/test_sorted_training.py",
         ],
         "They are in a plain list, so modules() does not find them.",
+    ),
+    Private(
+        SHARDED_TABLES,
+        ["_create_lookups"],
+        [f"{SHARDING}/modules/concurrent.py"],
+        "Kernels exist after it, and their optimizers have not been collected yet.",
+    ),
+    Private(
+        "torchrec.distributed.batched_embedding_kernel.BatchedFusedEmbeddingBag",
+        ["_optim", "_pg"],
+        [f"{SHARDING}/modules/concurrent.py"],
+        "A kernel made for Adagrad gets the optimizer that names Adam's moments.",
     ),
     Private(
         "torchrec.distributed.embedding_sharding",

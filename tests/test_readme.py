@@ -38,7 +38,6 @@ SHORT = {
     "--tables.kind hash --run-dir runs/hashed": " --rows 40960 --batch-size 1024",
     "recipes/train_dlrm.py demo": " --rows 40960 --batch-size 1024",
     "recipes/train_dlrm.py census": " --epochs 1 --batch-size 2048",
-    "recipes/train_dlrm.py demo --data prepared/clicks --run-dir runs/clicks": " --batch-size 100",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from dlrm_torchrec.cli.environment import Environment, observe
 from dlrm_torchrec.cli.installation import (
@@ -33,10 +33,8 @@ def doctor(names: Sequence[str]) -> int:
             raise ValueError(
                 f"check must be one of {', '.join(CHECKS)}: got {name!r}; name some of them, or no check to run all"
             )
-    environment = observe()
     num_findings = 0
-    for name in names:
-        findings = CHECKS[name](environment)
+    for name, findings in _examine(names, observe()):
         for finding in findings:
             print(f"{name}: {finding.problem}; fix: {finding.cure}", flush=True)
         if not findings:
@@ -45,6 +43,16 @@ def doctor(names: Sequence[str]) -> int:
         if findings and name == "imports":
             break  # the next checks need these imports
     return num_findings
+
+
+def _examine(names: Sequence[str], environment: Environment) -> Iterator[tuple[str, list[Finding]]]:
+    """Each check with its findings. Processes that work have imported everything, so imports are not tried again."""
+    processes: list[Finding] | None = None
+    for name in names:
+        if name == "imports" and "processes" in names:
+            processes = CHECKS["processes"](environment)
+        known = processes if name == "processes" or (name == "imports" and not processes) else None
+        yield name, CHECKS[name](environment) if known is None else known
 
 
 def check_imports(environment: Environment) -> list[Finding]:

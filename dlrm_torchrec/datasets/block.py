@@ -10,7 +10,7 @@ import numpy as np
 from numba import float32, int32, int64
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.compiled import compiled, read_only
 from dlrm_torchrec.datasets.numpy_columns import Columns, IdLists
 
 Ids = NDArray[np.signedinteger[Any]]

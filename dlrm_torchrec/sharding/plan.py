@@ -16,7 +16,7 @@ from torchrec.distributed.types import ModuleSharder, ShardingPlan
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 from dlrm_torchrec.sharding.adopt import adopt_plan
-from dlrm_torchrec.sharding.config import CommsConfig, ShardingConfig
+from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.modules.comms import check_widths, codecs, row_dim
 from dlrm_torchrec.sharding.modules.compositional import CompositionalEmbeddingBagCollectionSharder
 from dlrm_torchrec.sharding.modules.sharder import ExactSharder, table_optimizer
@@ -34,9 +34,12 @@ class Plan(ShardingPlan):
     sharders: list[ModuleSharder[nn.Module]] = field(repr=False, compare=False)
 
 
-def _sharders(tables: Tables, comms: CommsConfig) -> list[ModuleSharder[nn.Module]]:
-    optimizer, registry = table_optimizer(tables), codecs(comms, _dims(tables))
-    return [ExactSharder(optimizer, registry), CompositionalEmbeddingBagCollectionSharder(optimizer, registry)]
+def _sharders(tables: Tables, config: ShardingConfig) -> list[ModuleSharder[nn.Module]]:
+    optimizer, registry = table_optimizer(tables), codecs(config.comms, _dims(tables))
+    return [
+        sharder(optimizer, registry, updates=config.updates)
+        for sharder in (ExactSharder, CompositionalEmbeddingBagCollectionSharder)
+    ]
 
 
 def _dims(tables: Tables) -> list[int]:
@@ -73,7 +76,7 @@ def make_plan(
         access: measured accesses by feature, which tell how well tables in the host's memory can be cached
         without: sharding types that must not be used
     """
-    ways = _sharders(tables, config.comms)
+    ways = _sharders(tables, config)
     constraints = table_constraints(
         tables, topology, config, spec=spec, batch_size=batch_size, access=access or {}, without=without
     )

@@ -16,7 +16,7 @@ import numpy as np
 from numba import int32, int64
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.compiled import compiled, read_only
 
 _MIN_SLOTS = 1 << 12
 _EMPTY = -1

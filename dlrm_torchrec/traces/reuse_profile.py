@@ -19,7 +19,7 @@ from iopath.common.file_io import g_pathmgr
 from numba import int32, int64, uint64
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.compiled import compiled, read_only
 from dlrm_torchrec.datasets.random.counter import below
 
 Ints = NDArray[np.int64]

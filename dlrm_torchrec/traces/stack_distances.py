@@ -15,7 +15,7 @@ import numpy as np
 from numba import int64, uint64
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.compiled import compiled, read_only
 from dlrm_torchrec.datasets.random.counter import below
 from dlrm_torchrec.traces.lru import LruStack
 

@@ -16,11 +16,11 @@ class OptimizerConfig:
     kind: OptimizerKind
     """The update rule. rowwise_adagrad keeps one moment per row; rowwise_sgd is sgd by another kernel."""
     lr: float
-    """Learning rate after the warm-up."""
+    """Learning rate after the warm-up; 0 means by the number of rows."""
     eps: float = 1e-8
-    """Added to the root of the second moment; sgd does not use it."""
+    """Added to the root of the second moment; 0 means by the number of rows; sgd does not use it."""
     weight_decay: float = 0.0
-    """Strength of the L2 penalty, added to the gradient; 0 means none."""
+    """Strength of the L2 penalty, added to the gradient; 0 means none, -1 means by the number of rows."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of adam's two moments; other optimizers do not use them."""
 
@@ -28,8 +28,11 @@ class OptimizerConfig:
         if self.kind not in get_args(OptimizerKind):
             kinds = sorted(get_args(OptimizerKind))
             raise ValueError(f"optimizer kind must be one of {kinds}: got {self.kind!r}; name one of them")
-        if self.lr <= 0:
-            raise ValueError(f"learning rate must be positive: got {self.lr}; try 0.01")
+        if self.lr < 0 or self.eps < 0:
+            raise ValueError(
+                f"learning rate and eps must be positive, or 0 to follow from the number of rows: got {self.lr} and "
+                f"{self.eps}; try 0.01 and 1e-8"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +40,16 @@ class Schedule:
     """Linear warm-up, a plateau, then polynomial decay to zero (MLPerf DLRM uses power 2)."""
 
     warmup_steps: int = 0
-    """Steps in which the learning rate rises from 0 to its full value; 0 means no warm-up."""
+    """Steps in which the learning rate rises from 0 to its full value; 0 means no warm-up, -1 a tenth of all."""
     decay_start: int = 0
-    """First step of the decay; it has no effect when decay_steps is 0."""
+    """First step of the decay; -1 means the end of the warm-up; it has no effect when decay_steps is 0."""
     decay_steps: int = 0
     """Length of the decay in steps; 0 means no decay, -1 means until the end of the run."""
     power: float = 2.0
     """Exponent of the decay; 1 is a straight line down to 0."""
 
     def __post_init__(self) -> None:
-        if self.decay_steps != 0 and self.decay_start < self.warmup_steps:
+        if self.decay_steps != 0 and -1 < self.decay_start < self.warmup_steps:
             raise ValueError(
                 f"decay_start must not lie inside the warm-up of {self.warmup_steps} steps: got {self.decay_start}; "
                 "raise it or shorten the warm-up"

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from dlrm_torchrec.train.checkpoints.checkpoint import Progress
 from dlrm_torchrec.train.config import LogConfig
 from dlrm_torchrec.train.metrics.gates import check_loss
+from dlrm_torchrec.train.metrics.watch import Watch
 from dlrm_torchrec.train.timing.step_times import Timing
 from dlrm_torchrec.train.world import World
 
@@ -32,6 +33,7 @@ class RunLog:
         self.folder, self.config, self.world, self._run = folder.rstrip("/"), config, world, run
         self._losses: list[torch.Tensor] = []
         self._bar: tqdm[Any] | None = None
+        self._watch: Watch | None = None
         self._samples, self._train_s = 0, 0.0
         self._profiler: torch.profiler.profile | None = None
         self._clock: float | None = None
@@ -43,9 +45,10 @@ class RunLog:
 
             self._tensorboard = SummaryWriter(self.folder)
 
-    def start(self, step: int, num_steps: int) -> None:
+    def start(self, step: int, num_steps: int, watch: Watch | None = None) -> None:
         """Begin at ``step``: write config.json, and drop records of later steps that an interrupted run wrote.
 
+        ``watch`` says what is trained on, and from then on warns of what it sees in the records.
         Raises ValueError when the config asks to time steps after the last one.
         """
         if self.config.timed is not None and self.config.timed[1] > num_steps:
@@ -67,7 +70,11 @@ class RunLog:
             stream.writelines(kept)
         if step >= num_steps:
             self.say(f"{self.folder} holds a finished run of {step} steps; choose another --run-dir to train again")
-        elif sys.stderr.isatty():
+            return
+        if watch is not None:
+            self._watch = watch
+            watch.start(step, num_steps)
+        if sys.stderr.isatty():
             self._bar = tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True)
 
     def timing(self, progress: Progress) -> Timing | None:
@@ -105,8 +112,10 @@ class RunLog:
         dist.all_reduce(total, group=self.world.control)
         window, self._losses = len(self._losses), []
         check_loss(float(total), step - window + 1, step)
-        record = {"train/loss": float(total) / window / self.world.size, "samples_per_s": self.samples_per_s()}
-        self.write(step, record)
+        loss = float(total) / window / self.world.size
+        self.write(step, {"train/loss": loss, "samples_per_s": self.samples_per_s()})
+        if self._watch is not None:
+            self._watch.loss(step - window + 1, step, loss)
 
     def write(self, step: int, record: dict[str, float]) -> None:
         """Write one line to metrics.jsonl and one line to the terminal."""
@@ -119,10 +128,12 @@ class RunLog:
                 self._tensorboard.add_scalar(name, value, step)
         text = "  ".join(f"{name} {value:.6g}" for name, value in record.items())
         self.say(f"step {step}  {text}")
+        if self._watch is not None:
+            self._watch.validation(step, record)
 
     def say(self, text: str) -> None:
-        """Print a line for people on rank 0 without breaking the progress bar."""
-        if self.world.is_main:
+        """Print a line for people on rank 0 without breaking the progress bar; nothing if it is empty."""
+        if text and self.world.is_main:
             tqdm.write(text, file=sys.stderr) if self._bar is not None else print(text, file=sys.stderr, flush=True)
 
     @contextmanager
@@ -164,6 +175,12 @@ class RunLog:
             self._bar.close()
         if "teacher/auc" in metrics and "val/auc" in metrics:
             self.say(f"val/auc {metrics['val/auc']:.4f}; the best possible AUC is {metrics['teacher/auc']:.4f}")
+        for name in ("auc", "rmse", "hr@10"):
+            if f"baseline/{name}" in metrics and f"val/{name}" in metrics:
+                shown, floor = metrics[f"val/{name}"], metrics[f"baseline/{name}"]
+                self.say(
+                    f"val/{name} {shown:.4f}; that of the baseline is {floor:.4f}, a difference of {shown - floor:+.4f}"
+                )
         if self.world.is_main:
             if self.config.tensorboard:
                 self._tensorboard.close()

@@ -12,7 +12,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 from dlrm_torchrec.train.checkpoints.state import run_tensors
 from dlrm_torchrec.train.metrics.binary import ranking_metrics
 from dlrm_torchrec.train.metrics.gates import check_learned, check_scores
-from dlrm_torchrec.train.metrics.scores import Scores, on_all_ranks, predict
+from dlrm_torchrec.train.metrics.scores import Scores, dealt, predict
 from dlrm_torchrec.train.task import RankingBatch
 from dlrm_torchrec.train.world import World
 
@@ -33,25 +33,27 @@ def evaluate_nodes(
         learned: whether the model has had time to learn, so that constant logits or an AUC of 0.5 are an error
     """
 
-    def measure(scores: Scores) -> dict[str, float]:
-        logits, labels = (each.view(nodes, -1) for each in (scores.outputs, scores.labels))
-        weights = None if scores.weights is None else scores.weights.view(nodes, -1)[0]
-        return _measure(Scores(logits.T, labels.T, weights), learned=learned)
-
-    return on_all_ranks(predict(model, batches, world), measure, world)
+    scores = predict(model, batches, world)
+    per_node, rows = world.size // nodes, len(scores.labels)
+    # the ranks with the same rows deal them among themselves, so that each gets all nodes' logits of its share
+    part = torch.arange(rows) * nodes // max(1, rows) * per_node + world.rank % per_node
+    columns = [each for each in scores[:3] if each is not None]
+    (columns,) = dealt(columns, part, 1, world.control)
+    logits, labels, *weights = (each.view(nodes, -1) for each in columns)
+    return _measure(Scores(logits.T, labels.T, weights[0][0] if weights else None, world.control), learned=learned)
 
 
 def _measure(scores: Scores, *, learned: bool) -> dict[str, float]:
     """The metrics of N rows with the logits of every node, (N, nodes), and their label once per node, likewise."""
     singles = [scores.of_label(node) for node in range(scores.labels.shape[1])]
     for single in singles:
-        check_scores(single.outputs, single.labels)
+        check_scores(single)
     ensemble = torch.stack([torch.sigmoid(single.outputs.double()) for single in singles]).mean(0)
-    measured = ranking_metrics(torch.logit(ensemble), singles[0].labels, singles[0].weights)
+    measured = ranking_metrics(torch.logit(ensemble), *singles[0][1:])
     for node, single in enumerate(singles):
         metrics = ranking_metrics(*single)
         if learned:
-            check_learned(single.outputs, metrics)
+            check_learned(single, metrics)
         measured |= {f"node{node}/{name}": metrics[name] for name in ("auc", "logloss")}
     return measured
 

@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import venv
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,33 @@ def test_this_environment_has_no_findings(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_check_that_does_not_exist() -> None:
     with pytest.raises(ValueError, match=r"check must be one of versions, .*: got 'gpu'; name some of them"):
         doctor(["gpu"])
+
+
+@pytest.mark.parametrize(
+    ("broken", "run", "said"),
+    [
+        ([], ["processes"], ["imports: ok", "processes: ok"]),
+        (["processes"], ["processes", "imports"], ["imports: ok", "processes: p; fix: c"]),
+        (["processes", "imports"], ["processes", "imports"], ["imports: p; fix: c"]),
+    ],
+)
+def test_imports_are_tried_alone_only_if_processes_fail(
+    broken: list[str],
+    run: list[str],
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ran = []
+
+    def check(name: str, _: Environment) -> list[Finding]:
+        ran.append(name)
+        return [Finding("p", "c")] if name in broken else []
+
+    for name in ("imports", "processes"):
+        monkeypatch.setitem(CHECKS, name, partial(check, name))
+    assert doctor(["imports", "processes"]) == len(said) - sum("ok" in line for line in said)
+    assert (ran, capsys.readouterr().out.splitlines()) == (run, said)
 
 
 def test_the_trial_trains_a_table() -> None:

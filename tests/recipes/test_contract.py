@@ -37,7 +37,7 @@ def test_ours_keep_it(recipe: str) -> None:
 
 def test_a_copy_that_keeps_the_names_keeps_it(tmp_path: Path) -> None:
     path = copy(tmp_path, "    batch_size: int = 2048", "    my_own: float = 0.5\n    batch_size: int = 512")
-    assert load_ranking_recipe(path).PRESETS["demo"].batch_size == 512
+    assert load_ranking_recipe(path).Config().batch_size == 512
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,11 @@ def test_a_copy_that_keeps_the_names_keeps_it(tmp_path: Path) -> None:
             '    seed: str = "0"',
             r"^Config of recipe '.*' must have a field seed of type int: got str; Training",
         ),
-        ('    "demo": Config(),', '    "demo": None,', r"^PRESETS of recipe '.*' must map names to Config: got"),
+        (
+            '    "demo": automatic(Config()),',
+            '    "demo": None,',
+            r"^PRESETS of recipe '.*' must map names to Config: got",
+        ),
     ],
 )
 def test_a_copy_that_breaks_it_gets_one_sentence(tmp_path: Path, before: str, after: str, message: str) -> None:

@@ -42,10 +42,12 @@ def test_an_earlier_step_its_plot_and_what_features_are_worth(
 ) -> None:
     run, metrics = trained
     plot = tmp_path / "calibration.png"
-    options = {"step": 20, "ablation": True, "plot": str(plot), "batch_size": 65_536}
+    options = {"step": 20, "ablation": True, "plot": str(plot), "batch_size": 65_536, "gauc": "id_0"}
     found = run_ranks(1, evaluate, run, options, join=False)[0]
     assert found["steps"] == 20
     assert found["val/auc"] < metrics["val/auc"]
+    assert found["val/gauc"] == pytest.approx(found["val/auc"], abs=0.05)  # 50 ids, each with many rows
+    assert found["val/gauc_share"] > 0.99
     assert plot.read_bytes().startswith(b"\x89PNG")
     lost = json.loads((run / "evaluation.json").read_text())["ablation"]
     assert len(lost) == 18
@@ -57,6 +59,7 @@ def test_an_earlier_step_its_plot_and_what_features_are_worth(
     ("options", "message"),
     [
         ({"step": 7}, r"must hold a whole checkpoint of step 7: got those of steps \[20, 40\]; name another run or"),
+        ({"gauc": "user"}, r"gauc must be one of \[.*\]: got 'user'; name one of them"),
         ({"split": "test"}, r"split must be one of synthetic: got 'test'; name one of \['train', 'val'\]"),
     ],
 )

@@ -31,7 +31,7 @@ Weights = dict[str, torch.Tensor]
 def initial_weights(spec: DatasetSpec, interaction: str, mean: float) -> Weights:
     """The weights that a run begins with, in float64: dense ones by name, tables as ``t_<table>``."""
     recipe = load_recipe("train_dlrm")
-    cfg = replace(recipe.PRESETS["demo"], bottom=BOTTOM, top=TOP, interaction=interaction)
+    cfg = replace(recipe.Config(), bottom=BOTTOM, top=TOP, interaction=interaction)
     torch.manual_seed(SEED)
     task, _ = recipe.build(cfg, spec, 1, torch.device("cpu"))
     dense = {name: value.detach().double() for name, value in task.named_parameters() if "embedding_bags" not in name}
@@ -115,7 +115,7 @@ def options(folder: Path, run_dir: Path, *more: str) -> list[str]:
         "demo", f"--data={folder}", f"--run-dir={run_dir}", f"--seed={SEED}", f"--batch-size={BATCH}",
         f"--epochs={EPOCHS}", "--bottom", *map(str, BOTTOM), "--top", *map(str, TOP), "--log.every=1",
         "--eval-every=0", "--schedule.warmup-steps=0", "--schedule.decay-steps=0", "--sparse.kind=sgd",
-        f"--sparse.lr={RATE}", "--dense.kind=sgd", f"--dense.lr={RATE}", *more,
+        f"--sparse.lr={RATE}", "--dense.kind=sgd", f"--dense.lr={RATE}", "--dense.weight-decay=0", *more,
     ]  # fmt: skip
 
 

@@ -68,7 +68,13 @@ def test_uneven_row_groups_and_a_last_batch_of_one_row(tmp_path: Path, world_siz
 def test_a_last_batch_of_one_row_trains_alike_on_one_and_two_ranks(tmp_path: Path) -> None:
     data = write_prepared(tmp_path / "data", {"train": [[100], [29]], "val": [[64]]})  # 129 = 2 x 64 + 1
     options = ["demo", f"--data={data}", "--batch-size=64", "--eval-every=0", "--bottom", "16", "8", "--top", "8", "1"]
-    options += ["--log.every=1", "--sparse.kind=adagrad", "--dense.kind=sgd", "--schedule.decay-steps=0"]
+    options += [
+        "--log.every=1",
+        "--sparse.kind=adagrad",
+        "--dense.kind=sgd",
+        "--dense.lr=0.01",
+        "--schedule.decay-steps=0",
+    ]
     run_recipe("train_dlrm", [*options, "--epochs=2", f"--run-dir={tmp_path}/one"], 1)
     run_recipe("train_dlrm", [*options, "--epochs=1", f"--run-dir={tmp_path}/two"], 1)  # begun by one rank: the same
     for kind in ("row_wise", "table_wise"):  # batches when two ranks go on, the last one with an empty rank
@@ -128,7 +134,10 @@ REFUSED = [
     (["nothing"], "preset must be one of demo, census, criteo-kaggle, criteo-1tb: got 'nothing'; name one of them"),
     (["demo", "--data=nowhere"], "folder 'nowhere' must hold a dataset.json: got none; prepare it first"),
     (["demo", "--batch-size=2047"], "global_batch_size must be a positive multiple of world_size 2: got 2047; choose"),
-    (["demo", "--sparse.lr=0"], "learning rate must be positive: got 0.0; try 0.01"),
+    (
+        ["demo", "--sparse.lr=-1"],
+        "learning rate and eps must be positive, or 0 to follow from .*: got -1.0 and 0.0; try",
+    ),
     (["demo", "--log.every=0"], "steps between log records must be at least 1: got 0; raise it"),
     (["demo", "--log.profile", "4", "3"], r"profiled steps must be a first and a last one, from 1: got \(4, 3\); name"),
     (["demo", "--checkpoint.keep=0"], "number of checkpoints to keep must be at least 1: got 0; raise it"),

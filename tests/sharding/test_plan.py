@@ -11,6 +11,7 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec.models.dlrm import DLRM
 
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
+from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.plan import make_plan
@@ -73,7 +74,6 @@ REFUSED = [
         ShardingConfig(kind="column_wise"),
         "must leave RowWiseAdagrad's arithmetic unchanged: got 'col",
     ),
-    ("adam", ShardingConfig(), "tables' optimizer must have an FBGEMM kernel on cpu: got Adam; choose sgd, adagrad"),
 ]
 
 
@@ -81,6 +81,20 @@ REFUSED = [
 def test_impossible_sharding_is_refused(optimizer: OptimizerKind, config: ShardingConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan(optimizer)(config)
+
+
+def test_adam_on_cpu_is_for_float32() -> None:
+    spec = demo_spec()
+    machine = Topology(world_size=2, local_world_size=2, compute_device="cpu")
+
+    def make(config: TablesConfig) -> ShardingPlan:
+        tables = build_tables(spec.tables(dim=16), config)
+        optimize_tables_in_backward(tables, OptimizerConfig(kind="adam", lr=0.1))
+        return make_plan(torch.nn.Sequential(tables), tables, machine, ShardingConfig(), batch_size=128, spec=spec)
+
+    assert plan_to_json(make(TablesConfig()))
+    with pytest.raises(ValueError, match="tables with Adam must be fp32 on cpu: got FP16 for"):
+        make(TablesConfig(data_type="fp16"))
 
 
 def test_adam_is_planned_for_gpus_without_replicas() -> None:

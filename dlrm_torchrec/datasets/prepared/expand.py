@@ -11,8 +11,8 @@ from iopath.common.file_io import g_pathmgr
 from numba import boolean, int32, int64, uint64
 from numpy.typing import NDArray
 
+from dlrm_torchrec.compiled import compiled, read_only
 from dlrm_torchrec.datasets.block import Block
-from dlrm_torchrec.datasets.compiled import compiled, read_only
 from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.prepared.files import NewFile, join
 from dlrm_torchrec.datasets.prepared.manifest import Manifest

@@ -16,7 +16,7 @@ import numpy as np
 from numba import float64, int64, uint64
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.compiled import compiled
+from dlrm_torchrec.compiled import compiled
 
 Words = NDArray[np.uint64]
 

@@ -6,7 +6,7 @@ import numpy as np
 from numba import int64, uint64
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.compiled import compiled
+from dlrm_torchrec.compiled import compiled
 from dlrm_torchrec.datasets.random.counter import below, derived_key
 
 

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 from numba import boolean, float32, float64, int64, uint8, uint64
 
-from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.compiled import compiled, read_only
 
 _TAB, _MINUS, _ZERO = np.uint8(0x09), np.uint8(0x2D), np.uint8(0x30)
 _MAX_DIGITS = 18  # so many digits always fit an int64

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numba import int64, uint8
 
-from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.compiled import compiled, read_only
 from dlrm_torchrec.datasets.random.counter import Words, word, words
 from dlrm_torchrec.preparation.readers.rows import int_buffers, text_buffers
 from dlrm_torchrec.raw_values import kinds

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from numba import int32, int64, uint8
 
-from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.compiled import compiled, read_only
 from dlrm_torchrec.datasets.random.counter import GOLDEN
 
 LOAD = 0.6  # share of the slots that may be taken

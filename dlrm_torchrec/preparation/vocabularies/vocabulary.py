@@ -12,7 +12,7 @@ import pyarrow as pa
 from iopath.common.file_io import g_pathmgr
 from numba import int32, int64, uint8
 
-from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.compiled import compiled, read_only
 from dlrm_torchrec.datasets.prepared.files import is_local
 from dlrm_torchrec.preparation.readers.rows import int_buffers, text_buffers
 from dlrm_torchrec.preparation.vocabularies.int_tables import find_ids

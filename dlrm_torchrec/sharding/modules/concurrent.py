@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
-from threading import Barrier
+from functools import partial
 from typing import Any
 
 import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbeddingBag, EmbeddingFusedOptimizer
 from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
 from torchrec.distributed.embedding_sharding import EmbeddingShardingInfo
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel, KJTList
@@ -26,14 +27,24 @@ from torchrec.distributed.types import LazyAwaitable, ParameterSharding, Shardin
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from dlrm_torchrec.sharding.config import Updates
+from dlrm_torchrec.sharding.modules.blank import BlankTables
+from dlrm_torchrec.sharding.modules.fastest_update import wants_sorted_updates
+from dlrm_torchrec.sharding.modules.sorted_updates import become_adam, use_sorted_updates
+from dlrm_torchrec.sharding.modules.thread_pool import thread_pool
+
 Function = Callable[[], torch.Tensor]
 
 
 class ConcurrentShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
     """A ``ShardedEmbeddingBagCollection`` whose fused tables are read and updated by ``get_num_threads()`` threads.
 
-    Each table stays in one lookup, so the results equal TorchRec's bit for bit.
+    Each table stays in one lookup, so with FBGEMM's ``updates``, the results equal TorchRec's bit for bit.
     """
+
+    def __init__(self, *args: Any, updates: Updates = "fbgemm", **kwargs: Any) -> None:
+        self._updates: Updates = updates  # before TorchRec's __init__, which creates the lookups
+        super().__init__(*args, **kwargs)
 
     @classmethod
     def create_grouped_sharding_infos(cls, *args: Any, **kwargs: Any) -> dict[str, list[EmbeddingShardingInfo]]:
@@ -50,7 +61,23 @@ class ConcurrentShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
                 for table, part in zip(local, deal(numbers, torch.get_num_threads()), strict=True):
                     # TorchRec puts tables with equal keys into one lookup
                     table.fused_params = {**(table.fused_params or {}), "_batch_key": part}
+                    if _has_adam(table):
+                        table.fused_params["optimizer"] = EmbOptimType.EXACT_ADAGRAD  # FBGEMM makes none for Adam
         return grouped
+
+    def _create_lookups(self) -> None:
+        super()._create_lookups()
+        infos = [info for group in self.sharding_type_to_sharding_infos.values() for info in group]
+        adam = {info.embedding_config.name for info in infos if _has_adam(info)}
+        for lookup in self._lookups:
+            for kernel in lookup.modules():
+                if isinstance(kernel, BatchedFusedEmbeddingBag):
+                    tables = kernel.emb_module
+                    if tables.use_cpu and kernel.config.embedding_tables[0].name in adam:
+                        become_adam(tables)
+                        kernel._optim = EmbeddingFusedOptimizer(kernel.config, tables, kernel._pg)
+                    if wants_sorted_updates(tables, self._updates):
+                        use_sorted_updates(tables)
 
     def compute(self, ctx: EmbeddingBagCollectionContext, dist_input: KJTList) -> list[torch.Tensor]:  # noqa: ARG002 (TorchRec's)
         return [look_up(lookup, features) for lookup, features in zip(self._lookups, dist_input, strict=True)]
@@ -60,7 +87,15 @@ class ConcurrentShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
 
 
 class ConcurrentSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder with concurrent lookups if the rank runs on a CPU with several threads."""
+    """TorchRec's sharder with concurrent lookups if the rank runs on a CPU with several threads.
+
+    The sharded tables are blank: call ``initialize_tables``, or load a checkpoint, before training. ``updates`` names
+    the kernel that updates float32 tables on CPU; Adam's is always ours.
+    """
+
+    def __init__(self, *args: Any, updates: Updates = "fbgemm", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.updates = updates
 
     @property
     def sharded_module_type(self) -> type[ConcurrentShardedEmbeddingBagCollection]:
@@ -74,15 +109,21 @@ class ConcurrentSharder(EmbeddingBagCollectionSharder):
         device: torch.device | None = None,
         module_fqn: str | None = None,
     ) -> ShardedEmbeddingBagCollection:
-        return self.sharded_module_type(
-            module,
-            params,
-            env,
-            self.fused_params,
-            device,
-            qcomm_codecs_registry=self.qcomm_codecs_registry,
-            module_fqn=module_fqn,
-        )
+        with BlankTables():
+            return self.sharded_module_type(
+                module,
+                params,
+                env,
+                self.fused_params,
+                device,
+                qcomm_codecs_registry=self.qcomm_codecs_registry,
+                module_fqn=module_fqn,
+                updates=self.updates,
+            )
+
+
+def _has_adam(table: EmbeddingShardingInfo) -> bool:
+    return torch.optim.Adam in getattr(table.param, "_optimizer_classes", [])
 
 
 def _on_cpu(table: EmbeddingShardingInfo) -> bool:
@@ -148,20 +189,3 @@ class _Concurrently(torch.autograd.Function):
 
 def _call(function: Function) -> torch.Tensor:
     return function()
-
-
-@cache
-def thread_pool(threads: int) -> ThreadPoolExecutor:
-    """A pool of ``threads`` threads; each runs torch's operators on one core."""
-    started = Barrier(threads + 1)
-
-    def start() -> None:
-        torch.set_num_threads(1)
-        started.wait()
-
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="lookup", initializer=start)
-    for _ in range(threads):
-        pool.submit(int)
-    started.wait()
-    torch.set_num_threads(threads)  # `start` also changed the number for threads that torch has not seen yet
-    return pool

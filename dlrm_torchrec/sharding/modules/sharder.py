@@ -8,6 +8,7 @@ from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.types import QuantizedCommCodecs
 from torchrec.optim import RowWiseAdagrad
 
+from dlrm_torchrec.sharding.config import Updates
 from dlrm_torchrec.sharding.modules.concurrent import ConcurrentSharder
 
 ROW_TYPES = ["row_wise", "table_row_wise", "grid_shard"]
@@ -38,8 +39,10 @@ class ExactSharder(ConcurrentSharder):
         self,
         optimizer: type[torch.optim.Optimizer],
         qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None,
+        *,
+        updates: Updates = "fbgemm",
     ) -> None:
-        super().__init__(qcomm_codecs_registry=qcomm_codecs_registry)
+        super().__init__(qcomm_codecs_registry=qcomm_codecs_registry, updates=updates)
         self.optimizer = optimizer
 
     def sharding_types(self, compute_device_type: str) -> list[str]:

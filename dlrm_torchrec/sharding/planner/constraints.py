@@ -38,13 +38,13 @@ def table_constraints(
     """
     stored, optimizer = physical_configs(tables), table_optimizer(tables)
     _check_names(config, stored)
-    _check_kernel(optimizer, topology.compute_device)
     pooling = {feature.name: feature.pooling_factor for feature in spec.sparse}
     excluded = [*without, *(ROW_TYPES if config.comms.int8 else [])]
     constraints = {}
     for table in stored:
         kind = config.of(table.name)
         _check_kind(table, kind)
+        _check_kernel(table, optimizer, topology.compute_device)
         _check_arithmetic(table, kind, optimizer)
         _check_groups(table, kind, without)
         _check_comms(table, kind, config.comms)
@@ -73,12 +73,12 @@ def _check_names(config: ShardingConfig, tables: Sequence[EmbeddingBagConfig]) -
         raise ValueError(f"sharded tables must be tables of the model: got {unknown}; the model has {sorted(names)}")
 
 
-def _check_kernel(optimizer: type[torch.optim.Optimizer], compute_device: str) -> None:
-    """FBGEMM has no fused Adam for CPUs."""
-    if compute_device == "cpu" and optimizer is torch.optim.Adam:
+def _check_kernel(table: EmbeddingBagConfig, optimizer: type[torch.optim.Optimizer], compute_device: str) -> None:
+    """FBGEMM has no fused Adam for CPUs, and ours is for float32."""
+    if compute_device == "cpu" and optimizer is torch.optim.Adam and table.data_type is not DataType.FP32:
         raise ValueError(
-            "the tables' optimizer must have an FBGEMM kernel on cpu: got Adam; "
-            "choose sgd, adagrad or rowwise_adagrad, or train on a GPU"
+            f"tables with Adam must be fp32 on cpu: got {table.data_type.value} for {table.name!r}; "
+            "choose fp32, sgd, adagrad or rowwise_adagrad, or train on a GPU"
         )
 
 

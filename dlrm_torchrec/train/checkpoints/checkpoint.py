@@ -26,7 +26,7 @@ from dlrm_torchrec.train.checkpoints.storage import IoPathReader, IoPathWriter
 from dlrm_torchrec.train.config import CheckpointConfig
 from dlrm_torchrec.train.world import World
 
-FORMAT = 2  # 1 had a part of the config as identity
+FORMAT = 3  # 2 had no digest of the data in its identity
 MARKER = "checkpoint.json"
 Tensors = Callable[[nn.Module, CombinedOptimizer], dict[str, dict[str, Any]]]
 
@@ -211,9 +211,17 @@ def read_progress(path: str, identity: dict[str, Any] | None = None) -> Progress
         name, saved, wanted = difference
         raise ValueError(
             f"{name} must be what the checkpoint {path} was trained with, {saved}: got {wanted}; "
-            "restore it, or start anew in another --run-dir"
+            f"{_advice(name)}, or start anew in another --run-dir"
         )
     return progress
+
+
+def _advice(name: str) -> str:
+    if name == "data_digest":
+        return "these are other rows, so evaluate the run on them (recipes/evaluate.py --data)"
+    if name.startswith("spec."):
+        return "prepare the data with the vocabularies and scales of the run's own data"
+    return "restore it"
 
 
 def _sizes(state: dict[str, dict[str, Any]]) -> dict[str, tuple[int, ...]]:

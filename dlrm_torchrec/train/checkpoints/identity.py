@@ -9,7 +9,7 @@ from typing import Any
 # Fields of a recipe's config that may change when a run is resumed. They decide only how training continues, and
 # neither which tensors are saved nor which rows trained them. A name includes all fields below it.
 MAY_CHANGE = (
-    "data",  # the place of the data; its contents are described by its spec
+    "data",  # the place of the data; their spec and digest say what they are
     "rows",  # a row is a function of its number, so a longer run begins with the same rows
     "epochs",
     "sparse.lr",
@@ -25,6 +25,7 @@ MAY_CHANGE = (
     "checkpoint",
     "log",
     "run_dir",
+    "baseline",
 )
 MEASURED = ("pooling_factor",)  # parts of a spec that measuring the same data better may change
 
@@ -42,17 +43,22 @@ def identity_of(config: Any, spec: dict[str, Any], **more: Any) -> dict[str, Any
         for parent in parents:
             holder = holder.get(parent, {})
         holder.pop(last, None)
-    identity: dict[str, Any] = json.loads(json.dumps({"spec": spec, **settings, **more}))
+    identity: dict[str, Any] = json.loads(json.dumps({"spec": spec, **more, **settings}))
     return identity
 
 
 def first_difference(saved: Any, wanted: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """The path and both values of the first difference between two identities, ignoring what is ``MEASURED``."""
+    """The path and both values of the first difference between two identities, ignoring what is ``MEASURED``.
+
+    Features are told by their names: ``spec.sparse['city'].vocabulary``.
+    """
     if isinstance(saved, dict) and isinstance(wanted, dict):
         keys = [key for key in {**saved, **wanted} if key not in MEASURED]
         pairs = [(f"{name}.{key}".strip("."), saved.get(key), wanted.get(key)) for key in keys]
     elif _are_records(saved) and _are_records(wanted) and len(saved) == len(wanted):
-        pairs = [(f"{name}[{i}]", *values) for i, values in enumerate(zip(saved, wanted, strict=True))]
+        pairs = [(f"{name}[{_label(i, *both)}]", *both) for i, both in enumerate(zip(saved, wanted, strict=True))]
+    elif _are_records(saved) and _are_records(wanted):
+        return name, [each.get("name") for each in saved], [each.get("name") for each in wanted]
     else:
         return None if saved == wanted else (name, saved, wanted)
     differences = (first_difference(one, other, place) for place, one, other in pairs)
@@ -61,3 +67,8 @@ def first_difference(saved: Any, wanted: Any, name: str = "") -> tuple[str, Any,
 
 def _are_records(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _label(index: int, saved: dict[str, Any], wanted: dict[str, Any]) -> str:
+    name = saved.get("name")
+    return repr(name) if name is not None and name == wanted.get("name") else str(index)

@@ -3,41 +3,52 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torchrec.metrics.calibration import compute_calibration
-from torchrec.metrics.ne import compute_ne, get_ne_states
+import torch.distributed as dist
 
-from dlrm_torchrec.train.metrics.auc import weighted_auc
+from dlrm_torchrec.train.metrics.auc import auc
 from dlrm_torchrec.train.metrics.gates import check_learned, check_scores
 from dlrm_torchrec.train.metrics.scores import Scores
 
-_ETA = 1e-12  # keeps log2 finite, as torchrec.metrics does
+_ETA = 1e-12  # keeps logarithms finite, as in torchrec.metrics
 
 
 def ranking_metrics(
-    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> dict[str, float]:
     """AUC, normalised entropy, log-loss (nats), calibration (predicted / observed), accuracy and positives.
 
-    ``logits``, ``labels`` and ``weights`` are (N,); without weights, all are 1. NE is the cross-entropy divided by the
-    cross-entropy of the constant base rate (He et al., ADKDD 2014). ``positives`` and ``samples`` count rows, whatever
-    their weights.
+    NE is the cross-entropy divided by the cross-entropy of the constant base rate (He et al., ADKDD 2014).
+    ``positives`` and ``samples`` count rows, whatever their weights. The arguments are those of ``Scores``, of one
+    label; all ranks of the group get the same metrics.
     """
-    predictions, labels = torch.sigmoid(logits.double()), labels.double()
-    weights = torch.ones_like(labels) if weights is None else weights.double()
-    total = float(weights.sum())
-    states = get_ne_states(labels, predictions.clone(), weights, _ETA)
-    bits, positives, negatives = states["cross_entropy_sum"], states["pos_labels"], states["neg_labels"]
+    scores = Scores(logits, labels, weights, group)
+    total, predicted, entropy, right, observed, positives, samples = scores.sums(_terms)
+    base = min(max(observed / total, _ETA), 1 - _ETA)
+    constant = -observed * math.log(base) - (total - observed) * math.log(1 - base)
     return {
-        "auc": weighted_auc(predictions, labels, weights),
-        "ne": float(compute_ne(bits, states["weighted_num_samples"], positives, negatives, _ETA)),
-        "logloss": float(bits) * math.log(2) / total,  # torchrec's own log-loss is in bits
-        "calibration": float(compute_calibration((weights * predictions).sum(), positives)),
-        "accuracy": float((weights * ((predictions > 0.5) == (labels > 0.5))).sum() / total),
-        "positives": float(labels.sum()),
-        "samples": float(len(labels)),
+        "auc": auc(scores),
+        "ne": entropy / constant,
+        "logloss": entropy / total,
+        "calibration": predicted / observed if observed > 0 else 0.0,
+        "accuracy": right / total,
+        "positives": positives,
+        "samples": samples,
     }
+
+
+def _terms(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> Sequence[torch.Tensor]:
+    predictions = torch.sigmoid(logits)
+    chance = predictions.clamp(_ETA, 1 - _ETA)
+    entropy = -weights * (labels * chance.log() + (1 - labels) * (1 - chance).log())
+    right = weights * ((predictions > 0.5) == (labels > 0.5))
+    ones = torch.ones_like(labels)
+    return weights, weights * predictions, entropy, right, weights * labels, labels, ones
 
 
 def binary_metrics(scores: Scores, *, learned: bool) -> dict[str, float]:
@@ -47,8 +58,8 @@ def binary_metrics(scores: Scores, *, learned: bool) -> dict[str, float]:
     ``gates``).
     """
     scores = scores.of_label(0)
-    check_scores(scores.outputs, scores.labels)
+    check_scores(scores)
     metrics = ranking_metrics(*scores)
     if learned:
-        check_learned(scores.outputs, metrics)
+        check_learned(scores, metrics)
     return metrics

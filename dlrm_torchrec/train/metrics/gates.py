@@ -6,6 +6,8 @@ import math
 
 import torch
 
+from dlrm_torchrec.train.metrics.scores import Scores
+
 
 class TrainingError(ValueError):
     """The run cannot continue; the message says what to look at."""
@@ -20,12 +22,12 @@ def check_loss(loss: float, first_step: int, last_step: int) -> None:
         )
 
 
-def check_scores(logits: torch.Tensor, labels: torch.Tensor) -> None:
-    """Raise TrainingError when metrics of these (N,) scores would be meaningless."""
-    positives, samples = int(labels.sum()), len(labels)
+def check_scores(scores: Scores) -> None:
+    """Raise TrainingError on every rank when metrics of these scores of one label would be meaningless."""
+    samples, positives, broken = map(int, scores.sums(lambda z, y, _: [torch.ones_like(z), y, ~z.isfinite()]))
     if samples == 0:
         raise TrainingError("validation split must hold rows: got none; look at the splits in dataset.json")
-    if not bool(torch.isfinite(logits).all()):
+    if broken:
         raise TrainingError(
             "logits must be finite: got NaN or infinity in evaluation; look at the learning rate and at the dense "
             "columns of the validation split"
@@ -37,16 +39,19 @@ def check_scores(logits: torch.Tensor, labels: torch.Tensor) -> None:
         )
 
 
-def check_learned(logits: torch.Tensor, metrics: dict[str, float]) -> None:
-    """Raise TrainingError when a model that had time to learn has constant logits or an AUC of 0.5.
+def check_learned(scores: Scores, metrics: dict[str, float]) -> None:
+    """Raise TrainingError on every rank when a model that had time to learn has constant logits or an AUC of 0.5.
 
     An AUC counts as 0.5 within three standard errors. For a model that has learned nothing, the standard error is
     sqrt((P + N + 1) / (12 P N)) (Hanley and McNeil, 1982). A split that is too small to decide passes.
     """
     positives, samples = metrics["positives"], metrics["samples"]
-    if float(logits.std()) < 1e-6:
+    (total,) = scores.sums(lambda logits, _, __: [logits])
+    mean = total / samples
+    (squares,) = scores.sums(lambda logits, _, __: [(logits - mean).square()])
+    if math.sqrt(squares / samples) < 1e-6:
         raise TrainingError(
-            f"logits must differ between rows: got {float(logits[0]):.6g} for all; look at the learning rate "
+            f"logits must differ between rows: got {mean:.6g} for all; look at the learning rate "
             "(too high kills every ReLU) and at the dense columns"
         )
     error = math.sqrt((samples + 1) / (12 * positives * (samples - positives)))

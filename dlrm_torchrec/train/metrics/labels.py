@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 
 from torch import nn
 
 from dlrm_torchrec.train.metrics.binary import binary_metrics
 from dlrm_torchrec.train.metrics.gates import TrainingError
 from dlrm_torchrec.train.metrics.regression import regression_metrics
-from dlrm_torchrec.train.metrics.scores import Scores, on_all_ranks, predict
+from dlrm_torchrec.train.metrics.scores import Scores, predict
 from dlrm_torchrec.train.task import RankingBatch, Target, task_of
 from dlrm_torchrec.train.world import World
 
@@ -22,14 +21,15 @@ def evaluate(model: nn.Module, batches: Iterable[RankingBatch], world: World, *,
     must get the same number of batches.
     """
     task = task_of(model)
-    measure = partial(label_metrics, labels=task.labels, target=task.target, learned=learned)
-    return on_all_ranks(predict(model, batches, world), measure, world)
+    scores = predict(model, batches, world)
+    return label_metrics(scores, labels=task.labels, target=task.target, learned=learned)
 
 
 def label_metrics(scores: Scores, *, labels: Sequence[str], target: Target, learned: bool) -> dict[str, float]:
     """The metrics of the main label, the first; if there are several labels, also ``<label>/<metric>`` for each.
 
-    Rows in which a label is unknown do not count for it. Raises TrainingError like ``binary_metrics``.
+    Rows in which a label is unknown do not count for it. All ranks of the scores' group get the same metrics. Raises
+    TrainingError like ``binary_metrics``.
 
     Args:
         scores: outputs, labels and weights of rows

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dlrm_torchrec.train.metrics.gates import TrainingError, check_learned
+from dlrm_torchrec.train.metrics.scores import Scores
 from dlrm_torchrec.train.task import RankingBatch
 from dlrm_torchrec.train.world import World
 
@@ -46,7 +47,7 @@ def evaluate_leave_one_out(
     ranked = held_out(torch.cat(users), torch.cat(scores), torch.cat(labels), world.control)
     metrics = leave_one_out_metrics(ranked, k)
     if learned:  # if a model knows nothing, the mean of per-user AUCs has the standard error of an AUC over all rows
-        check_learned(ranked.scores, metrics)
+        check_learned(Scores(ranked.scores, torch.ones_like(ranked.scores)), metrics)
     return metrics
 
 

@@ -6,7 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.distributed as dist
+
+from dlrm_torchrec.train.metrics.auc import ascending_ranges
+from dlrm_torchrec.train.metrics.scores import Scores, gathered
 
 _SIGMAS = 1.96  # standard deviations of a normal distribution that give an interval of 95 %
 
@@ -24,18 +29,46 @@ class Bin:
 
 
 def calibration_bins(
-    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None, *, count: int = 20
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
+    *,
+    count: int = 20,
 ) -> list[Bin]:
     """``count`` bins in ascending order of predictions, with equally many samples, give or take one.
 
-    There are fewer bins if there are fewer samples, and none for samples whose weights are all 0. ``logits``,
-    ``labels`` and ``weights`` are (N,).
+    There are fewer bins if there are fewer samples, and none for samples whose weights are all 0. Where equal
+    predictions lie in several bins, each bin gets the same mixture of them. The arguments are those of ``Scores``, of
+    one label; all ranks of the group get the same bins.
     """
-    order = torch.argsort(logits, stable=True)
-    weights = torch.ones(len(logits)) if weights is None else weights
-    columns = (torch.sigmoid(logits[order].double()), labels[order].double(), weights[order].double())
-    bins = zip(*(column.tensor_split(count) for column in columns), strict=True)
-    return [_bin(predicted, observed, own) for predicted, observed, own in bins if float(own.sum()) > 0]
+    scores = Scores(logits, labels, weights, group)
+    (total,) = scores.sums(lambda z, _, __: [torch.ones_like(z)])
+    samples, larger = divmod(int(total), count)
+    ends = torch.tensor([0] + [samples + (number < larger) for number in range(count)]).cumsum(0)
+    below = torch.zeros(4, count + 1, dtype=torch.float64)  # sums over the samples before each end
+    first = 0  # sample of the next range
+    for z, y, w in ascending_ranges(scores):
+        lengths = gathered(torch.tensor([len(z)]), group).flatten().tolist()
+        rank = 0 if group is None else group.rank()
+        below += _sums_below(z.double(), y.double(), w, ends - first - sum(lengths[:rank]))
+        first += sum(lengths)
+    if group is not None:
+        dist.all_reduce(below, group=group)
+    return [_bin(*each) for each in zip(ends.diff().tolist(), *below.diff().tolist(), strict=True) if each[1] > 0]
+
+
+def _sums_below(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Sums (4, E) over the first ``ends`` (E,) samples in order: weights, predictions, labels, squared weights.
+
+    Predictions and labels are weighted. Of equal predictions, the first k of n count as k/n of all of them.
+    """
+    values, place, lengths = torch.unique(logits, return_inverse=True, return_counts=True)
+    terms = torch.stack([weights, weights * torch.sigmoid(logits), weights * labels, weights.square()])
+    sums = torch.zeros(4, len(values), dtype=torch.float64).index_add_(1, place, terms)
+    known = torch.cat([torch.zeros(4, 1, dtype=torch.float64), sums.cumsum(1)], dim=1)
+    positions = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    return torch.tensor(np.array([np.interp(ends.numpy(), positions.numpy(), each.numpy()) for each in known]))
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
@@ -61,10 +94,10 @@ def plot_calibration(bins: Sequence[Bin], path: str) -> None:
     figure.savefig(path)
 
 
-def _bin(predictions: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> Bin:
-    total = float(weights.sum())
-    observed, predicted = (float((weights * each).sum()) / total for each in (labels, predictions))
-    n = total**2 / float(weights.square().sum())  # samples of equal weights with the same variance (Kish, 1965)
+def _bin(samples: int, *sums: float) -> Bin:
+    total, predicted, positives, squares = sums
+    observed = min(1.0, positives / total)
+    n = total**2 / squares  # samples of equal weights with the same variance (Kish, 1965)
     middle = (observed + _SIGMAS**2 / (2 * n)) / (1 + _SIGMAS**2 / n)
     half = _SIGMAS * math.sqrt(observed * (1 - observed) / n + _SIGMAS**2 / (4 * n * n)) / (1 + _SIGMAS**2 / n)
-    return Bin(len(labels), total, predicted, observed, max(0.0, middle - half), min(1.0, middle + half))
+    return Bin(samples, total, predicted / total, observed, max(0.0, middle - half), min(1.0, middle + half))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from dlrm_torchrec.embeddings.table_files import write_table
 from dlrm_torchrec.train.checkpoints.storage import IoPathReader
 from tests.recipe import records, run_recipe
 
@@ -60,6 +61,15 @@ def test_resumed_run_equals_uninterrupted_one_bit_for_bit(
         [r["train/loss"] for r in records(tmp_path / f / "demo") if "train/loss" in r] for f in ("whole", "parts")
     ]
     assert losses[0] == losses[1]
+
+
+def test_a_resumed_run_draws_no_tables(tmp_path: Path) -> None:
+    given = tmp_path / "tables"
+    given.mkdir()
+    file = write_table(str(given), "t_id_0", torch.zeros(50, 16), "safetensors")
+    train(tmp_path, 2, 1, f"--tables.pretrained={given}")
+    Path(file).unlink()  # a run that begins would miss it
+    assert train(tmp_path, 4, 1, f"--tables.pretrained={given}")["steps"] == 4
 
 
 def test_resume_on_other_ranks_and_shardings(tmp_path: Path) -> None:
@@ -135,7 +145,7 @@ def test_older_format_is_refused(tmp_path: Path) -> None:
     train(tmp_path, 3, 1)
     marker = next(tmp_path.glob("demo/checkpoints/*/checkpoint.json"))
     marker.write_text(json.dumps({**json.loads(marker.read_text()), "format": 0}))
-    with pytest.raises(RuntimeError, match=r"must have format 2: got 0; use the version of dlrm-torchrec that wrote"):
+    with pytest.raises(RuntimeError, match=r"must have format 3: got 0; use the version of dlrm-torchrec that wrote"):
         train(tmp_path, 6, 1)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numba import int64
 
-from dlrm_torchrec.datasets.compiled import compiled, read_only
+from dlrm_torchrec.compiled import compiled, read_only
 
 
 def test_code_that_cannot_be_kept_is_compiled_all_the_same() -> None:

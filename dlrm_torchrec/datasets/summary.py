@@ -1,0 +1,64 @@
+"""What a run should know of its data before it builds a model: rows, positives, and which files they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from dlrm_torchrec.datasets.open import SYNTHETIC
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
+from dlrm_torchrec.schema import DatasetSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The spec of a data set and the counts of its splits, ``train`` and ``val`` among them."""
+
+    spec: DatasetSpec
+    rows: Mapping[str, int] = field(default_factory=dict)  # by split; empty for synthetic data
+    positives: Mapping[str, int] = field(default_factory=dict)  # of the main label, by split, if preparation counted
+    digest: str = ""  # of all files by their content; empty for synthetic data
+
+    @property
+    def dense_names(self) -> list[str]:
+        return [feature.name for feature in self.spec.dense]
+
+
+def summarise(data: str, shape: DatasetSpec, *, positives_only: bool = False) -> Summary:
+    """The summary of the prepared folder ``data``; just ``shape`` when ``data`` is ``synthetic``.
+
+    Raises ValueError when the folder cannot be trained on or judged: without a split ``train`` or ``val``, without
+    rows in them, or when all rows of one of them have the same binary label. With ``positives_only``, the rows of
+    ``train`` may all be positives, for a recipe that draws its negatives.
+    """
+    if data == SYNTHETIC:
+        return Summary(spec=shape)
+    manifest = Manifest.load(data)
+    rows = {name: split.rows for name, split in manifest.splits.items()}
+    counted = manifest.report.get("splits", {}) if manifest.spec.target == "binary" else {}
+    positives = {name: int(counts["positives"]) for name, counts in counted.items() if name in rows}
+    for name in ("train", "val"):
+        if not rows.get(name):
+            raise ValueError(
+                f"prepared data must have rows in a {name!r} split to train with: got {rows} in {data}; "
+                "prepare it again with that split (--val_share 0.1 holds out a tenth of the rows)"
+            )
+        if positives_only and name == "train":
+            continue
+        if name in positives and not 0 < positives[name] < rows[name]:
+            raise ValueError(
+                f"labels of split {name!r} must have both classes: got {positives[name]} positives in {rows[name]} "
+                f"rows of {data}; look at the label column and positive_label of the spec, or split the rows otherwise"
+            )
+    return Summary(spec=manifest.spec, rows=rows, positives=positives, digest=_digest(manifest))
+
+
+def _digest(manifest: Manifest) -> str:
+    """Equal for two folders with the same rows in the same files, wherever they lie.
+
+    A manifest that was written by hand has no checksums; then the number of rows of each file decides.
+    """
+    files = {name: [(file.rows, file.sha256) for file in split.files] for name, split in manifest.splits.items()}
+    return sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]

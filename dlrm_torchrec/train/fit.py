@@ -1,0 +1,149 @@
+"""Settings that follow from the number of training rows. No torch, so that ``--help`` is quick.
+
+Few rows need small steps over and over, and a small model with strong decay; many rows are seen once, in large batches.
+``benchmarks/practice.py`` measures what the numbers here give against logistic regression.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, replace
+from typing import Any, ClassVar, Protocol, TypeVar
+
+# What a setting is when it is to follow from the data.
+AUTOMATIC: dict[str, Any] = {
+    "batch_size": 0,
+    "epochs": 0,
+    "top": (),
+    "sparse.lr": 0.0,
+    "sparse.eps": 0.0,
+    "dense.lr": 0.0,
+    "dense.weight_decay": -1.0,
+    "schedule.warmup_steps": -1,
+    "schedule.decay_start": -1,
+}
+_ALIKE = {"adagrad", "rowwise_adagrad"}  # optimizers that take the same learning rates
+LEAST_BATCH, LARGEST_BATCH = 32, 2048
+_SHARE = 0.2  # of positives, below which the positives decide how much data there is
+
+
+@dataclass(frozen=True)
+class Size:
+    """What suits data sets of fewer than ``rows`` rows."""
+
+    rows: float
+    epochs: int
+    sparse_lr: float
+    eps: float  # of the tables' optimizer, times the batch: larger means that rare ids take smaller steps
+    dense_lr: float
+    decay: float = 24.0  # of dense parameters, times the rows: as strong as so many rows
+    small: bool = False  # whether the top MLP is SMALL_TOP
+
+
+SIZES = (
+    Size(1_500, epochs=8, sparse_lr=0.03, eps=0.1, dense_lr=0.005, decay=8.0, small=True),
+    Size(3_000, epochs=5, sparse_lr=0.07, eps=0.3, dense_lr=0.004, decay=8.0, small=True),
+    Size(6_000, epochs=5, sparse_lr=0.07, eps=0.3, dense_lr=0.002),
+    Size(12_000, epochs=3, sparse_lr=0.07, eps=0.3, dense_lr=0.002),
+    Size(40_000, epochs=2, sparse_lr=0.07, eps=0.3, dense_lr=0.002),
+    Size(100_000, epochs=2, sparse_lr=0.1, eps=0.3, dense_lr=0.004),
+    Size(1_000_000, epochs=1, sparse_lr=0.1, eps=0.3, dense_lr=0.004),
+    Size(math.inf, epochs=1, sparse_lr=0.1, eps=0.3, dense_lr=0.01),
+)
+SMALL_TOP = (16, 1)
+
+
+class Config(Protocol):
+    """Any dataclass whose fields have defaults; those in ``AUTOMATIC`` may follow from the data."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+class Data(Protocol):
+    """What is known of a data set before training; see ``dlrm_torchrec.datasets.summary.Summary``."""
+
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """By split; empty for synthetic data."""
+
+    @property
+    def positives(self) -> Mapping[str, int]:
+        """By split, if they were counted."""
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def automatic(config: AnyConfig) -> AnyConfig:
+    """The config with every setting that may follow from the data marked to do so."""
+    for name, mark in AUTOMATIC.items():
+        if _get(config, name) is not None:
+            config = _set(config, name, mark)
+    return config
+
+
+def fit_to_rows(config: AnyConfig, data: Data) -> tuple[AnyConfig, str]:
+    """The config with numbers in place of its marks, and a line for each of them that says why.
+
+    Synthetic data have new rows for ever, so they get the numbers that the config has by default, without a word. A
+    rare label counts as fewer rows: five for each row of the rarer class. Raises ValueError when a learning rate is
+    marked, but its optimizer is another than by default.
+    """
+    marked = [name for name, mark in AUTOMATIC.items() if _get(config, name) == mark]
+    rows = data.rows.get("train", 0)
+    if not rows:
+        for name in marked:
+            config = _set(config, name, _get(type(config)(), name))
+        return config, ""
+    for name in ("sparse", "dense"):
+        kind, usual = (_get(each, f"{name}.kind") for each in (config, type(config)()))
+        if f"{name}.lr" in marked and not {kind, usual} <= _ALIKE and kind != usual:
+            raise ValueError(
+                f"{name}.lr must be set with {name}.kind {kind!r}: got none, and the rates that follow from the number "
+                f"of rows are those of {usual!r}; set it"
+            )
+    positives = data.positives.get("train", rows)
+    rarer = min(positives, rows - positives) or rows  # rows of one class get their negatives later
+    worth = min(rows, round(rarer / _SHARE))
+    told = f"{rows:,} rows" if worth == rows else f"{rows:,} rows with a rare label, worth {worth:,}"
+    size = next(each for each in SIZES if worth < each.rows)
+    below = f"{told}: data of fewer than {size.rows:,.0f}" if size.rows < math.inf else told
+    batch = min(max(2 ** math.floor(math.log2(rows) / 2), LEAST_BATCH), LARGEST_BATCH)
+    reasons = []
+
+    def choose(name: str, value: Any, why: str) -> Any:
+        """The value of a setting: ``value`` if it is marked, else its own."""
+        nonlocal config
+        if name in marked:
+            config = _set(config, name, value)
+            reasons.append(f"{name} {value if isinstance(value, (int, tuple)) else format(value, '.3g')}: {why}")
+        return _get(config, name)
+
+    batch = choose(
+        "batch_size",
+        batch,
+        f"the power of two up to the square root of {rows:,} rows, from {LEAST_BATCH} to {LARGEST_BATCH}",
+    )
+    epochs = choose("epochs", size.epochs, below)
+    choose("top", SMALL_TOP if size.small else _get(type(config)(), "top"), below)
+    choose("sparse.lr", size.sparse_lr, below)
+    choose("sparse.eps", size.eps / batch, f"{size.eps} / batch size, so that rare ids take small steps")
+    choose("dense.lr", size.dense_lr, below)
+    choose("dense.weight_decay", size.decay / worth, f"{size.decay:.0f} / rows, for {told}")
+    steps = epochs * -(-rows // batch)
+    warmup = choose("schedule.warmup_steps", steps // 10, f"a tenth of {steps:,} steps")
+    choose("schedule.decay_start", warmup, "the end of the warm-up")
+    return config, "\n".join(reasons)
+
+
+def _get(config: Any, name: str) -> Any:
+    """The value of a setting with a dotted name; None if there is no such setting."""
+    for part in name.split("."):
+        config = getattr(config, part, None)
+    return config
+
+
+def _set(config: Any, name: str, value: Any) -> Any:
+    first, _, rest = name.partition(".")
+    return replace(config, **{first: _set(getattr(config, first), rest, value) if rest else value})

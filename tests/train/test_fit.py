@@ -1,0 +1,118 @@
+"""Settings by the number of rows: sensible at every size, and never against what a person set."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from dlrm_torchrec.recipe import load_training_recipe
+from dlrm_torchrec.train.fit import AUTOMATIC, automatic, fit_to_rows
+
+RECIPES = ["train_dlrm", "train_fm", "train_logistic", "train_dcnv2"]
+SIZES = [100, 1_000, 1_499, 1_500, 5_000, 30_000, 250_000, 5_000_000, 1_000_000_000]
+
+
+@dataclass(frozen=True)
+class Counts:
+    rows: dict[str, int] = field(default_factory=dict)
+    positives: dict[str, int] = field(default_factory=dict)
+
+
+def value(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part, None)
+    return config
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("rows", SIZES)
+def test_no_mark_is_left_and_every_number_has_its_reason(recipe: str, rows: int) -> None:
+    preset = load_training_recipe(recipe).PRESETS["demo"]
+    marked = [name for name, mark in AUTOMATIC.items() if value(preset, name) == mark]
+    assert {"batch_size", "epochs", "schedule.warmup_steps"} <= set(marked)
+    fitted, reasons = fit_to_rows(preset, Counts({"train": rows}))
+    assert [name for name, mark in AUTOMATIC.items() if value(fitted, name) == mark] == []
+    lines = reasons.splitlines()
+    assert [line.split()[0] for line in lines] == marked
+    assert all(re.fullmatch(r"[\w.]+ (\S+|\(.*\)): .+", line) for line in lines)
+
+
+@pytest.mark.parametrize("rows", SIZES)
+def test_runs_have_steps_enough_and_are_warm_before_a_fifth_of_them(rows: int) -> None:
+    fitted, _ = fit_to_rows(load_training_recipe("train_dlrm").PRESETS["demo"], Counts({"train": rows}))
+    batch = fitted.batch_size
+    assert math.log2(batch).is_integer()
+    assert 32 <= batch <= 2048
+    steps = fitted.epochs * math.ceil(rows / batch)
+    assert steps >= min(200, rows / 8)
+    assert 0 < fitted.schedule.warmup_steps <= steps / 5
+    assert fitted.schedule.decay_start == fitted.schedule.warmup_steps
+    assert fitted.schedule.factor(steps - 1, steps) > 0
+
+
+def test_more_rows_never_mean_more_epochs_or_smaller_batches() -> None:
+    preset = load_training_recipe("train_dlrm").PRESETS["demo"]
+    fitted = [fit_to_rows(preset, Counts({"train": rows}))[0] for rows in SIZES]
+    assert [each.epochs for each in fitted] == sorted((each.epochs for each in fitted), reverse=True)
+    assert [each.batch_size for each in fitted] == sorted(each.batch_size for each in fitted)
+    assert fitted[0].epochs > fitted[-1].epochs == 1
+
+
+def test_what_a_person_sets_stays() -> None:
+    preset = load_training_recipe("train_dlrm").PRESETS["demo"]
+    mine = replace(
+        preset, epochs=1, batch_size=500, top=(8, 1), sparse=replace(preset.sparse, lr=0.25, eps=1e-8),
+        dense=replace(preset.dense, lr=0.5, weight_decay=0.0),
+        schedule=replace(preset.schedule, warmup_steps=0, decay_start=3),
+    )  # fmt: skip
+    assert fit_to_rows(mine, Counts({"train": 1_000})) == (mine, "")
+    fitted, reasons = fit_to_rows(replace(mine, schedule=preset.schedule), Counts({"train": 10_000}))
+    assert fitted.schedule.warmup_steps == fitted.schedule.decay_start == 2  # of 20 steps: one epoch, batches of 500
+    assert len(reasons.splitlines()) == 2
+
+
+def test_synthetic_rows_get_the_defaults_without_a_word() -> None:
+    for recipe in RECIPES:
+        module = load_training_recipe(recipe)
+        assert fit_to_rows(module.PRESETS["demo"], Counts()) == (module.Config(), "")
+    rmc = load_training_recipe("train_rmc")
+    assert fit_to_rows(rmc.PRESETS["demo"], Counts()) == (rmc.Config(rows=2_048_000), "")
+
+
+def test_presets_with_numbers_keep_them() -> None:
+    for recipe in RECIPES:
+        for name, preset in load_training_recipe(recipe).PRESETS.items():
+            if name != "demo":
+                assert fit_to_rows(preset, Counts({"train": 1_000})) == (preset, "")
+
+
+def test_a_rare_label_counts_as_fewer_rows() -> None:
+    preset = load_training_recipe("train_dlrm").PRESETS["demo"]
+    rare, reasons = fit_to_rows(preset, Counts({"train": 50_000}, {"train": 400}))
+    few, _ = fit_to_rows(preset, Counts({"train": 2_000}, {"train": 1_000}))
+    common, _ = fit_to_rows(preset, Counts({"train": 50_000}, {"train": 25_000}))
+    assert rare.epochs == few.epochs > common.epochs
+    assert rare.batch_size == common.batch_size > few.batch_size
+    assert rare.dense.weight_decay == few.dense.weight_decay
+    assert "50,000 rows with a rare label, worth 2,000" in reasons
+
+
+def test_marking_touches_nothing_else() -> None:
+    config = load_training_recipe("train_dlrm").Config(seed=3, clip_norm=0.5)
+    marked = automatic(config)
+    for name in AUTOMATIC:
+        assert value(marked, name) == AUTOMATIC[name]
+    assert fit_to_rows(marked, Counts())[0] == config
+
+
+@pytest.mark.parametrize("part", ["sparse", "dense"])
+def test_rates_of_another_optimizer_must_be_set(part: str) -> None:
+    preset = load_training_recipe("train_dlrm").PRESETS["demo"]
+    other = replace(preset, **{part: replace(getattr(preset, part), kind="sgd")})
+    with pytest.raises(ValueError, match=rf"^{part}\.lr must be set with {part}\.kind 'sgd': got none, .*; set it$"):
+        fit_to_rows(other, Counts({"train": 1_000}))
+    assert getattr(fit_to_rows(other, Counts())[0], part).kind == "sgd"
