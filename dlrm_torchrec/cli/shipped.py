@@ -16,7 +16,16 @@ _COMMAND = re.compile(
 _EXPECTED = re.compile(r"\bExpected\b.*?\.(?=\s|$)", re.S)
 # The order in which to read them; each is a small step from one before it.
 _READING_ORDER = (
-    *("train_dlrm", "train_dcnv2", "train_fm", "train_deepfm", "train_mf", "train_neumf", "train_rmc"),
+    *(
+        "train_dlrm",
+        "train_dcnv2",
+        "train_logistic",
+        "train_fm",
+        "train_deepfm",
+        "train_mf",
+        "train_neumf",
+        "train_rmc",
+    ),
     *("train_dlrm_compositional", "train_dlrm_local_embeddings", "compare_embeddings", "plan_sharding", "evaluate"),
     *("export_tables", "quantize_dlrm", "secret_shared_layer"),
 )

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from dlrm_torchrec.inference.serving.limits import ServingConfig
 
 MAX_LEVELS = 4  # {"rows": [{"tags": [1]}]}
+COST_OF_KEY = 2  # in values
 BLOCK_BYTES = 131_072
 
 
@@ -30,8 +31,8 @@ def check_shape(body: bytes, limits: ServingConfig) -> None:
         outside = np.bitwise_xor.accumulate(quotes) == in_text  # of texts, apart from their last quotes
         opening = ((octets == ord("[")) | (octets == ord("{"))) & outside
         closing = ((octets == ord("]")) | (octets == ord("}"))) & outside
-        separating = ((octets == ord(",")) | (octets == ord(":"))) & outside
-        num_values += int(np.count_nonzero(opening) + np.count_nonzero(separating))
+        commas, colons = ((octets == ord(mark)) & outside for mark in ",:")
+        num_values += int(np.count_nonzero(opening) + np.count_nonzero(commas) + COST_OF_KEY * np.count_nonzero(colons))
         if num_values > limits.max_values:
             raise HTTPException(413, f"values must be at most {limits.max_values}: got more; split the request")
         changes = opening.view(np.int8) - closing.view(np.int8)

@@ -125,7 +125,7 @@ def random_document(draw: random.Random, level: int) -> Any:
 
 
 def shape(document: Any, *, ascii_only: bool) -> tuple[int, int, int]:
-    """The number of values, keys and lists besides the first; of levels; and of bytes in the longest text as JSON."""
+    """Values and lists besides the first, plus two for each key; levels; bytes of the longest text as JSON."""
 
     def size(text: str) -> int:
         return len(json.dumps(text, ensure_ascii=ascii_only).encode()) - 2
@@ -138,7 +138,7 @@ def shape(document: Any, *, ascii_only: bool) -> tuple[int, int, int]:
     children = list(document.values()) if isinstance(document, dict) else document
     parts = [shape(each, ascii_only=ascii_only) for each in children]
     values, levels, longest = ([part[i] for part in parts] for i in range(3))
-    separators = max(0, len(parts) - 1) + len(keys)
+    separators = max(0, len(parts) - 1) + 2 * len(keys)
     return 1 + separators + sum(values), 1 + max(levels, default=0), max([0, *longest, *map(size, keys)])
 
 
