@@ -1,4 +1,4 @@
-"""What a well-behaved client of a server notices of attackers beside it: its errors, and the p50, p99 and worst latency.
+"""What a well-behaved client of a server notices of attackers beside it: its errors, p50, p99 and worst latency.
 
     python benchmarks/inference_attacks.py runs/train_dlrm/demo/package --seconds 60
 
@@ -124,12 +124,17 @@ def attacks_on(spec: dict[str, Any]) -> dict[str, Attack]:
     one = pa.table({name: pa.nulls(1) for name in row(spec, 1)})
     bodies = {
         "JSON: 2.6 million []": (JSON, b'{"rows":[' + b",".join([b"[]"] * 2_600_000) + b"]}"),
-        "JSON: 131,000 []": (JSON, b'{"rows":[' + b",".join([b"[]"] * 65_000) + b"]}"),
-        "JSON: 130,000 keys": (JSON, b'{"rows":[{' + b",".join(b'"%d":1' % i for i in range(130_000)) + b"}]}"),
+        "JSON: 99,000 []": (JSON, b'{"rows":[' + b",".join([b"[]"] * 99_000) + b"]}"),
+        "JSON: 66,000 keys": (JSON, b'{"rows":[{' + b",".join(b'"%d":1' % i for i in range(66_000)) + b"}]}"),
+        "JSON: 190,000 long numbers": (
+            JSON,
+            b'{"rows":[' + b",".join([b"0.1234567890123456789012345678"] * 190_000) + b"]}",
+        ),
         "JSON: 200 levels": (JSON, b'{"rows":[' + b",".join([b"[" * 200 + b"]" * 200] * 19_000) + b"]}"),
         "JSON: 33 texts of 230 kB": (JSON, texts(33, 230_000)),
         "JSON: 1,900 texts of 4 kB": (JSON, texts(1900, 4000)),
         "JSON: integers of 4,300 digits": (JSON, b'{"rows":[' + b",".join([b"9" * 4300] * 1800) + b"]}"),
+        "JSON: integers of 640 digits": (JSON, b'{"rows":[' + b",".join([b"9" * 640] * 12_000) + b"]}"),
         "JSON: escapes": (JSON, b'{"rows":["' + rb"\\" * 3_900_000 + b'"]}'),
         "Arrow: 30,000 columns": (ARROW, stream([many])),
         "Arrow: 4,000 batches": (ARROW, stream([one] * 4000)),

@@ -38,6 +38,7 @@ class Config:
     fit_bytes: float = 0  # With --fit: maximum bytes of tables and optimizer; 0 means what the topology holds.
     fit_output: str = "tables.json"  # With --fit: file for the chosen settings of single tables.
     explain: tuple[str, ...] = ()  # Names of tables whose sharding is explained.
+    all_ranks: bool = False  # Print every rank, also if there are more than 16 that differ.
     output: str = "plan.json"  # File for the plans.
     page: str = "plan.html"  # File for the page that shows them.
 
@@ -89,7 +90,14 @@ def main(cfg: Config, options: list[str]) -> int:
             continue
         estimates.append(estimate)
         print(f"\n{text}, {estimate.batch_size} rows per rank\n{describe_tables(estimate)}")
-        print("\n".join([describe_ranks(estimate), *(explain(estimate, table) for table in cfg.explain)]))
+        print(
+            "\n".join(
+                [
+                    describe_ranks(estimate, all_ranks=cfg.all_ranks),
+                    *(explain(estimate, table) for table in cfg.explain),
+                ]
+            )
+        )
     if estimates:
         print(f"\n{compare(estimates)}")
         with g_pathmgr.open(cfg.output, "w") as stream:

@@ -104,7 +104,7 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
 
 @record
 def main(preset: str, cfg: Config) -> dict[str, float]:
-    data = summarise(cfg.data, cfg.shape)  # refuses data that cannot be trained on or judged
+    data = summarise(cfg.data, cfg.shape, positives_only=True)  # refuses data that cannot be trained on or judged
     cfg, reasons = fit_to_rows(cfg, data)
     spec, run_dir, baseline = data.spec, f"{cfg.run_dir}/{preset}", read_baseline(cfg.baseline, data.digest)
     with join_world(cfg.seed) as world:

@@ -1,10 +1,12 @@
-"""Find, run and copy recipes, keep copies up to date, check whether this machine can run them, and serve a model."""
+"""Find, run and copy recipes, keep copies up to date, check whether this machine can run them, and use a model."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import json
+import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -15,13 +17,14 @@ import argcomplete
 from argcomplete.completers import FilesCompleter
 from argcomplete.shell_integration import shellcode
 
+from dlrm_torchrec.cli import predict, serve
 from dlrm_torchrec.cli.compare import compare
 from dlrm_torchrec.cli.doctor import CHECKS, doctor
 from dlrm_torchrec.cli.launch import launch, script_of
 from dlrm_torchrec.cli.merge import upgrade
 from dlrm_torchrec.cli.origin import copies, copy_recipe, read_copy, sha256
-from dlrm_torchrec.cli.serve import add_options, serve
 from dlrm_torchrec.cli.shipped import find, installed_recipes
+from dlrm_torchrec.cli.shown import shown
 
 DONE, FOUND, BAD_ARGUMENTS = 0, 1, 2  # FOUND: this machine has problems, or a merge has conflicts
 
@@ -39,9 +42,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = args.function(args)
     except (ValueError, OSError) as error:
-        print(f"dlrm-recipes: {error}", file=sys.stderr)
+        print(shown(f"dlrm-recipes: {error}"), file=sys.stderr)
         return BAD_ARGUMENTS
     return code
+
+
+def overview(_: argparse.Namespace) -> int:
+    """Prints a line for each recipe, in the order in which to read them."""
+    recipes = installed_recipes()
+    width, columns = max(map(len, recipes)), shutil.get_terminal_size().columns
+    for name, teaches in teachings().items():
+        teaches = re.sub(r" \(arXiv [0-9.]+\)", "", teaches)
+        print(f"{name:{width}}  {textwrap.shorten(teaches, max(20, columns - width - 2), placeholder=' ...')}")
+    print("\n`dlrm-recipes ls` says more of each, `run NAME` runs one, `cp NAME` copies it; --help lists all commands.")
+    return DONE
 
 
 def list_recipes(args: argparse.Namespace) -> int:
@@ -58,7 +72,8 @@ def list_recipes(args: argparse.Namespace) -> int:
 
 def copy(args: argparse.Namespace) -> int:
     path = copy_recipe(find(args.name), args.destination, force=args.force)
-    print(f"{path}: this copy is yours; `dlrm-recipes diff` and `upgrade` need .dlrm-recipes next to it")
+    print(shown(f"{path}: this copy is yours; `dlrm-recipes diff` and `upgrade` need .dlrm-recipes next to it"))
+    print(shown(f"`dlrm-recipes run {path}` runs it, and `torchx run -s local_cwd dlrm.train -j 1x2 {path}` as a job"))
     return DONE
 
 
@@ -67,14 +82,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def status(args: argparse.Namespace) -> int:
-    print("\n".join(copied.status() for copied in copies(args.files)) or "there is no copied recipe here")
+    print(shown("\n".join(copied.status() for copied in copies(args.files))) or "there is no copied recipe here")
     return DONE
 
 
 def diff(args: argparse.Namespace) -> int:
     if args.other:
         texts = [script_of(name).read_text() for name in (str(args.file), args.other)]
-        print("\n".join(compare(*texts)) or "no difference in options, presets, imports, model and loop")
+        print(shown("\n".join(compare(*texts))) or "no difference in options, presets, imports, model and loop")
         return DONE
     copied = read_copy(args.file)
     other = find(copied.name).text if args.new else copied.original()
@@ -82,18 +97,18 @@ def diff(args: argparse.Namespace) -> int:
     lines = difflib.unified_diff(
         other.splitlines(keepends=True), copied.text.splitlines(keepends=True), label, str(copied.path)
     )
-    sys.stdout.writelines(lines)
+    sys.stdout.writelines(map(shown, lines))
     return DONE
 
 
 def upgrade_copy(args: argparse.Namespace) -> int:
     copied = read_copy(args.file)
     if sha256(find(copied.name).text) == copied.sha256:
-        print(f"{copied.path}: up to date")
+        print(shown(f"{copied.path}: up to date"))
         return DONE
     conflicts, backup = upgrade(copied)
     unsettled = f", with conflicts to resolve between <<<<<<< and >>>>>>>: {conflicts}" if conflicts else ""
-    print(f"{copied.path}: upgraded{unsettled}; the copy before the upgrade: {backup}")
+    print(shown(f"{copied.path}: upgraded{unsettled}; the copy before the upgrade: {backup}"))
     return FOUND if conflicts else DONE
 
 
@@ -108,7 +123,8 @@ def completion(args: argparse.Namespace) -> int:
 
 def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dlrm-recipes", description=__doc__)
-    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(function=overview)
+    verbs = parser.add_subparsers(metavar="COMMAND")
 
     def verb(
         name: str, function: Callable[[argparse.Namespace], int], help: str, **how: Any
@@ -155,9 +171,9 @@ def command_line() -> argparse.ArgumentParser:
     )
 
     about = "answer requests for predictions over HTTP; before exposing it, add a proxy with authentication and TLS"
-    server = verb("serve", serve, about)
-    server.add_argument("package", metavar="PACKAGE", type=Path, help="folder of a package")
-    add_options(server)
+    serve.add_options(verb("serve", serve.serve, about))
+    about = "score all rows of a Parquet or CSV file; after an interruption, the same command goes on"
+    predict.add_options(verb("predict", predict.predict, about))
 
     shell = verb("completion", completion, "print a script that completes this command in your shell")
     shell.add_argument("shell", choices=["bash", "zsh", "fish"])

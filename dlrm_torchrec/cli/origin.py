@@ -69,9 +69,10 @@ class Copy:
 def copy_recipe(recipe: Recipe, destination: Path, *, force: bool) -> Path:
     """The file that now holds the recipe: ``destination`` itself if it ends in .py, or else a file in that folder.
 
-    Missing folders are made. Raises ValueError when the file exists already, unless ``force`` is set.
+    Missing folders are made. Raises ValueError when it is a link, or exists already, unless ``force`` is set.
     """
     path = destination if destination.suffix == ".py" else destination / f"{recipe.name}.py"
+    _refuse_link(path)
     if path.exists() and not force:
         raise ValueError(f"destination must be a new file: {path} exists; name another, or overwrite it with --force")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,6 +109,7 @@ def copies(paths: list[Path]) -> list[Copy]:
 def keep(copy: Path, name: str, text: str) -> Path:
     """The file near ``copy`` that now keeps ``text``; its name has the text's hash, so no file replaces another."""
     path = _kept(copy, name, sha256(text))
+    _refuse_link(path.parent)
     path.parent.mkdir(exist_ok=True)
     _write(path, text)
     return path
@@ -117,10 +119,20 @@ def _kept(copy: Path, name: str, digest: str) -> Path:
     return copy.parent / ".dlrm-recipes" / f"{name}.{digest[:16]}.txt"  # not .py, so that linters and tests ignore it
 
 
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise ValueError(
+            f"{path} must be a file of its own: got a link to {path.readlink()}; name another, or remove it"
+        )
+
+
 def _write(path: Path, text: str) -> None:
-    """Writes the whole file, or nothing if it is interrupted."""
+    """Writes the whole file, or nothing if it is interrupted. Raises ValueError for a link."""
+    _refuse_link(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(text.encode())
+    partial.unlink(missing_ok=True)
+    with partial.open("xb") as file:  # a link that somebody puts there is not followed
+        file.write(text.encode())
     if path.exists():
         shutil.copymode(path, partial)
     partial.replace(path)

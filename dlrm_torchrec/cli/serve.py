@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 from importlib.util import find_spec
+from pathlib import Path
 
 from dlrm_torchrec.inference.serving.limits import ServingConfig
 
@@ -12,6 +13,7 @@ NEEDED = ("starlette", "uvicorn", "prometheus_client")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("package", metavar="PACKAGE", type=Path, help="folder of a package; load only your own")
     for field in fields(ServingConfig):
         name, help = f"--{field.name.replace('_', '-')}", f"{field.metadata['help']} (%(default)s)"
         parser.add_argument(name, type=type(field.default), default=field.default, metavar="X", help=help)

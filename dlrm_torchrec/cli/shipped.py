@@ -14,6 +14,21 @@ _COMMAND = re.compile(
     r"^ {4}(?:python|torchrun (?P<torchrun>.*?)) (?:recipes|data)/\S+\.py(?P<own>.*?)(?: +#.*)?$", re.M
 )
 _EXPECTED = re.compile(r"\bExpected\b.*?\.(?=\s|$)", re.S)
+# The order in which to read them; each is a small step from one before it.
+_READING_ORDER = (
+    *(
+        "train_dlrm",
+        "train_dcnv2",
+        "train_logistic",
+        "train_fm",
+        "train_deepfm",
+        "train_mf",
+        "train_neumf",
+        "train_rmc",
+    ),
+    *("train_dlrm_compositional", "train_dlrm_local_embeddings", "compare_embeddings", "plan_sharding", "evaluate"),
+    *("export_tables", "quantize_dlrm", "secret_shared_layer"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,9 +60,10 @@ class Recipe:
 
 
 def installed_recipes() -> dict[str, Recipe]:
-    """All recipes by name, then all preparation scripts as ``prepare_<data set>``."""
+    """All recipes by name, in reading order, then all preparation scripts as ``prepare_<data set>``."""
     package = Path(str(importlib.resources.files("dlrm_torchrec")))
-    recipes = {path.stem: path for path in sorted((package / "recipes").glob("*.py"))}
+    found = {path.stem: path for path in sorted((package / "recipes").glob("*.py"))}
+    recipes = {name: found[name] for name in (*_READING_ORDER, *found) if name in found}
     prepare = {f"prepare_{path.parent.name}": path for path in sorted((package / "data").glob("*/prepare.py"))}
     return {name: Recipe(name, path) for name, path in {**recipes, **prepare}.items()}
 

@@ -26,11 +26,12 @@ class Summary:
         return [feature.name for feature in self.spec.dense]
 
 
-def summarise(data: str, shape: DatasetSpec) -> Summary:
+def summarise(data: str, shape: DatasetSpec, *, positives_only: bool = False) -> Summary:
     """The summary of the prepared folder ``data``; just ``shape`` when ``data`` is ``synthetic``.
 
     Raises ValueError when the folder cannot be trained on or judged: without a split ``train`` or ``val``, without
-    rows in them, or when all rows of one of them have the same binary label.
+    rows in them, or when all rows of one of them have the same binary label. With ``positives_only``, the rows of
+    ``train`` may all be positives, for a recipe that draws its negatives.
     """
     if data == SYNTHETIC:
         return Summary(spec=shape)
@@ -44,6 +45,8 @@ def summarise(data: str, shape: DatasetSpec) -> Summary:
                 f"prepared data must have rows in a {name!r} split to train with: got {rows} in {data}; "
                 "prepare it again with that split (--val_share 0.1 holds out a tenth of the rows)"
             )
+        if positives_only and name == "train":
+            continue
         if name in positives and not 0 < positives[name] < rows[name]:
             raise ValueError(
                 f"labels of split {name!r} must have both classes: got {positives[name]} positives in {rows[name]} "

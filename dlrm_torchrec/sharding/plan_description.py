@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
@@ -9,6 +10,8 @@ from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS
 
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
 from dlrm_torchrec.sharding.cluster.rank_ranges import ranges
+
+MOST_LINES = 16  # of ranks
 
 
 def plan_to_json(plan: ShardingPlan) -> dict[str, Any]:
@@ -27,7 +30,10 @@ def plan_to_json(plan: ShardingPlan) -> dict[str, Any]:
 
 
 def describe_plan(plan: ShardingPlan, tables: Tables, world_size: int) -> str:
-    """The plan as text for a terminal: the ranks of each table, then the bytes of weights on each rank."""
+    """The plan as text for a terminal: the ranks of each table, then the bytes of weights on each rank.
+
+    Equal ranks share a line. If there are more than 16 lines, only the fullest 16 are shown.
+    """
     configs = {table.name: table for table in physical_configs(tables)}
     width = max(5, *(len(name) for name in configs))
     lines = [f"{'table':<{width}}  {'rows':>11}  {'dim':>4}  {'sharding':<17}  {'kernel':<6}  ranks"]
@@ -43,8 +49,13 @@ def describe_plan(plan: ShardingPlan, tables: Tables, world_size: int) -> str:
             f"{name:<{width}}  {whole[0]:>11,}  {whole[1]:>4}  {parameter.sharding_type:<17}  "
             f"{parameter.compute_kernel:<6}  {ranges(ranks)}"
         )
-    lines += [f"rank {rank}: {count / 2**20:,.1f} MiB of table weights" for rank, count in enumerate(rank_bytes)]
-    return "\n".join(lines)
+    alike: dict[str, list[int]] = {}  # ranks by what their line says
+    for rank in sorted(range(world_size), key=lambda rank: -rank_bytes[rank]):
+        alike.setdefault(f"{rank_bytes[rank] / 2**20:,.1f} MiB of table weights", []).append(rank)
+    fullest = sorted(islice(alike.items(), MOST_LINES), key=lambda line: line[1])
+    lines += [f"rank{'s' if len(own) > 1 else ''} {ranges(own)}: {text}" for text, own in fullest]
+    left = world_size - sum(len(own) for _, own in fullest)
+    return "\n".join([*lines, *([f"{left} ranks have less"] if left else [])])
 
 
 def shard_widths(plan: ShardingPlan) -> list[int]:

@@ -103,8 +103,9 @@ def fit_to_rows(config: AnyConfig, data: Data) -> tuple[AnyConfig, str]:
                 f"{name}.lr must be set with {name}.kind {kind!r}: got none, and the rates that follow from the number "
                 f"of rows are those of {usual!r}; set it"
             )
-    positives = data.positives.get("train")
-    worth = rows if positives is None else min(rows, round(min(positives, rows - positives) / _SHARE))
+    positives = data.positives.get("train", rows)
+    rarer = min(positives, rows - positives) or rows  # rows of one class get their negatives later
+    worth = min(rows, round(rarer / _SHARE))
     told = f"{rows:,} rows" if worth == rows else f"{rows:,} rows with a rare label, worth {worth:,}"
     size = next(each for each in SIZES if worth < each.rows)
     below = f"{told}: data of fewer than {size.rows:,.0f}" if size.rows < math.inf else told

@@ -11,7 +11,7 @@ import pytest
 
 from dlrm_torchrec import __version__
 from dlrm_torchrec.cli import merge, origin
-from dlrm_torchrec.cli.main import main
+from dlrm_torchrec.cli.main import BAD_ARGUMENTS, main
 from dlrm_torchrec.cli.merge import upgrade
 from dlrm_torchrec.cli.origin import copies, copy_recipe, read_copy
 from dlrm_torchrec.cli.shipped import find
@@ -75,6 +75,47 @@ def test_nothing_is_overwritten_unless_told(copied: Path) -> None:
     assert copied.read_bytes() == before
     copy_recipe(find("count"), copied, force=True)
     assert read_copy(copied).text == ORIGINAL
+
+
+def test_links_are_refused(installed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert installed.exists()
+    (tmp_path / "target.py").write_text("precious\n")
+    (tmp_path / "link.py").symlink_to("target.py")
+    (tmp_path / "dangling.py").symlink_to(tmp_path / "nowhere.py")
+    for name in ("link.py", "dangling.py"):
+        for force in ([], ["--force"]):
+            assert main(["cp", "count", str(tmp_path / name), *force]) == BAD_ARGUMENTS
+            assert "must be a file of its own: got a link to" in capsys.readouterr().err
+        assert (tmp_path / name).is_symlink()
+    assert (tmp_path / "target.py").read_text() == "precious\n"
+    assert not (tmp_path / "nowhere.py").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / ".dlrm-recipes").symlink_to(tmp_path / "other")
+    assert main(["cp", "count", str(tmp_path / "mine.py")]) == BAD_ARGUMENTS
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_a_copy_says_how_to_run_it(installed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert installed.exists()
+    assert main(["cp", "count", str(tmp_path / "mine.py")]) == 0
+    assert f"`torchx run -s local_cwd dlrm.train -j 1x2 {tmp_path}/mine.py` as a job" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["status", "diff"])
+def test_control_characters_are_shown_and_never_sent(
+    command: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b]0;pwn\x07"
+    change(copied, f"count {__version__} ", f"count {evil} ")
+    change(copied, "second = 2", "second = '\x9b31m'")
+    copied = copied.rename(copied.with_name(f"{evil}.py"))
+    assert main([command, str(copied)]) == 0
+    said = capsys.readouterr()
+    assert "\\x1b]0;pwn\\x07" in said.out
+    assert all(each.isprintable() or each in "\n\t" for each in said.out + said.err)
+    assert main([command, str(copied.with_name(f"{evil}{evil}.py"))]) == BAD_ARGUMENTS
+    said = capsys.readouterr()
+    assert all(each.isprintable() or each in "\n\t" for each in said.out + said.err)
 
 
 def test_status_tells_whose_change_it_is(

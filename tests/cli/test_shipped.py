@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dlrm_torchrec.cli import shipped
 from dlrm_torchrec.cli.main import BAD_ARGUMENTS, main
 from dlrm_torchrec.cli.shipped import Recipe, find, installed_recipes
 from tests.recipe import ROOT
@@ -68,6 +69,22 @@ def test_ls_prints_what_the_recipes_say_of_themselves(capsys: pytest.CaptureFixt
     assert main(["ls"]) == 0
     words = capsys.readouterr().out.split()
     assert words == [word for recipe in listed for text in recipe.values() for word in text.split()]
+
+
+def test_without_a_command_the_recipes_are_listed_in_one_screen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[: len(installed_recipes())]] == list(installed_recipes())
+    assert len(lines) <= 24
+    assert max(map(len, lines[: len(installed_recipes())])) <= 80
+    assert list(installed_recipes())[:2] == ["train_dlrm", "train_dcnv2"]
+
+
+def test_every_recipe_has_its_place_in_the_reading_order() -> None:
+    assert {path.stem for path in (ROOT / "recipes").glob("*.py")} == set(shipped._READING_ORDER)
 
 
 def test_a_bad_argument_is_one_sentence_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:

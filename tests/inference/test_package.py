@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from dlrm_torchrec import __version__
+from dlrm_torchrec.inference.loading import PackageError, load_package
 from dlrm_torchrec.inference.package import write_package
 from dlrm_torchrec.inference.predictor import Predictor
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, Label, SparseFeature
@@ -226,6 +227,22 @@ def spoil_digest(package: Path) -> None:
     (package / "package.json").write_text(json.dumps(manifest))
 
 
+def edited(**fields: Any) -> Callable[[Path], object]:
+    """Changes fields of the manifest."""
+
+    def spoil(package: Path) -> None:
+        manifest = json.loads((package / "package.json").read_text())
+        (package / "package.json").write_text(json.dumps(manifest | fields))
+
+    return spoil
+
+
+def spoil_link(package: Path) -> None:
+    """A model outside of the package, with the right checksum."""
+    (package / "model.pt").rename(package.parent / "model.pt")
+    (package / "model.pt").symlink_to("../model.pt")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -248,6 +265,14 @@ def spoil_digest(package: Path) -> None:
             spoil_digest,
             "vocabulary of feature 'city' in .* must have digest 0123456789abcdef: got .*; write the package",
         ),
+        (edited(files={}), r"files in .*package.json must name every file with its sha256: got no 'model.pt'; copy"),
+        (edited(files={"../x": "0"}), "files in .* must name every file with its sha256: got no 'model.pt'"),
+        (edited(files=[]), r"files in .*package.json must be an object: got \[\]; copy the package again"),
+        (edited(name=5), "name in .*package.json must be a text: got 5; copy the package again"),
+        (edited(versions=None), "versions in .* must be an object: got None"),
+        (edited(vocabularies={"city": "vocab/../../city.parquet"}), r"got no 'vocab/../../city.parquet'; copy"),
+        (lambda package: (package / "package.json").write_text("[" * 100_000), "must hold a package.json: got Recurs"),
+        (spoil_link, "files of package .* must lie in it: got 'model.pt'; load only packages of your own"),
         (spoil_model, "model of .* must load: got .*; install torch and fbgemm_gpu "),
     ],
 )
@@ -256,6 +281,39 @@ def test_what_is_no_whole_package_is_refused(package: Path, spoil: Callable[[Pat
     with pytest.raises(ValueError, match=message) as raised:
         Predictor.load(package)
     assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_file_outside_of_the_package_is_not_read(package: Path) -> None:
+    manifest = json.loads((package / "package.json").read_text())
+    outside = package.parent / "city.parquet"
+    for name in ("../city.parquet", str(outside)):
+        manifest["files"][name] = hashlib.sha256(outside.read_bytes()).hexdigest()
+        (package / "package.json").write_text(json.dumps(manifest | {"vocabularies": {"city": name}}))
+        with pytest.raises(ValueError, match=f"must lie in it: got '{name}'"):
+            Predictor.load(package)
+        del manifest["files"][name]
+
+
+WRONG = [
+    ({"rows": 1e30}, "rows of .*'item' must be a whole number: got 1e[+]30; correct it"),
+    ({"rows": 10**30}, "must give predictions: got OverflowError.*; export it again"),
+    ({"rows": -5}, "rows of hash feature 'item' must be at least 2"),
+    ({"multi_hot": 3}, "multi_hot of .*'item' must be"),
+    ({"part": "year"}, "part of .*'item' must be one of"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG)
+def test_a_spec_that_fails_only_on_real_values_is_not_loaded(
+    package: Path, changes: dict[str, Any], message: str
+) -> None:
+    load_package(package)
+    manifest = json.loads((package / "package.json").read_text())
+    (item,) = (feature for feature in manifest["spec"]["sparse"] if feature["name"] == "item")
+    item.update(changes)
+    (package / "package.json").write_text(json.dumps(manifest))
+    with pytest.raises(PackageError, match=message):
+        load_package(package)
 
 
 def digest(values: Sequence[str]) -> str:

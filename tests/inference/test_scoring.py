@@ -113,7 +113,7 @@ def test_numbers_of_several_labels_with_weights_of_ids_under_any_names(kind: str
     for weight in table_weights(tables).values():
         nn.init.normal_(weight.data, std=0.3)
     module = DLRM(tables, 5, [16, 8], [16, 1]).eval()
-    add_heads(module, 3)
+    add_heads(module, [0.0, 0.0, 0.0])
     dense, ids, lengths = sample()
     weights = torch.randn(len(ids))
     names = [feature.name for feature in spec.sparse]

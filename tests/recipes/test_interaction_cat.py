@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from dlrm_torchrec.datasets.summary import Summary
+from dlrm_torchrec.train.fit import fit_to_rows
 from tests.recipe import load_recipe, records, run_recipe
 
 SMALL = ["demo", "--interaction=cat", "--rows=81920", "--eval-every=0", "--log.every=5"]
@@ -36,7 +38,8 @@ def test_learns_alike_on_one_and_two_ranks(tmp_path: Path) -> None:
 )
 def test_the_docstrings_cost(preset: str, parameters: int, products: int) -> None:
     recipe = load_recipe("train_dlrm")
-    cfg = replace(recipe.PRESETS[preset], interaction="cat")
+    shape = recipe.PRESETS[preset].shape
+    cfg, _ = fit_to_rows(replace(recipe.PRESETS[preset], interaction="cat"), Summary(spec=shape))
     model, _ = recipe.build(cfg, cfg.shape, 1, torch.device("meta"))
     assert sum(weight.numel() for weight in model.parameters()) == parameters
     assert sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear)) == products

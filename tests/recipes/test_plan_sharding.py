@@ -313,3 +313,19 @@ GOLDEN = Path(__file__).parent / "printed_plans"
 def test_the_printed_plan_is_as_it_was(tmp_path: Path, topology: str) -> None:
     _, printed = plan(tmp_path, "train_dcnv2", "--preset=mlperf", "--topology", topology, "--explain=t_cat_0")
     assert printed == (GOLDEN / f"{topology.replace(':', '-')}.txt").read_text()
+
+
+def test_many_ranks_share_lines_and_the_slowest_are_shown(tmp_path: Path) -> None:
+    arguments = ["train_dcnv2", "--preset=mlperf", "--topology=16x8:h100"]
+    (estimate,), printed = plan(tmp_path, *arguments)
+    _, every = plan(tmp_path, *arguments, "--all-ranks")
+    shown, lines = (
+        [line for line in text.splitlines() if re.match(r" *[\d,-]+  +\d+\.", line)] for text in (printed, every)
+    )
+    assert len(shown) <= 16 < len(lines)
+    milliseconds = [0.0] * 128
+    for table in estimate["tables"]:
+        for shard in table["shards"]:
+            milliseconds[shard["rank"]] += sum(shard["milliseconds"].values())
+    (critical,) = [line for line in shown if line.endswith("<- critical")]
+    assert f"  {max(milliseconds):.3f}  " in critical

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -61,7 +62,8 @@ def test_description_names_every_table_and_counts_every_byte() -> None:
     text = describe_plan(found, tables, 2)
     configs = tables.embedding_bag_configs()
     assert all(config.name in text for config in configs)
-    mib = [float(line.split()[2]) for line in text.splitlines() if line.startswith("rank ")]
+    found_lines = re.findall(r"^ranks? (\d)(?:-(\d))?: ([\d.]+) MiB of table weights$", text, re.M)
+    mib = [float(each) * (2 if last else 1) for _, last, each in found_lines]
     total = sum(config.num_embeddings * config.embedding_dim * 4 for config in configs)
     assert sum(mib) == pytest.approx(total / 2**20, abs=0.11)
 

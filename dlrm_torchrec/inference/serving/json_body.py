@@ -16,9 +16,9 @@ FORMS = '{"rows": [{feature: value, ...}, ...]} or {"columns": {feature: [value,
 def read_json(body: bytes, limits: ServingConfig) -> dict[str, list[Any]]:
     """Columns by name; HTTPException 400 for other bodies, 413 beyond a limit, 422 for any other document."""
     try:
-        text = body.decode("utf-8-sig")  # other encodings could hide what the next line counts
         if len(body) > limits.max_text_bytes:  # a shorter one cannot take long
             check_shape(body, limits)
+        text = body.decode("utf-8-sig")  # in other encodings, bytes are not what was counted
         document = json.loads(text, parse_constant=_no_number)
     except RecursionError:
         raise HTTPException(400, "body must be JSON with few nested levels: got hundreds") from None

@@ -23,7 +23,7 @@ class ServingConfig:
     max_request_mb: float = option(8.0, "largest body of a request in MB; a larger body gets 413", least=1e-3)
     max_queued_rows: int = option(16_384, "largest number of rows that wait for an answer; more requests get 503")
     max_values: int = option(
-        131_072, "largest number of values in a request, those of lists included; more get 413", least=4096
+        200_000, "largest number of values in a JSON body, where a key counts as two; Arrow may have five times as many"
     )
     max_text_bytes: int = option(4096, "largest number of bytes in a text; a request with a longer one gets 413")
     max_connections: int = option(512, "largest number of open connections; one more closes the longest idle one")

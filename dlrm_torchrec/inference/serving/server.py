@@ -27,13 +27,14 @@ from dlrm_torchrec.inference.serving.limits import ServingConfig
 SHUTDOWN_S = 30  # the longest time to answer open requests after SIGTERM
 BACKLOG = 128  # connections that wait to be accepted; so many may be accepted at once
 MAX_HEAD_BYTES = 65_536
-FREE_PIECES, BYTES_PER_PIECE = 4096, 1024  # of a body
+FREE_PIECES, BYTES_PER_PIECE = 1024, 256  # of a body
+READ_BYTES = 16_384  # of a connection at once; asyncio reads up to 256 KiB, which may be many pieces
 SWITCH_S = 1e-3  # how long a thread that encodes a large request may keep others waiting, which is 5 ms by default
 MAX_DIGITS = 640  # of an integer; the time to read one grows with their square
 
 
 class Parser(h11.Connection):
-    """HTTP/1.1 that refuses a body in very many small pieces, since each costs as much as a thousand bytes."""
+    """HTTP/1.1 that refuses a body in very many small pieces, since each takes as long as some hundred bytes."""
 
     _pieces = _bytes = 0
 
@@ -62,8 +63,9 @@ class Protocol(H11Protocol):
         super().__init__(*arguments, **options)
         self.conn = Parser(h11.SERVER, options["config"].h11_max_incomplete_event_size or MAX_HEAD_BYTES)
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+    def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        transport.max_size = READ_BYTES
         self._socket = transport.get_extra_info("socket")
         self._descriptor = self._socket.fileno()
         self._expect_request()

@@ -15,6 +15,7 @@ import pyarrow as pa
 from iopath.common.file_io import g_pathmgr
 
 _READ_BYTES = 1 << 16  # at a time; what is read together is lost if the stream breaks in it
+_FIRST_BYTES = 1024  # of a gzip member at once, then twice as many: what follows its end is copied each time
 PARQUET_MAGIC = b"PAR1"
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
@@ -107,21 +108,27 @@ def _chunks(file: IO[bytes], block_bytes: int, left: int | None = None) -> Itera
 
 def _gunzip(chunks: Iterator[bytes], block_bytes: int) -> Iterator[tuple[bytes, int]]:
     """Decompressed blocks of one or several gzip members."""
-    member, inside = zlib.decompressobj(wbits=31), False
+    member, inside, size = zlib.decompressobj(wbits=31), False, _FIRST_BYTES
     for chunk in chunks:
-        file_bytes = len(chunk)
-        while chunk := chunk if inside else chunk.lstrip(b"\0"):  # zeros may follow a member
+        start, file_bytes = 0, len(chunk)
+        while start < len(chunk):
+            piece = chunk[start : start + size]
+            if not inside:  # zeros may follow a member
+                start += len(piece) - len(piece.lstrip(b"\0"))
+                piece = chunk[start : start + size]
+                if not piece.strip(b"\0"):
+                    continue
             before = member.copy()
             try:
-                yield member.decompress(chunk, block_bytes), file_bytes
+                yield member.decompress(piece, block_bytes), file_bytes
             except zlib.error as error:
-                yield _salvage(before, chunk), file_bytes
+                yield _salvage(before, piece), file_bytes
                 raise DamageError(f"damaged gzip stream: {error}") from error
             inside, file_bytes = True, 0
-            chunk = member.unconsumed_tail
+            start += len(piece) - len(member.unconsumed_tail) - len(member.unused_data)
+            size = min(2 * size, block_bytes)
             if member.eof:
-                chunk = member.unused_data
-                member, inside = zlib.decompressobj(wbits=31), False
+                member, inside, size = zlib.decompressobj(wbits=31), False, _FIRST_BYTES
     if inside:
         yield member.flush(), 0
         raise DamageError("truncated gzip stream")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from dlrm_torchrec.sharding.cluster.rank_ranges import ranges
 from dlrm_torchrec.sharding.estimate.estimate import PARTS, Alternative, Estimate
 
 NEXT_BEST = 3
+MOST_LINES = 16  # of ranks
+MOST_CHARACTERS = 20  # of the numbers of ranks in one line
 
 
 def describe_tables(estimate: Estimate) -> str:
@@ -27,35 +30,51 @@ def describe_tables(estimate: Estimate) -> str:
     return "\n".join(lines)
 
 
-def describe_ranks(estimate: Estimate) -> str:
-    """Memory and estimated time of each rank, as a table for a terminal; the rank that the others wait for is marked.
+def describe_ranks(estimate: Estimate, *, all_ranks: bool = False) -> str:
+    """Memory and estimated time of the ranks, as a table for a terminal; the one that the others wait for is marked.
 
-    The columns of bytes are weights, moments, and everything that tables need including buffers, next to what the rank
-    has.
+    Equal ranks share a line. If there are more than 16 lines, only the slowest 16 are shown, unless ``all_ranks``. The
+    columns of bytes are weights, moments, and everything that tables need including buffers, next to what a rank has.
     """
     ranks = estimate.rank_milliseconds()
     parts = [part for part in PARTS if any(milliseconds[part] for milliseconds in ranks)]
     memories = [memory for memory in ("hbm", "ddr") if any(estimate.capacity(memory))]
-    lines = [
-        "  ".join(
-            [f"{'rank':>4}  {'weights GB':>10}  {'moments GB':>10}"]
-            + [f"{memory.upper() + ' GB used / of':>16}" for memory in memories]
-            + [f"{'ms':>8}", *(f"{part:>8}" for part in parts)]
-        )
-    ]
-    for rank, milliseconds in enumerate(ranks):
-        shards = estimate.shards_of(rank)
-        held = {memory: sum(getattr(shard, f"{memory}_bytes") for shard in shards) for memory in memories}
+    held: list[Counter[str]] = [Counter() for _ in ranks]
+    for table in estimate.tables:
+        for shard in table.shards:
+            held[shard.rank].update(
+                {name: getattr(shard, f"{name}_bytes") for name in ("weight", "optimizer", *memories)}
+            )
+    alike: dict[str, list[int]] = {}  # ranks by what their line says
+    for rank, (milliseconds, own) in enumerate(zip(ranks, held, strict=True)):
         cells = [
-            f"{rank:>4}",
-            f"{sum(shard.weight_bytes for shard in shards) / 1e9:>10.3f}",
-            f"{sum(shard.optimizer_bytes for shard in shards) / 1e9:>10.3f}",
-            *(f"{held[memory] / 1e9:>7.3f} / {estimate.capacity(memory)[rank] / 1e9:>6.1f}" for memory in memories),
+            f"{own['weight'] / 1e9:>10.3f}",
+            f"{own['optimizer'] / 1e9:>10.3f}",
+            *(f"{own[memory] / 1e9:>7.3f} / {estimate.capacity(memory)[rank] / 1e9:>6.1f}" for memory in memories),
             f"{sum(milliseconds.values()):>8.3f}",
             *(f"{milliseconds[part]:>{max(8, len(part))}.3f}" for part in parts),
         ]
-        lines.append("  ".join(cells) + ("  <- critical" if rank == estimate.critical_rank() else ""))
-    return "\n".join(lines)
+        alike.setdefault("  ".join(cells), []).append(rank)
+    shown = list(alike.items())
+    if len(shown) > MOST_LINES and not all_ranks:
+        slowest = sorted(shown, key=lambda line: -sum(ranks[line[1][0]].values()))[:MOST_LINES]
+        shown = [line for line in shown if line in slowest]
+    names = [_ranks(same) for _, same in shown]
+    width = max(4, *map(len, names))
+    head = [f"{'rank':>{width}}", f"{'weights GB':>10}", f"{'moments GB':>10}"]
+    head += [f"{memory.upper() + ' GB used / of':>16}" for memory in memories]
+    lines = ["  ".join([*head, f"{'ms':>8}", *(f"{part:>8}" for part in parts)])]
+    critical = estimate.critical_rank()
+    for name, (text, same) in zip(names, shown, strict=True):
+        lines.append(f"{name:>{width}}  {text}{'  <- critical' if critical in same else ''}")
+    left = len(ranks) - sum(len(same) for _, same in shown)
+    return "\n".join([*lines, *([f"{left} ranks that are faster are left out"] if left else [])])
+
+
+def _ranks(ranks: list[int]) -> str:
+    """The ranks in a few characters."""
+    text = ranges(ranks)
+    return text if len(text) <= MOST_CHARACTERS else f"{len(ranks)} from {ranks[0]} on"
 
 
 def compare(estimates: list[Estimate]) -> str:

@@ -15,6 +15,7 @@ def thread_pool(threads: int) -> ThreadPoolExecutor:
     started = Barrier(threads + 1)
 
     def start() -> None:
+        torch.get_num_threads()  # the first call in a thread sets the process's number, also after what follows
         torch.set_num_threads(1)
         started.wait()
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
+from functools import cached_property
 from math import prod
 from typing import Any, get_args
 
 import torch
 from torch import nn
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
-from torchrec.distributed.planner.types import Perf, ShardingOption, Storage, Topology
+from torchrec.distributed.planner.types import Perf, Shard, ShardingOption, Storage, Topology
 from torchrec.distributed.types import ModuleSharder
 from torchrec.optim import RowWiseAdagrad
 
@@ -49,17 +51,38 @@ class StepPerf(Perf):
     Without it, the ranks of a row-wise table would look idle although they get ids from every rank.
     """
 
-    @property
+    @cached_property
     def total(self) -> float:
         return float(super().total + self.input_dist_comms)
 
     def __add__(self, other: Perf) -> StepPerf:
-        return StepPerf(**vars(super().__add__(other)))
+        return StepPerf(
+            self.fwd_compute + other.fwd_compute,
+            self.fwd_comms + other.fwd_comms,
+            self.bwd_compute + other.bwd_compute,
+            self.bwd_comms + other.bwd_comms,
+            self.input_dist_comms + other.input_dist_comms,
+            self.prefetch_compute + other.prefetch_compute,
+        )
 
     __radd__ = __add__  # a device's sum starts as TorchRec's Perf
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StepPerf:
-        return StepPerf(**vars(self))  # from TorchRec 1.9 on, its own returns a plain Perf
+        return self  # nothing changes it
+
+
+class PlannedShard(Shard):
+    """A shard that is quick to copy and to hash, of which the planner does millions; only its rank ever changes."""
+
+    @cached_property
+    def _estimated(self) -> int:
+        return hash((*self.size, *self.offset, self.storage, self.perf))
+
+    def __hash__(self) -> int:
+        return hash((self._estimated, self.rank))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PlannedShard:
+        return copy(self)
 
 
 class Enumerator(EmbeddingEnumerator):
@@ -71,6 +94,8 @@ class Enumerator(EmbeddingEnumerator):
 
     def __init__(self, topology: Topology, *args: Any, **kwargs: Any) -> None:
         super().__init__(topology, *args, **kwargs)
+        for device in topology.devices:
+            device.perf = StepPerf(0.0, 0.0, 0.0, 0.0)  # the planner copies it for every proposal
         self.on_gpu = topology.compute_device == "cuda"
 
     def enumerate(self, module: nn.Module, sharders: list[ModuleSharder[nn.Module]]) -> list[ShardingOption]:
@@ -81,17 +106,24 @@ class Enumerator(EmbeddingEnumerator):
         return [option for options in by_table.values() for option in sorted(options, key=simplicity)]
 
     def populate_estimates(self, sharding_options: list[ShardingOption]) -> None:
-        """Set the storage and the time of every shard of every option."""
-        super().populate_estimates(sharding_options)
+        """Set the storage and the time of every shard of every option; those of shards of one size are equal."""
+        shards = [option.shards for option in sharding_options]
         for option in sharding_options:
-            uncounted = 1 - option.tensor.element_size() / MOMENT_BYTES
-            for shard in option.shards:
-                missing = int(uncounted * shard_optimizer_bytes(option, shard.size))
-                on_device = self.on_gpu and option.compute_kernel == "fused"
-                assert shard.storage is not None
-                assert shard.perf is not None
-                shard.perf = StepPerf(**vars(shard.perf))
-                shard.storage += Storage(hbm=missing, ddr=0) if on_device else Storage(hbm=0, ddr=missing)
+            option.shards = list({tuple(shard.size): shard for shard in option.shards}.values())
+        super().populate_estimates(sharding_options)
+        for option, every in zip(sharding_options, shards, strict=True):
+            known = {tuple(shard.size): self._estimates(option, shard) for shard in option.shards}
+            option.shards = [PlannedShard(shard.size, shard.offset, *known[tuple(shard.size)]) for shard in every]
+
+    def _estimates(self, option: ShardingOption, shard: Shard) -> tuple[Storage, StepPerf]:
+        """TorchRec's estimates of a shard, with the bytes of moments that it does not count, and with all times."""
+        assert shard.storage is not None
+        assert shard.perf is not None
+        uncounted = 1 - option.tensor.element_size() / MOMENT_BYTES
+        missing = int(uncounted * shard_optimizer_bytes(option, shard.size))
+        on_device = self.on_gpu and option.compute_kernel == "fused"
+        storage = shard.storage + (Storage(hbm=missing, ddr=0) if on_device else Storage(hbm=0, ddr=missing))
+        return storage, StepPerf(**vars(shard.perf))
 
 
 def simplicity(option: ShardingOption) -> tuple[int, int]:

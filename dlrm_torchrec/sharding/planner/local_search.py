@@ -7,29 +7,33 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 
-from torchrec.distributed.planner.proposers import GreedyProposer, GridSearchProposer, UniformProposer
+from torchrec.distributed.planner.proposers import GridSearchProposer, UniformProposer
 from torchrec.distributed.planner.types import Enumerator, Proposer, ShardingOption, Topology
 
+from dlrm_torchrec.sharding.planner.greedy import Greedy
+
 TRIES = 200  # the most changes that are tried for each plan
+WORK = 1_000_000  # the most shards of all changes together, so that the search ends soon for any number of ranks
 
 
 class LocalSearch(Proposer):
     """TorchRec's proposals, then changes of the best plan: one table of its slowest rank is sharded in another way.
 
-    The search ends when no change is faster. It is needed because TorchRec's greedy proposals move a table only to its
-    next fastest way and never back, so the slowest rank may keep a table that would be faster when it is spread over
-    all ranks.
+    The search ends when no change is faster, or after much work. It is needed because TorchRec's greedy proposals move
+    a table only to its next fastest way and never back, so the slowest rank may keep a table that would be faster when
+    it is spread over all ranks.
     """
 
     def __init__(self) -> None:
         self._first: list[Proposer] = [
             GridSearchProposer(),
-            GreedyProposer(),
-            GreedyProposer(use_depth=False),
+            Greedy(use_depth=True),
+            Greedy(use_depth=False),
             UniformProposer(),
         ]
         self._ways: dict[str, list[ShardingOption]] = {}
         self._best = math.inf
+        self._placed = 0  # shards of all changes that were tried
         self._neighbours: Iterator[list[ShardingOption]] = iter(())  # changes of the previous round's best plan
         self._next: Iterator[list[ShardingOption]] = iter(())  # changes of the best plan so far
 
@@ -51,6 +55,9 @@ class LocalSearch(Proposer):
         if proposal is None:
             self._neighbours, self._next = self._next, iter(())
             proposal = next(self._neighbours, None)
+        if proposal is None or self._placed > WORK:
+            return None
+        self._placed += sum(len(option.shards) for option in proposal)
         return proposal
 
     def feedback(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import random
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.exceptions import HTTPException
 
 from dlrm_torchrec.cli.main import BAD_ARGUMENTS, main
 from dlrm_torchrec.inference.encoder import Inputs
@@ -26,6 +28,7 @@ from dlrm_torchrec.inference.package import write_package
 from dlrm_torchrec.inference.predictor import Prediction, Predictor
 from dlrm_torchrec.inference.serving.app import Service
 from dlrm_torchrec.inference.serving.batcher import Batcher
+from dlrm_torchrec.inference.serving.json_shape import check_shape
 from dlrm_torchrec.inference.serving.limits import ServingConfig
 from dlrm_torchrec.inference.serving.prometheus import Metrics
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, Label, SparseFeature
@@ -81,6 +84,62 @@ def test_the_queue_is_run_in_order_in_batches_that_fit_together(package: Path) -
             expected = Predictor.load(package)(columns(seed, num_rows)).predictions
             np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert (one.ran, other.ran) == ([1, 7, 2, 20, 7], [1])
+
+
+LEVELS, VALUES, TEXTS = ("few nested levels", "values must be", "texts must have")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_shape_of_a_document_is_that_which_python_finds(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a text holds and wherever a block ends; the reference walks through the parsed document."""
+    monkeypatch.setattr("dlrm_torchrec.inference.serving.json_shape.BLOCK_BYTES", 7)
+    draw = random.Random(seed)
+    limits = ServingConfig(max_values=12, max_text_bytes=8)
+    refused = dict.fromkeys((LEVELS, VALUES, TEXTS, ""), 0)
+    for _ in range(600):
+        document = random_document(draw, 0)
+        ascii_only = draw.random() < 0.5
+        values, levels, longest = shape(document, ascii_only=ascii_only)
+        body = json.dumps(document, ensure_ascii=ascii_only).encode()
+        wanted = [VALUES] * (values > 12) + [LEVELS] * (levels > 4) + [TEXTS] * (longest > 8) or [""]
+        found = ""
+        try:
+            check_shape(body, limits)
+        except HTTPException as error:
+            (found,) = (name for name in refused if name and name in error.detail)
+        assert found in wanted, body
+        refused[found] += 1
+    assert min(refused.values()) > 20
+
+
+def random_document(draw: random.Random, level: int) -> Any:
+    kind = draw.choice("tnldld" if level < 5 else "tn")
+    if kind == "t":
+        return "".join(
+            draw.choice(['"', "\\", "[", "]", "{", "}", ",", ":", "é", "a"]) for _ in range(draw.choice([0, 1, 2, 6]))
+        )
+    if kind == "n":
+        return draw.choice([None, 1, -2.5, True])
+    children = [random_document(draw, level + 1) for _ in range(draw.choice([0, 1, 3, 4]))]
+    return children if kind == "l" else {f'{i}"': child for i, child in enumerate(children)}
+
+
+def shape(document: Any, *, ascii_only: bool) -> tuple[int, int, int]:
+    """Values and lists besides the first, plus two for each key; levels; bytes of the longest text as JSON."""
+
+    def size(text: str) -> int:
+        return len(json.dumps(text, ensure_ascii=ascii_only).encode()) - 2
+
+    if isinstance(document, str):
+        return 0, 0, size(document)
+    if not isinstance(document, (list, dict)):
+        return 0, 0, 0
+    keys = list(document) if isinstance(document, dict) else []
+    children = list(document.values()) if isinstance(document, dict) else document
+    parts = [shape(each, ascii_only=ascii_only) for each in children]
+    values, levels, longest = ([part[i] for part in parts] for i in range(3))
+    separators = max(0, len(parts) - 1) + 2 * len(keys)
+    return 1 + separators + sum(values), 1 + max(levels, default=0), max([0, *longest, *map(size, keys)])
 
 
 def called(service: Service, path: str, body: bytes = b"", content_type: str = JSON) -> tuple[int, Any]:

@@ -4,6 +4,7 @@ import gzip
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,36 @@ def test_gzip_members_may_be_padded_with_zeros(tmp_path: Path, block_bytes: int)
     (tmp_path / "f").write_bytes(gzip.compress(b"1\n") + bytes(20) + gzip.compress(b"2\n") + bytes(5))
     assert texts(tmp_path / "f", block_bytes) == [(1, b"1"), (2, b"2")]
     assert not any(lines.damage for lines in read_lines(str(tmp_path / "f"), block_bytes=block_bytes))
+
+
+def test_a_gzip_of_many_members_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are and however small, the bytes given to zlib grow with the file, not with its square."""
+    parts = [(b"line %d\n" % i) * (i % 3 * (i % 997 == 0) * 40_000 + i % 2) for i in range(20_000)]
+    packed = b"".join(gzip.compress(part, 1, mtime=0) + b"\0" * (i % 5 == 0) for i, part in enumerate(parts))
+    (tmp_path / "f").write_bytes(packed)
+    given = 0
+
+    class Counted:
+        def __init__(self, member: Any) -> None:
+            self.member = member
+
+        def decompress(self, data: bytes, most: int) -> bytes:
+            nonlocal given
+            given += len(data)
+            return self.member.decompress(data, most)
+
+        def copy(self) -> Any:
+            return self.member.copy()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.member, name)
+
+    new = zlib.decompressobj
+    monkeypatch.setattr(zlib, "decompressobj", lambda **how: Counted(new(**how)))
+    found = texts(tmp_path / "f", 1 << 22, 1 << 24)
+    assert [text for _, text in found] == b"".join(parts).split(b"\n")[: len(found)]
+    assert len(found) >= b"".join(parts).count(b"\n")
+    assert given < 100 * len(packed)
 
 
 def test_fragment_that_looks_whole_is_rejected(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.optim import _apply_optimizer_in_backward as apply_in_backward
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -21,6 +20,8 @@ from dlrm_torchrec.embeddings.compositional.table_configs import (
 )
 from dlrm_torchrec.sharding.modules.blank import BlankTables
 from dlrm_torchrec.sharding.modules.compositional import CompositionalEmbeddingBagCollectionSharder
+from dlrm_torchrec.train.config import OptimizerConfig
+from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 from tests.distributed import run_ranks
 from tests.sharding.sharded import Wrapped, hand_made_plan
 
@@ -45,7 +46,7 @@ def drawn_by_ranks() -> list[str]:
         partition=QuotientRemainder(ROWS, 7), operation=Mult(),
     )  # fmt: skip
     tables = CompositionalEmbeddingBagCollection([*configs, whole], device=torch.device("meta"))
-    apply_in_backward(torch.optim.SGD, tables.parameters(), {"lr": 0.1})
+    optimize_tables_in_backward(tables, OptimizerConfig(kind="sgd", lr=0.1))
     plan = hand_made_plan(tables, {**dict(zip(KINDS, KINDS, strict=True)), "mult": "column_wise"})
     sharders = [CompositionalEmbeddingBagCollectionSharder(torch.optim.SGD)]
     model = DistributedModelParallel(

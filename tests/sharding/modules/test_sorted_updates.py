@@ -16,6 +16,8 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.modules import sorted_updates
 from dlrm_torchrec.sharding.modules.sorted_updates import become_adam, can_sort, use_sorted_updates
+from dlrm_torchrec.sharding.modules.thread_pool import thread_pool
+from tests.distributed import run_ranks
 
 SPECS = [(50, 8), (3, 16), (70_000, 4)]  # rows and dim
 FEATURES = [0, 0, 1, 2]  # the table of each feature
@@ -187,3 +189,14 @@ def test_an_empty_batch_changes_nothing() -> None:
 def test_unknown_updates_are_refused() -> None:
     with pytest.raises(ValueError, match=r"updates of tables must be one of .*: got 'quick'; name one"):
         ShardingConfig(updates="quick")  # type: ignore[arg-type]  # refused
+
+
+def threads_of_a_pool() -> tuple[list[int], int]:
+    torch.set_num_threads(3)
+    pool = thread_pool(3)
+    return [pool.submit(torch.get_num_threads).result() for _ in range(4)], torch.get_num_threads()
+
+
+def test_threads_of_a_pool_have_one_core() -> None:
+    """Or an update in such a thread would hand parts of itself to a pool that waits for it."""
+    assert run_ranks(1, threads_of_a_pool) == [([1, 1, 1, 1], 3)]

@@ -1,0 +1,97 @@
+"""``dlrm-recipes predict``: the predictions of a package for all rows of a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+SHOW_EVERY_S = {True: 0.5, False: 30.0}  # on a terminal, and elsewhere
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("package", metavar="PACKAGE", type=Path, help="folder of a package")
+    parser.add_argument(
+        "input", metavar="ROWS", type=Path, help="Parquet file, or CSV file with a header, of raw values"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", type=Path, help="new file, .parquet or .csv")
+    parser.add_argument("--separator", default=",", metavar="X", help="between the columns of CSV (%(default)s)")
+    parser.add_argument("--list-separator", default="|", metavar="X", help="between values of a list (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, metavar="X", help="threads of the model (%(default)s)")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing output")
+
+
+def predict(args: argparse.Namespace) -> int:
+    """0 after all rows are scored. Raises ValueError or OSError when they cannot be."""
+    if args.output.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"output must end in .parquet or .csv: got {args.output}; rename it")
+    if args.output.exists() and not args.force:
+        raise ValueError(f"output must be a new file: {args.output} exists; name another, or overwrite it with --force")
+    if args.threads < 1 or len(args.separator.encode()) != 1 or not args.list_separator:
+        raise ValueError(
+            f"threads must be at least 1, separator one byte, and list-separator not empty: got {args.threads}, "
+            f"{args.separator!r} and {args.list_separator!r}; correct them"
+        )
+    import pyarrow as pa  # only now, so that other commands are quick
+    import torch
+
+    from dlrm_torchrec.inference.batch.rows import CsvForm, open_rows
+    from dlrm_torchrec.inference.batch.score import Parts, job, score
+    from dlrm_torchrec.inference.loading import load_package
+
+    torch.set_num_threads(args.threads)
+    start = time.monotonic()
+    predictor = load_package(args.package)
+    form = CsvForm(separator=args.separator, list_separator=args.list_separator)
+    lists = [name for name, is_list in predictor.encode.keys if is_list]
+    try:
+        rows = open_rows(args.input, predictor.columns, lists, form)
+        parts = Parts(args.output, job(args.package, args.input, vars(form)))
+        if parts.were_of_another_job:
+            print("parts of another package or input were removed; this starts at row 0", file=sys.stderr)
+        elif parts.count:
+            print(f"resumed at row {parts.num_rows():,} from {parts.folder}", file=sys.stderr)
+        progress = Progress(rows.num_rows)
+        unseen = score(predictor, rows, parts, progress)
+    except pa.ArrowException as error:
+        raise ValueError(f"{args.input} must be a whole file of rows: got {error}; correct it") from error
+    progress.end()
+    found = {"output": str(args.output), "rows": progress.done, "unseen": unseen}
+    print(json.dumps(found | {"seconds": round(time.monotonic() - start, 1)}, ensure_ascii=False))
+    return 0
+
+
+class Progress:
+    """Prints how many rows are scored, how many there are if that is known, and how long the others will take."""
+
+    def __init__(self, num_rows: int | None) -> None:
+        self.num_rows = num_rows
+        self.done = 0
+        self._first: int | None = None  # row of this start
+        self._start = self._shown = time.monotonic()
+        self._is_terminal = sys.stderr.isatty()
+
+    def __call__(self, done: int) -> None:
+        self.done = done
+        if self._first is None:
+            self._first = done
+        now = time.monotonic()
+        if now - self._shown >= SHOW_EVERY_S[self._is_terminal]:
+            self._shown = now
+            self._show(now)
+
+    def end(self) -> None:
+        self._show(time.monotonic())
+        if self._is_terminal:
+            print(file=sys.stderr)
+
+    def _show(self, now: float) -> None:
+        rate = (self.done - (self._first or 0)) / max(now - self._start, 1e-9)
+        text = f"{self.done:,} rows scored, {rate:,.0f} per second"
+        if self.num_rows is not None:
+            text = f"{self.done:,} of {self.num_rows:,} rows scored, {rate:,.0f} per second"
+            text += f", {(self.num_rows - self.done) / rate:,.0f} s left" if rate else ""
+        print(f"\r{text}\033[K" if self._is_terminal else text, end="" if self._is_terminal else "\n", file=sys.stderr)
+        sys.stderr.flush()

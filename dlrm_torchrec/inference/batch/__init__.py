@@ -1,0 +1,1 @@
+"""Batch scoring: the predictions of a package for all rows of a file."""

@@ -1,0 +1,122 @@
+"""The raw columns of a Parquet or CSV file, part by part, from any row on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+READ_ROWS = 8192  # of Parquet at once
+BLOCK_BYTES = 4 << 20  # of CSV at once
+
+
+class Rows(Protocol):
+    """The rows of a file with the columns that were asked for."""
+
+    num_rows: int | None  # None until the file was read to its end
+
+    def batches(self, start: int) -> Iterator[pa.RecordBatch]:
+        """Batches of any sizes, from row ``start`` on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsvForm:
+    """How a CSV file is written."""
+
+    separator: str = ","
+    list_separator: str = "|"  # between the values of a list
+
+
+def open_rows(path: Path, columns: Sequence[str], lists: Collection[str], form: CsvForm) -> Rows:
+    """The rows of a Parquet file, or of a CSV file with a header.
+
+    Raises ValueError when the file is neither, or lacks one of ``columns``. In CSV, all values are texts, and a value
+    of one of ``lists`` is a list.
+    """
+    with path.open("rb") as file:
+        is_parquet = file.read(4) == b"PAR1"
+    try:
+        return ParquetRows(path, columns) if is_parquet else CsvRows(path, columns, lists, form)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} must be a Parquet file, or a CSV file with a header: got {error}; name another"
+        ) from error
+
+
+class ParquetRows:
+    """The rows of a Parquet file."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.path = path
+        with pq.ParquetFile(path) as file:
+            _check_names(path, file.schema_arrow.names, columns)
+            self.groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        self.columns = list(columns)
+        self.num_rows: int | None = sum(self.groups)
+
+    def batches(self, start: int) -> Iterator[pa.RecordBatch]:
+        group, skip = 0, start
+        while group < len(self.groups) and skip >= self.groups[group]:
+            skip -= self.groups[group]
+            group += 1
+        with pq.ParquetFile(self.path) as file:
+            left = list(range(group, len(self.groups)))
+            for batch in file.iter_batches(READ_ROWS, row_groups=left, columns=self.columns) if left else ():
+                if skip < batch.num_rows:
+                    yield batch[skip:].select(self.columns)
+                skip = max(0, skip - batch.num_rows)
+
+
+class CsvRows:
+    """The rows of a CSV file, as texts; the start of the file is read again to reach a later row."""
+
+    def __init__(self, path: Path, columns: Sequence[str], lists: Collection[str], form: CsvForm) -> None:
+        self.path, self.columns, self.lists, self.form = path, list(columns), lists, form
+        self.num_rows: int | None = None
+        with self._open(None) as reader:
+            _check_names(path, reader.schema.names, columns)
+
+    def batches(self, start: int) -> Iterator[pa.RecordBatch]:
+        read = 0
+        with self._open(self.columns) as reader:
+            for batch in reader:
+                skip, read = max(0, start - read), read + batch.num_rows
+                if skip < batch.num_rows:
+                    columns = [self._column(batch[name][skip:], name) for name in self.columns]
+                    yield pa.record_batch(columns, self.columns)
+        self.num_rows = read
+
+    def _open(self, columns: list[str] | None) -> Any:
+        texts = dict.fromkeys(columns or (), pa.string())
+        return pacsv.open_csv(
+            self.path,
+            pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
+            pacsv.ParseOptions(delimiter=self.form.separator, newlines_in_values=True),
+            pacsv.ConvertOptions(column_types=texts, include_columns=columns, strings_can_be_null=False),
+        )
+
+    def _column(self, values: pa.Array, name: str) -> pa.Array:
+        return _split(values, self.form.list_separator) if name in self.lists else values
+
+
+def _split(values: pa.Array, separator: str) -> pa.Array:
+    """Lists of the separated values; an empty text in a list is null, as in preparation."""
+    lists = pc.split_pattern(values, separator)
+    flat = lists.flatten()
+    flat = pc.if_else(pc.equal(flat, ""), pa.scalar(None, pa.string()), flat)
+    return pa.ListArray.from_arrays(lists.offsets, flat)
+
+
+def _check_names(path: Path, names: Sequence[str], columns: Sequence[str]) -> None:
+    absent = [name for name in columns if list(names).count(name) != 1]
+    if absent:
+        raise ValueError(
+            f"{path} must have each column of the package once: got {list(names).count(absent[0])} of {absent[0]!r}; "
+            "name another file, or rename its columns"
+        )

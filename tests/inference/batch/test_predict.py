@@ -1,0 +1,237 @@
+"""Batch scoring: files in, files out, interrupted or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+
+from dlrm_torchrec.cli.main import BAD_ARGUMENTS, main
+from dlrm_torchrec.inference.batch import score
+from dlrm_torchrec.inference.package import write_package
+from dlrm_torchrec.inference.predictor import Predictor
+from dlrm_torchrec.schema import DatasetSpec, DenseFeature, Label, SparseFeature
+from tests.inference.packages import scripted
+from tests.inference.serving.served import CITIES, columns, write
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("batch") / "package", "first", CITIES)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score, "BATCH_ROWS", 8)
+    monkeypatch.setattr(score, "PART_ROWS", 40)
+
+
+ROWS = 333
+VALUES = columns(3, ROWS)
+
+
+def as_csv(path: Path, values: dict[str, list[Any]]) -> Path:
+    """A CSV file with values as a person writes them, and a column that no feature has."""
+    texts = {
+        name: ["" if v is None else "|".join(v) if isinstance(v, list) else str(v) for v in column]
+        for name, column in values.items()
+    }
+    pacsv.write_csv(pa.table({"note": ['a "b",\nc'] * len(next(iter(values.values()))), **texts}), path)
+    return path
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+@pytest.mark.parametrize("output", ["parquet", "csv"])
+def test_scores_are_those_of_the_predictor(
+    package: Path, tmp_path: Path, form: str, output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / f"rows.{form}", tmp_path / "out" / f"scores.{output}"
+    table = pa.table({"note": [1] * ROWS, **VALUES})
+    pq.write_table(table, source, row_group_size=70) if form == "parquet" else as_csv(source, VALUES)
+    assert main(["predict", str(package), str(source), "--output", str(target)]) == 0
+    said = capsys.readouterr()
+    values = VALUES
+    if form == "csv":  # an empty text is a list with a missing value, as in preparation
+        values = VALUES | {"tags": [tags or [None] for tags in VALUES["tags"]]}
+    expected = Predictor.load(package)(values)
+    found = pq.read_table(target) if output == "parquet" else pacsv.read_csv(target)
+    assert found.column_names == ["probability"]
+    np.testing.assert_allclose(found["probability"].to_numpy(), expected.probabilities, rtol=1e-6)
+    summary = json.loads(said.out)
+    assert {name: summary[name] for name in ("rows", "unseen")} == {"rows": ROWS, "unseen": expected.unseen}
+    assert f"{ROWS}" in said.err
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_after_any_interruption_the_same_command_gives_the_same_bytes(
+    package: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / f"rows.{form}"
+    table = pa.table(VALUES)
+    pq.write_table(table, source, row_group_size=70) if form == "parquet" else as_csv(source, VALUES)
+    monkeypatch.setattr("dlrm_torchrec.inference.batch.rows.BLOCK_BYTES", 2000)
+    command = ["predict", str(package), str(source), "--output"]
+    assert main([*command, str(tmp_path / "whole.parquet")]) == 0
+    whole = (tmp_path / "whole.parquet").read_bytes()
+    run, unseen = Predictor.run, json.loads(capsys.readouterr().out)["unseen"]
+    for calls in (1, 8, 25, 52):
+        left = calls + 9  # with those of the warm-up
+
+        def fail(predictor: Predictor, inputs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise OSError("the machine was lost")
+            return run(predictor, inputs)
+
+        target = tmp_path / f"after {calls}.parquet"
+        with monkeypatch.context() as patch:
+            patch.setattr(Predictor, "run", fail)
+            assert main([*command, str(target)]) == (BAD_ARGUMENTS if calls < 42 else 0)
+        capsys.readouterr()
+        if calls < 42:
+            assert main([*command, str(target)]) == 0
+            said = capsys.readouterr()
+            assert (f"resumed at row {calls // 5 * 40} from" in said.err) == (calls >= 5)
+            assert json.loads(said.out)["unseen"] == unseen
+        assert target.read_bytes() == whole
+
+
+def test_a_killed_process_goes_on(package: Path, tmp_path: Path) -> None:
+    many = {name: column * 3000 for name, column in VALUES.items()}
+    pq.write_table(pa.table(many), tmp_path / "rows.parquet")
+    command = [sys.executable, "-m", "dlrm_torchrec.cli.main", "predict", str(package), str(tmp_path / "rows.parquet")]
+    target = tmp_path / "scores.parquet"
+    process = subprocess.Popen([*command, "--output", str(target)], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not (tmp_path / "scores.parquet.parts/000000.parquet").exists():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not target.exists()
+    finished = subprocess.run([*command, "--output", str(target)], capture_output=True, text=True, check=True)
+    assert "resumed at row 262,144 from" in finished.stderr or "resumed at row 524,288 from" in finished.stderr
+    expected = np.tile(Predictor.load(package)(VALUES).probabilities, 3000)
+    np.testing.assert_allclose(pq.read_table(target)["probability"].to_numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_parts_of_another_input_are_not_used(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "rows.parquet", tmp_path / "scores.parquet"
+    command = ["predict", str(package), str(source), "--output", str(target)]
+    pq.write_table(pa.table(VALUES), source)
+    with monkeypatch.context() as patch:
+        patch.setattr(score.Parts, "join", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(command)
+    others = columns(4, 50)
+    pq.write_table(pa.table(others), source)
+    os.utime(source, ns=(1, 1))
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "parts of another package or input were removed; this starts at row 0" in capsys.readouterr().err
+    expected = Predictor.load(package)(others).probabilities
+    np.testing.assert_allclose(pq.read_table(target)["probability"].to_numpy(), expected, rtol=1e-6)
+    (tmp_path / "mine.parquet.parts").mkdir()
+    (tmp_path / "mine.parquet.parts/thesis").touch()
+    assert main([*command[:-1], str(tmp_path / "mine.parquet")]) == BAD_ARGUMENTS
+    assert "must hold parts of scores: got no job.json; name another output" in capsys.readouterr().err
+    assert (tmp_path / "mine.parquet.parts/thesis").exists()
+
+
+def test_several_labels_give_a_column_each(tmp_path: Path) -> None:
+    spec = DatasetSpec(
+        name="log",
+        label="price paid",
+        target="number",
+        more_labels=(Label(name="kupił"),),
+        dense=(DenseFeature(name="home.x"),),
+        sparse=(SparseFeature(name="tags", rows=9, multi_hot=True, weights="w/t"),),
+    )
+    write_package(tmp_path / "p", scripted(spec), spec, vocabularies={}, model_facts={}, metrics={})
+    values: dict[str, list[Any]] = {
+        "home.x": [0.5, None, -1e6],
+        "tags": [["1", "2"], ["3", "3", "1"], ["20"]],
+        "w/t": [["0.5", "-2"], ["1", "1.5", "2e-1"], ["1"]],
+    }
+    pq.write_table(pa.table(values), tmp_path / "rows.parquet")
+    as_csv(tmp_path / "rows.csv", values)
+    expected = Predictor.load(tmp_path / "p")(values).predictions
+    for source in ("rows.parquet", "rows.csv"):
+        target = tmp_path / f"{source}.scores.parquet"
+        assert main(["predict", str(tmp_path / "p"), str(tmp_path / source), "--output", str(target)]) == 0
+        found = pq.read_table(target)
+        assert found.column_names == ["price paid", "kupił"]
+        np.testing.assert_allclose(np.transpose(found.columns), expected, rtol=1e-6)
+
+
+def test_no_rows_give_no_scores(package: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table(VALUES)[:0], tmp_path / "rows.parquet")
+    (tmp_path / "rows.csv").write_text("price,age,city,place,tags\n")
+    for source in ("rows.parquet", "rows.csv"):
+        target = tmp_path / f"{source}.parquet"
+        assert main(["predict", str(package), str(tmp_path / source), "--output", str(target)]) == 0
+        assert pq.read_table(target).num_rows == 0
+
+
+HEADER = "price,age,city,place,tags\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("price,age,city\n1,2,a\n", (), "must have each column of the package once: got 0 of 'place'; name another"),
+        (f"age,{HEADER}1,1,2,a,3,\n", (), "must have each column of the package once: got 2 of 'age'; name another"),
+        ("", (), "must be a Parquet file, or a CSV file with a header: got Empty CSV file; name another"),
+        ("PAR1 no", (), "rows must be"),
+        (f"{HEADER}1,2,a,3\n", (), "CSV parse error: Row #2: Expected 5 columns, got 4"),
+        (f"{HEADER}1,2,a,3,\n1,old,a,3,\n", (), "rows 0 to 1 of the input: column 'age' must hold numbers: got 'old'"),
+        (f"{HEADER}3e38,3e38,a,3,\n", (), "rows 0 on must give finite predictions: got a row whose values overflow"),
+        (HEADER, ("--threads", "0"), "threads must be at least 1, separator one byte, and list-separator not empty"),
+        (HEADER, ("--output", "scores.txt"), "output must end in .parquet or .csv: got scores.txt; rename it"),
+    ],
+)
+def test_what_cannot_be_scored_is_said(
+    package: Path,
+    tmp_path: Path,
+    text: str,
+    options: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "rows").write_text(text)
+    command = ["predict", str(package), str(tmp_path / "rows"), "--output", str(tmp_path / "s.csv"), *options]
+    assert main(command) == BAD_ARGUMENTS
+    assert (message if text != "PAR1 no" else "dlrm-recipes: ") in capsys.readouterr().err
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_an_output_is_overwritten_only_if_told(
+    package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.csv").write_text(f"{HEADER}1,2,a,3,\n")
+    (tmp_path / "s.csv").write_text("precious")
+    command = ["predict", str(package), str(tmp_path / "rows.csv"), "--output", str(tmp_path / "s.csv")]
+    assert main(command) == BAD_ARGUMENTS
+    assert "output must be a new file" in capsys.readouterr().err
+    assert (tmp_path / "s.csv").read_text() == "precious"
+    assert main([*command, "--force"]) == 0
+    assert (tmp_path / "s.csv").read_text().startswith('"probability"\n')
