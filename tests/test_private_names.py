@@ -84,7 +84,11 @@ LIST = [
     Private(
         "torch.utils",
         ["_python_dispatch"],
-        ["dlrm_torchrec/train/timing/wire.py", "tests/embeddings/compositional/test_assigned.py"],
+        [
+            "dlrm_torchrec/train/timing/wire.py",
+            "tests/embeddings/compositional/test_assigned.py",
+            "tests/sharding/modules/test_operator_counts.py",
+        ],
         "The only module that has TorchDispatchMode, which sees every operator that runs.",
     ),
     Private(
@@ -159,6 +163,7 @@ LIST = [
             f"{SHARDING}/modules/concurrent.py",
             "dlrm_torchrec/train/timing/timed_step.py",
             "tests/sharding/modules/test_concurrent.py",
+            "tests/sharding/modules/test_operator_counts.py",
             "tests/sharding/modules/test_sorted_training.py",
         ],
         "They are in a plain list, so modules() does not find them.",

@@ -113,8 +113,6 @@ def test_rows_of_census_become_what_preparation_makes_of_them(tmp_path: Path) ->
     script.main(script.Config(input=str(tmp_path / "raw"), output=str(tmp_path / "prepared")))
     raw = pq.read_table(tmp_path / "raw/test.parquet").to_pydict()
     columns = {name: raw[name] for name in (*script.SPARSE, *script.DENSE)}
-    columns |= {f"{name}_value": raw[name] for name in script.DENSE}
-    columns |= {f"{name}_bucket": [(x * x).bit_length() for x in raw[name]] for name in script.AMOUNTS}
     predictor = Predictor.load(pack(tmp_path / "prepared", tmp_path / "package"))
     check_encoded(tmp_path / "prepared", predictor.encode(columns))
 

@@ -125,7 +125,7 @@ def _gunzip(chunks: Iterator[bytes], block_bytes: int) -> Iterator[tuple[bytes, 
                 yield _salvage(before, piece), file_bytes
                 raise DamageError(f"damaged gzip stream: {error}") from error
             inside, file_bytes = True, 0
-            start += len(piece) - len(member.unconsumed_tail) - len(member.unused_data)
+            start += len(piece) - len(member.unused_data if member.eof else member.unconsumed_tail)
             size = min(2 * size, block_bytes)
             if member.eof:
                 member, inside, size = zlib.decompressobj(wbits=31), False, _FIRST_BYTES

@@ -109,8 +109,8 @@ def test_losses_are_the_same_on_any_ranks_and_with_fbgemm(kind: OptimizerKind) -
         assert losses == pytest.approx(wanted, abs=2e-6)
     assert wanted[-1] < wanted[0]
     if kind != "adam":
-        ((none, theirs),) = run_ranks(1, losses_of, kind, "fbgemm")
-        assert none == 0
+        ((composed, theirs),) = run_ranks(1, losses_of, kind, "fbgemm")
+        assert 0 < composed < alone  # only compositional tables, which sum rows that FBGEMM updates slowly
         assert theirs == pytest.approx(wanted, abs=2e-6)
 
 
