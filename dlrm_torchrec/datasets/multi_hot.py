@@ -28,7 +28,7 @@ from dlrm_torchrec.datasets.prepared.manifest import NAME, DataFile, Manifest, S
 from dlrm_torchrec.datasets.prepared.synthesis import Distribution, Generator, MultiHot
 from dlrm_torchrec.schema import DatasetSpec
 
-_LIST = pa.list_(pa.int32())
+_LIST = pa.list_(pa.field("element", pa.int32(), nullable=False))  # without nulls, reading takes 3/4 of the time
 
 
 def main(

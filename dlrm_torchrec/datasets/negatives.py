@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dlrm_torchrec.datasets.ahead import BATCHES_AHEAD, ahead
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.block import Block
 from dlrm_torchrec.datasets.jagged import to_batch
-from dlrm_torchrec.datasets.prepared.ahead import ahead
-from dlrm_torchrec.datasets.prepared.parquet import BATCHES_AHEAD, ParquetStream
+from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
 from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.spec_checks import require
 from dlrm_torchrec.datasets.stream import Ranks, Share

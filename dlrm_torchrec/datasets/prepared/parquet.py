@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import torch
 from iopath.common.file_io import g_pathmgr
 
+from dlrm_torchrec.datasets.ahead import BATCHES_AHEAD, ahead
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.block import Block, joined
 from dlrm_torchrec.datasets.jagged import to_batch
-from dlrm_torchrec.datasets.prepared.ahead import ahead
 from dlrm_torchrec.datasets.prepared.decode import check_schema, read_row_group
 from dlrm_torchrec.datasets.prepared.expand import Expander
 from dlrm_torchrec.datasets.prepared.manifest import DataFile, Manifest
@@ -25,7 +25,6 @@ from dlrm_torchrec.datasets.prepared.order import Order, Visit
 from dlrm_torchrec.datasets.prepared.remote import random_access
 from dlrm_torchrec.datasets.stream import Ranks, check_start_step
 
-BATCHES_AHEAD = 2
 ROW_GROUPS_AHEAD = 4
 _FOOTERS = 16  # that are kept in memory, parsed; 2 MB each for 64 row groups of 40 columns
 

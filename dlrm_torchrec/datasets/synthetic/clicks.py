@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dlrm_torchrec.datasets.ahead import BATCHES_AHEAD, ahead
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.block import joined
 from dlrm_torchrec.datasets.jagged import to_batch
@@ -18,6 +19,7 @@ from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.random.normal import normals
 from dlrm_torchrec.datasets.spec_checks import require
 from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.datasets.synthetic.kernels import fill_bags, fill_uniforms
 from dlrm_torchrec.datasets.synthetic.teacher import Teacher
 from dlrm_torchrec.datasets.synthetic.zipf import Zipf
 from dlrm_torchrec.schema import DatasetSpec
@@ -64,17 +66,24 @@ class SyntheticStream:
         self._teacher = Teacher(spec, seed, positive_rate, logit_std)
         self._teacher.calibrate(*self._features(_row_keys(seed, "calibration", 0, _BLOCK_ROWS)))
 
-    def batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``."""
+    def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
+        """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``.
+
+        A thread makes them in advance. With a GPU, they lie in pinned memory.
+        """
+        return ahead(self._batches(start_step), BATCHES_AHEAD)
+
+    def _batches(self, start_step: int) -> Generator[Batch, None, None]:
+        pin_memory = torch.cuda.is_available()
         for first, share in self._ranks.shares(self.num_rows, start_step):
             rows = joined(self.rows(first, first + share.num_rows), np.int64)
-            yield to_batch(self.spec, [rows], share)
+            yield to_batch(self.spec, [rows], share, pin_memory=pin_memory)
 
     def rows(self, first: int, last: int) -> Columns:
         """The rows ``first`` .. ``last - 1`` of the split, the same on every rank."""
         row_keys = _row_keys(self._seed, self._split, first, last)
         dense, sparse = self._features(row_keys)
-        labels = counter.uniforms(counter.words(row_keys, 0)) < self._teacher.probabilities(dense, sparse)
+        labels = _uniforms(row_keys, 0) < self._teacher.probabilities(dense, sparse)
         return Columns(labels.astype(np.float32), dense, sparse)
 
     def probabilities(self) -> torch.Tensor:
@@ -107,15 +116,13 @@ class SyntheticStream:
         for index, (zipf, max_length) in enumerate(zip(self._zipf, self._max_lengths, strict=True)):
             first = (index + 1) << 32
             if max_length is None:
-                offsets = None
-                bits = counter.words(row_keys, first + 1)
+                offsets, uniforms = None, _uniforms(row_keys, first + 1)
             else:
-                draw = counter.uniforms(counter.words(row_keys, first))
-                lengths = (draw * (max_length + 1)).astype(np.int64)
+                lengths = (_uniforms(row_keys, first) * (max_length + 1)).astype(np.int64)
                 offsets = np.concatenate([[0], np.cumsum(lengths)])
-                position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-                bits = counter.words(np.repeat(row_keys, lengths), first + 1 + position)
-            sparse.append(IdLists(zipf.ids(counter.uniforms(bits)), offsets))
+                uniforms = np.empty(offsets[-1])
+                fill_bags(row_keys, offsets, np.uint64(first + 1), uniforms)
+            sparse.append(IdLists(zipf.ids(uniforms), offsets))
         return dense[:, :num_dense], sparse
 
 
@@ -123,3 +130,10 @@ def _row_keys(seed: int, split: str, first: int, last: int) -> counter.Words:
     """The keys of the random numbers of the rows ``first`` .. ``last - 1``: (last - first,)."""
     split_key = counter.words(counter.words(seed, 1), _SPLITS.index(split))
     return counter.words(split_key, np.arange(first, last))
+
+
+def _uniforms(row_keys: counter.Words, number: int) -> NDArray[np.float64]:
+    """The number in [0, 1) with the same counter in each row."""
+    found = np.empty(len(row_keys))
+    fill_uniforms(row_keys, np.uint64(number), found)
+    return found

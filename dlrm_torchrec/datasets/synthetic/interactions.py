@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dlrm_torchrec.datasets.ahead import BATCHES_AHEAD, ahead
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.block import joined
 from dlrm_torchrec.datasets.jagged import to_batch
@@ -62,14 +63,20 @@ class InteractionStream:
         self._groups, self._loyalty = groups, loyalty
         self._zipf = Zipf(self._items // groups, exponent)
 
-    def batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``."""
+    def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
+        """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``.
+
+        A thread makes them in advance. With a GPU, they lie in pinned memory.
+        """
+        return ahead(self._batches(start_step), BATCHES_AHEAD)
+
+    def _batches(self, start_step: int) -> Generator[Batch, None, None]:
+        pin_memory = torch.cuda.is_available()
         for first, share in self._ranks.shares(self.num_rows, start_step):
             users, items, labels = self.rows(first, first + share.num_rows)
             dense = np.empty((share.num_rows, 0), np.float32)
-            yield to_batch(
-                self.spec, [joined(Columns(labels, dense, [IdLists(users), IdLists(items)]), np.int64)], share
-            )
+            rows = joined(Columns(labels, dense, [IdLists(users), IdLists(items)]), np.int64)
+            yield to_batch(self.spec, [rows], share, pin_memory=pin_memory)
 
     def rows(self, first: int, last: int) -> tuple[Ints, Ints, NDArray[np.float32]]:
         """Users, items and labels of the rows ``first`` .. ``last - 1`` of the split, the same on every rank."""

@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 
 from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.random import counter
-from dlrm_torchrec.datasets.random.normal import normals
+from dlrm_torchrec.datasets.random.normal import NORMALS, normals
+from dlrm_torchrec.datasets.synthetic.kernels import add_effects
 from dlrm_torchrec.schema import DatasetSpec
 
 Floats = NDArray[np.float64]
 
 # Shares of the logit's variance: of the dense columns alone, the ids alone, and both together.
 _SHARES = np.array([0.30, 0.55, 0.15])
+_NONE = np.empty(0, np.int64)
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -68,22 +70,14 @@ class Teacher:
         for column, weights in zip(dense.T, self._dense_weights, strict=True):
             from_dense += weights[:, None] * column
         for bags, key, scale in zip(sparse, self._sparse_keys, self._bag_scale, strict=True):
-            from_ids += _sum_bags(_weights(key, bags.values), bags) * scale
+            offsets = _NONE if bags.offsets is None else bags.offsets
+            add_effects(key, bags.values.astype(np.int64, copy=False), offsets, scale, NORMALS, from_ids)
         return np.stack([from_dense[0], from_ids[0], from_dense[1] * from_ids[1]])
 
 
 def _weights(key: np.uint64, ids: NDArray[np.integer]) -> NDArray[np.float32]:
     """The effect and the slope of every id, standard normal: (V,) gives (V, 2)."""
     return normals(counter.words(key, ids)[:, None])[:, :2]
-
-
-def _sum_bags(per_id: NDArray[np.float32], bags: IdLists) -> Floats:
-    """Sums over the bags of n rows, in the order of the ids: (V, K) gives (K, n)."""
-    if bags.offsets is None:
-        return per_id.T.astype(np.float64)
-    lengths = bags.lengths
-    bag = np.repeat(np.arange(len(lengths)), lengths)
-    return np.stack([np.bincount(bag, weights=column, minlength=len(lengths)) for column in per_id.T])
 
 
 def _sigmoid(logits: Floats) -> Floats:

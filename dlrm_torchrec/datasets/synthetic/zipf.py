@@ -7,6 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm_torchrec.datasets.synthetic.kernels import fill_ids
+
 
 def scattering(rows: int) -> int:
     """A multiplier m for which i -> i * m mod ``rows`` is one-to-one and moves neighbours far apart."""
@@ -35,10 +37,10 @@ class Zipf:
 
     def ids(self, uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
         """The ids at these points of the CDF, each point in [0, 1)."""
-        position = np.power(1.0 - uniforms * self._mass, 1.0 / self._power)
-        # Rounding may move a point near 1 beyond the last row.
-        rank = np.minimum(position.astype(np.int64) - 1, self.rows - 1)
-        return self.scatter(rank)
+        ids = np.empty(uniforms.shape, np.int64)
+        positions = np.power(1.0 - uniforms * self._mass, 1.0 / self._power)
+        fill_ids(positions.reshape(-1), self.rows, self._multiplier, ids.reshape(-1))
+        return ids
 
     def scatter(self, rank: NDArray[np.int64]) -> NDArray[np.int64]:
         """The id of each popularity rank, 0 the most popular: a bijection of [0, rows)."""

@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dlrm_torchrec.datasets.ahead import BATCHES_AHEAD
 from dlrm_torchrec.datasets.block import Block, joined
 from dlrm_torchrec.datasets.prepared import parquet
 from dlrm_torchrec.datasets.prepared.parquet import ParquetStream
@@ -208,7 +209,7 @@ def test_row_groups_are_decoded_ahead_and_released_when_read(
     batches = stream(tmp_path, shuffle=shuffle).batches()
     for taken in range(1, 81):
         next(batches)
-        made = min(taken + parquet.BATCHES_AHEAD, 80)
+        made = min(taken + BATCHES_AHEAD, 80)
         reached = in_use * -(-made * 12 // (24 * in_use))  # row groups that these batches touch
         expected = min(reached + parquet.ROW_GROUPS_AHEAD, 40)
         deadline = time.monotonic() + 60

@@ -13,6 +13,9 @@ from dlrm_torchrec.embeddings.compositional.bags import Bags, LookUp, one_each
 from dlrm_torchrec.embeddings.compositional.paths.kernels import add_to_vectors, distinct_ids, order_by_class, sum_bags
 from dlrm_torchrec.embeddings.compositional.table_group import TableGroup
 
+# Multiply-adds for which numpy's OpenBLAS does not yet start threads. Lookups have a thread each already.
+_BLOCK = 2**18
+
 Numbers = NDArray[np.floating[Any]]
 
 
@@ -86,7 +89,7 @@ class _Paths(torch.autograd.Function):
             for _, number, first, last in part.runs:
                 own = vectors[first - part.first : last - part.first]
                 network, of_network = _network(plan, numbers, number), _network(plan, moved, number)
-                moved[first:last] = _backward(numbers[first:last], network, own, of_network)
+                _backward(numbers[first:last], network, own, of_network, moved[first:last])
         return gradient, None
 
 
@@ -128,7 +131,8 @@ def _network(plan: Plan, numbers: Numbers, number: int) -> list[Numbers]:
 
 def _hidden(vectors: Numbers, w1: Numbers, b1: Numbers) -> Numbers:
     """The hidden units (n, hidden) of vectors (n, dim)."""
-    hidden: Numbers = vectors @ w1.T
+    hidden = np.empty((len(vectors), len(w1)), vectors.dtype)
+    _multiply(vectors, w1.T, hidden)
     hidden += b1.reshape(-1)[: len(w1)]
     return np.maximum(hidden, 0, out=hidden)
 
@@ -136,24 +140,48 @@ def _hidden(vectors: Numbers, w1: Numbers, b1: Numbers) -> Numbers:
 def _forward(vectors: Numbers, network: list[Numbers], output: Numbers) -> None:
     """Write what the network makes of the vectors (n, dim)."""
     if len(network) == 1:
-        np.matmul(vectors, network[0], out=output)
+        _multiply(vectors, network[0], output)
         return
     w1, b1, w2, b2 = network
-    np.matmul(_hidden(vectors, w1, b1), w2, out=output)
+    _multiply(_hidden(vectors, w1, b1), w2, output)
     output += b2
 
 
-def _backward(vectors: Numbers, network: list[Numbers], towards: Numbers, gradients: list[Numbers]) -> Numbers:
-    """The gradient of the vectors, from the one of the output; those of the network are added to ``gradients``."""
+def _backward(  # noqa: PLR0917  # each is an array of its own
+    vectors: Numbers, network: list[Numbers], towards: Numbers, gradients: list[Numbers], output: Numbers
+) -> None:
+    """Write the gradient of the vectors, from the one of the output; add those of the network to ``gradients``."""
     if len(network) == 1:
-        gradients[0] += vectors.T @ towards
-        return np.asarray(towards @ network[0].T)
+        gradients[0] += _inner(vectors, towards)
+        _multiply(towards, network[0].T, output)
+        return
     w1, b1, w2, _ = network
     hidden, ones = _hidden(vectors, w1, b1), np.ones(len(vectors), vectors.dtype)
-    gradients[2] += hidden.T @ towards
+    gradients[2] += _inner(hidden, towards)
     gradients[3] += ones @ towards
-    to_hidden: Numbers = towards @ w2.T
+    to_hidden = np.empty_like(hidden)
+    _multiply(towards, w2.T, to_hidden)
     to_hidden *= hidden > 0
-    gradients[0] += to_hidden.T @ vectors
+    gradients[0] += _inner(to_hidden, vectors)
     gradients[1].reshape(-1)[: len(w1)] += ones @ to_hidden
-    return np.asarray(to_hidden @ w1)
+    _multiply(to_hidden, w1, output)
+
+
+def _multiply(rows: Numbers, matrix: Numbers, output: Numbers) -> None:
+    """Write ``rows`` (n, i) @ ``matrix`` (i, j), in blocks so small that one thread computes each."""
+    block = max(_BLOCK // matrix.size, 1)
+    whole = len(rows) // block * block
+    blocks = (-1, block)
+    np.matmul(
+        rows[:whole].reshape(*blocks, rows.shape[1]), matrix, out=output[:whole].reshape(*blocks, output.shape[1])
+    )
+    np.matmul(rows[whole:], matrix, out=output[whole:])
+
+
+def _inner(one: Numbers, other: Numbers) -> Numbers:
+    """``one`` (n, i) transposed @ ``other`` (n, j), likewise."""
+    block = max(_BLOCK // (one.shape[1] * other.shape[1]), 1)
+    whole = len(one) // block * block
+    blocks = one[:whole].reshape(-1, block, one.shape[1]).transpose(0, 2, 1)
+    products = blocks @ other[:whole].reshape(-1, block, other.shape[1])
+    return np.asarray(products.sum(0) + one[whole:].T @ other[whole:])

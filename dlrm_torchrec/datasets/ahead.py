@@ -7,6 +7,8 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+BATCHES_AHEAD = 2  # of training
+
 T = TypeVar("T")
 
 

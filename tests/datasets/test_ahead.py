@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 
 import pytest
 
-from dlrm_torchrec.datasets.prepared.ahead import ahead
+from dlrm_torchrec.datasets.ahead import ahead
 
 
 class Source:
