@@ -28,7 +28,7 @@ ALLOWED = {
     "traces": {"compiled", "datasets", "schema"},
     "embeddings": {"compiled", "schema"},
     "models": {"embeddings", "schema"},
-    "sharding": {"embeddings", "schema"},
+    "sharding": {"compiled", "embeddings", "schema"},
     "inference": {"embeddings", "raw_values", "schema"},
 }
 ALLOWED["cli"] = set(ALLOWED)
@@ -214,7 +214,11 @@ def test_a_lawful_tree_has_no_violations(tmp_path: Path) -> None:
             "import dlrm_torchrec.sharding",
             "embeddings may import ['compiled', 'schema']",
         ),
-        ("dlrm_torchrec/sharding/x.py", "import dlrm_torchrec.train", "sharding may import ['embeddings', 'schema']"),
+        (
+            "dlrm_torchrec/sharding/x.py",
+            "import dlrm_torchrec.train",
+            "sharding may import ['compiled', 'embeddings', 'schema']",
+        ),
         ("dlrm_torchrec/other/x.py", "import dlrm_torchrec.train", "other is not in the import law"),
         ("dlrm_torchrec/train/x.py", "import torchx_components.dist", "the library does not know its launcher"),
         ("dlrm_torchrec/train/x.py", "import recipes.train_a", "nothing imports recipes, data, benchmarks"),

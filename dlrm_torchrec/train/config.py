@@ -11,7 +11,7 @@ _LEARNING_STEPS = 200  # steps after the warm-up in which a model must learn som
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """One optimizer; ``eps`` and ``weight_decay`` mean the same for fused and dense kernels."""
+    """One optimizer; ``eps`` means the same for fused and dense kernels."""
 
     kind: OptimizerKind
     """The update rule. rowwise_adagrad keeps one moment per row; rowwise_sgd is sgd by another kernel."""
@@ -20,7 +20,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     """Added to the root of the second moment; 0 means by the number of rows; sgd does not use it."""
     weight_decay: float = 0.0
-    """Strength of the L2 penalty, added to the gradient; 0 means none, -1 means by the number of rows."""
+    """Strength of the L2 penalty, 0 for none or -1 by the number of rows; FBGEMM's updates on CPU ignore it."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of adam's two moments; other optimizers do not use them."""
 

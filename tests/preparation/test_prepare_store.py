@@ -19,6 +19,7 @@ from dlrm_torchrec.datasets.prepared.files import join
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.preparation.readers.paths import files_of
 from dlrm_torchrec.preparation.readers.tables import Form, head
+from dlrm_torchrec.preparation.work.recorded_work import FOLDER
 from tests.preparation import criteo_files
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +92,7 @@ def start(bucket: str, output: str, rank: int, size: int) -> subprocess.Popen[st
 def test_ranks_share_a_store_and_go_on_after_one_was_killed(bucket: str) -> None:
     one, many = f"{bucket}/one", f"{bucket}/many"
     ranks = [start(bucket, many, rank, 4) for rank in range(4)]
-    while not g_pathmgr.exists(f"{many}/work/count-00002.json"):
+    while not g_pathmgr.exists(join(many, FOLDER, "count-00002.json")):
         assert all(rank.poll() is None for rank in ranks)
     ranks[2].kill()
     said = [rank.communicate(timeout=100)[1] for rank in ranks]

@@ -23,7 +23,8 @@ from dlrm_torchrec.preparation.readers.columns import Columns
 from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
 from dlrm_torchrec.preparation.splits import Whole
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
-from dlrm_torchrec.train.metrics.auc import weighted_auc
+from dlrm_torchrec.train.metrics.auc import auc
+from dlrm_torchrec.train.metrics.scores import Scores
 from tests.distributed import run_ranks
 from tests.recipe import load_recipe, run_recipe
 from tests.rich_data import RATINGS, RICH, write_rich
@@ -155,8 +156,8 @@ def test_all_that_a_spec_can_say(spec: DatasetSpec, tmp_path: Path) -> None:
         known = [i for i, row in enumerate(rows) if row[label] is not None and row["importance"] > 0]
         labels = np.array([rows[i][label] for i in known])
         scores = torch.from_numpy(got[known, number])
-        auc = weighted_auc(scores, torch.from_numpy(labels), torch.from_numpy(weights[known]))
-        assert auc == pytest.approx(found[f"val/{label}/auc"], abs=1e-6)
+        served = auc(Scores(scores, torch.from_numpy(labels), torch.from_numpy(weights[known])))
+        assert served == pytest.approx(found[f"val/{label}/auc"], abs=1e-6)
         assert found[f"before/val/{label}/auc"] == pytest.approx(metrics[f"val/{label}/auc"], abs=1e-6)
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
-import numba
 import numpy as np
 from numba import float32, float64, int64, uint64
 from numpy.typing import NDArray
 
+from dlrm_torchrec.compiled import compiled
+
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
-F = TypeVar("F", bound=Callable[..., Any])
 
 _EXACT = 2**51  # below it, the product with a reciprocal in float64 misses a quotient by less than one
 
@@ -37,15 +36,7 @@ class Written(NamedTuple):
     bad_value: int
 
 
-def compiled(function: F) -> F:
-    """The function as machine code, compiled at its first call and kept on disk where that is possible."""
-    try:
-        return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
-    except RuntimeError:  # numba found no folder for its cache
-        return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
-
-
-@compiled
+@compiled(error_model="numpy")
 def expand(  # noqa: PLR0917  # numba's functions have no keywords
     passes: Passes,
     ids: Integers,
@@ -117,7 +108,7 @@ class _Batch(NamedTuple):
     class_rows: Integers
 
 
-@compiled
+@compiled(error_model="numpy")
 def _rows(  # noqa: PLR0917  # numba's functions have no keywords
     passes: Passes, number: int, ids: Integers, limit: int, out: Integers, step: int
 ) -> None:
@@ -150,7 +141,7 @@ def _rows(  # noqa: PLR0917  # numba's functions have no keywords
             out[i * step] = first_row + int64(uint64(ids[i]) // uint64(divisor) % uint64(classes))
 
 
-@compiled
+@compiled(error_model="numpy")
 def _below(rest: int, modulus: int) -> int:
     """``rest`` mod ``modulus``, if it is off by one multiple at most."""
     if rest < 0:
@@ -160,7 +151,7 @@ def _below(rest: int, modulus: int) -> int:
     return rest
 
 
-@compiled
+@compiled(error_model="numpy")
 def _quotient(dividend: int, divisor: int, inverse: float) -> int:
     quotient = int(dividend * inverse)
     rest = dividend - quotient * divisor
@@ -171,7 +162,7 @@ def _quotient(dividend: int, divisor: int, inverse: float) -> int:
     return quotient
 
 
-@compiled
+@compiled(error_model="numpy")
 def _weighted(  # noqa: PLR0917  # numba's functions have no keywords
     batch: _Batch, written: Written, first_bag: int, position: int, sums: Floats
 ) -> int:

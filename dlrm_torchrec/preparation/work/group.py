@@ -130,4 +130,4 @@ class Group:
         return join(self._output, self._name(rank))
 
     def _name(self, rank: int) -> str:
-        return f"{FOLDER}/rank-{rank}.json"
+        return f"{FOLDER}/{output_folder.RANK_FILES}{rank}.json"

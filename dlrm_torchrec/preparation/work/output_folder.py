@@ -11,6 +11,7 @@ from dlrm_torchrec.datasets.prepared.files import PARTIAL, join, read_json, remo
 from dlrm_torchrec.preparation.work.recorded_work import FOLDER
 
 REPORT, QUARANTINE = "report.json", "quarantine.tsv"
+RANK_FILES = "rank-"  # their names begin so; a rank may be writing its own at any moment
 _COMMAND = f"{FOLDER}/command.json"
 
 
@@ -63,7 +64,8 @@ def sweep(output: str, endings: tuple[str, ...] = (PARTIAL,)) -> None:
     for folder in (output, *(join(output, name) for name in g_pathmgr.ls(output))):
         if g_pathmgr.isdir(folder):
             for name in g_pathmgr.ls(folder):
-                if name.endswith(endings) and g_pathmgr.isfile(join(folder, name)):
+                mine = name.endswith(endings) and not name.startswith(RANK_FILES)
+                if mine and g_pathmgr.isfile(join(folder, name)):
                     g_pathmgr.rm(join(folder, name))
 
 

@@ -8,10 +8,8 @@ for bit for any number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]  # no stubs
 from numba import float32, types, uint32, uint64
@@ -19,9 +17,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from dlrm_torchrec.compiled import compiled
+
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
-F = TypeVar("F", bound=Callable[..., Any])
 
 SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM = range(4)
 
@@ -73,18 +72,6 @@ class Part(NamedTuple):
 
     number: int
     of: int
-
-
-def compiled(**options: Any) -> Callable[[F], F]:
-    """A decorator that compiles a function at its first call and keeps the machine code on disk where it can."""
-
-    def decorate(function: F) -> F:
-        try:
-            return cast(F, numba.njit(nogil=True, cache=True, **options)(function))
-        except RuntimeError:  # numba found no folder for its cache
-            return cast(F, numba.njit(nogil=True, **options)(function))
-
-    return decorate
 
 
 # Sums may be reordered, as vectors need it, and their order is the same in each call. Infinities and NaNs stay.

@@ -24,12 +24,6 @@ def auc(scores: Scores) -> float:
     return float(won / (positive.sum() * negative.sum()))
 
 
-def weighted_auc(scores: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> float:
-    """``auc`` of (N,) scores, labels and weights that this process holds alone."""
-    won, positive, negative = _pairs(scores, labels, weights.double()).tolist()
-    return float(won / (positive * negative))
-
-
 def ascending_ranges(scores: Scores) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """All rows of all ranks in ranges of outputs that ascend with the round, then with the rank.
 

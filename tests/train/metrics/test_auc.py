@@ -11,7 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.train.metrics import auc as ranges
 from dlrm_torchrec.train.metrics import grouped_auc as grouped
-from dlrm_torchrec.train.metrics.auc import auc, weighted_auc
+from dlrm_torchrec.train.metrics.auc import auc
 from dlrm_torchrec.train.metrics.grouped_auc import grouped_auc, noting_ids
 from dlrm_torchrec.train.metrics.reliability import Bin, calibration_bins
 from dlrm_torchrec.train.metrics.scores import Scores
@@ -68,7 +68,7 @@ def test_ranks_measure_what_one_process_would(rows: int, decimals: int, cuts: li
     found = run_ranks(len(cuts) - 1, measured, columns, cuts, ids, round_rows)
     assert found == [found[0]] * len(found)
     plain, weighted, of_ids, bins = found[0]
-    assert plain == auc(Scores(*columns[:2])) == weighted_auc(*columns[:2], torch.ones(rows))
+    assert plain == auc(Scores(*columns[:2])) == auc(Scores(*columns[:2], torch.ones(rows)))
     assert plain == pytest.approx(by_mid_ranks(z, y, np.ones(rows)), rel=1e-12)
     assert weighted == pytest.approx(by_mid_ranks(z, y, w), rel=1e-12)
     assert of_ids == pytest.approx(grouped_auc(Scores(*columns), ids), rel=1e-12)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numba import uint64
 
-from dlrm_torchrec.embeddings.compositional.row_kernel import Floats, Integers, compiled
+from dlrm_torchrec.compiled import compiled
+from dlrm_torchrec.embeddings.compositional.row_kernel import Floats, Integers
 
 
-@compiled
+@compiled(error_model="numpy")
 def distinct_ids(ids: Integers, counts: Integers) -> tuple[Integers, Integers, Integers]:
     """Every id of each feature once, in the order in which they come; how many each has; each id's place among them.
 
@@ -39,7 +40,7 @@ def distinct_ids(ids: Integers, counts: Integers) -> tuple[Integers, Integers, I
     return found[:total], found_counts, places
 
 
-@compiled
+@compiled(error_model="numpy")
 def order_by_class(
     classes: Integers, counts: Integers, num_classes: int, places: Integers
 ) -> tuple[Integers, Integers, Integers]:
@@ -72,7 +73,7 @@ def order_by_class(
     return order, ranks[places], runs[:num_runs]
 
 
-@compiled
+@compiled(error_model="numpy")
 def sum_bags(  # noqa: PLR0917  # numba's functions have no keywords
     vectors: Floats, places: Integers, lengths: Integers, weights: Floats, sums: Floats
 ) -> None:
@@ -91,7 +92,7 @@ def sum_bags(  # noqa: PLR0917  # numba's functions have no keywords
             position += 1
 
 
-@compiled
+@compiled(error_model="numpy")
 def add_to_vectors(  # noqa: PLR0917  # numba's functions have no keywords
     sums: Floats, places: Integers, lengths: Integers, weights: Floats, vectors: Floats
 ) -> None:

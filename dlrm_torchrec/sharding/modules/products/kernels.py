@@ -13,6 +13,7 @@ import numpy as np
 from numba import float32, int64, uint32, uint64
 from numpy.typing import NDArray
 
+from dlrm_torchrec.compiled import compiled
 from dlrm_torchrec.sharding.modules.update_kernels import (
     ADAGRAD,
     ADAM,
@@ -26,7 +27,6 @@ from dlrm_torchrec.sharding.modules.update_kernels import (
     Numbers,
     Rule,
     Step,
-    compiled,
     fetch,
     move_row,
     sort_keys,
