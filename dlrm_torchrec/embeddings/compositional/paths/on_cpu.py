@@ -44,8 +44,8 @@ def pool_paths(
     first, classes = group.networks(ids).values.view(2, len(found))
     num_classes = sum(group.class_counts[1])
     order, places, runs = order_by_class(classes.numpy(), counts_found, num_classes, places)
-    rows = torch.cat([first[torch.from_numpy(order)], group.later_rows(first.device)])
-    read = look_up(rows, one_each(rows), None)
+    rows = one_each(first[torch.from_numpy(order)])
+    read = group.read(look_up, rows, group.later_rows(first.device))
     read = read.to(torch.promote_types(read.dtype, torch.float32))
     weights = read.new_empty(0) if bags.weights is None else bags.weights.to(read.dtype)
     plan = Plan(
