@@ -42,8 +42,8 @@ class CompositionalLookup(GroupedPooledEmbeddingsLookup):
         self, stacked: Stacked, *args: Any, spread_over: dist.ProcessGroup | None = None, **kwargs: Any
     ) -> None:
         self._stacked, self._spread_over = stacked, spread_over  # before TorchRec's __init__ creates the kernels
+        self.in_order = False  # whether kernels must run one after another, as they exchange rows with other ranks
         super().__init__(*args, **kwargs)
-        self.in_order = spread_over is not None and any(isinstance(each, _Composed) for each in self._emb_modules)
         self._feature_splits = [
             sum(len(sources(table, stacked)) for table in config.embedding_tables) for config in self.grouped_configs
         ]
@@ -58,6 +58,7 @@ class CompositionalLookup(GroupedPooledEmbeddingsLookup):
                 [stacked for stacked in configs if stacked is not None], config, pg, device
             )
             if self._spread_over is not None:
+                self.in_order = True
                 composed.group = SpreadGroup(config.embedding_tables, composed.configs, self._spread_over)
             kernel = composed
         elif any(configs):

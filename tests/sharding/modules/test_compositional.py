@@ -174,7 +174,7 @@ def test_hosts_of_one_rank_each() -> None:
     """With one rank per host, types that place a table on a host see two hosts."""
     chosen = [
         case
-        for operation in (Add(), Concat(), FeatureGeneration())
+        for operation in (Add(), Concat(), FeatureGeneration(), Mult(), Path(hidden=8))
         for case in cases(operation)
         if case.kind in ("table_row_wise", "table_column_wise", "grid_shard", "mixed")
     ]
