@@ -191,6 +191,13 @@ def test_lookups_by_two_threads() -> None:
     assert run_ranks(1, compare_all, chosen, 1, 2, timeout_s=60) == [len(chosen)]
 
 
+def test_ranks_of_two_threads_exchange_rows_in_one_order() -> None:
+    chosen = [
+        case for case in cases(Mult()) if case.kind in ("row_wise", "table_wise") and case.pooling is PoolingType.SUM
+    ]
+    assert run_ranks(2, compare_all, chosen, 1, 2, timeout_s=60) == [len(chosen)] * 2
+
+
 def compare_without_sorted_updates(chosen: list[Case]) -> int:
     """With FBGEMM's kernels, which half-precision tables and those on a GPU have."""
     with pytest.MonkeyPatch.context() as patch:
