@@ -30,6 +30,7 @@ from dlrm_torchrec.sharding.cluster.topology import HostBandwidths
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.modules.composed_shardings import SHARDINGS, offered_types
 from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.sharding.planner.constraints import table_constraints
 from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
 from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 from tests.distributed import run_ranks
@@ -193,6 +194,20 @@ def test_auto_keeps_to_what_is_offered(operation: Operation, world_size: int, mo
     assert composed.sharding_type in offered_types(stored)
     if isinstance(operation, Path):
         assert composed.sharding_type not in ("column_wise", "table_column_wise", "grid_shard")
+
+
+@pytest.mark.parametrize("operation", [Mult(), Path(hidden=16), Add()], ids=str)
+def test_auto_keeps_products_and_paths_whole_on_cpu(operation: Operation) -> None:
+    """Their fast kernels there want it; sums take any type."""
+    tables = collection(operation)
+    optimize_tables_in_backward(tables, OptimizerConfig(kind="sgd", lr=0.1))
+    for device in ("cpu", "cuda"):
+        machine = Topology(world_size=2, local_world_size=2, compute_device=device)
+        found = table_constraints(tables, machine, ShardingConfig(), spec=SPEC, batch_size=128, access={}, without=())[
+            "t"
+        ].sharding_types
+        assert found is not None
+        assert ("row_wise" in found) == (device == "cuda" or isinstance(operation, Add))
 
 
 PART_OF_BAG = "but a rank with a part of the rows does not know how many ids a bag has; choose one of them"

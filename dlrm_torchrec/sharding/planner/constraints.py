@@ -66,7 +66,7 @@ def table_constraints(
         offload = config.host_memory and not stacked
         factors = table.pooling_factors(pooling, batch_size) if stacked else [pooling[f] for f in table.feature_names]
         constraints[table.name] = TableConstraints(
-            sharding_types=_allowed(kind, topology.world_size, table, excluded),
+            sharding_types=_allowed(kind, topology, table, excluded),
             compute_kernels=["dense", "fused", *(HOST_KERNELS if offload else [])],
             cache_params=_cache(table, access, batch_size * topology.world_size) if offload else None,
             min_partition=_shard_columns(table, topology.world_size) if kind in COLUMN_TYPES else None,
@@ -150,12 +150,15 @@ def _check_replicas(table: EmbeddingBagConfig, kind: str) -> None:
         )
 
 
-def _allowed(kind: ShardingKind, world_size: int, table: EmbeddingBagConfig, excluded: Sequence[str]) -> list[str]:
+def _allowed(kind: ShardingKind, topology: Topology, table: EmbeddingBagConfig, excluded: Sequence[str]) -> list[str]:
     """Sharding types that the planner may choose from."""
     if kind != "auto":
         return [kind]
-    if world_size == 1:
+    if topology.world_size == 1:
         return ["table_wise"]  # a single rank shares nothing, and this type has the fused kernel
+    summed = not isinstance(table, StackedEmbeddingBagConfig) or isinstance(table.operation, Summed)
+    if topology.compute_device == "cpu" and not summed:
+        excluded = [*excluded, *ROW_TYPES]  # the fast kernels of products and paths want whole rows on one rank
     if table.data_type is not DataType.FP32:  # see _check_replicas
         excluded = [*excluded, "data_parallel"]
     return [offered for offered in offered_types(table) if offered not in excluded]
