@@ -80,7 +80,6 @@ from itertools import product
 from statistics import mean
 
 import torch
-from torch.distributed.elastic.multiprocessing.errors import record
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.models.dlrm import DLRM
 
@@ -94,6 +93,7 @@ from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.terminal.failure import run
 from dlrm_torchrec.train.log import RunLog, prefixed
 from dlrm_torchrec.train.metrics.labels import evaluate
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
@@ -140,7 +140,6 @@ def train(
     return log.finish(metrics)
 
 
-@record
 def main(preset: str, cfg: Config) -> dict[str, float]:
     spec = load_spec(cfg.data, cfg.shape)
     require(spec, "compare_embeddings", weights=True)
@@ -166,4 +165,4 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(*COMMAND_LINE)
+    run(main, *COMMAND_LINE)

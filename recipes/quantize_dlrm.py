@@ -15,9 +15,9 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field, replace
 
-import tyro
 from tyro.conf import Positional
 
+from dlrm_torchrec.command_line import read_options
 from dlrm_torchrec.inference.config import MlpType, TableType
 from dlrm_torchrec.recipe import load_ranking_recipe, read_config
 
@@ -39,10 +39,11 @@ class Config:
     calibration_batches: int = 8  # Number of training batches that a budget and static ranges are measured on.
     max_auc_loss: float = 1e-3  # Maximum fall of AUC, or rise of RMSE by this share; else nothing is written.
     output: str = ""  # Folder of the package; empty means <run>/package.
+    debug: bool = False  # Show the call stack of every error.
 
 
 if __name__ == "__main__":
-    COMMAND_LINE = tyro.cli(Config, description=__doc__)  # before torch is imported, so that --help answers at once
+    COMMAND_LINE = read_options(Config, __doc__)  # before torch is imported, so that --help answers at once
 
 from collections import Counter
 from itertools import islice
@@ -59,6 +60,7 @@ from dlrm_torchrec.inference.scoring import Scorer, script
 from dlrm_torchrec.inference.tables.choose import choose_types, logit_errors
 from dlrm_torchrec.inference.tables.serve import check_types, serve_tables, table_bytes, table_weights
 from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.terminal.failure import run
 from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path, load_unsharded, read_progress
 from dlrm_torchrec.train.log import prefixed
 from dlrm_torchrec.train.metrics.labels import label_metrics
@@ -189,7 +191,4 @@ def loss_of_quality(report: Report) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        main(COMMAND_LINE)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run(main, COMMAND_LINE)

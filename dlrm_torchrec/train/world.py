@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from dlrm_torchrec.terminal.quiet import quiet_libraries
 from dlrm_torchrec.train.rendezvous import attempt_store
 
 
@@ -42,7 +41,7 @@ def join_world(seed: int, timeout_s: float = 600) -> Iterator[World]:
 
     Every rank has the same seed for dense weights; ``initialize_tables`` initialises tables.
     """
-    _quiet_libraries()
+    quiet_libraries()
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
     cuda = torch.cuda.is_available()
@@ -68,11 +67,3 @@ def join_world(seed: int, timeout_s: float = 600) -> Iterator[World]:
         yield World(rank=rank, size=size, local_size=local_size, device=device, control=control)
     finally:
         dist.destroy_process_group()
-
-
-def _quiet_libraries() -> None:
-    """Hide deprecation warnings between torch and torchrec, which do not concern the user."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(rec)?\.")
-    for name in ("torchrec", "torch.fx._symbolic_trace"):
-        logging.getLogger(name).setLevel(logging.ERROR)
