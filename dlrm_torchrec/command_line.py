@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import tyro
 
-from dlrm_torchrec.terminal.failure import BAD_ARGUMENTS, one_voice
+from dlrm_torchrec.terminal.failure import one_voice
 
 Config = TypeVar("Config")
 
@@ -29,11 +29,7 @@ def parse(presets: Mapping[str, Config], argv: Sequence[str] | None = None) -> t
     if argv is not None:
         return _parsed(presets, list(argv))
     with one_voice():
-        try:
-            return _parsed(presets, sys.argv[1:])
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(BAD_ARGUMENTS)
+        return _parsed(presets, sys.argv[1:])
 
 
 def read_options(kind: type[Config], description: str | None) -> Config:

@@ -48,6 +48,7 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)  # Seeds of the initial weights; every variant is trained once with each.
     count: bool = False  # Print how many parameters the variants have, and train nothing.
     run_dir: str = "runs/compare_embeddings"  # Folder of runs; the preset's name is appended.
+    debug: bool = False  # Show the call stack of every error.
 
 
 QR = partial(TablesConfig, kind="quotient_remainder")
@@ -93,6 +94,7 @@ from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.terminal.closing import say_closing
 from dlrm_torchrec.terminal.failure import run
 from dlrm_torchrec.train.log import RunLog, prefixed
 from dlrm_torchrec.train.metrics.labels import evaluate
@@ -150,6 +152,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
     run_dir = f"{cfg.run_dir}/{preset}"
     with join_world(cfg.data_seed) as world:
         alike = asdict(replace(cfg, shape=spec, sweep=Sweep(), seeds=(), run_dir=""))  # what all runs have in common
+        del alike["debug"]
         alike |= {"ranks": world.size, "device": world.device.type}
         runs = Runs(run_dir, alike, cfg.seeds, write=world.is_main)
         for seed, variant in product(cfg.seeds, compared):
@@ -160,7 +163,9 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
                 runs.add(variant, seed, train(cfg, spec, variant, seed=seed, world=world, log=log))
         metrics = {variant.name: mean(runs.values(variant, "val/auc")) for variant in compared}
         if world.is_main:
-            print(write_report(run_dir, compared, runs), json.dumps(metrics), sep="\n")
+            print(write_report(run_dir, compared, runs))
+            say_closing(wrote=[f"{run_dir}/results.md", f"{run_dir}/quality.png"])
+            print(json.dumps(metrics))
         return metrics
 
 

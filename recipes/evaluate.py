@@ -54,6 +54,8 @@ from dlrm_torchrec.datasets.spec_checks import check_same_meaning
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.terminal import commands
+from dlrm_torchrec.terminal.closing import say_closing
 from dlrm_torchrec.terminal.failure import run
 from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, checkpoint_path, read_progress
 from dlrm_torchrec.train.log import prefixed
@@ -61,6 +63,7 @@ from dlrm_torchrec.train.metrics.grouped_auc import grouped_auc, noting_ids
 from dlrm_torchrec.train.metrics.labels import label_metrics
 from dlrm_torchrec.train.metrics.reliability import calibration_bins, expected_calibration_error, plot_calibration
 from dlrm_torchrec.train.metrics.scores import predict
+from dlrm_torchrec.train.output.closing import main_metric
 from dlrm_torchrec.train.world import World, join_world
 
 
@@ -133,6 +136,13 @@ def report(cfg: Config, result: dict[str, Any], world: World) -> dict[str, float
         changes = ", ".join(f"{name} {-value:+.5f}" for name, value in lost.items())
         print(f"without {feature}: {changes}", file=sys.stderr)
     final = prefixed(f"{cfg.split}/", result["metrics"]) | {"steps": result["step"]}
+    name = main_metric(final, f"{cfg.split}/")
+    more = [] if cfg.ablation else [commands.start("evaluate", cfg.recipe, cfg.run, "--ablation")]
+    say_closing(
+        reached=f"{cfg.split}/{name} {final[f'{cfg.split}/{name}']:.4f} at step {result['step']:,}",
+        wrote=[path for path in (f"{cfg.run}/evaluation.json", cfg.plot) if path],
+        next=[*more, commands.start("quantize_dlrm", cfg.recipe, cfg.run), commands.show(cfg.run)],
+    )
     print(json.dumps(final), flush=True)
     return final
 

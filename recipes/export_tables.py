@@ -37,6 +37,7 @@ if __name__ == "__main__":
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.embeddings.table_files import write_table
+from dlrm_torchrec.terminal.closing import say_closing
 from dlrm_torchrec.terminal.failure import run
 from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path
 from dlrm_torchrec.train.checkpoints.tables import read_table, saved_tables
@@ -52,6 +53,8 @@ def main(cfg: Config) -> dict[str, list[int]]:
     for name in cfg.tables or found:
         print(write_table(cfg.output, name, read_table(path, found[name]), cfg.format), file=sys.stderr)
     shapes = {name: [found[name].rows, found[name].dim] for name in cfg.tables or found}
+    advice = f"--tables.pretrained {cfg.output}, added to a training command, starts with these tables"
+    say_closing(wrote=[f"{len(shapes)} tables into {cfg.output}"], next=[advice])
     print(json.dumps(shapes))
     return shapes
 

@@ -12,6 +12,7 @@ Expected: the demo's tables take 31 % of their bytes and its AUC stays within 1e
 """
 
 import json
+import shlex
 import sys
 from dataclasses import asdict, dataclass, field, replace
 
@@ -60,6 +61,7 @@ from dlrm_torchrec.inference.scoring import Scorer, script
 from dlrm_torchrec.inference.tables.choose import choose_types, logit_errors
 from dlrm_torchrec.inference.tables.serve import check_types, serve_tables, table_bytes, table_weights
 from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.terminal.closing import say_closing
 from dlrm_torchrec.terminal.failure import run
 from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path, load_unsharded, read_progress
 from dlrm_torchrec.train.log import prefixed
@@ -142,6 +144,7 @@ def main(cfg: Config) -> dict[str, float]:
     facts |= {"steps": progress.step, "tables": types}
     output = cfg.output or f"{cfg.run}/package"
     write_package(output, served, spec, vocabularies=words, model_facts=facts, metrics=asdict(report))
+    say_closing(wrote=[output], next=[shlex.join(["dlrm-recipes", "serve", output])])
     final = prefixed(f"{cfg.split}/", report.after) | prefixed(f"before/{cfg.split}/", report.before)
     final |= {"largest_change": report.largest_change, "steps": progress.step}
     final |= prefixed("bytes/", report.bytes_after) | prefixed("before/bytes/", report.bytes_before)

@@ -16,16 +16,16 @@ def this_recipe() -> str:
     return script.stem if ours.exists() and script.exists() and ours.samefile(script) else str(script)
 
 
-def command(recipe: str, *words: str) -> str:
+def start(recipe: str, *words: str) -> str:
     """The command that starts ``recipe`` with these arguments: by its path if it is beside this script, as typed.
 
-    >>> command("evaluate", "train_dlrm", "my runs/demo")
+    >>> start("evaluate", "train_dlrm", "my runs/demo")
     "dlrm-recipes run evaluate -- train_dlrm 'my runs/demo'"
     """
     beside = Path(sys.argv[0]).with_name(f"{recipe}.py")
     by_path = not beside.is_absolute() and beside.exists()
-    start = ["python", str(beside)] if by_path else ["dlrm-recipes", "run", recipe, "--"]
-    return shlex.join([*start, *words])
+    program = ["python", str(beside)] if by_path else ["dlrm-recipes", "run", recipe, "--"]
+    return shlex.join([*program, *words])
 
 
 def show(run: str) -> str:

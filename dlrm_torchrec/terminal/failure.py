@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import ParamSpec, TypeVar
 
@@ -20,6 +20,7 @@ from dlrm_torchrec.terminal.ranks import Failure, Place, place
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
+STARTED = time.monotonic()  # of this process, as recipes import their command line first
 MISTAKE, BAD_ARGUMENTS, INTERRUPTED = 1, 2, 130
 NEIGHBOURS_S = 2.0  # for which a rank that fails waits whether its neighbours fail alike
 CAUSE_S = 5.0  # for which a rank that lost another one waits for the sentence of that one
@@ -111,17 +112,28 @@ def _print(failure: Failure, who: str) -> None:
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Inside ``with``, the first rank of a host alone is heard: all read the same command line and say the same of it.
+    """Inside ``with``, a command line is read: a mistake in it ends this process with its sentence and exit code 2.
 
-    The others wait for it when they are refused, because torchrun ends all ranks as soon as one has ended.
+    The first rank of a host alone is heard, since all read the same and say the same of it. The others wait for it
+    when they are refused, because torchrun ends all ranks as soon as one has ended.
     """
-    if place().is_first:
-        yield
-        return
-    try:
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+    where = place()
+    with ExitStack() as silence:
+        if not where.is_first:
+            silence.enter_context(redirect_stdout(StringIO()))
+            silence.enter_context(redirect_stderr(StringIO()))
+        try:
             yield
-    except SystemExit as end:
-        if end.code:
-            time.sleep(TORCHRUN_S)
-        raise
+            return
+        except ValueError as error:
+            sentence = str(error)
+            print(f"error: {error}", file=sys.stderr)
+        except SystemExit as end:  # of tyro, which has said why
+            if not end.code:
+                raise
+            sentence = "options must be as --help lists them: got others, which the lines above name"
+    if where.is_first:
+        where.record(Failure(where.rank, sentence))
+    else:
+        time.sleep(TORCHRUN_S)
+    sys.exit(BAD_ARGUMENTS)

@@ -98,10 +98,18 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
     return Place(rank, size, local_rank, local_size, Path(file) if file else None)
 
 
+def has_spoken(error: Mapping[str, Any]) -> bool:
+    """Whether this content of an error file was written by a rank that has printed why it failed."""
+    message = error.get("message")
+    return isinstance(message, dict) and "lost" in message.get("extraInfo", {})
+
+
 def _read(path: Path) -> Failure | None:
     try:
-        message: dict[str, Any] = json.loads(path.read_text())["message"]
-        extra = message["extraInfo"]
-        return Failure(extra["rank"], message["message"], extra.get("py_callstack", ""), extra["lost"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # none yet, or one of another program
+        data = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None  # none yet
+    if not has_spoken(data):
+        return None  # of another program
+    message, extra = data["message"]["message"], data["message"]["extraInfo"]
+    return Failure(extra["rank"], message, extra.get("py_callstack", ""), lost=extra["lost"])

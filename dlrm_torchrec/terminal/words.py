@@ -1,9 +1,8 @@
-"""Durations and closing blocks, as people read them."""
+"""Durations as people read them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 
 
 def duration(seconds: float) -> str:
@@ -37,19 +36,3 @@ def _units(seconds: int) -> str:
     first = next((i for i, (count, _) in enumerate(parts) if count), len(parts) - 1)
     shown = [f"{count} {name}" for count, name in parts[first : first + 2] if count]
     return " ".join(shown) or "0 s"
-
-
-def block(rows: Iterable[tuple[str, str | Sequence[str]]]) -> str:
-    """Lines with a heading in front of each group; groups without lines are left out.
-
-    >>> print(block([("reached", "AUC 0.8"), ("saved", []), ("next", ["one", "two"])]))
-    reached  AUC 0.8
-    next     one
-             two
-    """
-    groups = [(name, [lines] if isinstance(lines, str) else list(lines)) for name, lines in rows]
-    groups = [(name, lines) for name, lines in groups if any(lines)]
-    width = max((len(name) for name, _ in groups), default=0)
-    return "\n".join(
-        f"{name if i == 0 else '':{width}}  {line}" for name, lines in groups for i, line in enumerate(lines)
-    )

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dlrm_torchrec.terminal import commands
-from dlrm_torchrec.terminal.words import block, duration
+from dlrm_torchrec.terminal.closing import block
+from dlrm_torchrec.terminal.words import duration
 from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path
 
 MAIN = ("hr@10", "auc", "rmse")  # the metrics that a recipe is judged by, the first that it has
@@ -53,10 +54,10 @@ def describe(ended: Ended, metrics: Mapping[str, float]) -> str:
     return block(
         [
             ("reached" if ended.is_over else "stopped", reached),
-            ("took", _took(ended)),
-            ("run", f"{ended.folder} with {files}"),
-            ("saved", saved if ended.is_over else ""),
-            ("next", _next(ended, metrics) if ended.is_over else ""),
+            ("took", [_took(ended)]),
+            ("run", [f"{ended.folder} with {files}"]),
+            ("saved", [saved if ended.is_over else ""]),
+            ("next", _next(ended, metrics) if ended.is_over else []),
         ]
     )
 
@@ -93,12 +94,12 @@ def _took(ended: Ended) -> str:
 
 def _next(ended: Ended, metrics: Mapping[str, float]) -> list[str]:
     if main_metric(metrics) == RANKS_ITEMS:
-        lines = [(commands.command("export_tables", ended.folder, "--output", f"{ended.folder}/tables"), "vectors")]
+        lines = [(commands.start("export_tables", ended.folder, "--output", f"{ended.folder}/tables"), "vectors")]
     else:
         of_run = (commands.this_recipe(), ended.folder)
         lines = [
-            (commands.command("evaluate", *of_run, "--ablation"), "what each feature is worth"),
-            (commands.command("quantize_dlrm", *of_run), "a package for serving"),
+            (commands.start("evaluate", *of_run, "--ablation"), "what each feature is worth"),
+            (commands.start("quantize_dlrm", *of_run), "a package for serving"),
         ]
     lines.append((commands.show(ended.folder), "its curves"))
     width = max(len(line) for line, _ in lines)
