@@ -20,6 +20,7 @@ from dlrm_torchrec.train.metrics.watch import Watch
 from dlrm_torchrec.train.output import closing
 from dlrm_torchrec.train.output.pace import Pace
 from dlrm_torchrec.train.output.records import append_record, keep_records
+from dlrm_torchrec.train.processes.lock import RunLock
 from dlrm_torchrec.train.timing.step_times import Timing
 from dlrm_torchrec.train.world import World
 
@@ -42,7 +43,8 @@ class RunLog:
         self._begun = time.perf_counter()
         if not world.is_main:
             return
-        g_pathmgr.mkdirs(self.folder)
+        self._lock = RunLock(self.folder, self.say)
+        world.at_end.callback(self._lock.release)
         if config.tensorboard:
             self._tensorboard = _tensorboard(self.folder)
 
@@ -185,6 +187,7 @@ class RunLog:
             self.say(closing.describe(ended, metrics))
             if self.config.tensorboard:
                 self._tensorboard.close()
+            self._lock.release()
             print(json.dumps(final), flush=True)
         return final
 

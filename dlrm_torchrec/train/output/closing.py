@@ -43,12 +43,13 @@ def describe(ended: Ended, metrics: Mapping[str, float]) -> str:
     if not ended.is_over:
         kept = f"saved at {saved}" if saved else "nothing is saved"
         advice = "run the same command again to resume" if saved else "the same command begins anew"
-        reached = [f"stopped at {place}, {kept}; {advice}"]
+        reached = [f"at {place}, {kept}; {advice}"]
     elif ended.step < ended.num_steps:
         reached = [f"ended early at {place}", *_reached(metrics)]
     else:
         reached = _reached(metrics) or [place]
     if not saved:
+        reached[0] = reached[0] if ended.is_over else f"stopped {reached[0]}"
         return "; ".join([*reached, f"took {duration(ended.total_s)}", f"see {ended.folder}"])
     files = "config.json, metrics.jsonl" + (", TensorBoard events" if ended.tensorboard else "")
     return block(
