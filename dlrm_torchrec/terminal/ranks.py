@@ -46,7 +46,8 @@ class Place:
         """Write the error file, as torchrun reads it: a call stack if there is one, else the sentence."""
         if self.error_file is None:
             return
-        extra = {"timestamp": str(int(time.time())), "rank": failure.rank, "lost": failure.lost}
+        second = int(time.time()) + failure.lost  # torchrun looks for the cause in the earliest one
+        extra = {"timestamp": str(second), "rank": failure.rank, "lost": failure.lost}
         if failure.stack:
             extra["py_callstack"] = failure.stack
         partial = self.error_file.with_suffix(".partial")

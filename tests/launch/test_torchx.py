@@ -15,7 +15,7 @@ import pytest
 import torchx.components.dist
 from torchx.components.component_test_base import ComponentTestCase
 from torchx.specs.builders import materialize_appdef
-from torchx.specs.finder import ModuleComponentsFinder, get_components
+from torchx.specs.finder import ComponentValidationException, ModuleComponentsFinder, get_components
 
 import torchx_components.dist
 
@@ -116,6 +116,12 @@ def test_program_and_arguments_reach_torchrun(line: str, expected: str) -> None:
 def test_missing_program_is_explained(line: str) -> None:
     with pytest.raises(ValueError, match=r"dist.ddp must be told what to run: got .*; name a script before"):
         command_of(line)
+
+
+@pytest.mark.parametrize("j", ["0x0", "1x0", "2:1x2"])
+def test_no_ranks_are_refused_as_torchx_refuses(j: str) -> None:
+    with pytest.raises(ComponentValidationException, match=f"-j must be at least 1, .*: got '{j}'; write for example"):
+        command_of(f"-j {j} recipes/job.py")
 
 
 def test_stock_options_reach_the_stock_component() -> None:

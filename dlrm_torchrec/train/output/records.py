@@ -27,20 +27,7 @@ class Records(NamedTuple):
 
 def read_records(folder: str) -> Records:
     """The records of the run in ``folder``; none if it has written none. Lines that are no records raise nothing."""
-    found = Records([], [], [])
-    path = f"{folder.rstrip('/')}/{FILE}"
-    if not g_pathmgr.exists(path):
-        return found
-    with g_pathmgr.open(path, "rb") as stream:
-        lines = stream.read().split(b"\n")
-    for line in lines if lines[-1] else lines[:-1]:  # nothing follows the end of the last line
-        record = _record(line)
-        if record is None:
-            found.unreadable.append(line)
-        else:
-            found.records.append(record)
-            found.lines.append(line + b"\n")
-    return found
+    return _parsed(_content(folder.rstrip("/")))
 
 
 def append_record(folder: str, step: int, values: Mapping[str, float]) -> None:
@@ -55,20 +42,41 @@ def keep_records(folder: str, step: int) -> str:
 
     A kill in between loses nothing: the file is replaced as a whole, after the lines that it loses are safe.
     """
-    found = read_records(folder)
+    content = _content(folder)
+    found = _parsed(content)
     kept = [line for record, line in zip(found.records, found.lines, strict=True) if record["step"] <= step]
     aside = f"{folder}/{SET_ASIDE}"
     if found.unreadable:
         with g_pathmgr.open(aside, "ab") as stream:
             stream.write(b"\n".join(found.unreadable) + b"\n")
-    if found.unreadable or len(kept) < len(found.lines) or not g_pathmgr.exists(f"{folder}/{FILE}"):
+    if b"".join(kept) != content or not content:
         _replace(f"{folder}/{FILE}", kept)
     if not found.unreadable:
         return ""
-    count = f"{len(found.unreadable)} lines" if len(found.unreadable) > 1 else "a line"
-    return f"warning: {folder}/{FILE} had {count} that no run wrote whole; they are now in {aside}".replace(
-        "they are", "it is" if len(found.unreadable) == 1 else "they are"
-    )
+    lines, are = ("a line", "it is") if len(found.unreadable) == 1 else (f"{len(found.unreadable)} lines", "they are")
+    return f"warning: {folder}/{FILE} had {lines} that no run wrote whole; {are} now in {aside}"
+
+
+def _content(folder: str) -> bytes:
+    path = f"{folder}/{FILE}"
+    if not g_pathmgr.exists(path):
+        return b""
+    with g_pathmgr.open(path, "rb") as stream:
+        content: bytes = stream.read()
+    return content
+
+
+def _parsed(content: bytes) -> Records:
+    found = Records([], [], [])
+    lines = content.split(b"\n")
+    for line in lines if lines[-1] else lines[:-1]:  # nothing follows the end of the last line
+        record = _record(line)
+        if record is None:
+            found.unreadable.append(line)
+        else:
+            found.records.append(record)
+            found.lines.append(line + b"\n")
+    return found
 
 
 def _replace(path: str, lines: Sequence[bytes]) -> None:
