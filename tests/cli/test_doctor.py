@@ -310,8 +310,8 @@ def test_a_check_that_does_not_exist() -> None:
 @pytest.mark.parametrize(
     ("broken", "run", "said"),
     [
-        ([], ["processes"], ["imports: ok", "processes: ok"]),
-        (["processes"], ["processes", "imports"], ["imports: ok", "processes: p; fix: c"]),
+        ([], ["processes"], [f"imports: {SOUND['imports'](GOOD)}", f"processes: {SOUND['processes'](GOOD)}"]),
+        (["processes"], ["processes", "imports"], [f"imports: {SOUND['imports'](GOOD)}", "processes: p; fix: c"]),
         (["processes", "imports"], ["processes", "imports"], ["imports: p; fix: c"]),
     ],
 )
@@ -359,7 +359,7 @@ def test_an_attempt_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None
 def test_every_check_is_silent_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PATH", f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}")
     assert doctor(list(CHECKS)) == 0
-    assert capsys.readouterr().out.splitlines() == [f"{name}: ok" for name in CHECKS]
+    assert capsys.readouterr().out.splitlines() == [f"{name}: {SOUND[name](observe())}" for name in CHECKS]
 
 
 @pytest.mark.slow

@@ -134,6 +134,7 @@ def test_stock_options_reach_the_stock_component() -> None:
     stock_command = stock.roles[0].args[-1]
     assert ours.roles[0].args[-1] == f'PATH={BIN}:"$$PATH" {stock_command}'
     ours.roles[0].args[-1] = stock_command
+    assert ours.roles[0].env.pop("OMP_NUM_THREADS") == "1"  # 3 cores for 4 processes
     assert ours == stock
 
 

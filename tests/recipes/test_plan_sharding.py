@@ -188,7 +188,7 @@ def test_the_closing_lines_name_the_files_and_commands_that_work(tmp_path: Path)
     explained, trained = (shlex.split(line[6:]) for line in printed.splitlines()[-2:])
     start = ["dlrm-recipes", "run", "plan_sharding", "--"]
     assert explained[:4] == start
-    assert "ranks" in recipe(*explained[4:])
+    assert f"{explained[5]} on 3x8:h100: 50 x 16" in recipe(*explained[4:])
     assert trained[:3] == ["torchx", "run", "dlrm.train"]
     (role,) = materialize_appdef(dlrm.train, trained[3:]).roles
     assert "--nnodes 3 --nproc_per_node 8 " in role.args[-1]
@@ -331,7 +331,7 @@ GOLDEN = Path(__file__).parent / "printed_plans"
 @pytest.mark.parametrize("topology", ["2x8:h100", "1x8:a100-80", "4x2:cpu"])
 def test_the_printed_plan_is_as_it_was(tmp_path: Path, topology: str) -> None:
     _, printed = plan(tmp_path, "train_dcnv2", "--preset=mlperf", "--topology", topology, "--explain=t_cat_0")
-    assert printed == (GOLDEN / f"{topology.replace(':', '-')}.txt").read_text()
+    assert printed.partition("wrote  ")[0] == (GOLDEN / f"{topology.replace(':', '-')}.txt").read_text()
 
 
 def test_many_ranks_share_lines_and_the_slowest_are_shown(tmp_path: Path) -> None:

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from dlrm_torchrec.cli.launch import launch
 from dlrm_torchrec.command_line import parse
 from dlrm_torchrec.terminal.failure import run
-from tests.distributed import run_ranks
 from tests.recipe import ROOT
+from tests.scripts import run_python
 
 FAILING = Path(__file__).with_name("failing.py")
 MISTAKE = "lr must be positive: got -1.0; raise it"
@@ -151,10 +150,7 @@ def test_an_error_file_that_is_not_torchruns_is_written(tmp_path: Path, monkeypa
     assert json.loads((tmp_path / "reply.json").read_text())["message"]["message"] == MISTAKE
 
 
-def _launched(words: list[str]) -> int:
-    return launch(FAILING, ["--standalone", "--nproc_per_node", "2"], words)
-
-
-def test_dlrm_recipes_run_adds_nothing_to_the_sentence(capfd: pytest.CaptureFixture[str]) -> None:
-    assert run_ranks(1, _launched, ["mistake", "waits"], join=False) == [1]
-    assert capfd.readouterr().err == f"error of rank 0: {MISTAKE}\n"
+def test_dlrm_recipes_run_adds_nothing_to_the_sentence(tmp_path: Path) -> None:
+    torchrun = ["--standalone", "--nproc_per_node", "2", "--", "mistake", "waits"]
+    done = run_python(["-m", "dlrm_torchrec.cli.main", "run", str(FAILING), *torchrun], tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"error of rank 0: {MISTAKE}\n")
