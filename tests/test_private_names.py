@@ -135,7 +135,7 @@ LIST = [
     Private(
         "torch.fx",
         ["_symbolic_trace"],
-        ["dlrm_torchrec/train/world.py"],
+        ["dlrm_torchrec/terminal/quiet.py"],
         "The name of a logger whose warnings are kept off the terminal.",
     ),
     # torch: checkpoints

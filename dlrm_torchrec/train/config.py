@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+from tyro.conf import arg
 
 OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
 # How a run computes: auto measures what is faster here, exact is float32 without a compiler, with FBGEMM's updates; the
@@ -104,6 +106,8 @@ class LogConfig:
     """First and last step of a torch.profiler trace of every rank; None means no trace."""
     timed: tuple[int, int] | None = None
     """First and last step whose parts are timed one by one, written to step_times.json; None means no timing."""
+    debug: Annotated[bool, arg(aliases=["--debug"])] = False
+    """Show the call stack of every error, also of those that one sentence explains."""
 
     def __post_init__(self) -> None:
         if self.every < 1:

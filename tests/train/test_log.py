@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import sys
 import termios
 import time
 from pathlib import Path
@@ -40,11 +41,12 @@ def _resume(folder: str, step: int) -> None:
     RunLog(folder, LogConfig(), here(), {}).start(step, 10)
 
 
-def test_records_after_the_checkpoint_and_half_lines_are_dropped(tmp_path: Path) -> None:
+def test_records_after_the_checkpoint_are_dropped_and_half_lines_set_aside(tmp_path: Path) -> None:
     lines = ['{"step": 2, "train/loss": 1}\n', '{"step": 4, "train/loss": 2}\n', '{"step": 6, "tra']
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
     run_ranks(1, _resume, str(tmp_path), 3)
     assert (tmp_path / "metrics.jsonl").read_text() == lines[0]
+    assert (tmp_path / "metrics.unreadable").read_text() == f"{lines[2]}\n"
 
 
 def _what_a_finished_run_says(folder: str) -> str:
@@ -56,7 +58,40 @@ def _what_a_finished_run_says(folder: str) -> str:
 
 def test_a_finished_run_says_so(tmp_path: Path) -> None:
     shown = run_ranks(1, _what_a_finished_run_says, str(tmp_path))[0]
-    assert "holds a finished run of 10 steps; choose another --run-dir to train again" in shown
+    assert "holds a finished run of 10 steps; choose another --run-dir to train again, or train on with more" in shown
+
+
+def _without_tensorboard(folder: str) -> None:
+    sys.modules["torch.utils.tensorboard"] = None  # type: ignore[assignment]  # an import of it fails
+    RunLog(folder, LogConfig(tensorboard=True), here(), {})
+
+
+def test_tensorboard_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    message = "TensorBoard must be installed for --log.tensorboard: got .*; pip install tensorboard"
+    with pytest.raises(RuntimeError, match=message):
+        run_ranks(1, _without_tensorboard, str(tmp_path))
+
+
+def _closing(folder: str, last: int) -> tuple[str, str]:
+    told, printed = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(printed):
+        log = RunLog(folder, LogConfig(every=2), here(), {})
+        log.start(0, 4)
+        for step in range(1, last + 1):
+            log.step(step, torch.tensor(0.5), 10)
+        log.stop(last)
+        log.finish({"val/auc": 0.75})
+    return told.getvalue(), printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("last", "said"), [(4, "val/auc 0.7500; took"), (2, "stopped at step 2 of 4, nothing is saved")]
+)
+def test_the_last_words_are_for_people_and_the_last_line_for_programs(tmp_path: Path, last: int, said: str) -> None:
+    told, printed = run_ranks(1, _closing, str(tmp_path), last)[0]
+    assert "step 2 of 4, 50 %, about 1 s left  train/loss 0.5  samples_per_s" in told
+    assert told.splitlines()[-1].startswith(said)
+    assert json.loads(printed).keys() == {"val/auc", "samples_per_s"}
 
 
 def _loss_of_one_rank(folder: str, value: float) -> None:
