@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from dlrm_torchrec.train import stop
-from dlrm_torchrec.train.processes.output import outlive_readers
+from dlrm_torchrec.train.processes.printing import outlive_readers
 from dlrm_torchrec.train.stop import StopRequest
 from dlrm_torchrec.train.world import World
 from tests.distributed import here, run_ranks
