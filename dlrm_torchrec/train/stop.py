@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from dlrm_torchrec.train.processes.lock import mark_stopping
-from dlrm_torchrec.train.processes.output import expect_readers, outlive_readers
+from dlrm_torchrec.train.processes.printing import expect_readers, outlive_readers
 from dlrm_torchrec.train.world import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
