@@ -14,6 +14,7 @@ Expected: the demo's tables take 31 % of their bytes and its AUC stays within 1e
 import json
 import sys
 from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
 
 import tyro
 from tyro.conf import Positional
@@ -26,7 +27,7 @@ from dlrm_torchrec.recipe import load_ranking_recipe, read_config
 class Config:
     recipe: Positional[str]  # The recipe that trained the run: its name here, or the path of your copy.
     run: Positional[str]  # The run's folder, with config.json and checkpoints.
-    step: int | None = None  # Step of the checkpoint; None means the newest.
+    step: int | Literal["best"] | None = None  # Step of the checkpoint, or best by validation; None means the newest.
     data: str = ""  # Another prepared folder with the same features; empty means the run's own data.
     split: str = "val"  # The split whose rows the metrics are measured on.
     batch_size: int = 8192  # Rows that are scored at a time.
@@ -59,7 +60,9 @@ from dlrm_torchrec.inference.scoring import Scorer, script
 from dlrm_torchrec.inference.tables.choose import choose_types, logit_errors
 from dlrm_torchrec.inference.tables.serve import check_types, serve_tables, table_bytes, table_weights
 from dlrm_torchrec.schema import DatasetSpec
-from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path, load_unsharded, read_progress
+from dlrm_torchrec.train.checkpoints.checkpoint import load_unsharded
+from dlrm_torchrec.train.checkpoints.folder import checkpoint_path
+from dlrm_torchrec.train.checkpoints.marker import read_progress
 from dlrm_torchrec.train.log import prefixed
 from dlrm_torchrec.train.metrics.labels import label_metrics
 from dlrm_torchrec.train.metrics.scores import Scores
