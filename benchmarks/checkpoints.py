@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/checkpoints.py --gigabytes 8 --folder /mnt/disk
 
-One process trains a table with SGD, saves it and loads it again, while another thread samples its resident memory.
-Memory is a ratio to that of training. Saving is a ratio to the seconds of writing as many bytes to the same disk in
-slices, with one fsync. Loading and verification read from the page cache as far as the host's memory goes.
+One process trains four tables of one kernel with SGD, saves them and loads them again, while another thread samples its
+resident memory. Memory is a ratio to that of training. Saving is a ratio to the seconds of writing as many bytes to the
+same disk in slices, with one fsync. Loading and verification read from the page cache as far as it goes.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from dlrm_torchrec.train.config import CheckpointConfig, OptimizerConfig
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.world import join_world
 
+NAMES = ("a", "b", "c", "d")
 DIM = 64
 SLICE = memoryview(bytes(1 << 24))
 
@@ -69,26 +70,31 @@ def plain_write_s(path: Path, num_bytes: int) -> float:
 
 
 def main(gigabytes: float = 2, folder: str = "", rounds: int = 3) -> None:
-    rows = int(gigabytes * 1e9) // 4 // DIM
+    rows = int(gigabytes * 1e9) // 4 // DIM // len(NAMES)
     work = Path(tempfile.mkdtemp(dir=folder or None))
     try:
         with join_world(0) as world:
-            config = EmbeddingBagConfig(name="t", num_embeddings=rows, embedding_dim=DIM, feature_names=["f"])
-            tables = EmbeddingBagCollection(tables=[config], device=torch.device("meta"))
+            configs = [
+                EmbeddingBagConfig(name=name, num_embeddings=rows, embedding_dim=DIM, feature_names=[name])
+                for name in NAMES
+            ]
+            tables = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
             sgd = OptimizerConfig(kind="sgd", lr=0.1)
             optimize_tables_in_backward(tables, sgd)
             model = DistributedModelParallel(
-                nn.ModuleDict({"tables": tables, "dense": nn.Linear(DIM, 1)}), device=world.device
+                nn.ModuleDict({"tables": tables, "dense": nn.Linear(DIM * len(NAMES), 1)}), device=world.device
             )
             optimizer = build_optimizer(model, sgd, sgd)
-            ids = KeyedJaggedTensor.from_lengths_sync(["f"], torch.arange(2048), torch.ones(2048, dtype=torch.int32))
+            ids = KeyedJaggedTensor.from_lengths_sync(
+                list(NAMES), torch.arange(4096), torch.ones(4096, dtype=torch.int32)
+            )
 
             def train() -> None:
                 for _ in range(5):
                     model.module.dense(model.module.tables(ids).values()).sum().backward()
 
             training, _ = peak_bytes(train)
-            num_bytes = rows * DIM * 4
+            num_bytes = len(NAMES) * rows * DIM * 4
             saving, loading, ratios, load_s, verify_s = [], [], [], [], []
             for step in range(1, rounds + 1):
                 checkpoints = Checkpoints(str(work), CheckpointConfig(keep=1), world)

@@ -61,24 +61,27 @@ def refuse_copies_without_memory(state: dict[str, dict[str, Any]], group: dist.P
     pieces = [piece for part in state.values() for value in part.values() for piece in _local(value)]
     resident = sum(piece.nbytes for piece in pieces if piece.device.type == "cpu")
     own = _Need(socket.gethostname(), sum(piece.nbytes for piece in pieces), max(0, resident - resident_bytes()))
-    needs = [own] * dist.get_world_size(group)
-    dist.all_gather_object(needs, own, group=group)
+    needs = _gather(own, group)
     here = [need for need in needs if need.host == own.host]
-    copies, available = sum(need.copies for need in here), available_bytes()
-    if available is None:
-        told = (False, f"{copies / 1e9:.1f} GB")
-    else:
+    available = available_bytes()
+    copies, left = sum(need.copies for need in here), None
+    if available is not None:
         left = max(0, available - sum(need.unwritten for need in here))
-        told = (copies > left, f"{copies / 1e9:.1f} GB on {own.host}: got {left / 1e9:.1f} GB")
-    answers = [told] * len(needs)
-    dist.all_gather_object(answers, told, group=group)
-    lacking = next((text for lacks, text in answers if lacks), None)
-    if lacking is not None:
-        raise ValueError(
-            f"free memory for asynchronous checkpoints, a copy of what the ranks of a host save, must be {lacking}; "
-            "leave out --checkpoint.asynchronous"
-        )
-    say(f"asynchronous checkpoints copy what the ranks of a host save: {told[1].replace(': got', ' of')}")
+    for need, needed, found in _gather((own, copies, left), group):
+        if found is not None and found < needed:
+            raise ValueError(
+                f"memory for asynchronous checkpoints must hold a copy of what the ranks of {need.host} save, "
+                f"{needed / 1e9:.1f} GB: got {found / 1e9:.1f} GB; leave out --checkpoint.asynchronous"
+            )
+    found = "" if left is None else f" of the {left / 1e9:.1f} GB that are available"
+    say(f"an asynchronous checkpoint copies what the ranks of {own.host} save: {copies / 1e9:.1f} GB{found}")
+
+
+def _gather(value: Any, group: dist.ProcessGroup) -> list[Any]:
+    """The value of every rank."""
+    values = [value] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
 
 
 def _local(value: Any) -> Iterator[torch.Tensor]:

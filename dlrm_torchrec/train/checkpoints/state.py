@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torchrec.distributed.types import ShardedTensor
 from torchrec.optim.fused import FusedOptimizer
 from torchrec.optim.keyed import CombinedOptimizer
 
@@ -59,7 +60,12 @@ def restore(path: str, state: dict[str, dict[str, Any]], group: dist.ProcessGrou
 
 def _sizes(state: dict[str, dict[str, Any]]) -> dict[str, tuple[int, ...]]:
     """Sizes of tensors by the names that they have in a checkpoint."""
-    return {f"{part}.{name}": tuple(value.size()) for part, tensors in state.items() for name, value in tensors.items()}
+    return {f"{part}.{name}": _size(value) for part, tensors in state.items() for name, value in tensors.items()}
+
+
+def _size(value: Any) -> tuple[int, ...]:
+    """The shape of a tensor, sharded or not; its own method warns of ShardedTensor in every resumed run."""
+    return tuple(value.metadata().size if isinstance(value, ShardedTensor) else value.size())
 
 
 def _refuse_foreign_tensors(path: str, parts: tuple[str, ...], wanted: dict[str, tuple[int, ...]]) -> None:
