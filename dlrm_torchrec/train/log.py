@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from iopath.common.file_io import g_pathmgr
 
-from dlrm_torchrec.train.checkpoints.checkpoint import Progress
+from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.config import LogConfig
 from dlrm_torchrec.train.metrics.gates import check_loss
 from dlrm_torchrec.train.metrics.watch import Watch

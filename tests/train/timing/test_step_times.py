@@ -20,7 +20,7 @@ from dlrm_torchrec.embeddings.tables import build_tables, physical_configs
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.plan import make_plan
-from dlrm_torchrec.train.checkpoints.checkpoint import Progress
+from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.config import LogConfig, OptimizerConfig
 from dlrm_torchrec.train.log import RunLog
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
