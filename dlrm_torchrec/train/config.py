@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise_sgd"]
+TrackerName = Literal["none", "wandb", "mlflow"]
 _LEARNING_STEPS = 200  # steps after the warm-up in which a model must learn something
 
 
@@ -97,6 +98,8 @@ class LogConfig:
     """Steps between log records."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run folder."""
+    track: TrackerName = "none"
+    """Also record the run in W&B or MLflow, whose library must be installed; none means only in the run folder."""
     profile: tuple[int, int] | None = None
     """First and last step of a torch.profiler trace of every rank; None means no trace."""
     timed: tuple[int, int] | None = None

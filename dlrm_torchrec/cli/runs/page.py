@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dlrm_torchrec.cli.runs.charts import MOST_RUNS, charts_of, kind_of, title_of
-from dlrm_torchrec.cli.runs.options import differences, options_of
+from dlrm_torchrec.cli.runs.options import differences
 from dlrm_torchrec.cli.runs.read import Run
 from dlrm_torchrec.pages.lines import number_text
 from dlrm_torchrec.pages.quantities import Quantity, share, size
 from dlrm_torchrec.pages.render import render
+from dlrm_torchrec.train.output.options import options_of
 
 TEMPLATE = Path(__file__).with_name("runs.html")
 NAMED = 2  # runs that the title names
