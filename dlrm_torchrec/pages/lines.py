@@ -12,6 +12,8 @@ SPANS = 120  # of equal length, into which the steps are cut; a series keeps its
 SIDE = 1000  # of the square in which lines are drawn; the page stretches it
 DOTTED = 40  # a series with at most so many points shows them as dots
 TICKS = 5
+TINY = 1e-3  # below it, ticks are written as 2e-05
+ALIKE = 1e-9  # share of a value within which others are drawn as equal to it
 
 Point = tuple[int, float]  # a step and its value
 
@@ -61,14 +63,19 @@ class Chart:
     ) -> None:
         """Draws ``series`` from step 0 to ``last``; raises ValueError when they have no finite number.
 
-        ``level`` is the name and the height of a line to compare with.
+        ``level`` is the name and the height of a line to compare with, which is left out if it is far from all values.
         """
-        self.title, self.note, self.last, self.level = title, note, max(1, last), level
+        self.title, self.note, self.last = title, note, max(1, last)
         thinned = [Series(each.name, each.kind, thin(each.points, self.last)) for each in series]
         self.series = [each for each in thinned if each.points]
         if not self.series:
             raise ValueError(f"chart {title!r} must have a finite number: got none; leave it out")
-        values = [value for each in self.series for _, value in each.points] + ([level[1]] if level else [])
+        values = [value for each in self.series for _, value in each.points]
+        near = (max(values) - min(values)) / 2
+        is_near = level is not None and min(values) - near <= level[1] <= max(values) + near
+        self.level = level if is_near else None
+        if self.level is not None:
+            values.append(self.level[1])
         self.low, self.high = _widened(min(values), max(values))
 
     @cached_property
@@ -152,7 +159,8 @@ def number_text(value: float) -> str:
 
 def _widened(low: float, high: float) -> tuple[float, float]:
     """A range around both that is not empty."""
-    margin = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
+    largest = max(abs(low), abs(high))
+    margin = 0.05 * (high - low) if high - low > ALIKE * largest else 0.1 * largest or 1.0
     return low - margin, high + margin
 
 
@@ -161,13 +169,14 @@ def _ticks(low: float, high: float) -> Iterator[tuple[float, str]]:
     rough = (high - low) / TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * times for times in (1, 2, 5, 10) if power * times >= rough)
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    tiny = max(abs(low), abs(high)) < TINY
     for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1):
-        yield number * step, _tick_text(number * step, step, decimals)
+        yield number * step, f"{number * step:.3g}" if tiny else _tick_text(number * step, step)
 
 
-def _tick_text(value: float, step: float, decimals: int) -> str:
+def _tick_text(value: float, step: float) -> str:
     for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if step >= scale / 10 and abs(value) >= scale:
             return f"{value / scale:,.10g}{unit}"
-    return f"{value:,.{decimals}f}" if decimals <= 4 else f"{value:.3g}"
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    return f"{value:,.{decimals}f}"

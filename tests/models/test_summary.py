@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec.models.dlrm import DLRM, DLRM_DCN
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -30,7 +30,6 @@ from dlrm_torchrec.models.user_item import UserItemModel
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
 BATCH = 6
-PRODUCTS = ("aten::mul", "aten::pow")  # of single numbers
 
 
 def spec(features: int = 4, dense: int = 5) -> DatasetSpec:
@@ -44,25 +43,28 @@ def spec(features: int = 4, dense: int = 5) -> DatasetSpec:
     return DatasetSpec(name="x", label="y", dense=columns, sparse=tuple(sparse))
 
 
-class CountProducts(TorchDispatchMode):
-    """Counts the products of numbers, constants apart, and the elements of rows that bags sum."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
-        self.products = self.row_elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        name = func.name().partition(".")[0]
-        if name in PRODUCTS and (name != "aten::mul" or all(isinstance(each, torch.Tensor) for each in args[:2])):
-            self.products += found.numel()
-        if "_embedding_bag" in name:
-            self.row_elements += args[1].numel() * args[0].size(1)
-        return found
+def of_products(*shapes: Any, out_shape: Any, **_: Any) -> int:
+    """The products of two tensors' numbers; those by a constant do not count."""
+    return math.prod(out_shape) if all(isinstance(shape, Sequence) for shape in shapes[:2]) else 0
 
 
-def run(model: nn.Module, data: DatasetSpec) -> tuple[dict[str, float], CountProducts]:
-    """Multiply-adds of matrix products by child of ``model``, and all others, each per sample, on a real forward."""
+def of_squares(*_: Any, out_shape: Any) -> int:
+    return math.prod(out_shape)
+
+
+def of_bags(weight: Sequence[int], rows: Sequence[int], *_: Any, **__: Any) -> int:
+    """The elements of the rows that bags sum."""
+    return rows[0] * weight[1]
+
+
+BAGS = ("_embedding_bag", "_embedding_bag_forward_only")
+COUNTED = {torch.ops.aten.mul: of_products, torch.ops.aten.pow: of_squares} | {
+    getattr(torch.ops.aten, name): of_bags for name in BAGS
+}
+
+
+def run(model: nn.Module, data: DatasetSpec) -> tuple[dict[str, float], float, float]:
+    """What one sample takes on a real forward: matrix products by child, other products, and elements of rows."""
     for module in model.modules():
         if isinstance(module, EmbeddingBagCollection):
             module.to_empty(device="cpu")
@@ -71,13 +73,20 @@ def run(model: nn.Module, data: DatasetSpec) -> tuple[dict[str, float], CountPro
     lengths = [int(feature.pooling_factor) for feature in data.sparse for _ in range(BATCH)]
     values = [torch.randint(feature.rows, (BATCH * int(feature.pooling_factor),)) for feature in data.sparse]
     ids = KeyedJaggedTensor([f.name for f in data.sparse], torch.cat(values), lengths=torch.tensor(lengths))
-    count, flops = CountProducts(), FlopCounterMode(display=False, depth=2)
-    with torch.no_grad(), flops, count:
+    counter = FlopCounterMode(display=False, depth=2, custom_mapping=COUNTED)
+    with torch.no_grad(), counter:
         model(torch.randn(BATCH, len(data.dense)), ids)
-    found = flops.get_flop_counts()
-    top = type(model).__name__
-    by_child = {name: sum(found.get(f"{top}.{name}", {}).values()) / 2 / BATCH for name, _ in model.named_children()}
-    return by_child, count
+    found = counter.get_flop_counts()
+
+    def matrix_products(module: str) -> float:
+        return sum(count for name, count in found.get(module, {}).items() if name not in COUNTED) / 2 / BATCH
+
+    def others(*names: Any) -> float:
+        return sum(found["Global"].get(name, 0) for name in names) / BATCH
+
+    by_child = {name: matrix_products(f"{type(model).__name__}.{name}") for name, _ in model.named_children()}
+    row_elements = others(*(getattr(torch.ops.aten, name) for name in BAGS))
+    return by_child, others(torch.ops.aten.mul, torch.ops.aten.pow), row_elements
 
 
 def dlrm(kind: Any, dense: int = 5) -> Callable[[Tables], nn.Module]:
@@ -122,15 +131,14 @@ def summary_of(name: str, config: TablesConfig | None = None) -> tuple[ModelSumm
 @pytest.mark.parametrize("name", MODELS)
 def test_multiply_adds_are_those_of_a_real_forward(name: str) -> None:
     summary, model, data = summary_of(name)
-    by_child, count = run(model, data)
+    by_child, products, row_elements = run(model, data)
     assert summary.uncounted == []
     dense = {part.name: part.multiply_adds for part in summary.parts if part.name != "tables"}
-    products = count.products / BATCH
     assert sum(dense.values()) == pytest.approx(sum(by_child.values()) + products)
     if not products:  # part by part
         assert list(dense.values()) == pytest.approx(list(by_child.values())[1:])
     (held,) = [part for part in summary.parts if part.name == "tables"]
-    assert held.multiply_adds == pytest.approx(count.row_elements / BATCH)
+    assert held.multiply_adds == pytest.approx(row_elements)
     assert held.moved_bytes == 4 * held.multiply_adds
 
 
@@ -147,11 +155,11 @@ def test_multiply_adds_are_those_of_a_real_forward(name: str) -> None:
 )
 def test_rows_that_compressed_tables_read_are_those_of_a_real_forward(config: TablesConfig) -> None:
     summary, model, data = summary_of("DLRM", config)
-    by_child, count = run(model, data)
+    by_child, _, row_elements = run(model, data)
     assert [part.multiply_adds for part in summary.parts][1:] == pytest.approx(list(by_child.values())[1:])
     projections = by_child["sparse_arch"]
     assert (projections > 0) == (config.kind == "mixed_dimension")
-    assert summary.parts[0].multiply_adds == pytest.approx(count.row_elements / BATCH + projections)
+    assert summary.parts[0].multiply_adds == pytest.approx(row_elements + projections)
 
 
 @pytest.mark.parametrize(("hidden", "operation"), [(0, "path"), (6, "path"), (6, "mult")])

@@ -46,9 +46,16 @@ def test_points_are_drawn_where_their_numbers_are(points: list[tuple[int, float]
     assert [x for x, _ in drawn] == [round(SIDE * step / 5000) for step, _ in kept]
     for (_, y), (_, value) in zip(drawn, kept, strict=True):
         assert chart.high - y / SIDE * height == pytest.approx(value, abs=0.51 / SIDE * height)
-    if level is not None:
-        assert chart.level_height is not None
+    if chart.level_height is not None:
         assert 0 <= chart.level_height <= SIDE
+
+
+@pytest.mark.parametrize(("level", "is_drawn"), [(1.5, True), (2.4, True), (0.6, True), (2.6, False), (-3.0, False)])
+def test_a_level_that_is_far_from_all_values_is_left_out(level: float, is_drawn: bool) -> None:
+    series = [Series("a", "run-0", [(0, 1.0), (1, 2.0)])]
+    chart = Chart("", "", series, last=1, level=("level", level))
+    assert (chart.level is not None) == is_drawn
+    assert chart.high - chart.low <= 1.1 * 1.5
 
 
 @given(VALUES, st.floats(1e-6, 1e9))
@@ -59,6 +66,21 @@ def test_ticks_are_round_few_and_inside(low: float, height: float) -> None:
     assert places == sorted(places)
     assert places[0] >= -1e-6
     assert places[-1] <= 1 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (0.7, 1.0, ["0.7", "0.8", "0.9", "1.0"]),
+        (0.99991, 0.99995, ["0.99991", "0.99992", "0.99993", "0.99994", "0.99995"]),
+        (0.0, 2e-5, ["0", "5e-06", "1e-05", "1.5e-05", "2e-05"]),
+        (1e6, 3e6, ["1M", "1.5M", "2M", "2.5M", "3M"]),
+        (5.0, 5.0, ["4.6", "4.8", "5.0", "5.2", "5.4"]),
+    ],
+)
+def test_ticks_tell_their_values_apart(low: float, high: float, texts: list[str]) -> None:
+    chart = Chart("", "", [Series("a", "", [(0, low), (1, high)])], last=1)
+    assert [tick.text for tick in chart.value_ticks] == texts
 
 
 @pytest.mark.parametrize("last", [1, 98, 1200, 306_000, 4_195_197])
