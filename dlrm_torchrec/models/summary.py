@@ -18,7 +18,7 @@ TABLES = "tables"
 NAMES = {"dense_arch": "bottom MLP", "inter_arch": "interaction", "over_arch": "top MLP"}  # of the parts of a DLRM
 MOMENT_BYTES = 4
 PER_ELEMENT = {"adagrad": 1, "adam": 2}  # moments that an optimizer keeps for each element of a parameter
-PER_ROW = {"rowwise_adagrad": 1, "rowwise_sgd": 1}
+PER_ROW = {"rowwise_adagrad": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
