@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from iopath.common.file_io import g_pathmgr
 from PIL import Image
 
 from dlrm_torchrec.cli import show
 from dlrm_torchrec.cli.main import main
 from dlrm_torchrec.cli.runs import picture
 from tests.cli.runs.folders import write_run
+from tests.elsewhere import Elsewhere
 
 
 def test_it_writes_a_page_again_but_over_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,6 +26,16 @@ def test_it_writes_a_page_again_but_over_nothing_else(tmp_path: Path, capsys: py
     assert main(["show", str(tmp_path / "a"), "--output", str(output)]) == 2
     assert "output must be a new file, or a page of this command" in capsys.readouterr().err
     assert output.read_text() == "mine"
+
+
+def test_runs_and_pages_may_be_in_a_store_of_their_own(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs/a")
+    g_pathmgr.register_handler(Elsewhere(tmp_path), allow_override=True)
+    assert main(["show", "elsewhere://runs/a/", "--output", "elsewhere://page.html"]) == 0
+    assert main(["show", str(tmp_path / "runs/a"), "--output", str(tmp_path / "local.html")]) == 0
+    remote, local = ((tmp_path / name).read_text() for name in ("page.html", "local.html"))
+    assert remote.count("<figure") == local.count("<figure") == 5
+    assert "0.8125" in remote
 
 
 def test_a_picture_is_drawn_of_every_chart(tmp_path: Path) -> None:
