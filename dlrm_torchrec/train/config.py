@@ -12,6 +12,7 @@ OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
 # How a run computes: auto measures what is faster here, exact is float32 without a compiler, with FBGEMM's updates; the
 # others are parts that can be combined.
 Speed = tuple[Literal["auto", "exact", "bf16", "compile", "sorted"], ...]
+TrackerName = Literal["none", "wandb", "mlflow"]
 _LEARNING_STEPS = 200  # steps after the warm-up in which a model must learn something
 
 
@@ -118,6 +119,8 @@ class LogConfig:
     """Steps between log records."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run folder."""
+    track: TrackerName = "none"
+    """Also record the run in W&B or MLflow, whose library must be installed; none means only in the run folder."""
     profile: tuple[int, int] | None = None
     """First and last step of a torch.profiler trace of every rank; None means no trace."""
     timed: tuple[int, int] | None = None

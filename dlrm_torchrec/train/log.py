@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -18,11 +18,20 @@ from dlrm_torchrec.train.config import LogConfig
 from dlrm_torchrec.train.metrics.gates import check_loss
 from dlrm_torchrec.train.metrics.watch import Watch
 from dlrm_torchrec.train.output import closing
+from dlrm_torchrec.train.output.memory import peak_bytes
 from dlrm_torchrec.train.output.pace import Pace
 from dlrm_torchrec.train.output.records import append_record, keep_records
+from dlrm_torchrec.train.output.trackers import Tracker, check_tracker, open_tracker
 from dlrm_torchrec.train.processes.lock import RunLock
+from dlrm_torchrec.train.schedule import learning_rates
 from dlrm_torchrec.train.timing.step_times import Timing
 from dlrm_torchrec.train.world import World
+
+
+class ModelSummary(Protocol):
+    """What a model is made of; see ``dlrm_torchrec.models.summary``. Its text is for people."""
+
+    def to_json(self) -> dict[str, Any]: ...
 
 
 class RunLog:
@@ -41,6 +50,8 @@ class RunLog:
         self._profiler: torch.profiler.profile | None = None
         self._clock: float | None = None
         self._begun = time.perf_counter()
+        self._tracker, self._num_steps = Tracker(), 0
+        check_tracker(config.track)
         if not world.is_main:
             return
         self._lock = RunLock(self.folder, self.say)
@@ -62,13 +73,14 @@ class RunLog:
             raise ValueError(
                 f"timed steps must be among the run's {num_steps} steps: got {self.config.timed}; name earlier steps"
             )
-        self._clock = time.perf_counter()
+        self._clock, self._num_steps = time.perf_counter(), num_steps
         self._profile(step)
         if not self.world.is_main:
             return
         with g_pathmgr.open(f"{self.folder}/config.json", "w") as stream:
             json.dump(self._run, stream, indent=1, default=_plain)
         self.say(keep_records(self.folder, step))
+        self._tracker = open_tracker(self.config.track, self.folder, self._run)
         if step >= num_steps:
             self.say(
                 f"{self.folder} holds a finished run of {step} steps; choose another --run-dir to train again, or "
@@ -107,25 +119,35 @@ class RunLog:
             self.flush(step)
 
     def flush(self, step: int) -> None:
-        """Write the mean training loss over all ranks and all steps since the last record, if there were any."""
+        """Write the mean training loss over all ranks and all steps since the last record, if there were any.
+
+        The learning rates, and the most bytes that the fullest and the emptiest rank have held so far, go to the files.
+        """
         if not self._losses:
             return
-        total = torch.stack(self._losses).double().sum().reshape(1).cpu()
-        dist.all_reduce(total, group=self.world.control)
+        sums = torch.zeros(1 + self.world.size, dtype=torch.float64)  # of losses, and of each rank's bytes
+        sums[0] = torch.stack(self._losses).double().sum()
+        sums[1 + self.world.rank] = peak_bytes(self.world.device)
+        dist.all_reduce(sums, group=self.world.control)
         window, self._losses = len(self._losses), []
-        check_loss(float(total), step - window + 1, step)
-        loss = float(total) / window / self.world.size
-        self.write(step, {"train/loss": loss, "samples_per_s": self.samples_per_s()})
+        total, *held = sums.tolist()
+        check_loss(total, step - window + 1, step)
+        loss = total / window / self.world.size
+        rates = learning_rates(self._run, step, self._num_steps)
+        held_bytes = {"bytes/fullest_rank": max(held), "bytes/emptiest_rank": min(held)}
+        self.write(step, {"train/loss": loss, "samples_per_s": self.samples_per_s()}, {**rates, **held_bytes})
         if self._watch is not None:
             self._watch.loss(step - window + 1, step, loss)
 
-    def write(self, step: int, record: dict[str, float]) -> None:
-        """Write one line to metrics.jsonl and one line to the terminal."""
+    def write(self, step: int, record: dict[str, float], unsaid: Mapping[str, float] | None = None) -> None:
+        """Write one line to metrics.jsonl, and one without the numbers of ``unsaid`` to the terminal."""
         if not self.world.is_main:
             return
-        append_record(self.folder, step, record)
+        whole = {**record, **(unsaid or {})}
+        append_record(self.folder, step, whole)
+        self._tracker.write(step, whole)
         if self.config.tensorboard:
-            for name, value in record.items():
+            for name, value in whole.items():
                 self._tensorboard.add_scalar(name, value, step)
         text = "  ".join(f"{name} {value:.6g}" for name, value in record.items())
         self.say(f"{self._pace.place(step)}  {text}")
@@ -136,6 +158,13 @@ class RunLog:
         """Print a line for people on rank 0 without breaking the progress bar; nothing if it is empty."""
         if text and self.world.is_main:
             self._pace.say(text)
+
+    def model(self, summary: ModelSummary) -> None:
+        """Say what the model is made of, and keep it in model.json."""
+        self.say(str(summary))
+        if self.world.is_main:
+            with g_pathmgr.open(f"{self.folder}/model.json", "w") as stream:
+                json.dump(summary.to_json(), stream, indent=1)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -191,6 +220,9 @@ class RunLog:
             self.say(closing.describe(ended, metrics))
             if self.config.tensorboard:
                 self._tensorboard.close()
+            with g_pathmgr.open(f"{self.folder}/final.json", "w") as stream:
+                json.dump(final, stream, indent=1)
+            self._tracker.finish(final)
             self._lock.release()
             print(json.dumps(final), flush=True)
         return final
