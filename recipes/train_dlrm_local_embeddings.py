@@ -20,6 +20,7 @@ from dlrm_torchrec.command_line import parse
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.models.summary import describe_model
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed
@@ -66,10 +67,10 @@ if __name__ == "__main__":
     COMMAND_LINE = parse(PRESETS)  # before torch is imported, so that --help and mistakes are answered at once
 
 import torch
-from torch.distributed.elastic.multiprocessing.errors import record
 from torchrec.models.dlrm import DLRM
 
 from dlrm_torchrec.datasets.open import open_streams
+from dlrm_torchrec.datasets.prepared.verification import Verification
 from dlrm_torchrec.datasets.spec_checks import require
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.summary import summarise
@@ -80,9 +81,11 @@ from dlrm_torchrec.models.dlrm_cat import DLRMCat
 from dlrm_torchrec.sharding.modules.fastest_update import sorting_pays
 from dlrm_torchrec.sharding.node_local import Nodes
 from dlrm_torchrec.sharding.plan_description import describe_plan, plan_to_json
+from dlrm_torchrec.terminal.failure import run
 from dlrm_torchrec.train.baseline import read_baseline
-from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, Progress
+from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
 from dlrm_torchrec.train.checkpoints.identity import identity_of
+from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.checkpoints.state import run_tensors
 from dlrm_torchrec.train.log import RunLog, prefixed
 from dlrm_torchrec.train.metrics.watch import Watch
@@ -106,7 +109,6 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
     return TASKS[spec.target](model, world_size, spec.label_names), tables
 
 
-@record
 def main(preset: str, cfg: Config) -> dict[str, float]:
     data = summarise(cfg.data, cfg.shape)  # refuses data that cannot be trained on or judged
     cfg, reasons = fit_to_rows(cfg, data)
@@ -114,13 +116,16 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
     with join_world(cfg.seed) as world:
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
         log.say(reasons)
+        nodes = Nodes(world.rank, world.size, size=cfg.node_size, local_size=world.local_size, device=world.device)
+        tensors = partial(node_tensors, nodes.number)
+        checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world, tensors, say=log.say)
 
         # build the model with its tables on meta, plan who holds which piece of them, and only then allocate them
         model, tables = build(cfg, spec, world.size, world.device)
         share = cfg.batch_size // world.size  # rows of one rank
+        log.model(describe_model(model, tables, spec, sparse=cfg.sparse.kind, dense=cfg.dense.kind))
         sorting = partial(sorting_pays, tables, spec, share)
-        speed = set_speed(cfg, model, log, data, kept=None, sorting_pays=sorting)
-        nodes = Nodes(world.rank, world.size, size=cfg.node_size, local_size=world.local_size, device=world.device)
+        speed = set_speed(cfg, model, log, data, kept=checkpoints.newest(), sorting_pays=sorting)
         plan = nodes.plan(model, tables, cfg.sharding, speed=speed, batch_size=share, spec=spec, group=world.control)
         log.say(f"each of {nodes.count} nodes:\n{describe_plan(plan, tables, nodes.size)}")
         model = nodes.shard(model, plan, init_data_parallel=world.needs_ddp)
@@ -128,11 +133,10 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
 
         # resume from the newest checkpoint of this run, or begin at step 0
         identity = identity_of(cfg, spec.to_json(), data_digest=data.digest, nodes=nodes.count)
-        checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world, partial(node_tensors, nodes.number))
         progress = checkpoints.load(model, optimizer, identity) or Progress(identity=identity, lanes=world.size)
         if progress.step == 0:
             initialize_tables(model, seed=cfg.seed, pretrained=cfg.tables.pretrained, say=log.say)
-        progress = replace(progress, plan=plan_to_json(plan))
+        progress = replace(progress, plan=plan_to_json(plan), speed=speed)
 
         # open the data at that step; what a rank reads is a function of the step alone
         ranks = Ranks(cfg.batch_size, world.rank, world.size)
@@ -149,9 +153,10 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         learning_rate = ScheduledLearningRate(optimizer, cfg.schedule, train.num_steps)
         pipeline = train_pipeline(model, optimizer, world, log.timing(progress))
         evaluate = partial(evaluate_nodes, world=world, nodes=nodes.count)
-        stop, wire = StopRequest(world), WireCounts()
+        wire = WireCounts()
+        stop = StopRequest(world, checkpoints.overdue, Verification(data, world, log.say), verify=cfg.checkpoint.verify)
         log.start(progress.step, train.num_steps, watch)
-        while progress.step < train.num_steps and not stop.agreed():
+        while not progress.ended(train.num_steps, cfg.checkpoint.early_stop) and not stop.agreed():
             learning_rate.set(progress.step)
             with wire.count("step"):
                 loss, _, global_rows = pipeline.progress(batches)
@@ -171,20 +176,20 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
                 log.write(step, prefixed("val/", progress.last))
 
             # once in a while: save
-            if cfg.checkpoint.every and step % cfg.checkpoint.every == 0:
+            if checkpoints.due(progress, overdue=stop.overdue):
                 log.flush(step)
                 with log.paused():
                     checkpoints.save(model, optimizer, progress)
 
-        # the end, or SIGTERM: save, so that the same command goes on from here
+        # the end, or a signal: save, so that the same command goes on from here
         stop.settle()
-        log.stop(progress.step)
+        over = log.stop(progress.step, is_over=progress.ended(train.num_steps, cfg.checkpoint.early_stop))
         checkpoints.finish(model, optimizer, progress)
 
         # report
-        final = {**prefixed("val/", progress.last), **prefixed("best/val/", progress.best), "steps": progress.step}
+        final: dict[str, float] = {**progress.metrics(), "steps": progress.step}
         final["step_bytes"] = wire.per_step(world.control)  # a rank sends, of ids, vectors, gradients and tables
-        if "test" in evaluated and progress.step == train.num_steps:
+        if "test" in evaluated and over:
             final |= prefixed("test/", evaluate(pipeline.detach(), evaluated["test"].batches(), learned=False))
         if isinstance(val, SyntheticStream):
             final["teacher/auc"] = val.best_auc()
@@ -192,4 +197,4 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(*COMMAND_LINE)
+    run(main, *COMMAND_LINE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import median
 from typing import Any, Protocol, cast
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.compile import compile_dense
 from dlrm_torchrec.train.config import Speed
 from dlrm_torchrec.train.log import RunLog
@@ -69,7 +70,7 @@ def set_speed(
     log: RunLog,
     data: Data,
     *,
-    kept: Sequence[str] | None,
+    kept: Progress | None,
     sorting_pays: Callable[[], bool],
 ) -> Speed:
     """Let ``model`` compute as the user wants, in place; the parts that were chosen, the same on all ranks.
@@ -82,7 +83,7 @@ def set_speed(
         model: the task, before its tables are sharded
         log: that of the run
         data: the rows that the run trains on
-        kept: the choice of the run's first start; None at the first start
+        kept: where the run stands, with the choice of its first start; None at the first start
         sorting_pays: measures whether updates of sorted ids are faster here than FBGEMM's
     """
     speed, why = _choose(config, model, log.world, data, kept=kept, sorting_pays=sorting_pays)
@@ -98,7 +99,7 @@ def _choose(
     world: World,
     data: Data,
     *,
-    kept: Sequence[str] | None,
+    kept: Progress | None,
     sorting_pays: Callable[[], bool],
 ) -> tuple[Speed, str]:
     asked = config.speed
@@ -111,8 +112,8 @@ def _choose(
         return asked, ""
     found: list[tuple[Speed, str] | None] = [None]
     if world.is_main:
-        if kept is not None:
-            found = [(cast(Speed, tuple(kept)), f"speed {' '.join(kept)}: the choice of this run's first start")]
+        if kept is not None and kept.speed:
+            found = [(cast(Speed, tuple(kept.speed)), f"speed {' '.join(kept.speed)}: the choice of the first start")]
         else:
             found = [_measured(config, model, world, data, sorting_pays=sorting_pays)]
     dist.broadcast_object_list(found, src=0, group=world.control)

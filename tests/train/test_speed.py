@@ -17,6 +17,7 @@ from dlrm_torchrec.datasets.summary import summarise
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.config import TablesConfig, TablesKind
 from dlrm_torchrec.train import speed as module
+from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.config import Speed
 from dlrm_torchrec.train.fit import fit_to_rows
 from dlrm_torchrec.train.speed import dense_ms, set_speed, use_speed
@@ -61,12 +62,13 @@ def chosen(given: dict[str, Any]) -> Any:
 
 def _chosen(*, sorting: bool, full: float, half: float, kept: Any = None, **settings: Any) -> Any:
     log, model = Log(here()), task()
+    first = None if kept is None else Progress(identity={}, lanes=1, speed=kept)
     answers = (full, half) if log.world.is_main else (half, full)  # only rank 0 may decide
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "dense_ms", lambda *_, **__: answers)
         patch.setattr(module, "_has_compiler", lambda: True)
         patch.setattr(module, "compile_dense", lambda _: None)
-        speed = set_speed(Settings(**settings), model, cast(Any, log), DATA, kept=kept, sorting_pays=lambda: sorting)
+        speed = set_speed(Settings(**settings), model, cast(Any, log), DATA, kept=first, sorting_pays=lambda: sorting)
     return speed, log.noted["speed"], "".join(log.said), model.autocast is torch.bfloat16
 
 
@@ -89,10 +91,10 @@ def test_what_was_measured_faster_is_chosen_by_rank_0(ranks: int) -> None:
         assert "dense parts take 10 minutes of the run" in choose(
             ("compile",), sorting=False, full=10.0, half=10.0, rows=64 * 30_000
         )
-        assert choose(("sorted",), sorting=False, full=9.0, half=1.0, kept=["sorted"]) == (
-            "speed sorted: the choice of this run's first start"
+        assert choose(("sorted",), sorting=False, full=9.0, half=1.0, kept=("sorted",)) == (
+            "speed sorted: the choice of the first start"
         )
-        assert choose(("bf16",), sorting=True, full=1.0, half=9.0, kept=["exact"], speed=("bf16",)) == ""
+        assert choose(("bf16",), sorting=True, full=1.0, half=9.0, kept=("exact",), speed=("bf16",)) == ""
 
 
 @pytest.mark.parametrize("parts", [(), ("auto", "bf16"), ("exact", "sorted")])

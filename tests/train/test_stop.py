@@ -50,7 +50,7 @@ def _train(signals: dict[int, tuple[int, int]], overdue_at: list[int]) -> Seen:
                 due.append(step)
                 asked[:1] = []
         request.settle()
-    return due, step, stop.exit_code()
+    return due, step, exit_code()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -76,7 +76,7 @@ def test_one_process_stops_and_saves_in_the_step_that_is_asked_for(capfd: pytest
         assert request.agreed()
         request.settle()
         assert "run the same command again" not in capfd.readouterr().err  # it is not saved yet
-    assert stop.exit_code() == 143
+    assert exit_code() == 143
     assert [signal.getsignal(number) for number in stop.SIGNALS] == before
     error = capfd.readouterr().err
     assert error == "stopped by SIGTERM; run the same command again to resume from the checkpoint that was saved\n"
@@ -96,7 +96,7 @@ def test_a_run_that_fails_to_save_promises_nothing(capfd: pytest.CaptureFixture[
         _stop_and_fail()
     assert "same command" not in capfd.readouterr().err
     assert [signal.getsignal(number) for number in stop.SIGNALS] == before
-    assert stop.exit_code() == 0
+    assert exit_code() == 0
 
 
 def test_ignored_signals_stay_ignored() -> None:
@@ -139,7 +139,7 @@ with ExitStack() as at_end:
     print("saving", flush=True)
     time.sleep(float(sys.argv[1]))
     request.settle()
-sys.exit(stop.exit_code())
+sys.exit(exit_code())
 """
 
 
@@ -241,7 +241,7 @@ def _interrupted_while_verifying() -> tuple[bool, int]:
             signal.raise_signal(signal.SIGTERM)
         request.settle()
         stopped = request.agreed()
-    return stopped, stop.exit_code()
+    return stopped, exit_code()
 
 
 def test_a_signal_ends_the_wait_for_verification() -> None:
