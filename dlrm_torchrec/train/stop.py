@@ -196,7 +196,7 @@ def exit_code() -> int:
     """The exit code of a recipe: 0, or 128 + the number of the signal that stopped its run, as shells number them.
 
     A stopped run is no success: a scheduler would start what depends on it, and Kubernetes would not start it again.
-    Only rank 0 says so, since torchrun ends the other ranks as soon as one rank fails, and rank 0 is the last to write.
+    Only rank 0 says so, since torchrun ends the other ranks as soon as one rank fails, and rank 0 writes last.
     """
     return 128 + _stopped_by if _stopped_by else 0
 
