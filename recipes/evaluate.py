@@ -15,7 +15,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -29,7 +29,7 @@ from dlrm_torchrec.sharding.config import ShardingConfig
 class Config:
     recipe: Positional[str]  # The recipe that trained the run: its name here, or the path of your copy.
     run: Positional[str]  # The run's folder, with config.json and checkpoints.
-    step: int | None = None  # Step of the checkpoint; None means the newest.
+    step: int | Literal["best"] | None = None  # Step of the checkpoint, or best by validation; None means the newest.
     data: str = ""  # Another prepared folder with the same features; empty means the run's own data.
     split: str = "val"  # The split whose rows are evaluated.
     batch_size: int = 8192  # Rows of a global batch, over all ranks together.
@@ -57,13 +57,16 @@ from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.terminal import commands
 from dlrm_torchrec.terminal.closing import say_closing
 from dlrm_torchrec.terminal.failure import run
-from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, checkpoint_path, read_progress
+from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
+from dlrm_torchrec.train.checkpoints.folder import checkpoint_path
+from dlrm_torchrec.train.checkpoints.marker import read_progress
 from dlrm_torchrec.train.log import prefixed
 from dlrm_torchrec.train.metrics.grouped_auc import grouped_auc, noting_ids
 from dlrm_torchrec.train.metrics.labels import label_metrics
 from dlrm_torchrec.train.metrics.reliability import calibration_bins, expected_calibration_error, plot_calibration
 from dlrm_torchrec.train.metrics.scores import predict
 from dlrm_torchrec.train.output.closing import main_metric
+from dlrm_torchrec.train.speed import use_speed
 from dlrm_torchrec.train.world import World, join_world
 
 
@@ -82,6 +85,7 @@ def main(cfg: Config) -> dict[str, float]:
     with join_world(trained.seed) as world:
         # the model of the run, sharded over these ranks, with the weights of its checkpoint
         model, tables = recipe.build(trained, spec, world.size, world.device)
+        use_speed(model, trained.speed, compiled=False)
         topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
         share = cfg.batch_size // world.size  # rows of one rank
         plan = make_plan(model, tables, topology, cfg.sharding, batch_size=share, spec=spec, group=world.control)

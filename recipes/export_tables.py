@@ -14,6 +14,7 @@ Expected: the demo's ten tables, 25,350 rows of 16 numbers, in a second after im
 import json
 import sys
 from dataclasses import dataclass
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -25,7 +26,7 @@ from dlrm_torchrec.embeddings.config import TableFormat
 class Config:
     run: Positional[str]  # The run's folder, with its checkpoints.
     output: str  # Folder for the files; files of the same tables there are replaced.
-    step: int | None = None  # Step of the checkpoint; None means the newest.
+    step: int | Literal["best"] | None = None  # Step of the checkpoint, or best by validation; None means the newest.
     tables: tuple[str, ...] = ()  # Names of the tables to export; empty means all.
     format: TableFormat = "safetensors"  # Format of the files.
     debug: bool = False  # Show the call stack of every error.
@@ -39,7 +40,7 @@ from iopath.common.file_io import g_pathmgr
 from dlrm_torchrec.embeddings.table_files import write_table
 from dlrm_torchrec.terminal.closing import say_closing
 from dlrm_torchrec.terminal.failure import run
-from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path
+from dlrm_torchrec.train.checkpoints.folder import checkpoint_path
 from dlrm_torchrec.train.checkpoints.tables import read_table, saved_tables
 
 

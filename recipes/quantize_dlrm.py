@@ -14,7 +14,8 @@ Expected: the demo's tables take 31 % of their bytes and its AUC stays within 1e
 import json
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -27,7 +28,7 @@ from dlrm_torchrec.recipe import load_ranking_recipe, read_config
 class Config:
     recipe: Positional[str]  # The recipe that trained the run: its name here, or the path of your copy.
     run: Positional[str]  # The run's folder, with config.json and checkpoints.
-    step: int | None = None  # Step of the checkpoint; None means the newest.
+    step: int | Literal["best"] | None = None  # Step of the checkpoint, or best by validation; None means the newest.
     data: str = ""  # Another prepared folder with the same features; empty means the run's own data.
     split: str = "val"  # The split whose rows the metrics are measured on.
     batch_size: int = 8192  # Rows that are scored at a time.
@@ -63,7 +64,9 @@ from dlrm_torchrec.inference.tables.serve import check_types, serve_tables, tabl
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.terminal.closing import say_closing
 from dlrm_torchrec.terminal.failure import run
-from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path, load_unsharded, read_progress
+from dlrm_torchrec.train.checkpoints.checkpoint import load_unsharded
+from dlrm_torchrec.train.checkpoints.folder import checkpoint_path
+from dlrm_torchrec.train.checkpoints.marker import read_progress
 from dlrm_torchrec.train.log import prefixed
 from dlrm_torchrec.train.metrics.labels import label_metrics
 from dlrm_torchrec.train.metrics.scores import Scores
@@ -83,7 +86,7 @@ class Report:
 
 def main(cfg: Config) -> dict[str, float]:
     recipe = load_ranking_recipe(cfg.recipe)
-    trained = replace(read_config(recipe, cfg.run), compile=False)  # a compiled module has no layers to replace
+    trained = read_config(recipe, cfg.run)
     data = cfg.data or trained.data
     spec = load_spec(data, trained.shape)
     checkpoint = checkpoint_path(f"{cfg.run}/checkpoints", cfg.step)

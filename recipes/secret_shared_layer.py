@@ -41,7 +41,8 @@ from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.inference.integers.int64_matmul import int64_matmul
 from dlrm_torchrec.inference.integers.secret_sharing import decode, encode, share
 from dlrm_torchrec.terminal.failure import run
-from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path, load_unsharded
+from dlrm_torchrec.train.checkpoints.checkpoint import load_unsharded
+from dlrm_torchrec.train.checkpoints.folder import checkpoint_path
 from dlrm_torchrec.train.world import join_world
 
 

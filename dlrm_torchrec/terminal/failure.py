@@ -16,6 +16,7 @@ from io import StringIO
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from dlrm_torchrec.terminal import stopped
 from dlrm_torchrec.terminal.quiet import quiet_libraries
 from dlrm_torchrec.terminal.ranks import Failure, Place, place
 
@@ -36,7 +37,8 @@ def run(main: Callable[Parameters, Result], *arguments: Parameters.args, **optio
     """What ``main`` returns; errors end this process, told by one rank of a host as people can use them.
 
     A mistake of the user is a sentence on standard error and exit code 1; ``--debug`` adds the call stack. Any other
-    error shows its call stack and says that it is a bug. torchrun finds the same in the rank's error file.
+    error shows its call stack and says that it is a bug. torchrun finds the same in the rank's error file. A run that a
+    signal stopped ends with that signal's exit code.
     """
     return run_with_code(MISTAKE, main, *arguments, **options)
 
@@ -49,7 +51,7 @@ def run_with_code(
     if not faulthandler.is_enabled():
         faulthandler.enable()  # a fault of native code shows where it was
     try:
-        return main(*arguments, **options)
+        result = main(*arguments, **options)
     except KeyboardInterrupt:
         tell_failure(Failure(place().rank, "interrupted"), place())
         sys.exit(INTERRUPTED)
@@ -57,6 +59,9 @@ def run_with_code(
         failure = failure_of(error, place().rank)
         tell_failure(failure, place())
         sys.exit(MISTAKE if failure.stack else code)
+    if stopped.exit_code():
+        sys.exit(stopped.exit_code())
+    return result
 
 
 def failure_of(error: Exception, rank: int) -> Failure:

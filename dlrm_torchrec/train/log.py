@@ -7,22 +7,31 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from iopath.common.file_io import g_pathmgr
 
-from dlrm_torchrec.train.checkpoints.checkpoint import Progress
+from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.config import LogConfig
 from dlrm_torchrec.train.metrics.gates import check_loss
 from dlrm_torchrec.train.metrics.watch import Watch
 from dlrm_torchrec.train.output import closing
+from dlrm_torchrec.train.output.memory import peak_bytes
 from dlrm_torchrec.train.output.pace import Pace
 from dlrm_torchrec.train.output.records import append_record, keep_records
+from dlrm_torchrec.train.output.trackers import Tracker, check_tracker, open_tracker
 from dlrm_torchrec.train.processes.lock import RunLock
+from dlrm_torchrec.train.schedule import learning_rates
 from dlrm_torchrec.train.timing.step_times import Timing
 from dlrm_torchrec.train.world import World
+
+
+class ModelSummary(Protocol):
+    """What a model is made of; see ``dlrm_torchrec.models.summary``. Its text is for people."""
+
+    def to_json(self) -> dict[str, Any]: ...
 
 
 class RunLog:
@@ -41,12 +50,18 @@ class RunLog:
         self._profiler: torch.profiler.profile | None = None
         self._clock: float | None = None
         self._begun = time.perf_counter()
+        self._tracker, self._num_steps = Tracker(), 0
+        check_tracker(config.track)
         if not world.is_main:
             return
         self._lock = RunLock(self.folder, self.say)
         world.at_end.callback(self._lock.release)
         if config.tensorboard:
             self._tensorboard = _tensorboard(self.folder)
+
+    def note(self, name: str, value: Any) -> None:
+        """Write ``value`` into config.json in place of the setting ``name``, which the run has decided on."""
+        self._run[name] = value
 
     def start(self, step: int, num_steps: int, watch: Watch | None = None) -> None:
         """Begin at ``step``: write config.json, and drop records of later steps that an interrupted run wrote.
@@ -58,13 +73,14 @@ class RunLog:
             raise ValueError(
                 f"timed steps must be among the run's {num_steps} steps: got {self.config.timed}; name earlier steps"
             )
-        self._clock = time.perf_counter()
+        self._clock, self._num_steps = time.perf_counter(), num_steps
         self._profile(step)
         if not self.world.is_main:
             return
         with g_pathmgr.open(f"{self.folder}/config.json", "w") as stream:
             json.dump(self._run, stream, indent=1, default=_plain)
         self.say(keep_records(self.folder, step))
+        self._tracker = open_tracker(self.config.track, self.folder, self._run)
         if step >= num_steps:
             self.say(
                 f"{self.folder} holds a finished run of {step} steps; choose another --run-dir to train again, or "
@@ -103,25 +119,35 @@ class RunLog:
             self.flush(step)
 
     def flush(self, step: int) -> None:
-        """Write the mean training loss over all ranks and all steps since the last record, if there were any."""
+        """Write the mean training loss over all ranks and all steps since the last record, if there were any.
+
+        The learning rates, and the most bytes that the fullest and the emptiest rank have held so far, go to the files.
+        """
         if not self._losses:
             return
-        total = torch.stack(self._losses).double().sum().reshape(1).cpu()
-        dist.all_reduce(total, group=self.world.control)
+        sums = torch.zeros(1 + self.world.size, dtype=torch.float64)  # of losses, and of each rank's bytes
+        sums[0] = torch.stack(self._losses).double().sum()
+        sums[1 + self.world.rank] = peak_bytes(self.world.device)
+        dist.all_reduce(sums, group=self.world.control)
         window, self._losses = len(self._losses), []
-        check_loss(float(total), step - window + 1, step)
-        loss = float(total) / window / self.world.size
-        self.write(step, {"train/loss": loss, "samples_per_s": self.samples_per_s()})
+        total, *held = sums.tolist()
+        check_loss(total, step - window + 1, step)
+        loss = total / window / self.world.size
+        rates = learning_rates(self._run, step, self._num_steps)
+        held_bytes = {"bytes/fullest_rank": max(held), "bytes/emptiest_rank": min(held)}
+        self.write(step, {"train/loss": loss, "samples_per_s": self.samples_per_s()}, {**rates, **held_bytes})
         if self._watch is not None:
             self._watch.loss(step - window + 1, step, loss)
 
-    def write(self, step: int, record: dict[str, float]) -> None:
-        """Write one line to metrics.jsonl and one line to the terminal."""
+    def write(self, step: int, record: dict[str, float], unsaid: Mapping[str, float] | None = None) -> None:
+        """Write one line to metrics.jsonl, and one without the numbers of ``unsaid`` to the terminal."""
         if not self.world.is_main:
             return
-        append_record(self.folder, step, record)
+        whole = {**record, **(unsaid or {})}
+        append_record(self.folder, step, whole)
+        self._tracker.write(step, whole)
         if self.config.tensorboard:
-            for name, value in record.items():
+            for name, value in whole.items():
                 self._tensorboard.add_scalar(name, value, step)
         text = "  ".join(f"{name} {value:.6g}" for name, value in record.items())
         self.say(f"{self._pace.place(step)}  {text}")
@@ -133,6 +159,13 @@ class RunLog:
         if text and self.world.is_main:
             self._pace.say(text)
 
+    def model(self, summary: ModelSummary) -> None:
+        """Say what the model is made of, and keep it in model.json."""
+        self.say(str(summary))
+        if self.world.is_main:
+            with g_pathmgr.open(f"{self.folder}/model.json", "w") as stream:
+                json.dump(summary.to_json(), stream, indent=1)
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Stop the clock inside ``with``, so that an evaluation or a save does not count as training time."""
@@ -141,16 +174,17 @@ class RunLog:
         yield
         self._clock = time.perf_counter()
 
-    def stop(self, step: int, *, is_over: bool | None = None) -> None:
+    def stop(self, step: int, *, is_over: bool) -> bool:
         """End training after ``step``: write the last record and stop the clock.
 
-        ``is_over`` says whether the run has ended, or is to be resumed; by default, it has ended after its last step.
+        ``is_over``, which is returned, says whether the run has ended, or is to be resumed.
         """
         self.flush(step)
-        self._is_over = step >= self._pace.num_steps if is_over is None else is_over
+        self._is_over = is_over
         self._pace.stop(step)
         self._train_s = self._elapsed_s()
         self._clock = None
+        return is_over
 
     def _profile(self, step: int) -> None:
         """Start or stop the profiler after ``step`` steps; chrome://tracing and Perfetto show its trace."""
@@ -187,6 +221,9 @@ class RunLog:
             self.say(closing.describe(ended, metrics))
             if self.config.tensorboard:
                 self._tensorboard.close()
+            with g_pathmgr.open(f"{self.folder}/final.json", "w") as stream:
+                json.dump(final, stream, indent=1)
+            self._tracker.finish(final)
             self._lock.release()
             print(json.dumps(final), flush=True)
         return final

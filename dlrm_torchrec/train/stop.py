@@ -14,8 +14,9 @@ from typing import Any, NoReturn, Protocol
 import torch
 import torch.distributed as dist
 
+from dlrm_torchrec.terminal import stopped
 from dlrm_torchrec.train.processes.lock import mark_stopping
-from dlrm_torchrec.train.processes.output import expect_readers, outlive_readers
+from dlrm_torchrec.train.processes.printing import expect_readers, outlive_readers
 from dlrm_torchrec.train.world import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -23,8 +24,6 @@ TWICE_S = (
     1.0  # the least time between two Ctrl-C of a person; a launcher may pass one on that the terminal sent as well
 )
 _WAIT_S = 1.0  # between two looks at whether all ranks have verified their files
-
-_stopped_by = 0  # the signal that stopped the last run of this program
 
 
 class Files(Protocol):
@@ -59,8 +58,7 @@ class StopRequest:
         *,
         verify: bool = False,
     ) -> None:
-        global _stopped_by  # a fact of the program
-        _stopped_by = 0
+        stopped.by = 0
         self.overdue = False  # whether to save after this step; the same on all ranks
         self._world, self._ask, self._files = world, overdue, files
         self._received = 0  # the signal that this process got
@@ -101,10 +99,9 @@ class StopRequest:
 
     def end(self) -> None:
         """Restore the signal handlers and, after a stop, say how to go on; call it when the run is saved, or never."""
-        global _stopped_by  # a fact of the program
         self._restore()
-        if self._stop and self._world.is_main and not _stopped_by:
-            _stopped_by = self._stop
+        if self._stop and self._world.is_main and not stopped.by:
+            stopped.by = self._stop
             print(
                 f"stopped by {_name(self._stop)}; run the same command again to resume from the checkpoint that was "
                 "saved",
@@ -190,15 +187,6 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before = {}
-
-
-def exit_code() -> int:
-    """The exit code of a recipe: 0, or 128 + the number of the signal that stopped its run, as shells number them.
-
-    A stopped run is no success: a scheduler would start what depends on it, and Kubernetes would not start it again.
-    Only rank 0 says so, since torchrun ends the other ranks as soon as one rank fails, and rank 0 is the last to write.
-    """
-    return 128 + _stopped_by if _stopped_by else 0
 
 
 def _name(number: int) -> str:

@@ -110,6 +110,8 @@ class Manifest:
                 raise ValueError(f"a manifest must be an object: got {str(data)[:40]}")
             if data["format"] != FORMAT:
                 raise ValueError(f"format must be {FORMAT}: got {data['format']!r}")
+            if not isinstance(data.get("report", {}), dict):
+                raise ValueError(f"report must be an object: got {data['report']}")
             splits = {name: _split(name, value) for name, value in data["splits"].items()}
             return cls(
                 spec=DatasetSpec.from_json(data["spec"]),

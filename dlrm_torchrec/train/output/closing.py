@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dlrm_torchrec.terminal import commands
 from dlrm_torchrec.terminal.closing import block
 from dlrm_torchrec.terminal.words import duration
-from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path
+from dlrm_torchrec.train.checkpoints.folder import checkpoint_path
 
 MAIN = ("hr@10", "auc", "rmse")  # the metrics that a recipe is judged by, the first that it has
 RANKS_ITEMS = "hr@10"  # a run with this metric has no rows with labels to evaluate

@@ -71,7 +71,7 @@ def this_process() -> Holder:
         kernel=" ".join([host, *_kernel()]),
         born=_born(os.getpid()),
         since=datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
-        program=" ".join(sys.argv)[:_MAX_TEXT],
+        program=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:_MAX_TEXT],
     )
 
 

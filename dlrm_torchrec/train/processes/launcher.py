@@ -39,9 +39,9 @@ def _watch(ended: threading.Event, gone: Callable[[], None]) -> None:
     while os.getppid() == _parent:
         if ended.wait(_POLL_S):
             return
-    rank = os.environ.get("RANK", "0")
-    with suppress(OSError):  # whoever read it may be gone as well
-        os.write(2, f"rank {rank}: its launcher, process {_parent}, is gone; it saves and ends\n".encode())
+    if os.environ.get("LOCAL_RANK") == "0":
+        with suppress(OSError):  # whoever read it may be gone as well
+            os.write(2, f"torchrun, process {_parent}, is gone; its ranks save and end\n".encode())
     gone()
     os.kill(os.getpid(), signal.SIGTERM)
     if not ended.wait(GRACE_S):

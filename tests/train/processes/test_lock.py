@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -143,7 +144,16 @@ def holders() -> Iterator[list[int]]:
     pids: list[int] = []
     yield pids
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def wait_for_end(pid: int) -> None:
+    deadline = time.monotonic() + 60
+    with suppress(FileNotFoundError):
+        while Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 def start_holder(folder: str, pids: list[int], then: str = "") -> tuple[int, Connection]:
@@ -169,12 +179,10 @@ def test_a_second_run_is_told_who_trains_and_a_dead_one_is_followed(
     ):
         RunLock(folder, said.append)
     os.kill(pid, signal.SIGKILL)
-    while Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" if Path(f"/proc/{pid}").exists() else False:
-        time.sleep(0.01)
+    wait_for_end(pid)
     held = RunLock(folder, said.append)
     assert f"took the lock of {folder} over from process {pid} on " in said[-1]
     held.release()
-    holders.clear()
 
 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path, holders: list[int]) -> None:
@@ -193,7 +201,6 @@ def test_a_run_that_stops_is_waited_for(tmp_path: Path, prefix: str, holders: li
     link.send("stop")
     assert link.recv() == "stopping"
     RunLock(folder, said.append).release()
-    holders.clear()
     assert len(said) == 1
     assert f"waiting for process {pid} on " in said[0]
 
@@ -277,8 +284,17 @@ def test_a_removed_file_is_written_again(tmp_path: Path, holders: list[int]) -> 
 def test_a_run_whose_lock_another_has_ends(tmp_path: Path, holders: list[int]) -> None:
     pid, _ = start_holder(f"store://{tmp_path}", holders)
     (tmp_path / "lock.json").write_bytes(foreign().written())
-    deadline = time.monotonic() + 60
-    while Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    holders.clear()
+    wait_for_end(pid)
+
+
+def test_a_run_whose_folder_is_removed_ends(tmp_path: Path, holders: list[int]) -> None:
+    pid, _ = start_holder(f"{tmp_path}/run", holders)
+    shutil.rmtree(tmp_path / "run")
+    wait_for_end(pid)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(ValueError, match=r"run folder \S+/run must be a folder that this process can write: got '"):
+        RunLock(f"{tmp_path}/run")
