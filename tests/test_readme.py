@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 import dlrm_torchrec
-from tests.recipe import ROOT
+from dlrm_torchrec.command_line import parse
+from tests.recipe import ROOT, load_recipe
 from tests.scripts import run_python
 
 COMMANDS = [
@@ -141,6 +142,21 @@ def test_command(command: str, project: Path) -> None:
         if "teacher/auc" in metrics:  # the rows of one's own are drawn at random
             assert metrics["val/auc"] > 0.6
         assert "finished run" not in output  # of a command before it
+
+
+def test_no_command_meets_the_run_of_another() -> None:
+    """Nor that of ``make train``, which quantize_dlrm and serve take."""
+    folders = ["runs/train_dlrm/demo"]
+    for words in map(shlex.split, COMMANDS):
+        script = next((word for word in words if re.fullmatch(r"recipes/train_\w+\.py|mine\.py", word)), None)
+        if script is None or words[:2] == ["dlrm-recipes", "cp"] or {"diff", "upgrade"} & set(words):
+            continue
+        recipe = load_recipe("train_dlrm" if script == "mine.py" else Path(script).stem)
+        own = words[words.index("--" if "--" in words else script) + 1 :]
+        preset, config = parse(recipe.PRESETS, own)
+        folders.append(f"{config.run_dir}/{preset}")
+    assert len(folders) >= 7
+    assert sorted(set(folders)) == sorted(folders)
 
 
 def asked_and_ended(command: str, folder: Path) -> None:

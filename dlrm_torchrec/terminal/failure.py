@@ -19,6 +19,7 @@ from typing import ParamSpec, TypeVar
 from dlrm_torchrec.terminal import stopped
 from dlrm_torchrec.terminal.quiet import quiet_libraries
 from dlrm_torchrec.terminal.ranks import Failure, Place, place
+from dlrm_torchrec.terminal.shown import shown
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -132,7 +133,7 @@ def tell_failure(failure: Failure, where: Place) -> None:
 
 
 def _print(failure: Failure, who: str) -> None:
-    print(f"{failure.stack}error{who}: {failure.sentence}", file=sys.stderr, flush=True)
+    print(shown(f"{failure.stack}error{who}: {failure.sentence}"), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -152,7 +153,7 @@ def one_voice() -> Iterator[None]:
             return
         except ValueError as error:
             sentence = str(error)
-            print(f"error: {error}", file=sys.stderr)
+            print(shown(f"error: {error}"), file=sys.stderr)
         except SystemExit as end:  # of tyro, which has said why
             if not end.code:
                 raise
