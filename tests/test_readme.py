@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 import dlrm_torchrec
-from tests.recipe import ROOT
+from dlrm_torchrec.command_line import parse
+from tests.recipe import ROOT, load_recipe
 from tests.scripts import run_python
 
 COMMANDS = [
@@ -143,6 +144,21 @@ def test_command(command: str, project: Path) -> None:
         assert "finished run" not in output  # of a command before it
 
 
+def test_no_command_meets_the_run_of_another() -> None:
+    """Nor that of ``make train``, which quantize_dlrm and serve take."""
+    folders = ["runs/train_dlrm/demo"]
+    for words in map(shlex.split, COMMANDS):
+        script = next((word for word in words if re.fullmatch(r"recipes/train_\w+\.py|mine\.py", word)), None)
+        if script is None or words[:2] == ["dlrm-recipes", "cp"] or {"diff", "upgrade"} & set(words):
+            continue
+        recipe = load_recipe("train_dlrm" if script == "mine.py" else Path(script).stem)
+        own = words[words.index("--" if "--" in words else script) + 1 :]
+        preset, config = parse(recipe.PRESETS, own)
+        folders.append(f"{config.run_dir}/{preset}")
+    assert len(folders) >= 7
+    assert sorted(set(folders)) == sorted(folders)
+
+
 def asked_and_ended(command: str, folder: Path) -> None:
     """The server that a command starts says where it is, answers there, and ends when it is told to."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
@@ -181,7 +197,9 @@ def test_the_file_map_names_what_is_there() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_two_nodes_of_eight_as_typed(project: Path) -> None:
-    metrics = final_metrics(typed("torchx run dist.ddp -j 2x8 recipes/train_dlrm.py", project, timeout_s=1400))
+    (command,) = (each for each in COMMANDS if "-j 2x8 recipes/" in each)
+    shutil.rmtree(project / "runs", ignore_errors=True)  # of the tests above, which shorten it
+    metrics = final_metrics(typed(command, project, timeout_s=1400))
     assert (metrics["val/auc"] - 0.5) / (metrics["teacher/auc"] - 0.5) >= 0.97
 
 

@@ -24,7 +24,7 @@ from dlrm_torchrec.cli.launch import launch, script_of
 from dlrm_torchrec.cli.merge import upgrade
 from dlrm_torchrec.cli.origin import copies, copy_recipe, read_copy, sha256
 from dlrm_torchrec.cli.shipped import find, installed_recipes
-from dlrm_torchrec.cli.shown import shown
+from dlrm_torchrec.terminal.shown import shown
 
 DONE, FOUND, BAD_ARGUMENTS = 0, 1, 2  # FOUND: this machine has problems, or a merge has conflicts
 

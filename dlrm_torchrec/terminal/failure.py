@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import re
 import signal
 import sys
@@ -12,17 +13,20 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from dlrm_torchrec.terminal import stopped
 from dlrm_torchrec.terminal.quiet import quiet_libraries
 from dlrm_torchrec.terminal.ranks import Failure, Place, place
+from dlrm_torchrec.terminal.shown import shown
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 STARTED = time.monotonic()  # of this process, as recipes import their command line first
 MISTAKE, BAD_ARGUMENTS, INTERRUPTED = 1, 2, 130
+LIBRARY = Path(__file__).resolve().parents[1]
 NEIGHBOURS_S = 2.0  # for which a rank that fails waits whether its neighbours fail alike
 CAUSE_S = 5.0  # for which a rank that lost another one waits for the sentence of that one
 TORCHRUN_S = 20.0  # after which torchrun has ended the other ranks
@@ -70,14 +74,31 @@ def failure_of(error: Exception, rank: int) -> Failure:
         return Failure(rank, f"the connection to another rank must hold: got {reason}; {advice}", lost=True)
     if is_mistake(error):
         return Failure(rank, str(error), stack if wants_stacks() else "")
-    name = f"{type(error).__name__}: {error}"
-    return Failure(rank, f"{name}\nThis is a bug of dlrm_torchrec or of a library, not a mistake of yours.", stack)
+    return Failure(rank, f"{type(error).__name__}: {error}\n{_whose(error)}", stack)
 
 
 def is_mistake(error: Exception) -> bool:
     """Whether the user can mend it: the system refused, or this library did, in its own form."""
     ours = type(error).__module__.startswith("dlrm_torchrec.") or _OURS.search(str(error))
     return isinstance(error, OSError) or (isinstance(error, ValueError) and bool(ours))
+
+
+def _whose(error: Exception) -> str:
+    """Where to look for a bug: in a file of the user, such as a copy of a recipe, or in what is installed."""
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        places.append((error.filename, error.lineno))
+    own = [(path, line) for path, line in places if _is_the_users(Path(path).resolve())]
+    if own:
+        path, line = own[-1]
+        return f"This is a bug in {path}, line {line}, or in what it calls."
+    return "This is a bug of dlrm_torchrec or of a library, not a mistake of yours."
+
+
+def _is_the_users(path: Path) -> bool:
+    """Whether a file is neither Python's nor another package's, nor one of this library and its scripts."""
+    folders = [LIBRARY, (LIBRARY / "recipes").resolve(), (LIBRARY / "data").resolve(), Path(os.__file__).parent]
+    return path.exists() and "site-packages" not in path.parts and not any(map(path.is_relative_to, folders))
 
 
 def wants_stacks() -> bool:
@@ -112,7 +133,7 @@ def tell_failure(failure: Failure, where: Place) -> None:
 
 
 def _print(failure: Failure, who: str) -> None:
-    print(f"{failure.stack}error{who}: {failure.sentence}", file=sys.stderr, flush=True)
+    print(shown(f"{failure.stack}error{who}: {failure.sentence}"), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -132,7 +153,7 @@ def one_voice() -> Iterator[None]:
             return
         except ValueError as error:
             sentence = str(error)
-            print(f"error: {error}", file=sys.stderr)
+            print(shown(f"error: {error}"), file=sys.stderr)
         except SystemExit as end:  # of tyro, which has said why
             if not end.code:
                 raise

@@ -14,6 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from dlrm_torchrec.command_line import parse
 from dlrm_torchrec.terminal.failure import run
+from dlrm_torchrec.terminal.words import about
 from tests.recipe import ROOT
 from tests.scripts import run_python
 
@@ -80,11 +81,31 @@ def test_debug_adds_the_call_stack() -> None:
     assert done.stderr.endswith(f"\nerror: {MISTAKE}\n")
 
 
-def test_a_bug_keeps_its_call_stack_and_says_whose_it_is() -> None:
+def test_a_bug_in_a_file_of_the_user_is_placed_there() -> None:
     done = alone("bug")
     assert done.returncode == 1
     assert 'return str(int("x"))' in done.stderr
-    assert done.stderr.endswith("This is a bug of dlrm_torchrec or of a library, not a mistake of yours.\n")
+    (line,) = [number for number, text in enumerate(FAILING.read_text().splitlines(), 1) if 'int("x")' in text]
+    assert done.stderr.endswith(f"This is a bug in {FAILING}, line {line}, or in what it calls.\n")
+
+
+def test_a_bug_of_ours_is_no_mistake_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    """The file that calls ``run`` is none of the frames; those of the library and of Python remain."""
+    with pytest.raises(SystemExit) as ended:
+        run(about, float("inf"))
+    assert ended.value.code == 1
+    text = capsys.readouterr().err
+    assert text.startswith("Traceback (most recent call last):\n")
+    assert text.endswith("This is a bug of dlrm_torchrec or of a library, not a mistake of yours.\n")
+
+
+def test_control_characters_are_shown_not_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse() -> None:
+        raise ValueError("name must be printable: got \x1b]0;title\x07; rename it")
+
+    with pytest.raises(SystemExit):
+        run(refuse)
+    assert capsys.readouterr().err == "error: name must be printable: got \\x1b]0;title\\x07; rename it\n"
 
 
 def test_a_function_that_is_called_still_raises() -> None:

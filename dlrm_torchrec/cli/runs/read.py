@@ -10,6 +10,8 @@ from typing import Any
 
 from iopath.common.file_io import g_pathmgr
 
+from dlrm_torchrec.train.output.records import read_records
+
 Numbers = dict[str, float]
 
 
@@ -98,20 +100,7 @@ def _names(folders: Sequence[str]) -> list[str]:
 
 def _records(folder: str) -> list[tuple[int, Numbers]]:
     """The records of metrics.jsonl; lines that are no records are skipped."""
-    path = f"{folder}/metrics.jsonl"
-    if not g_pathmgr.exists(path):
-        return []
-    with g_pathmgr.open(path, "rb") as stream:
-        lines = stream.read().splitlines()
-    found = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and type(record.get("step")) is int and record["step"] >= 0:
-            found.append((record.pop("step"), _numbers(record)))
-    return sorted(found, key=lambda record: record[0])
+    return sorted(((record.pop("step"), record) for record in read_records(folder).records), key=lambda each: each[0])
 
 
 def _numbers(record: dict[str, Any]) -> Numbers:
