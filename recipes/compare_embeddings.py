@@ -134,7 +134,7 @@ def train(
         learning_rate.set(step)
         loss, _, global_rows = pipeline.progress(batches)
         log.step(step + 1, loss, global_rows)
-    log.stop(stream.num_steps)
+    log.stop(stream.num_steps, is_over=True)
     found = evaluate(pipeline.detach(), val.batches(), world, learned=cfg.schedule.settled(stream.num_steps))
     metrics = {**prefixed("val/", found), "steps": stream.num_steps}
     if isinstance(val, SyntheticStream):

@@ -155,7 +155,8 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         # train: the pipeline sends the next batch's ids while this batch is trained
         learning_rate = ScheduledLearningRate(optimizer, cfg.schedule, train.num_steps)
         pipeline = train_pipeline(model, optimizer, world, log.timing(progress))
-        stop = StopRequest(world, checkpoints.overdue, Verification(data, world, log.say), verify=cfg.checkpoint.verify)
+        files = Verification(data.files, world, log.say)
+        stop = StopRequest(world, checkpoints.overdue, files, verify=cfg.checkpoint.verify)
         log.start(progress.step, train.num_steps, watch)
         while not progress.ended(train.num_steps, cfg.checkpoint.early_stop) and not stop.agreed():
             learning_rate.set(progress.step)

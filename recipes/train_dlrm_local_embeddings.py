@@ -1,7 +1,6 @@
 """Train DLRM with node-local tables: each node learns tables of its own, and only the MLPs are synchronised.
 
     torchrun --standalone --nproc_per_node 2 recipes/train_dlrm_local_embeddings.py   # two nodes of one process
-    torchrun --standalone --nproc_per_node 2 recipes/train_dlrm_local_embeddings.py --average-every 100
     torchx run dist.ddp -j 2x8 recipes/train_dlrm_local_embeddings.py criteo-kaggle --node-size 8   # two hosts
 
 Expected: two nodes finish the demo in about a minute and reach 97.4 to 97.9 % of the best possible gain over AUC 0.5,
@@ -154,7 +153,8 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         pipeline = train_pipeline(model, optimizer, world, log.timing(progress))
         evaluate = partial(evaluate_nodes, world=world, nodes=nodes.count)
         wire = WireCounts()
-        stop = StopRequest(world, checkpoints.overdue, Verification(data, world, log.say), verify=cfg.checkpoint.verify)
+        files = Verification(data.files, world, log.say)
+        stop = StopRequest(world, checkpoints.overdue, files, verify=cfg.checkpoint.verify)
         log.start(progress.step, train.num_steps, watch)
         while not progress.ended(train.num_steps, cfg.checkpoint.early_stop) and not stop.agreed():
             learning_rate.set(progress.step)

@@ -150,7 +150,8 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         learning_rate = ScheduledLearningRate(optimizer, cfg.schedule, train.num_steps)
         pipeline = train_pipeline(model, optimizer, world, log.timing(progress))
         evaluate = partial(evaluate_leave_one_out, world=world, user=cfg.columns[0])
-        stop = StopRequest(world, checkpoints.overdue, Verification(data, world, log.say), verify=cfg.checkpoint.verify)
+        files = Verification(data.files, world, log.say)
+        stop = StopRequest(world, checkpoints.overdue, files, verify=cfg.checkpoint.verify)
         log.start(progress.step, train.num_steps, watch)
         while not progress.ended(train.num_steps, cfg.checkpoint.early_stop) and not stop.agreed():
             learning_rate.set(progress.step)

@@ -174,16 +174,17 @@ class RunLog:
         yield
         self._clock = time.perf_counter()
 
-    def stop(self, step: int, *, is_over: bool | None = None) -> None:
+    def stop(self, step: int, *, is_over: bool) -> bool:
         """End training after ``step``: write the last record and stop the clock.
 
-        ``is_over`` says whether the run has ended, or is to be resumed; by default, it has ended after its last step.
+        ``is_over``, which is returned, says whether the run has ended, or is to be resumed.
         """
         self.flush(step)
-        self._is_over = step >= self._pace.num_steps if is_over is None else is_over
+        self._is_over = is_over
         self._pace.stop(step)
         self._train_s = self._elapsed_s()
         self._clock = None
+        return is_over
 
     def _profile(self, step: int) -> None:
         """Start or stop the profiler after ``step`` steps; chrome://tracing and Perfetto show its trace."""

@@ -29,7 +29,7 @@ def _two_windows(folder: str) -> None:
     log.start(0, 5)
     for step in range(1, 6):
         log.step(step, torch.tensor(float(step + dist.get_rank())), 100)
-    log.stop(5)
+    log.stop(5, is_over=True)
 
 
 def test_losses_are_means_over_window_and_ranks(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def _closing(folder: str, last: int) -> tuple[str, str]:
         log.start(0, 4)
         for step in range(1, last + 1):
             log.step(step, torch.tensor(0.5), 10)
-        log.stop(last)
+        log.stop(last, is_over=True)
         log.finish({"val/auc": 0.75})
     return told.getvalue(), printed.getvalue()
 
@@ -119,7 +119,7 @@ def _rate(folder: str) -> float:
     log.step(1, torch.tensor(0.5), 100)
     with log.paused():
         time.sleep(1.0)
-    log.stop(1)
+    log.stop(1, is_over=True)
     time.sleep(1.0)
     return log.finish({})["samples_per_s"]
 
@@ -136,7 +136,7 @@ def _on_a_terminal(folder: str) -> str:
     log.start(0, 3)
     for step in (1, 2, 3):
         log.step(step, torch.tensor(0.5), 10)
-    log.stop(3)
+    log.stop(3, is_over=True)
     log.finish({})
     os.set_blocking(ours, False)
     time.sleep(0.2)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from dlrm_torchrec.terminal.stopped import exit_code
 from dlrm_torchrec.train import stop
 from dlrm_torchrec.train.processes.printing import outlive_readers
 from dlrm_torchrec.train.stop import StopRequest
@@ -127,6 +128,7 @@ PROGRAM = """
 import signal, sys, time
 from contextlib import ExitStack
 import torch
+from dlrm_torchrec.terminal.stopped import exit_code
 from dlrm_torchrec.train import stop
 from dlrm_torchrec.train.world import World
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell of a background job ignores it

@@ -76,9 +76,9 @@ class Verification:
                 return
             if found != expected.lower():
                 self._fault = (
-                    f"file {path} must have the SHA-256 of dataset.json, {expected}: got {found}; its rows are not "
-                    "those that were prepared, so restore the file or prepare the data again, and use a new --run-dir "
-                    "if this run has trained on it"
+                    f"file {path} must have the SHA-256 of dataset.json, {expected[:12]}...: got {found[:12]}...; its "
+                    "rows are not those that were prepared, so restore the file or prepare the data again, and use a "
+                    "new --run-dir if this run has trained on it"
                 )
                 return
 

@@ -58,7 +58,8 @@ class RunLock:
     """The lock of a run folder, which this process holds until ``release`` or its death.
 
     A second lock on the same folder in one process replaces the first one, because a process trains one run at a time:
-    the first was left by an error. Raises ValueError when another process holds the lock.
+    the first was left by an error. Raises ValueError when another process holds the lock, or when the folder cannot be
+    written.
     """
 
     def __init__(self, folder: str, say: Callable[[str], None] = say_on_stderr) -> None:
@@ -70,9 +71,15 @@ class RunLock:
         self._descriptor: int | None = None  # of the file under flock
         self._mutex = threading.RLock()  # a signal handler may call ``stopping`` inside of ``release``
         self._ended = threading.Event()
-        g_pathmgr.mkdirs(self.folder)
         try:
+            g_pathmgr.mkdirs(self.folder)
             self._acquire()
+        except OSError as error:
+            self._close()
+            raise ValueError(
+                f"run folder {self.folder} must be a folder that this process can write: got '{error}'; make room, "
+                "change its permissions, or choose another --run-dir"
+            ) from error
         except BaseException:
             self._close()
             raise
@@ -100,6 +107,10 @@ class RunLock:
         if _held.get(self.folder) is self:
             del _held[self.folder]
         atexit.unregister(self.release)
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: close its copy of the file, which would keep the lock when the parent is dead."""
+        self._close()
 
     def _acquire(self) -> None:
         start, told = time.monotonic(), set[str]()
@@ -234,9 +245,8 @@ class RunLock:
 
 
 def _leave_to_parent() -> None:
-    """In a forked child: close its copies of the files, which would keep the lock when the parent is dead."""
     for lock in _held.values():
-        lock._close()
+        lock.leave_to_parent()
     _held.clear()
 
 

@@ -75,7 +75,7 @@ def test_each_of_100_flipped_bits_is_found(folder: Path) -> None:
         path.write_bytes(broken)
         (fault,) = faults(folder, ranks=1 + number % 3)
         assert fault.startswith(f"file {path} must have the SHA-256 of dataset.json, ")
-        assert hashlib.sha256(broken).hexdigest() in fault
+        assert f"got {hashlib.sha256(broken).hexdigest()[:12]}" in fault
         path.write_bytes(whole)
     assert faults(folder) == []
 

@@ -167,7 +167,7 @@ def _tracked(folder: str, tracker: Any) -> tuple[list[Any], list[str]]:
     for step in (1, 2, 3):
         log.step(step, torch.tensor(float(step)), 10)
     log.write(3, {"val/auc": 0.75})
-    log.stop(3)
+    log.stop(3, is_over=True)
     log.finish({"val/auc": 0.75, "steps": 3})
     return fake.calls, [name for name in ("mlflow", "torch.utils.tensorboard") if name in sys.modules]
 

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -284,3 +285,16 @@ def test_a_run_whose_lock_another_has_ends(tmp_path: Path, holders: list[int]) -
     pid, _ = start_holder(f"store://{tmp_path}", holders)
     (tmp_path / "lock.json").write_bytes(foreign().written())
     wait_for_end(pid)
+
+
+def test_a_run_whose_folder_is_removed_ends(tmp_path: Path, holders: list[int]) -> None:
+    pid, _ = start_holder(f"{tmp_path}/run", holders)
+    shutil.rmtree(tmp_path / "run")
+    wait_for_end(pid)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(ValueError, match=r"run folder \S+/run must be a folder that this process can write: got '"):
+        RunLock(f"{tmp_path}/run")
