@@ -6,17 +6,19 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 
 # What .venv holds already, else the CPU lock: after `make setup REQUIREMENTS=requirements/cuda.txt` all verbs keep it.
 REQUIREMENTS ?= $(firstword $(patsubst .venv/installed-%,requirements/%.txt,$(wildcard .venv/installed-*)) requirements/cpu.txt)
+PARTS := build common torch-cpu cuda-libraries
 STAMP := .venv/installed-$(basename $(notdir $(REQUIREMENTS)))
 SITE := .venv/site-generator
 NEXT := .venv-next/installed
 AUDIT := .venv-audit/installed
+AUDITED := cpu cuda next next-libraries docs audit
 
 .PHONY: setup train test test-next test-slow test-gpu test-machines check bench docs figures lock audit
 
 setup: $(STAMP)
 
 # The CPU and the CUDA build of fbgemm share a folder, so a change of lock starts from an empty .venv.
-$(STAMP): $(REQUIREMENTS) $(addprefix requirements/,build.txt common.txt cuda-libraries.txt) setup.cfg pyproject.toml
+$(STAMP): $(REQUIREMENTS) $(PARTS:%=requirements/%.txt) setup.cfg pyproject.toml
 	$(if $(filter-out $@,$(wildcard .venv/installed-*)),rm -rf .venv)
 	$(call install,.venv,$(REQUIREMENTS),requirements/cuda-libraries.txt)
 	touch $@
@@ -26,10 +28,11 @@ $(NEXT): $(addprefix requirements/,build.txt common.txt next.txt next-libraries.
 	$(call install,.venv-next,requirements/next.txt,requirements/next-libraries.txt)
 	touch $@
 
-# into a folder, by a lock and the CUDA libraries of its torch, which builds of torch for CPUs alone do without
+# into a folder, by a lock and the CUDA libraries of its torch, in the order that requirements/cpu.txt explains
 define install
 	$(call environment,$(1))
 	$(call locked,$(1),requirements/build.txt)
+	$(if $(filter %/cpu.txt,$(2)),$(call torch_for_cpus,$(1),requirements/torch-cpu.txt))
 	$(call locked,$(1),$(2))
 	if $(1)/bin/pip show torch | grep -q nvidia; then $(call locked,$(1),$(3)); fi
 	$(1)/bin/pip install --no-deps --no-build-isolation -e .
@@ -41,6 +44,10 @@ define environment
 endef
 
 locked = $(1)/bin/pip install --require-hashes --no-deps --no-build-isolation -r $(2)
+
+# Left to choose by cpu.txt alone, pip would take the index's build, whose hash it knows before it has the file.
+torch_for_cpus = if $(1)/bin/pip install --dry-run --no-deps $$(grep -o '^torch==[^ ]*' $(2)) >/dev/null 2>&1; then \
+	$(call locked,$(1),$(2)); fi
 
 # two processes share the cores (torchrun's own default is one thread for each)
 train: export OMP_NUM_THREADS ?= $(shell n=$$(nproc); echo $$(( n > 1 ? n / 2 : 1 )))
@@ -99,4 +106,5 @@ $(AUDIT): requirements/audit.txt
 
 # Known vulnerabilities of what the locks name; --strict, because pip-audit passes what it could not look up.
 audit: $(AUDIT)
-	.venv-audit/bin/python requirements/audit.py
+	.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes $(AUDITED:%=-r requirements/%.txt) \
+		$$(sed -n 's/^\([A-Z]*-[^ ]*\) .*/--ignore-vuln \1/p' requirements/audit-exceptions.txt)

@@ -3,7 +3,7 @@
 A lock has one line ``name==version`` a package; comments and order are yours. The hashes below each line come from the
 index that pip is set up for, which must offer JSON (PEP 691). They are those of the wheels for Linux on the processors
 and Pythons named here, and of the source archive where one of these machines finds no wheel. A build that the index
-does not have is named in a comment anywhere in the lock, with what ``pip hash`` prints for it::
+does not have is named in a comment of the lock, with what ``pip hash`` prints for it::
 
     # also torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl sha256:6746...
 """
@@ -70,9 +70,8 @@ def _package(file: str) -> str:
 
 
 def _version(file: str) -> str:
-    """The version in the name of a wheel (name-version-...) or source archive (name-version.tar.gz), without +cpu."""
-    version = file.split("-")[1] if file.endswith(".whl") else file.removesuffix(".tar.gz").rpartition("-")[2]
-    return version.partition("+")[0]
+    """The version in the name of a wheel (name-version-...) or source archive (name-version.tar.gz)."""
+    return file.split("-")[1] if file.endswith(".whl") else file.removesuffix(".tar.gz").rpartition("-")[2]
 
 
 def _fits(wheel: str, minor: int, processor: str) -> bool:
