@@ -77,13 +77,15 @@ def _version(file: str) -> str:
 def _fits(wheel: str, minor: int, processor: str) -> bool:
     """Whether CPython 3.``minor`` on Linux with glibc can install a wheel: its name ends in python-abi-platform."""
     pythons, abi, platforms = wheel.removesuffix(".whl").rsplit("-", 3)[1:]
-    built_for = [int(found) for found in re.findall(r"\bcp3(\d+)", pythons)]
-    runs = (
-        minor in built_for and f"cp3{minor}" in abi.split(".")
-        or abi == "abi3" and any(older <= minor for older in built_for)
-        or abi == "none" and (minor in built_for or bool({"py3", f"py3{minor}"} & set(pythons.split("."))))
-    )  # fmt: skip
-    return runs and (platforms == "any" or re.search(rf"\b(many)?linux\w*_{processor}\b", platforms) is not None)
+    here = f"cp3{minor}"
+    if abi == "none":
+        served = {here, "py3", *(f"py3{older}" for older in range(minor + 1))}
+    elif abi == "abi3":
+        served = {f"cp3{older}" for older in range(2, minor + 1)}
+    else:
+        served = {here} if abi == here else set()
+    native = re.search(rf"\b(many)?linux\w*_{processor}\b", platforms) is not None
+    return not served.isdisjoint(pythons.split(".")) and (native or (abi, platforms) == ("none", "any"))
 
 
 def files_of_index(package: str) -> Files:
