@@ -1,8 +1,9 @@
-"""What a lock in requirements/ pins."""
+"""What a lock in requirements/ pins, and the Pythons that it serves."""
 
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
@@ -27,3 +28,9 @@ def lock(name: str) -> dict[str, str]:
         assert not taken.keys() & pins, f"requirements/{name} pins {taken.keys() & pins} twice"
         pins |= taken
     return pins
+
+
+def supported_pythons() -> tuple[int, ...]:
+    """The minor versions of Python 3 that the locks have wheels for, oldest first."""
+    pythons: tuple[int, ...] = runpy.run_path(str(FOLDER / "lock.py"))["PYTHONS"]
+    return pythons
