@@ -59,6 +59,7 @@ from dlrm_torchrec.train.metrics.grouped_auc import grouped_auc, noting_ids
 from dlrm_torchrec.train.metrics.labels import label_metrics
 from dlrm_torchrec.train.metrics.reliability import calibration_bins, expected_calibration_error, plot_calibration
 from dlrm_torchrec.train.metrics.scores import predict
+from dlrm_torchrec.train.speed import use_speed
 from dlrm_torchrec.train.world import World, join_world
 
 
@@ -77,6 +78,7 @@ def main(cfg: Config) -> dict[str, float]:
     with join_world(trained.seed) as world:
         # the model of the run, sharded over these ranks, with the weights of its checkpoint
         model, tables = recipe.build(trained, spec, world.size, world.device)
+        use_speed(model, trained.speed, compiled=False)
         topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
         share = cfg.batch_size // world.size  # rows of one rank
         plan = make_plan(model, tables, topology, cfg.sharding, batch_size=share, spec=spec, group=world.control)

@@ -13,7 +13,7 @@ Expected: the demo's tables take 31 % of their bytes and its AUC stays within 1e
 
 import json
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 import tyro
 from tyro.conf import Positional
@@ -79,7 +79,7 @@ class Report:
 
 def main(cfg: Config) -> dict[str, float]:
     recipe = load_ranking_recipe(cfg.recipe)
-    trained = replace(read_config(recipe, cfg.run), compile=False)  # a compiled module has no layers to replace
+    trained = read_config(recipe, cfg.run)
     data = cfg.data or trained.data
     spec = load_spec(data, trained.shape)
     checkpoint = checkpoint_path(f"{cfg.run}/checkpoints", cfg.step)

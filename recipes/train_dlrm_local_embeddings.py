@@ -22,7 +22,7 @@ from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
-from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule
+from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed
 from dlrm_torchrec.train.fit import automatic, fit_to_rows
 
 
@@ -41,8 +41,7 @@ class Config:
     baseline: str = ""  # Folder of a finished run, whose metrics are shown beside this run's; empty means none.
     seed: int = 0  # Seed of the initial weights, the synthetic rows and the order of rows.
     clip_norm: float = 0.0  # Maximum norm of the dense gradients; 0 means no limit.
-    bf16: bool = False  # Run the dense parts in bfloat16 (autocast).
-    compile: bool = False  # Compile the dense parts; this needs a C++ compiler.
+    speed: Speed = ("auto",)  # Auto measures what is faster here, exact is float32; or any of bf16, compile, sorted.
     node_size: int = 1  # Number of neighbouring ranks that share tables; all ranks means one model, as in train_dlrm.
     average_every: int = 0  # Steps between averages of the nodes' tables; 0 means never, as published.
     tables: TablesConfig = TablesConfig()  # How tables are stored: plain, compositional, or of mixed dims.
@@ -78,19 +77,20 @@ from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import Tables, build_tables
 from dlrm_torchrec.models.dlrm_cat import DLRMCat
+from dlrm_torchrec.sharding.modules.fastest_update import sorting_pays
 from dlrm_torchrec.sharding.node_local import Nodes
 from dlrm_torchrec.sharding.plan_description import describe_plan, plan_to_json
 from dlrm_torchrec.train.baseline import read_baseline
 from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, Progress
 from dlrm_torchrec.train.checkpoints.identity import identity_of
 from dlrm_torchrec.train.checkpoints.state import run_tensors
-from dlrm_torchrec.train.compile import compile_dense
 from dlrm_torchrec.train.log import RunLog, prefixed
 from dlrm_torchrec.train.metrics.watch import Watch
 from dlrm_torchrec.train.nodes import evaluate_nodes, node_tensors
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.schedule import ScheduledLearningRate
+from dlrm_torchrec.train.speed import set_speed
 from dlrm_torchrec.train.stop import StopRequest
 from dlrm_torchrec.train.task import TASKS, RankingTask
 from dlrm_torchrec.train.timing.wire import WireCounts
@@ -102,11 +102,8 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
     tables = build_tables(spec.tables(dim=cfg.bottom[-1]), cfg.tables, device)
     kind = DLRM if cfg.interaction == "dot" else DLRMCat
     model = kind(tables, len(spec.dense), list(cfg.bottom), list(cfg.top), dense_device=device)
-    if cfg.compile:
-        compile_dense(model)
     optimize_tables_in_backward(tables, cfg.sparse)
-    autocast = torch.bfloat16 if cfg.bf16 else None
-    return TASKS[spec.target](model, world_size, autocast, spec.label_names), tables
+    return TASKS[spec.target](model, world_size, spec.label_names), tables
 
 
 @record
@@ -120,9 +117,11 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
 
         # build the model with its tables on meta, plan who holds which piece of them, and only then allocate them
         model, tables = build(cfg, spec, world.size, world.device)
-        nodes = Nodes(world.rank, world.size, size=cfg.node_size, local_size=world.local_size, device=world.device)
         share = cfg.batch_size // world.size  # rows of one rank
-        plan = nodes.plan(model, tables, cfg.sharding, batch_size=share, spec=spec, group=world.control)
+        sorting = partial(sorting_pays, tables, spec, share)
+        speed = set_speed(cfg, model, log, data, kept=None, sorting_pays=sorting)
+        nodes = Nodes(world.rank, world.size, size=cfg.node_size, local_size=world.local_size, device=world.device)
+        plan = nodes.plan(model, tables, cfg.sharding, speed=speed, batch_size=share, spec=spec, group=world.control)
         log.say(f"each of {nodes.count} nodes:\n{describe_plan(plan, tables, nodes.size)}")
         model = nodes.shard(model, plan, init_data_parallel=world.needs_ddp)
         optimizer = build_optimizer(model, cfg.sparse, cfg.dense, clip_norm=cfg.clip_norm)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise_sgd"]
+OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
+# How a run computes: auto measures what is faster here, exact is float32 without a compiler, with FBGEMM's updates; the
+# others are parts that can be combined.
+Speed = tuple[Literal["auto", "exact", "bf16", "compile", "sorted"], ...]
 _LEARNING_STEPS = 200  # steps after the warm-up in which a model must learn something
 
 
@@ -14,13 +17,13 @@ class OptimizerConfig:
     """One optimizer; ``eps`` means the same for fused and dense kernels."""
 
     kind: OptimizerKind
-    """The update rule. rowwise_adagrad keeps one moment per row; rowwise_sgd is sgd by another kernel."""
+    """The update rule; rowwise_adagrad keeps one moment per row."""
     lr: float
     """Learning rate after the warm-up; 0 means by the number of rows."""
     eps: float = 1e-8
     """Added to the root of the second moment; 0 means by the number of rows; sgd does not use it."""
     weight_decay: float = 0.0
-    """Strength of the L2 penalty, 0 for none or -1 by the number of rows; FBGEMM's updates on CPU ignore it."""
+    """Strength of the L2 penalty; 0 means none, -1 by the number of rows."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of adam's two moments; other optimizers do not use them."""
 

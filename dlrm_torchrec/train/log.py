@@ -45,6 +45,10 @@ class RunLog:
 
             self._tensorboard = SummaryWriter(self.folder)
 
+    def note(self, name: str, value: Any) -> None:
+        """Write ``value`` into config.json in place of the setting ``name``, which the run has decided on."""
+        self._run[name] = value
+
     def start(self, step: int, num_steps: int, watch: Watch | None = None) -> None:
         """Begin at ``step``: write config.json, and drop records of later steps that an interrupted run wrote.
 

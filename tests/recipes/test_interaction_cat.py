@@ -51,7 +51,7 @@ def test_the_docstrings_cost(preset: str, parameters: int, products: int) -> Non
 def test_compiled_parts_learn_alike(tmp_path: Path) -> None:
     plain, fast = (
         run_recipe("train_dlrm", [*SMALL, *options, f"--run-dir={tmp_path}/{len(options)}"], 1)
-        for options in ([], ["--compile"])
+        for options in ([], ["--speed=compile"])
     )
     assert fast["val/auc"] == pytest.approx(plain["val/auc"], abs=0.001)
 
