@@ -34,9 +34,9 @@ from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from dlrm_torchrec.sharding.cluster.topology import live_topology
-from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind, Updates
+from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.plan import make_plan
-from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
+from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind, Speed
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.world import World, join_world
@@ -88,7 +88,14 @@ class Contender:
     """A sharded model with its optimizers."""
 
     def __init__(
-        self, shape: Shape, config: TablesConfig, *, kind: OptimizerKind, sharding: ShardingConfig, world: World
+        self,
+        shape: Shape,
+        config: TablesConfig,
+        *,
+        kind: OptimizerKind,
+        sharding: ShardingConfig,
+        speed: Speed,
+        world: World,
     ) -> None:
         spec = shape.spec()
         tables = build_tables(spec.tables(dim=shape.dim), config, world.device)
@@ -97,7 +104,9 @@ class Contender:
         sparse, dense = OptimizerConfig(kind=kind, lr=0.01), OptimizerConfig(kind="sgd", lr=0.01)
         optimize_tables_in_backward(tables, sparse)
         topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
-        plan = make_plan(model, tables, topology, sharding, batch_size=2048, spec=spec, group=world.control)
+        plan = make_plan(
+            model, tables, topology, sharding, speed=speed, batch_size=2048, spec=spec, group=world.control
+        )
         self.model = DistributedModelParallel(
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
         )
@@ -124,6 +133,7 @@ def compare(
     *,
     kind: OptimizerKind,
     sharding: ShardingConfig,
+    speed: Speed,
     world: World,
     rounds: int,
 ) -> None:
@@ -132,7 +142,7 @@ def compare(
         shape.spec(), num_rows=8 * 2048, global_batch_size=2048, rank=world.rank, world_size=world.size
     )
     batches = [batch.to(world.device) for batch in islice(stream.batches(), 8)]
-    build = partial(Contender, shape, kind=kind, sharding=sharding, world=world)
+    build = partial(Contender, shape, kind=kind, sharding=sharding, speed=speed, world=world)
     contenders = {title: build(config) for title, config in configs.items()}
     twice = [replace(batch, sparse_features=doubled(batch.sparse_features, shape.rows)) for batch in batches]
     medians: dict[str, list[float]] = {title: [] for title in contenders}
@@ -158,12 +168,12 @@ def main(
     operations: tuple[OperationName, ...] = ("mult", "add", "concat", "path"),
     optimizers: tuple[OptimizerKind, ...] = ("sgd", "rowwise_adagrad"),
     sharding: ShardingKind = "table_wise",
-    updates: Updates = "auto",
+    speed: Speed = ("sorted",),
     collisions: int = 4,
     hidden: int = 16,
     rounds: int = 7,
 ) -> None:
-    """Prints one table per shape and optimizer; ``updates`` is how plain tables are updated on a CPU."""
+    """Prints one table per shape and optimizer; ``speed`` is that of the plain tables."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     configs = {"plain": TablesConfig(), EQUAL_LOOKUPS: TablesConfig()} | {
@@ -179,7 +189,8 @@ def main(
                     name,
                     configs,
                     kind=kind,
-                    sharding=ShardingConfig(kind=sharding, updates=updates),
+                    sharding=ShardingConfig(kind=sharding),
+                    speed=speed,
                     world=world,
                     rounds=rounds,
                 )

@@ -22,7 +22,7 @@ from iopath.common.file_io import g_pathmgr
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
-from dlrm_torchrec.train.config import CheckpointConfig, OptimizerConfig
+from dlrm_torchrec.train.config import CheckpointConfig, OptimizerConfig, Speed
 
 if TYPE_CHECKING:  # torch, which the command line does without
     import torch
@@ -45,7 +45,7 @@ class TrainingConfig(Protocol):
     tables: TablesConfig
     sparse: OptimizerConfig  # of the tables
     sharding: ShardingConfig
-    compile: bool  # the dense parts
+    speed: Speed
     checkpoint: CheckpointConfig
     run_dir: str  # of runs
     seed: int

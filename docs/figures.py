@@ -3,8 +3,8 @@
     python docs/figures.py                # all
     python docs/figures.py plan.png       # one
 
-plan.png is a picture of a page and needs chromium. The pictures are small and committed, so that every reader of a
-guide sees them.
+plan.png and runs.png are pictures of pages and need chromium. The pictures are small and committed, so that every
+reader of a guide sees them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,20 @@ MAX_BYTES = 100_000
 FIGURES = {
     "plan.png": (
         "python recipes/plan_sharding.py train_dcnv2 --preset mlperf --topology 2x8:h100 1x8:a100-80",
-        "chromium --headless --no-sandbox --hide-scrollbars --window-size=1000,780 --screenshot=plan.png plan.html",
+        "chromium --headless --no-sandbox --hide-scrollbars --window-size=1000,1104 --screenshot=plan.png plan.html",
         "plan.png",
     ),
     "calibration.svg": (
         "python recipes/train_dlrm.py",
         "python recipes/evaluate.py train_dlrm runs/train_dlrm/demo --plot calibration.svg",
         "calibration.svg",
+    ),
+    "runs.png": (
+        "python recipes/train_dlrm.py demo --eval-every 100 --run-dir runs/fast",
+        "python recipes/train_dlrm.py demo --eval-every 100 --sparse.lr 0.02 --run-dir runs/slow",
+        "dlrm-recipes show runs/fast/demo runs/slow/demo --output runs.html",
+        "chromium --headless --no-sandbox --hide-scrollbars --window-size=1000,1080 --screenshot=runs.png runs.html",
+        "runs.png",
     ),
     "quality.png": (
         "python recipes/compare_embeddings.py demo --sweep.ways plain hash qr-mult mixed-dims "

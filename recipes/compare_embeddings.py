@@ -48,6 +48,7 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)  # Seeds of the initial weights; every variant is trained once with each.
     count: bool = False  # Print how many parameters the variants have, and train nothing.
     run_dir: str = "runs/compare_embeddings"  # Folder of runs; the preset's name is appended.
+    debug: bool = False  # Show the call stack of every error.
 
 
 QR = partial(TablesConfig, kind="quotient_remainder")
@@ -80,7 +81,6 @@ from itertools import product
 from statistics import mean
 
 import torch
-from torch.distributed.elastic.multiprocessing.errors import record
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.models.dlrm import DLRM
 
@@ -94,6 +94,8 @@ from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.terminal.closing import say_closing
+from dlrm_torchrec.terminal.failure import run
 from dlrm_torchrec.train.log import RunLog, prefixed
 from dlrm_torchrec.train.metrics.labels import evaluate
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
@@ -132,7 +134,7 @@ def train(
         learning_rate.set(step)
         loss, _, global_rows = pipeline.progress(batches)
         log.step(step + 1, loss, global_rows)
-    log.stop(stream.num_steps)
+    log.stop(stream.num_steps, is_over=True)
     found = evaluate(pipeline.detach(), val.batches(), world, learned=cfg.schedule.settled(stream.num_steps))
     metrics = {**prefixed("val/", found), "steps": stream.num_steps}
     if isinstance(val, SyntheticStream):
@@ -140,7 +142,6 @@ def train(
     return log.finish(metrics)
 
 
-@record
 def main(preset: str, cfg: Config) -> dict[str, float]:
     spec = load_spec(cfg.data, cfg.shape)
     require(spec, "compare_embeddings", weights=True)
@@ -151,6 +152,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
     run_dir = f"{cfg.run_dir}/{preset}"
     with join_world(cfg.data_seed) as world:
         alike = asdict(replace(cfg, shape=spec, sweep=Sweep(), seeds=(), run_dir=""))  # what all runs have in common
+        del alike["debug"]
         alike |= {"ranks": world.size, "device": world.device.type}
         runs = Runs(run_dir, alike, cfg.seeds, write=world.is_main)
         for seed, variant in product(cfg.seeds, compared):
@@ -161,9 +163,11 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
                 runs.add(variant, seed, train(cfg, spec, variant, seed=seed, world=world, log=log))
         metrics = {variant.name: mean(runs.values(variant, "val/auc")) for variant in compared}
         if world.is_main:
-            print(write_report(run_dir, compared, runs), json.dumps(metrics), sep="\n")
+            print(write_report(run_dir, compared, runs))
+            say_closing(wrote=[f"{run_dir}/results.md", f"{run_dir}/quality.png"])
+            print(json.dumps(metrics))
         return metrics
 
 
 if __name__ == "__main__":
-    main(*COMMAND_LINE)
+    run(main, *COMMAND_LINE)

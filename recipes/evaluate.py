@@ -15,11 +15,11 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-import tyro
 from tyro.conf import Positional
 
+from dlrm_torchrec.command_line import read_options
 from dlrm_torchrec.recipe import load_ranking_recipe, read_config
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
@@ -29,7 +29,7 @@ from dlrm_torchrec.sharding.config import ShardingConfig
 class Config:
     recipe: Positional[str]  # The recipe that trained the run: its name here, or the path of your copy.
     run: Positional[str]  # The run's folder, with config.json and checkpoints.
-    step: int | None = None  # Step of the checkpoint; None means the newest.
+    step: int | Literal["best"] | None = None  # Step of the checkpoint, or best by validation; None means the newest.
     data: str = ""  # Another prepared folder with the same features; empty means the run's own data.
     split: str = "val"  # The split whose rows are evaluated.
     batch_size: int = 8192  # Rows of a global batch, over all ranks together.
@@ -38,10 +38,11 @@ class Config:
     gauc: str = ""  # Feature, such as the user, for the mean of the AUCs of its ids' rows; empty means none.
     ablation: bool = False  # Also evaluate without each feature.
     sharding: ShardingConfig = ShardingConfig()  # Which rank holds which piece of which table.
+    debug: bool = False  # Show the call stack of every error.
 
 
 if __name__ == "__main__":
-    COMMAND_LINE = tyro.cli(Config, description=__doc__)  # before torch is imported, so that --help answers at once
+    COMMAND_LINE = read_options(Config, __doc__)  # before torch is imported, so that --help answers at once
 
 import torch
 from iopath.common.file_io import g_pathmgr
@@ -53,12 +54,19 @@ from dlrm_torchrec.datasets.spec_checks import check_same_meaning
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
-from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, checkpoint_path, read_progress
+from dlrm_torchrec.terminal import commands
+from dlrm_torchrec.terminal.closing import say_closing
+from dlrm_torchrec.terminal.failure import run
+from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
+from dlrm_torchrec.train.checkpoints.folder import checkpoint_path
+from dlrm_torchrec.train.checkpoints.marker import read_progress
 from dlrm_torchrec.train.log import prefixed
 from dlrm_torchrec.train.metrics.grouped_auc import grouped_auc, noting_ids
 from dlrm_torchrec.train.metrics.labels import label_metrics
 from dlrm_torchrec.train.metrics.reliability import calibration_bins, expected_calibration_error, plot_calibration
 from dlrm_torchrec.train.metrics.scores import predict
+from dlrm_torchrec.train.output.closing import main_metric
+from dlrm_torchrec.train.speed import use_speed
 from dlrm_torchrec.train.world import World, join_world
 
 
@@ -77,6 +85,7 @@ def main(cfg: Config) -> dict[str, float]:
     with join_world(trained.seed) as world:
         # the model of the run, sharded over these ranks, with the weights of its checkpoint
         model, tables = recipe.build(trained, spec, world.size, world.device)
+        use_speed(model, trained.speed, compiled=False)
         topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
         share = cfg.batch_size // world.size  # rows of one rank
         plan = make_plan(model, tables, topology, cfg.sharding, batch_size=share, spec=spec, group=world.control)
@@ -131,12 +140,16 @@ def report(cfg: Config, result: dict[str, Any], world: World) -> dict[str, float
         changes = ", ".join(f"{name} {-value:+.5f}" for name, value in lost.items())
         print(f"without {feature}: {changes}", file=sys.stderr)
     final = prefixed(f"{cfg.split}/", result["metrics"]) | {"steps": result["step"]}
+    name = main_metric(final, f"{cfg.split}/")
+    more = [] if cfg.ablation else [commands.start("evaluate", cfg.recipe, cfg.run, "--ablation")]
+    say_closing(
+        reached=f"{cfg.split}/{name} {final[f'{cfg.split}/{name}']:.4f} at step {result['step']:,}",
+        wrote=[path for path in (f"{cfg.run}/evaluation.json", cfg.plot) if path],
+        next=[*more, commands.start("quantize_dlrm", cfg.recipe, cfg.run), commands.show(cfg.run)],
+    )
     print(json.dumps(final), flush=True)
     return final
 
 
 if __name__ == "__main__":
-    try:
-        main(COMMAND_LINE)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run(main, COMMAND_LINE)

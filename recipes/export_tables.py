@@ -14,10 +14,11 @@ Expected: the demo's ten tables, 25,350 rows of 16 numbers, in a second after im
 import json
 import sys
 from dataclasses import dataclass
+from typing import Literal
 
-import tyro
 from tyro.conf import Positional
 
+from dlrm_torchrec.command_line import read_options
 from dlrm_torchrec.embeddings.config import TableFormat
 
 
@@ -25,18 +26,21 @@ from dlrm_torchrec.embeddings.config import TableFormat
 class Config:
     run: Positional[str]  # The run's folder, with its checkpoints.
     output: str  # Folder for the files; files of the same tables there are replaced.
-    step: int | None = None  # Step of the checkpoint; None means the newest.
+    step: int | Literal["best"] | None = None  # Step of the checkpoint, or best by validation; None means the newest.
     tables: tuple[str, ...] = ()  # Names of the tables to export; empty means all.
     format: TableFormat = "safetensors"  # Format of the files.
+    debug: bool = False  # Show the call stack of every error.
 
 
 if __name__ == "__main__":
-    COMMAND_LINE = tyro.cli(Config, description=__doc__)  # before torch is imported, so that --help answers at once
+    COMMAND_LINE = read_options(Config, __doc__)  # before torch is imported, so that --help answers at once
 
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.embeddings.table_files import write_table
-from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path
+from dlrm_torchrec.terminal.closing import say_closing
+from dlrm_torchrec.terminal.failure import run
+from dlrm_torchrec.train.checkpoints.folder import checkpoint_path
 from dlrm_torchrec.train.checkpoints.tables import read_table, saved_tables
 
 
@@ -50,12 +54,11 @@ def main(cfg: Config) -> dict[str, list[int]]:
     for name in cfg.tables or found:
         print(write_table(cfg.output, name, read_table(path, found[name]), cfg.format), file=sys.stderr)
     shapes = {name: [found[name].rows, found[name].dim] for name in cfg.tables or found}
+    advice = f"--tables.pretrained {cfg.output}, added to a training command, starts with these tables"
+    say_closing(wrote=[f"{len(shapes)} tables into {cfg.output}"], next=[advice])
     print(json.dumps(shapes))
     return shapes
 
 
 if __name__ == "__main__":
-    try:
-        main(COMMAND_LINE)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run(main, COMMAND_LINE)

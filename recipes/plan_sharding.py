@@ -15,7 +15,7 @@ Expected: the first command takes seconds; the fullest of 16 ranks holds 41 of 8
 """
 
 import json
-import logging
+import shlex
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,6 +41,7 @@ class Config:
     all_ranks: bool = False  # Print every rank, also if there are more than 16 that differ.
     output: str = "plan.json"  # File for the plans.
     page: str = "plan.html"  # File for the page that shows them.
+    debug: bool = False  # Show the call stack of every error.
 
 
 def configure(arguments: list[str]) -> tuple[Config, list[str]]:
@@ -64,6 +65,9 @@ from dlrm_torchrec.sharding.estimate.page.page import page
 from dlrm_torchrec.sharding.estimate.text import compare, describe_ranks, describe_tables, diff, explain
 from dlrm_torchrec.sharding.planner.fit import Choice, describe_choices
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
+from dlrm_torchrec.terminal import commands
+from dlrm_torchrec.terminal.closing import say_closing
+from dlrm_torchrec.terminal.failure import run_with_code
 from dlrm_torchrec.train.fit import fit_to_rows
 
 
@@ -80,7 +84,7 @@ def main(cfg: Config, options: list[str]) -> int:
     known = f"as prepared, {len(access)} features profiled" if prepared else "not prepared here: published sizes"
     print(f"{cfg.recipe} {preset}: {spec.name}, {known}")
     dry_run = DryRun(recipe.build, spec, access)
-    estimates, refused = [], []
+    estimates, fitting, refused = [], [], []
     for text, cluster in clusters.items():
         try:
             estimate = fit_tables(cfg, dry_run, trained, cluster) if cfg.fit else dry_run(trained, cluster, text)
@@ -89,6 +93,7 @@ def main(cfg: Config, options: list[str]) -> int:
             refused.append(f"{text}: {error}. Nearest changes that fit, each planned: {nearest}.")
             continue
         estimates.append(estimate)
+        fitting.append(cluster)
         print(f"\n{text}, {estimate.batch_size} rows per rank\n{describe_tables(estimate)}")
         print(
             "\n".join(
@@ -104,9 +109,24 @@ def main(cfg: Config, options: list[str]) -> int:
             json.dump([estimate.to_json() for estimate in estimates], stream, indent=1)
         with g_pathmgr.open(cfg.page, "w") as stream:
             stream.write(page(estimates, f"{cfg.recipe} {preset}"))
+        close(cfg, [preset, *options], fitting[0], estimates[0])
     for refusal in refused:
         print(refusal, file=sys.stderr)
     return DOES_NOT_FIT if refused else FITS
+
+
+def close(cfg: Config, options: list[str], cluster: Cluster, estimate: Estimate) -> None:
+    """Say what was written and what to do with it; the commands are for the first topology that fits."""
+    widest = max(estimate.tables, key=lambda table: len(table.shards))
+    fitted = ["--tables.file", cfg.fit_output] if cfg.fit else []
+    job = ["torchx", "run", "dlrm.train", "-j", f"{cluster.hosts}x{cluster.devices_per_host}", cfg.recipe, *options]
+    say_closing(
+        wrote=[cfg.output, *fitted[1:], f"{cfg.page} (open it in a browser)"],
+        next=[
+            commands.start("plan_sharding", "explain", widest.name, cfg.output),
+            shlex.join([*job, *fitted, "--plan", cfg.output]),
+        ],
+    )
 
 
 def fit_tables(cfg: Config, dry_run: DryRun, trained: Any, cluster: Cluster) -> Estimate:
@@ -122,21 +142,20 @@ def fit_tables(cfg: Config, dry_run: DryRun, trained: Any, cluster: Cluster) -> 
     return attempt(chosen)
 
 
+def answer(arguments: list[str]) -> int:
+    match arguments:
+        case ["explain", table, path]:
+            print("\n".join(explain(estimate, table) for estimate in read_estimates(path)))
+            return FITS
+        case ["diff", before, after]:
+            print(diff(read_estimates(before), read_estimates(after)))
+            return FITS
+    return main(*configure(arguments))
+
+
 def command(arguments: list[str]) -> int:
     """The exit code of a command line."""
-    logging.disable(logging.WARNING)  # TorchRec's, of tables that every rank holds
-    try:
-        match arguments:
-            case ["explain", table, path]:
-                print("\n".join(explain(estimate, table) for estimate in read_estimates(path)))
-                return FITS
-            case ["diff", before, after]:
-                print(diff(read_estimates(before), read_estimates(after)))
-                return FITS
-        return main(*configure(arguments))
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return BAD_ARGUMENTS
+    return run_with_code(BAD_ARGUMENTS, answer, arguments)
 
 
 if __name__ == "__main__":

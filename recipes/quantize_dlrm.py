@@ -12,12 +12,14 @@ Expected: the demo's tables take 31 % of their bytes and its AUC stays within 1e
 """
 
 import json
+import shlex
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from typing import Literal
 
-import tyro
 from tyro.conf import Positional
 
+from dlrm_torchrec.command_line import read_options
 from dlrm_torchrec.inference.config import MlpType, TableType
 from dlrm_torchrec.recipe import load_ranking_recipe, read_config
 
@@ -26,7 +28,7 @@ from dlrm_torchrec.recipe import load_ranking_recipe, read_config
 class Config:
     recipe: Positional[str]  # The recipe that trained the run: its name here, or the path of your copy.
     run: Positional[str]  # The run's folder, with config.json and checkpoints.
-    step: int | None = None  # Step of the checkpoint; None means the newest.
+    step: int | Literal["best"] | None = None  # Step of the checkpoint, or best by validation; None means the newest.
     data: str = ""  # Another prepared folder with the same features; empty means the run's own data.
     split: str = "val"  # The split whose rows the metrics are measured on.
     batch_size: int = 8192  # Rows that are scored at a time.
@@ -39,10 +41,11 @@ class Config:
     calibration_batches: int = 8  # Number of training batches that a budget and static ranges are measured on.
     max_auc_loss: float = 1e-3  # Maximum fall of AUC, or rise of RMSE by this share; else nothing is written.
     output: str = ""  # Folder of the package; empty means <run>/package.
+    debug: bool = False  # Show the call stack of every error.
 
 
 if __name__ == "__main__":
-    COMMAND_LINE = tyro.cli(Config, description=__doc__)  # before torch is imported, so that --help answers at once
+    COMMAND_LINE = read_options(Config, __doc__)  # before torch is imported, so that --help answers at once
 
 from collections import Counter
 from itertools import islice
@@ -59,7 +62,11 @@ from dlrm_torchrec.inference.scoring import Scorer, script
 from dlrm_torchrec.inference.tables.choose import choose_types, logit_errors
 from dlrm_torchrec.inference.tables.serve import check_types, serve_tables, table_bytes, table_weights
 from dlrm_torchrec.schema import DatasetSpec
-from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path, load_unsharded, read_progress
+from dlrm_torchrec.terminal.closing import say_closing
+from dlrm_torchrec.terminal.failure import run
+from dlrm_torchrec.train.checkpoints.checkpoint import load_unsharded
+from dlrm_torchrec.train.checkpoints.folder import checkpoint_path
+from dlrm_torchrec.train.checkpoints.marker import read_progress
 from dlrm_torchrec.train.log import prefixed
 from dlrm_torchrec.train.metrics.labels import label_metrics
 from dlrm_torchrec.train.metrics.scores import Scores
@@ -79,7 +86,7 @@ class Report:
 
 def main(cfg: Config) -> dict[str, float]:
     recipe = load_ranking_recipe(cfg.recipe)
-    trained = replace(read_config(recipe, cfg.run), compile=False)  # a compiled module has no layers to replace
+    trained = read_config(recipe, cfg.run)
     data = cfg.data or trained.data
     spec = load_spec(data, trained.shape)
     checkpoint = checkpoint_path(f"{cfg.run}/checkpoints", cfg.step)
@@ -140,6 +147,7 @@ def main(cfg: Config) -> dict[str, float]:
     facts |= {"steps": progress.step, "tables": types}
     output = cfg.output or f"{cfg.run}/package"
     write_package(output, served, spec, vocabularies=words, model_facts=facts, metrics=asdict(report))
+    say_closing(wrote=[output], next=[shlex.join(["dlrm-recipes", "serve", output])])
     final = prefixed(f"{cfg.split}/", report.after) | prefixed(f"before/{cfg.split}/", report.before)
     final |= {"largest_change": report.largest_change, "steps": progress.step}
     final |= prefixed("bytes/", report.bytes_after) | prefixed("before/bytes/", report.bytes_before)
@@ -189,7 +197,4 @@ def loss_of_quality(report: Report) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        main(COMMAND_LINE)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run(main, COMMAND_LINE)

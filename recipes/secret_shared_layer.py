@@ -11,12 +11,11 @@ Expected: the outputs of float64 within 3e-4, the precision of 16 fraction bits;
 """
 
 import json
-import sys
 from dataclasses import dataclass
 
-import tyro
 from tyro.conf import Positional
 
+from dlrm_torchrec.command_line import read_options
 from dlrm_torchrec.recipe import load_ranking_recipe, read_config
 
 
@@ -27,25 +26,26 @@ class Config:
     step: int | None = None  # Step of the checkpoint; None means the newest.
     rows: int = 2048  # Number of validation rows to use.
     fraction_bits: int = 16  # Bits after the binary point of inputs, weights and biases.
+    debug: bool = False  # Show the call stack of every error.
 
 
 if __name__ == "__main__":
-    COMMAND_LINE = tyro.cli(Config, description=__doc__)  # before torch is imported, so that --help answers at once
+    COMMAND_LINE = read_options(Config, __doc__)  # before torch is imported, so that --help answers at once
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.elastic.multiprocessing.errors import record
 
 from dlrm_torchrec.datasets.open import load_spec
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.inference.integers.int64_matmul import int64_matmul
 from dlrm_torchrec.inference.integers.secret_sharing import decode, encode, share
-from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path, load_unsharded
+from dlrm_torchrec.terminal.failure import run
+from dlrm_torchrec.train.checkpoints.checkpoint import load_unsharded
+from dlrm_torchrec.train.checkpoints.folder import checkpoint_path
 from dlrm_torchrec.train.world import join_world
 
 
-@record
 def main(cfg: Config) -> dict[str, float]:
     recipe = load_ranking_recipe(cfg.recipe)
     trained = read_config(recipe, cfg.run)
@@ -92,7 +92,4 @@ def main(cfg: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    try:
-        main(COMMAND_LINE)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run(main, COMMAND_LINE)

@@ -21,7 +21,7 @@ from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
-from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule
+from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed
 from dlrm_torchrec.train.fit import automatic, fit_to_rows
 
 
@@ -40,8 +40,7 @@ class Config:
     baseline: str = ""  # Folder of a finished run, whose metrics are shown beside this run's; empty means none.
     seed: int = 0  # Seed of the initial weights, the synthetic rows and the order of rows.
     clip_norm: float = 0.0  # Maximum norm of the dense gradients; 0 means no limit.
-    bf16: bool = False  # Run the dense parts in bfloat16 (autocast).
-    compile: bool = False  # Compile the dense parts; this needs a C++ compiler.
+    speed: Speed = ("auto",)  # Auto measures what is faster here, exact is float32; or any of bf16, compile, sorted.
     tables: TablesConfig = TablesConfig(kind="quotient_remainder", collisions=4, threshold=900)  # How they are stored.
     sparse: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.1)  # The optimizer of the tables.
     dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # The optimizer of all other parameters.
@@ -61,7 +60,7 @@ PRESETS = {
     "criteo-1tb": Config(  # 6.5 billion parameters for 26
         data="prepared/criteo-1tb", shape=criteo_1tb_spec(), batch_size=55_296, bottom=(512, 256, 128),
         top=(1024, 1024, 512, 256, 1), sparse=SGD(lr=24.0), dense=SGD(lr=24.0),
-        schedule=Schedule(warmup_steps=2750, decay_start=49_315, decay_steps=27_772), bf16=True,
+        schedule=Schedule(warmup_steps=2750, decay_start=49_315, decay_steps=27_772),
         eval_every=3793, checkpoint=CheckpointConfig(every=3793, asynchronous=True)),
 }  # fmt: skip
 
@@ -69,11 +68,11 @@ if __name__ == "__main__":
     COMMAND_LINE = parse(PRESETS)  # before torch is imported, so that --help and mistakes are answered at once
 
 import torch
-from torch.distributed.elastic.multiprocessing.errors import record
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.models.dlrm import DLRM
 
 from dlrm_torchrec.datasets.open import first_outputs, open_streams
+from dlrm_torchrec.datasets.prepared.verification import Verification
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.summary import summarise
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
@@ -81,19 +80,23 @@ from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import Tables, build_tables
 from dlrm_torchrec.models.dlrm_cat import DLRMCat
 from dlrm_torchrec.models.heads import add_heads
+from dlrm_torchrec.models.summary import describe_model
 from dlrm_torchrec.sharding.cluster.topology import live_topology
+from dlrm_torchrec.sharding.modules.fastest_update import sorting_pays
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.sharding.plan_description import describe_plan, plan_to_json
+from dlrm_torchrec.terminal.failure import run
 from dlrm_torchrec.train.baseline import read_baseline
-from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, Progress
+from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
 from dlrm_torchrec.train.checkpoints.identity import identity_of
-from dlrm_torchrec.train.compile import compile_dense
+from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.log import RunLog, prefixed
 from dlrm_torchrec.train.metrics.labels import evaluate
 from dlrm_torchrec.train.metrics.watch import Watch
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.schedule import ScheduledLearningRate
+from dlrm_torchrec.train.speed import set_speed
 from dlrm_torchrec.train.stop import StopRequest
 from dlrm_torchrec.train.task import TASKS, RankingTask
 from dlrm_torchrec.train.world import join_world
@@ -104,14 +107,10 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
     kind = DLRM if cfg.interaction == "dot" else DLRMCat
     model = kind(tables, len(spec.dense), list(cfg.bottom), list(cfg.top), dense_device=device)
     add_heads(model, first_outputs(cfg.data, spec))
-    if cfg.compile:
-        compile_dense(model)
     optimize_tables_in_backward(tables, cfg.sparse)
-    autocast = torch.bfloat16 if cfg.bf16 else None
-    return TASKS[spec.target](model, world_size, autocast, spec.label_names), tables
+    return TASKS[spec.target](model, world_size, spec.label_names), tables
 
 
-@record
 def main(preset: str, cfg: Config) -> dict[str, float]:
     data = summarise(cfg.data, cfg.shape)  # refuses data that cannot be trained on or judged
     cfg, reasons = fit_to_rows(cfg, data)
@@ -119,12 +118,18 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
     with join_world(cfg.seed) as world:
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
         log.say(reasons)
+        checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world, say=log.say)
 
         # build the model with its tables on meta, plan who holds which piece of them, and only then allocate them
         model, tables = build(cfg, spec, world.size, world.device)
-        topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
         share = cfg.batch_size // world.size  # rows of one rank
-        plan = make_plan(model, tables, topology, cfg.sharding, batch_size=share, spec=spec, group=world.control)
+        log.model(describe_model(model, tables, spec, sparse=cfg.sparse.kind, dense=cfg.dense.kind))
+        sorting = partial(sorting_pays, tables, spec, share)
+        speed = set_speed(cfg, model, log, data, kept=checkpoints.newest(), sorting_pays=sorting)
+        topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
+        plan = make_plan(
+            model, tables, topology, cfg.sharding, speed=speed, batch_size=share, spec=spec, group=world.control
+        )
         log.say(describe_plan(plan, tables, world.size))
         model = DistributedModelParallel(
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
@@ -133,11 +138,10 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
 
         # resume from the newest checkpoint of this run, or begin at step 0
         identity = identity_of(cfg, spec.to_json(), data_digest=data.digest)
-        checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world)
         progress = checkpoints.load(model, optimizer, identity) or Progress(identity=identity, lanes=world.size)
         if progress.step == 0:
             initialize_tables(model, seed=cfg.seed, pretrained=cfg.tables.pretrained, say=log.say)
-        progress = replace(progress, plan=plan_to_json(plan))
+        progress = replace(progress, plan=plan_to_json(plan), speed=speed)
 
         # open the data at that step; what a rank reads is a function of the step alone
         ranks = Ranks(cfg.batch_size, world.rank, world.size)
@@ -151,9 +155,10 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         # train: the pipeline sends the next batch's ids while this batch is trained
         learning_rate = ScheduledLearningRate(optimizer, cfg.schedule, train.num_steps)
         pipeline = train_pipeline(model, optimizer, world, log.timing(progress))
-        stop = StopRequest(world)
+        files = Verification(data.files, world, log.say)
+        stop = StopRequest(world, checkpoints.overdue, files, verify=cfg.checkpoint.verify)
         log.start(progress.step, train.num_steps, watch)
-        while progress.step < train.num_steps and not stop.agreed():
+        while not progress.ended(train.num_steps, cfg.checkpoint.early_stop) and not stop.agreed():
             learning_rate.set(progress.step)
             loss, _, global_rows = pipeline.progress(batches)
             step = progress.step + 1
@@ -169,19 +174,19 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
                 log.write(step, prefixed("val/", progress.last))
 
             # once in a while: save
-            if cfg.checkpoint.every and step % cfg.checkpoint.every == 0:
+            if checkpoints.due(progress, overdue=stop.overdue):
                 log.flush(step)
                 with log.paused():
                     checkpoints.save(model, optimizer, progress)
 
-        # the end, or SIGTERM: save, so that the same command goes on from here
+        # the end, or a signal: save, so that the same command goes on from here
         stop.settle()
-        log.stop(progress.step)
+        over = log.stop(progress.step, is_over=progress.ended(train.num_steps, cfg.checkpoint.early_stop))
         checkpoints.finish(model, optimizer, progress)
 
         # report
-        final = {**prefixed("val/", progress.last), **prefixed("best/val/", progress.best), "steps": progress.step}
-        if "test" in streams and progress.step == train.num_steps:
+        final: dict[str, float] = {**progress.metrics(), "steps": progress.step}
+        if "test" in streams and over:
             final |= prefixed("test/", evaluate(pipeline.detach(), streams["test"].batches(), world, learned=False))
         if isinstance(val, SyntheticStream):
             final["teacher/auc"] = val.best_auc()
@@ -189,4 +194,4 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(*COMMAND_LINE)
+    run(main, *COMMAND_LINE)

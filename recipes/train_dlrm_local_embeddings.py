@@ -1,7 +1,6 @@
 """Train DLRM with node-local tables: each node learns tables of its own, and only the MLPs are synchronised.
 
     torchrun --standalone --nproc_per_node 2 recipes/train_dlrm_local_embeddings.py   # two nodes of one process
-    torchrun --standalone --nproc_per_node 2 recipes/train_dlrm_local_embeddings.py --average-every 100
     torchx run dist.ddp -j 2x8 recipes/train_dlrm_local_embeddings.py criteo-kaggle --node-size 8   # two hosts
 
 Expected: two nodes finish the demo in about a minute and reach 97.4 to 97.9 % of the best possible gain over AUC 0.5,
@@ -22,7 +21,7 @@ from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
-from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule
+from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed
 from dlrm_torchrec.train.fit import automatic, fit_to_rows
 
 
@@ -41,8 +40,7 @@ class Config:
     baseline: str = ""  # Folder of a finished run, whose metrics are shown beside this run's; empty means none.
     seed: int = 0  # Seed of the initial weights, the synthetic rows and the order of rows.
     clip_norm: float = 0.0  # Maximum norm of the dense gradients; 0 means no limit.
-    bf16: bool = False  # Run the dense parts in bfloat16 (autocast).
-    compile: bool = False  # Compile the dense parts; this needs a C++ compiler.
+    speed: Speed = ("auto",)  # Auto measures what is faster here, exact is float32; or any of bf16, compile, sorted.
     node_size: int = 1  # Number of neighbouring ranks that share tables; all ranks means one model, as in train_dlrm.
     average_every: int = 0  # Steps between averages of the nodes' tables; 0 means never, as published.
     tables: TablesConfig = TablesConfig()  # How tables are stored: plain, compositional, or of mixed dims.
@@ -67,10 +65,10 @@ if __name__ == "__main__":
     COMMAND_LINE = parse(PRESETS)  # before torch is imported, so that --help and mistakes are answered at once
 
 import torch
-from torch.distributed.elastic.multiprocessing.errors import record
 from torchrec.models.dlrm import DLRM
 
 from dlrm_torchrec.datasets.open import open_streams
+from dlrm_torchrec.datasets.prepared.verification import Verification
 from dlrm_torchrec.datasets.spec_checks import require
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.summary import summarise
@@ -78,19 +76,23 @@ from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import Tables, build_tables
 from dlrm_torchrec.models.dlrm_cat import DLRMCat
+from dlrm_torchrec.models.summary import describe_model
+from dlrm_torchrec.sharding.modules.fastest_update import sorting_pays
 from dlrm_torchrec.sharding.node_local import Nodes
 from dlrm_torchrec.sharding.plan_description import describe_plan, plan_to_json
+from dlrm_torchrec.terminal.failure import run
 from dlrm_torchrec.train.baseline import read_baseline
-from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, Progress
+from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
 from dlrm_torchrec.train.checkpoints.identity import identity_of
+from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.checkpoints.state import run_tensors
-from dlrm_torchrec.train.compile import compile_dense
 from dlrm_torchrec.train.log import RunLog, prefixed
 from dlrm_torchrec.train.metrics.watch import Watch
 from dlrm_torchrec.train.nodes import evaluate_nodes, node_tensors
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.schedule import ScheduledLearningRate
+from dlrm_torchrec.train.speed import set_speed
 from dlrm_torchrec.train.stop import StopRequest
 from dlrm_torchrec.train.task import TASKS, RankingTask
 from dlrm_torchrec.train.timing.wire import WireCounts
@@ -102,14 +104,10 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
     tables = build_tables(spec.tables(dim=cfg.bottom[-1]), cfg.tables, device)
     kind = DLRM if cfg.interaction == "dot" else DLRMCat
     model = kind(tables, len(spec.dense), list(cfg.bottom), list(cfg.top), dense_device=device)
-    if cfg.compile:
-        compile_dense(model)
     optimize_tables_in_backward(tables, cfg.sparse)
-    autocast = torch.bfloat16 if cfg.bf16 else None
-    return TASKS[spec.target](model, world_size, autocast, spec.label_names), tables
+    return TASKS[spec.target](model, world_size, spec.label_names), tables
 
 
-@record
 def main(preset: str, cfg: Config) -> dict[str, float]:
     data = summarise(cfg.data, cfg.shape)  # refuses data that cannot be trained on or judged
     cfg, reasons = fit_to_rows(cfg, data)
@@ -117,23 +115,27 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
     with join_world(cfg.seed) as world:
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
         log.say(reasons)
+        nodes = Nodes(world.rank, world.size, size=cfg.node_size, local_size=world.local_size, device=world.device)
+        tensors = partial(node_tensors, nodes.number)
+        checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world, tensors, say=log.say)
 
         # build the model with its tables on meta, plan who holds which piece of them, and only then allocate them
         model, tables = build(cfg, spec, world.size, world.device)
-        nodes = Nodes(world.rank, world.size, size=cfg.node_size, local_size=world.local_size, device=world.device)
         share = cfg.batch_size // world.size  # rows of one rank
-        plan = nodes.plan(model, tables, cfg.sharding, batch_size=share, spec=spec, group=world.control)
+        log.model(describe_model(model, tables, spec, sparse=cfg.sparse.kind, dense=cfg.dense.kind))
+        sorting = partial(sorting_pays, tables, spec, share)
+        speed = set_speed(cfg, model, log, data, kept=checkpoints.newest(), sorting_pays=sorting)
+        plan = nodes.plan(model, tables, cfg.sharding, speed=speed, batch_size=share, spec=spec, group=world.control)
         log.say(f"each of {nodes.count} nodes:\n{describe_plan(plan, tables, nodes.size)}")
         model = nodes.shard(model, plan, init_data_parallel=world.needs_ddp)
         optimizer = build_optimizer(model, cfg.sparse, cfg.dense, clip_norm=cfg.clip_norm)
 
         # resume from the newest checkpoint of this run, or begin at step 0
         identity = identity_of(cfg, spec.to_json(), data_digest=data.digest, nodes=nodes.count)
-        checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world, partial(node_tensors, nodes.number))
         progress = checkpoints.load(model, optimizer, identity) or Progress(identity=identity, lanes=world.size)
         if progress.step == 0:
             initialize_tables(model, seed=cfg.seed, pretrained=cfg.tables.pretrained, say=log.say)
-        progress = replace(progress, plan=plan_to_json(plan))
+        progress = replace(progress, plan=plan_to_json(plan), speed=speed)
 
         # open the data at that step; what a rank reads is a function of the step alone
         ranks = Ranks(cfg.batch_size, world.rank, world.size)
@@ -150,9 +152,11 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         learning_rate = ScheduledLearningRate(optimizer, cfg.schedule, train.num_steps)
         pipeline = train_pipeline(model, optimizer, world, log.timing(progress))
         evaluate = partial(evaluate_nodes, world=world, nodes=nodes.count)
-        stop, wire = StopRequest(world), WireCounts()
+        wire = WireCounts()
+        files = Verification(data.files, world, log.say)
+        stop = StopRequest(world, checkpoints.overdue, files, verify=cfg.checkpoint.verify)
         log.start(progress.step, train.num_steps, watch)
-        while progress.step < train.num_steps and not stop.agreed():
+        while not progress.ended(train.num_steps, cfg.checkpoint.early_stop) and not stop.agreed():
             learning_rate.set(progress.step)
             with wire.count("step"):
                 loss, _, global_rows = pipeline.progress(batches)
@@ -172,20 +176,20 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
                 log.write(step, prefixed("val/", progress.last))
 
             # once in a while: save
-            if cfg.checkpoint.every and step % cfg.checkpoint.every == 0:
+            if checkpoints.due(progress, overdue=stop.overdue):
                 log.flush(step)
                 with log.paused():
                     checkpoints.save(model, optimizer, progress)
 
-        # the end, or SIGTERM: save, so that the same command goes on from here
+        # the end, or a signal: save, so that the same command goes on from here
         stop.settle()
-        log.stop(progress.step)
+        over = log.stop(progress.step, is_over=progress.ended(train.num_steps, cfg.checkpoint.early_stop))
         checkpoints.finish(model, optimizer, progress)
 
         # report
-        final = {**prefixed("val/", progress.last), **prefixed("best/val/", progress.best), "steps": progress.step}
+        final: dict[str, float] = {**progress.metrics(), "steps": progress.step}
         final["step_bytes"] = wire.per_step(world.control)  # a rank sends, of ids, vectors, gradients and tables
-        if "test" in evaluated and progress.step == train.num_steps:
+        if "test" in evaluated and over:
             final |= prefixed("test/", evaluate(pipeline.detach(), evaluated["test"].batches(), learned=False))
         if isinstance(val, SyntheticStream):
             final["teacher/auc"] = val.best_auc()
@@ -193,4 +197,4 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(*COMMAND_LINE)
+    run(main, *COMMAND_LINE)

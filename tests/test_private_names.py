@@ -23,7 +23,7 @@ import pytest
 import dlrm_torchrec
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("dlrm_torchrec", "recipes", "data", "torchx_components", "benchmarks", "docs", "tests")
+FOLDERS = ("dlrm_torchrec", "recipes", "data", "torchx_components", "benchmarks", "docs", "requirements", "tests")
 DOCUMENTED = {"_exit", "_replace"}  # of os, of named tuples
 
 
@@ -39,7 +39,7 @@ class Private(NamedTuple):
 SHARDING = "dlrm_torchrec/sharding"
 SHARDED_TABLES = "torchrec.distributed.embeddingbag.ShardedEmbeddingBagCollection"
 LOOKUP = "torchrec.distributed.embedding_lookup.GroupedPooledEmbeddingsLookup"
-STORAGE = ["dlrm_torchrec/train/checkpoints/storage.py", "tests/test_stack.py"]
+METADATA = ["dlrm_torchrec/train/checkpoints/metadata.py", "tests/test_stack.py"]
 RECORD = "A checkpoint's metadata is a pickle that names it; a name that is not on our list is refused."
 GROUPS = "The tables of each rank as TorchRec groups them for its lookups; ours are built from the same groups."
 
@@ -135,13 +135,18 @@ LIST = [
     Private(
         "torch.fx",
         ["_symbolic_trace"],
-        ["dlrm_torchrec/train/world.py"],
+        ["dlrm_torchrec/terminal/quiet.py"],
         "The name of a logger whose warnings are kept off the terminal.",
     ),
     # torch: checkpoints
-    Private("torch.distributed.checkpoint.metadata", ["_MEM_FORMAT_ENCODING"], STORAGE, RECORD),
-    Private("torch.distributed.checkpoint.filesystem", ["_StorageInfo"], STORAGE, RECORD),
-    Private("torch.serialization", ["_get_layout"], STORAGE, RECORD),
+    Private("torch.distributed.checkpoint.metadata", ["_MEM_FORMAT_ENCODING"], METADATA, RECORD),
+    Private(
+        "torch.distributed.checkpoint.filesystem",
+        ["_StorageInfo"],
+        ["dlrm_torchrec/train/checkpoints/storage.py", *METADATA],
+        RECORD,
+    ),
+    Private("torch.serialization", ["_get_layout"], METADATA, RECORD),
     # TorchRec: sharded tables
     Private(
         SHARDED_TABLES,
@@ -235,6 +240,13 @@ LIST = [
         ["_exists", "_get_supported_prefixes", "_isdir", "_isfile", "_ls", "_mkdirs", "_mv", "_open", "_rm"],
         ["dlrm_torchrec/datasets/prepared/stores.py"],
         "A handler is written by overriding them, as iopath's documentation says.",
+    ),
+    # pip
+    Private(
+        "pip",
+        ["_internal"],
+        ["requirements/lock.py"],
+        "Where no index is configured, pip asks the one that it knows, and no command says which.",
     ),
     # Python
     Private(

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 import dlrm_torchrec
-from tests.recipe import ROOT
+from dlrm_torchrec.command_line import parse
+from tests.recipe import ROOT, load_recipe
 from tests.scripts import run_python
 
 COMMANDS = [
@@ -32,10 +33,12 @@ SHARED = ROOT.parent / "shared" / "data" / "census_income_kdd"
 LABELS_GUIDE = ROOT / "docs" / "labels_and_weights.md"
 # Options that make a command short where it would take minutes; make test-slow runs them as they stand.
 SHORT = {
-    "recipes/train_dlrm.py": " demo --rows 40960 --batch-size 1024",
-    "-- demo": " --rows 40960 --batch-size 1024",
+    "--run-dir runs/one": " --rows 40960 --batch-size 1024",
+    "recipes/train_fm.py demo": " --rows 40960 --batch-size 1024",
+    "--run-dir runs/sixteen": " --rows 40960 --batch-size 1024",
+    "--run-dir runs/mine": " --rows 40960 --batch-size 1024",
     "recipes/train_dlrm_compositional.py": " --rows 40960 --batch-size 1024",
-    "--tables.kind hash --run-dir runs/hashed": " --rows 40960 --batch-size 1024",
+    "--tables.threshold 900 --run-dir runs/hashed": " --rows 40960 --batch-size 1024",
     "recipes/train_dlrm.py demo": " --rows 40960 --batch-size 1024",
     "recipes/train_dlrm.py census": " --epochs 1 --batch-size 2048",
 }
@@ -138,7 +141,22 @@ def test_command(command: str, project: Path) -> None:
         assert metrics["steps"] >= 20
         if "teacher/auc" in metrics:  # the rows of one's own are drawn at random
             assert metrics["val/auc"] > 0.6
-        shutil.rmtree(project / "runs")  # the next command is another run
+        assert "finished run" not in output  # of a command before it
+
+
+def test_no_command_meets_the_run_of_another() -> None:
+    """Nor that of ``make train``, which quantize_dlrm and serve take."""
+    folders = ["runs/train_dlrm/demo"]
+    for words in map(shlex.split, COMMANDS):
+        script = next((word for word in words if re.fullmatch(r"recipes/train_\w+\.py|mine\.py", word)), None)
+        if script is None or words[:2] == ["dlrm-recipes", "cp"] or {"diff", "upgrade"} & set(words):
+            continue
+        recipe = load_recipe("train_dlrm" if script == "mine.py" else Path(script).stem)
+        own = words[words.index("--" if "--" in words else script) + 1 :]
+        preset, config = parse(recipe.PRESETS, own)
+        folders.append(f"{config.run_dir}/{preset}")
+    assert len(folders) >= 7
+    assert sorted(set(folders)) == sorted(folders)
 
 
 def asked_and_ended(command: str, folder: Path) -> None:
@@ -179,7 +197,9 @@ def test_the_file_map_names_what_is_there() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_two_nodes_of_eight_as_typed(project: Path) -> None:
-    metrics = final_metrics(typed("torchx run dist.ddp -j 2x8 recipes/train_dlrm.py", project, timeout_s=1400))
+    (command,) = (each for each in COMMANDS if "-j 2x8 recipes/" in each)
+    shutil.rmtree(project / "runs", ignore_errors=True)  # of the tests above, which shorten it
+    metrics = final_metrics(typed(command, project, timeout_s=1400))
     assert (metrics["val/auc"] - 0.5) / (metrics["teacher/auc"] - 0.5) >= 0.97
 
 

@@ -13,6 +13,11 @@ from typing import Dict, List, Optional
 import torchx
 from torchx import specs
 from torchx.components import dist
+from torchx.specs.finder import ComponentValidationException
+
+
+class RefusedError(ValueError, ComponentValidationException):
+    """A job that cannot be; torchx prints its sentence without a call stack."""
 
 
 def ddp(
@@ -57,10 +62,11 @@ def ddp(
         debug: whether to run with preset debug flags enabled
         tee: std streams copied to the console: 0 none, 1 stdout, 2 stderr, 3 both
     """
+    processes = processes_of(j)
     arguments = list(script_args)
     if script is None and m is None:
         if not arguments or arguments[0].startswith("-"):
-            raise ValueError(
+            raise RefusedError(
                 f"dist.ddp must be told what to run: got {arguments}; "
                 "name a script before its arguments, as in 'dist.ddp -j 1x2 recipes/train_dlrm.py'"
             )
@@ -68,6 +74,7 @@ def ddp(
         if arguments[:1] == ["--"]:
             arguments = arguments[1:]
 
+    threads = str(max(1, cpu // processes))  # of a process; without it, torchrun takes 1 and says so at length
     app = dist.ddp(
         *arguments,
         script=script,
@@ -79,7 +86,7 @@ def ddp(
         gpu=gpu,
         memMB=memMB,
         j=j,
-        env=env,
+        env={"OMP_NUM_THREADS": threads} | (env or {}),
         max_retries=max_retries,
         rdzv_port=rdzv_port,
         rdzv_backend=rdzv_backend,
@@ -91,6 +98,17 @@ def ddp(
         role.args = [*role.args[:-1], beside_torchx(role.args[-1])]
         role.name = role.name.replace("-", "_")  # on Kubernetes, a shell variable with this name finds rank 0
     return app
+
+
+def processes_of(j: str) -> int:
+    """The processes of each node in ``[{min_nodes}:]{nodes}x{processes_per_node}``, which must all be at least 1."""
+    processes: int
+    least, most, processes, _ = dist.parse_nnodes(j)
+    if not 0 < least <= most or processes < 1:
+        raise RefusedError(
+            f"nodes and processes of -j must be at least 1, and the nodes a range: got {j!r}; write for example 1x2"
+        )
+    return processes
 
 
 def beside_torchx(command: str) -> str:

@@ -110,7 +110,7 @@ def evaluate(
         mounts: mounts into the worker's container (ex. type=<bind/volume>,src=/host,dst=/job[,readonly])
     """
     if len(recipe) < 2:
-        raise ValueError(
+        raise dist.RefusedError(
             f"dlrm.evaluate must be told a recipe and a run: got {list(recipe)}; "
             "name both, as in 'dlrm.evaluate train_dlrm runs/train_dlrm/demo'"
         )
@@ -196,7 +196,7 @@ def plan(
 def _split(arguments: Sequence[str], example: str) -> Tuple[str, List[str]]:
     """The script to run, and its options."""
     if not arguments or arguments[0].startswith("-"):
-        raise ValueError(
+        raise dist.RefusedError(
             f"{example.partition(' ')[0]} must be told what to run: got {list(arguments)}; "
             f"name it before its options, as in '{example}'"
         )
@@ -215,16 +215,18 @@ def _program(name: str, modules: str) -> Dict[str, str]:
     known = sorted(path.relative_to(folder).with_suffix("").parts[part] for path in paths)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1) or known
-        raise ValueError(f"script must be the path of a .py file or one of {known}: got {name!r}; try {near[0]}")
+        raise dist.RefusedError(f"script must be the path of a .py file or one of {known}: got {name!r}; try {near[0]}")
     return {"m": f"{PACKAGE}.{modules.replace('*', name)}"}
 
 
 def _checked(j: Optional[str], resource: specs.Resource) -> str:
     """``j``, or by default one node with a process per GPU, or with two processes."""
     j = j or f"1x{resource.gpu or 2}"
-    *_, processes, _ = parse_nnodes(j)
+    processes = dist.processes_of(j)
     if 0 < resource.gpu < processes:
-        raise ValueError(f"processes per node must be at most its {resource.gpu} GPUs: got -j {j}; ask for more nodes")
+        raise dist.RefusedError(
+            f"processes per node must be at most its {resource.gpu} GPUs: got -j {j}; ask for more nodes"
+        )
     return j
 
 
@@ -274,7 +276,7 @@ def _cluster(nodes: int, processes: int, resource: specs.Resource, folder: str) 
     if resource.gpu:
         machine = machine_of(resource)
         if not machine:
-            raise ValueError(
+            raise dist.RefusedError(
                 f"check_fit must know the machine: got {resource.gpu} GPUs of unknown kind; name it, as in -h h100x8"
             )
         return f"{nodes}x{processes}:{machine}"

@@ -16,6 +16,10 @@ from dlrm_torchrec.cli.installation import (
     check_wheels,
     pip,
     right_fbgemm,
+    sound_cuda,
+    sound_programs,
+    sound_versions,
+    sound_wheels,
 )
 
 TIMEOUT_S = 180
@@ -33,12 +37,12 @@ def doctor(names: Sequence[str]) -> int:
             raise ValueError(
                 f"check must be one of {', '.join(CHECKS)}: got {name!r}; name some of them, or no check to run all"
             )
-    num_findings = 0
-    for name, findings in _examine(names, observe()):
+    num_findings, environment = 0, observe()
+    for name, findings in _examine(names, environment):
         for finding in findings:
             print(f"{name}: {finding.problem}; fix: {finding.cure}", flush=True)
         if not findings:
-            print(f"{name}: ok", flush=True)
+            print(f"{name}: {SOUND[name](environment)}", flush=True)
         num_findings += len(findings)
         if findings and name == "imports":
             break  # the next checks need these imports
@@ -111,4 +115,14 @@ CHECKS: dict[str, Callable[[Environment], list[Finding]]] = {
     "programs": check_programs,
     "imports": check_imports,
     "processes": check_processes,
+}
+
+# What a check says that finds nothing: what it looked at.
+SOUND: dict[str, Callable[[Environment], str]] = {
+    "versions": sound_versions,
+    "wheels": sound_wheels,
+    "cuda": sound_cuda,
+    "programs": sound_programs,
+    "imports": lambda _: f"ok, {', '.join(IMPORTED)} can be imported",
+    "processes": lambda _: "ok, two processes added a number and trained a sharded table",
 }

@@ -107,3 +107,31 @@ def check_programs(environment: Environment) -> list[Finding]:
         elif path.parent.resolve() not in [folder.resolve() for folder in environment.scripts]:
             findings.append(Finding(f"{name} on PATH must be this Python's: got {path}", cure))
     return findings
+
+
+def sound_versions(environment: Environment) -> str:
+    found = [
+        f"{name} {environment.versions[name]}"
+        for name in ("torch", "torchrec", *FBGEMM)
+        if name in environment.versions
+    ]
+    return f"ok, {', '.join(found)} belong together"
+
+
+def sound_wheels(environment: Environment) -> str:
+    (wheel,) = environment.fbgemm or (None,)
+    return f"ok, all {wheel.num_libraries} libraries of {wheel.name} are as installed" if wheel else "none here"
+
+
+def sound_cuda(environment: Environment) -> str:
+    if environment.driver_cuda is None:
+        return "none here, recipes run on CPUs"
+    if environment.torch_cuda is None:
+        return f"not used, as torch is built for CPUs; the driver runs CUDA {environment.driver_cuda}"
+    return f"ok, torch is built for CUDA {environment.torch_cuda}, and the driver runs {environment.driver_cuda}"
+
+
+def sound_programs(environment: Environment) -> str:
+    return (
+        f"ok, {' and '.join(environment.programs)} on PATH are this Python's" if environment.programs else "none here"
+    )

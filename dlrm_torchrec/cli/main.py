@@ -17,14 +17,14 @@ import argcomplete
 from argcomplete.completers import FilesCompleter
 from argcomplete.shell_integration import shellcode
 
-from dlrm_torchrec.cli import predict, serve
+from dlrm_torchrec.cli import predict, serve, show
 from dlrm_torchrec.cli.compare import compare
 from dlrm_torchrec.cli.doctor import CHECKS, doctor
 from dlrm_torchrec.cli.launch import launch, script_of
 from dlrm_torchrec.cli.merge import upgrade
 from dlrm_torchrec.cli.origin import copies, copy_recipe, read_copy, sha256
 from dlrm_torchrec.cli.shipped import find, installed_recipes
-from dlrm_torchrec.cli.shown import shown
+from dlrm_torchrec.terminal.shown import shown
 
 DONE, FOUND, BAD_ARGUMENTS = 0, 1, 2  # FOUND: this machine has problems, or a merge has conflicts
 
@@ -174,6 +174,8 @@ def command_line() -> argparse.ArgumentParser:
     serve.add_options(verb("serve", serve.serve, about))
     about = "score all rows of a Parquet or CSV file; after an interruption, the same command goes on"
     predict.add_options(verb("predict", predict.predict, about))
+
+    show.add_options(verb("show", show.show, "draw the metrics of runs against steps, as a web page"))
 
     shell = verb("completion", completion, "print a script that completes this command in your shell")
     shell.add_argument("shell", choices=["bash", "zsh", "fish"])

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import Any
 
 from dlrm_torchrec.datasets.open import SYNTHETIC
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
@@ -20,6 +21,7 @@ class Summary:
     rows: Mapping[str, int] = field(default_factory=dict)  # by split; empty for synthetic data
     positives: Mapping[str, int] = field(default_factory=dict)  # of the main label, by split, if preparation counted
     digest: str = ""  # of all files by their content; empty for synthetic data
+    files: tuple[tuple[str, str | None], ...] = ()  # place and SHA-256 of each file, if the manifest has it
 
     @property
     def dense_names(self) -> list[str]:
@@ -52,13 +54,19 @@ def summarise(data: str, shape: DatasetSpec, *, positives_only: bool = False) ->
                 f"labels of split {name!r} must have both classes: got {positives[name]} positives in {rows[name]} "
                 f"rows of {data}; look at the label column and positive_label of the spec, or split the rows otherwise"
             )
-    return Summary(spec=manifest.spec, rows=rows, positives=positives, digest=_digest(manifest))
+    entries = (file for split in manifest.splits.values() for file in split.files)
+    files = tuple(dict.fromkeys((file.location(data), file.sha256) for file in entries))
+    return Summary(spec=manifest.spec, rows=rows, positives=positives, digest=_digest(manifest), files=files)
 
 
 def _digest(manifest: Manifest) -> str:
-    """Equal for two folders with the same rows in the same files, wherever they lie.
+    """Equal for two folders with the same rows in the same files and in the same order, wherever they lie.
 
     A manifest that was written by hand has no checksums; then the number of rows of each file decides.
     """
-    files = {name: [(file.rows, file.sha256) for file in split.files] for name, split in manifest.splits.items()}
-    return sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+    content: dict[str, Any] = {
+        name: [(file.rows, file.sha256) for file in split.files] for name, split in manifest.splits.items()
+    }
+    if manifest.multi_hot is not None:  # which ids a row gets beside those in the files
+        content = {"splits": content, "multi_hot": manifest.multi_hot.to_json()}
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -19,7 +19,6 @@ ShardingType = Literal[
 ]
 ShardingKind = Literal["auto", ShardingType]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-Updates = Literal["fbgemm", "sorted", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +52,8 @@ class ShardingConfig:
     """A plan file written by recipes/plan_sharding.py, used as it is; empty means a new plan."""
     host_memory: bool = False
     """Let plain tables of GPUs lie in the host's memory, with a cache on the device."""
-    updates: Updates = "fbgemm"
-    """What updates float32 tables on CPU: FBGEMM's kernel, ours for sorted ids, or auto, the faster one here."""
     comms: CommsConfig = CommsConfig()
     """The number format of vectors between ranks."""
-
-    def __post_init__(self) -> None:
-        if self.updates not in get_args(Updates):
-            raise ValueError(f"updates of tables must be one of {get_args(Updates)}: got {self.updates!r}; name one")
 
     def of(self, table: str) -> ShardingKind:
         """The sharding type wanted for ``table``."""

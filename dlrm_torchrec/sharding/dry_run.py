@@ -74,6 +74,11 @@ class DryRun:
 
         If each node learns its own tables, this is the plan of one node. Raises DoesNotFitError when no plan fits.
         """
+        if config.batch_size < cluster.world_size:
+            raise ValueError(
+                f"batch_size must be at least one row for each of {cluster.world_size:,} ranks: got "
+                f"{config.batch_size:,}; raise it, or plan for fewer ranks"
+            )
         model, tables = self.build(config, self.spec, cluster.world_size, torch.device("cpu"))
         ranks = config.node_size if isinstance(config, NodeLocalConfig) else cluster.world_size
         alone = ranks < cluster.world_size

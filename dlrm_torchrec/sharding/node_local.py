@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -60,12 +60,21 @@ class Nodes:
         batch_size: int,
         spec: DatasetSpec,
         group: dist.ProcessGroup,
+        speed: Sequence[str] = (),
     ) -> Plan:
         """The plan of ``make_plan`` for one node, the same for every node; ``group`` contains all ranks."""
         topology = live_topology(self.device, world_size=self.size, local_size=min(self.size, self.local_size))
         without = OF_THE_WORLD if self.count > 1 else ()
         return make_plan(
-            model, tables, topology, config, batch_size=batch_size, spec=spec, group=group, without=without
+            model,
+            tables,
+            topology,
+            config,
+            batch_size=batch_size,
+            spec=spec,
+            group=group,
+            without=without,
+            speed=speed,
         )
 
     def shard(self, model: nn.Module, plan: Plan, *, init_data_parallel: bool) -> DistributedModelParallel:

@@ -34,10 +34,10 @@ class Plan(ShardingPlan):
     sharders: list[ModuleSharder[nn.Module]] = field(repr=False, compare=False)
 
 
-def _sharders(tables: Tables, config: ShardingConfig) -> list[ModuleSharder[nn.Module]]:
+def _sharders(tables: Tables, config: ShardingConfig, *, sorted_updates: bool) -> list[ModuleSharder[nn.Module]]:
     optimizer, registry = table_optimizer(tables), codecs(config.comms, _dims(tables))
     return [
-        sharder(optimizer, registry, updates=config.updates)
+        sharder(optimizer, registry, sorted_updates=sorted_updates)
         for sharder in (ExactSharder, CompositionalEmbeddingBagCollectionSharder)
     ]
 
@@ -58,6 +58,7 @@ def make_plan(
     stats: Stats | None = None,
     access: Mapping[str, AccessStatistics] | None = None,
     without: Sequence[str] = (),
+    speed: Sequence[str] = (),
 ) -> Plan:
     """The planner's plan for ``tables`` inside ``model``, or a saved plan.
 
@@ -75,8 +76,9 @@ def make_plan(
         stats: gets the estimates of the plan
         access: measured accesses by feature, which tell how well tables in the host's memory can be cached
         without: sharding types that must not be used
+        speed: the parts of the run's fast path; with ``sorted``, float32 tables on CPU are updated over sorted ids
     """
-    ways = _sharders(tables, config)
+    ways = _sharders(tables, config, sorted_updates="sorted" in speed)
     constraints = table_constraints(
         tables, topology, config, spec=spec, batch_size=batch_size, access=access or {}, without=without
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dlrm_torchrec.train.checkpoints.checkpoint import checkpoint_path, read_progress
+from dlrm_torchrec.train.checkpoints.folder import checkpoint_path
+from dlrm_torchrec.train.checkpoints.marker import read_progress
 
 
 def read_baseline(run: str, data_digest: str) -> dict[str, float]:

@@ -13,25 +13,24 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 
 def compile_dense(model: nn.Module) -> None:
-    """Compile everything of ``model`` except its ``sparse_arch``, in place; call it before the tables are sharded.
+    """Compile the children of ``model`` that hold no tables, in place; call it before the tables are sharded.
 
     Parameter names do not change, so a checkpoint can be loaded with or without compiling. The first step of each batch
     size takes seconds to minutes. A model with DLRM's own interaction gets ``DotInteraction``, which is compiled
     together with the top MLP.
     """
-    sparse = model.get_submodule("sparse_arch")
-    assert isinstance(sparse, SparseArch)
-    ordered = OrderedSparseArch(sparse.embedding_bag_collection)
-    model.sparse_arch = ordered
+    sparse = getattr(model, "sparse_arch", None)
+    if isinstance(sparse, SparseArch):
+        model.sparse_arch = OrderedSparseArch(sparse.embedding_bag_collection)
     if isinstance(model, DLRM) and type(model.inter_arch) is InteractionArch:
         interaction = DotInteraction(model.inter_arch.F).to(model.inter_arch.triu_indices.device)
         model.inter_arch, model.over_arch = Pair(), InteractionAndTop(interaction, model.over_arch)
     for part in model.children():
-        if part is not ordered:
-            compile_module(part)
+        if not any(hasattr(module, "embedding_bag_configs") for module in part.modules()):
+            _compile(part)
 
 
-def compile_module(module: nn.Module) -> None:
+def _compile(module: nn.Module) -> None:
     """Compile ``module`` in place; raises ValueError when there is no C++ compiler."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:

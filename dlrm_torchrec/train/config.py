@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise_sgd"]
+from tyro.conf import arg
+
+OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
+# How a run computes: auto measures what is faster here, exact is float32 without a compiler, with FBGEMM's updates; the
+# others are parts that can be combined.
+Speed = tuple[Literal["auto", "exact", "bf16", "compile", "sorted"], ...]
+TrackerName = Literal["none", "wandb", "mlflow"]
 _LEARNING_STEPS = 200  # steps after the warm-up in which a model must learn something
 
 
@@ -14,13 +21,13 @@ class OptimizerConfig:
     """One optimizer; ``eps`` means the same for fused and dense kernels."""
 
     kind: OptimizerKind
-    """The update rule. rowwise_adagrad keeps one moment per row; rowwise_sgd is sgd by another kernel."""
+    """The update rule; rowwise_adagrad keeps one moment per row."""
     lr: float
     """Learning rate after the warm-up; 0 means by the number of rows."""
     eps: float = 1e-8
     """Added to the root of the second moment; 0 means by the number of rows; sgd does not use it."""
     weight_decay: float = 0.0
-    """Strength of the L2 penalty, 0 for none or -1 by the number of rows; FBGEMM's updates on CPU ignore it."""
+    """Strength of the L2 penalty; 0 means none, -1 by the number of rows."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of adam's two moments; other optimizers do not use them."""
 
@@ -78,15 +85,30 @@ class CheckpointConfig:
     """When the run is saved, and how."""
 
     every: int = 0
-    """Steps between checkpoints; 0 means only at the end and on SIGTERM."""
+    """Steps between checkpoints; 0 means by time."""
+    minutes: float = 10
+    """Minutes between checkpoints by time, which never take more than 2 % of a run; 0 means only at the end."""
     keep: int = 2
     """Number of checkpoints to keep; older ones are removed."""
+    best: bool = False
+    """Also save after each best validation so far, and keep that checkpoint beside the newest ones."""
+    early_stop: Annotated[int, arg(aliases=["--early-stop"])] = 0
+    """End the run after so many validations in a row that are not the best so far; 0 means never."""
     asynchronous: bool = False
-    """Write checkpoints in the background while training continues."""
+    """Write checkpoints in the background while training continues, from a copy in the host's memory."""
+    verify: Annotated[bool, arg(aliases=["--verify"])] = False
+    """Compare all prepared data with their checksums before training, not beside it."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise ValueError(f"number of checkpoints to keep must be at least 1: got {self.keep}; raise it")
+        for what, value, zero in (
+            ("steps between checkpoints", self.every, "by time"),
+            ("minutes between checkpoints", self.minutes, "only at the end"),
+            ("validations without gain", self.early_stop, "no early stop"),
+        ):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{what} must be at least 0: got {value}; 0 means {zero}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +119,14 @@ class LogConfig:
     """Steps between log records."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run folder."""
+    track: TrackerName = "none"
+    """Also record the run in W&B or MLflow, whose library must be installed; none means only in the run folder."""
     profile: tuple[int, int] | None = None
     """First and last step of a torch.profiler trace of every rank; None means no trace."""
     timed: tuple[int, int] | None = None
     """First and last step whose parts are timed one by one, written to step_times.json; None means no timing."""
+    debug: Annotated[bool, arg(aliases=["--debug"])] = False
+    """Show the call stack of every error, also of those that one sentence explains."""
 
     def __post_init__(self) -> None:
         if self.every < 1:

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from iopath.common.file_io import g_pathmgr
-from tqdm import tqdm
 
-from dlrm_torchrec.train.checkpoints.checkpoint import Progress
+from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.config import LogConfig
 from dlrm_torchrec.train.metrics.gates import check_loss
 from dlrm_torchrec.train.metrics.watch import Watch
+from dlrm_torchrec.train.output import closing
+from dlrm_torchrec.train.output.memory import peak_bytes
+from dlrm_torchrec.train.output.pace import Pace
+from dlrm_torchrec.train.output.records import append_record, keep_records
+from dlrm_torchrec.train.output.trackers import Tracker, check_tracker, open_tracker
+from dlrm_torchrec.train.processes.lock import RunLock
+from dlrm_torchrec.train.schedule import learning_rates
 from dlrm_torchrec.train.timing.step_times import Timing
 from dlrm_torchrec.train.world import World
+
+
+class ModelSummary(Protocol):
+    """What a model is made of; see ``dlrm_torchrec.models.summary``. Its text is for people."""
+
+    def to_json(self) -> dict[str, Any]: ...
 
 
 class RunLog:
@@ -32,18 +43,25 @@ class RunLog:
     def __init__(self, folder: str, config: LogConfig, world: World, run: dict[str, Any]) -> None:
         self.folder, self.config, self.world, self._run = folder.rstrip("/"), config, world, run
         self._losses: list[torch.Tensor] = []
-        self._bar: tqdm[Any] | None = None
+        self._pace = Pace(0, 0)
+        self._is_over = True
         self._watch: Watch | None = None
         self._samples, self._train_s = 0, 0.0
         self._profiler: torch.profiler.profile | None = None
         self._clock: float | None = None
+        self._begun = time.perf_counter()
+        self._tracker, self._num_steps = Tracker(), 0
+        check_tracker(config.track)
         if not world.is_main:
             return
-        g_pathmgr.mkdirs(self.folder)
+        self._lock = RunLock(self.folder, self.say)
+        world.at_end.callback(self._lock.release)
         if config.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # an optional dependency that only this option needs
+            self._tensorboard = _tensorboard(self.folder)
 
-            self._tensorboard = SummaryWriter(self.folder)
+    def note(self, name: str, value: Any) -> None:
+        """Write ``value`` into config.json in place of the setting ``name``, which the run has decided on."""
+        self._run[name] = value
 
     def start(self, step: int, num_steps: int, watch: Watch | None = None) -> None:
         """Begin at ``step``: write config.json, and drop records of later steps that an interrupted run wrote.
@@ -55,27 +73,23 @@ class RunLog:
             raise ValueError(
                 f"timed steps must be among the run's {num_steps} steps: got {self.config.timed}; name earlier steps"
             )
-        self._clock = time.perf_counter()
+        self._clock, self._num_steps = time.perf_counter(), num_steps
         self._profile(step)
         if not self.world.is_main:
             return
         with g_pathmgr.open(f"{self.folder}/config.json", "w") as stream:
             json.dump(self._run, stream, indent=1, default=_plain)
-        path = f"{self.folder}/metrics.jsonl"
-        kept = []
-        if g_pathmgr.exists(path):
-            with g_pathmgr.open(path, "r") as stream:
-                kept = [line for line in stream if line.endswith("\n") and json.loads(line)["step"] <= step]
-        with g_pathmgr.open(path, "w") as stream:
-            stream.writelines(kept)
+        self.say(keep_records(self.folder, step))
+        self._tracker = open_tracker(self.config.track, self.folder, self._run)
         if step >= num_steps:
-            self.say(f"{self.folder} holds a finished run of {step} steps; choose another --run-dir to train again")
-            return
-        if watch is not None:
+            self.say(
+                f"{self.folder} holds a finished run of {step} steps; choose another --run-dir to train again, or "
+                "train on with more --epochs"
+            )
+        elif watch is not None:
             self._watch = watch
             watch.start(step, num_steps)
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True)
+        self._pace = Pace(step, num_steps)
 
     def timing(self, progress: Progress) -> Timing | None:
         """The argument ``timing`` of ``train_pipeline``; None when no steps are left to time after ``progress``."""
@@ -99,42 +113,58 @@ class RunLog:
         self._losses.append(loss)
         self._samples += global_rows
         self._profile(step)
-        if self._bar is not None:
-            self._bar.update()
+        if self.world.is_main:
+            self._pace.advance(step)
         if step % self.config.every == 0:
             self.flush(step)
 
     def flush(self, step: int) -> None:
-        """Write the mean training loss over all ranks and all steps since the last record, if there were any."""
+        """Write the mean training loss over all ranks and all steps since the last record, if there were any.
+
+        The learning rates, and the most bytes that the fullest and the emptiest rank have held so far, go to the files.
+        """
         if not self._losses:
             return
-        total = torch.stack(self._losses).double().sum().reshape(1).cpu()
-        dist.all_reduce(total, group=self.world.control)
+        sums = torch.zeros(1 + self.world.size, dtype=torch.float64)  # of losses, and of each rank's bytes
+        sums[0] = torch.stack(self._losses).double().sum()
+        sums[1 + self.world.rank] = peak_bytes(self.world.device)
+        dist.all_reduce(sums, group=self.world.control)
         window, self._losses = len(self._losses), []
-        check_loss(float(total), step - window + 1, step)
-        loss = float(total) / window / self.world.size
-        self.write(step, {"train/loss": loss, "samples_per_s": self.samples_per_s()})
+        total, *held = sums.tolist()
+        check_loss(total, step - window + 1, step)
+        loss = total / window / self.world.size
+        rates = learning_rates(self._run, step, self._num_steps)
+        held_bytes = {"bytes/fullest_rank": max(held), "bytes/emptiest_rank": min(held)}
+        self.write(step, {"train/loss": loss, "samples_per_s": self.samples_per_s()}, {**rates, **held_bytes})
         if self._watch is not None:
             self._watch.loss(step - window + 1, step, loss)
 
-    def write(self, step: int, record: dict[str, float]) -> None:
-        """Write one line to metrics.jsonl and one line to the terminal."""
+    def write(self, step: int, record: dict[str, float], unsaid: Mapping[str, float] | None = None) -> None:
+        """Write one line to metrics.jsonl, and one without the numbers of ``unsaid`` to the terminal."""
         if not self.world.is_main:
             return
-        with g_pathmgr.open(f"{self.folder}/metrics.jsonl", "a") as stream:
-            stream.write(json.dumps({"step": step, **record}) + "\n")
+        whole = {**record, **(unsaid or {})}
+        append_record(self.folder, step, whole)
+        self._tracker.write(step, whole)
         if self.config.tensorboard:
-            for name, value in record.items():
+            for name, value in whole.items():
                 self._tensorboard.add_scalar(name, value, step)
         text = "  ".join(f"{name} {value:.6g}" for name, value in record.items())
-        self.say(f"step {step}  {text}")
+        self.say(f"{self._pace.place(step)}  {text}")
         if self._watch is not None:
             self._watch.validation(step, record)
 
     def say(self, text: str) -> None:
         """Print a line for people on rank 0 without breaking the progress bar; nothing if it is empty."""
         if text and self.world.is_main:
-            tqdm.write(text, file=sys.stderr) if self._bar is not None else print(text, file=sys.stderr, flush=True)
+            self._pace.say(text)
+
+    def model(self, summary: ModelSummary) -> None:
+        """Say what the model is made of, and keep it in model.json."""
+        self.say(str(summary))
+        if self.world.is_main:
+            with g_pathmgr.open(f"{self.folder}/model.json", "w") as stream:
+                json.dump(summary.to_json(), stream, indent=1)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -144,11 +174,17 @@ class RunLog:
         yield
         self._clock = time.perf_counter()
 
-    def stop(self, step: int) -> None:
-        """End training after ``step``: write the last record and stop the clock."""
+    def stop(self, step: int, *, is_over: bool) -> bool:
+        """End training after ``step``: write the last record and stop the clock.
+
+        ``is_over``, which is returned, says whether the run has ended, or is to be resumed.
+        """
         self.flush(step)
+        self._is_over = is_over
+        self._pace.stop(step)
         self._train_s = self._elapsed_s()
         self._clock = None
+        return is_over
 
     def _profile(self, step: int) -> None:
         """Start or stop the profiler after ``step`` steps; chrome://tracing and Perfetto show its trace."""
@@ -169,21 +205,26 @@ class RunLog:
         return self._train_s + (0.0 if self._clock is None else time.perf_counter() - self._clock)
 
     def finish(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Close everything and print the final metrics as the last line of standard output, one JSON object."""
+        """Close everything, tell people what was reached, and print the final metrics as the last line, JSON."""
         final = {**metrics, "samples_per_s": self.samples_per_s()}
-        if self._bar is not None:
-            self._bar.close()
-        if "teacher/auc" in metrics and "val/auc" in metrics:
-            self.say(f"val/auc {metrics['val/auc']:.4f}; the best possible AUC is {metrics['teacher/auc']:.4f}")
-        for name in ("auc", "rmse", "hr@10"):
-            if f"baseline/{name}" in metrics and f"val/{name}" in metrics:
-                shown, floor = metrics[f"val/{name}"], metrics[f"baseline/{name}"]
-                self.say(
-                    f"val/{name} {shown:.4f}; that of the baseline is {floor:.4f}, a difference of {shown - floor:+.4f}"
-                )
+        ended = closing.Ended(
+            folder=self.folder,
+            step=self._pace.step,
+            num_steps=self._pace.num_steps,
+            begun_at=self._pace.first,
+            is_over=self._is_over,
+            total_s=time.perf_counter() - self._begun,
+            train_s=self._elapsed_s(),
+            tensorboard=self.config.tensorboard,
+        )
         if self.world.is_main:
+            self.say(closing.describe(ended, metrics))
             if self.config.tensorboard:
                 self._tensorboard.close()
+            with g_pathmgr.open(f"{self.folder}/final.json", "w") as stream:
+                json.dump(final, stream, indent=1)
+            self._tracker.finish(final)
+            self._lock.release()
             print(json.dumps(final), flush=True)
         return final
 
@@ -195,3 +236,14 @@ def prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 def _plain(value: Any) -> Any:
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+def _tensorboard(folder: str) -> Any:
+    """A writer of TensorBoard events; ValueError where the package, which only this option needs, is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(
+            f"TensorBoard must be installed for --log.tensorboard: got {error}; pip install tensorboard"
+        ) from error
+    return SummaryWriter(folder)

@@ -15,7 +15,6 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimiz
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
-from dlrm_torchrec.train.rowwise_sgd import rowwise_sgd
 
 REPLICATED = "replicated"  # the key of the optimizer of data-parallel tables
 CLASSES: dict[OptimizerKind, type[torch.optim.Optimizer]] = {
@@ -23,15 +22,12 @@ CLASSES: dict[OptimizerKind, type[torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "rowwise_adagrad": RowWiseAdagrad,
     "adam": torch.optim.Adam,
-    "rowwise_sgd": RowWiseAdagrad,  # the same arithmetic as sgd with a kernel that is faster on CPU, see rowwise_sgd
 }
 
 
 def arguments_of(config: OptimizerConfig) -> dict[str, Any]:
     """Keyword arguments of the class of this optimizer."""
     arguments: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    if config.kind == "rowwise_sgd":
-        return {**arguments, **rowwise_sgd(config.lr)[1]}
     if config.kind == "adam":
         arguments["betas"] = config.betas
     return arguments if config.kind == "sgd" else {**arguments, "eps": config.eps}

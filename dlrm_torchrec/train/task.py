@@ -45,7 +45,6 @@ class RankingTask(nn.Module):
         self,
         model: nn.Module,
         world_size: int,
-        autocast: torch.dtype | None = None,
         labels: Sequence[str] = ("label",),
     ) -> None:
         """Wraps ``model``, whose gradients are then those of the loss.
@@ -53,14 +52,13 @@ class RankingTask(nn.Module):
         Args:
             model: maps (dense (B, D), sparse KJT) to outputs (B, L), one for each label
             world_size: the number of ranks
-            autocast: the dtype of the model's dense parts; None turns autocast off
             labels: the names of the labels, for metrics
         """
         super().__init__()
         self.model = model
         self.labels = tuple(labels)
         self.world_size = world_size
-        self.autocast = autocast
+        self.autocast: torch.dtype | None = None  # the dtype of the model's dense parts; see train/speed.py
 
     def forward(self, batch: RankingBatch) -> tuple[torch.Tensor, Output]:
         """The loss to run backward on, and (loss, outputs, rows of the global batch)."""

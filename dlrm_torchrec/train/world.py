@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from dlrm_torchrec.train.rendezvous import attempt_store
+from dlrm_torchrec.terminal.quiet import quiet_libraries
+from dlrm_torchrec.train.processes.launcher import end_with_launcher
+from dlrm_torchrec.train.processes.lock import mark_stopping
+from dlrm_torchrec.train.processes.rendezvous import attempt_store
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,16 @@ class World:
     local_size: int  # ranks on this host
     device: torch.device
     control: dist.ProcessGroup  # gloo on every machine; it carries flags, metrics and checkpoint plans
+    at_end: ExitStack = field(default_factory=ExitStack, compare=False)  # what is undone when the run ends or fails
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def local_rank(self) -> int:
+        """The place among the ranks on this host, 0..local_size-1."""
+        return self.rank % self.local_size
 
     @property
     def needs_ddp(self) -> bool:
@@ -40,9 +47,16 @@ class World:
 def join_world(seed: int, timeout_s: float = 600) -> Iterator[World]:
     """The world that torchrun or TorchX started, or a world of one rank when the script was started by hand.
 
-    Every rank has the same seed for dense weights; ``initialize_tables`` initialises tables.
+    Every rank has the same seed for dense weights; ``initialize_tables`` initialises tables. A rank whose torchrun is
+    gone gets SIGTERM.
     """
-    _quiet_libraries()
+    quiet_libraries()
+    with ExitStack() as at_end:
+        at_end.callback(end_with_launcher(mark_stopping))
+        yield _join(seed, timedelta(seconds=timeout_s), at_end)
+
+
+def _join(seed: int, timeout: timedelta, at_end: ExitStack) -> World:
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
     cuda = torch.cuda.is_available()
@@ -54,7 +68,6 @@ def join_world(seed: int, timeout_s: float = 600) -> Iterator[World]:
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    timeout = timedelta(seconds=timeout_s)
     backend = "nccl" if cuda else "gloo"
     if "WORLD_SIZE" in os.environ:
         agents_store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
@@ -62,17 +75,7 @@ def join_world(seed: int, timeout_s: float = 600) -> Iterator[World]:
     else:
         store = dist.HashStore()
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    try:
-        torch.manual_seed(seed)
-        control = dist.new_group(backend="gloo", timeout=timeout)
-        yield World(rank=rank, size=size, local_size=local_size, device=device, control=control)
-    finally:
-        dist.destroy_process_group()
-
-
-def _quiet_libraries() -> None:
-    """Hide deprecation warnings between torch and torchrec, which do not concern the user."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(rec)?\.")
-    for name in ("torchrec", "torch.fx._symbolic_trace"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    at_end.callback(dist.destroy_process_group)
+    torch.manual_seed(seed)
+    control = dist.new_group(backend="gloo", timeout=timeout)
+    return World(rank=rank, size=size, local_size=local_size, device=device, control=control, at_end=at_end)

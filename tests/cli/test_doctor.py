@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 
 from dlrm_torchrec.cli import doctor as doctors
-from dlrm_torchrec.cli.doctor import CHECKS, attempt, doctor
+from dlrm_torchrec.cli.doctor import CHECKS, SOUND, attempt, doctor
 from dlrm_torchrec.cli.environment import Environment, Wheel, observe
 from dlrm_torchrec.cli.installation import Finding, check_cuda, check_programs, check_versions, check_wheels
 from dlrm_torchrec.cli.trial import train_a_table
@@ -183,7 +184,7 @@ class Installation:
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.stderr == ""
-        found = [line for line in done.stdout.splitlines() if not line.endswith(": ok")]
+        found = [line for line in done.stdout.splitlines() if not re.match(r"\w+: (ok, |none here)", line)]
         assert done.returncode == (1 if found else 0)
         return found
 
@@ -309,8 +310,8 @@ def test_a_check_that_does_not_exist() -> None:
 @pytest.mark.parametrize(
     ("broken", "run", "said"),
     [
-        ([], ["processes"], ["imports: ok", "processes: ok"]),
-        (["processes"], ["processes", "imports"], ["imports: ok", "processes: p; fix: c"]),
+        ([], ["processes"], [f"imports: {SOUND['imports'](GOOD)}", f"processes: {SOUND['processes'](GOOD)}"]),
+        (["processes"], ["processes", "imports"], [f"imports: {SOUND['imports'](GOOD)}", "processes: p; fix: c"]),
         (["processes", "imports"], ["processes", "imports"], ["imports: p; fix: c"]),
     ],
 )
@@ -358,7 +359,7 @@ def test_an_attempt_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None
 def test_every_check_is_silent_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PATH", f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}")
     assert doctor(list(CHECKS)) == 0
-    assert capsys.readouterr().out.splitlines() == [f"{name}: ok" for name in CHECKS]
+    assert capsys.readouterr().out.splitlines() == [f"{name}: {SOUND[name](observe())}" for name in CHECKS]
 
 
 @pytest.mark.slow
@@ -368,3 +369,23 @@ def test_processes_that_cannot_meet(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("processes: two processes must be able to add a number: got ")
     assert "fix: export GLOO_SOCKET_IFNAME=lo" in line
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        (GOOD, "none here, recipes run on CPUs"),
+        (CUDA, "ok, torch is built for CUDA 13.0, and the driver runs 13.1"),
+        (replace(GOOD, driver_cuda="12.8"), "not used, as torch is built for CPUs; the driver runs CUDA 12.8"),
+    ],
+)
+def test_what_is_said_of_cuda_where_nothing_is_wrong(environment: Environment, said: str) -> None:
+    assert SOUND["cuda"](environment) == said
+
+
+def test_a_check_says_what_it_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor(["versions", "wheels"])
+    versions, wheels = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"versions: ok, torch \S+, torchrec \S+, fbgemm-gpu\S* \S+ belong together", versions)
+    assert re.fullmatch(r"wheels: ok, all \d+ libraries of fbgemm-gpu\S* are as installed", wheels)
+    assert SOUND.keys() == CHECKS.keys()

@@ -55,9 +55,11 @@ def test_resumed_run_equals_uninterrupted_one(tmp_path: Path, optimizer: str) ->
 
 
 @pytest.mark.parametrize("recipe", ["train_dlrm", "train_dcnv2"])
-@pytest.mark.parametrize("bf16", ["--bf16", "--no-bf16"])
-def test_demo_reaches_its_value(tmp_path: Path, recipe: str, bf16: str) -> None:
-    metrics = run_recipe(recipe, ["demo", "--rows=409600", "--eval-every=0", bf16, f"--run-dir={tmp_path}"], 1)
+@pytest.mark.parametrize("speed", ["bf16", "exact", "auto"])
+def test_demo_reaches_its_value(tmp_path: Path, recipe: str, speed: str) -> None:
+    metrics = run_recipe(
+        recipe, ["demo", "--rows=409600", "--eval-every=0", f"--speed={speed}", f"--run-dir={tmp_path}"], 1
+    )
     assert (metrics["val/auc"] - 0.5) / (metrics["teacher/auc"] - 0.5) > 0.9
 
 

@@ -137,6 +137,11 @@ def test_an_elastic_range_and_retries_reach_torchrun_and_the_scheduler() -> None
             r"script must be the path of a .py file or one of .*: got 'train_dlmr'; try train_dl",
         ),
         ("train -h h100x8 -j 1x9 train_dlrm", r"processes per node must be at most its 8 GPUs: got -j 1x9; ask for"),
+        *(
+            (f"{component} -j {j} train_dlrm runs/a", f"-j must be at least 1, and the nodes a range: got '{j}'; write")
+            for component in ("train", "evaluate")
+            for j in ("0x0", "1x0", "0x2", "3:1x2")
+        ),
         (
             "train --gpu 8 --check_fit True train_dlrm",
             r"check_fit must know the machine: got 8 GPUs of unknown kind; name",

@@ -15,7 +15,7 @@ import pytest
 import torchx.components.dist
 from torchx.components.component_test_base import ComponentTestCase
 from torchx.specs.builders import materialize_appdef
-from torchx.specs.finder import ModuleComponentsFinder, get_components
+from torchx.specs.finder import ComponentValidationException, ModuleComponentsFinder, get_components
 
 import torchx_components.dist
 
@@ -118,6 +118,12 @@ def test_missing_program_is_explained(line: str) -> None:
         command_of(line)
 
 
+@pytest.mark.parametrize("j", ["0x0", "1x0", "2:1x2"])
+def test_no_ranks_are_refused_as_torchx_refuses(j: str) -> None:
+    with pytest.raises(ComponentValidationException, match=f"-j must be at least 1, .*: got '{j}'; write for example"):
+        command_of(f"-j {j} recipes/job.py")
+
+
 def test_stock_options_reach_the_stock_component() -> None:
     line = (
         "--name trial/one --image img --cpu 3 --gpu 4 --memMB 5 -j 1:2x4 --env A=1,B=2 --max_retries 6 "
@@ -128,6 +134,7 @@ def test_stock_options_reach_the_stock_component() -> None:
     stock_command = stock.roles[0].args[-1]
     assert ours.roles[0].args[-1] == f'PATH={BIN}:"$$PATH" {stock_command}'
     ours.roles[0].args[-1] = stock_command
+    assert ours.roles[0].env.pop("OMP_NUM_THREADS") == "1"  # 3 cores for 4 processes
     assert ours == stock
 
 

@@ -23,7 +23,7 @@ LANDMARKS = [
     "train: the pipeline sends the next batch's ids while this batch is trained",
     "once in a while, and at the end: evaluate",
     "once in a while: save",
-    "the end, or SIGTERM: save, so that the same command goes on from here",
+    "the end, or a signal: save, so that the same command goes on from here",
     "report",
 ]
 COMMON = {

@@ -121,17 +121,55 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path: Path, whole: dict[str, float]
     assert finish(tmp_path, *options) == whole
 
 
-def test_elastic_restart_continues(tmp_path: Path, whole: dict[str, float]) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=2"]
+def torchrun(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """A run of two ranks that torchrun's agent has started; it has begun to save when this returns."""
+    begun = partial(has_begun, folder, newest(folder) + 1)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *options]
     agent = subprocess.Popen(
-        [*torchrun, "recipes/train_dlrm.py", *arguments(tmp_path)],
+        [*command, "recipes/train_dlrm.py", *arguments(folder)],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    while not has_begun(tmp_path, 1):
+    while not begun():
         assert agent.poll() is None
         time.sleep(0.01)
-    (rank, *_) = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
-    os.kill(int(rank), signal.SIGKILL)
+    return agent
+
+
+def children(agent: subprocess.Popen[str]) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def result(agent: subprocess.Popen[str]) -> dict[str, float]:
     out, err = agent.communicate(timeout=240)
     assert agent.returncode == 0, err
-    assert without_speed(json.loads(out.splitlines()[-1])) == whole
+    return without_speed(json.loads(out.splitlines()[-1]))
+
+
+def test_elastic_restart_continues(tmp_path: Path, whole: dict[str, float]) -> None:
+    agent = torchrun(tmp_path, "--max-restarts=2")
+    os.kill(children(agent)[0], signal.SIGKILL)
+    assert result(agent) == whole
+
+
+def test_ctrl_c_saves_and_no_rank_outlives_its_launcher(tmp_path: Path, whole: dict[str, float]) -> None:
+    agent = torchrun(tmp_path)
+    agent.send_signal(signal.SIGINT)
+    _, err = agent.communicate(timeout=240)
+    assert agent.returncode != 0
+    assert "stopped by SIGINT; run the same command again to resume from the checkpoint that was saved" in err
+    assert 0 < newest(tmp_path) < STEPS
+
+    agent = torchrun(tmp_path)
+    ranks = children(agent)
+    agent.kill()
+    follower = torchrun(tmp_path)  # at once
+    assert result(follower) == whole
+    assert len(ranks) == 2
+    assert not any(is_running(rank) for rank in ranks)
+    agent.communicate()

@@ -88,7 +88,7 @@ def test_a_last_batch_of_one_row_trains_alike_on_one_and_two_ranks(tmp_path: Pat
 
 
 def test_options_of_the_log_and_the_model(tmp_path: Path) -> None:
-    options = [*SMALL, f"--run-dir={tmp_path}", "--log.tensorboard", "--log.profile", "3", "4", "--bf16"]
+    options = [*SMALL, f"--run-dir={tmp_path}", "--log.tensorboard", "--log.profile", "3", "4", "--speed=bf16"]
     metrics = run_recipe("train_dlrm", [*options, "--clip-norm=1", "--sharding.tables", "t_id_7", "row_wise"], 2)
     full = run_recipe("train_dlrm", [*SMALL, f"--run-dir={tmp_path}/float32", "--clip-norm=1"], 2)
     assert metrics["val/auc"] == pytest.approx(full["val/auc"], abs=0.01)
@@ -203,10 +203,12 @@ def test_census_median_of_three_seeds(tmp_path: Path, census: Path) -> None:
 
 @pytest.mark.parametrize("recipe", ["train_dlrm", pytest.param("train_dcnv2", marks=pytest.mark.slow)])
 def test_compiled_bfloat16_run_continues_a_plain_one(tmp_path: Path, recipe: str) -> None:
-    options = ["demo", "--batch-size=1024", "--eval-every=0", "--schedule.decay-steps=0", "--sparse.kind=rowwise_sgd"]
+    options = ["demo", "--batch-size=1024", "--eval-every=0", "--schedule.decay-steps=0"]
     plain = run_recipe(recipe, [*options, "--rows=40960", f"--run-dir={tmp_path}/plain"], 1)
     run_recipe(recipe, [*options, "--rows=20480", f"--run-dir={tmp_path}/fast"], 1)
-    fast = run_recipe(recipe, [*options, "--rows=40960", f"--run-dir={tmp_path}/fast", "--compile", "--bf16"], 1)
+    fast = run_recipe(
+        recipe, [*options, "--rows=40960", f"--run-dir={tmp_path}/fast", "--speed", "bf16", "compile", "sorted"], 1
+    )
     assert fast["val/auc"] == pytest.approx(plain["val/auc"], abs=0.01)
     assert fast["val/auc"] != plain["val/auc"]
 

@@ -86,10 +86,19 @@ def test_tables_of_other_bytes_are_refused(tmp_path: Path, changed: dict[str, An
         plan("1x2:h100", ShardingConfig(plan=path), **changed)
 
 
-@pytest.mark.parametrize("text", ["", "plan", None])
+@pytest.mark.parametrize("text", ["", "plan", "null", "{}", "[7]", "[" * 100_000, None])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "plan.json"
     if text is not None:
         path.write_text(text)
     with pytest.raises(ValueError, match=r"plan.json must be a file that .*plan_sharding.py wrote: got .*; name"):
         read_estimates(str(path))
+
+
+def test_a_plan_without_a_field_is_refused(tmp_path: Path) -> None:
+    path, _ = save(tmp_path, "1x2:h100", ShardingConfig(kind="table_wise"))
+    (whole,) = json.loads(Path(path).read_text())
+    for changed in ({**whole, "tables": "x"}, {**whole, "tables": [{}]}, {**whole, "hbm_capacity": 7}, {"version": 2}):
+        Path(path).write_text(json.dumps([changed]))
+        with pytest.raises(ValueError, match=r"plan .*plan.json must have every field of a plan: got .*; plan again"):
+            read_estimates(path)

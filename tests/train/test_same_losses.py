@@ -25,7 +25,6 @@ TOLERANCE = 1e-5  # relative: float32 rounds sums to 6e-8, in another order on e
 OPTIMIZERS = {
     "sgd": (torch.optim.SGD, {"lr": 100.0}),
     "adagrad": (torch.optim.Adagrad, {"lr": 0.05, "eps": 1e-8}),
-    "rowwise_sgd": (torch.optim.SGD, {"lr": 100.0}),
     "rowwise_adagrad": (RowWiseAdagrad, {"lr": 0.05, "eps": 1e-8}),
 }
 
@@ -80,7 +79,6 @@ KINDS = ["data_parallel", "table_wise", "column_wise", "row_wise", "table_row_wi
 CASES = [
     *(("sgd", kind) for kind in KINDS),
     *(("adagrad", kind) for kind in KINDS),
-    *(("rowwise_sgd", kind) for kind in ("table_wise", "data_parallel")),
     *(("rowwise_adagrad", kind) for kind in KINDS if kind != "column_wise"),
 ]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from iopath.common.file_io import g_pathmgr
 
+from dlrm_torchrec.checked_json import record
 from dlrm_torchrec.datasets.prepared.files import is_local, write_json
 from dlrm_torchrec.datasets.prepared.files import join as join  # readers of manifests need this name, too
 from dlrm_torchrec.datasets.prepared.synthesis import MultiHot
@@ -29,6 +30,10 @@ class DataFile:
     path: str
     rows: int
     sha256: str | None = None  # absent when the manifest was written by hand
+
+    def __post_init__(self) -> None:
+        if self.rows < 0:
+            raise ValueError(f"rows of file {self.path!r} must be at least 0: got {self.rows}; count them")
 
     def location(self, folder: str) -> str:
         """The path or URI of the file in the prepared folder ``folder``."""
@@ -101,28 +106,34 @@ class Manifest:
         try:
             with g_pathmgr.open(path, "r") as file:
                 data = json.load(file)
+            if not isinstance(data, dict):
+                raise ValueError(f"a manifest must be an object: got {str(data)[:40]}")
             if data["format"] != FORMAT:
                 raise ValueError(f"format must be {FORMAT}: got {data['format']!r}")
+            if not isinstance(data.get("report", {}), dict):
+                raise ValueError(f"report must be an object: got {data['report']}")
             splits = {name: _split(name, value) for name, value in data["splits"].items()}
             return cls(
                 spec=DatasetSpec.from_json(data["spec"]),
                 splits=splits,
-                sources=tuple(SourceFile(**source) for source in data.get("sources", [])),
+                sources=tuple(record(SourceFile, source, "a source") for source in data.get("sources", [])),
                 report=data.get("report", {}),
                 statistics={
                     name: AccessStatistics.from_json(value) for name, value in data.get("statistics", {}).items()
                 },
                 multi_hot=MultiHot(**data["multi_hot"]) if "multi_hot" in data else None,
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             detail = f"no field {error}" if isinstance(error, KeyError) else error
+            if isinstance(error, RecursionError):
+                detail = "brackets within brackets without end"
             raise ValueError(
                 f"{path} must be a manifest that this version reads: got {detail}; prepare the folder again"
             ) from error
 
 
 def _split(name: str, data: dict[str, Any]) -> Split:
-    split = Split(files=tuple(DataFile(**file) for file in data["files"]))
+    split = Split(files=tuple(record(DataFile, file, f"a file of split {name!r}") for file in data["files"]))
     if data.get("rows", split.rows) != split.rows:
         raise ValueError(f"{data['rows']} rows in split {name!r}, but {split.rows} in its files")
     return split

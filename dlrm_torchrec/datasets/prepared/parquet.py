@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from iopath.common.file_io import g_pathmgr
@@ -128,7 +130,7 @@ class ParquetStream:
     def _decode(self, visit: Visit) -> Block:
         path, number, _ = self._groups[visit.group]
         footer = self._footer(path)
-        with g_pathmgr.open(path, "rb") as raw:
+        with _named(path), g_pathmgr.open(path, "rb") as raw:
             columns = read_row_group(pq.ParquetFile(raw, metadata=footer), number, self._stored_spec, path)
         return self._expander.block(joined(columns, self._id_type, self._order.rows(visit)))
 
@@ -149,6 +151,20 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Let Arrow's errors about a damaged file name it."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's own errors name the file
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"file {path} must be whole Parquet: got '{reason}'; restore the file, or prepare the data again"
+        ) from error
+
+
 def _read_footer(path: str) -> pq.FileMetaData:
-    with g_pathmgr.open(path, "rb") as raw:
+    with _named(path), g_pathmgr.open(path, "rb") as raw:
         return pq.ParquetFile(raw).metadata

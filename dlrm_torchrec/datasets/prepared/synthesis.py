@@ -37,6 +37,11 @@ class MultiHot:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        whole = isinstance(self.sizes, Mapping) and all(type(size) is int for size in self.sizes.values())
+        if not whole or type(self.seed) is not int:
+            raise ValueError(
+                f"multi-hot sizes and seed must be whole numbers: got {self.sizes} and {self.seed}; correct them"
+            )
         small = {name: size for name, size in self.sizes.items() if size < 2}
         if small or not self.sizes:
             raise ValueError(

@@ -38,6 +38,9 @@ def live_topology(device: torch.device, *, world_size: int, local_size: int) -> 
     )
 
 
+MOST_RANKS = 16_384
+
+
 @dataclass(frozen=True)
 class Cluster:
     """``hosts`` of the same kind, each with one rank on each of its ``devices_per_host`` devices."""
@@ -45,6 +48,13 @@ class Cluster:
     machine: Machine
     hosts: int
     devices_per_host: int
+
+    def __post_init__(self) -> None:
+        if self.world_size > MOST_RANKS:
+            raise ValueError(
+                f"topology must have at most {MOST_RANKS:,} ranks, because planning takes longer with each: got "
+                f"{self.hosts:,} x {self.devices_per_host:,}; plan for fewer hosts"
+            )
 
     def __str__(self) -> str:
         return f"{self.hosts}x{self.devices_per_host}:{self.machine.name}"

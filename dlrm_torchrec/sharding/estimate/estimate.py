@@ -114,25 +114,19 @@ def read_estimates(path: str) -> list[Estimate]:
     try:
         with g_pathmgr.open(path, "r") as stream:
             plans: list[dict[str, Any]] = json.load(stream)
-    except (OSError, ValueError) as error:
+        if not isinstance(plans, list) or not all(isinstance(plan, dict) for plan in plans):
+            raise ValueError("no list of plans")
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"plan {path} must be a file that recipes/plan_sharding.py wrote: got {error}; name another file"
         ) from error
     versions = sorted({str(plan.pop("version", None)) for plan in plans})
     if versions != [str(VERSION)]:
         raise ValueError(f"plan {path} must have version {VERSION}: got {versions}; plan again with this release")
-    return [
-        Estimate(
-            topology=plan["topology"],
-            batch_size=plan["batch_size"],
-            hbm_capacity=tuple(plan["hbm_capacity"]),
-            ddr_capacity=tuple(plan["ddr_capacity"]),
-            hbm_reserved=tuple(plan["hbm_reserved"]),
-            ddr_reserved=tuple(plan["ddr_reserved"]),
-            tables=tuple(map(_read_table, plan["tables"])),
-        )
-        for plan in plans
-    ]
+    try:
+        return [_read_estimate(plan) for plan in plans]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"plan {path} must have every field of a plan: got {error!r}; plan again") from error
 
 
 def estimate_of(path: str, world_size: int, topology: str = "") -> Estimate:
@@ -150,6 +144,18 @@ def estimate_of(path: str, world_size: int, topology: str = "") -> Estimate:
             f"{[f'{plan.world_size} of {plan.topology}' for plan in plans]}; plan only one such topology"
         )
     return fitting[0]
+
+
+def _read_estimate(plan: dict[str, Any]) -> Estimate:
+    return Estimate(
+        topology=plan["topology"],
+        batch_size=plan["batch_size"],
+        hbm_capacity=tuple(plan["hbm_capacity"]),
+        ddr_capacity=tuple(plan["ddr_capacity"]),
+        hbm_reserved=tuple(plan["hbm_reserved"]),
+        ddr_reserved=tuple(plan["ddr_reserved"]),
+        tables=tuple(map(_read_table, plan["tables"])),
+    )
 
 
 def _read_table(table: dict[str, Any]) -> TableEstimate:

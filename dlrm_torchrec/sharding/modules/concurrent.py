@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbeddingBag, EmbeddingFusedOptimizer
 from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
 from torchrec.distributed.embedding_sharding import EmbeddingShardingInfo
@@ -27,10 +28,8 @@ from torchrec.distributed.types import LazyAwaitable, ParameterSharding, Shardin
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from dlrm_torchrec.sharding.config import Updates
 from dlrm_torchrec.sharding.modules.blank import BlankTables
-from dlrm_torchrec.sharding.modules.fastest_update import wants_sorted_updates
-from dlrm_torchrec.sharding.modules.sorted_updates import become_adam, use_sorted_updates
+from dlrm_torchrec.sharding.modules.sorted_updates import become_adam, can_sort, use_sorted_updates
 from dlrm_torchrec.sharding.modules.thread_pool import thread_pool
 
 Function = Callable[[], torch.Tensor]
@@ -39,11 +38,11 @@ Function = Callable[[], torch.Tensor]
 class ConcurrentShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
     """A ``ShardedEmbeddingBagCollection`` whose fused tables are read and updated by ``get_num_threads()`` threads.
 
-    Each table stays in one lookup, so with FBGEMM's ``updates``, the results equal TorchRec's bit for bit.
+    Each table stays in one lookup, so without ``sorted_updates``, the results equal TorchRec's bit for bit.
     """
 
-    def __init__(self, *args: Any, updates: Updates = "fbgemm", **kwargs: Any) -> None:
-        self._updates: Updates = updates  # before TorchRec's __init__, which creates the lookups
+    def __init__(self, *args: Any, sorted_updates: bool = False, **kwargs: Any) -> None:
+        self._sorted_updates = sorted_updates  # before TorchRec's __init__, which creates the lookups
         super().__init__(*args, **kwargs)
 
     @classmethod
@@ -76,8 +75,12 @@ class ConcurrentShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
                     if tables.use_cpu and kernel.config.embedding_tables[0].name in adam:
                         become_adam(tables)
                         kernel._optim = EmbeddingFusedOptimizer(kernel.config, tables, kernel._pg)
-                    if wants_sorted_updates(tables, self._updates):
+                    if self._wants_sorted_updates(tables):
                         use_sorted_updates(tables)
+
+    def _wants_sorted_updates(self, tables: SplitTableBatchedEmbeddingBagsCodegen) -> bool:
+        missing = tables.optimizer is EmbOptimType.ADAM or tables.optimizer_args.weight_decay != 0  # in FBGEMM, on CPU
+        return can_sort(tables) and (self._sorted_updates or missing)
 
     def compute(self, ctx: EmbeddingBagCollectionContext, dist_input: KJTList) -> list[torch.Tensor]:  # noqa: ARG002 (TorchRec's)
         return [look_up(lookup, features) for lookup, features in zip(self._lookups, dist_input, strict=True)]
@@ -89,13 +92,13 @@ class ConcurrentShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
 class ConcurrentSharder(EmbeddingBagCollectionSharder):
     """TorchRec's sharder with concurrent lookups if the rank runs on a CPU with several threads.
 
-    The sharded tables are blank: call ``initialize_tables``, or load a checkpoint, before training. ``updates`` names
-    the kernel that updates float32 tables on CPU; Adam's is always ours.
+    The sharded tables are blank: call ``initialize_tables``, or load a checkpoint, before training. With
+    ``sorted_updates``, float32 tables on CPU are updated over sorted ids; Adam and a weight decay always are.
     """
 
-    def __init__(self, *args: Any, updates: Updates = "fbgemm", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sorted_updates: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.updates = updates
+        self.sorted_updates = sorted_updates
 
     @property
     def sharded_module_type(self) -> type[ConcurrentShardedEmbeddingBagCollection]:
@@ -118,7 +121,7 @@ class ConcurrentSharder(EmbeddingBagCollectionSharder):
                 device,
                 qcomm_codecs_registry=self.qcomm_codecs_registry,
                 module_fqn=module_fqn,
-                updates=self.updates,
+                sorted_updates=self.sorted_updates,
             )
 
 

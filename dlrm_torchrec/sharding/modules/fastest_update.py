@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import platform
 import time
@@ -20,63 +21,75 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     ComputeDevice,
     SplitTableBatchedEmbeddingBagsCodegen,
 )
+from torchrec.optim import RowWiseAdagrad
 
-from dlrm_torchrec.sharding.config import Updates
-from dlrm_torchrec.sharding.modules.sorted_updates import can_sort, use_sorted_updates
+from dlrm_torchrec.embeddings.tables import Tables
+from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.sharding.modules.sharder import table_optimizer
+from dlrm_torchrec.sharding.modules.sorted_updates import use_sorted_updates
 
-BATCH_SIZE, IDS = 1024, 8  # ids per row of the batch
+MOST_IDS = 2**18  # of a measured batch
 NUMBERS = 2**24  # of the measured table: 64 MiB, because a training step leaves little of a table in the caches
 ROUNDS = 7
+FBGEMM_NAMES = {  # of the optimizers that FBGEMM has for CPU
+    torch.optim.SGD: EmbOptimType.EXACT_SGD,
+    torch.optim.Adagrad: EmbOptimType.EXACT_ADAGRAD,
+    RowWiseAdagrad: EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+}
 
 
-def wants_sorted_updates(tables: SplitTableBatchedEmbeddingBagsCodegen, updates: Updates) -> bool:
-    """Whether ``tables`` get updates of our own; ``auto`` measures where both kernels compute the same."""
-    if not can_sort(tables) or updates != "auto":
-        return can_sort(tables) and (updates == "sorted" or tables.optimizer is EmbOptimType.ADAM)
-    if tables.optimizer is EmbOptimType.ADAM or tables.optimizer_args.weight_decay != 0:
-        return True  # FBGEMM has no Adam on CPU, and ignores the weight decay
-    return fastest_update(tables.optimizer, max(dim for _, dim, _, _ in tables.embedding_specs)) == "sorted"
+def sorting_pays(tables: Tables, spec: DatasetSpec, batch_size: int) -> bool:
+    """Whether the lookup and the update of ``tables`` take less time over sorted ids than by FBGEMM on this machine.
 
-
-def fastest_update(optimizer: EmbOptimType, dim: int) -> Updates:
-    """The kernel, ``fbgemm`` or ``sorted``, whose lookup and update of a table take least time on this machine.
-
-    The times are kept in the user's cache folder, by model of processor. All processes of a host wait for the one that
-    measures, so that they choose alike; ``XDG_CACHE_HOME`` names another folder, and without a writable one, each
-    process measures for itself.
+    Measured is one table that gets as many ids as a thread of this process gets of all ``tables`` and ``batch_size``
+    rows. The tables are marked with their optimizer; where FBGEMM has none for CPU, the answer is True without a
+    measurement. The times are kept in the user's cache folder, by model of processor. All processes of a host wait for
+    the one that measures, so that they choose alike; ``XDG_CACHE_HOME`` names another folder, and without a writable
+    one, each process measures for itself.
     """
-    key = f"{optimizer.value} {dim} on {processor()}, fbgemm {_fbgemm_version()}, numba {version('numba')}"
+    optimizer = FBGEMM_NAMES.get(table_optimizer(tables))
+    if optimizer is None:
+        return True
+    configs = tables.embedding_bag_configs()
+    factors = {feature.name: feature.pooling_factor for feature in spec.sparse}
+    pooling = [factors[name] for config in configs for name in config.feature_names]
+    ids = max(1, round(sum(pooling) / len(pooling)))  # of a bag
+    bags = batch_size * len(pooling) // torch.get_num_threads()
+    bags = 2 ** round(math.log2(max(1, min(bags, MOST_IDS // ids))))  # so that similar runs share a measurement
+    dim = max(config.embedding_dim for config in configs)
+    what = f"{optimizer.value}, {bags} bags of {ids} in dim {dim}"
+    key = f"{what} on {processor()}, fbgemm {_fbgemm_version()}, numba {version('numba')}"
     path = cache_folder() / "updates.json"
     with _alone(path):
-        known: dict[str, dict[Updates, float]] = {}
+        known: dict[str, dict[str, float]] = {}
         with suppress(OSError, ValueError):
             known = json.loads(path.read_text())
         if key not in known:
-            known[key] = measure(optimizer, dim)
+            known[key] = measure(optimizer, dim, bags=bags, ids=ids)
             with suppress(OSError):
                 path.write_text(json.dumps(known, indent=1))
-    return min(known[key], key=known[key].__getitem__)
+    return known[key]["sorted"] < known[key]["fbgemm"]
 
 
-def measure(optimizer: EmbOptimType, dim: int) -> dict[Updates, float]:
-    """Median milliseconds of a lookup and an update on one thread, by kernel; the kernels take turns."""
-    both: dict[Updates, SplitTableBatchedEmbeddingBagsCodegen] = {
+def measure(optimizer: EmbOptimType, dim: int, *, bags: int, ids: int) -> dict[str, float]:
+    """Median milliseconds of a lookup and an update of ``bags`` of ``ids`` each on one thread, by kernel, in turns."""
+    both: dict[str, SplitTableBatchedEmbeddingBagsCodegen] = {
         "fbgemm": _table(optimizer, dim),
         "sorted": _table(optimizer, dim),
     }
     use_sorted_updates(both["sorted"])
     generator = torch.Generator().manual_seed(0)
-    offsets = torch.arange(0, BATCH_SIZE * IDS + 1, IDS)
-    gradient = torch.full((BATCH_SIZE, dim), 1e-3)
-    seconds: dict[Updates, list[float]] = {kernel: [] for kernel in both}
+    offsets = torch.arange(0, bags * ids + 1, ids)
+    gradient = torch.full((bags, dim), 1e-3)
+    seconds: dict[str, list[float]] = {kernel: [] for kernel in both}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for _ in range(ROUNDS + 1):
-            ids = torch.randint(NUMBERS // dim, (BATCH_SIZE * IDS,), generator=generator)
+            drawn = torch.randint(NUMBERS // dim, (bags * ids,), generator=generator)
             for kernel, table in both.items():
                 start = time.perf_counter()
-                table(ids, offsets).backward(gradient)
+                table(drawn, offsets).backward(gradient)
                 seconds[kernel].append(time.perf_counter() - start)
     finally:
         torch.set_num_threads(threads)

@@ -8,7 +8,6 @@ from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.types import QuantizedCommCodecs
 from torchrec.optim import RowWiseAdagrad
 
-from dlrm_torchrec.sharding.config import Updates
 from dlrm_torchrec.sharding.modules.concurrent import ConcurrentSharder
 
 ROW_TYPES = ["row_wise", "table_row_wise", "grid_shard"]
@@ -40,9 +39,9 @@ class ExactSharder(ConcurrentSharder):
         optimizer: type[torch.optim.Optimizer],
         qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None,
         *,
-        updates: Updates = "fbgemm",
+        sorted_updates: bool = False,
     ) -> None:
-        super().__init__(qcomm_codecs_registry=qcomm_codecs_registry, updates=updates)
+        super().__init__(qcomm_codecs_registry=qcomm_codecs_registry, sorted_updates=sorted_updates)
         self.optimizer = optimizer
 
     def sharding_types(self, compute_device_type: str) -> list[str]:

@@ -2,98 +2,111 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-import shutil
+import errno
+import os
+import time
 from collections import ChainMap
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from iopath.common.file_io import g_pathmgr
 from torch import nn
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.api import CheckpointException
 from torchrec.optim.keyed import CombinedOptimizer
 
-from dlrm_torchrec.train.checkpoints.identity import first_difference
-from dlrm_torchrec.train.checkpoints.state import materialise_state, run_tensors
-from dlrm_torchrec.train.checkpoints.storage import IoPathReader, IoPathWriter
+from dlrm_torchrec.train.checkpoints import folder as folders
+from dlrm_torchrec.train.checkpoints.checksums import FileSum, Share, sync_folder
+from dlrm_torchrec.train.checkpoints.marker import MARKER, marker_text, read_marker, read_progress
+from dlrm_torchrec.train.checkpoints.memory import refuse_copies_without_memory
+from dlrm_torchrec.train.checkpoints.progress import Progress
+from dlrm_torchrec.train.checkpoints.reports import Say, say_nothing, say_on_stderr
+from dlrm_torchrec.train.checkpoints.state import materialise_state, restore, run_tensors
+from dlrm_torchrec.train.checkpoints.storage import IoPathFileSystem, IoPathWriter
 from dlrm_torchrec.train.config import CheckpointConfig
 from dlrm_torchrec.train.world import World
 
-FORMAT = 3  # 2 had no digest of the data in its identity
-MARKER = "checkpoint.json"
 Tensors = Callable[[nn.Module, CombinedOptimizer], dict[str, dict[str, Any]]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a run stands: everything beside tensors that an exact resume needs."""
-
-    identity: dict[str, Any]  # what defines model and data; a checkpoint of another identity is refused
-    lanes: int  # parallel cuts of the data order, fixed for the life of a run
-    step: int = 0  # optimizer steps done; the data stream is positioned by it
-    last: dict[str, float] = field(default_factory=dict)  # newest validation metrics
-    best: dict[str, float] = field(default_factory=dict)  # those of the highest AUC so far, or of the lowest RMSE
-    plan: Any = None  # the sharding plan as JSON, for people and for the dry run
-
-    def validated(self, metrics: dict[str, float]) -> Progress:
-        """This progress with new validation metrics, the best ones if their AUC is the highest or RMSE the lowest."""
-        if "auc" in metrics:
-            better = metrics["auc"] > self.best.get("auc", 0.0)
-        else:
-            better = metrics["rmse"] < self.best.get("rmse", math.inf)
-        return dataclasses.replace(self, last=metrics, best=metrics if better else self.best)
+_TIMES_OF_A_SAVE = 50  # between saves by time, so that they take at most 2 % of a run
 
 
 class Checkpoints:
     """The checkpoints of one run: ``<folder>/step-00000123/``, committed by writing ``checkpoint.json`` last.
 
     Tables are saved as sharded tensors under their TorchRec names, so that DCP reshards them on load. Everything
-    that is not a tensor is JSON.
+    that is not a tensor is JSON. ``say`` gets lines for people, on rank 0.
     """
 
-    def __init__(self, folder: str, config: CheckpointConfig, world: World, tensors: Tensors = run_tensors) -> None:
+    def __init__(
+        self,
+        folder: str,
+        config: CheckpointConfig,
+        world: World,
+        tensors: Tensors = run_tensors,
+        *,
+        say: Say = say_on_stderr,
+    ) -> None:
         self.folder = folder.rstrip("/")
         self.config = config
         self.world = world
         self.tensors = tensors  # what is saved and restored of a model and its optimizer
         self.group = dist.new_group(backend="gloo")  # its own: an asynchronous save talks while training does
-        self._pending: Future[Any] | None = None
-        self._pending_progress: Progress | None = None
+        self._say: Say = say if world.is_main else say_nothing
+        self._pending: tuple[Future[Any] | None, IoPathWriter, Progress] | None = None
+        self._whole: Progress | None = None  # of the newest checkpoint that was verified or saved
         self._newest = -1
+        self._saved_s, self._save_s = time.monotonic(), 0.0
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
-        return complete_steps(self.folder)
+        return folders.complete_steps(self.folder)
+
+    def due(self, progress: Progress, *, overdue: bool = False) -> bool:
+        """Whether to save now: at every so many steps, or when it is ``overdue`` by time, or at a new best."""
+        if self.config.best and 0 < progress.best_step == progress.step:
+            return True
+        return progress.step % self.config.every == 0 if self.config.every else overdue
+
+    def overdue(self) -> bool:
+        """Whether a save by time is due on this rank's clock; ranks must agree on one clock.
+
+        It is once the minutes between checkpoints have passed, and 50 times the seconds that the last save took.
+        """
+        if self.config.every or not self.config.minutes:
+            return False
+        return time.monotonic() - self._saved_s >= max(60 * self.config.minutes, _TIMES_OF_A_SAVE * self._save_s)
 
     def save(self, model: nn.Module, optimizer: CombinedOptimizer, progress: Progress) -> None:
         """Write a checkpoint (all ranks call this), unless the newest one is of this step already.
 
-        The previous one survives until this one is whole.
+        The previous one survives until this one is whole. Raises ValueError when the disk does not take it.
         """
+        start_s = time.monotonic()
         self.wait()
         if progress.step == self._newest:
             return
         self._newest = progress.step
-        path = self._path(progress.step)
-        if self.world.is_main:
-            g_pathmgr.mkdirs(path)
-        dist.barrier(self.group)
-        state = self.tensors(model, optimizer)
-        self._pending_progress = progress
-        if self.config.asynchronous:
-            saving = dcp.async_save(state, storage_writer=IoPathWriter(path), process_group=self.group)
-            assert isinstance(saving, Future)
-            self._pending = saving
-        else:
-            dcp.save(state, storage_writer=IoPathWriter(path), process_group=self.group)
-            self._commit()
+        path = folders.step_path(self.folder, progress.step)
+        self._on_main(progress.step, partial(self._clear, progress.step))
+        state, writer = self.tensors(model, optimizer), IoPathWriter(path, self._say)
+        saving: Future[Any] | None = None
+        try:
+            if self.config.asynchronous:
+                started = dcp.async_save(state, storage_writer=writer, process_group=self.group)
+                assert isinstance(started, Future)
+                saving = started
+            else:
+                dcp.save(state, storage_writer=writer, process_group=self.group)
+        except CheckpointException as error:
+            self._give_up(progress.step, error)
+        self._pending = (saving, writer, progress)
+        if saving is None:
+            self.wait()
+        self._saved_s = time.monotonic()
+        self._save_s = self._saved_s - start_s
 
     def finish(self, model: nn.Module, optimizer: CombinedOptimizer, progress: Progress) -> None:
         """Save, if the newest checkpoint is older, and return when it is whole."""
@@ -101,157 +114,158 @@ class Checkpoints:
         self.wait()
 
     def wait(self) -> None:
-        """Finish an asynchronous save, if one is under way."""
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
-            self._commit()
+        """Finish the save that is under way, if there is one."""
+        if self._pending is None:
+            return
+        (saving, writer, progress), self._pending = self._pending, None
+        try:
+            if saving is not None:
+                saving.result()
+        except CheckpointException as error:
+            self._give_up(progress.step, error)
+        sums: list[dict[str, FileSum]] = [writer.sums] * self.world.size
+        dist.all_gather_object(sums, writer.sums, group=self.group)
+        self._on_main(progress.step, partial(self._commit, progress, dict(ChainMap(*sums))))
+        self._whole = progress
+
+    def newest(self) -> Progress | None:
+        """Where the newest whole checkpoint stands, the same on all ranks; None when there has never been one.
+
+        All ranks verify it together. Damaged ones that are newer are set aside under another name, with a warning.
+        Raises ValueError when there are only damaged ones.
+        """
+        if self._whole is not None:
+            return self._whole
+        seen: list[Any] = [self.steps(), folders.damaged_names(self.folder)] if self.world.is_main else [None, None]
+        dist.broadcast_object_list(seen, src=0, group=self.group)
+        faults: dict[int, str] = {}
+        for step in reversed(seen[0]):
+            fault = self._fault(step)
+            if not fault:
+                break
+            faults[step] = fault
+        else:
+            found = [f"{folders.step_path(self.folder, step)} ({fault})" for step, fault in faults.items()] + seen[1]
+            if found:
+                raise ValueError(
+                    f"{self.folder} must hold a whole checkpoint: got only damaged ones, {', '.join(found)}; bring one "
+                    "back, move them elsewhere to begin at step 0, or start anew in another --run-dir"
+                )
+            return None
+        path = folders.step_path(self.folder, step)
+        for damaged, fault in faults.items():
+            self._on_main(damaged, partial(folders.set_aside, self.folder, damaged))
+            self._say(
+                f"warning: checkpoint {folders.step_path(self.folder, damaged)} is damaged ({fault}), so it was set "
+                f"aside as damaged-step-{damaged:08d}, and {path} is used"
+            )
+        self._whole = read_progress(path)
+        return self._whole
 
     def load(self, model: nn.Module, optimizer: CombinedOptimizer, identity: dict[str, Any]) -> Progress | None:
-        """Restore the newest complete checkpoint in place; None when there is none.
+        """Restore the newest whole checkpoint in place; None when there is none.
 
-        Raises ValueError when it is of another format or of a run that differs in ``identity``.
+        Raises ValueError when it is of another format or of a run that differs in ``identity``, and when there is no
+        memory for the asynchronous saves that the config asks for.
         """
-        step = self._newest_step()
-        if step < 0:
+        if self.config.asynchronous:
+            refuse_copies_without_memory(self.tensors(model, optimizer), self.group, self._say)
+        newest = self.newest()
+        if newest is None:
             return None
-        path = self._path(step)
+        path = folders.step_path(self.folder, newest.step)
         progress = read_progress(path, identity)
         materialise_state(optimizer)
-        self._read(path, self.tensors(model, optimizer))
+        restore(path, self.tensors(model, optimizer), self.group)
         optimizer.set_optimizer_step(progress.step)
         self._newest = progress.step
+        self._say(f"resumed at step {progress.step} from {path}")
         return progress
 
     def load_model(self, model: nn.Module, step: int | None = None) -> Progress:
-        """Restore the model alone, from the checkpoint of ``step`` or the newest one; ValueError when there is none."""
-        path = checkpoint_path(self.folder, step)
-        self._read(path, {"model": model.state_dict()})
+        """Restore the model alone, from the checkpoint of ``step`` or the newest one.
+
+        Raises ValueError when there is none, or when it is damaged.
+        """
+        path = folders.checkpoint_path(self.folder, step, self._say)
+        folders.refuse(path, self._agreed(folders.full_fault(path, self._share(), self._say)))
+        restore(path, {"model": model.state_dict()}, self.group)
         return read_progress(path)
 
-    def _newest_step(self) -> int:
-        """The step of the newest complete checkpoint, -1 if there is none; the same on all ranks."""
-        steps = self.steps() if self.world.is_main else []
-        newest = [steps[-1] if steps else -1]
-        dist.broadcast_object_list(newest, src=0, group=self.group)
-        return newest[0]
+    def _fault(self, step: int) -> str:
+        """What is wrong with a checkpoint, empty when nothing is; the same on all ranks, which share the work."""
+        path = folders.step_path(self.folder, step)
+        fault = self._agreed(folders.quick_fault(self.folder, step))
+        if fault:
+            return fault
+        if read_marker(path).sums is None:
+            self._say(f"checkpoint {path} is of a format without checksums, so its content cannot be verified")
+        return self._agreed(folders.full_fault(path, self._share(), self._say))
 
-    def _read(self, path: str, state: dict[str, dict[str, Any]]) -> None:
-        sizes = [_sizes(state)] * self.world.size
-        dist.all_gather_object(sizes, sizes[self.world.rank], group=self.group)  # nodes have tables of their own
-        _refuse_foreign_tensors(path, tuple(state), dict(ChainMap(*sizes)))
-        dcp.load(state, storage_reader=IoPathReader(path), process_group=self.group)
+    def _share(self) -> Share:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return Share(self.world.rank, self.world.size, max(2, cores // self.world.local_size))
 
-    def _path(self, step: int) -> str:
-        return _step_path(self.folder, step)
+    def _agreed(self, fault: str) -> str:
+        """The first fault that any rank found."""
+        faults = [fault] * self.world.size
+        dist.all_gather_object(faults, fault, group=self.group)
+        return next(filter(None, faults), "")
 
-    def _commit(self) -> None:
-        progress = self._pending_progress
-        if progress is None or not self.world.is_main:
-            return
-        marker = f"{self._path(progress.step)}/{MARKER}"
-        with g_pathmgr.open(f"{marker}.tmp", "w") as stream:
-            json.dump({"format": FORMAT, "torch": torch.__version__, **dataclasses.asdict(progress)}, stream, indent=1)
-        if not g_pathmgr.mv(f"{marker}.tmp", marker):
-            raise OSError(f"cannot write {marker}; check the permissions of the run folder")
-        self._remove_old(self.steps()[-self.config.keep :])
+    def _on_main(self, step: int, work: Callable[[], object]) -> None:
+        """Do ``work`` for the checkpoint of ``step`` on rank 0; all ranks wait for it, and fail together."""
+        failure: list[OSError | None] = [None]
+        if self.world.is_main:
+            try:
+                work()
+            except OSError as error:
+                failure = [error]
+        dist.broadcast_object_list(failure, src=0, group=self.group)
+        if failure[0] is not None:
+            raise self._refusal(step, failure[0])
 
-    def _remove_old(self, keep: list[int]) -> None:
-        """Remove older checkpoints, and what a killed save left behind."""
-        for name in g_pathmgr.ls(self.folder):
-            path = f"{self.folder}/{name.rstrip('/')}"
-            if name.startswith("step-") and int(name.rstrip("/")[5:]) not in keep:
-                if g_pathmgr.exists(f"{path}/{MARKER}"):
-                    g_pathmgr.rm(f"{path}/{MARKER}")  # first it stops being a checkpoint, then it goes
-                _remove_folder(path)
+    def _clear(self, step: int) -> None:
+        """Make an empty folder for the checkpoint of ``step``, where a killed save may have left half of one."""
+        if step in folders.all_steps(self.folder):
+            folders.remove(self.folder, step)
+        g_pathmgr.mkdirs(folders.step_path(self.folder, step))
 
+    def _commit(self, progress: Progress, sums: dict[str, FileSum]) -> None:
+        path, files = folders.step_path(self.folder, progress.step), IoPathFileSystem()
+        sync_folder(path)
+        try:
+            with files.create_stream(f"{path}/{MARKER}.tmp", "wb") as stream:
+                stream.write(marker_text(progress, sums))
+            files.rename(f"{path}/{MARKER}.tmp", f"{path}/{MARKER}")
+        except OSError:
+            folders.remove(self.folder, progress.step)
+            raise
+        sync_folder(path)
+        sync_folder(self.folder)
+        keep = self.steps()[-self.config.keep :] + [progress.best_step] * self.config.best
+        for step in set(folders.all_steps(self.folder)) - set(keep):
+            folders.remove(self.folder, step)
 
-def complete_steps(folder: str) -> list[int]:
-    """Steps of the complete checkpoints in ``folder``, oldest first."""
-    if not g_pathmgr.isdir(folder):
-        return []
-    names = [name.rstrip("/") for name in g_pathmgr.ls(folder) if name.startswith("step-")]
-    return sorted(int(name[5:]) for name in names if g_pathmgr.exists(f"{folder}/{name}/{MARKER}"))
+    def _give_up(self, step: int, error: CheckpointException) -> None:
+        """Remove half a checkpoint, and raise what is wrong as one sentence if it was the disk."""
+        if self.world.is_main:
+            folders.remove(self.folder, step)
+        failures = [failure for failure, _ in error.failures.values()]
+        of_disk = next((failure for failure in failures if isinstance(failure, OSError)), None)
+        raise error if of_disk is None else self._refusal(step, of_disk) from None
 
-
-def checkpoint_path(folder: str, step: int | None = None) -> str:
-    """The complete checkpoint of ``step`` in ``folder``, the newest one by default; ValueError when there is none."""
-    steps = complete_steps(folder)
-    if not steps or step not in (None, *steps):
-        wanted = "a whole checkpoint" if step is None else f"a whole checkpoint of step {step}"
-        raise ValueError(f"{folder} must hold {wanted}: got those of steps {steps}; name another run or step")
-    return _step_path(folder, steps[-1] if step is None else step)
+    def _refusal(self, step: int, error: OSError) -> ValueError:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what, advice = ("have room for", "make room") if full else ("take", "make it writable")
+        kept = self.steps()
+        return ValueError(
+            f"the disk of {self.folder} must {what} the checkpoint of step {step}: got {error.strerror or error}; "
+            f"{advice} and run the same command again, which goes on from step {kept[-1] if kept else 0}"
+        )
 
 
 def load_unsharded(model: nn.Module, path: str) -> Progress:
-    """Restore a model that is not sharded, without ranks, from the checkpoint in folder ``path``."""
-    state: dict[str, dict[str, Any]] = {"model": model.state_dict()}
-    _refuse_foreign_tensors(path, tuple(state), _sizes(state))
-    dcp.load(state, storage_reader=IoPathReader(path), no_dist=True)
+    """Restore a model that is not sharded, without ranks, from the checkpoint in folder ``path``, which is verified."""
+    folders.check(path)
+    restore(path, {"model": model.state_dict()})
     return read_progress(path)
-
-
-def _step_path(folder: str, step: int) -> str:
-    return f"{folder}/step-{step:08d}"
-
-
-def read_progress(path: str, identity: dict[str, Any] | None = None) -> Progress:
-    """The JSON half of a checkpoint; ValueError when this code, or a run of ``identity``, cannot use it."""
-    with g_pathmgr.open(f"{path}/{MARKER}", "r") as stream:
-        data = json.load(stream)
-    if data.get("format") != FORMAT:
-        raise ValueError(
-            f"checkpoint {path} must have format {FORMAT}: got {data.get('format')!r}; "
-            "use the version of dlrm-torchrec that wrote it, or another run folder"
-        )
-    fields = {field.name for field in dataclasses.fields(Progress)}
-    progress = Progress(**{name: value for name, value in data.items() if name in fields})
-    difference = None if identity is None else first_difference(progress.identity, identity)
-    if difference is not None:
-        name, saved, wanted = difference
-        raise ValueError(
-            f"{name} must be what the checkpoint {path} was trained with, {saved}: got {wanted}; "
-            f"{_advice(name)}, or start anew in another --run-dir"
-        )
-    return progress
-
-
-def _advice(name: str) -> str:
-    if name == "data_digest":
-        return "these are other rows, so evaluate the run on them (recipes/evaluate.py --data)"
-    if name.startswith("spec."):
-        return "prepare the data with the vocabularies and scales of the run's own data"
-    return "restore it"
-
-
-def _sizes(state: dict[str, dict[str, Any]]) -> dict[str, tuple[int, ...]]:
-    """Sizes of tensors by the names that they have in a checkpoint."""
-    return {f"{part}.{name}": tuple(value.size()) for part, tensors in state.items() for name, value in tensors.items()}
-
-
-def _refuse_foreign_tensors(path: str, parts: tuple[str, ...], wanted: dict[str, tuple[int, ...]]) -> None:
-    """ValueError unless the checkpoint's ``parts`` have just the ``wanted`` tensors; before any tensor is touched."""
-    saved = {
-        name: tuple(entry.size)
-        for name, entry in IoPathReader(path).read_metadata().state_dict_metadata.items()
-        if name.partition(".")[0] in parts and isinstance(entry, TensorStorageMetadata)
-    }
-    advice = "it belongs to another model or optimizer, so start anew in another --run-dir"
-    for name, size in wanted.items():
-        if saved.get(name) != size:
-            found = f"one of shape {saved[name]}" if name in saved else "no tensor of that name"
-            raise ValueError(f"checkpoint {path} must hold {name} of shape {size}: got {found}; {advice}")
-    left = sorted(saved.keys() - wanted.keys())
-    if left:
-        raise ValueError(
-            f"checkpoint {path} must hold no more tensors than this model has: got {left[0]}, one of {len(left)} that "
-            f"it lacks; {advice}"
-        )
-
-
-def _remove_folder(path: str) -> None:
-    if "://" not in path:
-        shutil.rmtree(path)
-        return
-    for name in g_pathmgr.ls(path):  # object stores have no folders to remove
-        g_pathmgr.rm(f"{path}/{name}")

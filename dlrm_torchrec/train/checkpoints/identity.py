@@ -16,8 +16,7 @@ MAY_CHANGE = (
     "dense.lr",
     "schedule",
     "clip_norm",
-    "bf16",
-    "compile",
+    "speed",
     "sharding",  # a checkpoint is resharded when it is loaded
     "node_size",  # it changes with the ranks; the number of nodes is part of the identity
     "average_every",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 
+from dlrm_torchrec.train.checkpoints.folder import check
 from dlrm_torchrec.train.checkpoints.storage import IoPathReader
 
 _TABLE = re.compile(r"model\..*\.?embedding_bags\.(?P<table>[^.]+)\.weight")
@@ -27,7 +28,11 @@ class SavedTable:
 
 
 def saved_tables(path: str) -> Iterator[SavedTable]:
-    """The tables of the checkpoint in folder ``path``; a compositional table has its partitions stacked, as stored."""
+    """The tables of the checkpoint in folder ``path``, once it is verified; ValueError when it is damaged.
+
+    A compositional table has its partitions stacked, as stored.
+    """
+    check(path)
     for key, saved in IoPathReader(path).read_metadata().state_dict_metadata.items():
         found = _TABLE.fullmatch(key)
         if found:

@@ -14,7 +14,7 @@ from torchrec.distributed.planner.types import CollectiveType
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.cluster.machines import HARDWARE, MACHINES, Machine
-from dlrm_torchrec.sharding.cluster.topology import parse_cluster
+from dlrm_torchrec.sharding.cluster.topology import FIELDS, MOST_RANKS, parse_cluster
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.sharding.plan_description import plan_to_json
@@ -69,6 +69,15 @@ def test_machines_of_one_gpu_differ_only_in_their_host() -> None:
             assert machine.intra_host_bandwidth == HARDWARE[gpu].intra_host_bandwidth
 
 
+def test_the_guides_file_has_every_key(tmp_path: Path) -> None:
+    guide = Path(__file__).parents[3] / "docs" / "from_laptop_to_16_gpus.md"
+    (example,) = re.findall(r"```toml\n(.*?)```", guide.read_text(), re.DOTALL)
+    assert {"hosts", *FIELDS} == set(re.findall(r"^\w+", example, re.MULTILINE))
+    cluster = parse_cluster(write(tmp_path, example))
+    written = parse_cluster(write(tmp_path, BOX))
+    assert cluster == replace(written, machine=replace(written.machine, source=cluster.machine.source))
+
+
 def test_units_of_two_h100_hosts() -> None:
     topology = parse_cluster("2x8:h100").topology()
     assert (topology.world_size, topology.local_world_size, topology.intra_group_size) == (16, 8, 8)
@@ -114,6 +123,13 @@ def test_topologies_as_text(text: str, name: str, hosts: int, devices: int) -> N
     assert (cluster.machine.name, cluster.hosts, cluster.devices_per_host) == (name, hosts, devices)
     topology = parse_cluster(text).topology()
     assert (topology.world_size, topology.local_world_size) == (hosts * devices, devices)
+
+
+@pytest.mark.parametrize("text", ["100000000x8:h100", "2049x8:h100"])
+def test_more_ranks_than_can_be_planned_are_refused(text: str) -> None:
+    assert parse_cluster("2048x8:h100").world_size == MOST_RANKS
+    with pytest.raises(ValueError, match=r"topology must have at most 16,384 ranks, .*: got .* x 8; plan for fewer"):
+        parse_cluster(text)
 
 
 @pytest.mark.parametrize(

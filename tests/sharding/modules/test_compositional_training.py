@@ -27,7 +27,8 @@ from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.modules.compositional import ShardedCompositionalEmbeddingBagCollection
 from dlrm_torchrec.sharding.plan import make_plan
-from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, Progress
+from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
+from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.config import CheckpointConfig, OptimizerConfig
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline

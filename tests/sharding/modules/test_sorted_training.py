@@ -20,11 +20,12 @@ from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEm
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.schema import Table
 from dlrm_torchrec.sharding.cluster.topology import live_topology
-from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind, Updates
+from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.modules.sorted_updates import SortedTables
 from dlrm_torchrec.sharding.plan import make_plan
-from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, Progress
-from dlrm_torchrec.train.config import CheckpointConfig, OptimizerConfig, OptimizerKind
+from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
+from dlrm_torchrec.train.checkpoints.progress import Progress
+from dlrm_torchrec.train.config import CheckpointConfig, OptimizerConfig, OptimizerKind, Speed
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.task import BinaryRankingTask
 from tests.distributed import here, run_ranks
@@ -51,7 +52,7 @@ def config_of(table: Table) -> EmbeddingBagConfig:
 class Run:
     """A DLRM over plain and compositional tables, planned and sharded as by a recipe."""
 
-    def __init__(self, kind: OptimizerKind, updates: Updates) -> None:
+    def __init__(self, kind: OptimizerKind, speed: Speed) -> None:
         spec, world = demo_spec(), here()
         optimizer = OptimizerConfig(kind=kind, lr=0.05)
         tables = CompositionalEmbeddingBagCollection(
@@ -64,7 +65,8 @@ class Run:
             task,
             tables,
             live_topology(world.device, world_size=world.size, local_size=world.local_size),
-            ShardingConfig(kind="table_wise", tables=KINDS, updates=updates),
+            ShardingConfig(kind="table_wise", tables=KINDS),
+            speed=speed,
             batch_size=BATCH // world.size,
             spec=spec,
             group=world.control,
@@ -94,31 +96,31 @@ class Run:
         return sum(isinstance(kernel.forward, SortedTables) for lookup in lookups for kernel in lookup.modules())
 
 
-def losses_of(kind: OptimizerKind, updates: Updates) -> tuple[int, list[float]]:
-    run = Run(kind, updates)
+def losses_of(kind: OptimizerKind, speed: Speed) -> tuple[int, list[float]]:
+    run = Run(kind, speed)
     return run.sorted_kernels(), run.train(0, STEPS)
 
 
 @pytest.mark.parametrize("kind", ["rowwise_adagrad", "adam"])
 def test_losses_are_the_same_on_any_ranks_and_with_fbgemm(kind: OptimizerKind) -> None:
-    ((alone, wanted),) = run_ranks(1, losses_of, kind, "sorted")
-    both = run_ranks(2, losses_of, kind, "sorted")
+    ((alone, wanted),) = run_ranks(1, losses_of, kind, ("sorted",))
+    both = run_ranks(2, losses_of, kind, ("sorted",))
     assert alone > 0
     assert all(kernels > 0 for kernels, _ in both)
     for _, losses in both:
         assert losses == pytest.approx(wanted, abs=2e-6)
     assert wanted[-1] < wanted[0]
     if kind != "adam":
-        ((composed, theirs),) = run_ranks(1, losses_of, kind, "fbgemm")
+        ((composed, theirs),) = run_ranks(1, losses_of, kind, ("exact",))
         assert 0 < composed < alone  # only compositional tables, which sum rows that FBGEMM updates slowly
         assert theirs == pytest.approx(wanted, abs=2e-6)
 
 
-def resumed(folder: str, kind: OptimizerKind, first: Updates, then: Updates) -> tuple[list[float], list[float]]:
-    """Losses of the second half of a run: uninterrupted, and resumed with the updates ``then``."""
+def resumed(folder: str, kind: OptimizerKind, first: Speed, then: Speed) -> tuple[list[float], list[float]]:
+    """Losses of the second half of a run: uninterrupted, and resumed at the speed ``then``."""
     run = Run(kind, first)
     run.train(0, STEPS // 2)
-    folder = f"{folder}/{kind}-{first}-{then}"
+    folder = f"{folder}/{kind}-{first[0]}-{then[0]}"
     progress = Progress(identity={}, lanes=1, step=STEPS // 2)
     Checkpoints(folder, CheckpointConfig(), here()).finish(run.model, run.optimizer, progress)
     losses = run.train(STEPS // 2, STEPS)
@@ -129,8 +131,8 @@ def resumed(folder: str, kind: OptimizerKind, first: Updates, then: Updates) -> 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_checkpoints_are_fbgemms(tmp_path: Path, ranks: int) -> None:
-    cases: list[tuple[OptimizerKind, Updates, Updates]] = [("rowwise_adagrad", "fbgemm", "sorted")]
-    cases += [("adagrad", "sorted", "fbgemm"), ("adam", "sorted", "sorted")] if ranks == 1 else []
+    cases: list[tuple[OptimizerKind, Speed, Speed]] = [("rowwise_adagrad", ("exact",), ("sorted",))]
+    cases += [("adagrad", ("sorted",), ("exact",)), ("adam", ("sorted",), ("sorted",))] if ranks == 1 else []
     for case in cases:
         for losses, again in run_ranks(ranks, resumed, str(tmp_path), *case):
             assert again == pytest.approx(losses, abs=2e-6)

@@ -13,7 +13,6 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 
-from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.modules import sorted_updates
 from dlrm_torchrec.sharding.modules.sorted_updates import become_adam, can_sort, use_sorted_updates
 from dlrm_torchrec.sharding.modules.thread_pool import thread_pool
@@ -184,11 +183,6 @@ def test_an_empty_batch_changes_nothing() -> None:
         assert not pooled.any()
         pooled.backward(torch.ones_like(pooled))
     assert all(torch.equal(a, b) for a, b in zip(before, tables.split_embedding_weights(), strict=True))
-
-
-def test_unknown_updates_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"updates of tables must be one of .*: got 'quick'; name one"):
-        ShardingConfig(updates="quick")  # type: ignore[arg-type]  # refused
 
 
 def threads_of_a_pool() -> tuple[list[int], int]:

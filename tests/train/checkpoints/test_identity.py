@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,10 @@ from torch import nn
 
 from dlrm_torchrec.recipe import load_training_recipe
 from dlrm_torchrec.schema import DatasetSpec
-from dlrm_torchrec.train.checkpoints.checkpoint import FORMAT, MARKER, Progress, load_unsharded, read_progress
+from dlrm_torchrec.train.checkpoints.checkpoint import load_unsharded
 from dlrm_torchrec.train.checkpoints.identity import MAY_CHANGE, identity_of
+from dlrm_torchrec.train.checkpoints.marker import MARKER, marker_text, read_progress
+from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.checkpoints.storage import IoPathWriter
 from tests.recipe import ROOT
 
@@ -29,7 +30,7 @@ BESIDES = {"tables.max_rows": {"kind": "quotient_remainder"}, "tables.budget": {
 
 def write(folder: Path, identity: dict[str, Any]) -> Progress:
     progress = Progress(identity=identity, lanes=1)
-    (folder / MARKER).write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(progress)}))
+    (folder / MARKER).write_bytes(marker_text(progress, {}))
     return progress
 
 

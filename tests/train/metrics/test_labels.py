@@ -12,7 +12,7 @@ from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
-from dlrm_torchrec.train.checkpoints.checkpoint import Progress
+from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.metrics.labels import evaluate, label_metrics
 from dlrm_torchrec.train.metrics.regression import regression_metrics
 from dlrm_torchrec.train.metrics.reliability import calibration_bins, expected_calibration_error

@@ -1,41 +1,46 @@
-"""The page's drawings of ranks: their memory, their time, and the slowest rank in detail."""
+"""What the page shows of ranks: their memory, their time, and the slowest rank in detail."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from dlrm_torchrec.pages.quantities import Quantity, share, size, time
 from dlrm_torchrec.sharding.estimate.estimate import PARTS, Estimate
-from dlrm_torchrec.sharding.estimate.page.draw import (
+from dlrm_torchrec.sharding.estimate.page.segments import (
     FAMILIES,
+    MEMORY,
+    Segment,
     alike,
-    bar,
-    cells,
-    columns,
-    legend,
+    memory_segments,
     part_name,
     ranks_text,
-    scale,
-    share,
-    size,
-    size_text,
-    swatch,
-    table,
-    time,
-    time_bar,
+    time_segments,
 )
 
 MEMORIES = {"hbm": "HBM", "ddr": "DDR"}
-MEMORY = {
-    "weights": "weights",
-    "optimizer": "optimizer state",
-    "buffers": "buffers",
-    "free": "free",
-    "reserved": "reserved",
-}
 SHOWN_GROUPS = 32  # groups of equal ranks; if there are more, the largest are shown and a click opens all
 LARGEST_GROUPS = 16
 SHOWN_TABLES = 8  # tables that are listed for the slowest rank
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a chart: a name with a mark, a bar, and numbers."""
+
+    name: str
+    mark: str
+    segments: list[Segment]
+    numbers: list[Quantity]
+
+
+@dataclass(frozen=True)
+class RankChart:
+    """The rows of all ranks; if they are many, also those of the largest groups of equal ranks, to show first."""
+
+    rows: list[Row]
+    largest: list[Row]
+    num_ranks: int
 
 
 def memories(estimate: Estimate) -> list[str]:
@@ -63,63 +68,62 @@ def rank_memory(estimate: Estimate, memory: str) -> list[dict[str, int]]:
     return ranks
 
 
-def memory_bar(held: Mapping[str, int], whole: int) -> str:
-    """A bar of the bytes that ``rank_memory`` returns for a rank."""
-    return bar({kind: (MEMORY[kind], count, size_text(count)) for kind, count in held.items()}, whole)
+@dataclass(frozen=True)
+class MemoryView:
+    """The bytes of every rank by kind; ranks with the same text share a row."""
+
+    name: str
+    whole: Quantity
+    chart: RankChart
+    with_caches: bool  # whether buffers include caches of tables in the hosts' memory
 
 
-def memory_section(estimate: Estimate, memory: str) -> str:
-    """A bar and the numbers of every rank's bytes by kind; ranks with the same text share a row."""
-    ranks, used, name = rank_memory(estimate, memory), estimate.rank_bytes(memory), MEMORIES[memory]
-    whole = max(sum(held.values()) for held in ranks)
+def memory_view(estimate: Estimate, memory: str) -> MemoryView:
+    ranks, used = rank_memory(estimate, memory), estimate.rank_bytes(memory)
+    fullest = used.index(max(used))
 
-    def row(group: list[int]) -> str:
+    def row(group: list[int]) -> Row:
         held = ranks[group[0]]
-        mark = "fullest" if used.index(max(used)) in group else ""
-        return _row(group, mark, memory_bar(held, whole), [size(used[group[0]]), *map(size, held.values())])
+        numbers = [size(used[group[0]]), *map(size, held.values())]
+        return Row(ranks_text(group), "fullest" if fullest in group else "", memory_segments(held), numbers)
 
-    kinds = [kind.capitalize() for kind in MEMORY.values()]
-    head = f"<tr>{columns('Rank')}{scale(size_text(whole))}{columns('Tables', *kinds)}</tr>"
-    groups = alike([tuple(map(size_text, held.values())) for held in ranks])
-    cached = (
-        " and caches of tables in the host&rsquo;s memory" if memory == "hbm" and "ddr" in memories(estimate) else ""
-    )
-    return (
-        f"<h3>{name} per rank</h3>{legend(MEMORY)}"
-        + _chart(groups, row, amounts=used, head=head, caption=f"{name} of every rank")
-        + f'<p class="note">Buffers hold the ids and rows of a step{cached}. '
-        "Reserved memory is for everything that is not sharded, plus a margin.</p>"
+    groups = alike([tuple(str(size(count)) for count in held.values()) for held in ranks])
+    return MemoryView(
+        MEMORIES[memory],
+        size(max(sum(held.values()) for held in ranks)),
+        _chart(groups, row, used),
+        with_caches=memory == "hbm" and "ddr" in memories(estimate),
     )
 
 
-def time_section(estimate: Estimate) -> str:
-    """A bar and the numbers of every rank's milliseconds by part; the rank that the others wait for is marked."""
+@dataclass(frozen=True)
+class TimeView:
+    """The milliseconds of every rank by part; the rank that the others wait for is marked."""
+
+    families: dict[str, list[str]]  # the parts that take time on any rank, by family
+    whole: Quantity
+    chart: RankChart
+
+    @property
+    def parts(self) -> list[str]:
+        return [part for family in self.families.values() for part in family]
+
+
+def time_view(estimate: Estimate) -> TimeView:
     ranks, critical, families = estimate.rank_milliseconds(), estimate.critical_rank(), _timed_parts(estimate)
     parts = [part for family in families.values() for part in family]
     totals = [sum(rank.values()) for rank in ranks]
 
-    def row(group: list[int]) -> str:
+    def row(group: list[int]) -> Row:
         rank = ranks[group[0]]
         numbers = [time(totals[group[0]]), *(time(rank[part]) for part in parts)]
-        return _row(group, "slowest" if critical in group else "", time_bar(rank, totals[critical]), numbers)
+        return Row(ranks_text(group), "slowest" if critical in group else "", time_segments(rank), numbers)
 
-    above = "".join(
-        f'<th scope="colgroup" colspan="{len(members)}">{family.capitalize()}</th>'
-        for family, members in families.items()
-    )
-    stages = [part_name(part).split()[0].capitalize() for part in parts]
-    head = (
-        f'<tr><th scope="col" rowspan="2">Rank</th>{scale(f"{totals[critical]:.3f} ms", " rowspan=2")}'
-        f'<th scope="col" rowspan="2">Step</th>{above}</tr><tr>{columns(*stages)}</tr>'
-    )
     groups = alike([tuple(f"{rank[part]:.3f}" for part in parts) for rank in ranks])
-    return f"<h3>Time per rank</h3>{legend({part: part_name(part) for part in parts})}" + _chart(
-        groups, row, amounts=totals, head=head, caption="Time of a step on every rank"
-    )
+    return TimeView(families, time(totals[critical]), _chart(groups, row, totals))
 
 
 def _timed_parts(estimate: Estimate) -> dict[str, list[str]]:
-    """The parts of a step that take time on any rank, by family."""
     ranks = estimate.rank_milliseconds()
     timed = {
         family: [part for part in parts if any(rank[part] > 0 for rank in ranks)] for family, parts in FAMILIES.items()
@@ -127,73 +131,74 @@ def _timed_parts(estimate: Estimate) -> dict[str, list[str]]:
     return {family: parts for family, parts in timed.items() if parts}
 
 
-def _row(group: list[int], mark: str, drawing: str, numbers: list[str]) -> str:
-    marked = f' <strong class="mark">{mark}</strong>' if mark else ""
-    name = f"<th scope=row>{ranks_text(group)}{marked}</th>"
-    return f"<tr{' class=marked' if mark else ''}>{name}{cells([drawing, *numbers])}</tr>"
-
-
-def _chart(
-    groups: list[list[int]], row: Callable[[list[int]], str], *, amounts: Sequence[float], head: str, caption: str
-) -> str:
-    whole = table(head, "".join(map(row, groups)), caption, kind="chart", seen=False)
-    if len(groups) <= SHOWN_GROUPS:
-        return whole
+def _chart(groups: list[list[int]], row: Callable[[list[int]], Row], amounts: Sequence[float]) -> RankChart:
     largest = sorted(groups, key=lambda group: -amounts[group[0]])[:LARGEST_GROUPS]
-    return (
-        table(
-            head,
-            "".join(map(row, largest)),
-            f"{caption}: the largest {LARGEST_GROUPS} of {len(groups):,} groups of equal ranks",
-            kind="chart",
-        )
-        + f'<details class="all"><summary>All {sum(map(len, groups)):,} ranks</summary>{whole}</details>'
-    )
+    few = len(groups) <= SHOWN_GROUPS
+    return RankChart(list(map(row, groups)), [] if few else list(map(row, largest)), sum(map(len, groups)))
 
 
-def critical_section(estimate: Estimate) -> str:
+@dataclass(frozen=True)
+class Contribution:
+    """What a part, a family of parts, or a table takes of the slowest rank's time."""
+
+    name: str
+    kind: str
+    segments: list[Segment]
+    time: Quantity
+    share: str
+
+
+@dataclass(frozen=True)
+class CriticalView:
     """The slowest rank's time: compute and comms, each part, and the tables that take most of it."""
+
+    rank: int
+    like_it: int  # other ranks that take as long
+    total: Quantity
+    segments: list[Segment]
+    families: list[Contribution]
+    parts: list[Contribution]
+    tables: list[Contribution]
+    longest: Quantity  # time of the first table
+
+
+def critical_view(estimate: Estimate) -> CriticalView:
     rank, ranks = estimate.critical_rank(), estimate.rank_milliseconds()
-    parts = ranks[rank]
-    total = sum(parts.values())
-    others = ranks.count(parts) - 1
-    like_it = f" ({others:,} other{'s take' if others > 1 else ' takes'} as long)" if others else ""
-    families, shares, rows = _timed_parts(estimate), [], ""
-    for family, members in families.items():
-        spent = sum(parts[part] for part in members)
-        shares.append(f"<strong>{swatch(f'fwd_{family}')}{family} {time(spent)}</strong> ({share(spent, total)})")
-        rows += "".join(
-            f"<tr><th scope=row>{swatch(part)}{part_name(part).capitalize()}</th>"
-            f"{cells([time(parts[part]), share(parts[part], total)])}</tr>"
-            for part in members
-        )
-    return (
-        f"<h3>Critical path</h3><p>All ranks wait for rank {rank}{like_it}: {time(total)} per step, "
-        f'{" and ".join(shares)}.</p><div class="critical">{time_bar(parts, total)}</div><div class="columns">'
-        + table(f"<tr>{columns('Part', 'Time', 'Share')}</tr>", rows, "By part", kind="parts")
-        + _contributions(estimate, rank, total)
-        + "</div>"
+    spent = ranks[rank]
+    total = sum(spent.values())
+
+    def contribution(name: str, kind: str, own: float, segments: list[Segment]) -> Contribution:
+        return Contribution(name, kind, segments, time(own), share(own, total))
+
+    timed = _timed_parts(estimate)
+    tables = _table_milliseconds(estimate, rank)
+    shown = [contribution(name, "", sum(parts.values()), time_segments(parts)) for name, parts in tables[:SHOWN_TABLES]]
+    if rest := tables[SHOWN_TABLES:]:
+        others = sum(sum(parts.values()) for _, parts in rest)
+        shown.append(contribution(f"{len(rest)} more", "", others, []))
+    return CriticalView(
+        rank,
+        ranks.count(spent) - 1,
+        time(total),
+        time_segments(spent),
+        [
+            contribution(family, f"fwd_{family}", sum(spent[part] for part in parts), [])
+            for family, parts in timed.items()
+        ],
+        [contribution(part_name(part), part, spent[part], []) for parts in timed.values() for part in parts],
+        shown,
+        time(sum(tables[0][1].values())),
     )
 
 
-def _contributions(estimate: Estimate, rank: int, total: float) -> str:
-    """The tables that take longest on ``rank``, and the total time of all others."""
-    tables: list[tuple[float, str, dict[str, float]]] = []
+def _table_milliseconds(estimate: Estimate, rank: int) -> list[tuple[str, dict[str, float]]]:
+    """Names and milliseconds by part of the tables that take time on ``rank``, longest first."""
+    found: list[tuple[str, dict[str, float]]] = []
     for each in estimate.tables:
         parts = dict.fromkeys(PARTS, 0.0)
         for shard in each.shards:
             for part, milliseconds in shard.milliseconds.items() if shard.rank == rank else ():
                 parts[part] += milliseconds
         if any(parts.values()):
-            tables.append((sum(parts.values()), escape(each.name), parts))
-    tables.sort(key=lambda each: -each[0])
-    longest = tables[0][0]
-    rows = "".join(
-        f"<tr><th scope=row>{name}</th>{cells([time_bar(parts, longest), time(spent), share(spent, total)])}</tr>"
-        for spent, name, parts in tables[:SHOWN_TABLES]
-    )
-    if rest := tables[SHOWN_TABLES:]:
-        spent = sum(each[0] for each in rest)
-        rows += f"<tr><th scope=row>{len(rest)} more</th>{cells(['', time(spent), share(spent, total)])}</tr>"
-    head = f"<tr>{columns('Table')}{scale(f'{longest:.3f} ms')}{columns('Time', 'Share')}</tr>"
-    return table(head, rows, f"Tables that take longest on rank {rank}", kind="chart")
+            found.append((each.name, parts))
+    return sorted(found, key=lambda each: -sum(each[1].values()))

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from dlrm_torchrec.train.rendezvous import attempt_store
+from dlrm_torchrec.train.processes.rendezvous import attempt_store
 
 TIMEOUT = timedelta(seconds=20)
 

@@ -1,0 +1,34 @@
+"""A program of several ranks that fail in the ways named by the arguments, one for each rank."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from dlrm_torchrec.command_line import read_options
+from dlrm_torchrec.terminal.failure import run
+
+
+def main(how: str) -> str:
+    if how == "mistake":
+        raise ValueError("lr must be positive: got -1.0; raise it")
+    if how == "disk":
+        raise OSError(28, "No space left on device", "runs/a")
+    if how == "bug":
+        return str(int("x"))
+    if how == "lost":
+        raise RuntimeError("[enforce fail at pair.cc:460] . Connection closed by peer [127.0.0.1]:1")
+    if how == "interrupted":
+        raise KeyboardInterrupt
+    if how == "waits":  # as in a collective operation
+        time.sleep(60)
+    return how
+
+
+if __name__ == "__main__":
+    ways = [word for word in sys.argv[1:] if not word.startswith("--")]
+    if "--options" in sys.argv:
+        sys.argv = [*sys.argv[:1], "--no-such"]
+        read_options(dict[str, str], "text")
+    print(run(main, ways[int(os.environ.get("RANK", 0))]))

@@ -1,0 +1,154 @@
+"""The speed of a run: chosen once, the same on all ranks, kept when it is resumed, and refused where it contradicts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+
+from dlrm_torchrec.command_line import parse
+from dlrm_torchrec.datasets.summary import summarise
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec
+from dlrm_torchrec.embeddings.config import TablesConfig, TablesKind
+from dlrm_torchrec.train import speed as module
+from dlrm_torchrec.train.checkpoints.progress import Progress
+from dlrm_torchrec.train.config import Speed
+from dlrm_torchrec.train.fit import fit_to_rows
+from dlrm_torchrec.train.speed import dense_ms, set_speed, use_speed
+from dlrm_torchrec.train.task import BinaryRankingTask
+from dlrm_torchrec.train.world import World
+from tests.distributed import here, run_ranks
+from tests.recipe import load_recipe, run_recipe
+
+
+@dataclass(frozen=True)
+class Settings:
+    speed: Speed = ("auto",)
+    batch_size: int = 64
+    epochs: int = 2
+    rows: int = 64
+
+
+DATA = summarise("synthetic", demo_spec())
+
+
+class Log(SimpleNamespace):
+    """What was said and noted."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world=world, said=[], noted={})
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def note(self, name: str, value: object) -> None:
+        self.noted[name] = value
+
+
+def task() -> BinaryRankingTask:
+    return BinaryRankingTask(nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 1)), 1)
+
+
+def chosen(given: dict[str, Any]) -> Any:
+    """What this rank got: the speed, what was noted and said, and whether the model computes in bfloat16."""
+    return _chosen(**given)
+
+
+def _chosen(*, sorting: bool, full: float, half: float, kept: Any = None, **settings: Any) -> Any:
+    log, model = Log(here()), task()
+    first = None if kept is None else Progress(identity={}, lanes=1, speed=kept)
+    answers = (full, half) if log.world.is_main else (half, full)  # only rank 0 may decide
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "dense_ms", lambda *_, **__: answers)
+        patch.setattr(module, "_has_compiler", lambda: True)
+        patch.setattr(module, "compile_dense", lambda _: None)
+        speed = set_speed(Settings(**settings), model, cast(Any, log), DATA, kept=first, sorting_pays=lambda: sorting)
+    return speed, log.noted["speed"], "".join(log.said), model.autocast is torch.bfloat16
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_was_measured_faster_is_chosen_by_rank_0(ranks: int) -> None:
+    def choose(wanted: tuple[str, ...], **given: Any) -> str:
+        told = run_ranks(ranks, chosen, given)
+        for speed, noted, _, half in told:
+            assert speed == noted == wanted
+            assert half is ("bf16" in wanted)
+        assert all(each[2] == told[0][2] for each in told)
+        return cast(str, told[0][2])
+
+    assert choose(("bf16", "sorted"), sorting=True, full=10.0, half=5.0, rows=64 * 2000) == (
+        "speed bf16: dense parts take 5.0 ms a step, in float32 10.0\n"
+        "speed sorted: updates of tables are faster over sorted ids on this processor"
+    )
+    if ranks == 1:
+        nothing = "speed exact: nothing else saves time that is worth it here"
+        assert choose(("exact",), sorting=False, full=10.0, half=5.0, rows=64 * 900) == nothing  # it would save 9 s
+        assert choose(("exact",), sorting=False, full=10.0, half=9.0, rows=64 * 4000) == nothing
+        assert "dense parts take 10 minutes of the run" in choose(
+            ("compile",), sorting=False, full=10.0, half=10.0, rows=64 * 30_000
+        )
+        assert choose(("sorted",), sorting=False, full=9.0, half=1.0, kept=("sorted",)) == (
+            "speed sorted: the choice of the first start"
+        )
+        assert choose(("bf16",), sorting=True, full=1.0, half=9.0, kept=("exact",), speed=("bf16",)) == ""
+
+
+@pytest.mark.parametrize("parts", [(), ("auto", "bf16"), ("exact", "sorted")])
+def test_parts_that_contradict_each_other_are_refused(parts: Speed) -> None:
+    with pytest.raises(
+        ValueError, match=r"speed must be auto, exact, or any of bf16, compile and sorted: got .*; leave"
+    ):
+        set_speed(
+            Settings(speed=parts), task(), cast(Any, Log(cast(Any, None))), DATA, kept=None, sorting_pays=lambda: True
+        )
+
+
+@pytest.mark.parametrize("recipe", ["train_dlrm", "train_dcnv2", "train_fm", "train_logistic", "train_neumf"])
+@pytest.mark.parametrize("tables", ["plain", "quotient_remainder", "mixed_dimension"])
+def test_dense_parts_are_timed_and_left_as_they_were(recipe: str, tables: TablesKind) -> None:
+    if recipe == "train_neumf" and tables == "mixed_dimension":
+        return  # its user and item have vectors of one dim
+    loaded = load_recipe(recipe)
+    cfg = replace(parse(loaded.PRESETS, ["demo"])[1], tables=TablesConfig(kind=tables))
+    cfg = fit_to_rows(cfg, DATA)[0]
+    model, _ = loaded.build(cfg, cfg.shape, 1, torch.device("cpu"))
+    names, state = [name for name, _ in model.named_modules()], torch.random.get_rng_state()
+    before = {name: value.clone() for name, value in model.state_dict().items() if not value.is_meta}
+    num_dense = len(cfg.shape.dense)
+    assert min(dense_ms(model, batch_size=16, num_dense=num_dense, device=torch.device("cpu"))) > 0
+    assert [name for name, _ in model.named_modules()] == names
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+
+
+def test_a_model_that_is_not_compiled_still_computes_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(module, "compile_dense", compiled.append)
+    model = task()
+    use_speed(model, ("bf16", "compile"), compiled=False)
+    assert model.autocast is torch.bfloat16
+    assert compiled == []
+    use_speed(model, ("compile",))
+    assert model.autocast is None
+    assert compiled == [model.model]
+
+
+def test_a_resumed_run_keeps_the_choice_of_its_first_start(tmp_path: Path) -> None:
+    options = ["demo", "--batch-size=256", "--eval-every=0", "--schedule.decay-steps=0", f"--run-dir={tmp_path}"]
+
+    def choice() -> list[str]:
+        return cast(list[str], json.loads((tmp_path / "demo" / "config.json").read_text())["speed"])
+
+    run_recipe("train_dlrm", [*options, "--rows=2560", "--speed", "bf16", "sorted"], 1)
+    assert choice() == ["bf16", "sorted"]
+    run_recipe("train_dlrm", [*options, "--rows=5120", "--speed=auto"], 2)  # whatever this machine would choose
+    assert choice() == ["bf16", "sorted"]
+    run_recipe("train_dlrm", [*options, "--rows=7680", "--speed=exact"], 1)
+    assert choice() == ["exact"]
