@@ -81,7 +81,7 @@ def _closing(folder: str, last: int) -> tuple[str, str]:
         log.start(0, 4)
         for step in range(1, last + 1):
             log.step(step, torch.tensor(0.5), 10)
-        log.stop(last, is_over=True)
+        log.stop(last, is_over=last == 4)
         log.finish({"val/auc": 0.75})
     return told.getvalue(), printed.getvalue()
 

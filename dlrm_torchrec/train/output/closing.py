@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dlrm_torchrec.terminal import commands
 from dlrm_torchrec.terminal.closing import block
 from dlrm_torchrec.terminal.words import duration
-from dlrm_torchrec.train.checkpoints.folder import checkpoint_path
+from dlrm_torchrec.train.checkpoints.folder import complete_steps, step_path
 
 MAIN = ("hr@10", "auc", "rmse")  # the metrics that a recipe is judged by, the first that it has
 RANKS_ITEMS = "hr@10"  # a run with this metric has no rows with labels to evaluate
@@ -35,10 +35,9 @@ def main_metric(metrics: Mapping[str, float], prefix: str = "val/") -> str:
 
 def describe(ended: Ended, metrics: Mapping[str, float]) -> str:
     """The closing block of a run, or one line where no checkpoint was saved, as for the runs of a comparison."""
-    try:
-        saved = checkpoint_path(f"{ended.folder}/checkpoints")
-    except ValueError:
-        saved = ""
+    checkpoints = f"{ended.folder}/checkpoints"
+    steps = complete_steps(checkpoints)
+    saved = step_path(checkpoints, steps[-1]) if steps else ""
     place = f"step {ended.step:,} of {ended.num_steps:,}"
     if not ended.is_over:
         kept = f"saved at {saved}" if saved else "nothing is saved"
