@@ -1,37 +1,53 @@
-# Every verb sets itself up in .venv first (test-next in .venv-next); the machine needs Python 3.11, make and git.
+# Every verb sets itself up in .venv first (test-next in .venv-next, audit in .venv-audit); the machine needs Linux,
+# Python 3.11, 3.12 or 3.13, make and git.
 
-PYTHON ?= $(shell for p in python3.11 python3; do \
-	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 
 # What .venv holds already, else the CPU lock: after `make setup REQUIREMENTS=requirements/cuda.txt` all verbs keep it.
 REQUIREMENTS ?= $(firstword $(patsubst .venv/installed-%,requirements/%.txt,$(wildcard .venv/installed-*)) requirements/cpu.txt)
+PARTS := build common torch-cpu cuda-libraries
 STAMP := .venv/installed-$(basename $(notdir $(REQUIREMENTS)))
 SITE := .venv/site-generator
 NEXT := .venv-next/installed
+AUDIT := .venv-audit/installed
+AUDITED := cpu cuda next next-libraries docs audit
 
-.PHONY: setup train test test-next test-slow test-gpu test-machines check bench docs figures
+.PHONY: setup train test test-next test-slow test-gpu test-machines check bench docs figures lock audit
 
 setup: $(STAMP)
 
 # The CPU and the CUDA build of fbgemm share a folder, so a change of lock starts from an empty .venv.
-$(STAMP): $(REQUIREMENTS) setup.cfg pyproject.toml
+$(STAMP): $(REQUIREMENTS) $(PARTS:%=requirements/%.txt) setup.cfg pyproject.toml
 	$(if $(filter-out $@,$(wildcard .venv/installed-*)),rm -rf .venv)
-	$(call install,.venv,$(REQUIREMENTS))
+	$(call install,.venv,$(REQUIREMENTS),requirements/cuda-libraries.txt)
 	touch $@
 
 # A second environment, which no other verb uses: the first lines of requirements/next.txt say what for.
-$(NEXT): requirements/next.txt setup.cfg pyproject.toml
-	$(call install,.venv-next,requirements/next.txt)
+$(NEXT): $(addprefix requirements/,build.txt common.txt next.txt next-libraries.txt) setup.cfg pyproject.toml
+	$(call install,.venv-next,requirements/next.txt,requirements/next-libraries.txt)
 	touch $@
 
-# into a folder, by a lock
+# into a folder, by a lock and the CUDA libraries of its torch, in the order that requirements/cpu.txt explains
 define install
-	$(if $(PYTHON),,$(error Python 3.11 must be on PATH as python3.11 or python3: found none; install it or name it with PYTHON=...))
-	$(PYTHON) -m venv $(1)
-	$(1)/bin/pip install -c $(2) torch
-	$(1)/bin/pip install --no-deps -r $(2)
+	$(call environment,$(1))
+	$(call locked,$(1),requirements/build.txt)
+	$(if $(filter %/cpu.txt,$(2)),$(call torch_for_cpus,$(1),requirements/torch-cpu.txt))
+	$(call locked,$(1),$(2))
+	if $(1)/bin/pip show torch | grep -q nvidia; then $(call locked,$(1),$(3)); fi
 	$(1)/bin/pip install --no-deps --no-build-isolation -e .
 endef
+
+define environment
+	$(if $(PYTHON),,$(error Python 3.11, 3.12 or 3.13 must be on PATH: found none; install one or name it with PYTHON=...))
+	$(PYTHON) -m venv $(1)
+endef
+
+locked = $(1)/bin/pip install --require-hashes --no-deps --no-build-isolation -r $(2)
+
+# Left to choose by cpu.txt alone, pip would take the index's build, whose hash it knows before it has the file.
+torch_for_cpus = if $(1)/bin/pip install --dry-run --no-deps $$(grep -o '^torch==[^ ]*' $(2)) >/dev/null 2>&1; then \
+	$(call locked,$(1),$(2)); fi
 
 # two processes share the cores (torchrun's own default is one thread for each)
 train: export OMP_NUM_THREADS ?= $(shell n=$$(nproc); echo $$(( n > 1 ? n / 2 : 1 )))
@@ -68,7 +84,7 @@ bench: setup
 
 # The generator of the site is added to .venv when it is first needed.
 $(SITE): requirements/docs.txt $(STAMP)
-	.venv/bin/pip install --no-deps -r requirements/docs.txt
+	$(call locked,.venv,requirements/docs.txt)
 	touch $@
 
 docs: $(SITE)
@@ -78,3 +94,17 @@ docs: $(SITE)
 # the pictures in docs/figures, drawn again by the commands that its pages name: some ten minutes
 figures: setup
 	.venv/bin/python docs/figures.py
+
+# the hashes in all locks, again, after a version in one of them was changed by hand
+lock:
+	$(PYTHON) requirements/lock.py requirements/*.txt
+
+$(AUDIT): requirements/audit.txt
+	$(call environment,.venv-audit)
+	$(call locked,.venv-audit,requirements/audit.txt)
+	touch $@
+
+# Known vulnerabilities of what the locks name; --strict, because pip-audit passes what it could not look up.
+audit: $(AUDIT)
+	.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes $(AUDITED:%=-r requirements/%.txt) \
+		$$(sed -n 's/^\([A-Z]*-[^ ]*\) .*/--ignore-vuln \1/p' requirements/audit-exceptions.txt)

@@ -26,7 +26,7 @@ MAX_BYTES = 100_000
 FIGURES = {
     "plan.png": (
         "python recipes/plan_sharding.py train_dcnv2 --preset mlperf --topology 2x8:h100 1x8:a100-80",
-        "chromium --headless --no-sandbox --hide-scrollbars --window-size=1000,780 --screenshot=plan.png plan.html",
+        "chromium --headless --no-sandbox --hide-scrollbars --window-size=1000,1104 --screenshot=plan.png plan.html",
         "plan.png",
     ),
     "calibration.svg": (

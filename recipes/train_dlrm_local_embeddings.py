@@ -19,7 +19,6 @@ from dlrm_torchrec.command_line import parse
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.config import TablesConfig
-from dlrm_torchrec.models.summary import describe_model
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed
@@ -77,6 +76,7 @@ from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import Tables, build_tables
 from dlrm_torchrec.models.dlrm_cat import DLRMCat
+from dlrm_torchrec.models.summary import describe_model
 from dlrm_torchrec.sharding.modules.fastest_update import sorting_pays
 from dlrm_torchrec.sharding.node_local import Nodes
 from dlrm_torchrec.sharding.plan_description import describe_plan, plan_to_json

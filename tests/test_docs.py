@@ -32,6 +32,7 @@ from dlrm_torchrec.cli.main import command_line
 from dlrm_torchrec.command_line import parse
 from dlrm_torchrec.recipe import load_recipe
 from tests import test_packaging, test_readme
+from tests.locks import lock
 from tests.recipe import ROOT
 
 DOCS = ROOT / "docs"
@@ -385,4 +386,4 @@ def test_site_builds_without_a_warning(tmp_path: Path, pages: dict[str, str]) ->
 @pytest.mark.slow
 def test_lock_of_the_generator_is_what_it_needs_beyond_the_others() -> None:
     needed = {name for package in ("sphinx", "myst-parser", "furo") for name in test_packaging.closure(package)}
-    assert set(test_packaging.lock("docs.txt")) == needed - set(test_packaging.lock("cpu.txt"))
+    assert set(lock("docs.txt")) == needed - set(lock("cpu.txt"))

@@ -23,7 +23,7 @@ import pytest
 import dlrm_torchrec
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("dlrm_torchrec", "recipes", "data", "torchx_components", "benchmarks", "docs", "tests")
+FOLDERS = ("dlrm_torchrec", "recipes", "data", "torchx_components", "benchmarks", "docs", "requirements", "tests")
 DOCUMENTED = {"_exit", "_replace"}  # of os, of named tuples
 
 
@@ -234,6 +234,13 @@ LIST = [
         ["_exists", "_get_supported_prefixes", "_isdir", "_isfile", "_ls", "_mkdirs", "_mv", "_open", "_rm"],
         ["dlrm_torchrec/datasets/prepared/stores.py"],
         "A handler is written by overriding them, as iopath's documentation says.",
+    ),
+    # pip
+    Private(
+        "pip",
+        ["_internal"],
+        ["requirements/lock.py"],
+        "Where no index is configured, pip asks the one that it knows, and no command says which.",
     ),
     # Python
     Private(

@@ -38,7 +38,7 @@ SHORT = {
     "--run-dir runs/sixteen": " --rows 40960 --batch-size 1024",
     "--run-dir runs/mine": " --rows 40960 --batch-size 1024",
     "recipes/train_dlrm_compositional.py": " --rows 40960 --batch-size 1024",
-    "--tables.kind hash --run-dir runs/hashed": " --rows 40960 --batch-size 1024",
+    "--tables.threshold 900 --run-dir runs/hashed": " --rows 40960 --batch-size 1024",
     "recipes/train_dlrm.py demo": " --rows 40960 --batch-size 1024",
     "recipes/train_dlrm.py census": " --epochs 1 --batch-size 2048",
 }

@@ -28,6 +28,7 @@ from dlrm_torchrec.train.world import World
 
 ROUNDS = 7
 GAIN = 1.15  # times as fast must dense parts be in bfloat16, for the noise of so short a measurement
+GAIN_S = 10.0  # must bfloat16 save in a run; a small model stays in float32
 COMPILER_S = 15.0  # take compilers for a model, if they find nothing in their caches
 SAVED = 0.3  # of the time of dense parts by compiling them, at least: .31 to .53 (benchmarks/cpu_training.py)
 
@@ -134,11 +135,11 @@ def _measured(
     parts, reasons = [], []
     batch_size, num_dense = config.batch_size // world.size, len(data.dense_names)
     full, half = dense_ms(model, batch_size=batch_size, num_dense=num_dense, device=world.device)
-    if half * GAIN < full:
+    steps = config.epochs * data.rows.get("train", config.rows) / config.batch_size
+    if half * GAIN < full and steps * (full - half) > 1000 * GAIN_S:
         parts.append("bf16")
         reasons.append(f"bf16: dense parts take {half:.1f} ms a step, in float32 {full:.1f}")
-    steps = config.epochs * data.rows.get("train", config.rows) / config.batch_size
-    seconds = steps * min(full, half) / 1000
+    seconds = steps * (half if parts else full) / 1000
     if world.device.type == "cpu" and seconds * SAVED > 2 * COMPILER_S and _has_compiler():
         parts.append("compile")
         reasons.append(f"compile: dense parts take {seconds / 60:,.0f} minutes of the run otherwise")
@@ -146,7 +147,7 @@ def _measured(
         parts.append("sorted")
         reasons.append("sorted: updates of tables are faster over sorted ids on this processor")
     if not parts:
-        return ("exact",), "speed exact: nothing measured faster here"
+        return ("exact",), "speed exact: nothing else saves time that is worth it here"
     return cast(Speed, tuple(parts)), "\n".join(f"speed {reason}" for reason in reasons)
 
 

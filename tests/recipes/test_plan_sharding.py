@@ -292,6 +292,35 @@ def test_a_table_is_explained_and_an_older_plan_compared(tmp_path: Path) -> None
     assert "-> 5,000 x 16 " in changed
     assert "slowest rank: " in printed
 
+    (tmp_path / "plan.json").rename(tmp_path / "old.json")
+    (other,), _ = plan(tmp_path, "train_dlrm", "--topology=1x2:a100-40")
+    printed = recipe("diff", f"{tmp_path}/old.json", f"{tmp_path}/plan.json")
+    assert printed.startswith("1x4:h100 -> 1x2:a100-40\n")
+    (changed,) = [line for line in printed.splitlines() if line.startswith("t_id_7: 5,000 x 16 ")]
+    assert "-> 20,000 x 16 " in changed
+    slowest = max(
+        sum(
+            sum(shard["milliseconds"].values())
+            for table in other["tables"]
+            for shard in table["shards"]
+            if shard["rank"] == rank
+        )
+        for rank in range(2)
+    )
+    assert f" -> {slowest:.3f} ms; fullest: " in printed
+    plan(tmp_path, "train_dlrm", "--topology", "1x2:a100-40", "1x2:h100")
+    printed = recipe("diff", f"{tmp_path}/old.json", f"{tmp_path}/plan.json")
+    assert printed == "1x4:h100: only before\n1x2:a100-40: only after\n1x2:h100: only after\n"
+
+
+def test_a_line_of_a_table_has_the_bytes_of_all_shards_and_the_time_of_the_slowest(tmp_path: Path) -> None:
+    (estimate,), printed = plan(tmp_path, "train_dlrm", "--topology=1x4:h100", "--", "--sharding.kind=row_wise")
+    for table in estimate["tables"]:
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"{table['name']} ")]
+        held = sum(shard["hbm_bytes"] + shard["ddr_bytes"] for shard in table["shards"])
+        slowest = max(sum(shard["milliseconds"].values()) for shard in table["shards"])
+        assert line.split()[-3:] == [f"{held / 1e9:.3f}", f"{slowest:.3f}", "0-3"]
+
 
 def test_a_node_that_learns_tables_of_its_own_is_planned_alone(tmp_path: Path) -> None:
     arguments = ["train_dlrm_local_embeddings", "--topology", "2x4:h100", "--"]

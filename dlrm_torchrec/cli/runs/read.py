@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ class SavedStep:
     metrics: Numbers  # of the newest evaluation
     is_best: bool  # whether no evaluation of the run was better
     plan: dict[str, Any]
-    num_bytes: int | None  # of its files; None in an object store
+    num_bytes: int  # of its files; 0 if it does not say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +72,8 @@ def _read_run(folder: str, name: str) -> Run:
             f"run must be a folder with config.json or metrics.jsonl: got {folder}; name the folder that a recipe "
             "prints, such as runs/train_dlrm/demo"
         )
-    records, final = _records(folder), _json(f"{folder}/final.json")
+    found = [(record.pop("step"), _numbers(record)) for record in read_records(folder).records]
+    records, final = sorted(found, key=lambda record: record[0]), _json(f"{folder}/final.json")
     if records and final.get("steps", 0) < records[-1][0]:
         final = {}  # of a run that was continued since
     return Run(
@@ -98,11 +98,6 @@ def _names(folders: Sequence[str]) -> list[str]:
     return ["/".join(each[same:]) for each in parts]
 
 
-def _records(folder: str) -> list[tuple[int, Numbers]]:
-    """The records of metrics.jsonl; lines that are no records are skipped."""
-    return sorted(((record.pop("step"), record) for record in read_records(folder).records), key=lambda each: each[0])
-
-
 def _numbers(record: dict[str, Any]) -> Numbers:
     return {name: float(value) for name, value in record.items() if type(value) in (int, float)}
 
@@ -125,20 +120,14 @@ def _checkpoints(folder: str) -> list[SavedStep]:
     markers = {name: _json(f"{folder}/{name}/checkpoint.json") for name in names if name.startswith("step-")}
     whole = {name: marker for name, marker in markers.items() if type(marker.get("step")) is int}
     ordered = sorted(whole, key=lambda name: int(whole[name]["step"]))
-    best = whole[ordered[-1]].get("best") if ordered else None
+    best_step = whole[ordered[-1]].get("best_step") if ordered else None
     return [
         SavedStep(
             step=whole[name]["step"],
             metrics=_numbers(whole[name].get("last") or {}),
-            is_best=bool(best) and whole[name].get("last") == best,
+            is_best=whole[name]["step"] == best_step,
             plan=whole[name].get("plan") or {},
-            num_bytes=_bytes(f"{folder}/{name}"),
+            num_bytes=sum(file["num_bytes"] for file in whole[name].get("files", {}).values()),
         )
         for name in ordered
     ]
-
-
-def _bytes(folder: str) -> int | None:
-    if not os.path.isdir(folder):
-        return None
-    return sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())

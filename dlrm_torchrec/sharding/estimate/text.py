@@ -14,17 +14,18 @@ MOST_CHARACTERS = 20  # of the numbers of ranks in one line
 
 
 def describe_tables(estimate: Estimate) -> str:
-    """The ranks of every table, as a table for a terminal; GB and ms of a table are sums over its shards."""
+    """The ranks of every table, as a table for a terminal: GB of all its shards, and ms of its slowest one."""
     width = max(map(len, [*(table.name for table in estimate.tables), "table"]))
     lines = [
-        f"{'table':<{width}}  {'rows':>11}  {'dim':>4}  {'sharding':<17}  {'kernel':<17}  {'GB':>7}  {'ms':>8}  ranks"
+        f"{'table':<{width}}  {'rows':>11}  {'dim':>4}  {'sharding':<17}  {'kernel':<17}  {'GB, all':>7}  "
+        f"{'ms, slowest':>11}  ranks"
     ]
     for table in estimate.tables:
         held = sum(shard.hbm_bytes + shard.ddr_bytes for shard in table.shards)
-        milliseconds = sum(sum(shard.milliseconds.values()) for shard in table.shards)
+        milliseconds = max(sum(shard.milliseconds.values()) for shard in table.shards)
         lines.append(
             f"{table.name:<{width}}  {table.rows:>11,}  {table.dim:>4}  {table.sharding_type:<17}  "
-            f"{table.compute_kernel:<17}  {held / 1e9:>7.3f}  {milliseconds:>8.3f}  "
+            f"{table.compute_kernel:<17}  {held / 1e9:>7.3f}  {milliseconds:>11.3f}  "
             f"{ranges([shard.rank for shard in table.shards])}"
         )
     return "\n".join(lines)
@@ -130,14 +131,19 @@ def _times(slower: Alternative, faster: Alternative) -> str:
 
 
 def diff(before: Sequence[Estimate], after: Sequence[Estimate]) -> str:
-    """The differences between two files of plans, topology by topology."""
+    """The differences between two files of plans, topology by topology.
+
+    If each file has one plan that the other has no topology for, these two are compared with each other.
+    """
     old, new = ({estimate.topology: estimate for estimate in plans} for plans in (before, after))
-    lines = [
-        f"{topology}: only {'after' if topology in new else 'before'}"
-        if topology not in old or topology not in new
-        else f"{topology}\n{_diff(old[topology], new[topology]) or 'the same plan'}"
-        for topology in sorted(old.keys() | new.keys())
-    ]
+    same = sorted(old.keys() & new.keys())
+    lines = [f"{topology}\n{_diff(old[topology], new[topology]) or 'the same plan'}" for topology in same]
+    match sorted(old.keys() - new.keys()), sorted(new.keys() - old.keys()):
+        case [was], [is_now]:
+            lines.append(f"{was} -> {is_now}\n{_diff(old[was], new[is_now]) or 'the same plan'}")
+        case gone, added:
+            lines += [f"{topology}: only before" for topology in gone]
+            lines += [f"{topology}: only after" for topology in added]
     return "\n".join(lines)
 
 

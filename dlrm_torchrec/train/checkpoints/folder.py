@@ -84,7 +84,11 @@ def full_fault(path: str, share: Share = _ALONE, say: Say = say_on_stderr) -> st
 
 def check(path: str, say: Say = say_on_stderr) -> None:
     """ValueError unless the files of the checkpoint in folder ``path`` are what was written."""
-    refuse(path, full_fault(path, say=say))
+    try:
+        fault = full_fault(path, say=say)
+    except DamagedError as error:
+        fault = str(error)
+    refuse(path, fault)
 
 
 def refuse(path: str, fault: str) -> None:

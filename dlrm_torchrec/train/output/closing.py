@@ -35,9 +35,8 @@ def main_metric(metrics: Mapping[str, float], prefix: str = "val/") -> str:
 
 def describe(ended: Ended, metrics: Mapping[str, float]) -> str:
     """The closing block of a run, or one line where no checkpoint was saved, as for the runs of a comparison."""
-    checkpoints = f"{ended.folder}/checkpoints"
-    steps = complete_steps(checkpoints)
-    saved = step_path(checkpoints, steps[-1]) if steps else ""
+    steps = complete_steps(f"{ended.folder}/checkpoints")
+    saved = step_path(f"{ended.folder}/checkpoints", steps[-1]) if steps else ""
     place = f"step {ended.step:,} of {ended.num_steps:,}"
     if not ended.is_over:
         kept = f"saved at {saved}" if saved else "nothing is saved"

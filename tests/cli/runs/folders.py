@@ -28,7 +28,8 @@ def write_run(
     for step, last in ((steps // 2, best), (steps, {"auc": 0.75})):
         path = folder / "checkpoints" / f"step-{step:08d}"
         path.mkdir(parents=True)
-        marker = {"format": 3, "step": step, "last": last, "best": best, "plan": PLAN}
+        marker = {"format": 4, "step": step, "last": last, "best": best, "best_step": steps // 2, "plan": PLAN}
+        marker["files"] = {"0": {"num_bytes": 1_500_000}, "1": {"num_bytes": 500_000}}
         (path / "checkpoint.json").write_text(json.dumps(marker))
     return records
 

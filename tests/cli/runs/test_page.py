@@ -62,10 +62,10 @@ def test_only_options_that_differ_are_listed(folders: tuple[Path, Path]) -> None
 
 def test_checkpoints_say_which_one_is_best(folders: tuple[Path, Path]) -> None:
     rows = table(read(folders[0]), "Whole checkpoints, oldest first")
-    assert [row[:3] for row in rows] == [
-        ["Run", "Step", "AUC"],
-        ["a/demo best", "50", "0.8125"],
-        ["a/demo", "100", "0.7500"],
+    assert rows == [
+        ["Run", "Step", "AUC", "Size"],
+        ["a/demo best", "50", "0.8125", "2.00 MB"],
+        ["a/demo", "100", "0.7500", "2.00 MB"],
     ]
 
 

@@ -14,7 +14,7 @@ from torchrec.distributed.planner.types import CollectiveType
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.cluster.machines import HARDWARE, MACHINES, Machine
-from dlrm_torchrec.sharding.cluster.topology import MOST_RANKS, parse_cluster
+from dlrm_torchrec.sharding.cluster.topology import FIELDS, MOST_RANKS, parse_cluster
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.sharding.plan_description import plan_to_json
@@ -67,6 +67,15 @@ def test_machines_of_one_gpu_differ_only_in_their_host() -> None:
             assert machine.hbm_bytes == HARDWARE[gpu].hbm_bytes
             assert machine.hbm_bandwidth == HARDWARE[gpu].hbm_bandwidth
             assert machine.intra_host_bandwidth == HARDWARE[gpu].intra_host_bandwidth
+
+
+def test_the_guides_file_has_every_key(tmp_path: Path) -> None:
+    guide = Path(__file__).parents[3] / "docs" / "from_laptop_to_16_gpus.md"
+    (example,) = re.findall(r"```toml\n(.*?)```", guide.read_text(), re.DOTALL)
+    assert {"hosts", *FIELDS} == set(re.findall(r"^\w+", example, re.MULTILINE))
+    cluster = parse_cluster(write(tmp_path, example))
+    written = parse_cluster(write(tmp_path, BOX))
+    assert cluster == replace(written, machine=replace(written.machine, source=cluster.machine.source))
 
 
 def test_units_of_two_h100_hosts() -> None:

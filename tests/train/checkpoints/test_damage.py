@@ -16,13 +16,16 @@ from unittest import mock
 import pytest
 import torch.distributed.checkpoint as dcp
 from iopath.common.file_io import g_pathmgr
+from torch import nn
 
+from dlrm_torchrec.train.checkpoints.checkpoint import load_unsharded
 from dlrm_torchrec.train.checkpoints.checksums import Share
 from dlrm_torchrec.train.checkpoints.folder import checkpoint_path, full_fault, quick_fault
 from dlrm_torchrec.train.checkpoints.marker import MARKER
 from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.checkpoints.storage import IoPathReader
 from tests.distributed import here, run_ranks
+from tests.elsewhere import Elsewhere
 from tests.train.checkpoints.small import IDENTITY, SmallRun
 
 NEWEST = "step-00000021"
@@ -194,6 +197,15 @@ def test_a_reader_passes_over_an_obvious_fault_and_refuses_a_hidden_one(saved: P
     with pytest.raises(ValueError, match=r"must hold a whole checkpoint of step 8: got those of steps \[7, 14, 21\]"):
         checkpoint_path(str(folder), 8)
     assert (folder / NEWEST).exists()
+    changed = bytearray((folder / "step-00000014/__1_0.distcp").read_bytes())
+    changed[99] ^= 4
+    (folder / "step-00000014/__1_0.distcp").write_bytes(changed)
+    for step, fault in (
+        (14, r"__1_0\.distcp differs from its checksum between bytes 0 and "),
+        (21, r"checkpoint\.json"),
+    ):
+        with pytest.raises(ValueError, match=rf"checkpoint .* must be what was saved: got damage, {fault}"):
+            load_unsharded(nn.Linear(1, 1), f"{folder}/step-{step:08d}")
 
 
 def _refusals(folder: str) -> list[str]:
@@ -311,3 +323,36 @@ def test_a_checkpoint_of_the_format_before_is_loaded_without_verification(tmp_pa
         f"resumed at step 6 from {path}",
     ]
     assert fault.startswith("__0_0.distcp has 1,000 bytes, not ")
+
+
+def _set_aside_in_a_store(root: str) -> tuple[int, int]:
+    g_pathmgr.register_handler(Elsewhere(Path(root)), allow_override=True)
+    run = SmallRun("elsewhere://checkpoints")
+    for step in (1, 2, 3):
+        run.save(step)
+    _cut("__0_0.distcp", 50)(Path(root, "checkpoints/step-00000003"))
+    loaded = SmallRun("elsewhere://checkpoints").load()
+    return loaded, SmallRun("elsewhere://checkpoints").load()
+
+
+def test_a_damaged_checkpoint_in_a_users_store_is_set_aside(tmp_path: Path) -> None:
+    assert run_ranks(2, _set_aside_in_a_store, str(tmp_path)) == [(2, 2)] * 2
+    aside = tmp_path / "checkpoints/damaged-step-00000003"
+    assert sorted(os.listdir(aside)) == [".metadata", "__0_0.distcp", "__1_0.distcp", MARKER]
+    assert os.path.getsize(aside / "__0_0.distcp") == 50
+
+
+def _damage_twice(folder: str) -> int:
+    for _ in range(2):
+        run = SmallRun(folder)
+        run.save(1)
+        run.save(2)
+        if here().is_main:
+            _cut(MARKER, 5)(Path(folder, "step-00000002"))
+        SmallRun(folder).load()
+    return SmallRun(folder).load()
+
+
+def test_a_step_that_is_damaged_again_is_set_aside_beside_the_first(tmp_path: Path) -> None:
+    assert run_ranks(1, _damage_twice, str(tmp_path)) == [1]
+    assert sorted(os.listdir(tmp_path)) == ["damaged-step-00000002", "damaged-step-00000002-2", "step-00000001"]
