@@ -154,13 +154,13 @@ def _main(words: list[str], num_ranks: int, folder: Path, trap: Trap | None, max
         rdzv_endpoint="localhost:0", max_restarts=max_restarts, start_method="fork",
     )  # fmt: skip
     # Ranks that are functions wait until the agent has heard what they return, and for ever when it is gone.
-    start: Callable[[MultiprocessContext], None] = MultiprocessContext._start
+    start: Callable[[MultiprocessContext], None] = MultiprocessContext.start
 
     def start_without_waiting(ranks: MultiprocessContext) -> None:
         ranks._worker_finished_event.set()
         start(ranks)
 
-    with mock.patch.object(MultiprocessContext, "_start", start_without_waiting):
+    with mock.patch.object(MultiprocessContext, "start", start_without_waiting):
         elastic_launch(config, _run)(words, folder, trap)
 
 
