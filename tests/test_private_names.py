@@ -210,6 +210,12 @@ LIST = [
         [f"{SHARDING}/modules/composed_shardings.py"],
         GROUPS,
     ),
+    Private(
+        "torchrec.distributed.sharding.twrw_sharding.BaseTwRwEmbeddingSharding",
+        ["_intra_pg"],
+        [f"{SHARDING}/modules/composed_shardings.py"],
+        "The ranks of a host, which share the rows of a table; a second group of them would be one to keep in order.",
+    ),
     # TorchRec: parts of modules
     Private(
         LOOKUP,
