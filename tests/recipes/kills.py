@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
 from dlrm_torchrec.train.checkpoints.checksums import SummedStream
 from dlrm_torchrec.train.checkpoints.folder import all_steps, complete_steps, remove
@@ -25,7 +27,7 @@ from tests.launched import Launched, Trap
 MOMENTS: dict[str, tuple[list[Callable[..., object]], int]] = {
     "start-up": ([Checkpoints.__init__, Checkpoints.load, RunLog.start], 1),
     "step": ([ScheduledLearningRate.set], 40),
-    "evaluation": ([Progress.validated], 1),
+    "evaluation": ([nn.Module.eval, Progress.validated], 1),
     "save": ([SummedStream.sync], 6),
     "between data file and marker": ([Checkpoints._commit], 4),
     "after the marker": ([remove], 2),
