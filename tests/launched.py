@@ -27,9 +27,6 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from tests.distributed import context
 
 PAUSE_S = 0.5  # for which a process waits in its trap, so that a signal meets it there
-SHUTDOWN_S = (
-    10  # which the agent gives ranks to end; those of a finished run wait for it, as ranks that are functions do
-)
 _PR_SET_PDEATHSIG = 1
 
 
