@@ -74,6 +74,13 @@ LIST = [
         ["tests/train/test_optimizers.py"],
         "What FBGEMM is told about the optimizer.",
     ),
+    # torch: torchrun
+    Private(
+        "torch.distributed.elastic.multiprocessing.api.MultiprocessContext",
+        ["_worker_finished_event"],
+        ["tests/launched.py"],
+        "Without it, ranks that are functions, not scripts, outlive an agent that was killed.",
+    ),
     # torch: operators
     Private(
         "torch.ops.c10d",
