@@ -164,14 +164,14 @@ def ask(port: int, body: bytes, seconds: float) -> tuple[list[float], int]:
 def row(spec: dict[str, Any], num_rows: int) -> dict[str, Any]:
     """Missing values for all columns."""
     features = [*spec["dense"], *spec["sparse"]]
-    names = [name for each in features for name in (each["column"] or each["name"], each.get("weights")) if name]
+    names = [name for each in features for name in (each.get("column") or each["name"], each.get("weights")) if name]
     return {name: [None] * num_rows for name in dict.fromkeys(names)}
 
 
 def bodies_on(spec: dict[str, Any]) -> dict[str, tuple[str, bytes]]:
     """Bodies that take a server long to read or to refuse, by name, with their content types."""
     hashed = next((each for each in spec["sparse"] if each["encoding"] == "hash"), spec["sparse"][0])
-    column, is_list = hashed["column"] or hashed["name"], hashed["multi_hot"]
+    column, is_list = hashed.get("column") or hashed["name"], hashed["multi_hot"]
     null = json.dumps(None)
 
     def values(*listed: str) -> bytes:
