@@ -290,12 +290,13 @@ def test_the_number_of_rows_of_text_is_estimated(
     monkeypatch.setattr("dlrm_torchrec.inference.batch.rows.BLOCK_BYTES", 1000)
     path = as_csv(tmp_path / f"rows.{ending}", {name: column * 20 for name, column in VALUES.items()})
     if ending == "csv.gz":
-        path.write_bytes(gzip.compress(path.read_bytes()) + gzip.compress(b"") * 100)
+        path.write_bytes(gzip.compress(path.read_bytes()) + gzip.compress(b"") * 10_000)  # of members, read once
     predictor = Predictor.load(package)
     rows = open_rows(path, predictor.columns, ["tags"], CsvForm())
     told = [rows.num_rows or 0 for _ in rows.batches(0) if rows.is_estimated]
     assert len(told) > 100
-    assert abs(told[len(told) // 2] / (20 * ROWS) - 1) < 0.3
+    if ending == "csv":  # the compressed file is one block, so that nothing tells how far the reading is
+        assert abs(told[len(told) // 2] / (20 * ROWS) - 1) < 0.3
     assert (rows.num_rows, rows.is_estimated) == (20 * ROWS, False)
 
 
