@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from contextlib import closing
@@ -41,6 +42,7 @@ def predict(args: argparse.Namespace) -> int:
             f"threads must be at least 1, separator one byte, and list-separator not empty: got {args.threads}, "
             f"{args.separator!r} and {args.list_separator!r}; correct them"
         )
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch tells that a type in int8 packages is old
     import pyarrow as pa  # only now, so that other commands are quick
     import torch
 
