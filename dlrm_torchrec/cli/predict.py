@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dlrm_torchrec.inference.batch.rows import Rows
 
+INTERRUPTED = 130  # exit code after Ctrl-C, as of shells
 SHOW_EVERY_S = {True: 0.5, False: 30.0}  # on a terminal, and elsewhere
 
 
@@ -30,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """0 after all rows are scored. Raises ValueError or OSError when they cannot be."""
+    """0 after all rows are scored, 130 after Ctrl-C. Raises ValueError or OSError when they cannot be."""
     if args.output.suffix not in (".parquet", ".csv"):
         raise ValueError(f"output must end in .parquet or .csv: got {args.output}; rename it")
     if args.output.exists() and not args.force:
@@ -64,6 +65,9 @@ def predict(args: argparse.Namespace) -> int:
             unseen = score(predictor, rows, parts, progress)
     except pa.ArrowException as error:
         raise ValueError(f"{args.input} must be a whole file of rows: got {error}; correct it") from error
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on after the last finished part", file=sys.stderr)
+        return INTERRUPTED
     progress.end()
     found = {"output": str(args.output), "rows": progress.done, "unseen": unseen}
     print(json.dumps(found | {"seconds": round(time.monotonic() - start, 1)}, ensure_ascii=False))
