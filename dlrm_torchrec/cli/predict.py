@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from dlrm_torchrec.inference.batch.rows import Rows
+
+INTERRUPTED = 130  # exit code after Ctrl-C, as of shells
 SHOW_EVERY_S = {True: 0.5, False: 30.0}  # on a terminal, and elsewhere
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("package", metavar="PACKAGE", type=Path, help="folder of a package")
+    parser.add_argument("package", metavar="PACKAGE", type=Path, help="folder of a package; load only your own")
     parser.add_argument(
         "input", metavar="ROWS", type=Path, help="Parquet file, or CSV file with a header, of raw values"
     )
@@ -20,20 +27,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--separator", default=",", metavar="X", help="between the columns of CSV (%(default)s)")
     parser.add_argument("--list-separator", default="|", metavar="X", help="between values of a list (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, metavar="X", help="threads of the model (%(default)s)")
-    parser.add_argument("--force", action="store_true", help="overwrite an existing output")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing output, also an unfinished one")
 
 
 def predict(args: argparse.Namespace) -> int:
-    """0 after all rows are scored. Raises ValueError or OSError when they cannot be."""
+    """0 after all rows are scored, 130 after Ctrl-C. Raises ValueError or OSError when they cannot be."""
     if args.output.suffix not in (".parquet", ".csv"):
         raise ValueError(f"output must end in .parquet or .csv: got {args.output}; rename it")
     if args.output.exists() and not args.force:
         raise ValueError(f"output must be a new file: {args.output} exists; name another, or overwrite it with --force")
+    if args.output.exists() and args.input.exists() and args.output.samefile(args.input):
+        raise ValueError(f"output must be another file than the input: got {args.output} for both; name another")
     if args.threads < 1 or len(args.separator.encode()) != 1 or not args.list_separator:
         raise ValueError(
             f"threads must be at least 1, separator one byte, and list-separator not empty: got {args.threads}, "
             f"{args.separator!r} and {args.list_separator!r}; correct them"
         )
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch tells that a type in int8 packages is old
     import pyarrow as pa  # only now, so that other commands are quick
     import torch
 
@@ -48,15 +58,16 @@ def predict(args: argparse.Namespace) -> int:
     lists = [name for name, is_list in predictor.encode.keys if is_list]
     try:
         rows = open_rows(args.input, predictor.columns, lists, form)
-        parts = Parts(args.output, job(args.package, args.input, vars(form)))
-        if parts.were_of_another_job:
-            print("parts of another package or input were removed; this starts at row 0", file=sys.stderr)
-        elif parts.count:
-            print(f"resumed at row {parts.num_rows():,} from {parts.folder}", file=sys.stderr)
-        progress = Progress(rows.num_rows)
-        unseen = score(predictor, rows, parts, progress)
+        with closing(Parts(args.output, job(args.package, args.input, vars(form)), replace=args.force)) as parts:
+            if parts.count:
+                print(f"resumed at row {parts.num_rows():,} from {parts.folder}", file=sys.stderr)
+            progress = Progress(rows)
+            unseen = score(predictor, rows, parts, progress)
     except pa.ArrowException as error:
         raise ValueError(f"{args.input} must be a whole file of rows: got {error}; correct it") from error
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on after the last finished part", file=sys.stderr)
+        return INTERRUPTED
     progress.end()
     found = {"output": str(args.output), "rows": progress.done, "unseen": unseen}
     print(json.dumps(found | {"seconds": round(time.monotonic() - start, 1)}, ensure_ascii=False))
@@ -64,10 +75,10 @@ def predict(args: argparse.Namespace) -> int:
 
 
 class Progress:
-    """Prints how many rows are scored, how many there are if that is known, and how long the others will take."""
+    """Prints how many rows are scored, how many there are, about if need be, and how long the others will take."""
 
-    def __init__(self, num_rows: int | None) -> None:
-        self.num_rows = num_rows
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
         self.done = 0
         self._first: int | None = None  # row of this start
         self._start = self._shown = time.monotonic()
@@ -90,8 +101,9 @@ class Progress:
     def _show(self, now: float) -> None:
         rate = (self.done - (self._first or 0)) / max(now - self._start, 1e-9)
         text = f"{self.done:,} rows scored, {rate:,.0f} per second"
-        if self.num_rows is not None:
-            text = f"{self.done:,} of {self.num_rows:,} rows scored, {rate:,.0f} per second"
-            text += f", {(self.num_rows - self.done) / rate:,.0f} s left" if rate else ""
+        if self.rows.num_rows is not None:
+            of = f"about {self.rows.num_rows:,}" if self.rows.is_estimated else f"{self.rows.num_rows:,}"
+            text = f"{self.done:,} of {of} rows scored, {rate:,.0f} per second"
+            text += f", {max(0, self.rows.num_rows - self.done) / rate:,.0f} s left" if rate else ""
         print(f"\r{text}\033[K" if self._is_terminal else text, end="" if self._is_terminal else "\n", file=sys.stderr)
         sys.stderr.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,7 @@ def serve(args: argparse.Namespace) -> int:
     if missing:
         raise ValueError(f"serving must have {', '.join(NEEDED)}: got no {missing[0]}; pip install {' '.join(NEEDED)}")
     config = ServingConfig(**{field.name: getattr(args, field.name) for field in fields(ServingConfig)})
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch tells that a type in int8 packages is old
     from dlrm_torchrec.inference.serving.server import serve  # this imports torch
 
     serve(args.package, config)

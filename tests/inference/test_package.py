@@ -20,12 +20,14 @@ import pytest
 import torch
 
 from dlrm_torchrec import __version__
+from dlrm_torchrec.cli.main import main
 from dlrm_torchrec.inference.loading import PackageError, load_package
 from dlrm_torchrec.inference.package import write_package
 from dlrm_torchrec.inference.predictor import Predictor
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, Label, SparseFeature
 from tests.inference.packages import scripted
 
+ROOT = Path(__file__).parents[2]
 SPEC = DatasetSpec(
     name="small",
     label="click",
@@ -292,6 +294,38 @@ def test_a_file_outside_of_the_package_is_not_read(package: Path) -> None:
         with pytest.raises(ValueError, match=f"must lie in it: got '{name}'"):
             Predictor.load(package)
         del manifest["files"][name]
+
+
+class Writing(torch.nn.Module):
+    """A model that writes a file when it runs."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def forward(
+        self, dense: torch.Tensor, ids: torch.Tensor, lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.save(dense, self.path)
+        return dense.new_full([dense.size(0), 1], 0.5), torch.zeros([2]).long() * (ids.numel() + lengths.numel())
+
+
+def test_a_package_is_code_and_whoever_loads_one_is_told(
+    package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No checksum tells what a model does, so the first screen of the guide and the help of the commands must."""
+    torch.jit.script(Writing(str(tmp_path / "written"))).save(str(package / "model.pt"))
+    manifest = json.loads((package / "package.json").read_text())
+    manifest["files"]["model.pt"] = hashlib.sha256((package / "model.pt").read_bytes()).hexdigest()
+    (package / "package.json").write_text(json.dumps(manifest))
+    load_package(package)
+    assert (tmp_path / "written").exists()
+    first_screen = (ROOT / "docs/serving.md").read_text(encoding="utf-8").splitlines()[:20]
+    assert any(line.startswith("**A package is code.**") for line in first_screen)
+    for command in ("serve", "predict"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert "load only your own" in " ".join(capsys.readouterr().out.split())
 
 
 WRONG = [

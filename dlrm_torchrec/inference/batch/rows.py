@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 
 READ_ROWS = 8192  # of Parquet at once
 BLOCK_BYTES = 4 << 20  # of CSV at once
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # of CSV, by the end of a name
 
 
 class Rows(Protocol):
     """The rows of a file with the columns that were asked for."""
 
-    num_rows: int | None  # None until the file was read to its end
+    num_rows: int | None  # of the file; None until something was read, if nothing tells it
+    is_estimated: bool  # whether this number follows from the bytes that were read so far
 
     def batches(self, start: int) -> Iterator[pa.RecordBatch]:
         """Batches of any sizes, from row ``start`` on."""
@@ -52,6 +54,8 @@ def open_rows(path: Path, columns: Sequence[str], lists: Collection[str], form: 
 class ParquetRows:
     """The rows of a Parquet file."""
 
+    is_estimated = False
+
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path = path
         with pq.ParquetFile(path) as file:
@@ -79,23 +83,26 @@ class CsvRows:
     def __init__(self, path: Path, columns: Sequence[str], lists: Collection[str], form: CsvForm) -> None:
         self.path, self.columns, self.lists, self.form = path, list(columns), lists, form
         self.num_rows: int | None = None
-        with self._open(None) as reader:
+        self.is_estimated = True
+        self._compression = COMPRESSIONS.get(path.suffix)
+        with path.open("rb") as file, self._open(file, None) as reader:
             _check_names(path, reader.schema.names, columns)
 
     def batches(self, start: int) -> Iterator[pa.RecordBatch]:
-        read = 0
-        with self._open(self.columns) as reader:
+        read, size = 0, self.path.stat().st_size
+        with self.path.open("rb") as file, self._open(file, self.columns) as reader:
             for batch in reader:
                 skip, read = max(0, start - read), read + batch.num_rows
+                self.num_rows = round(read * size / file.tell())
                 if skip < batch.num_rows:
                     columns = [self._column(batch[name][skip:], name) for name in self.columns]
                     yield pa.record_batch(columns, self.columns)
-        self.num_rows = read
+        self.num_rows, self.is_estimated = read, False
 
-    def _open(self, columns: list[str] | None) -> Any:
+    def _open(self, file: BinaryIO, columns: list[str] | None) -> Any:
         texts = dict.fromkeys(columns or (), pa.string())
         return pacsv.open_csv(
-            self.path,
+            pa.input_stream(file, compression=self._compression),
             pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
             pacsv.ParseOptions(delimiter=self.form.separator, newlines_in_values=True),
             pacsv.ConvertOptions(column_types=texts, include_columns=columns, strings_can_be_null=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,23 +28,34 @@ Scored = Callable[[int], None]  # told the number of rows that are scored
 
 
 class Parts:
-    """The finished parts of an output, in a folder next to it, with the job that they belong to."""
+    """The finished parts of an output, in a folder next to it, with the job that they belong to.
 
-    def __init__(self, output: Path, job: dict[str, Any]) -> None:
-        """Starts anew if the folder holds parts of another job; ValueError if it holds anything else."""
+    Until it is closed, no other process takes the folder.
+    """
+
+    def __init__(self, output: Path, job: dict[str, Any], *, replace: bool = False) -> None:
+        """ValueError if another process fills the folder, or if it holds anything but parts of this job.
+
+        With ``replace``, parts of another job are removed.
+        """
         self.output = output
         self.folder = output.with_name(f"{output.name}.parts")
-        self.were_of_another_job = False
         text = json.dumps(job, sort_keys=True)
         if self.folder.is_dir() and any(self.folder.iterdir()):
             if not (self.folder / JOB).is_file():
                 raise ValueError(f"{self.folder} must hold parts of scores: got no {JOB}; name another output")
             if (self.folder / JOB).read_text(encoding="utf-8") != text:
-                self.were_of_another_job = True
+                if not replace:
+                    raise ValueError(
+                        f"{self.folder} must hold parts of this package and input: got parts of others; name another "
+                        "output, or remove them with --force"
+                    )
+                _locked(self.folder).close()  # nobody is at work there
                 shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / JOB).exists():
             _write_whole(self.folder / JOB, lambda path: path.write_text(text, encoding="utf-8"))
+        self._lock = _locked(self.folder)
         self.count = 0
         while self._path(self.count).exists():
             self.count += 1
@@ -74,6 +86,10 @@ class Parts:
         _write_whole(self.output, write)
         shutil.rmtree(self.folder)
 
+    def close(self) -> None:
+        """Lets other processes take the folder."""
+        self._lock.close()
+
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06}.parquet"
 
@@ -93,14 +109,15 @@ def score(predictor: Predictor, rows: Rows, parts: Parts, scored: Scored) -> dic
             for start in range(0, table.num_rows, BATCH_ROWS):
                 batch = table[start : start + BATCH_ROWS]
                 try:
-                    found = predictor({name: batch[name] for name in predictor.columns})
+                    found = predictor(_columns(batch))
                 except ValueError as error:
-                    last = first + start + batch.num_rows - 1
-                    raise ValueError(f"rows {first + start} to {last} of the input: {error}") from error
-                if not np.isfinite(found.predictions).all():
+                    raise _of_row(predictor, batch, first + start) or error from error
+                overflows = ~np.isfinite(found.predictions).all(axis=1)
+                if overflows.any():
+                    row = first + start + int(overflows.argmax())
                     raise ValueError(
-                        f"rows {first + start} on must give finite predictions: got a row whose values overflow the "
-                        "model; correct it"
+                        f"row {row} of the input, counted from 0, must give a finite prediction: got values that "
+                        "overflow the model; correct it"
                     )
                 predictions.append(found.predictions)
                 unseen.update(found.unseen)
@@ -113,6 +130,21 @@ def score(predictor: Predictor, rows: Rows, parts: Parts, scored: Scored) -> dic
         total.update(json.loads(each.metadata[b"unseen"]))
     parts.join(schema)
     return dict(total)
+
+
+def _columns(table: pa.Table) -> dict[str, Any]:
+    return {name: table[name] for name in table.column_names}
+
+
+def _of_row(predictor: Predictor, batch: pa.Table, first: int) -> ValueError | None:
+    """The error of the first row that cannot be encoded alone, with its number; None if each of them can."""
+    for row in range(batch.num_rows):
+        try:
+            predictor.encode(_columns(batch[row : row + 1]))
+        except ValueError as error:
+            alone = str(error).replace(" in row 0", "")
+            return ValueError(f"row {first + row} of the input, counted from 0: {alone}")
+    return None
 
 
 def job(package: Path, source: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -140,6 +172,20 @@ def _tables(rows: Rows, start: int) -> Iterator[tuple[int, pa.Table]]:
             count += batch.num_rows
     if waiting:
         yield start, pa.Table.from_batches(waiting)
+
+
+def _locked(folder: Path) -> IO[bytes]:
+    """A file that, until it is closed or its process ends, keeps other processes from the folder."""
+    file = (folder / JOB).open("rb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ValueError(
+            f"{folder} must be filled by one command at a time: got another at work ({error}); wait for its end, or "
+            "name another output"
+        ) from None
+    return file
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:

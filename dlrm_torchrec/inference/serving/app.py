@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -33,8 +34,8 @@ from dlrm_torchrec.inference.serving.reload_guard import check_may_reload, read_
 
 JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
 MAX_BODIES = 16  # how many request bodies of the largest size are held at once
-ENCODERS = 2  # threads; with two, a large request does not block all others
 SHORT_BODY_BYTES = 16_384  # encoded without a thread: with threads, 8 clients get only 0.6 of the answers
+LONG_BODY_BYTES = 1_000_000  # a longer body waits for all other long ones, so that many take no more than one thread
 MAX_ERROR_LENGTH = 500  # characters of an error, which may repeat the client's input
 
 Predictions = NDArray[np.float32]  # (B, L)
@@ -57,7 +58,7 @@ class Service:
             max_delay_s=config.max_delay_ms / 1e3,
             threads=config.threads,
         )
-        self._encoders = ThreadPoolExecutor(ENCODERS, "encode")
+        self._encoder, self._long_encoder = (ThreadPoolExecutor(1, name) for name in ("encode", "encode long"))
         self._loading = asyncio.Lock()
 
     def app(self, lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]) -> Counted:
@@ -107,8 +108,9 @@ class Service:
         if len(body) <= SHORT_BODY_BYTES:
             inputs = self._encoded(predictor, content_type, body)
         else:
-            loop = asyncio.get_running_loop()
-            inputs = await loop.run_in_executor(self._encoders, self._encoded, predictor, content_type, body)
+            encoder = self._encoder if len(body) <= LONG_BODY_BYTES else self._long_encoder
+            work = partial(self._encoded, predictor, content_type, body)
+            inputs = await asyncio.get_running_loop().run_in_executor(encoder, work)
         hold_rows(len(inputs) - 1)  # one row was held since the request began
         predictions = await self.batcher.submit(predictor, inputs)
         if not np.isfinite(predictions).all():

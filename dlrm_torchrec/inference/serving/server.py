@@ -30,7 +30,6 @@ MAX_HEAD_BYTES = 65_536
 FREE_PIECES, BYTES_PER_PIECE = 1024, 256  # of a body
 READ_BYTES = 16_384  # of a connection at once; asyncio reads up to 256 KiB, which may be many pieces
 SWITCH_S = 1e-3  # how long a thread that encodes a large request may keep others waiting, which is 5 ms by default
-MAX_DIGITS = 640  # of an integer; the time to read one grows with their square
 
 
 class Parser(h11.Connection):
@@ -102,7 +101,6 @@ def serve(path: Path, config: ServingConfig) -> None:
     # torch warns from 2.14 on that TorchScript is deprecated; LOG.md says why we use it
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
     sys.setswitchinterval(SWITCH_S)
-    sys.set_int_max_str_digits(MAX_DIGITS)
     service = Service(path, config)
     connections = Connections(most_connections(config.max_connections), config.client_share)
     failures: list[BaseException] = []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,12 @@ import pytest
 
 from dlrm_torchrec.cli.main import BAD_ARGUMENTS, main
 from dlrm_torchrec.inference.batch import score
+from dlrm_torchrec.inference.batch.rows import CsvForm, open_rows
 from dlrm_torchrec.inference.package import write_package
 from dlrm_torchrec.inference.predictor import Predictor
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, Label, SparseFeature
 from tests.inference.packages import scripted
-from tests.inference.serving.served import CITIES, columns, write
+from tests.inference.serving.served import CITIES, Server, as_json, columns, write
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +135,7 @@ def test_a_killed_process_goes_on(package: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_parts_of_another_input_are_not_used(
+def test_parts_of_another_input_are_removed_only_if_told(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, target = tmp_path / "rows.parquet", tmp_path / "scores.parquet"
@@ -146,8 +149,12 @@ def test_parts_of_another_input_are_not_used(
     pq.write_table(pa.table(others), source)
     os.utime(source, ns=(1, 1))
     capsys.readouterr()
-    assert main(command) == 0
-    assert "parts of another package or input were removed; this starts at row 0" in capsys.readouterr().err
+    assert main(command) == BAD_ARGUMENTS
+    assert "must hold parts of this package and input: got parts of others; name another output" in (
+        capsys.readouterr().err
+    )
+    assert main([*command, "--force"]) == 0
+    assert "resumed" not in capsys.readouterr().err
     expected = Predictor.load(package)(others).probabilities
     np.testing.assert_allclose(pq.read_table(target)["probability"].to_numpy(), expected, rtol=1e-6)
     (tmp_path / "mine.parquet.parts").mkdir()
@@ -203,8 +210,16 @@ HEADER = "price,age,city,place,tags\n"
         ("", (), "must be a Parquet file, or a CSV file with a header: got Empty CSV file; name another"),
         ("PAR1 no", (), "rows must be"),
         (f"{HEADER}1,2,a,3\n", (), "CSV parse error: Row #2: Expected 5 columns, got 4"),
-        (f"{HEADER}1,2,a,3,\n1,old,a,3,\n", (), "rows 0 to 1 of the input: column 'age' must hold numbers: got 'old'"),
-        (f"{HEADER}3e38,3e38,a,3,\n", (), "rows 0 on must give finite predictions: got a row whose values overflow"),
+        (
+            f"{HEADER}1,2,a,3,\n1,old,a,3,\n",
+            (),
+            "row 1 of the input, counted from 0: column 'age' must hold numbers: got 'old'",
+        ),
+        (
+            f"{HEADER}1,2,a,3,\n3e38,3e38,a,3,\n",
+            (),
+            "row 1 of the input, counted from 0, must give a finite prediction: got values that overflow the model",
+        ),
         (HEADER, ("--threads", "0"), "threads must be at least 1, separator one byte, and list-separator not empty"),
         (HEADER, ("--output", "scores.txt"), "output must end in .parquet or .csv: got scores.txt; rename it"),
     ],
@@ -224,6 +239,67 @@ def test_what_cannot_be_scored_is_said(
     assert not (tmp_path / "s.csv").exists()
 
 
+@pytest.mark.usefixtures("small_parts")
+def test_the_row_at_fault_is_named_wherever_it_is(
+    package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ages = [str(age) for age in VALUES["age"]]
+    for row in (0, 7, 8, 41, 250, ROWS - 1):
+        wrong = VALUES | {"age": [*ages[:row], "old", *ages[row + 1 :]]}
+        pq.write_table(pa.table(wrong), tmp_path / "rows.parquet")
+        target = tmp_path / f"{row}.csv"
+        assert main(["predict", str(package), str(tmp_path / "rows.parquet"), "--output", str(target)]) == BAD_ARGUMENTS
+        assert f"row {row} of the input, counted from 0: column 'age' must hold numbers: got 'old'" in (
+            capsys.readouterr().err
+        )
+
+
+def test_scores_are_those_of_the_server(package: Path, tmp_path: Path) -> None:
+    """Bit by bit for the same rows in a batch, and within the bound that docs/serving.md states in other company."""
+    pq.write_table(pa.table(VALUES), tmp_path / "rows.parquet")
+    target = tmp_path / "scores.parquet"
+    assert main(["predict", str(package), str(tmp_path / "rows.parquet"), "--output", str(target)]) == 0
+    scores = pq.read_table(target)["probability"].to_numpy()
+    server = Server(package).wait()
+    try:
+        assert server.predict(as_json(VALUES))[1]["probabilities"] == scores.tolist()
+        for first, last in ((0, 1), (5, 70), (300, ROWS)):
+            part = {name: column[first:last] for name, column in VALUES.items()}
+            found = server.predict(as_json(part))[1]["probabilities"]
+            np.testing.assert_allclose(found, scores[first:last], rtol=0, atol=1e-6)
+    finally:
+        assert server.stop()[0] == 0
+
+
+def test_two_commands_do_not_fill_one_output(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = tmp_path / "rows.parquet", tmp_path / "scores.parquet"
+    pq.write_table(pa.table(VALUES), source)
+    command = ["predict", str(package), str(source), "--output", str(target)]
+    for description in (score.job(package, source, {"separator": ",", "list_separator": "|"}), {}):
+        with closing(score.Parts(target, description, replace=True)):
+            assert main([*command, "--force"]) == BAD_ARGUMENTS
+            assert "must be filled by one command at a time: got another at work" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("ending", ["csv", "csv.gz"])
+def test_the_number_of_rows_of_text_is_estimated(
+    package: Path, tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dlrm_torchrec.inference.batch.rows.BLOCK_BYTES", 1000)
+    path = as_csv(tmp_path / f"rows.{ending}", {name: column * 20 for name, column in VALUES.items()})
+    if ending == "csv.gz":
+        path.write_bytes(gzip.compress(path.read_bytes()) + gzip.compress(b"") * 10_000)  # of members, read once
+    predictor = Predictor.load(package)
+    rows = open_rows(path, predictor.columns, ["tags"], CsvForm())
+    told = [rows.num_rows or 0 for _ in rows.batches(0) if rows.is_estimated]
+    assert len(told) > 100
+    if ending == "csv":  # the compressed file is one block, so that nothing tells how far the reading is
+        assert abs(told[len(told) // 2] / (20 * ROWS) - 1) < 0.3
+    assert (rows.num_rows, rows.is_estimated) == (20 * ROWS, False)
+
+
 def test_an_output_is_overwritten_only_if_told(
     package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,3 +311,8 @@ def test_an_output_is_overwritten_only_if_told(
     assert (tmp_path / "s.csv").read_text() == "precious"
     assert main([*command, "--force"]) == 0
     assert (tmp_path / "s.csv").read_text().startswith('"probability"\n')
+    (tmp_path / "link.csv").symlink_to("rows.csv")
+    for name in ("rows.csv", "link.csv"):
+        assert main([*command[:-1], str(tmp_path / name), "--force"]) == BAD_ARGUMENTS
+        assert "output must be another file than the input" in capsys.readouterr().err
+    assert (tmp_path / "rows.csv").read_text() == f"{HEADER}1,2,a,3,\n"

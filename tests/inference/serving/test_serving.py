@@ -7,7 +7,7 @@ import json
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from struct import pack
@@ -168,7 +168,12 @@ REFUSED = [
     (400, JSON, b'{"columns":' * 2000, "body must be JSON with few nested levels"),
     (400, JSON, changed(price=[float("nan"), 1]), "got NaN, which JSON does not have; write null for a missing"),
     (400, JSON, changed(price=[float("-inf"), 1]), "got -Infinity, which JSON does not have"),
-    (400, JSON, changed(age=[1, 2]).replace(b"[1,", b"[" + b"9" * 5000 + b","), "body must be JSON: got Exceeds"),
+    (
+        400,
+        JSON,
+        changed(age=[1, 2]).replace(b"[1,", b"[" + b"9" * 65 + b","),
+        "got a number of 65 bytes, and 64 is the most",
+    ),
     (422, JSON, b"[]", "body must be {"),
     (422, JSON, b'{"rows": []}', "body must be {"),
     (422, JSON, b'{"rows": [1]}', "rows must be objects that all name the same features: got something else in row 0"),
@@ -207,7 +212,7 @@ REFUSED = [
     (413, JSON, changed(city=["a" * 5000, "b"]), "texts must have at most 4096 bytes: got more; shorten them"),
     (413, JSON, changed(tags=[['[{",\\' * 900, "\\"], []]), "texts must have at most 4096 bytes: got more"),
     (400, JSON, as_json(GOOD).decode().encode("utf-16"), "body must be JSON: got 'utf-8' codec can't decode"),
-    (400, JSON, changed(age=[1, 2]).replace(b"[1,", b"[" + b"9" * 1000 + b","), "body must be JSON: got Exceeds"),
+    (400, JSON, changed(age=[1, 2]).replace(b"[1,", b"[0." + b"9" * 5000 + b","), "got a number of 5002 bytes"),
     (413, ARROW, replaced("city", pa.array(["a" * 5000, "b"])), "texts must have at most 4096 bytes: got more"),
     (413, ARROW, MANY_BATCHES, "batches must be at most 64: got more; write larger ones"),
     (
@@ -427,6 +432,32 @@ def test_a_package_that_does_not_load_leaves_the_one_that_is_served(plain: Serve
     assert plain.process.stdout.readline() == "reload: serving first\n"
     since = grown(plain, before)
     assert [since[f'dlrm_package_loads_total{{outcome="{outcome}"}}'] for outcome in ("failed", "done")] == [2, 1]
+
+
+def without_files(manifest: dict[str, Any]) -> None:
+    manifest["files"] = {}
+
+
+def with_many_rows(manifest: dict[str, Any]) -> None:
+    (tags,) = (feature for feature in manifest["spec"]["sparse"] if feature["name"] == "tags")
+    tags["rows"] = 1e30
+
+
+@pytest.mark.parametrize("spoil", [without_files, with_many_rows])
+def test_a_spoiled_list_of_files_or_spec_is_refused_with_a_reason(
+    plain: Server, package: Path, spoil: Callable[[dict[str, Any]], None]
+) -> None:
+    """A package is told to be wrong when it is loaded, not by a failure then or at each prediction."""
+    whole = (package / "package.json").read_text()
+    manifest = json.loads(whole)
+    spoil(manifest)
+    (package / "package.json").write_text(json.dumps(manifest))
+    try:
+        status, answer = plain.ask("POST", "/reload")
+    finally:
+        (package / "package.json").write_text(whole)
+    assert (status, "the server keeps serving the previous package" in json.loads(answer)["error"]) == (409, True)
+    assert plain.predict(as_json(GOOD))[0] == 200
 
 
 # The end --------------------------------------------------------------------------------------------------------------

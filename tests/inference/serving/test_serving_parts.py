@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ from dlrm_torchrec.inference.package import write_package
 from dlrm_torchrec.inference.predictor import Prediction, Predictor
 from dlrm_torchrec.inference.serving.app import Service
 from dlrm_torchrec.inference.serving.batcher import Batcher
+from dlrm_torchrec.inference.serving.json_body import read_json
 from dlrm_torchrec.inference.serving.json_shape import check_shape
 from dlrm_torchrec.inference.serving.limits import ServingConfig
 from dlrm_torchrec.inference.serving.prometheus import Metrics
@@ -110,6 +112,42 @@ def test_the_shape_of_a_document_is_that_which_python_finds(seed: int, monkeypat
         assert found in wanted, body
         refused[found] += 1
     assert min(refused.values()) > 20
+
+
+def test_other_threads_go_on_while_many_numbers_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that lets go of the interpreter only at its end would stop the loop of the server meanwhile."""
+    monkeypatch.setattr("dlrm_torchrec.inference.serving.json_body.check_shape", lambda *_: None)
+    body = b'{"columns": {"fractions": [%b], "integers": [%b]}}' % (
+        b",".join([b"0.12345678901234567890"] * 4096),
+        b"[" + b",".join([b"123456789012345"] * 200_000) + b"]",
+    )
+    found: dict[str, list[Any]] = {}
+
+    def turns(read: Callable[[], dict[str, list[Any]]]) -> int:
+        """How often another thread had its turn."""
+        count, done = 0, threading.Event()
+
+        def other() -> None:
+            nonlocal count
+            while not done.wait(1e-5):
+                count += 1
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        found.update(read())
+        done.set()
+        thread.join()
+        return count
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        at_once = turns(lambda: json.loads(body)["columns"])
+        expected = dict(found)
+        assert turns(lambda: read_json(body, ServingConfig())) > at_once + 10
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == expected
 
 
 def random_document(draw: random.Random, level: int) -> Any:
