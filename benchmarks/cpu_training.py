@@ -17,6 +17,9 @@ The shape "kaggle" has the tables of Criteo Kaggle, capped at 100,000 rows; "rm"
 
 from __future__ import annotations
 
+import dlrm_torchrec.train  # noqa: F401  # before torch, as in a recipe: it says how threads wait
+
+# isort: split
 import argparse
 import logging
 import os

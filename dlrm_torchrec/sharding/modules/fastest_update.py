@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
+from typing import NamedTuple
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
@@ -28,8 +29,8 @@ from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.modules.sharder import table_optimizer
 from dlrm_torchrec.sharding.modules.sorted_updates import use_sorted_updates
 
-MOST_IDS = 2**18  # of a measured batch
-NUMBERS = 2**24  # of the measured table: 64 MiB, because a training step leaves little of a table in the caches
+MOST_TABLES, MOST_IDS = 4, 2**18  # of a measurement, and of its batch
+NUMBERS = 2**25  # of the measured tables: 128 MiB, because a training step leaves little of a table in the caches
 ROUNDS = 7
 FBGEMM_NAMES = {  # of the optimizers that FBGEMM has for CPU
     torch.optim.SGD: EmbOptimType.EXACT_SGD,
@@ -41,8 +42,8 @@ FBGEMM_NAMES = {  # of the optimizers that FBGEMM has for CPU
 def sorting_pays(tables: Tables, spec: DatasetSpec, batch_size: int) -> bool:
     """Whether the lookup and the update of ``tables`` take less time over sorted ids than by FBGEMM on this machine.
 
-    Measured is one table that gets as many ids as a thread of this process gets of all ``tables`` and ``batch_size``
-    rows. The tables are marked with their optimizer; where FBGEMM has none for CPU, the answer is True without a
+    Measured are a few tables that get as many ids each as a table of this run does, of the mean number of rows.
+    The tables are marked with their optimizer; where FBGEMM has none for CPU, the answer is True without a
     measurement. The times are kept in the user's cache folder, by model of processor. All processes of a host wait for
     the one that measures, so that they choose alike; ``XDG_CACHE_HOME`` names another folder, and without a writable
     one, each process measures for itself.
@@ -53,11 +54,17 @@ def sorting_pays(tables: Tables, spec: DatasetSpec, batch_size: int) -> bool:
     configs = tables.embedding_bag_configs()
     factors = {feature.name: feature.pooling_factor for feature in spec.sparse}
     pooling = [factors[name] for config in configs for name in config.feature_names]
-    ids = max(1, round(sum(pooling) / len(pooling)))  # of a bag
-    bags = batch_size * len(pooling) // torch.get_num_threads()
-    bags = 2 ** round(math.log2(max(1, min(bags, MOST_IDS // ids))))  # so that similar runs share a measurement
     dim = max(config.embedding_dim for config in configs)
-    what = f"{optimizer.value}, {bags} bags of {ids} in dim {dim}"
+    count = max(1, min(MOST_TABLES, len(pooling) // torch.get_num_threads()))  # of the tables of a thread
+    ids = max(1, round(fmean(pooling)))  # of a bag
+    work = Work(
+        tables=count,
+        rows=_about(min(fmean(config.num_embeddings for config in configs), NUMBERS / dim / count)),
+        dim=dim,
+        bags=_about(min(batch_size, MOST_IDS / count / ids)),
+        ids=ids,
+    )
+    what = f"{optimizer.value} of {work}"
     key = f"{what} on {processor()}, fbgemm {_fbgemm_version()}, numba {version('numba')}"
     path = cache_folder() / "updates.json"
     with _alone(path):
@@ -65,43 +72,56 @@ def sorting_pays(tables: Tables, spec: DatasetSpec, batch_size: int) -> bool:
         with suppress(OSError, ValueError):
             known = json.loads(path.read_text())
         if key not in known:
-            known[key] = measure(optimizer, dim, bags=bags, ids=ids)
+            known[key] = measure(optimizer, work)
             with suppress(OSError):
                 path.write_text(json.dumps(known, indent=1))
     return known[key]["sorted"] < known[key]["fbgemm"]
 
 
-def measure(optimizer: EmbOptimType, dim: int, *, bags: int, ids: int) -> dict[str, float]:
-    """Median milliseconds of a lookup and an update of ``bags`` of ``ids`` each on one thread, by kernel, in turns."""
-    both: dict[str, SplitTableBatchedEmbeddingBagsCodegen] = {
-        "fbgemm": _table(optimizer, dim),
-        "sorted": _table(optimizer, dim),
-    }
+class Work(NamedTuple):
+    """What is measured: tables of one size, and a batch of as many bags for each of them."""
+
+    tables: int
+    rows: int
+    dim: int
+    bags: int
+    ids: int  # of a bag
+
+
+def _about(number: float) -> int:
+    """The power of two near ``number``, so that similar runs share a measurement."""
+    return int(2 ** round(math.log2(max(1, number))))
+
+
+def measure(optimizer: EmbOptimType, work: Work) -> dict[str, float]:
+    """Median milliseconds of a lookup and an update on one thread, by kernel; the kernels take turns."""
+    both = {"fbgemm": _tables(optimizer, work), "sorted": _tables(optimizer, work)}
     use_sorted_updates(both["sorted"])
     generator = torch.Generator().manual_seed(0)
-    offsets = torch.arange(0, bags * ids + 1, ids)
-    gradient = torch.full((bags, dim), 1e-3)
+    drawn = work.tables * work.bags * work.ids
+    offsets = torch.arange(0, drawn + 1, work.ids)
+    gradient = torch.full((work.bags, work.tables * work.dim), 1e-3)
     seconds: dict[str, list[float]] = {kernel: [] for kernel in both}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for _ in range(ROUNDS + 1):
-            drawn = torch.randint(NUMBERS // dim, (bags * ids,), generator=generator)
-            for kernel, table in both.items():
+            ids = torch.randint(work.rows, (drawn,), generator=generator)
+            for kernel, tables in both.items():
                 start = time.perf_counter()
-                table(drawn, offsets).backward(gradient)
+                tables(ids, offsets).backward(gradient)
                 seconds[kernel].append(time.perf_counter() - start)
     finally:
         torch.set_num_threads(threads)
     return {kernel: 1000 * median(taken[1:]) for kernel, taken in seconds.items()}  # the first call may compile
 
 
-def _table(optimizer: EmbOptimType, dim: int) -> SplitTableBatchedEmbeddingBagsCodegen:
-    specs = [(NUMBERS // dim, dim, EmbeddingLocation.HOST, ComputeDevice.CPU)]
-    table = SplitTableBatchedEmbeddingBagsCodegen(specs, optimizer=optimizer, learning_rate=1e-3, eps=1e-8)
-    for numbers in (table.weights_host, table.momentum1_host):
+def _tables(optimizer: EmbOptimType, work: Work) -> SplitTableBatchedEmbeddingBagsCodegen:
+    specs = [(work.rows, work.dim, EmbeddingLocation.HOST, ComputeDevice.CPU)] * work.tables
+    tables = SplitTableBatchedEmbeddingBagsCodegen(specs, optimizer=optimizer, learning_rate=1e-3, eps=1e-8)
+    for numbers in (tables.weights_host, tables.momentum1_host):
         numbers.detach().fill_(1e-3)  # or the first write of each page would be measured, too
-    return table
+    return tables
 
 
 def processor() -> str:

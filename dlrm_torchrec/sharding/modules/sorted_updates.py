@@ -92,7 +92,10 @@ class SortedTables:
 
     def __init__(self, tables: SplitTableBatchedEmbeddingBagsCodegen) -> None:
         self.tables, self.kind = tables, KINDS[tables.optimizer]
-        self.layout = _layout_as_one(tables) if reads_as_one_table(tables) else _layout(tables, self.kind)
+        as_one = reads_as_one_table(tables)
+        self.layout = _layout_as_one(tables) if as_one else _layout(tables, self.kind)
+        # FBGEMM's lookup is the faster one on one thread
+        self._reads_by_fbgemm = not as_one and self.kind != ADAM and tables.pooling_mode is PoolingMode.SUM
 
     def __call__(
         self,
@@ -134,6 +137,12 @@ class SortedTables:
 
     def look_up(self, ids: torch.Tensor, offsets: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         columns = self.layout.columns
+        if self._reads_by_fbgemm and self._threads(ids) == 1:
+            weights = factors if len(factors) else None
+            updates = self.tables.iter.clone()
+            pooled: torch.Tensor = type(self.tables).forward(self.tables, ids, offsets, weights)
+            self.tables.iter.copy_(updates)  # which FBGEMM counts in some of its lookups
+            return pooled
         # NumPy's large arrays have huge pages, which a system hands out faster
         output = torch.from_numpy(np.empty(((len(offsets) - 1) // (len(columns) - 1), int(columns[-1])), np.float32))
         weights = self.tables.weights_host.detach()
@@ -165,13 +174,16 @@ class SortedTables:
 
     def _on_all_threads(self, function: Any, ids: torch.Tensor) -> None:
         """Call ``function`` with each part of the work."""
-        enough = len(ids) * int(self.layout.tables[:, 3].max()) // THREAD
-        threads = torch.get_num_threads()
-        count = max(1, min(threads, enough))
+        threads, count = torch.get_num_threads(), self._threads(ids)
         if count == 1:
             function(Part(0, 1))
         else:
             list(thread_pool(threads).map(function, [Part(number, count) for number in range(count)]))
+
+    def _threads(self, ids: torch.Tensor) -> int:
+        """How many threads the work on a batch is worth."""
+        enough = len(ids) * int(self.layout.tables[:, 3].max()) // THREAD
+        return max(1, min(torch.get_num_threads(), enough))
 
 
 def _bags(ids: torch.Tensor, offsets: torch.Tensor, factors: torch.Tensor) -> Bags:

@@ -13,7 +13,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 from dlrm_torchrec.sharding.modules import fastest_update as module
-from dlrm_torchrec.sharding.modules.fastest_update import processor, sorting_pays
+from dlrm_torchrec.sharding.modules.fastest_update import Work, processor, sorting_pays
 from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
 from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 
@@ -42,12 +42,12 @@ def pays(optimizer: OptimizerKind, dim: int) -> bool:
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[EmbOptimType, int, int, int]]:
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[EmbOptimType, Work]]:
     """What was measured; FBGEMM is said to be faster at SGD and slower at all else."""
     calls = []
 
-    def measure(optimizer: EmbOptimType, dim: int, *, bags: int, ids: int) -> dict[str, float]:
-        calls.append((optimizer, dim, bags, ids))
+    def measure(optimizer: EmbOptimType, work: Work) -> dict[str, float]:
+        calls.append((optimizer, work))
         return {"fbgemm": 1.0, "sorted": 2.0 if optimizer is SGD else 0.5}
 
     monkeypatch.setattr(module, "measure", measure)
@@ -55,22 +55,22 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[EmbO
     return calls
 
 
-def test_is_measured_once_for_an_optimizer_and_a_dim(
-    measured: list[tuple[EmbOptimType, int, int, int]], tmp_path: Path
-) -> None:
+def test_is_measured_once_for_an_optimizer_and_a_dim(measured: list[tuple[EmbOptimType, Work]], tmp_path: Path) -> None:
     for _ in range(2):
         assert not pays("sgd", 16)
         assert pays("adagrad", 16)
         assert not pays("sgd", 64)
-    bags = 1024 // torch.get_num_threads()
-    assert measured == [(SGD, 16, bags, 4), (ADAGRAD, 16, bags, 4), (SGD, 64, bags, 4)]
+    small, large = (
+        Work(tables=max(1, 2 // torch.get_num_threads()), rows=8, dim=dim, bags=512, ids=4) for dim in (16, 64)
+    )
+    assert measured == [(SGD, small), (ADAGRAD, small), (SGD, large)]
     kept = json.loads((tmp_path / "dlrm_torchrec" / "updates.json").read_text())
     assert len(kept) == 3
     assert all(processor() in key for key in kept)
 
 
 def test_a_damaged_or_forbidden_file_is_no_obstacle(
-    measured: list[tuple[EmbOptimType, int, int, int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    measured: list[tuple[EmbOptimType, Work]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert not pays("sgd", 16)
     (tmp_path / "dlrm_torchrec" / "updates.json").write_text("{")
@@ -81,13 +81,12 @@ def test_a_damaged_or_forbidden_file_is_no_obstacle(
     assert len(measured) == 3
 
 
-def test_what_fbgemm_lacks_is_not_measured(measured: list[tuple[EmbOptimType, int, int, int]]) -> None:
+def test_what_fbgemm_lacks_is_not_measured(measured: list[tuple[EmbOptimType, Work]]) -> None:
     assert pays("adam", 16)
     assert measured == []
 
 
-def test_both_kernels_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "NUMBERS", 2**14)
-    times = module.measure(SGD, 8, bags=32, ids=3)
+def test_both_kernels_are_timed() -> None:
+    times = module.measure(SGD, Work(tables=2, rows=64, dim=8, bags=32, ids=3))
     assert times.keys() == {"fbgemm", "sorted"}
     assert min(times.values()) > 0
