@@ -32,7 +32,8 @@ CAUSE_S = 5.0  # for which a rank that lost another one waits for the sentence o
 TORCHRUN_S = 20.0  # after which torchrun has ended the other ranks
 _OURS = re.compile(r"\bmust\b.*: (got|found)\b", re.DOTALL)  # "<thing> must <rule>: got <value>; <what to do>"
 _LOST = re.compile(
-    r"Connection (closed|reset) by peer|Connection refused|Broken pipe|Socket closed|remote process exited"
+    r"Connection (closed by peer|reset by peer|refused|was likely closed)|Broken pipe|Socket closed|"
+    r"remote process exited"
 )
 
 

@@ -85,7 +85,7 @@ def kills(draw: random.Random, num_ranks: int, count: int) -> list[Kill]:
         trap = Trap(_name(draw.choice(calls)), draw.randint(1, most)) if calls else None
         kind = draw.choice([KILLED, KILLED, STOPPED, INTERRUPTED])
         target = draw.choice(TARGETS) if num_ranks > 1 else "the launcher"
-        found.append(Kill(kind, target, moment, trap, after_s=draw.uniform(0.0, 1.5)))
+        found.append(Kill(kind, target, moment, trap, after_s=draw.uniform(0.0, 1.0)))
     return found
 
 

@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.distributed import DistNetworkError, TCPStore
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from dlrm_torchrec.command_line import parse
-from dlrm_torchrec.terminal.failure import run
+from dlrm_torchrec.terminal.failure import failure_of, run
 from dlrm_torchrec.terminal.words import about
 from tests.recipe import ROOT
 from tests.scripts import run_python
@@ -150,6 +151,18 @@ def test_ranks_that_lost_one_of_another_host_say_so_once(tmp_path: Path) -> None
     assert text.startswith("error of rank")
     assert "the connection to another rank must hold: got [enforce fail" in text
     assert "run the same command again to resume" in text
+
+
+def test_a_rank_whose_torchrun_was_killed_has_lost_it() -> None:
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    client = TCPStore("127.0.0.1", server.port, is_master=False)
+    del server
+    with pytest.raises(DistNetworkError) as raised:
+        client.get("attempt")
+    failure = failure_of(raised.value, rank=1)
+    assert failure.lost
+    assert failure.sentence.startswith("the connection to another rank must hold: got Failed to recv")
+    assert failure.stack == ""
 
 
 def test_a_wrong_command_line_is_refused_by_the_first_rank(tmp_path: Path) -> None:

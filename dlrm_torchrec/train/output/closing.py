@@ -88,7 +88,7 @@ def _reached(metrics: Mapping[str, float]) -> list[str]:
 def _took(ended: Ended) -> str:
     steps = ended.step - ended.begun_at
     if not steps:
-        return f"{duration(ended.total_s)}; no step was left to train"
+        return f"{duration(ended.total_s)}; no step was {'left to train' if ended.is_over else 'trained'}"
     return f"{duration(ended.total_s)}, of which {duration(ended.train_s)} trained {steps:,} steps"
 
 

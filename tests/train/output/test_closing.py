@@ -85,6 +85,13 @@ def test_an_interrupted_run_says_where_it_stopped_and_how_to_go_on(run: Path) ->
     assert "next" not in said
 
 
+def test_a_run_that_was_stopped_at_once_has_steps_left(run: Path) -> None:
+    took = [
+        groups(describe(ended(run, step=600, begun_at=600, is_over=over), CLICKS))["took"] for over in (False, True)
+    ]
+    assert took == [["1 min 12 s; no step was trained"], ["1 min 12 s; no step was left to train"]]
+
+
 def test_a_run_that_was_ended_early_is_over(run: Path) -> None:
     said = groups(describe(ended(run, step=600), CLICKS))
     assert said["reached"][:2] == [
