@@ -81,8 +81,10 @@ class Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.open.end(self._descriptor)
-        if self._timer:
-            self._timer.cancel()
+        # uvicorn keeps its own timer, and with it all of a connection, if the client has reset that
+        for timer in (self._timer, self.timeout_keep_alive_task):
+            if timer:
+                timer.cancel()
 
     def _expect_request(self) -> None:
         self.open.wait(self._descriptor, self._socket)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import resource
+import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from uvicorn.server import ServerState
 
 from dlrm_torchrec.inference.serving.connections import Connections, most_connections
 from dlrm_torchrec.inference.serving.quota import Quota, client_of
 from dlrm_torchrec.inference.serving.reload_guard import check_may_reload, read_token
+from dlrm_torchrec.inference.serving.server import Protocol
 from tests.inference.serving.served import CITIES, Server, as_json, columns, write
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -86,6 +93,47 @@ def test_descriptors_run_out_quietly(package: Path) -> None:
             assert server.ask("GET", "/healthz")[0] == 200
     assert server.predict(as_json(columns(0, 2)))[0] == 200
     assert server.stop()[::2] == (0, "")
+
+
+def test_nothing_is_left_of_a_connection_that_its_client_resets() -> None:
+    """Timers would keep all of it, and the collector of garbage would stop the server to look at thousands of them."""
+
+    async def answer(_: Any, __: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+        await send({"type": "http.response.body", "body": b"123456789"})
+
+    async def survivors() -> int:
+        http: Any = type("ServerProtocol", (Protocol,), {"open": Connections(4, client_share=1)})
+        config = uvicorn.Config(answer, timeout_keep_alive=3600, log_config=None, lifespan="off")
+        config.load()
+        protocols: list[weakref.ref[Any]] = []
+
+        def connected() -> Any:
+            protocol = http(config=config, server_state=ServerState(), app_state={})
+            protocols.append(weakref.ref(protocol))
+            return protocol
+
+        listening = await asyncio.get_running_loop().create_server(connected, "127.0.0.1", 0)
+        address = listening.sockets[0].getsockname()
+
+        def visit() -> None:
+            with socket.create_connection(address, timeout=60) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert client.recv(1)  # what is left unread makes the end a reset
+
+        await asyncio.gather(*(asyncio.to_thread(visit) for _ in range(3)))
+        left = len(protocols)
+        for _ in range(20):
+            await asyncio.sleep(0.1)
+            gc.collect()
+            left = sum(protocol() is not None for protocol in protocols)
+            if not left:
+                break
+        assert len(protocols) == 3
+        listening.close()
+        return left
+
+    assert asyncio.run(survivors()) == 0
 
 
 class Fake:
