@@ -214,6 +214,7 @@ RELOADS: list[tuple[str, dict[str, str], str, bool]] = [
     ("127.0.0.1", {"host": "evil.example"}, "", False),
     ("127.0.0.1", {"host": "localhost:8000", "origin": "http://evil.example"}, "", False),
     ("127.0.0.1", {"host": "localhost:8000", "origin": "null"}, "", False),
+    ("127.0.0.1", {"host": "localhost:8000", "origin": "http://[::1"}, "", False),
     ("127.0.0.1", {"host": "localhost:8000", "x-forwarded-for": "10.0.0.1"}, "", False),
     ("127.0.0.1", {"host": "[::1"}, "", False),
     ("127.0.0.1", {"host": "localhost:8000"}, TOKEN, False),
