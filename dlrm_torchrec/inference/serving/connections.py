@@ -15,6 +15,7 @@ from dlrm_torchrec.inference.serving.quota import client_of
 
 RESERVED_DESCRIPTORS = 32  # for the files of a package, and for connections that are being closed
 MAX_REFUSALS = 64  # in a row, before the server does something else
+MAX_WAITING = 2048  # connections that the system holds until they are accepted; it may hold fewer
 MAX_CLOSING = 16  # connections that are cut but still have their descriptors
 
 
@@ -96,6 +97,10 @@ class Listener(socket.socket):
         super().__init__(fileno=listening.detach())
         self.connections = connections
         self._spare: int | None = _spare()
+
+    def listen(self, _: int = 0) -> None:
+        """Lets connections wait, more than asyncio accepts at once: the system drops others, whose clients wait 1 s."""
+        super().listen(MAX_WAITING)
 
     def accept(self) -> tuple[socket.socket, Any]:
         """The next admitted connection; BlockingIOError when there is none."""

@@ -25,7 +25,7 @@ from dlrm_torchrec.inference.serving.connections import Connections, Listener, m
 from dlrm_torchrec.inference.serving.limits import ServingConfig
 
 SHUTDOWN_S = 30  # the longest time to answer open requests after SIGTERM
-BACKLOG = 128  # connections that wait to be accepted; so many may be accepted at once
+BACKLOG = 128  # connections that are accepted at once
 MAX_HEAD_BYTES = 65_536
 FREE_PIECES, BYTES_PER_PIECE = 1024, 256  # of a body
 READ_BYTES = 16_384  # of a connection at once; asyncio reads up to 256 KiB, which may be many pieces

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 import resource
@@ -21,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from uvicorn.server import ServerState
 
-from dlrm_torchrec.inference.serving.connections import Connections, most_connections
+from dlrm_torchrec.inference.serving.connections import Connections, Listener, most_connections
 from dlrm_torchrec.inference.serving.quota import Quota, client_of
 from dlrm_torchrec.inference.serving.reload_guard import check_may_reload, read_token
 from dlrm_torchrec.inference.serving.server import Protocol
@@ -169,6 +170,19 @@ def test_the_longest_waiting_connection_makes_room() -> None:
     assert connections.admit(fakes[5], "10.0.0.4")
     assert connections.admit(fakes[6], "10.0.0.5")
     assert fakes[5].is_cut
+
+
+def test_a_flood_of_connections_waits_and_is_not_dropped() -> None:
+    """More than asyncio accepts at once; the client of a dropped one tries again only after a second or more."""
+    created = socket.create_server(("127.0.0.1", 0))
+    most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    with Listener(created, Connections(512, client_share=1)) as listening, ExitStack() as held:
+        listening.listen(10)
+        clients = [held.enter_context(socket.socket()) for _ in range(min(400, most))]
+        for client in clients:
+            client.setblocking(False)
+            assert client.connect_ex(listening.getsockname()) in (0, errno.EINPROGRESS)
+        assert [client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO) for client in clients] == [1] * len(clients)
 
 
 def test_a_limit_of_files_without_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
