@@ -52,7 +52,7 @@ torch_for_cpus = if $(1)/bin/pip install --dry-run --no-deps $$(grep -o '^torch=
 # two processes share the cores (torchrun's own default is one thread for each)
 train: export OMP_NUM_THREADS ?= $(shell n=$$(nproc); echo $$(( n > 1 ? n / 2 : 1 )))
 train: setup
-	.venv/bin/torchrun --standalone --nproc_per_node 2 recipes/train_dlrm.py
+	.venv/bin/torchrun --standalone --nproc_per_node 2 recipes/train_dlrm.py --run-dir runs/first
 
 # One worker per core, which has one thread and takes whole files in the order of tests/conftest.py: those that take
 # minutes come first.

@@ -109,8 +109,17 @@ def read_config(recipe: TrainingRecipe, run: str) -> Any:
     path = f"{run}/config.json"
     if not g_pathmgr.exists(path):
         raise ValueError(f"run must be the folder of a run, with config.json: got {run!r}; name one under runs/")
-    with g_pathmgr.open(path, "r") as stream:
-        return restore(recipe.Config, json.load(stream))
+    try:
+        with g_pathmgr.open(path, "rb") as stream:
+            record = json.loads(stream.read())
+        if not isinstance(record, dict):
+            raise ValueError("no object")
+        return restore(recipe.Config, record)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} must be the config of a run of this recipe: got {error!r}; name the recipe that trained it, or "
+            "start its run again, which writes the file"
+        ) from error
 
 
 Value = TypeVar("Value")

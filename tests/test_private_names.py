@@ -74,6 +74,13 @@ LIST = [
         ["tests/train/test_optimizers.py"],
         "What FBGEMM is told about the optimizer.",
     ),
+    # torch: torchrun
+    Private(
+        "torch.distributed.elastic.multiprocessing.api.MultiprocessContext",
+        ["_worker_finished_event"],
+        ["tests/launched.py"],
+        "Without it, ranks that are functions, not scripts, outlive an agent that was killed.",
+    ),
     # torch: operators
     Private(
         "torch.ops.c10d",
@@ -202,6 +209,12 @@ LIST = [
         ["_grouped_embedding_configs_per_node"],
         [f"{SHARDING}/modules/composed_shardings.py"],
         GROUPS,
+    ),
+    Private(
+        "torchrec.distributed.sharding.twrw_sharding.BaseTwRwEmbeddingSharding",
+        ["_intra_pg"],
+        [f"{SHARDING}/modules/composed_shardings.py"],
+        "The ranks of a host, which share the rows of a table; a second group of them would be one to keep in order.",
     ),
     # TorchRec: parts of modules
     Private(

@@ -35,7 +35,7 @@ LABELS_GUIDE = ROOT / "docs" / "labels_and_weights.md"
 SHORT = {
     "--run-dir runs/one": " --rows 40960 --batch-size 1024",
     "recipes/train_fm.py demo": " --rows 40960 --batch-size 1024",
-    "--run-dir runs/sixteen": " --rows 40960 --batch-size 1024",
+    "-j 2x8 recipes/train_dlrm.py": " --rows 40960 --batch-size 1024",
     "--run-dir runs/mine": " --rows 40960 --batch-size 1024",
     "recipes/train_dlrm_compositional.py": " --rows 40960 --batch-size 1024",
     "--tables.threshold 900 --run-dir runs/hashed": " --rows 40960 --batch-size 1024",
@@ -123,7 +123,7 @@ def test_command(command: str, project: Path) -> None:
     if "census" in command and not SHARED.exists():
         pytest.skip("Census-Income (KDD) is not at ../shared/data/census_income_kdd")
     if "quantize_dlrm" in command:  # of the run that the README began with, and for the server after it
-        quickly("python recipes/train_dlrm.py demo --rows 40960 --batch-size 1024", project)
+        quickly("python recipes/train_dlrm.py demo --rows 40960 --batch-size 1024 --run-dir runs/first", project)
         assert "largest change of a prediction" in quickly(command, project)
         return
     shortest = max((end for end in SHORT if command.endswith(end)), key=len, default="")
@@ -146,7 +146,7 @@ def test_command(command: str, project: Path) -> None:
 
 def test_no_command_meets_the_run_of_another() -> None:
     """Nor that of ``make train``, which quantize_dlrm and serve take."""
-    folders = ["runs/train_dlrm/demo"]
+    folders = ["runs/first/demo"]
     for words in map(shlex.split, COMMANDS):
         script = next((word for word in words if re.fullmatch(r"recipes/train_\w+\.py|mine\.py", word)), None)
         if script is None or words[:2] == ["dlrm-recipes", "cp"] or {"diff", "upgrade"} & set(words):

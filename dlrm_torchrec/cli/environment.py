@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import ctypes
 import hashlib
 import importlib.metadata
@@ -58,18 +59,23 @@ def observe() -> Environment:
 
 
 def _wheel(name: str, package: importlib.metadata.Distribution) -> Wheel:
-    libraries = [file for file in package.files or [] if file.suffix == ".so"]
-    lost = [str(file) for file in libraries if not _is_as_installed(file)]
+    # of all that was installed; package.files leaves out what is missing, from Python 3.12 on
+    record = csv.reader((package.read_text("RECORD") or "").splitlines())
+    libraries = [(file, digest, size) for file, digest, size in record if file.endswith(".so")]
+    lost = [
+        file for file, *recorded in libraries if not _is_as_installed(Path(str(package.locate_file(file))), *recorded)
+    ]
     return Wheel(name, package.version, len(libraries), tuple(lost))
 
 
-def _is_as_installed(file: importlib.metadata.PackagePath) -> bool:
-    path = Path(str(file.locate()))
-    if not path.is_file() or file.hash is None or path.stat().st_size != file.size:
+def _is_as_installed(path: Path, digest: str, size: str) -> bool:
+    """Whether a file has the ``size`` and the ``digest`` (algorithm=value) that its wheel recorded."""
+    algorithm, _, value = digest.partition("=")
+    if not path.is_file() or not value or path.stat().st_size != int(size):
         return False
     with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, file.hash.mode).digest()
-    return base64.urlsafe_b64encode(digest).decode().rstrip("=") == file.hash.value
+        found = hashlib.file_digest(stream, algorithm).digest()
+    return base64.urlsafe_b64encode(found).decode().rstrip("=") == value
 
 
 def _torch_cuda() -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import re
 import shutil
 import sys
@@ -41,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments, argparse.Namespace(own=own))
     try:
         code: int = args.function(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `dlrm-recipes ls | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
+        return DONE
     except (ValueError, OSError) as error:
         print(shown(f"dlrm-recipes: {error}"), file=sys.stderr)
         return BAD_ARGUMENTS

@@ -102,7 +102,8 @@ def copies(paths: list[Path]) -> list[Copy]:
     """The copied recipes in these files and folders. Raises ValueError for a file that is not a copied recipe."""
     files = [path for path in paths if not path.is_dir()]
     for folder in filter(Path.is_dir, paths):
-        files += [file for file in sorted(folder.glob("*.py")) if _ORIGIN.search(file.read_text(errors="replace"))]
+        python = filter(Path.is_file, sorted(folder.glob("*.py")))  # no links that lead nowhere
+        files += [file for file in python if _ORIGIN.search(file.read_text(errors="replace"))]
     return [read_copy(file) for file in files]
 
 

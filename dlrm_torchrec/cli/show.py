@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from iopath.common.file_io import g_pathmgr
-
 MARK = b'<p class="eyebrow">Training run'  # in every page that this command has written
 
 
@@ -18,7 +16,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def show(args: argparse.Namespace) -> int:
     """0 after the page is written. Raises ValueError or OSError when there is no such run, or no place to write."""
-    from dlrm_torchrec.cli.runs.page import page  # only now, so that other commands are quick
+    from iopath.common.file_io import g_pathmgr  # only now, so that other commands are quick
+
+    from dlrm_torchrec.cli.runs.page import page
     from dlrm_torchrec.cli.runs.picture import check_matplotlib, draw
     from dlrm_torchrec.cli.runs.read import read_runs
 

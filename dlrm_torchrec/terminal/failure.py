@@ -31,7 +31,9 @@ NEIGHBOURS_S = 2.0  # for which a rank that fails waits whether its neighbours f
 CAUSE_S = 5.0  # for which a rank that lost another one waits for the sentence of that one
 TORCHRUN_S = 20.0  # after which torchrun has ended the other ranks
 _OURS = re.compile(r"\bmust\b.*: (got|found)\b", re.DOTALL)  # "<thing> must <rule>: got <value>; <what to do>"
-_LOST = re.compile(r"Connection (closed|reset) by peer|Connection refused|Broken pipe|Socket closed|NCCL.*remote")
+_LOST = re.compile(
+    r"Connection (closed|reset) by peer|Connection refused|Broken pipe|Socket closed|remote process exited"
+)
 
 
 def run(main: Callable[Parameters, Result], *arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
@@ -68,7 +70,7 @@ def run_with_code(
 def failure_of(error: Exception, rank: int) -> Failure:
     """What to tell of ``error``: a sentence alone if it is the user's to mend, or if another rank was lost."""
     stack = "".join(traceback.format_exception(error))
-    if _LOST.search(str(error)) and isinstance(error, RuntimeError | OSError):
+    if isinstance(error, RuntimeError) and _LOST.search(str(error)):  # not OSError: a pipe of the user's may break
         advice = "look at what the other ranks printed, and run the same command again to resume"
         reason = str(error).strip().splitlines()[0]
         return Failure(rank, f"the connection to another rank must hold: got {reason}; {advice}", lost=True)

@@ -88,8 +88,14 @@ def fit_to_rows(config: AnyConfig, data: Data) -> tuple[AnyConfig, str]:
 
     Synthetic data have new rows for ever, so they get the numbers that the config has by default, without a word. A
     rare label counts as fewer rows: five for each row of the rarer class. Raises ValueError when a learning rate is
-    marked, but its optimizer is another than by default.
+    marked, but its optimizer is another than by default, and when an early stop is asked for without validations.
     """
+    early_stop = _get(config, "checkpoint.early_stop")
+    if early_stop and _get(config, "eval_every") == 0:
+        raise ValueError(
+            f"--early-stop must have validations to count: got {early_stop} with eval_every 0, which validates only at "
+            "the end; set --eval-every to the steps between two of them"
+        )
     marked = [name for name, mark in AUTOMATIC.items() if _get(config, name) == mark]
     rows = data.rows.get("train", 0)
     if not rows:

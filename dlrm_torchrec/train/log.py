@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.config import LogConfig
@@ -22,6 +21,7 @@ from dlrm_torchrec.train.output.memory import peak_bytes
 from dlrm_torchrec.train.output.pace import Pace
 from dlrm_torchrec.train.output.records import append_record, keep_records
 from dlrm_torchrec.train.output.trackers import Tracker, check_tracker, open_tracker
+from dlrm_torchrec.train.output.whole import write_whole
 from dlrm_torchrec.train.processes.lock import RunLock
 from dlrm_torchrec.train.schedule import learning_rates
 from dlrm_torchrec.train.timing.step_times import Timing
@@ -77,8 +77,7 @@ class RunLog:
         self._profile(step)
         if not self.world.is_main:
             return
-        with g_pathmgr.open(f"{self.folder}/config.json", "w") as stream:
-            json.dump(self._run, stream, indent=1, default=_plain)
+        self._write_json("config.json", self._run)
         self.say(keep_records(self.folder, step))
         self._tracker = open_tracker(self.config.track, self.folder, self._run)
         if step >= num_steps:
@@ -100,9 +99,8 @@ class RunLog:
 
     def _write_times(self, found: dict[str, Any]) -> None:
         if self.world.is_main:
+            self._write_json("step_times.json", found)
             path = f"{self.folder}/step_times.json"
-            with g_pathmgr.open(path, "w") as stream:
-                json.dump(found, stream, indent=1)
             self.say(f"wrote times of single steps to {path}; python -m dlrm_torchrec.sharding.measured reads them")
 
     def step(self, step: int, loss: torch.Tensor, global_rows: int) -> None:
@@ -163,8 +161,7 @@ class RunLog:
         """Say what the model is made of, and keep it in model.json."""
         self.say(str(summary))
         if self.world.is_main:
-            with g_pathmgr.open(f"{self.folder}/model.json", "w") as stream:
-                json.dump(summary.to_json(), stream, indent=1)
+            self._write_json("model.json", summary.to_json())
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -185,6 +182,9 @@ class RunLog:
         self._train_s = self._elapsed_s()
         self._clock = None
         return is_over
+
+    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        write_whole(f"{self.folder}/{name}", json.dumps(value, indent=1, default=_plain).encode())
 
     def _profile(self, step: int) -> None:
         """Start or stop the profiler after ``step`` steps; chrome://tracing and Perfetto show its trace."""
@@ -221,8 +221,7 @@ class RunLog:
             self.say(closing.describe(ended, metrics))
             if self.config.tensorboard:
                 self._tensorboard.close()
-            with g_pathmgr.open(f"{self.folder}/final.json", "w") as stream:
-                json.dump(final, stream, indent=1)
+            self._write_json("final.json", final)
             self._tracker.finish(final)
             self._lock.release()
             print(json.dumps(final), flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -223,3 +224,21 @@ def test_a_file_that_is_no_copy_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be a copied recipe"):
         copies([tmp_path / "mine.py"])
     assert copies([tmp_path]) == []
+
+
+def test_status_passes_over_links_that_lead_nowhere_and_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lost.py").symlink_to("/nowhere")
+    (tmp_path / "folder.py").mkdir()
+    assert main(["cp", "train_dlrm", "mine.py"]) == 0
+    capsys.readouterr()
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out.startswith("mine.py: unchanged (train_dlrm ")
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = f"{shlex.quote(sys.executable)} -m dlrm_torchrec.cli.main ls | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

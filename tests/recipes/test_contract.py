@@ -81,3 +81,10 @@ def test_tools_are_no_training_recipes() -> None:
 def test_a_folder_without_a_config_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run must be the folder of a run, with config.json: got .*; name one under"):
         read_config(load_training_recipe("train_dlrm"), str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", '{"rows": ', "null", "[" * 100_000, '{"bottom": 7}', '{"tables": {"kind": "?"}}'])
+def test_a_config_that_is_not_one_of_this_recipe_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config.json must be the config of a run of this recipe: got .*; name"):
+        read_config(load_training_recipe("train_dlrm"), str(tmp_path))

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed import run_ranks
+from tests.launched import Launched, is_running, launched
 from tests.recipe import ROOT, _run, records
 
 STEPS, BATCH = 60, 256
@@ -121,12 +122,56 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path: Path, whole: dict[str, float]
     assert finish(tmp_path, *options) == whole
 
 
-def torchrun(folder: Path, *options: str) -> subprocess.Popen[str]:
-    """A run of two ranks that torchrun's agent has started; it has begun to save when this returns."""
+@contextlib.contextmanager
+def begun(run: Path, folder: Path, max_restarts: int = 0) -> Iterator[Launched]:
+    """A run of two ranks in ``run`` that torchrun's agent has started, and that has begun to save."""
+    next_save = partial(has_begun, run, newest(run) + 1)
+    words = [str(ROOT / "recipes/train_dlrm.py"), *arguments(run), "--speed", "exact"]
+    with launched(words, 2, folder, max_restarts=max_restarts) as command:
+        while not next_save():
+            assert command.is_running(), command.err()
+            time.sleep(0.01)
+        yield command
+
+
+def result(command: Launched) -> dict[str, float]:
+    assert command.wait(240) == 0, command.err()
+    return without_speed(json.loads(command.out().splitlines()[-1]))
+
+
+def test_elastic_restart_continues(tmp_path: Path, whole: dict[str, float]) -> None:
+    with begun(tmp_path, tmp_path / "life", max_restarts=2) as command:
+        os.kill(command.ranks()[0], signal.SIGKILL)
+        assert result(command) == whole
+
+
+STOPPED = "stopped by SIGINT; run the same command again to resume from the checkpoint that was saved"
+
+
+def test_ctrl_c_saves_and_the_same_command_resumes_whoever_is_still_there(
+    tmp_path: Path, whole: dict[str, float]
+) -> None:
+    with begun(tmp_path, tmp_path / "first") as command:
+        os.kill(command.launcher, signal.SIGINT)
+        assert command.wait(240) != 0
+        assert STOPPED in command.err()
+        assert 0 < newest(tmp_path) < STEPS
+    with begun(tmp_path, tmp_path / "second") as command:
+        command.process.kill()
+        with begun(tmp_path, tmp_path / "third") as follower:  # at once
+            assert result(follower) == whole
+        assert len(command.ranks()) == 2
+        assert not any(map(is_running, command.ranks().values()))
+
+
+def torchrun(folder: Path) -> subprocess.Popen[str]:
+    """The command that a person types; it has begun to save when this returns."""
     begun = partial(has_begun, folder, newest(folder) + 1)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *options]
     agent = subprocess.Popen(
-        [*command, "recipes/train_dlrm.py", *arguments(folder)],
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+            *("recipes/train_dlrm.py", *arguments(folder), "--speed", "exact"),
+        ],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     while not begun():
@@ -139,37 +184,22 @@ def children(agent: subprocess.Popen[str]) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
 
 
-def is_running(pid: int) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
-def result(agent: subprocess.Popen[str]) -> dict[str, float]:
-    out, err = agent.communicate(timeout=240)
-    assert agent.returncode == 0, err
-    return without_speed(json.loads(out.splitlines()[-1]))
-
-
-def test_elastic_restart_continues(tmp_path: Path, whole: dict[str, float]) -> None:
-    agent = torchrun(tmp_path, "--max-restarts=2")
-    os.kill(children(agent)[0], signal.SIGKILL)
-    assert result(agent) == whole
-
-
-def test_ctrl_c_saves_and_no_rank_outlives_its_launcher(tmp_path: Path, whole: dict[str, float]) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_same_by_torchrun_itself(tmp_path: Path, whole: dict[str, float]) -> None:
     agent = torchrun(tmp_path)
     agent.send_signal(signal.SIGINT)
     _, err = agent.communicate(timeout=240)
     assert agent.returncode != 0
-    assert "stopped by SIGINT; run the same command again to resume from the checkpoint that was saved" in err
+    assert STOPPED in err
     assert 0 < newest(tmp_path) < STEPS
 
     agent = torchrun(tmp_path)
     ranks = children(agent)
     agent.kill()
-    follower = torchrun(tmp_path)  # at once
-    assert result(follower) == whole
+    follower = torchrun(tmp_path)
+    out, err = follower.communicate(timeout=240)
+    assert without_speed(json.loads(out.splitlines()[-1])) == whole, err
     assert len(ranks) == 2
-    assert not any(is_running(rank) for rank in ranks)
+    assert not any(map(is_running, ranks))
     agent.communicate()

@@ -21,11 +21,12 @@ def test_last_line_is_the_final_metrics(tmp_path: Path) -> None:
     command = [sys.executable, "recipes/train_dlrm.py", *SMALL, f"--run-dir={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
     metrics = json.loads(done.stdout.splitlines()[-1])
-    wanted = {"val/auc", "val/ne", "val/logloss", "val/calibration", "val/accuracy", "best/val/auc", "teacher/auc"}
+    wanted = {"val/auc", "val/ne", "val/logloss", "val/calibration", "val/accuracy", "teacher/auc"}
     assert wanted <= metrics.keys()
     assert metrics["steps"] == 20
     assert metrics["samples_per_s"] > 0
-    assert 0.5 < metrics["val/auc"] <= metrics["best/val/auc"] < metrics["teacher/auc"] < 1
+    assert 0.5 < metrics["val/auc"] < metrics["teacher/auc"] < 1
+    assert metrics.get("best/val/auc", 1) > metrics["val/auc"]  # it is there only where it says something new
     lines = records(tmp_path / "demo")
     assert [r["step"] for r in lines if "train/loss" in r] == [5, 10, 15, 20]
     assert [r["step"] for r in lines if "val/auc" in r] == [10, 20]

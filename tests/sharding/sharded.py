@@ -81,8 +81,9 @@ def _placed(config: EmbeddingBagConfig, kind: str, number: int, hosts: int) -> P
         if kind == "uneven columns":
             first, width = (0, 4) if cut == 0 else (4, config.embedding_dim - 4)
         for part, rank in enumerate(sharing):
-            size = [min(block, config.num_embeddings - part * block), width]
-            shards.append(ShardMetadata([part * block, first], size, f"rank:{rank}/cpu"))
+            start = min(part * block, config.num_embeddings)
+            size = [min(block, config.num_embeddings - start), width]
+            shards.append(ShardMetadata([start, first], size, f"rank:{rank}/cpu"))
     return ParameterSharding(
         sharding_type="column_wise" if kind == "uneven columns" else kind,
         compute_kernel="fused" if shards else "dense",

@@ -13,14 +13,24 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
-from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
+from dlrm_torchrec.embeddings.compositional.operations import (
+    Add,
+    Concat,
+    FeatureGeneration,
+    Mult,
+    Operation,
+    Path,
+    Summed,
+)
 from dlrm_torchrec.embeddings.compositional.partitions import QuotientRemainder
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 from dlrm_torchrec.sharding import plan as plan_module
+from dlrm_torchrec.sharding.cluster.topology import HostBandwidths
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.modules.composed_shardings import SHARDINGS, offered_types
 from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.sharding.planner.constraints import table_constraints
 from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
 from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 from tests.distributed import run_ranks
@@ -134,6 +144,43 @@ def test_storage_is_that_of_the_rows_and_their_optimizer_state(
     assert 2 * ddr[0] - ddr[1] == 4 * rows * dim * (1 + state) + networks
 
 
+@pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+@pytest.mark.parametrize("kind", ["table_wise", "row_wise", "table_row_wise"])
+def test_ids_that_are_composed_by_their_owner_are_counted_once(
+    operation: Operation, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes are those of test_compositional_wire.py; rows that are only summed are sent by row-wise types."""
+    config = ShardingConfig(kind=kind)
+    plain, composed = (
+        planned(collection(each), cpus(), monkeypatch, config).shards[0].perf for each in (None, operation)
+    )
+    assert plain is not None
+    assert composed is not None
+    times = 2 if kind != "table_wise" and isinstance(operation, Summed) else 1
+    assert composed.input_dist_comms == pytest.approx(times * plain.input_dist_comms, rel=1e-3)
+
+
+@pytest.mark.parametrize(("operation", "rows"), [(Mult(), 20), (Path(hidden=16), 20 * 34)], ids=str)
+@pytest.mark.parametrize(("kind", "bandwidth"), [("row_wise", "inter_host_bw"), ("table_row_wise", "intra_host_bw")])
+def test_rows_that_every_rank_gets_are_counted(
+    operation: Operation, rows: int, kind: Any, bandwidth: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are all-reduced forward and backward, among all ranks or those of a host."""
+    machine = Topology(
+        world_size=16,
+        local_world_size=8,
+        compute_device="cuda",
+        generalized_comms_bandwidths=HostBandwidths(inter_host_bw=1000, intra_host_bw=5000),
+    )
+    ways = [planned(collection(each), machine, monkeypatch, ShardingConfig(kind=kind)) for each in (Add(), operation)]
+    summed, composed = (way.shards[0].perf for way in ways)
+    assert summed is not None
+    assert composed is not None
+    milliseconds = rows * DIM * 4 / (5000 if bandwidth == "intra_host_bw" else 8 * 1000)
+    assert composed.fwd_comms - summed.fwd_comms == pytest.approx(milliseconds)
+    assert composed.bwd_comms - summed.bwd_comms == pytest.approx(milliseconds)
+
+
 @pytest.mark.parametrize("world_size", [2, 16])
 @pytest.mark.parametrize("operation", [*OPERATIONS, Path(hidden=0)], ids=str)
 def test_auto_keeps_to_what_is_offered(operation: Operation, world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,17 +193,29 @@ def test_auto_keeps_to_what_is_offered(operation: Operation, world_size: int, mo
     assert plain.sharding_type not in ("table_wise", "data_parallel")
     assert composed.sharding_type in offered_types(stored)
     if isinstance(operation, Path):
-        assert composed.sharding_type in ("table_wise", "data_parallel")
+        assert composed.sharding_type not in ("column_wise", "table_column_wise", "grid_shard")
 
 
-ROWS_APART = "but the rows of an id must be on one rank, where they are combined before the bag is summed; choose one"
+@pytest.mark.parametrize("operation", [Mult(), Path(hidden=16), Add()], ids=str)
+def test_auto_keeps_products_and_paths_whole_on_cpu(operation: Operation) -> None:
+    """Their fast kernels there want it; sums take any type."""
+    tables = collection(operation)
+    optimize_tables_in_backward(tables, OptimizerConfig(kind="sgd", lr=0.1))
+    for device in ("cpu", "cuda"):
+        machine = Topology(world_size=2, local_world_size=2, compute_device=device)
+        found = table_constraints(tables, machine, ShardingConfig(), spec=SPEC, batch_size=128, access={}, without=())[
+            "t"
+        ].sharding_types
+        assert found is not None
+        assert ("row_wise" in found) == (device == "cuda" or isinstance(operation, Add))
+
+
 PART_OF_BAG = "but a rank with a part of the rows does not know how many ids a bag has; choose one of them"
 COLUMNS_APART = "but the networks of a path mix all columns; choose one of them"
 ROW_KINDS, COLUMN_KINDS = ["row_wise", "table_row_wise"], ["column_wise", "table_column_wise"]
 REFUSED: list[tuple[Operation | None, PoolingType, str, str]] = [
-    *((Mult(), PoolingType.SUM, kind, ROWS_APART) for kind in [*ROW_KINDS, "grid_shard"]),
-    *((Path(), PoolingType.SUM, kind, ROWS_APART) for kind in [*ROW_KINDS, "grid_shard"]),
-    *((Path(), PoolingType.SUM, kind, COLUMNS_APART) for kind in COLUMN_KINDS),
+    *((Path(), PoolingType.SUM, kind, COLUMNS_APART) for kind in [*COLUMN_KINDS, "grid_shard"]),
+    (Mult(), PoolingType.MEAN, "row_wise", PART_OF_BAG),
     *((Add(), PoolingType.MEAN, kind, PART_OF_BAG) for kind in [*ROW_KINDS, "grid_shard"]),
     (Concat(), PoolingType.MEAN, "row_wise", PART_OF_BAG),
     (FeatureGeneration(), PoolingType.MEAN, "row_wise", PART_OF_BAG),

@@ -15,6 +15,8 @@ def main(how: str) -> str:
         raise ValueError("lr must be positive: got -1.0; raise it")
     if how == "disk":
         raise OSError(28, "No space left on device", "runs/a")
+    if how == "pipe":
+        raise BrokenPipeError(32, "Broken pipe")
     if how == "bug":
         return str(int("x"))
     if how == "lost":

@@ -64,6 +64,7 @@ def alone(*words: str) -> subprocess.CompletedProcess[str]:
     [
         ("mistake", f"error: {MISTAKE}\n", 1),
         ("disk", "error: [Errno 28] No space left on device: 'runs/a'\n", 1),
+        ("pipe", "error: [Errno 32] Broken pipe\n", 1),  # of the terminal, not of another rank
         ("interrupted", "error: interrupted\n", 130),
         ("fine", "", 0),
     ],

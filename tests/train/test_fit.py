@@ -116,3 +116,12 @@ def test_rates_of_another_optimizer_must_be_set(part: str) -> None:
     with pytest.raises(ValueError, match=rf"^{part}\.lr must be set with {part}\.kind 'sgd': got none, .*; set it$"):
         fit_to_rows(other, Counts({"train": 1_000}))
     assert getattr(fit_to_rows(other, Counts())[0], part).kind == "sgd"
+
+
+def test_an_early_stop_needs_validations() -> None:
+    preset = load_training_recipe("train_dlrm").PRESETS["demo"]
+    stops = replace(preset, checkpoint=replace(preset.checkpoint, early_stop=2))
+    assert fit_to_rows(stops, Counts())[0].checkpoint.early_stop == 2
+    with pytest.raises(ValueError, match=r"--early-stop must have validations to count: got 2 with eval_every 0"):
+        fit_to_rows(replace(stops, eval_every=0), Counts())
+    assert fit_to_rows(replace(preset, eval_every=0), Counts())[0].eval_every == 0

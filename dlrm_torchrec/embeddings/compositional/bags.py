@@ -20,9 +20,9 @@ class Bags(NamedTuple):
     per_feature: list[int] | None = None  # how many values each feature has, where the host knows it
 
 
-def one_each(rows: torch.Tensor) -> torch.Tensor:
-    """Offsets of bags that hold one row each."""
-    return torch.arange(len(rows) + 1, device=rows.device)
+def one_each(rows: torch.Tensor) -> Bags:
+    """Bags that hold one row each."""
+    return Bags(rows, torch.ones_like(rows), None)
 
 
 def offsets_of(lengths: torch.Tensor) -> torch.Tensor:

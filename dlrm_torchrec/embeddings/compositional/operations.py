@@ -26,7 +26,6 @@ from dlrm_torchrec.embeddings.compositional.table_group import TableGroup
 class Operation(ABC):
     """A way to compute an id's vector from the rows of its classes."""
 
-    row_wise: ClassVar[bool] = False  # whether rows may lie on different ranks
     column_wise: ClassVar[bool] = True  # whether columns may lie on different ranks
 
     def row_dim(self, dim: int, k: int) -> int:  # noqa: ARG002 (operations that split the dim use k)
@@ -49,12 +48,14 @@ class Operation(ABC):
     def draw(self, stack: StackedRows, dim: int, weight: torch.Tensor) -> torch.Tensor:
         """Draw the initial weights in place; ``weight`` may be a shard of rows, or one or more shards of columns.
 
-        A table is sharded by rows only if all its rows have the same distribution. TorchRec stacks the column shards
-        of a rank below each other.
+        TorchRec stacks the column shards of a rank below each other. A shard of rows of several distributions keeps its
+        numbers, because it does not know its first row: ``initialize_tables`` does.
         """
         parts = self.initial_rows(stack, dim)
         if len(parts) == 1:
             return torch.nn.init.uniform_(weight, -parts[0].limit, parts[0].limit)
+        if len(weight) % stack.rows:
+            return weight
         for start in range(0, len(weight), stack.rows):
             shard = weight[start : start + stack.rows]
             for piece, part in zip(torch.split(shard, [part.rows for part in parts]), parts, strict=True):
@@ -71,8 +72,6 @@ class Operation(ABC):
 
 class Summed(Operation):
     """Operations whose result is a bag of rows, so that the look-up itself combines them."""
-
-    row_wise = True
 
     def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:  # noqa: ARG002 (other operations use it)
         return [InitialRows(stack.rows, center=0.0, limit=stack.partition.num_ids**-0.5)]
@@ -151,8 +150,11 @@ class Mult(Operation):
         sortable = weights is None or (weights.dtype == torch.float32 and not weights.requires_grad)
         if group.num_combinations * len(bags.lengths) <= len(bags.values) and sortable:
             return self._pooled_by_class(group, bags, look_up)
-        rows = group.rows(bags._replace(weights=None)).values
-        first, *others = torch.split(look_up(rows, one_each(rows), None), [len(bags.values)] * group.k)
+        rows, later = torch.split(
+            group.rows(bags._replace(weights=None)).values, [len(bags.values), (group.k - 1) * len(bags.values)]
+        )
+        vectors = group.read(look_up, one_each(rows), later)
+        first, *others = torch.split(vectors, [len(bags.values)] * group.k)
         for other in others:
             first = first * other
         return pool(first, bags)
@@ -172,12 +174,8 @@ class Mult(Operation):
             weights=bags.weights,
         )
         later_rows = group.combined_rows(values.device)
-        rows = torch.cat([values, later_rows.view(-1)])
-        ones = lengths.new_ones(later_rows.numel())
-        if weights is not None:
-            weights = torch.cat([weights, weights.new_ones(len(ones))])
-        sums = look_up(rows, offsets_of(torch.cat([lengths, ones])), weights)
-        by_class, factors = torch.split(sums, [len(lengths), len(ones)])
+        sums = group.read(look_up, Bags(values, lengths, weights), later_rows.view(-1))
+        by_class, factors = torch.split(sums, [len(lengths), later_rows.numel()])
         batch_size, dim = len(bags.lengths) // group.num_features, sums.size(1)
         products = by_class.view(group.num_combinations, group.num_features, batch_size, dim)
         if len(later_rows):
@@ -226,9 +224,9 @@ class Path(Operation):
             return pool_paths(group, bags, look_up, self._network_rows)
         ids, places = group.distinct(bags)  # each id passes once
         first, *later = group.networks(ids).values.view(group.k, len(ids.values))
-        rows = torch.cat([first, group.later_rows(first.device)])
         sizes = [sum(member.stack.sizes[j] for member in group.members) for j in range(1, group.k)]
-        vectors, *parameters = torch.split(look_up(rows, one_each(rows), None), [len(first), *sizes])
+        read = group.read(look_up, one_each(first), group.later_rows(first.device))
+        vectors, *parameters = torch.split(read, [len(first), *sizes])
         for classes, parameter in zip(later, parameters, strict=True):
             networks = parameter.view(-1, group.members[0].stack.class_rows[1], vectors.size(1))
             vectors = grouped_linear(vectors, classes, self.layers(networks))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from dlrm_torchrec.embeddings.compositional.bags import Bags
+from dlrm_torchrec.embeddings.compositional.bags import Bags, LookUp, offsets_of
 from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece, RowMap, Source
 from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 
@@ -37,22 +37,37 @@ class TableGroup:
         self._summed: RowMap | None = None
         self._indices: dict[tuple[str, torch.device], torch.Tensor] = {}
 
+    def first_row(self, number: int, j: int) -> int:
+        """The row at which partition ``j`` of table ``number`` begins."""
+        return self.bases[number] + self.members[number].stack.first_rows[j]
+
+    def read(self, look_up: LookUp, bags: Bags, later: torch.Tensor) -> torch.Tensor:
+        """The sums of ``bags`` of rows of first classes; below them ``later``, rows of later classes."""
+        ones = bags.lengths.new_ones(len(later))
+        weights = None if bags.weights is None else torch.cat([bags.weights, bags.weights.new_ones(len(later))])
+        return look_up(torch.cat([bags.values, later]), offsets_of(torch.cat([bags.lengths, ones])), weights)
+
     @cached_property
     def rows(self) -> RowMap:
         """A map from ids to the rows of their k classes."""
-        return self._map(lambda number: [self.bases[number] + row for row in self.members[number].stack.first_rows])
+        return self._map(lambda number: [self.first_row(number, j) for j in range(self.k)])
 
     @cached_property
     def digits(self) -> RowMap:
         """A map from ids to the row of their first class, and to the numbers of their later classes."""
-        return self._map(lambda number: [self.bases[number]] + [0] * (self.k - 1))
+        return self._map(lambda number: [self.first_row(number, 0)] + [0] * (self.k - 1))
+
+    @cached_property
+    def _classes(self) -> RowMap:
+        """A map from ids to the numbers of their k classes."""
+        return self._map(lambda _: [0] * self.k)
 
     @cached_property
     def networks(self) -> RowMap:
         """A map from ids to the row of their first class, and to places of their later classes in ``later_rows``."""
         starts = zip(*[_starts(counts) for counts in self.class_counts[1:]], strict=True)
         places = list(starts) if self.k > 1 else [()] * len(self.members)
-        return self._map(lambda number: [self.bases[number], *places[number]])
+        return self._map(lambda number: [self.first_row(number, 0), *places[number]])
 
     def summed(self, pieces: Callable[[int, tuple[ClassRow, ...]], list[Piece]]) -> RowMap:
         """A map from ids to the bags of rows that ``pieces`` makes of a feature's rows; for a group of one feature."""
@@ -77,10 +92,9 @@ class TableGroup:
 
         def create() -> torch.Tensor:
             ranges = [
-                torch.arange(size) + base + member.stack.first_rows[j]
+                torch.arange(member.stack.sizes[j]) + self.first_row(number, j)
                 for j in range(1, self.k)
-                for member, base in zip(self.members, self.bases, strict=True)
-                for size in [member.stack.sizes[j]]
+                for number, member in enumerate(self.members)
             ]
             return torch.cat([torch.empty(0, dtype=torch.int64), *ranges])
 
@@ -96,11 +110,11 @@ class TableGroup:
             index = torch.arange(self.num_combinations)
             rows = torch.empty(self.k - 1, self.num_combinations, self.num_features, dtype=torch.int64)
             feature = 0
-            for member, base in zip(self.members, self.bases, strict=True):
+            for number, member in enumerate(self.members):
                 repeats = 1
                 for j in reversed(range(1, self.k)):
                     count = member.stack.partition.classes[j]
-                    own = base + member.stack.first_rows[j] + index // repeats % count
+                    own = self.first_row(number, j) + index // repeats % count
                     rows[j - 1, :, feature : feature + len(member.features)] = own[:, None]
                     repeats *= count
                 feature += len(member.features)
@@ -112,13 +126,25 @@ class TableGroup:
         """The number of each id's combination of later classes, from these classes; the last is the lowest digit."""
         if not classes:
             return torch.zeros_like(bags.values, dtype=torch.int64)
-        found, features = classes[0], None
-        for later, counts in zip(classes[1:], self.class_counts[2:], strict=True):
-            if len(set(counts)) == 1:
-                found = found * counts[0] + later
+        return self._joined(classes, self.class_counts[1:], bags)
+
+    def ordinals(self, bags: Bags) -> torch.Tensor:
+        """The k classes of each id as one number in mixed radix; the first class is its highest digit.
+
+        Raises ValueError for an id outside of its range.
+        """
+        classes = self._classes(bags._replace(weights=None)).values.view(self.k, len(bags.values))
+        return self._joined(list(classes), self.class_counts, bags)
+
+    def _joined(self, digits: Sequence[torch.Tensor], counts: Sequence[list[int]], bags: Bags) -> torch.Tensor:
+        """One number of each id's digits; ``counts`` are how many values each digit has, in each table."""
+        found, features = digits[0], None
+        for digit, of_tables in zip(digits[1:], counts[1:], strict=True):
+            if len(set(of_tables)) == 1:
+                found = found * of_tables[0] + digit
                 continue
             features = self.features_of(bags) if features is None else features
-            found = found * self._of_features(f"counts {counts}", counts, found.device)[features] + later
+            found = found * self._of_features(f"counts {of_tables}", of_tables, found.device)[features] + digit
         return found
 
     def features_of(self, bags: Bags) -> torch.Tensor:

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbeddingBag, BatchedFusedEmbeddingBag
 from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
@@ -24,6 +25,7 @@ from dlrm_torchrec.sharding.modules.one_table import read_as_one_table
 from dlrm_torchrec.sharding.modules.products.products import Products
 from dlrm_torchrec.sharding.modules.rows_of_features import map_features, rows_of_features, sources
 from dlrm_torchrec.sharding.modules.sorted_updates import SortedTables, can_sort, use_sorted_updates
+from dlrm_torchrec.sharding.modules.spread_group import SpreadGroup
 
 Stacked = dict[str, StackedEmbeddingBagConfig]  # by the name of the table
 
@@ -32,11 +34,15 @@ class CompositionalLookup(GroupedPooledEmbeddingsLookup):
     """TorchRec's lookup for plain tables and the compositional ones in ``stacked``; each group has one kernel.
 
     Tables whose vectors are sums of rows are read by TorchRec's kernels, also together with plain tables, once their
-    ids were turned into rows. Tables that multiply or pass rows on have a kernel of their own.
+    ids were turned into rows. Tables that multiply or pass rows on have a kernel of their own. Where the ranks
+    ``spread_over`` share their rows, ids come as ordinals, and all these ranks must look up at the same time.
     """
 
-    def __init__(self, stacked: Stacked, *args: Any, **kwargs: Any) -> None:
-        self._stacked = stacked  # before TorchRec's __init__, which creates the kernels
+    def __init__(
+        self, stacked: Stacked, *args: Any, spread_over: dist.ProcessGroup | None = None, **kwargs: Any
+    ) -> None:
+        self._stacked, self._spread_over = stacked, spread_over  # before TorchRec's __init__ creates the kernels
+        self.in_order = False  # whether kernels must run one after another, as they exchange rows with other ranks
         super().__init__(*args, **kwargs)
         self._feature_splits = [
             sum(len(sources(table, stacked)) for table in config.embedding_tables) for config in self.grouped_configs
@@ -48,9 +54,13 @@ class CompositionalLookup(GroupedPooledEmbeddingsLookup):
         if any(stacked is not None and not isinstance(stacked.operation, Summed) for stacked in configs):
             device, pg = args[0], args[1]
             dense = config.compute_kernel == EmbeddingComputeKernel.DENSE
-            kernel = (ComposedDenseEmbeddingBag if dense else ComposedFusedEmbeddingBag)(
+            composed = (ComposedDenseEmbeddingBag if dense else ComposedFusedEmbeddingBag)(
                 [stacked for stacked in configs if stacked is not None], config, pg, device
             )
+            if self._spread_over is not None:
+                self.in_order = True
+                composed.group = SpreadGroup(config.embedding_tables, composed.configs, self._spread_over)
+            kernel = composed
         elif any(configs):
             # means come with the rows, as weights
             kernel = super()._create_embedding_kernel(replace(config, pooling=PoolingType.SUM), *args, **kwargs)
@@ -85,6 +95,7 @@ class _Composed:
     """``forward`` of a kernel that holds whole tables, or column shards of equal widths, of one operation."""
 
     group: TableGroup
+    configs: list[StackedEmbeddingBagConfig]
     like: StackedEmbeddingBagConfig
     emb_module: torch.nn.Module
     products: Products | None = None
@@ -106,7 +117,8 @@ class _Composed:
     def _products(self) -> Products | None:
         """Faster products, where the tables are updated by kernels of our own."""
         tables = self.emb_module.forward
-        if not isinstance(tables, SortedTables) or not isinstance(self.like.operation, Mult):
+        whole = not isinstance(self.group, SpreadGroup)
+        if not whole or not isinstance(tables, SortedTables) or not isinstance(self.like.operation, Mult):
             return None
         if self.products is None or self.products.tables is not tables:
             self.products = Products(self.group, tables, mean=self.like.pooling is PoolingType.MEAN)
@@ -118,7 +130,7 @@ class _Composed:
 
     def _compose(self, configs: list[StackedEmbeddingBagConfig]) -> None:
         members = [Member(config.name, tuple(config.logical.feature_names), config.stack) for config in configs]
-        self.group, self.like = TableGroup(members), configs[0]
+        self.group, self.configs, self.like = TableGroup(members), configs, configs[0]
         read_as_one_table(self.emb_module)
         if isinstance(self.emb_module, SplitTableBatchedEmbeddingBagsCodegen) and can_sort(self.emb_module):
             use_sorted_updates(self.emb_module)

@@ -1,7 +1,8 @@
 """TorchRec's sharding types for compositional tables. They decide which rank turns ids into rows.
 
 If a rank owns whole rows or whole columns of a table, this owner does it: ids and vectors are sent once, as for a plain
-table. If rows are spread over ranks, the sender does it: an id is sent as its k rows, and a vector once.
+table. If rows are spread over ranks, and are only summed, the sender does it: an id is sent as its k rows, and a vector
+once. Products and paths of spread rows are composed by the owner of the first row, see ``spread_group``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from torchrec.distributed.embedding_sharding import EmbeddingShardingInfo
-from torchrec.distributed.embedding_types import GroupedEmbeddingConfig
+from torchrec.distributed.embedding_types import GroupedEmbeddingConfig, ShardedEmbeddingTable
 from torchrec.distributed.sharding.cw_sharding import CwPooledEmbeddingSharding
 from torchrec.distributed.sharding.dp_sharding import DpPooledEmbeddingSharding
 from torchrec.distributed.sharding.grid_sharding import GridPooledEmbeddingSharding
@@ -20,12 +21,14 @@ from torchrec.distributed.sharding.tw_sharding import TwPooledEmbeddingSharding
 from torchrec.distributed.sharding.twcw_sharding import TwCwPooledEmbeddingSharding
 from torchrec.distributed.sharding.twrw_sharding import TwRwPooledEmbeddingSharding
 from torchrec.distributed.types import ShardingEnv
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingTableConfig, PoolingType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
+from dlrm_torchrec.embeddings.compositional.operations import Summed
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.sharding.modules.composed_kernels import CompositionalLookup, equal_widths
-from dlrm_torchrec.sharding.modules.rows_of_features import map_features, rows_of_features, sources
+from dlrm_torchrec.sharding.modules.rows_of_features import map_parts, parts_to_send, sources
 from dlrm_torchrec.sharding.modules.sharder import COLUMN_TYPES, ROW_TYPES
+from dlrm_torchrec.sharding.modules.spread_group import all_ordinals
 
 Stacked = dict[str, StackedEmbeddingBagConfig]  # by the name of the table
 
@@ -36,8 +39,6 @@ def refusal(config: EmbeddingBagConfig, kind: str) -> str | None:
         return "a rank with a part of the rows does not know how many ids a bag has"
     if not isinstance(config, StackedEmbeddingBagConfig):
         return None
-    if kind in ROW_TYPES and not config.operation.row_wise:
-        return "the rows of an id must be on one rank, where they are combined before the bag is summed"
     if kind in COLUMN_TYPES and not config.operation.column_wise:
         return "the networks of a path mix all columns"
     return None
@@ -76,7 +77,10 @@ class _Sources:
     def feature_names(self) -> list[str]:
         return [name for table in self._tables() for name in sources(table, self._stacked)]
 
-    def _tables(self) -> list[EmbeddingTableConfig]:
+    def _parted(self, configs: list[GroupedEmbeddingConfig]) -> list[GroupedEmbeddingConfig]:
+        return [part for config in configs for part in equal_widths(config, self._stacked)]
+
+    def _tables(self) -> list[ShardedEmbeddingTable]:
         """The tables in the order of their features."""
         inherited: Any = self
         nodes = getattr(self, "_grouped_embedding_configs_per_node", None)  # only types that place tables on nodes
@@ -92,9 +96,6 @@ class _Owner(_Sources):
         per_rank = [self._parted(configs) for configs in inherited._grouped_embedding_configs_per_rank]
         inherited._grouped_embedding_configs_per_rank = per_rank
         inherited._grouped_embedding_configs = self._parted(inherited._grouped_embedding_configs)
-
-    def _parted(self, configs: list[GroupedEmbeddingConfig]) -> list[GroupedEmbeddingConfig]:
-        return [part for config in configs for part in equal_widths(config, self._stacked)]
 
     def features_per_rank(self) -> list[int]:
         return [
@@ -115,13 +116,37 @@ class _Owner(_Sources):
 
 
 class _Sender(_Sources):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._spread = {
+            name: config for name, config in self._stacked.items() if not isinstance(config.operation, Summed)
+        }
+
     def create_input_dist(self, device: torch.device | None = None) -> torch.nn.Module:
         inherited: Any = super()
         input_dist: torch.nn.Module = inherited.create_input_dist(device)
         if any(table.name in self._stacked for table in self._tables()):
-            rows = rows_of_features(self._tables(), self._stacked, count=False)
-            input_dist.register_forward_pre_hook(partial(map_features, rows))
+            input_dist.register_forward_pre_hook(partial(map_parts, parts_to_send(self._tables(), self._stacked)))
         return input_dist
+
+    def _get_feature_hash_sizes(self) -> list[int]:
+        """The numbers of values of each feature, which TorchRec cuts into a block for each rank."""
+        return [
+            all_ordinals(table, self._spread[table.name]) if table.name in self._spread else table.num_embeddings
+            for table in self._tables()
+            for _ in table.feature_names
+        ]
+
+    def create_lookup(self, device: torch.device | None = None, *_: Any, **__: Any) -> CompositionalLookup:
+        inherited: Any = self
+        return CompositionalLookup(
+            self._spread,
+            grouped_configs=inherited._grouped_embedding_configs_per_rank[self.env.rank],
+            pg=self.env.process_group,
+            device=device if device is not None else self.device,
+            env=self.env,
+            spread_over=getattr(self, "_intra_pg", None) or self.env.process_group,
+        )
 
 
 class _Tw(_Owner, TwPooledEmbeddingSharding):
@@ -149,7 +174,10 @@ class _TwRw(_Sender, TwRwPooledEmbeddingSharding):
 
 
 class _Grid(_Sender, GridPooledEmbeddingSharding):
-    pass
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for places in (self._grouped_embedding_configs_per_rank, self._grouped_embedding_configs_per_node):
+            places[:] = [self._parted(configs) for configs in places]
 
 
 SHARDINGS: dict[str, Any] = {

@@ -17,7 +17,7 @@ from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.sharding.modules.composed_kernels import kernel_key
 from dlrm_torchrec.sharding.modules.composed_shardings import SHARDINGS, check_sharding
 from dlrm_torchrec.sharding.modules.concurrent import ConcurrentShardedEmbeddingBagCollection
-from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES, ExactSharder
+from dlrm_torchrec.sharding.modules.sharder import ExactSharder
 
 
 class ShardedCompositionalEmbeddingBagCollection(ConcurrentShardedEmbeddingBagCollection):
@@ -46,11 +46,11 @@ class ShardedCompositionalEmbeddingBagCollection(ConcurrentShardedEmbeddingBagCo
     ) -> dict[str, list[EmbeddingShardingInfo]]:
         grouped: dict[str, list[EmbeddingShardingInfo]] = super().create_grouped_sharding_infos(module, *args, **kwargs)
         stacked = stacked_tables(module)
-        for kind, tables in grouped.items():
+        for tables in grouped.values():
             for table in tables:
                 config = stacked.get(table.embedding_config.name)
                 key = None if config is None else kernel_key(config, table.param_sharding.compute_kernel)
-                if kind not in ROW_TYPES and key is not None:
+                if key is not None:
                     options = table.fused_params or {}
                     # TorchRec puts tables with equal keys into one kernel
                     table.fused_params = {**options, "_batch_key": f"{options.get('_batch_key')}: {key}"}

@@ -151,6 +151,7 @@ def look_up(lookup: torch.nn.Module, features: KeyedJaggedTensor) -> torch.Tenso
     if (
         not isinstance(lookup, GroupedPooledEmbeddingsLookup)
         or len(lookup.grouped_configs) < 2
+        or getattr(lookup, "in_order", False)
         or torch.get_num_threads() == 1
         or features.device().type != "cpu"
         or features.variable_stride_per_key()

@@ -134,7 +134,8 @@ class SortedTables:
 
     def look_up(self, ids: torch.Tensor, offsets: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         columns = self.layout.columns
-        output = torch.empty((len(offsets) - 1) // (len(columns) - 1), int(columns[-1]))
+        # NumPy's large arrays have huge pages, which a system hands out faster
+        output = torch.from_numpy(np.empty(((len(offsets) - 1) // (len(columns) - 1), int(columns[-1])), np.float32))
         weights = self.tables.weights_host.detach()
         self._on_all_threads(
             partial(look_up, self.layout, _bags(ids, offsets, factors), weights.numpy(), output.view(-1).numpy()), ids

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import torch
 from torchrec.distributed.planner import Topology
@@ -11,6 +12,7 @@ from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import CacheParams
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 
+from dlrm_torchrec.embeddings.compositional.operations import Summed
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
@@ -22,6 +24,15 @@ from dlrm_torchrec.sharding.planner.access import MeasuredAccess
 CACHED_SHARE = 0.2  # share of the rows of a host-memory table that the device caches; TorchRec's default
 
 
+@dataclass(kw_only=True, eq=False)
+class TableConstraints(ParameterConstraints):
+    """The planner's constraints of a table, with what a compositional table sends in place of the rows it looks up."""
+
+    ids_per_row: float = 1.0  # ids that are sent for a row that is looked up
+    sends_rows: bool = False  # whether row-wise types send rows all the same
+    shared_rows: int = 0  # rows of row-wise types that every rank gets in each step
+
+
 def table_constraints(
     tables: Tables,
     topology: Topology,
@@ -31,7 +42,7 @@ def table_constraints(
     batch_size: int,
     access: Mapping[str, AccessStatistics],
     without: Sequence[str],
-) -> dict[str, ParameterConstraints]:
+) -> dict[str, TableConstraints]:
     """The planner's constraints by table, for ``batch_size`` rows per rank; the arguments are those of ``make_plan``.
 
     Raises ValueError when a table that ``config`` names does not exist, or cannot have the sharding that it asks for.
@@ -53,16 +64,28 @@ def table_constraints(
             check_sharding(table, kind)
         stacked = isinstance(table, StackedEmbeddingBagConfig)
         offload = config.host_memory and not stacked
-        constraints[table.name] = ParameterConstraints(
-            sharding_types=_allowed(kind, topology.world_size, table, excluded),
+        factors = table.pooling_factors(pooling, batch_size) if stacked else [pooling[f] for f in table.feature_names]
+        constraints[table.name] = TableConstraints(
+            sharding_types=_allowed(kind, topology, table, excluded),
             compute_kernels=["dense", "fused", *(HOST_KERNELS if offload else [])],
             cache_params=_cache(table, access, batch_size * topology.world_size) if offload else None,
             min_partition=_shard_columns(table, topology.world_size) if kind in COLUMN_TYPES else None,
-            pooling_factors=table.pooling_factors(pooling, batch_size)
-            if stacked
-            else [pooling[name] for name in table.feature_names],
+            pooling_factors=factors,
+            **_sent(table, sum(factors), pooling),
         )
     return constraints
+
+
+def _sent(table: EmbeddingBagConfig, rows: float, ids_per_bag: Mapping[str, float]) -> dict[str, Any]:
+    """What is sent for ``rows`` looked up by a bag of each feature of ``table``."""
+    if not isinstance(table, StackedEmbeddingBagConfig):
+        return {}
+    summed = isinstance(table.operation, Summed)
+    return {
+        "ids_per_row": sum(ids_per_bag[name] for name in table.logical.feature_names) / rows,
+        "sends_rows": summed,
+        "shared_rows": 0 if summed else sum(table.stack.sizes[1:]),
+    }
 
 
 def _check_names(config: ShardingConfig, tables: Sequence[EmbeddingBagConfig]) -> None:
@@ -127,12 +150,15 @@ def _check_replicas(table: EmbeddingBagConfig, kind: str) -> None:
         )
 
 
-def _allowed(kind: ShardingKind, world_size: int, table: EmbeddingBagConfig, excluded: Sequence[str]) -> list[str]:
+def _allowed(kind: ShardingKind, topology: Topology, table: EmbeddingBagConfig, excluded: Sequence[str]) -> list[str]:
     """Sharding types that the planner may choose from."""
     if kind != "auto":
         return [kind]
-    if world_size == 1:
+    if topology.world_size == 1:
         return ["table_wise"]  # a single rank shares nothing, and this type has the fused kernel
+    summed = not isinstance(table, StackedEmbeddingBagConfig) or isinstance(table.operation, Summed)
+    if topology.compute_device == "cpu" and not summed:
+        excluded = [*excluded, *ROW_TYPES]  # the fast kernels of products and paths want whole rows on one rank
     if table.data_type is not DataType.FP32:  # see _check_replicas
         excluded = [*excluded, "data_parallel"]
     return [offered for offered in offered_types(table) if offered not in excluded]

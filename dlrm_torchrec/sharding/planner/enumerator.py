@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from math import prod
@@ -11,15 +11,25 @@ from typing import Any, get_args
 import torch
 from torch import nn
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
-from torchrec.distributed.planner.types import Perf, Shard, ShardingOption, Storage, Topology
+from torchrec.distributed.planner.types import (
+    CollectiveType,
+    Perf,
+    Shard,
+    ShardingOption,
+    Storage,
+    Topology,
+)
 from torchrec.distributed.types import ModuleSharder
 from torchrec.optim import RowWiseAdagrad
 
 from dlrm_torchrec.sharding.config import ShardingType
+from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES
+from dlrm_torchrec.sharding.planner.constraints import TableConstraints
 
 SHARDING_TYPES: tuple[str, ...] = get_args(ShardingType)
 KERNELS = ["dense", "fused", "fused_uvm_caching", "fused_uvm"]
 MOMENT_BYTES = 4  # moments are float32 for any type of weights
+FLOAT_BYTES = 4
 
 
 def optimizer_bytes(optimizer: type[torch.optim.Optimizer], size: Sequence[int]) -> int:
@@ -89,11 +99,15 @@ class Enumerator(EmbeddingEnumerator):
     """TorchRec's enumerator, but deterministic, with exact bytes of fp16 tables and with times of whole steps.
 
     TorchRec orders sharding types by a set of strings, so equally good plans differ from run to run; here the simpler
-    way comes first. TorchRec also counts moments at the width of the weights, although they are float32.
+    way comes first. TorchRec also counts moments at the width of the weights, although they are float32. And it counts
+    every row that is looked up as an id that is sent, although a compositional table looks up several rows for an id.
     """
 
-    def __init__(self, topology: Topology, *args: Any, **kwargs: Any) -> None:
-        super().__init__(topology, *args, **kwargs)
+    def __init__(
+        self, topology: Topology, batch_size: int, constraints: Mapping[str, TableConstraints], **options: Any
+    ) -> None:
+        super().__init__(topology, batch_size, constraints=dict(constraints), **options)
+        self.topology, self.constraints = topology, constraints
         for device in topology.devices:
             device.perf = StepPerf(0.0, 0.0, 0.0, 0.0)  # the planner copies it for every proposal
         self.on_gpu = topology.compute_device == "cuda"
@@ -123,7 +137,21 @@ class Enumerator(EmbeddingEnumerator):
         missing = int(uncounted * shard_optimizer_bytes(option, shard.size))
         on_device = self.on_gpu and option.compute_kernel == "fused"
         storage = shard.storage + (Storage(hbm=missing, ddr=0) if on_device else Storage(hbm=0, ddr=missing))
-        return storage, StepPerf(**vars(shard.perf))
+        return storage, self._as_sent(StepPerf(**vars(shard.perf)), option, shard)
+
+    def _as_sent(self, perf: StepPerf, option: ShardingOption, shard: Shard) -> StepPerf:
+        """The times with what the table really sends."""
+        sent, by_rows = self.constraints[option.name], option.sharding_type in ROW_TYPES
+        if not (by_rows and sent.sends_rows):
+            perf.input_dist_comms *= sent.ids_per_row
+        if by_rows and sent.shared_rows:
+            local = self.topology.local_world_size
+            ranks = self.topology.world_size if option.sharding_type == "row_wise" else local
+            bandwidth = self.topology.comms_bandwidths.get_bw(local, ranks, CollectiveType.ALL_REDUCE)
+            milliseconds = sent.shared_rows * shard.size[1] * FLOAT_BYTES / bandwidth
+            perf.fwd_comms += milliseconds
+            perf.bwd_comms += milliseconds
+        return perf
 
 
 def simplicity(option: ShardingOption) -> tuple[int, int]:

@@ -163,8 +163,9 @@ class Checkpoints:
         return self._whole
 
     def load(self, model: nn.Module, optimizer: CombinedOptimizer, identity: dict[str, Any]) -> Progress | None:
-        """Restore the newest whole checkpoint in place; None when there is none.
+        """Restore the newest whole checkpoint in place; None when there is none, or when it is of step 0.
 
+        A run that was stopped before its first step has saved no state of its optimizer, and begins as it did then.
         Raises ValueError when it is of another format or of a run that differs in ``identity``, and when there is no
         memory for the asynchronous saves that the config asks for.
         """
@@ -175,6 +176,8 @@ class Checkpoints:
             return None
         path = folders.step_path(self.folder, newest.step)
         progress = read_progress(path, identity)
+        if progress.step == 0:
+            return None
         materialise_state(optimizer)
         restore(path, self.tensors(model, optimizer), self.group)
         optimizer.set_optimizer_step(progress.step)

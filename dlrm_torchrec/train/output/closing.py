@@ -43,7 +43,8 @@ def describe(ended: Ended, metrics: Mapping[str, float]) -> str:
         advice = "run the same command again to resume" if saved else "the same command begins anew"
         reached = [f"at {place}, {kept}; {advice}"]
     elif ended.step < ended.num_steps:
-        reached = [f"ended early at {place}", *_reached(metrics)]
+        go_on = "without --early-stop, the same command trains on"
+        reached = [f"ended early at {place}; {go_on}", *_reached(metrics)]
     else:
         reached = _reached(metrics) or [place]
     if not saved:

@@ -7,11 +7,12 @@ editor or another program leaves in the file is set aside when a run resumes, an
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from iopath.common.file_io import g_pathmgr
+
+from dlrm_torchrec.train.output.whole import write_whole
 
 FILE, SET_ASIDE = "metrics.jsonl", "metrics.unreadable"
 Record = dict[str, Any]  # "step", an int from 0, and numbers by name
@@ -50,7 +51,7 @@ def keep_records(folder: str, step: int) -> str:
         with g_pathmgr.open(aside, "ab") as stream:
             stream.write(b"\n".join(found.unreadable) + b"\n")
     if b"".join(kept) != content or not content:
-        _replace(f"{folder}/{FILE}", kept)
+        write_whole(f"{folder}/{FILE}", b"".join(kept))
     if not found.unreadable:
         return ""
     lines, are = ("a line", "it is") if len(found.unreadable) == 1 else (f"{len(found.unreadable)} lines", "they are")
@@ -77,19 +78,6 @@ def _parsed(content: bytes) -> Records:
             found.records.append(record)
             found.lines.append(line + b"\n")
     return found
-
-
-def _replace(path: str, lines: Sequence[bytes]) -> None:
-    partial = f"{path}.partial"
-    with g_pathmgr.open(partial, "wb") as stream:
-        stream.write(b"".join(lines))
-    if os.path.exists(partial):  # a local file, whose replacement is atomic
-        os.replace(partial, path)
-        return
-    if g_pathmgr.exists(path):  # the move of a handler may refuse to replace a file
-        g_pathmgr.rm(path)
-    if not g_pathmgr.mv(partial, path):
-        raise OSError(f"cannot move {partial} to {path}; check the permissions of the folder")
 
 
 def _record(line: bytes) -> Record | None:

@@ -174,7 +174,7 @@ def test_hosts_of_one_rank_each() -> None:
     """With one rank per host, types that place a table on a host see two hosts."""
     chosen = [
         case
-        for operation in (Add(), Concat(), FeatureGeneration())
+        for operation in (Add(), Concat(), FeatureGeneration(), Mult(), Path(hidden=8))
         for case in cases(operation)
         if case.kind in ("table_row_wise", "table_column_wise", "grid_shard", "mixed")
     ]
@@ -189,6 +189,13 @@ def test_lookups_by_two_threads() -> None:
         if case.kind in ("table_wise", "mixed") and case.pooling is PoolingType.SUM
     ]
     assert run_ranks(1, compare_all, chosen, 1, 2, timeout_s=60) == [len(chosen)]
+
+
+def test_ranks_of_two_threads_exchange_rows_in_one_order() -> None:
+    chosen = [
+        case for case in cases(Mult()) if case.kind in ("row_wise", "table_wise") and case.pooling is PoolingType.SUM
+    ]
+    assert run_ranks(2, compare_all, chosen, 1, 2, timeout_s=60) == [len(chosen)] * 2
 
 
 def compare_without_sorted_updates(chosen: list[Case]) -> int:

@@ -57,13 +57,13 @@ Kinds = dict[str, ShardingKind]
 BEFORE: Kinds = {
     "t_list_1": "column_wise",
     "t_list_0": "row_wise",
-    "t_id_7": "table_wise",
+    "t_id_7": "table_row_wise",
     "t_id_6": "table_row_wise",
     "t_id_5": "data_parallel",
     "t_id_4": "row_wise",
 }
 AFTER: Kinds = {
-    "t_list_1": "data_parallel",
+    "t_list_1": "row_wise",
     "t_list_0": "table_wise",
     "t_id_7": "data_parallel",
     "t_id_6": "data_parallel",
@@ -168,7 +168,7 @@ def expected() -> list[list[float]]:
 
 
 def test_pipeline_overlaps_the_tables_and_changes_no_loss(expected: list[list[float]]) -> None:
-    """With tables composed on their owner (mult, path) and on the sender (add, concat)."""
+    """With tables composed on their owner (mult, path of spread rows) and on the sender (add, concat)."""
     assert run_ranks(2, in_world, pipelined, join=False, timeout_s=60) == expected
 
 

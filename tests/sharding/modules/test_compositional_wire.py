@@ -137,6 +137,18 @@ def test_replicated_tables_send_the_gradients_of_their_few_rows(sent: dict[Case,
     assert composed[2][-1] / plain[2][-1] == (34 + 30) / IDS
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", SENDER_TYPES)
+def test_products_of_spread_rows_send_what_a_plain_table_does_and_the_rows_of_remainders(
+    sent: dict[Case, Sent], kind: str, weighted: bool
+) -> None:
+    plain, composed = (sent[Case(operation, kind, weighted)] for operation in (None, Mult()))
+    remainders = 2 * 4 * 30 * DIM  # an all-reduce between two ranks sends them once from each
+    assert composed[0] == plain[0]
+    for ours, theirs in zip(composed[1:], plain[1:], strict=True):
+        assert sorted(ours) == sorted([*theirs, remainders])
+
+
 @pytest.mark.parametrize("kind", SENDER_TYPES)
 def test_composed_on_the_sender_sends_an_id_k_times_and_a_vector_once(sent: dict[Case, Sent], kind: str) -> None:
     """k = 2; splits, lengths, ids, weights; vectors; gradients. Concat and feature generation have k bags for one."""

@@ -8,12 +8,13 @@ from torch import nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.proposers import GreedyProposer
-from torchrec.distributed.planner.types import ParameterConstraints, Proposer, ShardingOption
+from torchrec.distributed.planner.types import Proposer, ShardingOption
 
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.sharding.cluster.topology import parse_cluster
 from dlrm_torchrec.sharding.planner import greedy
+from dlrm_torchrec.sharding.planner.constraints import TableConstraints
 from dlrm_torchrec.sharding.planner.enumerator import Enumerator
 from dlrm_torchrec.train.config import OptimizerConfig
 from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
@@ -26,7 +27,7 @@ def search_space(kind: type[EmbeddingEnumerator]) -> list[ShardingOption]:
     spec = demo_spec(one_hot=(50, 103, 20_001), multi_hot=(1001,))
     tables = build_tables(spec.tables(dim=16))
     optimize_tables_in_backward(tables, OptimizerConfig(kind="rowwise_adagrad", lr=0.1))
-    constraints = {f"t_{feature.name}": ParameterConstraints(pooling_factors=[3.0]) for feature in spec.sparse}
+    constraints = {f"t_{feature.name}": TableConstraints(pooling_factors=[3.0]) for feature in spec.sparse}
     enumerator = kind(parse_cluster("2x8:h100").topology(), 128, constraints=constraints)
     return list(enumerator.enumerate(nn.Sequential(tables), [EmbeddingBagCollectionSharder()]))
 

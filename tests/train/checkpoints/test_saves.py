@@ -115,6 +115,20 @@ def test_a_best_that_was_not_saved_is_told(tmp_path: Path) -> None:
         checkpoint_path(str(tmp_path / "none"), "best")
 
 
+def _stop_before_the_first_step(folder: str) -> list[int]:
+    """What runs load that begin again after one that was stopped at step 0."""
+    SmallRun(folder).save(0)
+    again = SmallRun(folder)
+    loaded = [again.load()]
+    again.save(3)
+    return [*loaded, SmallRun(folder).load()]
+
+
+def test_a_run_that_was_stopped_before_its_first_step_begins_anew(tmp_path: Path) -> None:
+    """At step 0, optimizers have no state that could be restored."""
+    assert run_ranks(1, _stop_before_the_first_step, str(tmp_path)) == [[-1, 3]]
+
+
 def _load_asynchronous(folder: str, available: int | None) -> tuple[str, list[str]]:
     run = SmallRun(folder, asynchronous=True)
     with mock.patch.object(memory, "available_bytes", return_value=available):

@@ -75,36 +75,44 @@ def order_by_class(
 
 @compiled(error_model="numpy")
 def sum_bags(  # noqa: PLR0917  # numba's functions have no keywords
-    vectors: Floats, places: Integers, lengths: Integers, weights: Floats, sums: Floats
+    vectors: Floats, places: Integers, parts: Integers, lengths: Integers, weights: Floats, sums: Floats, counts: Floats
 ) -> None:
-    """Write the sums of the vectors at ``places`` over bags; ``weights`` are of places, or empty."""
+    """Write the sums of the vectors at ``places`` over each part of a bag, and the total weights of the parts.
+
+    ``parts`` has the part of each vector, and ``sums`` (bags, parts, columns) and ``counts`` (bags, parts) have all
+    parts of a bag. ``weights`` are of places, or empty.
+    """
+    sums[:], counts[:] = 0, 0
     position = 0
     for bag in range(len(lengths)):
-        sums[bag] = 0
         for _ in range(lengths[bag]):
             place = places[position]
+            part = parts[place]
             if len(weights):
+                counts[bag, part] += weights[position]
                 for column in range(vectors.shape[1]):
-                    sums[bag, column] += weights[position] * vectors[place, column]
+                    sums[bag, part, column] += weights[position] * vectors[place, column]
             else:
+                counts[bag, part] += 1
                 for column in range(vectors.shape[1]):
-                    sums[bag, column] += vectors[place, column]
+                    sums[bag, part, column] += vectors[place, column]
             position += 1
 
 
 @compiled(error_model="numpy")
 def add_to_vectors(  # noqa: PLR0917  # numba's functions have no keywords
-    sums: Floats, places: Integers, lengths: Integers, weights: Floats, vectors: Floats
+    sums: Floats, places: Integers, parts: Integers, lengths: Integers, weights: Floats, vectors: Floats
 ) -> None:
     """Add the gradients of ``sum_bags``'s sums to those of its vectors."""
     position = 0
     for bag in range(len(lengths)):
         for _ in range(lengths[bag]):
             place = places[position]
+            part = parts[place]
             if len(weights):
                 for column in range(vectors.shape[1]):
-                    vectors[place, column] += weights[position] * sums[bag, column]
+                    vectors[place, column] += weights[position] * sums[bag, part, column]
             else:
                 for column in range(vectors.shape[1]):
-                    vectors[place, column] += sums[bag, column]
+                    vectors[place, column] += sums[bag, part, column]
             position += 1

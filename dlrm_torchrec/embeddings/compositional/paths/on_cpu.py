@@ -1,8 +1,13 @@
-"""Paths of two partitions on CPU: one class's vectors at a time go through its network while they are in the cache."""
+"""Paths of two partitions on CPU: one class's vectors at a time go through its network while they are in the cache.
+
+The last layer is linear. So where that costs less, hidden vectors h of a bag's ids are summed for each class, and only
+the sums go through the last layer: sum_x (h(x) @ W + b) = (sum_x h(x)) @ W + n b.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +20,8 @@ from dlrm_torchrec.embeddings.compositional.table_group import TableGroup
 
 # Multiply-adds for which numpy's OpenBLAS does not yet start threads. Lookups have a thread each already.
 _BLOCK = 2**18
+# A number that is added to a sum takes as long as so many multiply-adds of a matrix product.
+_PRODUCTS_PER_SUM = 4
 
 Numbers = NDArray[np.floating[Any]]
 
@@ -44,8 +51,8 @@ def pool_paths(
     first, classes = group.networks(ids).values.view(2, len(found))
     num_classes = sum(group.class_counts[1])
     order, places, runs = order_by_class(classes.numpy(), counts_found, num_classes, places)
-    rows = torch.cat([first[torch.from_numpy(order)], group.later_rows(first.device)])
-    read = look_up(rows, one_each(rows), None)
+    rows = one_each(first[torch.from_numpy(order)])
+    read = group.read(look_up, rows, group.later_rows(first.device))
     read = read.to(torch.promote_types(read.dtype, torch.float32))
     weights = read.new_empty(0) if bags.weights is None else bags.weights.to(read.dtype)
     plan = Plan(
@@ -68,103 +75,186 @@ class _Paths(torch.autograd.Function):
         ctx.save_for_backward(read)
         numbers = read.detach().contiguous().numpy()
         sums = read.new_empty(len(plan.lengths), read.size(1))
-        for part in _features(plan):
-            vectors = np.empty((part.last - part.first, read.size(1)), numbers.dtype)
-            for _, number, first, last in part.runs:
-                network = _network(plan, numbers, number)
-                _forward(numbers[first:last], network, vectors[first - part.first : last - part.first])
-            sum_bags(vectors, part.places, part.lengths, part.weights, sums.numpy()[part.bags])
+        ctx.kept = [_forward(part, numbers, sums.numpy()[part.bags]) for part in _features(plan, read.size(1))]
         return sums
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         plan, (read,) = ctx.plan, ctx.saved_tensors
         numbers, towards = read.detach().contiguous().numpy(), gradients[0].contiguous().numpy()
-        gradient = torch.empty_like(read, memory_format=torch.contiguous_format)
-        moved = gradient.numpy()
-        moved[plan.num_vectors :] = 0
-        for part in _features(plan):
-            vectors = np.zeros((part.last - part.first, read.size(1)), numbers.dtype)
-            add_to_vectors(towards[part.bags], part.places, part.lengths, part.weights, vectors)
-            for _, number, first, last in part.runs:
-                own = vectors[first - part.first : last - part.first]
-                network, of_network = _network(plan, numbers, number), _network(plan, moved, number)
-                _backward(numbers[first:last], network, own, of_network, moved[first:last])
+        gradient = torch.from_numpy(np.empty(numbers.shape, numbers.dtype))  # NumPy's large arrays have huge pages
+        gradient[plan.num_vectors :] = 0
+        for part, kept in zip(_features(plan, read.size(1)), ctx.kept, strict=True):
+            _backward(part, numbers, kept, towards[part.bags], gradient.numpy())
         return gradient, None
 
 
-class _Feature(NamedTuple):
-    """The part of a plan that belongs to one feature; places count from its ``first`` vector."""
+class _Network(NamedTuple):
+    """The rows of a class's network, among all that were read; a linear variant has only ``w2``."""
 
-    first: int
-    last: int
-    runs: NDArray[np.int64]
+    w1: slice | None
+    b1: slice | None
+    w2: slice
+    b2: slice | None
+
+
+class _Feature(NamedTuple):
+    """The part of a plan that belongs to one feature."""
+
+    vectors: slice  # among all that was read
+    runs: list[slice]  # the vectors of each class that the feature has, counted from its first one
+    networks: list[_Network]  # of these classes
     bags: slice
     lengths: NDArray[np.int64]
-    places: NDArray[np.int64]
+    places: NDArray[np.int64]  # counted from the first vector
     weights: Numbers
+    late: bool  # whether hidden vectors are summed before the last layer
 
 
-def _features(plan: Plan) -> list[_Feature]:
-    """The features that have ids."""
-    num_bags = len(plan.lengths) // plan.num_features
+def _features(plan: Plan, dim: int) -> list[_Feature]:
+    """The features of a plan."""
+    num_bags, hidden = len(plan.lengths) // plan.num_features, plan.network_rows[0]
     ids = np.concatenate([[0], plan.lengths.cumsum()])
     borders = np.searchsorted(plan.runs[:, 0], np.arange(plan.num_features + 1))
     parts = []
     for feature in range(plan.num_features):
-        runs = plan.runs[borders[feature] : borders[feature + 1]]
+        runs = plan.runs[borders[feature] : borders[feature + 1]].tolist()
         bags = slice(feature * num_bags, (feature + 1) * num_bags)
-        first, last = (int(runs[0, 2]), int(runs[-1, 3])) if len(runs) else (0, 0)
+        first, last = (runs[0][2], runs[-1][3]) if runs else (0, 0)
         own = slice(ids[bags.start], ids[bags.stop])
-        weights = plan.weights[own] if len(plan.weights) else plan.weights
-        parts.append(_Feature(first, last, runs, bags, plan.lengths[bags], plan.places[own] - first, weights))
+        more_products = (num_bags * len(runs) - last + first) * hidden * dim
+        fewer_sums = (own.stop - own.start) * (dim - hidden)
+        late = hidden < dim and len(runs) > 0 and more_products <= _PRODUCTS_PER_SUM * fewer_sums
+        parts.append(
+            _Feature(
+                slice(first, last),
+                [slice(begin - first, end - first) for *_, begin, end in runs],
+                [_network(plan, number) for _, number, *_ in runs],
+                bags,
+                plan.lengths[bags],
+                plan.places[own] - first,
+                plan.weights[own] if len(plan.weights) else plan.weights,
+                late=late,
+            )
+        )
     return parts
 
 
-def _network(plan: Plan, numbers: Numbers, number: int) -> list[Numbers]:
-    """Views of the rows of a class's network: W1, b1, W2 and b2, or one matrix; see ``Path``."""
-    size = sum(plan.network_rows)
-    start = plan.num_vectors + number * size
-    borders = np.cumsum(plan.network_rows)[:-1]
-    return np.split(numbers[start : start + size], borders)
+def _network(plan: Plan, number: int) -> _Network:
+    """The rows of the network of class ``number``: W1, b1, W2 and b2, or one matrix; see ``Path``."""
+    start = plan.num_vectors + number * sum(plan.network_rows)
+    rows = [slice(one, other) for one, other in pairwise(accumulate(plan.network_rows, initial=start))]
+    return _Network(*rows) if len(rows) > 1 else _Network(None, None, rows[0], None)
 
 
-def _hidden(vectors: Numbers, w1: Numbers, b1: Numbers) -> Numbers:
-    """The hidden units (n, hidden) of vectors (n, dim)."""
-    hidden = np.empty((len(vectors), len(w1)), vectors.dtype)
-    _multiply(vectors, w1.T, hidden)
-    hidden += b1.reshape(-1)[: len(w1)]
-    return np.maximum(hidden, 0, out=hidden)
+class _Kept(NamedTuple):
+    """What the backward pass of a feature needs, besides what was read."""
+
+    hidden: Numbers  # (vectors, hidden)
+    classes: NDArray[np.int64]  # of each vector: the part of its bag in which it is summed
+    sums: Numbers  # (bags, parts, columns)
+    weights: Numbers  # (bags, parts): what the vectors of each sum weigh together
 
 
-def _forward(vectors: Numbers, network: list[Numbers], output: Numbers) -> None:
-    """Write what the network makes of the vectors (n, dim)."""
-    if len(network) == 1:
-        _multiply(vectors, network[0], output)
-        return
-    w1, b1, w2, b2 = network
-    _multiply(_hidden(vectors, w1, b1), w2, output)
-    output += b2
+def _forward(part: _Feature, numbers: Numbers, output: Numbers) -> _Kept:
+    """Write the sums of a feature's bags (bags, dim)."""
+    hidden = _hidden(part, numbers)
+    return (_last_layer_of_sums if part.late else _sums_of_last_layer)(part, numbers, hidden, output)
+
+
+def _last_layer_of_sums(part: _Feature, numbers: Numbers, hidden: Numbers, output: Numbers) -> _Kept:
+    classes = np.repeat(np.arange(len(part.runs)), [run.stop - run.start for run in part.runs])
+    weights = np.empty((len(output), len(part.runs)), output.dtype)
+    sums = np.empty((*weights.shape, hidden.shape[1]), output.dtype)
+    sum_bags(hidden, part.places, classes, part.lengths, part.weights, sums, weights)
+    _multiply(sums.reshape(len(output), -1), _joined(numbers, [network.w2 for network in part.networks]), output)
+    biases = [network.b2 for network in part.networks if network.b2 is not None]
+    if biases:
+        output += weights @ _joined(numbers, biases)
+    return _Kept(hidden, classes, sums, weights)
+
+
+def _sums_of_last_layer(part: _Feature, numbers: Numbers, hidden: Numbers, output: Numbers) -> _Kept:
+    vectors = np.empty((len(hidden), output.shape[1]), output.dtype)
+    for run, network in zip(part.runs, part.networks, strict=True):
+        _multiply(hidden[run], numbers[network.w2], vectors[run])
+        if network.b2 is not None:
+            vectors[run] += numbers[network.b2]
+    sums, weights = output.reshape(len(output), 1, output.shape[1]), np.empty((len(output), 1), output.dtype)
+    classes = np.zeros(len(vectors), np.int64)
+    sum_bags(vectors, part.places, classes, part.lengths, part.weights, sums, weights)
+    return _Kept(hidden, classes, sums, weights)
 
 
 def _backward(  # noqa: PLR0917  # each is an array of its own
-    vectors: Numbers, network: list[Numbers], towards: Numbers, gradients: list[Numbers], output: Numbers
+    part: _Feature, numbers: Numbers, kept: _Kept, towards: Numbers, gradient: Numbers
 ) -> None:
-    """Write the gradient of the vectors, from the one of the output; add those of the network to ``gradients``."""
-    if len(network) == 1:
-        gradients[0] += _inner(vectors, towards)
-        _multiply(towards, network[0].T, output)
-        return
-    w1, b1, w2, _ = network
-    hidden, ones = _hidden(vectors, w1, b1), np.ones(len(vectors), vectors.dtype)
-    gradients[2] += _inner(hidden, towards)
-    gradients[3] += ones @ towards
-    to_hidden = np.empty_like(hidden)
-    _multiply(towards, w2.T, to_hidden)
-    to_hidden *= hidden > 0
-    gradients[0] += _inner(to_hidden, vectors)
-    gradients[1].reshape(-1)[: len(w1)] += ones @ to_hidden
-    _multiply(to_hidden, w1, output)
+    """Write the gradient of the vectors, from that of the output (bags, dim); add those of the networks."""
+    through = _through_last_layer_of_sums if part.late else _through_sums_of_last_layer
+    to_hidden = through(part, numbers, kept, towards, gradient)
+    own = gradient[part.vectors]
+    for run, network in zip(part.runs, part.networks, strict=True):
+        if network.w1 is None or network.b1 is None:
+            own[run] = to_hidden[run]
+            continue
+        to_sum = to_hidden[run] * (kept.hidden[run] > 0)
+        gradient[network.w1] += _inner(to_sum, numbers[part.vectors][run])
+        gradient[network.b1].reshape(-1)[: to_sum.shape[1]] += _total(to_sum)
+        _multiply(to_sum, numbers[network.w1], own[run])
+
+
+def _through_last_layer_of_sums(  # noqa: PLR0917  # each is an array of its own
+    part: _Feature, numbers: Numbers, kept: _Kept, towards: Numbers, gradient: Numbers
+) -> Numbers:
+    to_sums, sums = np.empty_like(kept.sums), kept.sums.reshape(len(towards), -1)
+    matrices = _joined(numbers, [network.w2 for network in part.networks])
+    _multiply(towards, matrices.T, to_sums.reshape(len(towards), -1))
+    of_matrices = _inner(sums, towards).reshape(len(part.networks), -1, towards.shape[1])
+    of_biases = kept.weights.T @ towards
+    for network, of_matrix, of_bias in zip(part.networks, of_matrices, of_biases, strict=True):
+        gradient[network.w2] += of_matrix
+        if network.b2 is not None:
+            gradient[network.b2] += of_bias
+    to_hidden = np.zeros_like(kept.hidden)
+    add_to_vectors(to_sums, part.places, kept.classes, part.lengths, part.weights, to_hidden)
+    return to_hidden
+
+
+def _through_sums_of_last_layer(  # noqa: PLR0917  # each is an array of its own
+    part: _Feature, numbers: Numbers, kept: _Kept, towards: Numbers, gradient: Numbers
+) -> Numbers:
+    vectors = np.zeros((len(kept.hidden), towards.shape[1]), towards.dtype)
+    to_sums = towards.reshape(kept.sums.shape)
+    add_to_vectors(to_sums, part.places, kept.classes, part.lengths, part.weights, vectors)
+    to_hidden = np.empty_like(kept.hidden)
+    for run, network in zip(part.runs, part.networks, strict=True):
+        gradient[network.w2] += _inner(kept.hidden[run], vectors[run])
+        if network.b2 is not None:
+            gradient[network.b2] += _total(vectors[run])
+        _multiply(vectors[run], numbers[network.w2].T, to_hidden[run])
+    return to_hidden
+
+
+def _hidden(part: _Feature, numbers: Numbers) -> Numbers:
+    """The vectors (n, hidden) before the last layer, which are those that were read if there is only this layer."""
+    vectors, found = numbers[part.vectors], None
+    for run, network in zip(part.runs, part.networks, strict=True):
+        if network.w1 is None or network.b1 is None:
+            return vectors
+        if found is None:
+            found = np.empty((len(vectors), network.w1.stop - network.w1.start), vectors.dtype)
+        _multiply(vectors[run], numbers[network.w1].T, found[run])
+        found[run] += numbers[network.b1].reshape(-1)[: found.shape[1]]
+        np.maximum(found[run], 0, out=found[run])
+    return vectors if found is None else found
+
+
+def _joined(numbers: Numbers, rows: list[slice]) -> Numbers:
+    return np.concatenate([numbers[each] for each in rows])
+
+
+def _total(rows: Numbers) -> Numbers:
+    return np.asarray(np.ones(len(rows), rows.dtype) @ rows)  # a product is faster than numpy's sum
 
 
 def _multiply(rows: Numbers, matrix: Numbers, output: Numbers) -> None:
