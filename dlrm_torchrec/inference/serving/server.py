@@ -75,6 +75,7 @@ class Protocol(H11Protocol):
             self.open.work(self._descriptor)
 
     def on_response_complete(self) -> None:
+        self.open.wait(self._descriptor, self._socket)
         self._expect_request()
         super().on_response_complete()
 
@@ -87,7 +88,6 @@ class Protocol(H11Protocol):
                 timer.cancel()
 
     def _expect_request(self) -> None:
-        self.open.wait(self._descriptor, self._socket)
         if self._timer:
             self._timer.cancel()
         self._timer = self.loop.call_later(self.timeout_keep_alive, self._hang_up_after, self.cycle)

@@ -153,6 +153,7 @@ def test_the_longest_waiting_connection_makes_room() -> None:
     connections: Any = Connections(4, client_share=0.5)
     fakes = [Fake(descriptor) for descriptor in range(9)]
     assert all(connections.admit(fakes[i], "10.0.0.1") for i in (0, 1))
+    connections.work(0)
     connections.wait(0, fakes[0])  # it was answered, and waits again
     assert connections.admit(fakes[2], "10.0.0.1")
     assert [fake.is_cut for fake in fakes[:3]] == [False, True, False]
@@ -170,6 +171,29 @@ def test_the_longest_waiting_connection_makes_room() -> None:
     assert connections.admit(fakes[5], "10.0.0.4")
     assert connections.admit(fakes[6], "10.0.0.5")
     assert fakes[5].is_cut
+
+
+@pytest.mark.parametrize("flood", ["new", "answered"])
+def test_neither_new_nor_idle_connections_drive_out_the_others(flood: str) -> None:
+    """A client that asks again and again keeps its connection, and a new client has time to ask."""
+    connections: Any = Connections(8, client_share=1)
+    good, late = Fake(100), Fake(101)
+    assert connections.admit(good, "10.0.0.1")
+    for descriptor in range(50):
+        connections.work(100)
+        connections.wait(100, good)
+        assert connections.admit(Fake(descriptor), "10.0.0.2")
+        if flood == "answered":
+            connections.work(descriptor)
+            connections.wait(descriptor, Fake(descriptor))
+        if descriptor == 40:
+            assert connections.admit(late, "10.0.0.3")
+        for cut in list(connections._cut):
+            connections.end(cut)
+        if descriptor < 43:
+            assert not late.is_cut
+    assert not good.is_cut
+    assert late.is_cut == (flood == "new")
 
 
 def test_a_flood_of_connections_waits_and_is_not_dropped() -> None:
