@@ -5,10 +5,10 @@
     python benchmarks/inference_attacks.py runs/train_dlrm/demo/package --pauses
 
 The first command serves the package with the default limits. One client asks for a row at a time, over one connection,
-and connects again after an error: first without attackers, then for a minute beside four of them, in processes of their
+and connects again after an error: first without attackers, then for a minute beside five of them, in processes of their
 own. Two draw their next attack at random: bodies that take long to read, bodies in tiny pieces, encoded bodies, long
-heads, pipelined and half-closed requests, floods of connections, reloads for a page of another site. One holds
-connections that stay silent, and one sends bodies byte by byte. ``--each`` makes one kind of attack at a time.
+heads, pipelined and half-closed requests, reloads for a page of another site. One holds connections that stay silent,
+one sends bodies byte by byte, and one opens and closes connections. ``--each`` makes one kind of attack at a time.
 ``--pauses`` serves nothing: it reads the worst bodies as a server does, and measures for how long no other thread of
 the process, such as that of the event loop, could go on; the least of five turns, since other work on the machine adds.
 """
@@ -66,9 +66,9 @@ def main() -> None:
     together = [partial(any_of, list(attacks.values())) for _ in range(ATTACKERS)]
     turns: dict[str, list[Attack]] = {"none": []}
     if args.each:
-        turns |= {name: [attack] * ATTACKERS for name, attack in (attacks | HOLDING).items()}
+        turns |= {name: [attack] * ATTACKERS for name, attack in (attacks | ON_CONNECTIONS).items()}
     else:
-        turns["all together"] = [*together, *HOLDING.values()]
+        turns["all together"] = [*together, *ON_CONNECTIONS.values()]
     body = json.dumps({"columns": row(spec, 1)}).encode()
     command = [sys.executable, "-m", "dlrm_torchrec.cli.main", "serve", str(args.package), "--port", "0"]
     with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as server:
@@ -220,7 +220,7 @@ def bodies_on(spec: dict[str, Any]) -> dict[str, tuple[str, bytes]]:
 
 
 def attacks_on(spec: dict[str, Any]) -> dict[str, Attack]:
-    """The attacks by name, apart from those that hold connections."""
+    """The attacks by name, apart from those on the number of connections."""
     posts = {
         name: partial(post, headers={"Content-Type": kind}, body=body) for name, (kind, body) in bodies_on(spec).items()
     }
@@ -234,7 +234,6 @@ def attacks_on(spec: dict[str, Any]) -> dict[str, Attack]:
         "2,000 pipelined requests": partial(send, data=whole * 2000),
         "half-closed connection": partial(send, data=whole[:-1], half_close=True),
         "2,000 pipelined, half-closed": partial(send, data=whole * 2000, half_close=True),
-        "flood of connections": flood,
         "foreign reload": partial(post, path="/reload", headers={"Origin": "http://evil.example", "Host": "evil"}),
     }
 
@@ -313,7 +312,7 @@ def slow(port: int) -> str:
     return "slow"
 
 
-HOLDING: dict[str, Attack] = {"silent connections": silent, "slow bodies": slow}
+ON_CONNECTIONS: dict[str, Attack] = {"silent connections": silent, "slow bodies": slow, "flood of connections": flood}
 
 
 def drained(answers: Any) -> Iterator[Any]:

@@ -36,6 +36,8 @@ def predict(args: argparse.Namespace) -> int:
         raise ValueError(f"output must end in .parquet or .csv: got {args.output}; rename it")
     if args.output.exists() and not args.force:
         raise ValueError(f"output must be a new file: {args.output} exists; name another, or overwrite it with --force")
+    if args.output.is_dir():
+        raise ValueError(f"output must be a file: got the folder {args.output}; name a file in it")
     if args.output.exists() and args.input.exists() and args.output.samefile(args.input):
         raise ValueError(f"output must be another file than the input: got {args.output} for both; name another")
     if args.threads < 1 or len(args.separator.encode()) != 1 or not args.list_separator:
@@ -47,7 +49,7 @@ def predict(args: argparse.Namespace) -> int:
     import pyarrow as pa  # only now, so that other commands are quick
     import torch
 
-    from dlrm_torchrec.inference.batch.rows import CsvForm, open_rows
+    from dlrm_torchrec.inference.batch.rows import CsvForm, one_line, open_rows
     from dlrm_torchrec.inference.batch.score import Parts, job, score
     from dlrm_torchrec.inference.loading import load_package
 
@@ -64,7 +66,7 @@ def predict(args: argparse.Namespace) -> int:
             progress = Progress(rows)
             unseen = score(predictor, rows, parts, progress)
     except pa.ArrowException as error:
-        raise ValueError(f"{args.input} must be a whole file of rows: got {error}; correct it") from error
+        raise ValueError(f"{args.input} must be a whole file of rows: got {one_line(error)}; correct it") from error
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on after the last finished part", file=sys.stderr)
         return INTERRUPTED

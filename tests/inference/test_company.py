@@ -19,7 +19,7 @@ from dlrm_torchrec.inference.tables.serve import serve_tables, table_weights
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
 FEATURES, ROWS = 8, 512
-BOUND = 1e-6  # docs/serving.md states it
+BOUND = {"fp32": 1e-6, "static": 1e-3, "dynamic": 1e-3}  # docs/serving.md states them
 
 
 @pytest.mark.parametrize("kind", ["fp32", "static", "dynamic"])
@@ -60,4 +60,4 @@ def test_company_changes_a_prediction_by_no_more_than_is_stated(kind: Literal["f
     for _ in range(60):
         rows = draw.integers(0, ROWS, draw.integers(1, 40))
         worst = max(worst, np.abs(predicted(torch.from_numpy(rows)) - whole[rows]).max())
-    assert (worst <= BOUND) == (kind != "dynamic")
+    assert (worst <= BOUND[kind]) == (kind != "dynamic")

@@ -47,8 +47,13 @@ def open_rows(path: Path, columns: Sequence[str], lists: Collection[str], form: 
         return ParquetRows(path, columns) if is_parquet else CsvRows(path, columns, lists, form)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path} must be a Parquet file, or a CSV file with a header: got {error}; name another"
+            f"{path} must be a Parquet file, or a CSV file with a header: got {one_line(error)}; name another"
         ) from error
+
+
+def one_line(error: Exception) -> str:
+    """What an error of Arrow says, without the line breaks of the text that it quotes."""
+    return " ".join(str(error).split())
 
 
 class ParquetRows:

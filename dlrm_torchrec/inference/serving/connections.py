@@ -15,21 +15,26 @@ from dlrm_torchrec.inference.serving.quota import client_of
 
 RESERVED_DESCRIPTORS = 32  # for the files of a package, and for connections that are being closed
 MAX_REFUSALS = 64  # in a row, before the server does something else
+MAX_WAITING = 2048  # connections that the system holds until they are accepted; it may hold fewer
 MAX_CLOSING = 16  # connections that are cut but still have their descriptors
 
 
 class Connections:
-    """Counts connections by client; at a limit, a new one takes the place of the one that has waited longest.
+    """Counts connections by client; at a limit, a new one takes the place of one that has waited long.
 
-    A connection waits until a request has arrived as a whole, so slow and idle clients make room for others. File
-    descriptors stand for connections.
+    A connection waits until a request has arrived as a whole, so slow and idle clients make room for others. The one
+    that has waited longest is cut, of those that were answered before or of those that were not, whichever are more:
+    neither a flood of new connections nor a stock of idle ones drives out the others. File descriptors stand for
+    connections.
     """
 
     def __init__(self, limit: int, client_share: float) -> None:
         self.limit = limit
         self.client_limit = ceil(limit * client_share)
         self._clients: dict[int, str] = {}
-        self._waiting: dict[int, socket.socket] = {}  # the one that has waited longest is the first
+        # the one that has waited longest is the first
+        self._new: dict[int, socket.socket] = {}
+        self._answered: dict[int, socket.socket] = {}
         self._cut: set[int] = set()  # those that are not closed yet
         self._counts = Counter[str]()
 
@@ -47,18 +52,19 @@ class Connections:
             return False
         self._counts[client] += 1
         self._clients[connection.fileno()] = client
-        self._waiting[connection.fileno()] = connection
+        self._new[connection.fileno()] = connection
         return True
 
     def wait(self, descriptor: int, connection: socket.socket) -> None:
-        """The connection waits for its client again."""
+        """The connection, which was answered, waits for its client again."""
         if descriptor in self._clients:
-            self._waiting.pop(descriptor, None)
-            self._waiting[descriptor] = connection
+            self.work(descriptor)
+            self._answered[descriptor] = connection
 
     def work(self, descriptor: int) -> None:
         """The connection has a request to answer."""
-        self._waiting.pop(descriptor, None)
+        self._new.pop(descriptor, None)
+        self._answered.pop(descriptor, None)
 
     def end(self, descriptor: int) -> None:
         """The connection is closed."""
@@ -66,7 +72,7 @@ class Connections:
         self._forget(descriptor)
 
     def _forget(self, descriptor: int) -> None:
-        self._waiting.pop(descriptor, None)
+        self.work(descriptor)
         client = self._clients.pop(descriptor, None)
         if client is not None:
             self._counts[client] -= 1
@@ -75,14 +81,19 @@ class Connections:
 
     def _make_room(self, client: str | None) -> bool:
         """Whether a waiting connection of the client, or of any, could be cut."""
-        for descriptor, connection in self._waiting.items():
-            if client in (None, self._clients[descriptor]):
-                self._forget(descriptor)
-                self._cut.add(descriptor)
-                with suppress(OSError):  # it may be broken already
-                    connection.shutdown(socket.SHUT_RDWR)
-                return True
-        return False
+        new, answered = (
+            [each for each in waiting.items() if client in (None, self._clients[each[0]])]
+            for waiting in (self._new, self._answered)
+        )
+        longest = new if len(new) >= len(answered) else answered
+        if not longest:
+            return False
+        descriptor, connection = longest[0]
+        self._forget(descriptor)
+        self._cut.add(descriptor)
+        with suppress(OSError):  # it may be broken already
+            connection.shutdown(socket.SHUT_RDWR)
+        return True
 
 
 class Listener(socket.socket):
@@ -96,6 +107,10 @@ class Listener(socket.socket):
         super().__init__(fileno=listening.detach())
         self.connections = connections
         self._spare: int | None = _spare()
+
+    def listen(self, _: int = 0) -> None:
+        """Lets connections wait, more than asyncio accepts at once: the system drops others, whose clients wait 1 s."""
+        super().listen(MAX_WAITING)
 
     def accept(self) -> tuple[socket.socket, Any]:
         """The next admitted connection; BlockingIOError when there is none."""

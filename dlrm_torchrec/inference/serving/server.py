@@ -25,7 +25,7 @@ from dlrm_torchrec.inference.serving.connections import Connections, Listener, m
 from dlrm_torchrec.inference.serving.limits import ServingConfig
 
 SHUTDOWN_S = 30  # the longest time to answer open requests after SIGTERM
-BACKLOG = 128  # connections that wait to be accepted; so many may be accepted at once
+BACKLOG = 128  # connections that are accepted at once
 MAX_HEAD_BYTES = 65_536
 FREE_PIECES, BYTES_PER_PIECE = 1024, 256  # of a body
 READ_BYTES = 16_384  # of a connection at once; asyncio reads up to 256 KiB, which may be many pieces
@@ -75,17 +75,19 @@ class Protocol(H11Protocol):
             self.open.work(self._descriptor)
 
     def on_response_complete(self) -> None:
+        self.open.wait(self._descriptor, self._socket)
         self._expect_request()
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.open.end(self._descriptor)
-        if self._timer:
-            self._timer.cancel()
+        # uvicorn keeps its own timer, and with it all of a connection, if the client has reset that
+        for timer in (self._timer, self.timeout_keep_alive_task):
+            if timer:
+                timer.cancel()
 
     def _expect_request(self) -> None:
-        self.open.wait(self._descriptor, self._socket)
         if self._timer:
             self._timer.cancel()
         self._timer = self.loop.call_later(self.timeout_keep_alive, self._hang_up_after, self.cycle)

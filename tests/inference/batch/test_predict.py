@@ -220,6 +220,11 @@ HEADER = "price,age,city,place,tags\n"
             (),
             "row 1 of the input, counted from 0, must give a finite prediction: got values that overflow the model",
         ),
+        (
+            f'{HEADER}1,2,"a,3,\n1,2,a,3,\n',
+            (),
+            'CSV parse error: Row #2: Expected 5 columns, got 3: 1,2,"a,3, 1,2,a,3,',
+        ),
         (HEADER, ("--threads", "0"), "threads must be at least 1, separator one byte, and list-separator not empty"),
         (HEADER, ("--output", "scores.txt"), "output must end in .parquet or .csv: got scores.txt; rename it"),
     ],
@@ -311,6 +316,9 @@ def test_an_output_is_overwritten_only_if_told(
     assert (tmp_path / "s.csv").read_text() == "precious"
     assert main([*command, "--force"]) == 0
     assert (tmp_path / "s.csv").read_text().startswith('"probability"\n')
+    (tmp_path / "folder.csv").mkdir()
+    assert main([*command[:-1], str(tmp_path / "folder.csv"), "--force"]) == BAD_ARGUMENTS
+    assert "output must be a file: got the folder" in capsys.readouterr().err
     (tmp_path / "link.csv").symlink_to("rows.csv")
     for name in ("rows.csv", "link.csv"):
         assert main([*command[:-1], str(tmp_path / name), "--force"]) == BAD_ARGUMENTS

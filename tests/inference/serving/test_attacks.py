@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import gc
 import json
 import resource
+import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from uvicorn.server import ServerState
 
-from dlrm_torchrec.inference.serving.connections import Connections, most_connections
+from dlrm_torchrec.inference.serving.connections import Connections, Listener, most_connections
 from dlrm_torchrec.inference.serving.quota import Quota, client_of
 from dlrm_torchrec.inference.serving.reload_guard import check_may_reload, read_token
+from dlrm_torchrec.inference.serving.server import Protocol
 from tests.inference.serving.served import CITIES, Server, as_json, columns, write
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -88,6 +96,47 @@ def test_descriptors_run_out_quietly(package: Path) -> None:
     assert server.stop()[::2] == (0, "")
 
 
+def test_nothing_is_left_of_a_connection_that_its_client_resets() -> None:
+    """Timers would keep all of it, and the collector of garbage would stop the server to look at thousands of them."""
+
+    async def answer(_: Any, __: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+        await send({"type": "http.response.body", "body": b"123456789"})
+
+    async def survivors() -> int:
+        http: Any = type("ServerProtocol", (Protocol,), {"open": Connections(4, client_share=1)})
+        config = uvicorn.Config(answer, timeout_keep_alive=3600, log_config=None, lifespan="off")
+        config.load()
+        protocols: list[weakref.ref[Any]] = []
+
+        def connected() -> Any:
+            protocol = http(config=config, server_state=ServerState(), app_state={})
+            protocols.append(weakref.ref(protocol))
+            return protocol
+
+        listening = await asyncio.get_running_loop().create_server(connected, "127.0.0.1", 0)
+        address = listening.sockets[0].getsockname()
+
+        def visit() -> None:
+            with socket.create_connection(address, timeout=60) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert client.recv(1)  # what is left unread makes the end a reset
+
+        await asyncio.gather(*(asyncio.to_thread(visit) for _ in range(3)))
+        left = len(protocols)
+        for _ in range(20):
+            await asyncio.sleep(0.1)
+            gc.collect()
+            left = sum(protocol() is not None for protocol in protocols)
+            if not left:
+                break
+        assert len(protocols) == 3
+        listening.close()
+        return left
+
+    assert asyncio.run(survivors()) == 0
+
+
 class Fake:
     """A connection that notes that it was cut."""
 
@@ -104,6 +153,7 @@ def test_the_longest_waiting_connection_makes_room() -> None:
     connections: Any = Connections(4, client_share=0.5)
     fakes = [Fake(descriptor) for descriptor in range(9)]
     assert all(connections.admit(fakes[i], "10.0.0.1") for i in (0, 1))
+    connections.work(0)
     connections.wait(0, fakes[0])  # it was answered, and waits again
     assert connections.admit(fakes[2], "10.0.0.1")
     assert [fake.is_cut for fake in fakes[:3]] == [False, True, False]
@@ -121,6 +171,42 @@ def test_the_longest_waiting_connection_makes_room() -> None:
     assert connections.admit(fakes[5], "10.0.0.4")
     assert connections.admit(fakes[6], "10.0.0.5")
     assert fakes[5].is_cut
+
+
+@pytest.mark.parametrize("flood", ["new", "answered"])
+def test_neither_new_nor_idle_connections_drive_out_the_others(flood: str) -> None:
+    """A client that asks again and again keeps its connection, and a new client has time to ask."""
+    connections: Any = Connections(8, client_share=1)
+    good, late = Fake(100), Fake(101)
+    assert connections.admit(good, "10.0.0.1")
+    for descriptor in range(50):
+        connections.work(100)
+        connections.wait(100, good)
+        assert connections.admit(Fake(descriptor), "10.0.0.2")
+        if flood == "answered":
+            connections.work(descriptor)
+            connections.wait(descriptor, Fake(descriptor))
+        if descriptor == 40:
+            assert connections.admit(late, "10.0.0.3")
+        for cut in list(connections._cut):
+            connections.end(cut)
+        if descriptor < 43:
+            assert not late.is_cut
+    assert not good.is_cut
+    assert late.is_cut == (flood == "new")
+
+
+def test_a_flood_of_connections_waits_and_is_not_dropped() -> None:
+    """More than asyncio accepts at once; the client of a dropped one tries again only after a second or more."""
+    created = socket.create_server(("127.0.0.1", 0))
+    most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    with Listener(created, Connections(512, client_share=1)) as listening, ExitStack() as held:
+        listening.listen(10)
+        clients = [held.enter_context(socket.socket()) for _ in range(min(400, most))]
+        for client in clients:
+            client.setblocking(False)
+            assert client.connect_ex(listening.getsockname()) in (0, errno.EINPROGRESS)
+        assert [client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO) for client in clients] == [1] * len(clients)
 
 
 def test_a_limit_of_files_without_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +252,7 @@ RELOADS: list[tuple[str, dict[str, str], str, bool]] = [
     ("127.0.0.1", {"host": "evil.example"}, "", False),
     ("127.0.0.1", {"host": "localhost:8000", "origin": "http://evil.example"}, "", False),
     ("127.0.0.1", {"host": "localhost:8000", "origin": "null"}, "", False),
+    ("127.0.0.1", {"host": "localhost:8000", "origin": "http://[::1"}, "", False),
     ("127.0.0.1", {"host": "localhost:8000", "x-forwarded-for": "10.0.0.1"}, "", False),
     ("127.0.0.1", {"host": "[::1"}, "", False),
     ("127.0.0.1", {"host": "localhost:8000"}, TOKEN, False),
