@@ -28,9 +28,9 @@ from torchrec.distributed.types import LazyAwaitable, ParameterSharding, Shardin
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from dlrm_torchrec.embeddings.compositional.thread_pool import thread_pool
 from dlrm_torchrec.sharding.modules.blank import BlankTables
 from dlrm_torchrec.sharding.modules.sorted_updates import become_adam, can_sort, use_sorted_updates
-from dlrm_torchrec.sharding.modules.thread_pool import thread_pool
 
 Function = Callable[[], torch.Tensor]
 

@@ -15,8 +15,8 @@ from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 
+from dlrm_torchrec.embeddings.compositional.thread_pool import thread_pool
 from dlrm_torchrec.sharding.modules.one_table import reads_as_one_table
-from dlrm_torchrec.sharding.modules.thread_pool import thread_pool
 from dlrm_torchrec.sharding.modules.update_kernels import (
     ADAGRAD,
     ADAM,

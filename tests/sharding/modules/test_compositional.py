@@ -18,10 +18,10 @@ from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbed
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
 from dlrm_torchrec.embeddings.compositional.partitions import ChineseRemainder, Hash, MixedRadix, QuotientRemainder
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.thread_pool import thread_pool
 from dlrm_torchrec.sharding.modules import composed_kernels
 from dlrm_torchrec.sharding.modules.composed_shardings import offered_types
 from dlrm_torchrec.sharding.modules.sharder import CHANGED_BY
-from dlrm_torchrec.sharding.modules.thread_pool import thread_pool
 from tests.distributed import run_ranks
 from tests.sharding.sharded import ARGUMENTS, features, shard
 

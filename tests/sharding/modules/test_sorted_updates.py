@@ -13,9 +13,9 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 
+from dlrm_torchrec.embeddings.compositional.thread_pool import thread_pool
 from dlrm_torchrec.sharding.modules import sorted_updates
 from dlrm_torchrec.sharding.modules.sorted_updates import become_adam, can_sort, use_sorted_updates
-from dlrm_torchrec.sharding.modules.thread_pool import thread_pool
 from tests.distributed import run_ranks
 
 SPECS = [(50, 8), (3, 16), (70_000, 4)]  # rows and dim

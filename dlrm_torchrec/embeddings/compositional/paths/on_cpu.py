@@ -6,9 +6,9 @@ the sums go through the last layer: sum_x (h(x) @ W + b) = (sum_x h(x)) @ W + n 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 from dlrm_torchrec.embeddings.compositional.bags import Bags, LookUp, one_each
 from dlrm_torchrec.embeddings.compositional.paths.kernels import add_to_vectors, distinct_ids, order_by_class, sum_bags
 from dlrm_torchrec.embeddings.compositional.table_group import TableGroup
+from dlrm_torchrec.embeddings.compositional.thread_pool import thread_pool
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 # Multiply-adds for which numpy's OpenBLAS does not yet start threads. Lookups have a thread each already.
 _BLOCK = 2**18
@@ -75,7 +79,8 @@ class _Paths(torch.autograd.Function):
         ctx.save_for_backward(read)
         numbers = read.detach().contiguous().numpy()
         sums = read.new_empty(len(plan.lengths), read.size(1))
-        ctx.kept = [_forward(part, numbers, sums.numpy()[part.bags]) for part in _features(plan, read.size(1))]
+        parts = _features(plan, read.size(1))
+        ctx.kept = _on_all_threads(lambda part: _forward(part, numbers, sums.numpy()[part.bags]), parts)
         return sums
 
     @staticmethod
@@ -84,9 +89,22 @@ class _Paths(torch.autograd.Function):
         numbers, towards = read.detach().contiguous().numpy(), gradients[0].contiguous().numpy()
         gradient = torch.from_numpy(np.empty(numbers.shape, numbers.dtype))  # NumPy's large arrays have huge pages
         gradient[plan.num_vectors :] = 0
-        for part, kept in zip(_features(plan, read.size(1)), ctx.kept, strict=True):
+        pairs = list(zip(_features(plan, read.size(1)), ctx.kept, strict=True))
+        networks = [network.w2.start for part, _ in pairs for network in part.networks]
+
+        def work(pair: tuple[_Feature, _Kept]) -> None:
+            part, kept = pair
             _backward(part, numbers, kept, towards[part.bags], gradient.numpy())
+
+        shared = len(networks) != len({*networks})  # by features of one table, whose gradients are sums
+        list(map(work, pairs)) if shared else _on_all_threads(work, pairs)
         return gradient, None
+
+
+def _on_all_threads(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+    """What ``work`` returns for each part; the parts are dealt to the threads that torch has here."""
+    threads = torch.get_num_threads()
+    return list(map(work, parts) if threads == 1 else thread_pool(threads).map(work, parts))
 
 
 class _Network(NamedTuple):
