@@ -63,7 +63,7 @@ def main() -> None:
         print_pauses(args.package, bodies_on(spec))
         return
     attacks = attacks_on(spec)
-    together = [partial(any_of, list(attacks.values())) for _ in range(ATTACKERS)]
+    together = [partial(any_of, random.Random(seed), list(attacks.values())) for seed in range(ATTACKERS)]
     turns: dict[str, list[Attack]] = {"none": []}
     if args.each:
         turns |= {name: [attack] * ATTACKERS for name, attack in (attacks | ON_CONNECTIONS).items()}
@@ -254,8 +254,8 @@ def repeat(attack: Attack, port: int, answers: Any) -> None:
             answers.put(type(error).__name__)
 
 
-def any_of(attacks: list[Attack], port: int) -> Any:
-    return random.choice(attacks)(port)
+def any_of(draw: random.Random, attacks: list[Attack], port: int) -> Any:
+    return draw.choice(attacks)(port)
 
 
 def post(port: int, *, path: str = "/predict", headers: dict[str, str], body: bytes = b"") -> int:

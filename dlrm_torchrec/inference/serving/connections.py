@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import socket
+import struct
 from collections import Counter
 from contextlib import suppress
 from math import ceil
@@ -16,6 +17,7 @@ from dlrm_torchrec.inference.serving.quota import client_of
 RESERVED_DESCRIPTORS = 32  # for the files of a package, and for connections that are being closed
 MAX_REFUSALS = 64  # in a row, before the server does something else
 MAX_WAITING = 2048  # connections that the system holds until they are accepted; it may hold fewer
+RESET = struct.pack("ii", 1, 0)  # a close resets the connection: a client amid a large body would wait for a minute
 MAX_CLOSING = 16  # connections that are cut but still have their descriptors
 
 
@@ -92,6 +94,7 @@ class Connections:
         self._forget(descriptor)
         self._cut.add(descriptor)
         with suppress(OSError):  # it may be broken already
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             connection.shutdown(socket.SHUT_RDWR)
         return True
 

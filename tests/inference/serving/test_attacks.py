@@ -138,14 +138,17 @@ def test_nothing_is_left_of_a_connection_that_its_client_resets() -> None:
 
 
 class Fake:
-    """A connection that notes that it was cut."""
+    """A connection that notes that it was cut, with a reset of its client."""
 
     def __init__(self, descriptor: int) -> None:
         self.fileno = lambda: descriptor
-        self.is_cut = False
+        self.is_cut = self.will_reset = False
+
+    def setsockopt(self, *option: object) -> None:
+        self.will_reset = option == (socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
     def shutdown(self, _: int) -> None:
-        self.is_cut = True
+        self.is_cut = self.will_reset
         raise OSError("it is broken")
 
 
