@@ -1,10 +1,10 @@
 """Products of int64 matrices modulo 2^64: faster than torch's product on a CPU, and on a GPU, where torch has none.
 
-torch's product uses only one core of a CPU, so here every thread multiplies some of the rows. Splitting integers into
-smaller numbers does not help on a CPU with 64-bit vector multiplication (LOG.md).
+torch's product uses only one core of a CPU, so here every thread multiplies some of the rows. Which is faster on a CPU,
+this or the digits below, depends on its instructions (LOG.md), so a product of many numbers measures it once.
 
-GPUs multiply 8-bit integers fast. With the signed digits of integers in base 256, x = sum x_i 256^i modulo 2^64, a
-product is
+GPUs, and some CPUs, multiply 8-bit integers fast. With the signed digits of integers in base 256, x = sum x_i 256^i
+modulo 2^64, a product is
 
     A C = sum over s of 256^s (A_0 C_s + A_1 C_(s-1) + ... + A_s C_0)    modulo 2^64
 
@@ -14,11 +14,14 @@ matrices: the digits of A are placed next to each other, and those of C below ea
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import torch
 
 _TERMS = 1 << 13  # 8 digits x 2^13 x (2^7)^2 stays below 2^31
+_MEASURED = 384  # rows, terms and columns of the product that is measured
 _SIGNS = -0x7F7F7F7F7F7F7F80  # 0x8080808080808080, the top bit of every byte
 
 
@@ -31,7 +34,27 @@ def int64_matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"matrices must be int64: got {a.dtype} and {b.dtype}; convert them")
     if a.dim() != 2 or b.dim() != 2 or a.size(1) != b.size(0):
         raise ValueError(f"matrices must be (m, k) and (k, n): got {tuple(a.shape)} and {tuple(b.shape)}; reshape them")
-    return matmul_by_digits(a, b) if a.is_cuda else matmul_by_rows(a, b, torch.get_num_threads())
+    threads, many = torch.get_num_threads(), a.numel() * b.size(1) >= _MEASURED**3
+    if a.is_cuda or (many and digits_are_faster(threads)):
+        return matmul_by_digits(a, b)
+    return matmul_by_rows(a, b, threads)
+
+
+@cache
+def digits_are_faster(threads: int) -> bool:
+    """Whether products of 8-bit digits are exact and faster than those of rows on this CPU; it takes some 0.1 s."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-(2**63), 2**63 - 1, (_MEASURED, _MEASURED), generator=generator) for _ in range(2))
+    if not torch.equal(matmul_by_digits(a, b), matmul_by_rows(a, b, threads)):
+        return False  # without VNNI, sums of two products saturate
+    digits = rows = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        matmul_by_digits(a, b)
+        middle = time.perf_counter()
+        matmul_by_rows(a, b, threads)
+        digits, rows = min(digits, middle - start), min(rows, time.perf_counter() - middle)
+    return digits < rows
 
 
 def matmul_by_rows(a: torch.Tensor, b: torch.Tensor, threads: int) -> torch.Tensor:
@@ -46,7 +69,7 @@ def matmul_by_rows(a: torch.Tensor, b: torch.Tensor, threads: int) -> torch.Tens
 def matmul_by_digits(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """``int64_matmul`` with 8-bit digits; their products are summed in 32 bits.
 
-    A CPU needs VNNI for this: older x86 processors add pairs of 8-bit products in 16 bits, which saturate.
+    A CPU needs VNNI or AMX for this: older x86 processors add pairs of 8-bit products in 16 bits, which saturate.
     """
     (m, k), n = a.shape, b.size(1)
     product = torch.zeros(m, n, dtype=torch.int64, device=a.device)

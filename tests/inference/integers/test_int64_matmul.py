@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -102,3 +103,43 @@ def test_transposed_and_sliced_matrices() -> None:
 def test_bad_matrices_are_refused(a: torch.Tensor, b: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         int64_matmul(a, b)
+
+
+@pytest.mark.parametrize("digits", [True, False])
+def test_a_large_product_is_the_same_by_either_way(monkeypatch: pytest.MonkeyPatch, *, digits: bool) -> None:
+    asked: list[int] = []
+
+    def faster(threads: int) -> bool:
+        asked.append(threads)
+        return digits
+
+    monkeypatch.setattr(module, "digits_are_faster", faster)
+    if digits and not products_of_8_bits_are_exact():
+        monkeypatch.setattr(module, "matmul_by_digits", torch.matmul)
+    generator = torch.Generator().manual_seed(3)
+    a, b = (torch.randint(LEAST, MOST, (400, 400), generator=generator) for _ in range(2))
+    assert torch.equal(int64_matmul(a, b), a @ b)
+    assert torch.equal(int64_matmul(a[:5], b), a[:5] @ b)  # too small for the choice to matter
+    assert asked == [torch.get_num_threads()]
+
+
+def slow_rows(a: torch.Tensor, b: torch.Tensor, _threads: int) -> torch.Tensor:
+    time.sleep(0.05)
+    return a @ b
+
+
+def test_digits_that_saturate_are_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    module.digits_are_faster.cache_clear()
+
+    def saturating(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        product = a @ b
+        product[0, 0] += 1
+        return product
+
+    monkeypatch.setattr(module, "matmul_by_digits", saturating)
+    assert not module.digits_are_faster(1)
+    module.digits_are_faster.cache_clear()
+    monkeypatch.setattr(module, "matmul_by_digits", torch.matmul)
+    monkeypatch.setattr(module, "matmul_by_rows", slow_rows)
+    assert module.digits_are_faster(1)
+    module.digits_are_faster.cache_clear()
