@@ -6,8 +6,8 @@
 The contenders take turns in one process, and each result is compared with torch's: torch's product; torch's product of
 a group of rows in each thread; 8-bit digits, 36 products on the int8 kernel; ours, which measures once and takes the
 faster one of these two; and 22-bit limbs, 6 products in float64. Residues modulo 18 numbers below 2^8 would need 18
-int8 products; the last line is the time of only these products. Gops/s counts 2 n^3 operations. The published 10.5 Gops/s
-are FBGEMM's int64 GEMM on a Xeon Gold 6138, 3.5 times as fast as what existed before.
+int8 products; the last line is the time of only these products. Gops/s counts 2 n^3 operations. The published 10.5
+Gops/s are FBGEMM's int64 GEMM on a Xeon Gold 6138, 3.5 times as fast as what existed before.
 """
 
 from __future__ import annotations
