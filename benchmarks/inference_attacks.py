@@ -117,7 +117,7 @@ def print_pauses(package: Path, bodies: dict[str, tuple[str, bytes]]) -> None:
     def read(kind: str, body: bytes, used: list[float]) -> None:
         start = time.thread_time()
         with suppress(HTTPException):
-            service._encoded(predictor, kind, body)  # what a server does with a body
+            service.encoded(predictor, kind, body)  # what a server does with a body
         used.append(time.thread_time() - start)
 
     print("body | MB | ms of one core | longest pause of another thread, ms")

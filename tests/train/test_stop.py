@@ -36,6 +36,8 @@ def _train(signals: dict[int, tuple[int, int]], overdue_at: list[int]) -> Seen:
     """Ten steps; ``signals`` gives, by step, the rank that gets a signal, and which."""
     world, step, due = here(), 0, list[int]()
     asked = list(overdue_at)
+    for number in (signal.SIGINT, signal.SIGHUP):  # which a background job and nohup ignore
+        signal.signal(number, signal.SIG_DFL)
 
     def overdue() -> bool:
         assert world.is_main

@@ -106,10 +106,10 @@ class Service:
         self, predictor: Predictor, content_type: str, body: bytes, hold_rows: Callable[[int], None]
     ) -> tuple[Inputs, Predictions]:
         if len(body) <= SHORT_BODY_BYTES:
-            inputs = self._encoded(predictor, content_type, body)
+            inputs = self.encoded(predictor, content_type, body)
         else:
             encoder = self._encoder if len(body) <= LONG_BODY_BYTES else self._long_encoder
-            work = partial(self._encoded, predictor, content_type, body)
+            work = partial(self.encoded, predictor, content_type, body)
             inputs = await asyncio.get_running_loop().run_in_executor(encoder, work)
         hold_rows(len(inputs) - 1)  # one row was held since the request began
         predictions = await self.batcher.submit(predictor, inputs)
@@ -117,7 +117,8 @@ class Service:
             raise HTTPException(422, "a row must give a finite prediction: got a row whose values overflow the model")
         return inputs, predictions
 
-    def _encoded(self, predictor: Predictor, content_type: str, body: bytes) -> Inputs:
+    def encoded(self, predictor: Predictor, content_type: str, body: bytes) -> Inputs:
+        """The rows of a body. Raises HTTPException with the status of what is wrong with it."""
         if content_type == ARROW:
             columns = read_arrow(body, self.config, predictor.encode.known)
         else:
