@@ -30,7 +30,7 @@ ROUNDS = 7
 GAIN = 1.15  # times as fast must dense parts be in bfloat16, for the noise of so short a measurement
 GAIN_S = 10.0  # must bfloat16 save in a run; a small model stays in float32
 COMPILER_S = 15.0  # take compilers for a model, if they find nothing in their caches
-SAVED = 0.3  # of the time of dense parts by compiling them, at least: .31 to .53 (benchmarks/cpu_training.py)
+SAVED = 0.3  # of the time of dense parts by compiling them, at least: .31 to .53 (LOG.md)
 
 
 class Config(Protocol):

@@ -98,16 +98,11 @@ class StopRequest:
         self._verify()
 
     def end(self) -> None:
-        """Restore the signal handlers and, after a stop, say how to go on; call it when the run is saved, or never."""
+        """Restore the signal handlers and, after a stop, say so; call it when the run is saved, or never."""
         self._restore()
         if self._stop and self._world.is_main and not stopped.by:
             stopped.by = self._stop
-            print(
-                f"stopped by {_name(self._stop)}; run the same command again to resume from the checkpoint that was "
-                "saved",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"stopped by {_name(self._stop)}, and saved", file=sys.stderr, flush=True)
 
     def _own(self) -> torch.Tensor:
         """What this rank has to say. A save that is due in the coming step is not asked for again."""

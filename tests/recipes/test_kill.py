@@ -117,7 +117,7 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path: Path, whole: dict[str, float]
     training = interrupt(  # one rank only: the others learn of it
         tmp_path, options, lambda: log.exists() and bool(records(tmp_path / "demo")), 1, signal.SIGTERM
     )
-    assert "stopped by SIGTERM; run the same command again to resume" in training.result()[0][1]
+    assert "stopped by SIGTERM, and saved" in training.result()[0][1]
     assert 0 < newest(tmp_path) < STEPS
     assert finish(tmp_path, *options) == whole
 
@@ -145,7 +145,7 @@ def test_elastic_restart_continues(tmp_path: Path, whole: dict[str, float]) -> N
         assert result(command) == whole
 
 
-STOPPED = "stopped by SIGINT; run the same command again to resume from the checkpoint that was saved"
+STOPPED = "stopped by SIGINT, and saved"
 
 
 def test_ctrl_c_saves_and_the_same_command_resumes_whoever_is_still_there(

@@ -161,7 +161,7 @@ def test_evaluation_repeats_the_metrics_of_the_run_and_refuses_data_of_another_m
     data.mkdir()
     other.mkdir()
     write_rich(data, spec)
-    metrics = run_recipe("train_dlrm", options(data, runs), 2)
+    metrics = run_recipe("train_dlrm", options(data, runs, "--speed=auto"), 2)
     found = run_ranks(1, evaluate, runs / "demo", {"ablation": True}, join=False)[0]
     validated = {name: value for name, value in metrics.items() if name.startswith("val/")}
     assert {name: found[name] for name in validated} == pytest.approx(validated, rel=1e-5)

@@ -15,7 +15,9 @@ from torch import nn
 from dlrm_torchrec.command_line import parse
 from dlrm_torchrec.datasets.summary import summarise
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
-from dlrm_torchrec.embeddings.config import TablesConfig, TablesKind
+from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.sharding.modules import fastest_update
+from dlrm_torchrec.sharding.modules.fastest_update import sorting_pays
 from dlrm_torchrec.train import speed as module
 from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.config import Speed
@@ -35,6 +37,12 @@ class Settings:
     rows: int = 64
 
 
+TABLES = (
+    TablesConfig(),
+    TablesConfig(kind="quotient_remainder", threshold=200),
+    TablesConfig(kind="quotient_remainder", operation="feature_generation", threshold=200),
+    TablesConfig(kind="mixed_dimension"),
+)
 DATA = summarise("synthetic", demo_spec())
 
 
@@ -110,14 +118,19 @@ def test_parts_that_contradict_each_other_are_refused(parts: Speed) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["train_dlrm", "train_dcnv2", "train_fm", "train_logistic", "train_neumf"])
-@pytest.mark.parametrize("tables", ["plain", "quotient_remainder", "mixed_dimension"])
-def test_dense_parts_are_timed_and_left_as_they_were(recipe: str, tables: TablesKind) -> None:
-    if recipe == "train_neumf" and tables == "mixed_dimension":
-        return  # its user and item have vectors of one dim
+@pytest.mark.parametrize("tables", TABLES, ids=["plain", "product", "generated features", "mixed dims"])
+def test_dense_parts_are_timed_and_left_as_they_were(
+    recipe: str, tables: TablesConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if recipe == "train_neumf" and tables in TABLES[2:]:
+        return  # its user and item have one vector each, of one dim
     loaded = load_recipe(recipe)
-    cfg = replace(parse(loaded.PRESETS, ["demo"])[1], tables=TablesConfig(kind=tables))
+    cfg = replace(parse(loaded.PRESETS, ["demo"])[1], tables=tables)
     cfg = fit_to_rows(cfg, DATA)[0]
-    model, _ = loaded.build(cfg, cfg.shape, 1, torch.device("cpu"))
+    model, built = loaded.build(cfg, cfg.shape, 1, torch.device("cpu"))
+    monkeypatch.setattr(fastest_update, "measure", lambda *_: {"fbgemm": 1.0, "sorted": 0.5})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert sorting_pays(built, cfg.shape, cfg.batch_size)
     names, state = [name for name, _ in model.named_modules()], torch.random.get_rng_state()
     before = {name: value.clone() for name, value in model.state_dict().items() if not value.is_meta}
     num_dense = len(cfg.shape.dense)

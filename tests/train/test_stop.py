@@ -82,7 +82,7 @@ def test_one_process_stops_and_saves_in_the_step_that_is_asked_for(capfd: pytest
     assert exit_code() == 143
     assert [signal.getsignal(number) for number in stop.SIGNALS] == before
     error = capfd.readouterr().err
-    assert error == "stopped by SIGTERM; run the same command again to resume from the checkpoint that was saved\n"
+    assert error == "stopped by SIGTERM, and saved\n"
 
 
 def _stop_and_fail() -> None:

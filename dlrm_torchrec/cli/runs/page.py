@@ -13,10 +13,10 @@ from dlrm_torchrec.cli.runs.read import Run
 from dlrm_torchrec.pages.lines import number_text
 from dlrm_torchrec.pages.quantities import Quantity, share, size
 from dlrm_torchrec.pages.render import render
+from dlrm_torchrec.train.checkpoints.progress import DECISIVE
 from dlrm_torchrec.train.output.options import options_of
 
 TEMPLATE = Path(__file__).with_name("runs.html")
-MAIN = ("hr@10", "auc", "rmse")  # metrics of a checkpoint: the first that any has
 NAMED = 2  # runs that the title names
 HEADLINES = ("val/auc", "val/ne", "val/calibration", "val/logloss", "val/rmse", "val/hr@10", "samples_per_s")
 
@@ -41,7 +41,7 @@ def page(runs: Sequence[Run]) -> str:
         models=[(run.name, model_rows(run.model)) for run in _of_distinct_models(runs)],
         ranks=[(number, rows) for number, run in enumerate(runs) if (rows := rank_rows(run))],
         saved=[(number, saved) for number, run in enumerate(runs) for saved in run.checkpoints],
-        main_metric=next((name for name in MAIN if any(name in each.metrics for each in _saved(runs))), ""),
+        main_metric=next((name for name in DECISIVE if any(name in each.metrics for each in _saved(runs))), ""),
         number_text=number_text,
         size=size,
     )

@@ -52,11 +52,10 @@ def sorting_pays(tables: Tables, spec: DatasetSpec, batch_size: int) -> bool:
     if optimizer is None:
         return True
     configs = tables.embedding_bag_configs()
-    factors = {feature.name: feature.pooling_factor for feature in spec.sparse}
-    pooling = [factors[name] for config in configs for name in config.feature_names]
+    features = sum(len(config.feature_names) for config in configs)
     dim = max(config.embedding_dim for config in configs)
-    count = max(1, min(MOST_TABLES, len(pooling) // torch.get_num_threads()))  # of the tables of a thread
-    ids = max(1, round(fmean(pooling)))  # of a bag
+    count = max(1, min(MOST_TABLES, features // torch.get_num_threads()))  # of the tables of a thread
+    ids = max(1, round(fmean(feature.pooling_factor for feature in spec.sparse)))  # of a bag
     work = Work(
         tables=count,
         rows=_about(min(fmean(config.num_embeddings for config in configs), NUMBERS / dim / count)),

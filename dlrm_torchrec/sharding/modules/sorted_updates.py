@@ -1,7 +1,8 @@
 """FBGEMM's fused tables on CPU with lookups and updates of our own, see ``update_kernels``.
 
 FBGEMM's object keeps the weights, the moments and the learning rate, so plans, checkpoints and schedules do not notice.
-FBGEMM has no Adam for CPU, and ignores a weight decay there; these updates have both.
+FBGEMM has no Adam for CPU, and ignores a weight decay there; these updates have both. On one
+thread, FBGEMM's own lookup reads the sums of bags.
 """
 
 from __future__ import annotations

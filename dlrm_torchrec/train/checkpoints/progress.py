@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 # The metrics by which validations are compared: the first that a run has decides, and whether higher is better.
-_DECISIVE = {"hr@10": True, "auc": True, "rmse": False}
+DECISIVE = {"hr@10": True, "auc": True, "rmse": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,9 @@ class Progress:
         They are the best ones if their HR@10 is the highest so far; without it, if their AUC is; without either, if
         their RMSE is the lowest.
         """
-        name = next(each for each in _DECISIVE if each in metrics)
+        name = next(each for each in DECISIVE if each in metrics)
         new, old = metrics[name], self.best.get(name, math.nan)
-        better = new > old if _DECISIVE[name] else new < old
+        better = new > old if DECISIVE[name] else new < old
         if better or (math.isnan(old) and not math.isnan(new)):
             return replace(self, last=metrics, best=metrics, best_step=self.step, without_gain=0)
         return replace(self, last=metrics, without_gain=self.without_gain + 1)

@@ -9,8 +9,8 @@ from dlrm_torchrec.terminal import commands
 from dlrm_torchrec.terminal.closing import block
 from dlrm_torchrec.terminal.words import duration
 from dlrm_torchrec.train.checkpoints.folder import complete_steps, step_path
+from dlrm_torchrec.train.checkpoints.progress import DECISIVE
 
-MAIN = ("hr@10", "auc", "rmse")  # the metrics that a recipe is judged by, the first that it has
 RANKS_ITEMS = "hr@10"  # a run with this metric has no rows with labels to evaluate
 
 
@@ -30,7 +30,7 @@ class Ended:
 
 def main_metric(metrics: Mapping[str, float], prefix: str = "val/") -> str:
     """The name of the metric that a run is judged by, without ``prefix``; empty if it has none."""
-    return next((name for name in MAIN if f"{prefix}{name}" in metrics), "")
+    return next((name for name in DECISIVE if f"{prefix}{name}" in metrics), "")
 
 
 def describe(ended: Ended, metrics: Mapping[str, float]) -> str:
