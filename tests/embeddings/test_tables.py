@@ -17,7 +17,7 @@ from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Path
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
-from dlrm_torchrec.embeddings.config import DataTypeName, TablesConfig, TablesKind, Tail
+from dlrm_torchrec.embeddings.config import DataTypeName, OperationName, TablesConfig, TablesKind, Tail
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import build_tables, partition_of, physical_configs, read_tables, write_tables
 from dlrm_torchrec.schema import Table
@@ -140,7 +140,8 @@ def test_weights_are_of_the_data_type(kind: TablesKind) -> None:
 )
 @pytest.mark.parametrize("max_rows", [1000, 317])
 def test_any_compressed_table_fits_its_rows(kind: TablesKind, max_rows: int) -> None:
-    for tail, operation in product(get_args(Tail), ("add", "concat")):
+    operations: tuple[OperationName, ...] = ("add", "concat")
+    for tail, operation in product(get_args(Tail), operations):
         config = TablesConfig(kind=kind, max_rows=max_rows, tail=tail, operation=operation, partitions=4)
         partition = partition_of(config, 10_000)
         rows = partition.classes[0] if partition.shared_rows else sum(partition.classes)

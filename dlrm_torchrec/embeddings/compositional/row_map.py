@@ -153,7 +153,7 @@ def _passes(sources: Sequence[Source], pieces: Sequence[Piece]) -> Passes:
         pieces=np.array(
             [(piece.source, last - len(piece.rows), last) for piece, last in zip(pieces, lasts, strict=True)], np.int64
         ).reshape(-1, 3),
-        class_rows=np.array(class_rows, np.int64).reshape(-1, 3 + len(Digit._fields)),
+        class_rows=np.array(class_rows, np.int64).reshape(-1, 3 + len(Digit())),
         assigned=np.concatenate(listed),
     )
 

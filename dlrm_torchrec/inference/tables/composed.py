@@ -7,8 +7,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torch import nn
 
 from dlrm_torchrec.embeddings.compositional.operations import Path
-from dlrm_torchrec.embeddings.compositional.partitions.base import Digit
-from dlrm_torchrec.embeddings.compositional.partitions.digits import class_of, has_hot, has_seed
+from dlrm_torchrec.embeddings.compositional.partitions.digits import class_of, digit_tensor, has_hot, has_seed
 from dlrm_torchrec.embeddings.compositional.paths.grouped import grouped_linear
 from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 from dlrm_torchrec.inference.tables.lookups import Column, RowLookup, selected
@@ -68,7 +67,7 @@ class Paths(nn.Module):
         self.register_buffer("features", torch.tensor(self.sources))
         digits = [column.digit for column in keys[0][1:]]
         self.hot, self.seeded = has_hot(digits), has_seed(digits)
-        self.register_buffer("digits", torch.tensor([tuple(digit) for digit in digits]).view(-1, len(Digit._fields)))
+        self.register_buffer("digits", digit_tensor(digits))
         self.networks = [path.layers(networks.reshape(-1, stack.class_rows[1], first.size(1))) for networks in later]
 
     def forward(self, values: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None) -> list[torch.Tensor]:

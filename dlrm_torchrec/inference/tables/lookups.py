@@ -14,7 +14,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTable
 from torch import nn
 
 from dlrm_torchrec.embeddings.compositional.partitions.base import Digit
-from dlrm_torchrec.embeddings.compositional.partitions.digits import class_of, has_hot, has_seed
+from dlrm_torchrec.embeddings.compositional.partitions.digits import class_of, digit_tensor, has_hot, has_seed
 from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.tables.types import packed
 
@@ -81,7 +81,7 @@ class RowLookup(nn.Module):
         self.register_buffer("features", torch.tensor(self.sources))
         digits = [column.digit for column in columns]
         self.hot, self.seeded = has_hot(digits), has_seed(digits)
-        self.register_buffer("digits", torch.tensor([tuple(digit) for digit in digits]).view(-1, len(Digit._fields)))
+        self.register_buffer("digits", digit_tensor(digits))
         self.register_buffer("first_rows", torch.tensor([column.first_row for column in columns]))
 
     def forward(self, values: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:

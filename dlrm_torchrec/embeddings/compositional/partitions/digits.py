@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -25,6 +25,11 @@ def class_of(ids: torch.Tensor, digits: torch.Tensor, *, hot: bool, seeded: bool
     if hot:
         classes = torch.where(ids < first_cold, torch.minimum(ids, base - 1), base + classes)
     return classes
+
+
+def digit_tensor(digits: Sequence[Digit]) -> torch.Tensor:
+    """The numbers of the digits, (n, 5) int64."""
+    return torch.tensor([tuple(digit) for digit in digits], dtype=torch.int64).view(-1, len(Digit()))
 
 
 def has_hot(digits: Iterable[Digit]) -> bool:
