@@ -28,7 +28,7 @@ class HotCold(Partition):
 
     def __post_init__(self) -> None:
         check_count("num_hot", self.num_hot)
-        if self.tail.shared_rows or self.tail.digits is None:
+        if self.tail.shared_rows or self.tail.listed_bytes:
             raise ValueError(
                 f"tail of a hot_cold partition must find classes by arithmetic, in rows of their own: got {self.tail}; "
                 "choose a hash, quotient-remainder or Chinese remainder"
@@ -48,7 +48,6 @@ class HotCold(Partition):
 
     @property
     def digits(self) -> tuple[Digit, ...]:
-        assert self.tail.digits is not None
         pairs = zip(self.tail.digits, self._bases, strict=True)
         return tuple(digit._replace(hot=self.num_hot, base=base) for digit, base in pairs)
 
