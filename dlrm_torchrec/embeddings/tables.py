@@ -12,6 +12,7 @@ from iopath.common.file_io import g_pathmgr
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from dlrm_torchrec.embeddings.assignments import check_assignments, read_assignment
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
 from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
@@ -55,6 +56,8 @@ def build_tables(
         raise ValueError(
             f"tables in {config.file} must be tables of this data set: got {unknown}; fit them again for this data set"
         )
+    if config.assignments:
+        check_assignments(config.assignments, [table.name for table in tables])
     stored = [stored_config(table, own.get(table.name, config)) for table in tables]
     if any(isinstance(each, CompositionalEmbeddingBagConfig) for each in stored):
         return CompositionalEmbeddingBagCollection(stored, is_weighted=weighted, device=meta)
@@ -62,7 +65,10 @@ def build_tables(
 
 
 def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
-    """The config of one table: compositional if ``config`` says so and the table has more rows than its threshold."""
+    """The config of one table: compositional if ``config`` says so and the table has more rows than its threshold.
+
+    A clusters table is one of any size that has codes.
+    """
     plain = EmbeddingBagConfig(
         name=table.name,
         num_embeddings=table.rows,
@@ -70,7 +76,13 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
         feature_names=list(table.features),
         data_type=DataType[config.data_type.upper()],
     )
-    if config.kind == "plain" or table.rows <= config.threshold:
+    partition: Partition | None = None
+    if config.kind == "clusters":
+        assignment = read_assignment(config.assignments, table.name, table.rows)
+        partition = None if assignment is None else assignment.partition
+    elif config.kind != "plain" and table.rows > config.threshold:
+        partition = partition_of(config, table.rows)
+    if partition is None:
         return plain
     return CompositionalEmbeddingBagConfig(
         name=plain.name,
@@ -78,7 +90,7 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
         embedding_dim=plain.embedding_dim,
         feature_names=plain.feature_names,
         data_type=plain.data_type,
-        partition=partition_of(config, plain.num_embeddings),
+        partition=partition,
         operation=operation_of(config),
     )
 
@@ -121,6 +133,7 @@ def operation_of(config: TablesConfig) -> Operation:
     if config.kind == "hash" or (config.kind == "hot_cold" and config.tail == "hash"):
         return Add()
     operations: dict[OperationName, Operation] = {
+        "auto": Add() if config.kind in ("hashes", "clusters") else Mult(),
         "concat": Concat(),
         "add": Add(),
         "mult": Mult(),
