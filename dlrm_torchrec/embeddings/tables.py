@@ -20,6 +20,8 @@ from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
 from dlrm_torchrec.embeddings.compositional.partitions.sizes import (
     chinese_remainder_for_collisions,
     chinese_remainder_for_rows,
+    fewest_moduli,
+    fewest_radices,
     hash_for_collisions,
     hash_for_rows,
     hot_cold_for_rows,
@@ -100,7 +102,7 @@ def partition_of(config: TablesConfig, rows: int) -> Partition:
 
     A hot_cold table has ceil(rows / collisions) rows, and several hashes that many rows in common.
     """
-    limit, k = config.max_rows, config.partitions
+    limit, k = config.max_rows, config.partitions or 2
     shared = limit or -(-rows // max(config.collisions, 1))
     match config.kind:
         case "hash":
@@ -108,18 +110,18 @@ def partition_of(config: TablesConfig, rows: int) -> Partition:
         case "hashes":
             return Hashes(rows, min(shared, rows), k)
         case "hot_cold":
-            own_in_all = config.operation in ("concat", "feature_generation")
-            hashed = config.tail == "hash"
-            return hot_cold_for_rows(rows, shared, hot=config.hot, hashed=hashed, own_in_all=own_in_all)
+            own_in_all = config.combination in ("concat", "feature_generation")
+            hashes = {"hash": 1, "hashes": k, "chinese_remainder": 0}[config.tail]
+            return hot_cold_for_rows(rows, shared, hot=config.hot, hashes=hashes, own_in_all=own_in_all)
         case "chinese_remainder":
             if limit:
-                return chinese_remainder_for_rows(rows, limit, k=k)
+                return chinese_remainder_for_rows(rows, limit, k=config.partitions or fewest_moduli(rows, limit))
             if config.collisions:
                 return chinese_remainder_for_collisions(rows, config.collisions, k=k)
             return optimal_chinese_remainder(rows, k)
         case "mixed_radix":
             if limit:
-                return mixed_radix_for_rows(rows, limit, k=k)
+                return mixed_radix_for_rows(rows, limit, k=config.partitions or fewest_radices(rows, limit))
             if config.collisions:
                 return mixed_radix_for_collisions(rows, config.collisions, k=k)
             return optimal_mixed_radix(rows, k)
@@ -133,14 +135,13 @@ def operation_of(config: TablesConfig) -> Operation:
     if config.kind == "hash" or (config.kind == "hot_cold" and config.tail == "hash"):
         return Add()
     operations: dict[OperationName, Operation] = {
-        "auto": Add() if config.kind in ("hashes", "clusters") else Mult(),
         "concat": Concat(),
         "add": Add(),
         "mult": Mult(),
         "path": Path(hidden=config.hidden),
         "feature_generation": FeatureGeneration(),
     }
-    return operations[config.operation]
+    return operations[config.combination]
 
 
 def _mixed(

@@ -365,8 +365,11 @@ def test_distinct_ids_have_distinct_initial_vectors(partition: Partition, operat
 def test_several_hashes_into_one_table(operation: Operation, pooling: PoolingType, weighted: bool) -> None:
     config = stacked(Hashes(NUM_IDS, 17, 3), operation, pooling=pooling)
     assert config.num_embeddings == 17
+    hot = stacked(HotCold(11, Hashes(NUM_IDS - 11, 17, 3), own_in_all=True), operation, pooling=pooling)
+    assert hot.num_embeddings == 3 * 11 + 17
     for bags in SHAPES:
-        assert_as_defined(config, bags, torch.rand(sum(map(len, bags))) if weighted else None)
+        for each in (config, hot):
+            assert_as_defined(each, bags, torch.rand(sum(map(len, bags))) if weighted else None)
 
 
 def test_several_hashes_cannot_be_multiplied() -> None:

@@ -39,6 +39,7 @@ PARTITIONS: list[Partition] = [
     HotCold(1, Naive(94)),
     HotCold(20, QuotientRemainder(75, 9)),
     HotCold(20, ChineseRemainder(75, (10, 11)), own_in_all=True),
+    HotCold(20, Hashes(75, 13, 3), own_in_all=True),
     HotCold(11, QuotientRemainder(LARGE, 2**40)),
     HotCold(11, MixedRadix(LARGE, (7, 2**30, 2**30))),
     Hashes(95, 17, 3),

@@ -43,6 +43,7 @@ PARTITIONS: list[Partition] = [
     Assigned.from_clusters(torch.arange(ROWS) % 5),
     Together((Assigned([torch.arange(ROWS) // 3 * 2000], complementary=False), Hash(ROWS, 7, seed=2))),
     Hashes(ROWS, 13, 2),
+    HotCold(9, Hashes(ROWS - 9, 13, 2), own_in_all=True),
 ]
 OPERATIONS: list[Operation] = [Concat(), FeatureGeneration(), Add(), Mult(), Path(hidden=5), Path(hidden=0)]
 
@@ -71,7 +72,7 @@ def collections(*, weighted: bool = False) -> list[Tables]:
             for partition in PARTITIONS
             for operation in OPERATIONS
             if not (isinstance(operation, Concat) and DIM % len(partition.classes))
-            and not (partition.shared_rows and not isinstance(operation, (Add, Concat)))
+            and not (partition.shared_from and not isinstance(operation, (Add, Concat)))
         )
     ]
     plain_tables = [plain("p", ["a"]), plain("q", ["b"], 8), plain("r", ["c"])]

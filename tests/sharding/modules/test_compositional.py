@@ -71,6 +71,7 @@ def configs(operation: Operation, pooling: PoolingType, weighted: bool) -> list[
     }
     if isinstance(operation, (Add, Concat)):
         partitions["hashes"] = (Hashes(IDS, 17, 2), ["f2"])
+        partitions["hot_hashes"] = (HotCold(9, Hashes(IDS - 9, 17, 2), own_in_all=True), ["f3"])
     composed = [
         CompositionalEmbeddingBagConfig(
             name=name,

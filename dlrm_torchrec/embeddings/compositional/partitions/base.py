@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -28,9 +28,12 @@ class Digit(NamedTuple):
 class Partition(ABC):
     """k partitions of the ids 0 .. num_ids - 1 that are used together: each puts every id into one of its classes."""
 
-    shared_rows: ClassVar[bool] = False  # whether the k partitions are k ways into the same rows
-
     num_ids: int
+
+    @property
+    def shared_from(self) -> tuple[int, ...] | None:
+        """The first row of each partition, if the k partitions are k ways into the same rows; else None."""
+        return None
 
     @property
     @abstractmethod
