@@ -52,7 +52,7 @@ def cluster_table(
 ) -> ClusteredTable:
     """The clusters of the ``vectors`` (ids, dim) of a table, whose sums approximate them, weighted by lookups.
 
-    The moments of a class are the mean of those of its ids, weighted by lookups, too.
+    The moments of a cluster are the mean of those of its ids, weighted by lookups, too. The rows of the hash are new.
 
     Args:
         vectors: the vectors of all ids, float32
@@ -69,21 +69,19 @@ def cluster_table(
         hash_classes=how.hash_classes,
         hash_seed=how.hash_seed,
     )
-    zeros = torch.zeros(how.hash_classes, vectors.size(1))
-    classes = assignment.partition.of(torch.arange(len(vectors)))
-    sizes = assignment.partition.classes
     of_classes = {
-        name: torch.cat([_means(each, codes, lookups, size) for codes, size in zip(classes, sizes, strict=True)])
+        name: torch.cat([*(class_means(each, codes, lookups) for codes in found.codes), _new(each, how.hash_classes)])
         for name, each in moments.items()
     }
     report = {
         **collisions(assignment.partition, assignment.assigned),
         "explained": [round(share, 4) for share in found.explained],
     }
-    return ClusteredTable(assignment, torch.cat([*found.centroids, zeros]).to(dtype), of_classes, report)
+    return ClusteredTable(
+        assignment, torch.cat([*found.centroids, _new(vectors, how.hash_classes)]).to(dtype), of_classes, report
+    )
 
 
-def _means(values: torch.Tensor, codes: torch.Tensor, lookups: torch.Tensor, classes: int) -> torch.Tensor:
-    """The mean of each of ``classes``, also of those at the end that no id has."""
-    means = class_means(values, codes, lookups)
-    return torch.cat([means, means.new_zeros(classes - len(means), *means.shape[1:])])
+def _new(like: torch.Tensor, rows: int) -> torch.Tensor:
+    """Rows that are not trained yet."""
+    return like.new_zeros(rows, *like.shape[1:])
