@@ -18,8 +18,8 @@ from dlrm_torchrec.cli.vectors.counts import Counts
 from dlrm_torchrec.cli.vectors.values import Values
 from dlrm_torchrec.raw_values import TextForm, categories
 
-COLOURS = 8  # of the pages: one for each kind, the last one for what has none
-OTHERS, NONE = "others", "no value"
+COLOURS = 8  # of the pages; the last one, grey, is for other kinds if there are more
+OTHERS = "others"
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,9 @@ def by_file(path: str, values: Values, ids: Sequence[int]) -> Colouring:
         return _scale(title, found, ["" if each is None else f"{each:g}" for each in found])
     texts = ["" if each is None else str(each) for each in found]
     often = [kind for kind, _ in Counter(filter(None, texts)).most_common()]
-    absent = "" in texts
-    kinds = often if len(often) + absent <= COLOURS else often[: COLOURS - 1 - absent]
-    numbers: list[float | None] = [None if not t else kinds.index(t) if t in kinds else len(kinds) for t in texts]
-    return Colouring(title, texts, numbers, kinds + [OTHERS] * (len(often) > len(kinds)))
+    kinds = often if len(often) <= COLOURS else [*often[: COLOURS - 1], OTHERS]
+    numbers = {kind: min(number, COLOURS - 1) for number, kind in enumerate(often)}
+    return Colouring(title, texts, [numbers.get(text) for text in texts], kinds)
 
 
 def _scale(title: str, amounts: Sequence[float | None], texts: list[str]) -> Colouring:

@@ -6,7 +6,7 @@
   const sheet = document.querySelector(".sheet"), canvas = sheet.querySelector("canvas"), tip = sheet.querySelector(".tip");
   const pen = canvas.getContext("2d"), search = document.querySelector("input"), found = document.querySelector(".found");
   const [zoomIn, zoomOut, all] = document.querySelectorAll(".zoom button");
-  const MARGIN = 26, REACH = 18, MOST_ZOOM = 200, LABELS_PER_PIXEL = 1 / 14000;
+  const MARGIN = 26, REACH = 18, MOST_ZOOM = 200, PIXELS_PER_LABEL = 12000, LEAST_LABELS = 14;
   let width = 0, height = 0, zoom = 1, centre = [widest / 2, highest / 2], marked = -1, matches = [], dragged = null;
 
   const unit = () => zoom * Math.min((width - 2 * MARGIN) / (widest || 1), (height - 2 * MARGIN) / (highest || 1));
@@ -40,7 +40,7 @@
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(height * ratio);
     pen.scale(ratio, ratio);
-    pen.globalAlpha = matches.length ? 0.25 : 0.85;
+    pen.globalAlpha = matches.length ? 0.25 : count > 5000 ? 0.6 : 0.85;
     for (let i = count - 1; i >= 0; i--) {
       pen.beginPath();
       dot(i, size);
@@ -67,7 +67,7 @@
     pen.textBaseline = "middle";
     pen.lineWidth = 3;
     pen.lineJoin = "round";
-    let left = Math.round(width * height * LABELS_PER_PIXEL);
+    let left = Math.max(LEAST_LABELS, Math.round(width * height / PIXELS_PER_LABEL));
     for (let n = 0; n < (only || points.x).length && left > 0; n++) {
       const i = only ? only[n] : n, [x, y] = place(i);
       const name = points.names[i].length > 28 ? points.names[i].slice(0, 27) + "\u2026" : points.names[i];
@@ -159,9 +159,11 @@
     tell(whole);
     draw();
   });
-  new ResizeObserver(() => {
+  const fit = () => {
     [width, height] = [canvas.clientWidth, canvas.clientHeight];
     draw();
-  }).observe(canvas);
+  };
+  fit();
+  new ResizeObserver(fit).observe(canvas);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 })();

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dlrm_torchrec.cli.vectors.colours import NONE, Colouring, by_file, by_frequency
+from dlrm_torchrec.cli.vectors.colours import Colouring, by_file, by_frequency
 from dlrm_torchrec.cli.vectors.plane import By, Plane, plane
 from dlrm_torchrec.cli.vectors.source import CHUNK_IDS, Source
 from dlrm_torchrec.pages.quantities import share
@@ -42,6 +42,7 @@ def page(source: Source, *, by: By, colour: str) -> str:
         source=source.title,
         script=script,
         digest=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        ratio=_ratio(drawn),
         points=_points(drawn, colouring, names, seen),
         shown=len(ids),
         available=available,
@@ -55,10 +56,15 @@ def page(source: Source, *, by: By, colour: str) -> str:
         both=share(sum(drawn.shares), 1),
         colouring=colouring,
         missing=sum(number is None for number in colouring.numbers),
-        none=NONE,
         basis="" if counts is None else str(counts),
         rows=_rows(drawn, colouring, names, seen),
     )
+
+
+def _ratio(drawn: Plane) -> float:
+    """Width by height of the sheet: that of the map, unless it is extreme."""
+    across, upwards = (drawn.places.amax(0) - drawn.places.amin(0)).tolist()
+    return min(2.0, max(0.8, across / (upwards or 1e-9)))
 
 
 def _points(drawn: Plane, colouring: Colouring, names: list[str], seen: list[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import numpy.typing as npt
@@ -92,13 +93,10 @@ def _named(spec: DatasetSpec, name: str) -> SparseFeature:
     features = {feature.name: feature for feature in spec.sparse}
     if name in features:
         return features[name]
-    if name in spec.feature_names:
-        raise ValueError(
-            f"feature must be categorical to have vectors: got {name!r}, a number; choose of {', '.join(features)}"
-        )
     near = difflib.get_close_matches(name, features)
-    advice = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose of {', '.join(features)}"
-    raise ValueError(f"feature must be one of {spec.name!r}: got {name!r}; {advice}")
+    advice = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose of {shorten(', '.join(features), 300)}"
+    kind = ", a number" if name in spec.feature_names else ""
+    raise ValueError(f"feature must be a categorical one of {spec.name!r}: got {name!r}{kind}; {advice}")
 
 
 def _manifest(data: str, spec: DatasetSpec, *, needed: bool) -> Manifest | None:

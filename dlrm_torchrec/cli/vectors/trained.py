@@ -50,7 +50,8 @@ def open_checkpoint(
     stored = saved[table.name]
     config = _config(replace(table, features=(feature.name,)), stored, restore(TablesConfig, dict(tables)))
     collection = CompositionalEmbeddingBagCollection([config], device=torch.device("meta"))
-    collection.embedding_bags[table.name].weight = nn.Parameter(read_table(path, stored), requires_grad=False)
+    weight = read_table(path, stored).float()  # rows of 16 bits are multiplied as numbers of 32, as in training
+    collection.embedding_bags[table.name].weight = nn.Parameter(weight, requires_grad=False)
     projection = _projection(path, table.name)
 
     def read(ids: torch.Tensor) -> torch.Tensor:

@@ -92,7 +92,7 @@ class Values:
 
     def _advice(self, word: str) -> str:
         often = [str(each) for each in self.words[:COMPARED].to_pylist()]
-        near = [each for each in often if each.lower() == word.lower()] or difflib.get_close_matches(word, often)
+        near = [each for each in often if word.lower() in each.lower()][:3] or difflib.get_close_matches(word, often)
         if near:
             return f"did you mean {' or '.join(map(repr, near))}?"
         return f"the most frequent ones are {', '.join(map(repr, often[:5]))}"
