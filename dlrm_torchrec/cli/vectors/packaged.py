@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,7 +54,7 @@ def _lookup(path: Path, feature: str) -> tuple[torch.jit.ScriptModule, slice]:
     from which it made the KeyedTensor of its tables.
     """
     model = torch.jit.load(str(path / MODEL), map_location="cpu").eval()
-    made = {}
+    made: dict[str, Any] = {}
     for node in model.graph.nodes():
         if node.kind() == "prim::SetAttr":
             holder, value = node.inputs()

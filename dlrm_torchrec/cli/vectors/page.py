@@ -63,7 +63,7 @@ def page(source: Source, *, by: By, colour: str) -> str:
 
 def _ratio(drawn: Plane) -> float:
     """Width by height of the sheet: that of the map, unless it is extreme."""
-    across, upwards = (drawn.places.amax(0) - drawn.places.amin(0)).tolist()
+    across, upwards = map(float, drawn.places.amax(0) - drawn.places.amin(0))
     return min(2.0, max(0.8, across / (upwards or 1e-9)))
 
 
@@ -88,4 +88,6 @@ def _points(drawn: Plane, colouring: Colouring, names: list[str], seen: list[str
 def _rows(drawn: Plane, colouring: Colouring, names: list[str], seen: list[str]) -> list[list[str]]:
     """The cells of the table: name, times seen, what it is coloured by, and its place."""
     cells = zip(names, seen or [""] * len(names), colouring.texts, drawn.places.tolist(), strict=True)
-    return [[name, times, text, *(f"{each:.3f}" for each in place)] for name, times, text, place in list(cells)[:LISTED]]
+    return [
+        [name, times, text, *(f"{each:.3f}" for each in place)] for name, times, text, place in list(cells)[:LISTED]
+    ]

@@ -29,13 +29,13 @@ def plane(vectors: torch.Tensor, by: By) -> Plane:
     """Places of ``vectors`` (N, D). Raises ValueError for fewer than 3 vectors, or when a number is not finite."""
     if len(vectors) < 3 or not bool(vectors.isfinite().all()):
         raise ValueError(
-            f"a map must have at least 3 vectors of finite numbers: got {len(vectors)}; take a feature with more values, "
-            "an earlier step, or a lower --seen"
+            f"a map must have at least 3 vectors of finite numbers: got {len(vectors)}; take a feature with more "
+            "values, an earlier step, or a lower --seen"
         )
     if by == "umap":
         import umap  # an optional dependency
 
-        placed = umap.UMAP(metric="cosine", random_state=0).fit_transform(vectors.numpy())
+        placed = umap.UMAP(metric="cosine", random_state=0, n_jobs=1).fit_transform(vectors.numpy())
         return Plane(torch.from_numpy(placed), ())
     return principal_components(vectors)
 

@@ -85,7 +85,9 @@ def open_source(folder: str, feature: str, *, step: Which, data: str, least_seen
         vocabulary = vocabularies(data, spec)[found.name]
     counts = None if manifest is None else training_counts(manifest, data, found)
     if counts is None and least_seen > 1:
-        raise ValueError(f"values seen {least_seen} times must be counted in training rows: got none; name them in --data")
+        raise ValueError(
+            f"values seen {least_seen} times must be counted in training rows: got none; name them in --data"
+        )
     return Source(title, Values.of(spec, found, vocabulary), read, counts, least_seen)
 
 
@@ -94,7 +96,9 @@ def _named(spec: DatasetSpec, name: str) -> SparseFeature:
     if name in features:
         return features[name]
     near = difflib.get_close_matches(name, features)
-    advice = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose of {shorten(', '.join(features), 300)}"
+    advice = (
+        f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose of {shorten(', '.join(features), 300)}"
+    )
     kind = ", a number" if name in spec.feature_names else ""
     raise ValueError(f"feature must be a categorical one of {spec.name!r}: got {name!r}{kind}; {advice}")
 

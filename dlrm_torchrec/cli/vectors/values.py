@@ -74,7 +74,9 @@ class Values:
         """The id that a text says; ValueError when the table has no such row."""
         rows = self.feature.rows
         if not text.isdecimal() or int(text) >= rows:
-            raise ValueError(f"id of feature {self.feature.name!r} must be from 0 to {rows - 1}: got {text!r}; name one")
+            raise ValueError(
+                f"id of feature {self.feature.name!r} must be from 0 to {rows - 1}: got {text!r}; name one"
+            )
         return int(text)
 
     @property

@@ -143,7 +143,10 @@ def test_what_is_unknown_is_refused_with_what_is_like_it(
     run = f"{shops}/demo"
     for words, refusal in (
         (("citty", "Paris"), "feature must be a categorical one of 'shops': got 'citty'; did you mean 'city'?"),
-        (("age", "3"), "feature must be a categorical one of 'shops': got 'age', a number; choose of city, user, price"),
+        (
+            ("age", "3"),
+            "feature must be a categorical one of 'shops': got 'age', a number; choose of city, user, price",
+        ),
         (("city", "Pariss"), "value of feature 'city' must be one of its 8: got 'Pariss'; did you mean 'Paris'?"),
         (("city", "oslo"), "value of feature 'city' must be one of its 8: got 'oslo'; did you mean 'Oslo'?"),
         (("city", "x"), "value of feature 'city' must be one of its 8: got 'x'; the most frequent ones are 'Kraków', "),
