@@ -16,7 +16,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.config import TablesConfig
-from dlrm_torchrec.embeddings.tables import read_tables, stored_config
+from dlrm_torchrec.embeddings.tables import partition_of, read_tables, stored_config
 from dlrm_torchrec.recipe import restore
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature, Table
 from dlrm_torchrec.train.checkpoints.storage import IoPathReader
@@ -68,9 +68,8 @@ def _config(table: Table, saved: SavedTable, tables: TablesConfig) -> EmbeddingB
     own = read_tables(tables.file, tables).get(table.name, tables) if tables.file else tables
     if own.kind == "mixed_dimension":
         own = TablesConfig(data_type=own.data_type)
-    table = replace(table, dim=saved.dim)
-    config = stored_config(table, replace(own, operation="add"))  # which takes any dim
-    pieces = len(config.partition.classes) if isinstance(config, CompositionalEmbeddingBagConfig) else 1
+    plain = own.kind == "plain" or table.rows <= own.threshold
+    pieces = 1 if plain else len(partition_of(own, table.rows).classes)
     for dim in (saved.dim * pieces, saved.dim):  # only concat has rows that are pieces of a vector
         config = stored_config(replace(table, dim=dim), own)
         physical = config.stacked() if isinstance(config, CompositionalEmbeddingBagConfig) else config

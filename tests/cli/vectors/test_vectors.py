@@ -23,11 +23,11 @@ SHORT = ["demo", "--rows=2048", "--batch-size=256", "--eval-every=0"]
 TABLES = {table.name: table for table in demo_spec().tables(dim=DIM)}
 WAYS = {
     "t_id_1": TablesConfig(),
-    "t_id_2": TablesConfig(kind="hash", threshold=100),
-    "t_id_3": TablesConfig(kind="quotient_remainder", operation="mult"),
-    "t_id_4": TablesConfig(kind="mixed_radix", operation="concat", partitions=2),
+    "t_id_2": TablesConfig(kind="hashes", operation="concat", threshold=100),
+    "t_id_3": TablesConfig(kind="hot_cold", operation="mult", max_rows=150),
+    "t_id_4": TablesConfig(kind="chinese_remainder", operation="add", partitions=3),
     "t_id_5": TablesConfig(kind="quotient_remainder", operation="path", hidden=6),
-    "t_id_6": TablesConfig(kind="chinese_remainder", operation="add", partitions=3),
+    "t_id_6": TablesConfig(kind="hot_cold", operation="concat"),
     "t_id_7": TablesConfig(kind="mixed_radix", operation="path", hidden=0, partitions=3, collisions=0),
     "t_list_0": TablesConfig(kind="quotient_remainder", operation="feature_generation", threshold=100),
     "t_list_1": TablesConfig(kind="quotient_remainder", operation="mult", data_type="fp16"),
