@@ -14,15 +14,7 @@ from dlrm_torchrec.embeddings.compositional.partitions.base import Digit, Partit
 from dlrm_torchrec.embeddings.compositional.partitions.digits import class_of, has_hot, has_seed
 from dlrm_torchrec.embeddings.compositional.partitions.listed import ListedCodes
 from dlrm_torchrec.embeddings.compositional.row_kernel import Passes, expand
-
-
-class Source(NamedTuple):
-    """A feature whose ids must be in [0, ``num_ids``), with the names that an error gives."""
-
-    num_ids: int
-    feature: str
-    table: str
-    mean: bool = False  # whether an id counts as one over the number of ids of its bag
+from dlrm_torchrec.embeddings.compositional.sources import Renumbering, Source
 
 
 class ClassRow(NamedTuple):
@@ -57,10 +49,14 @@ class RowMap:
         self._passes = _passes(self.sources, self.pieces, self._codes)
         digits = [Digit(*map(int, row[3:])) for row in self._passes.class_rows]
         self._hot, self._seeded = has_hot(digits), has_seed(digits)
+        listed = any(source.first_ids is not None for source in sources)
+        self._renumbering = Renumbering(sources) if listed else None
         self._tensors: dict[torch.device, _Tensors] = {}
 
     def __call__(self, bags: Bags) -> Bags:
         """Bags (pieces x B) from bags (sources x B); raises ValueError for an id outside of its range."""
+        if self._renumbering is not None:
+            bags = self._renumbering(bags)
         learned = bags.weights is not None and (bags.weights.requires_grad or bags.weights.dtype != torch.float32)
         if bags.values.device.type == "cpu" and not learned:
             return self._by_loop(bags)
@@ -76,7 +72,7 @@ class RowMap:
             self.count,
         )
         if found.bad_source >= 0:
-            self._refuse(found.bad_source, found.bad_value)
+            self.sources[found.bad_source].refuse(found.bad_value)
         weighted = bags.weights is not None or len(found.weights) > 0
         return Bags(
             torch.from_numpy(found.values),
@@ -128,14 +124,7 @@ class RowMap:
             torch._assert_async(good.all())
         elif not good.all():
             position = int((~good).nonzero()[0])
-            self._refuse(self.pieces[int(piece[position])].source, int(ids[position]))
-
-    def _refuse(self, number: int, value: int) -> None:
-        source = self.sources[number]
-        raise ValueError(
-            f"ids of feature {source.feature!r} must be in [0, {source.num_ids}), the ids of table {source.table!r}: "
-            f"got {value}; check how that column was prepared"
-        )
+            self.sources[self.pieces[int(piece[position])].source].refuse(int(ids[position]))
 
 
 def _passes(sources: Sequence[Source], pieces: Sequence[Piece], codes: ListedCodes) -> Passes:
@@ -151,7 +140,7 @@ def _passes(sources: Sequence[Source], pieces: Sequence[Piece], codes: ListedCod
     ]
     lasts = list(accumulate(len(piece.rows) for piece in pieces))
     return Passes(
-        sources=np.array([(source.num_ids, source.mean) for source in sources], np.int64).reshape(-1, 2),
+        sources=np.array([(source.num_numbers, source.mean) for source in sources], np.int64).reshape(-1, 2),
         pieces=np.array(
             [(piece.source, last - len(piece.rows), last) for piece, last in zip(pieces, lasts, strict=True)], np.int64
         ).reshape(-1, 3),

@@ -12,7 +12,8 @@ import torch
 
 from dlrm_torchrec.embeddings.compositional.bags import Bags, LookUp, offsets_of
 from dlrm_torchrec.embeddings.compositional.partitions.listed import ListedCodes
-from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece, RowMap, Source
+from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece, RowMap
+from dlrm_torchrec.embeddings.compositional.sources import Source
 from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 
 
@@ -74,7 +75,7 @@ class TableGroup:
         """A map from ids to the bags of rows that ``pieces`` makes of a feature's rows; for a group of one feature."""
         ((name, (feature,), stack),) = self.members
         if self._summed is None:
-            source = Source(stack.partition.num_ids, feature, name)
+            source = Source(stack.partition.num_ids, feature, name, first_ids=stack.partition.first_ids)
             self._summed = RowMap([source], pieces(0, stack.class_rows_of()), count=False)
         return self._summed
 
@@ -175,7 +176,7 @@ class TableGroup:
             for feature in member.features:
                 for j, first in enumerate(first_rows(number)):
                     by_partition[j].append(Piece(len(sources), (ClassRow(partition, j, first),)))
-                sources.append(Source(partition.num_ids, feature, member.name))
+                sources.append(Source(partition.num_ids, feature, member.name, first_ids=partition.first_ids))
         pieces = [piece for pieces in by_partition for piece in pieces]
         return RowMap(sources, pieces, count=False, codes=self._codes)
 

@@ -55,6 +55,11 @@ class Partition(ABC):
         return (None,) * len(self.classes)
 
     @property
+    def first_ids(self) -> torch.Tensor | None:
+        """Sorted ids (H,) with the numbers 0 .. H - 1, by which digits and codes go; other ids x have the number H + x."""
+        return None
+
+    @property
     def listed_bytes(self) -> int:
         """Bytes of what is listed per id; 0 if arithmetic finds all classes."""
         return sum(codes.nbytes for codes in self.codes if codes is not None)
