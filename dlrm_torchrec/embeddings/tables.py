@@ -12,6 +12,7 @@ from iopath.common.file_io import g_pathmgr
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from dlrm_torchrec.embeddings.assignments import check_assignments, read_assignment
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
 from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
@@ -57,6 +58,8 @@ def build_tables(
         raise ValueError(
             f"tables in {config.file} must be tables of this data set: got {unknown}; fit them again for this data set"
         )
+    if config.assignments:
+        check_assignments(config.assignments, [table.name for table in tables])
     stored = [stored_config(table, own.get(table.name, config)) for table in tables]
     if any(isinstance(each, CompositionalEmbeddingBagConfig) for each in stored):
         return CompositionalEmbeddingBagCollection(stored, is_weighted=weighted, device=meta)
@@ -64,7 +67,10 @@ def build_tables(
 
 
 def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
-    """The config of one table: compositional if ``config`` says so and the table has more rows than its threshold."""
+    """The config of one table: compositional if ``config`` says so and the table has more rows than its threshold.
+
+    A clusters table is one of any size that has codes.
+    """
     plain = EmbeddingBagConfig(
         name=table.name,
         num_embeddings=table.rows,
@@ -72,7 +78,13 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
         feature_names=list(table.features),
         data_type=DataType[config.data_type.upper()],
     )
-    if config.kind == "plain" or table.rows <= config.threshold:
+    partition: Partition | None = None
+    if config.kind == "clusters":
+        assignment = read_assignment(config.assignments, table.name, table.rows)
+        partition = None if assignment is None else assignment.partition
+    elif config.kind != "plain" and table.rows > config.threshold:
+        partition = partition_of(config, table.rows)
+    if partition is None:
         return plain
     return CompositionalEmbeddingBagConfig(
         name=plain.name,
@@ -80,7 +92,7 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
         embedding_dim=plain.embedding_dim,
         feature_names=plain.feature_names,
         data_type=plain.data_type,
-        partition=partition_of(config, plain.num_embeddings),
+        partition=partition,
         operation=operation_of(config),
     )
 
@@ -98,7 +110,7 @@ def partition_of(config: TablesConfig, rows: int) -> Partition:
         case "hashes":
             return Hashes(rows, min(shared, rows), k)
         case "hot_cold":
-            own_in_all = config.operation in ("concat", "feature_generation")
+            own_in_all = config.combination in ("concat", "feature_generation")
             hashes = {"hash": 1, "hashes": k, "chinese_remainder": 0}[config.tail]
             return hot_cold_for_rows(rows, shared, hot=config.hot, hashes=hashes, own_in_all=own_in_all)
         case "chinese_remainder":
@@ -129,7 +141,7 @@ def operation_of(config: TablesConfig) -> Operation:
         "path": Path(hidden=config.hidden),
         "feature_generation": FeatureGeneration(),
     }
-    return operations[config.operation]
+    return operations[config.combination]
 
 
 def _mixed(

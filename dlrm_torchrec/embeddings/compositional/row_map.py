@@ -12,7 +12,7 @@ import torch
 from dlrm_torchrec.embeddings.compositional.bags import Bags
 from dlrm_torchrec.embeddings.compositional.partitions.base import Digit, Partition
 from dlrm_torchrec.embeddings.compositional.partitions.digits import class_of, has_hot, has_seed
-from dlrm_torchrec.embeddings.compositional.partitions.listed import ListedCodes
+from dlrm_torchrec.embeddings.compositional.partitions.listed import ListedCodes, listed_or
 from dlrm_torchrec.embeddings.compositional.row_kernel import Passes, expand
 from dlrm_torchrec.embeddings.compositional.sources import Renumbering, Source
 
@@ -105,11 +105,8 @@ class RowMap:
         class_rows = own.class_rows[row]
         first_row, _, begin, *_, limit = class_rows.unbind(1)
         self._check(piece, ids, limit)
-        rows = first_row + class_of(ids, class_rows[:, 3:-1], hot=self._hot, seeded=self._seeded)
-        for codes, before in zip(own.codes, (0, len(own.codes[0])), strict=True):
-            if len(codes):
-                listed = (begin >= before) & (begin < before + len(codes))
-                rows = torch.where(listed, first_row + codes[torch.where(listed, begin - before + ids, 0)], rows)
+        classes = class_of(ids, class_rows[:, 3:-1], hot=self._hot, seeded=self._seeded)
+        rows = first_row + listed_or(classes, ids, begin=begin, codes=own.codes)
         weights = None if bags.weights is None else bags.weights[position]
         if any(source.mean for source in self.sources):
             shares = torch.where(own.means[:, None], 1 / lengths.clamp(min=1), 1.0).view(-1)
@@ -158,7 +155,7 @@ class _Tensors(NamedTuple):
     widths: torch.Tensor
     means: torch.Tensor  # of each source
     class_rows: torch.Tensor  # also with the number of ids of the source, at the end
-    codes: tuple[torch.Tensor, torch.Tensor]  # short and long ones
+    codes: list[torch.Tensor]  # short and long ones
 
 
 def _tensors(passes: Passes, codes: ListedCodes, device: torch.device) -> _Tensors:
