@@ -56,6 +56,8 @@ class TablesConfig:
     """A folder written by recipes/export_tables.py, whose tables the run begins with; empty means random weights."""
     assignments: str = ""
     """A folder written by recipes/cluster_tables.py, with the classes of ids of clusters tables; empty means none."""
+    frequent: str = ""
+    """A file with the frequent ids of hot_cold tables whose ids are in no order, as hashed ones; empty means none."""
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -120,10 +122,14 @@ class TablesConfig:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must stay equal when a run is resumed: codes may move to another folder, but not change."""
+        """What must stay equal when a run is resumed: listed ids and codes may move, but not change."""
         settings = asdict(self)
         if self.assignments:
             from dlrm_torchrec.embeddings.assignments import digests  # needs torch
 
             settings["assignments"] = digests(self.assignments)
+        if self.frequent:
+            from dlrm_torchrec.embeddings.frequent_ids import file_digest  # likewise
+
+            settings["frequent"] = file_digest(self.frequent)
         return settings

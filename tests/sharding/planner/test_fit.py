@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -83,11 +84,12 @@ def test_the_loss_beside_hot_ids_is_that_of_the_others_dealt_at_random(
 
 def test_hot_cold_tables_get_the_share_of_hot_rows_that_loses_least() -> None:
     rows, base = 20_000, TablesConfig(kind="hot_cold", tail="hash")
+    by_frequency = replace(table(rows), by_frequency=True)
     for exponent in (0.3, 1.2):
         access = statistics(zipf(rows, exponent))
-        found = choices(table(rows), base, torch.optim.SGD, pooling_factor=1.0, access=access)
+        found = choices(by_frequency, base, torch.optim.SGD, pooling_factor=1.0, access=access)
         for choice in found[1:]:
-            (stored,) = physical_configs(build_tables([table(rows)], choice.config))
+            (stored,) = physical_configs(build_tables([by_frequency], choice.config))
             assert choice.rows == stored.num_embeddings == -(-rows // choice.config.collisions)
         assert all(a.loss <= b.loss for a, b in pairwise(found))
         (tried,) = (choice for choice in found if choice.config.collisions == 8)

@@ -56,7 +56,7 @@ class Partition(ABC):
 
     @property
     def first_ids(self) -> torch.Tensor | None:
-        """Sorted ids (H,) with the numbers 0 .. H - 1, by which digits and codes go; other ids x have the number H + x."""
+        """Sorted ids (H,) whose numbers, by which digits and codes go, are 0 .. H - 1; another id x has H + x."""
         return None
 
     @property
