@@ -83,5 +83,5 @@ def test_what_is_refused(tmp_path: Path, tensors: dict[str, torch.Tensor], messa
 
 
 def test_ids_in_no_order_need_a_list() -> None:
-    with pytest.raises(ValueError, match="ids of hot_cold table 't_a' must be in order of frequency, .*: got neither"):
+    with pytest.raises(ValueError, match=r"ids of hot_cold table 't_a' must be in order of frequency, .*: got neither"):
         stored_config(TABLE, CONFIG)
