@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -49,6 +50,10 @@ class RowMap:
     def __init__(self, sources: Sequence[Source], pieces: Sequence[Piece], *, count: bool) -> None:
         self.sources, self.pieces, self.count = list(sources), list(pieces), count
         self._passes = _passes(self.sources, self.pieces)
+        # whether there are the first rows of all sources, then the second ones, ...: each repeats the ids as they are
+        self._by_class = [(piece.source, len(piece.rows)) for piece in self.pieces] == [
+            (number, 1) for number in range(len(self.sources))
+        ] * (len(self.pieces) // max(len(self.sources), 1))
         self._tensors: dict[torch.device, _Tensors] = {}
 
     def __call__(self, bags: Bags) -> Bags:
@@ -79,41 +84,45 @@ class RowMap:
     def _by_operators(self, bags: Bags) -> Bags:
         values, lengths = bags.values.long(), bags.lengths.long().view(len(self.sources), -1)
         counts = lengths.sum(1)
-        known: list[int] = counts.tolist() if bags.per_feature is None else bags.per_feature
         if values.device not in self._tensors:
             self._tensors[values.device] = _tensors(self._passes, values.device)
         own = self._tensors[values.device]
-        sizes = counts[own.sources] * own.widths
-        ends = sizes.cumsum(0)
-        numbers = torch.arange(
-            sum(known[piece.source] * len(piece.rows) for piece in self.pieces), device=values.device
-        )
-        piece = torch.searchsorted(ends, numbers, right=True)
-        row, position = piece, numbers
-        if any(len(piece.rows) > 1 for piece in self.pieces):
-            within = numbers - (ends - sizes)[piece]
-            position = within // own.widths[piece]
-            row = own.first_class_rows[piece] + within - position * own.widths[piece]
-            position = position + (counts.cumsum(0) - counts)[own.sources][piece]
-        elif [piece.source for piece in self.pieces] != list(range(len(self.sources))):
-            position = numbers + ((counts.cumsum(0) - counts)[own.sources] - ends + sizes)[piece]
-        ids = values[position]
+        if self._by_class:
+            feature = torch.repeat_interleave(own.sources[: len(counts)], counts, output_size=len(values))
+            piece = row = own.first_class_rows.view(-1, len(counts))[:, feature].view(-1)
+            times = len(self.pieces) // len(counts)
+            of_rows, row_lengths = partial(torch.Tensor.repeat, repeats=(times,)), lengths.repeat(times, 1)
+        else:
+            known: list[int] = counts.tolist() if bags.per_feature is None else bags.per_feature
+            sizes = counts[own.sources] * own.widths
+            ends = sizes.cumsum(0)
+            numbers = torch.arange(
+                sum(known[piece.source] * len(piece.rows) for piece in self.pieces), device=values.device
+            )
+            piece = torch.searchsorted(ends, numbers, right=True)
+            width = own.widths[piece]
+            first, before = torch.stack([ends - sizes, (counts.cumsum(0) - counts)[own.sources]])[:, piece]
+            within = numbers - first
+            row = own.first_class_rows[piece] + within % width
+            of_rows = partial(torch.index_select, dim=0, index=before + within // width)
+            row_lengths = lengths[own.sources] * own.widths[:, None]
+        ids = of_rows(values)
         divisor, classes, first_row, assigned, limit = own.class_rows[row].unbind(1)
         self._check(piece, ids, limit)
         rows = first_row + ids // divisor % classes
         if len(own.assigned):
             place = torch.where(assigned < 0, 0, assigned + ids)
             rows = torch.where(assigned < 0, rows, first_row + own.assigned[place])
-        weights = None if bags.weights is None else bags.weights[position]
+        weights = None if bags.weights is None else of_rows(bags.weights)
         if any(source.mean for source in self.sources):
             shares = torch.where(own.means[:, None], 1 / lengths.clamp(min=1), 1.0).view(-1)
-            each = torch.repeat_interleave(shares, lengths.view(-1), output_size=len(values))[position]
+            each = of_rows(torch.repeat_interleave(shares, lengths.view(-1), output_size=len(values)))
             weights = each if weights is None else each * weights
-        return Bags(rows, (lengths[own.sources] * own.widths[:, None]).view(-1), weights)
+        return Bags(rows, row_lengths.view(-1), weights)
 
     def _check(self, piece: torch.Tensor, ids: torch.Tensor, limit: torch.Tensor) -> None:
         """Raises ValueError for an id outside of its range; a GPU asserts it instead, to avoid waiting."""
-        good = (ids >= 0) & (ids < limit)
+        good = ids // limit == 0
         if ids.device.type != "cpu":
             torch._assert_async(good.all())
         elif not good.all():
