@@ -30,12 +30,12 @@ from tests.recipe import ROOT
 
 DIM, BATCH, IDS = 24, 4, 60
 OPERATIONS = [Add(), Concat(), FeatureGeneration(), Mult(), Path(hidden=5), Path(hidden=0)]
-PARTITIONS: list[Partition] = [
+PARTITIONS: list[Partition] = [  # by their number of classes, so that TorchRec need not change the order of features
     QuotientRemainder(IDS, 2),  # few classes, so that a product sums by class where bags are long
     QuotientRemainder(IDS, 25),
     ChineseRemainder(IDS, (7, 9)),
-    MixedRadix(IDS, (3, 4, 5)),
     Assigned.from_clusters(torch.arange(IDS) % 7),
+    MixedRadix(IDS, (3, 4, 5)),
     Hash(IDS, 9),
     Naive(IDS),
 ]
@@ -99,9 +99,19 @@ def moved(features: KeyedJaggedTensor) -> KeyedJaggedTensor:
     )
 
 
-def cases() -> Iterator[Case]:
-    for case in product(OPERATIONS, [PoolingType.SUM, PoolingType.MEAN], ["no", "given", "learned"], [1, 3, 40]):
-        yield Case(*case)
+def of_operation(operation: Operation) -> list[Case]:
+    """Every pooling, with and without weights of ids, of short and long bags."""
+    return [
+        Case(operation, *rest)
+        for rest in product([PoolingType.SUM, PoolingType.MEAN], ["no", "given", "learned"], [1, 3, 40])
+    ]
+
+
+def some_of_operation(operation: Operation) -> list[Case]:
+    """Some of these cases, in which each pair of their options comes up."""
+    chosen = [("no", 1), ("given", 40), ("learned", 3), ("no", 3), ("given", 1), ("learned", 40), ("no", 40)]
+    poolings = [PoolingType.SUM, PoolingType.MEAN]
+    return [Case(operation, poolings[number % 2], *rest) for number, rest in enumerate(chosen)]
 
 
 def batch_of(spec: DatasetSpec, *, rows: int = 6, longest: int = 6) -> Batch:

@@ -44,7 +44,7 @@ class OnDevice(torch.Tensor):
 
     @staticmethod
     def __new__(cls, numbers: torch.Tensor) -> OnDevice:
-        own: OnDevice = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # not in torch's stubs
+        own: OnDevice = torch.Tensor._make_wrapper_subclass(
             cls,
             numbers.size(),
             strides=numbers.stride(),
@@ -57,12 +57,17 @@ class OnDevice(torch.Tensor):
     def __init__(self, numbers: torch.Tensor) -> None:
         self.numbers = numbers
 
-    is_cuda = property(lambda self: True)
-    is_meta = property(lambda self: False)
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]  # torch's takes contents
+        return f"OnDevice({self.numbers!r})"
+
+    is_cuda = property(lambda _: True)
+    is_meta = property(lambda _: False)
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch's own do
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # torch's subclasses have another signature than its stub
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         raise RuntimeError(f"{func} must run inside of Double()")
 
 
@@ -100,7 +105,7 @@ class Double(TorchDispatchMode):
         return self
 
     def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # untyped in torch
         self._stack.close()
 
     def clear(self) -> None:

@@ -17,6 +17,7 @@ from torch.distributed.optim import _apply_optimizer_in_backward as apply_in_bac
 from torch.nn import functional
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import _disable_current_modes
+from torchrec.distributed import embeddingbag
 from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbeddingBag, BatchedFusedEmbeddingBag
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
@@ -37,11 +38,12 @@ def one_rank() -> Iterator[None]:
     """A process group of one rank on the double of a GPU.
 
     It is torch's fake one, with which TorchRec does not slice tables into parameters. TorchRec copies numbers to the
-    host by CUDA's streams; the double has none, so it copies as torch does.
+    host by CUDA's streams; the double has none, so it copies as torch does. Nothing is averaged over ranks.
     """
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
     try:
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(embeddingbag, "DistributedDataParallel", lambda module, **_: module)
             patch.setattr(jagged_tensor, "_cuda_to_cpu_safe", torch.Tensor.cpu, raising=False)
             yield
     finally:
@@ -53,10 +55,14 @@ def shard(
 ) -> DistributedModelParallel:
     """``model``, whose ``tables`` have one sharding type; call it inside of ``Double()``."""
     name = next(name for name, module in model.named_modules() if module is tables)
-    plan = placed(tables, kind)
+    return sharded(model, ShardingPlan({name: placed(tables, kind)}), optimizer)
+
+
+def sharded(model: nn.Module, plan: ShardingPlan, optimizer: type[torch.optim.Optimizer]) -> DistributedModelParallel:
+    """``model`` as in the plan."""
     sharders = [sharder(optimizer) for sharder in (ExactSharder, CompositionalEmbeddingBagCollectionSharder)]
     return DistributedModelParallel(
-        model, device=META, plan=ShardingPlan({name: plan}), sharders=sharders, init_data_parallel=False
+        model, device=META, plan=plan, sharders=sharders, init_data_parallel=False, init_parameters=False
     )
 
 
@@ -78,10 +84,15 @@ class Kernel:
     def __init__(self, owner: Any, device: Double) -> None:
         self.tables, self.device = owner.emb_module, device
         self.names = [table.name for table in owner.config.embedding_tables]
+        self.features = [
+            number for number, table in enumerate(owner.config.embedding_tables) for _ in table.feature_names
+        ]
         self.sizes = [(rows, dim) for rows, dim, *_ in self.tables.embedding_specs]
         self.starts = list(accumulate((rows * dim for rows, dim in self.sizes), initial=0))
         own = (getattr(self.tables, name, None) for name in ("weights", "weights_host", "weights_dev"))
-        self.weights = numbers_of(next(each for each in own if each is not None and each.numel())).detach()
+        weights = next(each for each in own if each is not None and each.numel())
+        # FBGEMM keeps data-parallel tables on the CPU where there is no GPU
+        self.weights = (weights.numbers if isinstance(weights, OnDevice) else weights).detach().uniform_(-0.1, 0.1)
         self.gradient = torch.zeros_like(self.weights)
         self.anchor = torch.empty(0, device=META, requires_grad=True)  # so that torch calls backward
 
@@ -93,7 +104,9 @@ class Kernel:
         **options: Any,
     ) -> torch.Tensor:
         assert not any(value is not None for value in options.values()), options
-        sums: torch.Tensor = _Sums.apply(self, indices, offsets, per_sample_weights, self.anchor)
+        sums: torch.Tensor = _Sums.apply(  # type: ignore[no-untyped-call]  # untyped in torch
+            self, indices, offsets, per_sample_weights, self.anchor
+        )
         return sums
 
     def matrices(self, numbers: torch.Tensor) -> list[torch.Tensor]:
@@ -104,7 +117,7 @@ class Kernel:
     def pool(self, weights: torch.Tensor, indices: Any, offsets: Any, factors: Any) -> torch.Tensor:
         mean = getattr(self.tables, "pooling_mode", None) is PoolingMode.MEAN
         tables = self.matrices(weights)
-        features = getattr(self.tables, "feature_table_map", list(range(len(tables))))
+        features = self.features
         if self.tables.D_offsets.numel() - 1 < len(tables):  # read as one table
             tables, features = [weights.view(-1, self.sizes[0][1])], [0]
         ends = offsets.tolist()

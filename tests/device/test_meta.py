@@ -6,13 +6,13 @@ Whatever stays on the CPU fails, and so does whatever asks for a number.
 from __future__ import annotations
 
 import contextlib
-from itertools import groupby
 
 import pytest
 import torch
 
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
-from tests.device.cases import OPERATIONS, Case, Trained, batch_of, cases, moved, trained
+from dlrm_torchrec.embeddings.compositional.operations import Operation
+from tests.device.cases import OPERATIONS, Trained, batch_of, moved, of_operation, trained
 from tests.device.double import META
 from tests.recipe import load_recipe
 
@@ -61,16 +61,11 @@ def test_recipes(case: Trained) -> None:
         assert in_backward or (parameter.grad is not None and parameter.grad.device == META), name
 
 
-@pytest.mark.parametrize("number", range(len(OPERATIONS)), ids=lambda number: str(OPERATIONS[number]))
-def test_operations(number: int) -> None:
-    for case in by_operation()[number]:
+@pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+def test_operations(operation: Operation) -> None:
+    for case in of_operation(operation):
         tables = CompositionalEmbeddingBagCollection(case.configs(), case.weights != "no", META)
-        features = moved(case.batch())
-        pooled = tables(features).values()
+        pooled = tables(moved(case.batch())).values()
         assert pooled.device == META, case
         pooled.square().sum().backward()
         assert all(parameter.grad is not None for parameter in tables.parameters()), case
-
-
-def by_operation() -> list[list[Case]]:
-    return [list(group) for _, group in groupby(cases(), key=lambda case: case.operation)]

@@ -100,11 +100,12 @@ class RowMap:
                 sum(known[piece.source] * len(piece.rows) for piece in self.pieces), device=values.device
             )
             piece = torch.searchsorted(ends, numbers, right=True)
-            width = own.widths[piece]
             first, before = torch.stack([ends - sizes, (counts.cumsum(0) - counts)[own.sources]])[:, piece]
-            within = numbers - first
-            row = own.first_class_rows[piece] + within % width
-            of_rows = partial(torch.index_select, dim=0, index=before + within // width)
+            row, within = piece, numbers - first
+            if any(len(piece.rows) > 1 for piece in self.pieces):
+                width = own.widths[piece]
+                row, within = own.first_class_rows[piece] + within % width, within // width
+            of_rows = partial(torch.index_select, dim=0, index=before + within)
             row_lengths = lengths[own.sources] * own.widths[:, None]
         ids = of_rows(values)
         divisor, classes, first_row, assigned, limit = own.class_rows[row].unbind(1)

@@ -26,10 +26,10 @@ def grouped_linear(
     """
     num_classes, device = len(networks), vectors.device
     block = block_size(len(vectors), num_classes, networks.size(1))
-    in_order, order = classes.sort()
+    in_order, order = classes.sort(stable=True)
     each = torch.arange(num_classes, device=device)
     first = torch.searchsorted(in_order, each)
-    first_block = first // block + each  # a class of n vectors gets at least n / block blocks, and at most two more
+    first_block = first // block + each  # a class of n vectors gets n / block blocks, rounded up, or one more
     num_blocks = len(vectors) // block + num_classes
     block_class = torch.searchsorted(first_block, torch.arange(num_blocks, device=device), right=True) - 1
 
