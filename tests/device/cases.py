@@ -12,16 +12,18 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
-from dlrm_torchrec.embeddings.compositional.assigned import Assigned
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
-from dlrm_torchrec.embeddings.compositional.partitions import (
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import (
     ChineseRemainder,
     Hash,
     MixedRadix,
     Naive,
-    Partition,
     QuotientRemainder,
 )
+from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
+from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
+from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
+from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.config import OperationName, TablesConfig, TablesKind
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, Label, SparseFeature
@@ -30,15 +32,23 @@ from tests.recipe import ROOT
 
 DIM, BATCH, IDS = 24, 4, 60
 OPERATIONS = [Add(), Concat(), FeatureGeneration(), Mult(), Path(hidden=5), Path(hidden=0)]
-PARTITIONS: list[Partition] = [  # by their number of classes, so that TorchRec need not change the order of features
-    QuotientRemainder(IDS, 2),  # few classes, so that a product sums by class where bags are long
-    QuotientRemainder(IDS, 25),
-    ChineseRemainder(IDS, (7, 9)),
-    Assigned.from_clusters(torch.arange(IDS) % 7),
-    MixedRadix(IDS, (3, 4, 5)),
-    Hash(IDS, 9),
-    Naive(IDS),
-]
+
+
+def partitions(operation: Operation) -> list[Partition]:
+    """One of each kind, by their number of classes, so that TorchRec need not change the order of features."""
+    own_in_all = isinstance(operation, (Concat, FeatureGeneration))
+    return [
+        QuotientRemainder(IDS, 2),  # few classes, so that a product sums by class where bags are long
+        QuotientRemainder(IDS, 2),
+        QuotientRemainder(IDS, 25),
+        ChineseRemainder(IDS, (7, 9)),
+        Assigned.from_clusters(torch.arange(IDS) % 7),
+        HotCold(10, QuotientRemainder(IDS - 10, 4), own_in_all),
+        *([Hashes(IDS, 9, 2)] if isinstance(operation, (Add, Concat)) else []),
+        MixedRadix(IDS, (3, 4, 5)),
+        Hash(IDS, 9),
+        Naive(IDS),
+    ]
 
 
 class Case(NamedTuple):
@@ -51,10 +61,10 @@ class Case(NamedTuple):
         return f"{self.operation}, {self.pooling.name}, {self.weights} weights, {self.longest} ids per bag"
 
     def configs(self) -> list[EmbeddingBagConfig]:
-        """A compositional table for each partition; the first two are alike, and the last one has two features."""
+        """A compositional table for each partition, the last of which has two features, and a plain table."""
         found: list[EmbeddingBagConfig] = []
-        for number, partition in enumerate([PARTITIONS[0], *PARTITIONS]):
-            names = [f"f{number}", "shared"] if number == len(PARTITIONS) else [f"f{number}"]
+        for number, partition in enumerate(partitions(self.operation)):
+            names = [f"f{number}", "shared"] if isinstance(partition, Naive) else [f"f{number}"]
             options: dict[str, Any] = {"feature_names": names, "embedding_dim": DIM, "pooling": self.pooling}
             found.append(
                 CompositionalEmbeddingBagConfig(
@@ -202,9 +212,10 @@ def _trained() -> Iterator[Trained]:
         yield Trained(path.stem, spec, {"tables": mult})
     for kind in get_args(TablesKind):
         if kind not in ("plain", "quotient_remainder"):
-            yield Trained("train_dlrm", CLICKS, {"tables": TablesConfig(kind=kind, threshold=100)})
-    for operation in get_args(OperationName):
-        yield Trained("train_dlrm", CLICKS, {"tables": replace(mult, operation=operation, hidden=8)})
+            operation: OperationName = "add" if kind == "hashes" else "mult"
+            yield Trained("train_dlrm", CLICKS, {"tables": TablesConfig(kind=kind, operation=operation, threshold=100)})
+    for name in get_args(OperationName):
+        yield Trained("train_dlrm", CLICKS, {"tables": replace(mult, operation=name, hidden=8)})
     yield Trained("train_dlrm", CLICKS, {"interaction": "cat"})
     for number, spec in enumerate((WEIGHTED, LABELS, NUMBERS, NARROW)):
         yield Trained("train_dlrm", replace(spec, name=f"data {number}"), {"tables": TablesConfig()})
