@@ -49,6 +49,11 @@ class TableGroup:
         weights = None if bags.weights is None else torch.cat([bags.weights, bags.weights.new_ones(len(later))])
         return look_up(torch.cat([bags.values, later]), offsets_of(torch.cat([bags.lengths, ones])), weights)
 
+    def read_rows(self, look_up: LookUp, rows: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
+        """The numbers of ``rows`` of first classes, one by one; below them those of ``later``."""
+        both = torch.cat([rows, later])
+        return look_up(both, torch.arange(len(both) + 1, device=both.device), None)
+
     @cached_property
     def rows(self) -> RowMap:
         """A map from ids to the rows of their k classes."""
@@ -158,7 +163,7 @@ class TableGroup:
     def distinct(self, bags: Bags) -> tuple[Bags, torch.Tensor]:
         """Every id of each feature once, as one bag per feature, and where each id of ``bags`` is among them.
 
-        A GPU is waited for.
+        A GPU would be waited for.
         """
         starts = [0, *accumulate(source.num_ids for source in self.rows.sources)]
         first = self._of_features("starts", starts[:-1], bags.values.device, once=True)
