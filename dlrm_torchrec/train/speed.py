@@ -171,7 +171,8 @@ def dense_ms(model: RankingTask, *, batch_size: int, num_dense: int, device: tor
     gradients stay as they are.
     """
     times: dict[str, list[float]] = {"float32": [], **({"tf32": []} if device.type == "cuda" else {}), "bf16": []}
-    with torch.random.fork_rng(), _drawn_vectors(model, batch_size, device) as vectors, _tf32_restored():
+    own = [device] if device.type == "cuda" else []  # without it, a rank would start the GPUs of all ranks
+    with torch.random.fork_rng(own), _drawn_vectors(model, batch_size, device) as vectors, _tf32_restored():
         dense = torch.randn(batch_size, num_dense, device=device)
         leaves = [*(each for each in model.parameters() if not each.is_meta and each.requires_grad), *vectors]
         for _ in range(ROUNDS + 1):
