@@ -15,7 +15,7 @@ TablesKind = Literal[
     "hashes",
     "mixed_dimension",
 ]
-Tail = Literal["hash", "chinese_remainder"]
+Tail = Literal["hash", "hashes", "chinese_remainder"]
 OperationName = Literal["concat", "add", "mult", "path", "feature_generation"]
 DataTypeName = Literal["fp32", "fp16"]
 TableFormat = Literal["safetensors", "parquet"]  # of files of single tables
@@ -34,11 +34,11 @@ class TablesConfig:
     max_rows: int = 0
     """Maximum stored rows of a table, which overrides 'collisions'; 0 means no limit."""
     partitions: int = 2
-    """Number of partitions of mixed_radix and chinese_remainder tables, and of hashes."""
-    hot: float = 0.5
+    """Partitions of mixed_radix and chinese_remainder tables, and hashes; 0 means as few as max_rows allows."""
+    hot: float = 0.1
     """Share of the rows of a hot_cold table that its most frequent ids keep for themselves."""
-    tail: Tail = "hash"
-    """How the other ids of a hot_cold table find their rows; chinese_remainder tells them apart."""
+    tail: Tail = "chinese_remainder"
+    """How the other ids of a hot_cold table find their rows; chinese_remainder tells them apart, hash does not."""
     threshold: int = 200
     """Tables of at most this many rows stay plain."""
     hidden: int = 64
@@ -71,12 +71,20 @@ class TablesConfig:
                 f"max_rows must be 0 or more, and is for tables whose ids share rows: got {self.max_rows} for "
                 f"{self.kind}; leave it out"
             )
+        if self.partitions < (self.kind == "hashes"):
+            raise ValueError(
+                f"partitions of {self.kind} tables must be at least {int(self.kind == 'hashes')}: got "
+                f"{self.partitions}; try 2"
+            )
         if not 0 < self.hot < 1:
             raise ValueError(f"hot must be a share between 0 and 1: got {self.hot}; try .5")
-        if self.kind == "hashes" and self.operation not in ("add", "concat"):
+        several: tuple[str, ...] = ("add", "concat") if self.kind == "hashes" else ()
+        if self.kind == "hot_cold" and self.tail == "hashes":
+            several = ("concat",)
+        if several and self.operation not in several:
             raise ValueError(
-                f"operation of several hashes must be add or concat, because they read the same rows: got "
-                f"{self.operation!r}; choose one of them"
+                f"operation of several hashes must be {' or '.join(several)}, because they read the same rows: got "
+                f"{self.operation!r}; change it"
             )
         if self.budget < 0 or (self.budget and self.kind != "mixed_dimension"):
             raise ValueError(

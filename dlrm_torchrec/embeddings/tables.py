@@ -19,6 +19,8 @@ from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
 from dlrm_torchrec.embeddings.compositional.partitions.sizes import (
     chinese_remainder_for_collisions,
     chinese_remainder_for_rows,
+    fewest_moduli,
+    fewest_radices,
     hash_for_collisions,
     hash_for_rows,
     hot_cold_for_rows,
@@ -88,7 +90,7 @@ def partition_of(config: TablesConfig, rows: int) -> Partition:
 
     A hot_cold table has ceil(rows / collisions) rows, and several hashes that many rows in common.
     """
-    limit, k = config.max_rows, config.partitions
+    limit, k = config.max_rows, config.partitions or 2
     shared = limit or -(-rows // max(config.collisions, 1))
     match config.kind:
         case "hash":
@@ -97,17 +99,17 @@ def partition_of(config: TablesConfig, rows: int) -> Partition:
             return Hashes(rows, min(shared, rows), k)
         case "hot_cold":
             own_in_all = config.operation in ("concat", "feature_generation")
-            hashed = config.tail == "hash"
-            return hot_cold_for_rows(rows, shared, hot=config.hot, hashed=hashed, own_in_all=own_in_all)
+            hashes = {"hash": 1, "hashes": k, "chinese_remainder": 0}[config.tail]
+            return hot_cold_for_rows(rows, shared, hot=config.hot, hashes=hashes, own_in_all=own_in_all)
         case "chinese_remainder":
             if limit:
-                return chinese_remainder_for_rows(rows, limit, k=k)
+                return chinese_remainder_for_rows(rows, limit, k=config.partitions or fewest_moduli(rows, limit))
             if config.collisions:
                 return chinese_remainder_for_collisions(rows, config.collisions, k=k)
             return optimal_chinese_remainder(rows, k)
         case "mixed_radix":
             if limit:
-                return mixed_radix_for_rows(rows, limit, k=k)
+                return mixed_radix_for_rows(rows, limit, k=config.partitions or fewest_radices(rows, limit))
             if config.collisions:
                 return mixed_radix_for_collisions(rows, config.collisions, k=k)
             return optimal_mixed_radix(rows, k)

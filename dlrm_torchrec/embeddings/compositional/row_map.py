@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from dlrm_torchrec.embeddings.compositional.bags import Bags
-from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
 from dlrm_torchrec.embeddings.compositional.partitions.base import Digit, Partition
 from dlrm_torchrec.embeddings.compositional.partitions.digits import class_of, has_hot, has_seed
+from dlrm_torchrec.embeddings.compositional.partitions.listed import ListedCodes
 from dlrm_torchrec.embeddings.compositional.row_kernel import Passes, expand
 
 
@@ -44,12 +44,17 @@ class RowMap:
     """Turns bags of ids of sources into bags of rows, piece by piece, with a fixed number of operators.
 
     On a CPU, that is one loop over the ids. There, ``count`` shortens bags that have more ids than a partition has
-    classes: they hold a class's row once, with the number of its ids as its weight.
+    classes: they hold a class's row once, with the number of its ids as its weight. Maps of the same partitions can
+    share their ``codes``.
     """
 
-    def __init__(self, sources: Sequence[Source], pieces: Sequence[Piece], *, count: bool) -> None:
+    def __init__(
+        self, sources: Sequence[Source], pieces: Sequence[Piece], *, count: bool, codes: ListedCodes | None = None
+    ) -> None:
         self.sources, self.pieces, self.count = list(sources), list(pieces), count
-        self._passes = _passes(self.sources, self.pieces)
+        rows = [row for piece in self.pieces for row in piece.rows]
+        self._codes = codes or ListedCodes([row.partition.codes[row.number] for row in rows])
+        self._passes = _passes(self.sources, self.pieces, self._codes)
         digits = [Digit(*map(int, row[3:])) for row in self._passes.class_rows]
         self._hot, self._seeded = has_hot(digits), has_seed(digits)
         self._tensors: dict[torch.device, _Tensors] = {}
@@ -84,7 +89,7 @@ class RowMap:
         counts = lengths.sum(1)
         known: list[int] = counts.tolist() if bags.per_feature is None else bags.per_feature
         if values.device not in self._tensors:
-            self._tensors[values.device] = _tensors(self._passes, values.device)
+            self._tensors[values.device] = _tensors(self._passes, self._codes, values.device)
         own = self._tensors[values.device]
         sizes = counts[own.sources] * own.widths
         ends = sizes.cumsum(0)
@@ -102,12 +107,13 @@ class RowMap:
             position = numbers + ((counts.cumsum(0) - counts)[own.sources] - ends + sizes)[piece]
         ids = values[position]
         class_rows = own.class_rows[row]
-        first_row, _, assigned, *_, limit = class_rows.unbind(1)
+        first_row, _, begin, *_, limit = class_rows.unbind(1)
         self._check(piece, ids, limit)
         rows = first_row + class_of(ids, class_rows[:, 3:-1], hot=self._hot, seeded=self._seeded)
-        if len(own.assigned):
-            place = torch.where(assigned < 0, 0, assigned + ids)
-            rows = torch.where(assigned < 0, rows, first_row + own.assigned[place])
+        for codes, before in zip(own.codes, (0, len(own.codes[0])), strict=True):
+            if len(codes):
+                listed = (begin >= before) & (begin < before + len(codes))
+                rows = torch.where(listed, first_row + codes[torch.where(listed, begin - before + ids, 0)], rows)
         weights = None if bags.weights is None else bags.weights[position]
         if any(source.mean for source in self.sources):
             shares = torch.where(own.means[:, None], 1 / lengths.clamp(min=1), 1.0).view(-1)
@@ -132,21 +138,17 @@ class RowMap:
         )
 
 
-def _passes(sources: Sequence[Source], pieces: Sequence[Piece]) -> Passes:
-    class_rows, listed, begins = [], [np.empty(0, np.int32)], dict[tuple[int, int], int]()
-    for row in (row for piece in pieces for row in piece.rows):
-        count, digits = row.partition.classes[row.number], row.partition.digits
-        begin, digit = -1, Digit()
-        if digits is None:
-            assert isinstance(row.partition, Assigned)
-            key = id(row.partition), row.number
-            if key not in begins:
-                begins[key] = sum(map(len, listed))
-                listed.append(row.partition.assignments[row.number].numpy().astype(np.int32))
-            begin = begins[key]
-        else:
-            digit = digits[row.number]
-        class_rows.append((row.first_row, count, begin, *digit))
+def _passes(sources: Sequence[Source], pieces: Sequence[Piece], codes: ListedCodes) -> Passes:
+    class_rows = [
+        (
+            row.first_row,
+            row.partition.classes[row.number],
+            codes.begin(row.partition.codes[row.number]),
+            *row.partition.digits[row.number],
+        )
+        for piece in pieces
+        for row in piece.rows
+    ]
     lasts = list(accumulate(len(piece.rows) for piece in pieces))
     return Passes(
         sources=np.array([(source.num_ids, source.mean) for source in sources], np.int64).reshape(-1, 2),
@@ -154,7 +156,8 @@ def _passes(sources: Sequence[Source], pieces: Sequence[Piece]) -> Passes:
             [(piece.source, last - len(piece.rows), last) for piece, last in zip(pieces, lasts, strict=True)], np.int64
         ).reshape(-1, 3),
         class_rows=np.array(class_rows, np.int64).reshape(-1, 3 + len(Digit())),
-        assigned=np.concatenate(listed),
+        short_codes=codes.short,
+        long_codes=codes.long,
     )
 
 
@@ -166,10 +169,10 @@ class _Tensors(NamedTuple):
     widths: torch.Tensor
     means: torch.Tensor  # of each source
     class_rows: torch.Tensor  # also with the number of ids of the source, at the end
-    assigned: torch.Tensor
+    codes: tuple[torch.Tensor, torch.Tensor]  # short and long ones
 
 
-def _tensors(passes: Passes, device: torch.device) -> _Tensors:
+def _tensors(passes: Passes, codes: ListedCodes, device: torch.device) -> _Tensors:
     source, first, last = passes.pieces.T
     limits = passes.sources[np.repeat(source, last - first), 0]
     return _Tensors(
@@ -178,5 +181,5 @@ def _tensors(passes: Passes, device: torch.device) -> _Tensors:
         widths=torch.tensor(last - first, device=device),
         means=torch.tensor(passes.sources[:, 1] > 0, device=device),
         class_rows=torch.tensor(np.column_stack([passes.class_rows, limits]), device=device),
-        assigned=torch.tensor(passes.assigned, device=device),
+        codes=codes.on(device),
     )

@@ -27,7 +27,7 @@ class InitialRows(NamedTuple):
 class StackedRows:
     """k partitions in one table; partition j begins at row ``first_rows[j]`` and has ``class_rows[j]`` rows a class.
 
-    Partitions that share rows all begin at row 0.
+    Partitions that share rows begin where they say.
     """
 
     partition: Partition
@@ -39,11 +39,11 @@ class StackedRows:
 
     @cached_property
     def rows(self) -> int:
-        return self.sizes[0] if self.partition.shared_rows else sum(self.sizes)
+        return max(first + size for first, size in zip(self.first_rows, self.sizes, strict=True))
 
     @cached_property
     def first_rows(self) -> list[int]:
-        return [0 if self.partition.shared_rows else sum(self.sizes[:j]) for j in range(len(self.sizes))]
+        return list(self.partition.shared_from or [sum(self.sizes[:j]) for j in range(len(self.sizes))])
 
     def class_rows_of(self, first_row: int = 0) -> tuple[ClassRow, ...]:
         """The first row of an id's class in each of the k partitions, if the table begins at ``first_row``."""

@@ -34,7 +34,7 @@ class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
                 f"initial weights of table {self.name!r} must come from its operation: got an init_fn or limits; "
                 "leave them out"
             )
-        if self.partition.shared_rows and not isinstance(self.operation, (Add, Concat)):
+        if self.partition.shared_from and not isinstance(self.operation, (Add, Concat)):
             raise ValueError(
                 f"operation of table {self.name!r} must be add or concat for several hashes into the same rows: got "
                 f"{type(self.operation).__name__}; choose one of them"

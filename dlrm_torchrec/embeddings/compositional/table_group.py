@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from dlrm_torchrec.embeddings.compositional.bags import Bags, LookUp, offsets_of
+from dlrm_torchrec.embeddings.compositional.partitions.listed import ListedCodes
 from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece, RowMap, Source
 from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 
@@ -175,7 +176,12 @@ class TableGroup:
                 for j, first in enumerate(first_rows(number)):
                     by_partition[j].append(Piece(len(sources), (ClassRow(partition, j, first),)))
                 sources.append(Source(partition.num_ids, feature, member.name))
-        return RowMap(sources, [piece for pieces in by_partition for piece in pieces], count=False)
+        pieces = [piece for pieces in by_partition for piece in pieces]
+        return RowMap(sources, pieces, count=False, codes=self._codes)
+
+    @cached_property
+    def _codes(self) -> ListedCodes:
+        return ListedCodes([codes for member in self.members for codes in member.stack.partition.codes])
 
     def _of_features(
         self, name: str, numbers: Sequence[int], device: torch.device, *, once: bool = False

@@ -18,6 +18,7 @@ from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import (
 from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
 from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
+from dlrm_torchrec.embeddings.compositional.partitions.together import Together
 
 
 def classes_of(partition: Partition, x: int) -> tuple[int, ...]:
@@ -25,8 +26,8 @@ def classes_of(partition: Partition, x: int) -> tuple[int, ...]:
     match partition:
         case Naive():
             return (x,)
-        case Hash(_, m):
-            return (x % m,)
+        case Hash(_, m, seed):
+            return ((mixed(x, seed) if seed else x) % m,)
         case QuotientRemainder(_, m):
             return x // m, x % m
         case MixedRadix(_, radices):
@@ -37,8 +38,13 @@ def classes_of(partition: Partition, x: int) -> tuple[int, ...]:
             own = [own_in_all or j == 0 for j in range(len(tail.classes))]
             if x < hot:
                 return tuple(x if mine else 0 for mine in own)
-            of_tail = zip(classes_of(tail, x - hot), own, strict=True)
-            return tuple((hot if mine else 1) + number for number, mine in of_tail)
+            of_tail = zip(classes_of(tail, x - hot), own, reversed(range(len(own))), strict=True)
+            return tuple(
+                (hot if mine else 1) + (hot * later if tail.shared_from else 0) + number
+                for number, mine, later in of_tail
+            )
+        case Together(parts):
+            return tuple(number for part in parts for number in classes_of(part, x))
         case Hashes(_, m, k):
             return tuple(mixed(x, seed) % m for seed in range(1, k + 1))
     return tuple(int(classes) for classes in partition.of(torch.tensor(x)))
@@ -64,9 +70,10 @@ def vector(operation: Operation, partition: Partition, weight: torch.Tensor, x: 
     dim, first, rows = weight.size(1), 0, []
     for j, (number, count) in enumerate(zip(classes_of(partition, x), partition.classes, strict=True)):
         size = network_rows(operation, dim) if j else 1
+        first = partition.shared_from[j] if partition.shared_from else first
         rows.append(weight[first + number * size : first + (number + 1) * size])
-        first += 0 if partition.shared_rows else count * size
-    assert first == (0 if partition.shared_rows else len(weight))
+        first += count * size
+    assert first == len(weight)
     result = rows[0][0]
     match operation:
         case Add():

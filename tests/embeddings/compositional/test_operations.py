@@ -25,6 +25,7 @@ from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
 from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
 from dlrm_torchrec.embeddings.compositional.partitions.sizes import optimal_mixed_radix
+from dlrm_torchrec.embeddings.compositional.partitions.together import Together
 from dlrm_torchrec.embeddings.compositional.pooling import pool_ids
 from dlrm_torchrec.embeddings.compositional.table_configs import (
     CompositionalEmbeddingBagConfig,
@@ -43,6 +44,7 @@ PARTITIONS = {
     "hot-quotient-remainder": HotCold(11, QuotientRemainder(NUM_IDS - 11, 6)),
     "hot-in-all": HotCold(11, ChineseRemainder(NUM_IDS - 11, (4, 3, 7)), own_in_all=True),
     "assigned": Assigned.from_clusters(torch.randperm(NUM_IDS, generator=torch.Generator().manual_seed(0)) // 4),
+    "clusters-and-hash": Together((Assigned([torch.arange(NUM_IDS) // 4 * 2], complementary=False), Hash(NUM_IDS, 4))),
 }
 FEW_COMBINATIONS = [
     name for name, each in PARTITIONS.items() if len(each.classes) > 1 and prod(each.classes[1:]) < NUM_IDS / 2
@@ -363,8 +365,11 @@ def test_distinct_ids_have_distinct_initial_vectors(partition: Partition, operat
 def test_several_hashes_into_one_table(operation: Operation, pooling: PoolingType, weighted: bool) -> None:
     config = stacked(Hashes(NUM_IDS, 17, 3), operation, pooling=pooling)
     assert config.num_embeddings == 17
+    hot = stacked(HotCold(11, Hashes(NUM_IDS - 11, 17, 3), own_in_all=True), operation, pooling=pooling)
+    assert hot.num_embeddings == 3 * 11 + 17
     for bags in SHAPES:
-        assert_as_defined(config, bags, torch.rand(sum(map(len, bags))) if weighted else None)
+        for each in (config, hot):
+            assert_as_defined(each, bags, torch.rand(sum(map(len, bags))) if weighted else None)
 
 
 def test_several_hashes_cannot_be_multiplied() -> None:

@@ -19,6 +19,7 @@ from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
 from dlrm_torchrec.embeddings.compositional.partitions.base import INT64_MAX, Partition
 from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
 from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
+from dlrm_torchrec.embeddings.compositional.partitions.together import Together
 from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece, RowMap, Source
 from tests.embeddings.compositional.reference import classes_of
 
@@ -38,11 +39,14 @@ PARTITIONS: list[Partition] = [
     HotCold(1, Naive(94)),
     HotCold(20, QuotientRemainder(75, 9)),
     HotCold(20, ChineseRemainder(75, (10, 11)), own_in_all=True),
+    HotCold(20, Hashes(75, 13, 3), own_in_all=True),
     HotCold(11, QuotientRemainder(LARGE, 2**40)),
     HotCold(11, MixedRadix(LARGE, (7, 2**30, 2**30))),
     Hashes(95, 17, 3),
     Hashes(INT64_MAX, 2**40 + 1, 2),
     HotCold(2**33, Hash(LARGE, 1000)),
+    Together((Assigned([torch.arange(95) % 40000 * 400, torch.arange(95) % 3], complementary=False), Hash(95, 7, 5))),
+    Hash(LARGE, 1000, seed=3),
 ]
 BATCH = 4
 

@@ -39,6 +39,7 @@ PARTITIONS: list[Partition] = [
     HotCold(9, Hash(ROWS - 9, 8)),
     HotCold(9, QuotientRemainder(ROWS - 9, 8)),
     Hashes(ROWS, 13, 2),
+    HotCold(9, Hashes(ROWS - 9, 13, 2), own_in_all=True),
 ]
 OPERATIONS: list[Operation] = [Concat(), FeatureGeneration(), Add(), Mult(), Path(hidden=5), Path(hidden=0)]
 
@@ -67,7 +68,7 @@ def collections(*, weighted: bool = False) -> list[Tables]:
             for partition in PARTITIONS
             for operation in OPERATIONS
             if not (isinstance(operation, Concat) and DIM % len(partition.classes))
-            and not (partition.shared_rows and not isinstance(operation, (Add, Concat)))
+            and not (partition.shared_from and not isinstance(operation, (Add, Concat)))
         )
     ]
     plain_tables = [plain("p", ["a"]), plain("q", ["b"], 8), plain("r", ["c"])]

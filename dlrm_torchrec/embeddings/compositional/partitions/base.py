@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -28,9 +28,12 @@ class Digit(NamedTuple):
 class Partition(ABC):
     """k partitions of the ids 0 .. num_ids - 1 that are used together: each puts every id into one of its classes."""
 
-    shared_rows: ClassVar[bool] = False  # whether the k partitions are k ways into the same rows
-
     num_ids: int
+
+    @property
+    def shared_from(self) -> tuple[int, ...] | None:
+        """The first row of each partition, if the k partitions are k ways into the same rows; else None."""
+        return None
 
     @property
     @abstractmethod
@@ -42,14 +45,19 @@ class Partition(ABC):
         """The k classes of every id: int64, shaped like ``ids``, which must lie in [0, num_ids)."""
 
     @property
-    def digits(self) -> tuple[Digit, ...] | None:
-        """The k classes as digits of the id; None if they are listed."""
-        return None
+    def digits(self) -> tuple[Digit, ...]:
+        """The k classes as digits of the id; those of a partition with ``codes`` mean nothing."""
+        return (Digit(),) * len(self.classes)
+
+    @property
+    def codes(self) -> tuple[torch.Tensor | None, ...]:
+        """The class of every id (num_ids,), int16 or int32 on CPU, of a partition that lists them; otherwise None."""
+        return (None,) * len(self.classes)
 
     @property
     def listed_bytes(self) -> int:
         """Bytes of what is listed per id; 0 if arithmetic finds all classes."""
-        return 0
+        return sum(codes.nbytes for codes in self.codes if codes is not None)
 
     @property
     def own_rows(self) -> int:

@@ -7,7 +7,6 @@ weights per id of that paper. Concatenated, they are ROBE with blocks that do no
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -19,8 +18,6 @@ from dlrm_torchrec.embeddings.mixing import mix
 class Hashes(Partition):
     """``num_hashes`` independent hashes of the id into the same ``num_classes`` rows."""
 
-    shared_rows: ClassVar[bool] = True
-
     num_ids: int
     num_classes: int
     num_hashes: int
@@ -28,6 +25,10 @@ class Hashes(Partition):
     def __post_init__(self) -> None:
         for name in ("num_ids", "num_classes", "num_hashes"):
             check_count(name, getattr(self, name))
+
+    @property
+    def shared_from(self) -> tuple[int, ...]:
+        return (0,) * self.num_hashes
 
     @property
     def classes(self) -> tuple[int, ...]:

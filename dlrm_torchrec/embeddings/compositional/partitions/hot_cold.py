@@ -19,7 +19,8 @@ class HotCold(Partition):
     """Ids below ``num_hot`` have a class of their own, and id ``num_hot`` + y those that ``tail`` gives to y.
 
     The later partitions need not tell hot ids apart. There they share class 0, or keep their own with ``own_in_all``,
-    which an operation needs if every partition gives other numbers of the vector.
+    which an operation needs if every partition gives other numbers of the vector. A tail that shares rows is for such
+    operations; the rows of hot ids lie before its rows, partition by partition.
     """
 
     num_hot: int
@@ -28,15 +29,20 @@ class HotCold(Partition):
 
     def __post_init__(self) -> None:
         check_count("num_hot", self.num_hot)
-        if self.tail.shared_rows or self.tail.digits is None:
+        if self.tail.listed_bytes or (self.tail.shared_from and not self.own_in_all):
             raise ValueError(
-                f"tail of a hot_cold partition must find classes by arithmetic, in rows of their own: got {self.tail}; "
-                "choose a hash, quotient-remainder or Chinese remainder"
+                f"tail of a hot_cold partition must find classes by arithmetic, and in rows of its own unless hot ids "
+                f"keep theirs in all partitions: got {self.tail}; choose another"
             )
 
     @property
     def num_ids(self) -> int:  # type: ignore[override]  # the other partitions have a field
         return self.num_hot + self.tail.num_ids
+
+    @property
+    def shared_from(self) -> tuple[int, ...] | None:
+        k = len(self.tail.classes)
+        return tuple(self.num_hot * j for j in range(k)) if self.tail.shared_from else None
 
     @property
     def own_rows(self) -> int:
@@ -48,7 +54,6 @@ class HotCold(Partition):
 
     @property
     def digits(self) -> tuple[Digit, ...]:
-        assert self.tail.digits is not None
         pairs = zip(self.tail.digits, self._bases, strict=True)
         return tuple(digit._replace(hot=self.num_hot, base=base) for digit, base in pairs)
 
@@ -63,6 +68,8 @@ class HotCold(Partition):
 
     @property
     def _bases(self) -> tuple[int, ...]:
-        """The number of classes of hot ids in each partition."""
-        later = self.num_hot if self.own_in_all else 1
-        return (self.num_hot, *(later,) * (len(self.tail.classes) - 1))
+        """The first class of other ids in each partition."""
+        k = len(self.tail.classes)
+        if self.tail.shared_from:  # behind the hot ids' rows of this partition and the later ones
+            return tuple(self.num_hot * (k - j) for j in range(k))
+        return (self.num_hot, *(self.num_hot if self.own_in_all else 1,) * (k - 1))

@@ -16,6 +16,7 @@ from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import (
     QuotientRemainder,
 )
 from dlrm_torchrec.embeddings.compositional.partitions.base import Partition, check_count
+from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
 from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
 
 MOST_PARTITIONS = 8  # of the ids that share rows; more factors do not train
@@ -101,21 +102,30 @@ def chinese_remainder_for_rows(num_ids: int, max_rows: int, *, k: int) -> Chines
 def fewest_moduli(num_ids: int, max_rows: int) -> int:
     """The least k, from 2 on, for which k pairwise coprime moduli need at most ``max_rows`` rows.
 
-    Raises ValueError if no k does.
+    Raises ValueError if no k up to ``MOST_PARTITIONS`` does.
     """
+    return _fewest(optimal_chinese_remainder, num_ids, max_rows)
+
+
+def fewest_radices(num_ids: int, max_rows: int) -> int:
+    """The least k, from 2 on, for which k radices need at most ``max_rows`` rows; as ``fewest_moduli`` otherwise."""
+    return _fewest(optimal_mixed_radix, num_ids, max_rows)
+
+
+def _fewest(optimal: Callable[[int, int], Partition], num_ids: int, max_rows: int) -> int:
     for k in range(2, MOST_PARTITIONS + 1):
-        if sum(optimal_chinese_remainder(num_ids, k).moduli) <= max_rows:
+        if sum(optimal(num_ids, k).classes) <= max_rows:
             return k
     raise ValueError(
-        f"max_rows must hold at most {MOST_PARTITIONS} coprime moduli with a product of {num_ids}: got {max_rows}; "
-        "raise it, or hash the ids"
+        f"max_rows must hold at most {MOST_PARTITIONS} partitions that tell {num_ids} ids apart: got {max_rows}; raise "
+        "it, or hash the ids"
     )
 
 
-def hot_cold_for_rows(num_ids: int, max_rows: int, *, hot: float, hashed: bool, own_in_all: bool = False) -> HotCold:
+def hot_cold_for_rows(num_ids: int, max_rows: int, *, hot: float, hashes: int = 0, own_in_all: bool = False) -> HotCold:
     """At most ``max_rows`` rows, of which the share ``hot`` is for the most frequent ids.
 
-    The other ids share the rest: ``hashed`` into one partition, or told apart by as few coprime moduli as fit. Raises
+    The other ids share the rest: by that many ``hashes``, or told apart by as few coprime moduli as fit. Raises
     ValueError when they do not fit.
     """
     check_count("num_ids", num_ids)
@@ -126,8 +136,13 @@ def hot_cold_for_rows(num_ids: int, max_rows: int, *, hot: float, hashed: bool, 
         )
     num_hot = max(1, min(int(hot * max_rows), num_ids - 1))
     cold = num_ids - num_hot
-    if hashed or cold == 1:
+    if hashes == 1:
         return HotCold(num_hot, hash_for_rows(cold, max_rows - num_hot))
+    if hashes:
+        num_hot = max(1, num_hot // hashes)
+        cold, left = num_ids - num_hot, max_rows - hashes * num_hot
+        check_count("rows of ids that are not hot", left)
+        return HotCold(num_hot, Hashes(cold, min(cold, left), hashes), own_in_all=True)
     k = fewest_moduli(num_ids, max_rows - num_hot - MOST_PARTITIONS)  # hot ids have a class in later partitions, too
     if own_in_all:
         num_hot = max(1, num_hot // k)

@@ -28,6 +28,7 @@ from dlrm_torchrec.embeddings.compositional.partitions.sizes import (
     quotient_remainder_for_collisions,
     quotient_remainder_for_rows,
 )
+from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 
 DIM = 16
 sizes = st.integers(1, 63).flatmap(lambda bits: st.integers(1, 2**bits - 1))  # of every magnitude of int64
@@ -189,12 +190,12 @@ def test_the_rows_given_are_used(num_ids: int, share: float, k: int) -> None:
 @settings(deadline=None)
 @given(num_ids=st.integers(100, 10**6), hot=st.floats(0.05, 0.95), rows_left=st.integers(200, 10**5), own=st.booleans())
 def test_hot_cold_keeps_its_rows(num_ids: int, hot: float, rows_left: int, own: bool) -> None:
-    for hashed in (True, False):
+    for hashes in (0, 1, 3):
         max_rows = int(rows_left / (1 - hot)) + 20
-        partition = hot_cold_for_rows(num_ids, max_rows, hot=hot, hashed=hashed, own_in_all=own)
+        partition = hot_cold_for_rows(num_ids, max_rows, hot=hot, hashes=hashes, own_in_all=own)
         assert partition.num_ids == num_ids
-        assert rows(partition) <= max_rows
-        assert len(partition.classes) == 1 if hashed else len(partition.classes) <= MOST_PARTITIONS
+        assert StackedRows(partition, (1,) * len(partition.classes)).rows <= max_rows
+        assert len(partition.classes) == hashes if hashes else len(partition.classes) <= MOST_PARTITIONS
 
 
 def test_moduli_are_as_few_as_the_rows_allow() -> None:
@@ -224,10 +225,10 @@ def test_moduli_are_as_few_as_the_rows_allow() -> None:
         ),
         (
             lambda: fewest_moduli(10**9, 30),
-            "max_rows must hold at most 8 coprime moduli with a product of 1000000000: got 30; raise it, or hash",
+            "max_rows must hold at most 8 partitions that tell 1000000000 ids apart: got 30; raise it, or hash",
         ),
         (
-            lambda: hot_cold_for_rows(100, 1, hot=0.5, hashed=True),
+            lambda: hot_cold_for_rows(100, 1, hot=0.5, hashes=1),
             "hot_cold tables must have at least 2 rows, and a share of hot ones between 0 and 1: got 1 rows and 0.5",
         ),
         (
