@@ -107,7 +107,7 @@ LIST = [
     Private(
         "torch",
         ["_assert_async"],
-        ["dlrm_torchrec/embeddings/compositional/row_map.py"],
+        [f"dlrm_torchrec/embeddings/compositional/{name}.py" for name in ("row_map", "sources")],
         "No public function checks a tensor on a GPU without waiting for it.",
     ),
     Private(

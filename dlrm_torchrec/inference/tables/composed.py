@@ -48,7 +48,7 @@ def _through(
 ) -> torch.Tensor:
     """The output (N, out) of ``vectors`` (N, in) after the layers of their ``classes`` (N,), with ReLU between layers.
 
-    A layer is a weight (num classes, in, out) and a bias (num classes, out) or None. Vectors of one class pass together.
+    A layer is a weight (num classes, in, out) and a bias (num classes, out) or None. A class passes at a time.
     """
     order = classes.argsort(stable=True)
     counts: list[int] = torch.bincount(classes, minlength=layers[0][0].size(0)).tolist()
