@@ -1,4 +1,4 @@
-"""Make the bundle that takes FBGEMM, TorchRec and what the recipes import to a GPU machine without a network.
+"""Make the bundle that takes FBGEMM, TorchRec and what this project imports to a GPU machine without a network.
 
     python3.12 -m requirements.gpu_bundle.make --have numpy numba llvmlite pyarrow
 
@@ -29,12 +29,18 @@ from requirements.gpu_bundle.fatbin import keep_architecture
 FOLDER = Path(__file__).parent
 MAX_PIECE_BYTES = 55 * 2**20
 
-# What the recipes, benchmarks/gpu_proof.py and tests/gpu import beyond torch and the packages that torch's metadata
-# names, with what these import in turn. Versions and hashes stand in the locks.
+# What this project imports on a GPU machine, its tests and benchmarks/gpu_proof.py included, and what these import in
+# turn, beyond torch and the packages that torch's metadata names. Versions and hashes stand in the locks.
 STACK = ("fbgemm-gpu", "torchrec")
 OTHERS = (
+    "anyio",
+    "argcomplete",
+    "click",
     "cloudpickle",
     "docstring-parser",
+    "h11",
+    "hypothesis",
+    "idna",
     "iniconfig",
     "iopath",
     "lightning-utilities",
@@ -45,6 +51,7 @@ OTHERS = (
     "packaging",
     "pluggy",
     "portalocker",
+    "prometheus-client",
     "pyarrow",
     "pygments",
     "pyre-extensions",
@@ -52,14 +59,16 @@ OTHERS = (
     "pytest-timeout",
     "pyvers",
     "safetensors",
+    "sortedcontainers",
+    "starlette",
     "tensordict",
     "torchmetrics",
     "tqdm",
     "typeguard",
     "typing-inspect",
     "tyro",
+    "uvicorn",
 )
-
 
 PIN = re.compile(r"^([a-z0-9-]+)==(\S+) \\\n(?:    --hash=\S+(?: \\)?\n?)+", re.MULTILINE)
 

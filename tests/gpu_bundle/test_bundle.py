@@ -151,12 +151,12 @@ for name in sys.argv[2:]:
 """
 
 
-def test_recipes_and_tests_of_the_gpu_import_nothing_else() -> None:
+def test_recipes_library_and_tests_of_the_gpu_import_nothing_else() -> None:
     there = {*bundle.OTHERS, "fbgemm-gpu-cpu", "torchrec", "dlrm-torchrec", "setuptools", *of_torch()}
     modules = {name: set(map(canonicalize_name, owners)) for name, owners in packages_distributions().items()}
     hidden = sorted(name for name, owners in modules.items() if not owners & there)
     assert {"yaml", "torchx", "duckdb"} <= set(hidden)
-    files = [*ROOT.glob("recipes/*.py"), *ROOT.glob("tests/gpu/test_*.py"), ROOT / "tests/recipe.py"]
+    files = [*ROOT.glob("recipes/*.py"), *ROOT.glob("tests/gpu/test_*.py"), ROOT / "tests/imports.py"]
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(files)]
     words = [sys.executable, "-c", HIDE_OTHER_PACKAGES, " ".join(hidden), *names]
     done = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, timeout=200)
