@@ -36,6 +36,11 @@ class Group(dist.ProcessGroup):
     def group_name(self) -> str:
         return self.name
 
+    @property
+    def _device_types(self) -> list[torch.device]:
+        """Where torch puts the bytes of objects."""
+        return [torch.device("cuda" if self.backend == "nccl" else "cpu")]
+
     def _meet(self, result: Any, call: Call) -> dist.Work:
         from tests.collectives.ranks import on_main_thread
 

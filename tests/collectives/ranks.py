@@ -6,7 +6,7 @@ import concurrent.futures
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import FunctionType
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -19,6 +19,7 @@ from torchrec.distributed import comm
 from torchrec.distributed.sharding import grid_sharding, twrw_sharding
 
 from dlrm_torchrec.train.world import World
+from tests.collectives.device import is_marked, patched_cuda, stand_in
 from tests.collectives.group import Group
 from tests.collectives.meeting import DisagreementError, Issued, Meetings
 
@@ -47,7 +48,8 @@ def walk(size: int, function: Callable[[World], T], *, local_size: int, device: 
     The default group is NCCL's in name, and groups that are asked for as gloo are gloo's. Raises DisagreementError with
     what differs when the ranks do not issue the same collectives.
     """
-    meetings, store = Meetings(size), dist.HashStore()
+    cuda = device.type == "cuda"
+    meetings, store = Meetings(size, is_marked if cuda else None), dist.HashStore()
     results: dict[int, T] = {}
     errors: dict[int, BaseException] = {}
 
@@ -58,11 +60,10 @@ def walk(size: int, function: Callable[[World], T], *, local_size: int, device: 
 
         def joined() -> T:
             dist.init_process_group("meeting", store=store, rank=rank, world_size=size)
-            with ExitStack() as at_end:
+            own = torch.device("cuda", rank % local_size) if cuda else device
+            with stand_in(own) if cuda else nullcontext(), ExitStack() as at_end:
                 control = dist.new_group(backend="gloo")
-                world = World(
-                    rank=rank, size=size, local_size=local_size, device=device, control=control, at_end=at_end
-                )
+                world = World(rank=rank, size=size, local_size=local_size, device=own, control=control, at_end=at_end)
                 return function(world)
 
         try:
@@ -70,7 +71,7 @@ def walk(size: int, function: Callable[[World], T], *, local_size: int, device: 
         except BaseException as error:
             errors[rank] = error
 
-    with _in_threads(local_size):
+    with _in_threads(local_size), patched_cuda() if cuda else nullcontext():
         threads = [threading.Thread(target=main, args=(rank,), name=f"rank {rank}") for rank in range(size)]
         for thread in threads:
             _start_thread(thread)
