@@ -15,7 +15,9 @@ from unittest.mock import MagicMock, patch
 
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice, SplitTableBatchedEmbeddingBagsCodegen
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import DenseTableBatchedEmbeddingBagsCodegen as _Dense
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen as _Fused
 from torch.autograd.function import BackwardCFunction
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
@@ -136,7 +138,8 @@ def stand_in(device: torch.device) -> Iterator[None]:
 @contextmanager
 def patched_cuda() -> Iterator[None]:
     """Inside ``with``, streams and events do nothing, and FBGEMM's and DDP's modules compute on the CPU."""
-    create, wrap = SplitTableBatchedEmbeddingBagsCodegen.__init__, DistributedDataParallel.__init__
+    create, create_replicated = (kind.__init__ for kind in (_Fused, _Dense))
+    wrap = DistributedDataParallel.__init__
 
     def create_on_cpu(self: Any, embedding_specs: Any, *args: Any, device: Any = None, **kwargs: Any) -> None:
         on_device = device is not None and torch.device(device).type == "cuda"
@@ -148,6 +151,11 @@ def patched_cuda() -> Iterator[None]:
         if on_device:
             mark([*self.parameters(), *self.buffers()])
             self.current_device = torch.device(device)
+
+    def create_dense(self: Any, *args: Any, **kwargs: Any) -> None:
+        create_replicated(self, *args, **kwargs)  # on the CPU, as no GPU is found
+        mark([*self.parameters(), *self.buffers()])
+        self.current_device = _here.device
 
     def wrap_on_cpu(self: Any, module: Any, *args: Any, device_ids: Any = None, **kwargs: Any) -> None:
         wrap(self, module, *args, **kwargs)
@@ -161,7 +169,8 @@ def patched_cuda() -> Iterator[None]:
     cuda = torch.cuda
     with ExitStack() as patched:
         for target, name, value in (
-            (SplitTableBatchedEmbeddingBagsCodegen, "__init__", create_on_cpu),
+            (_Fused, "__init__", create_on_cpu),
+            (_Dense, "__init__", create_dense),
             (DistributedDataParallel, "__init__", wrap_on_cpu),
             (BackwardCFunction, "apply", go_back_on_device),
             (torch.Tensor, "record_stream", lambda *_: None),
