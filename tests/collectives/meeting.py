@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-_OWN = ("/tests/collectives/", "/torch/distributed/", "/torch/utils/", "/contextlib.py", "/torch/overrides.py", "/typing_extensions.py", "/blank.py")
+_OWN = ("/collectives/meeting.py", "/collectives/group.py", "/collectives/device.py", "/torch/distributed/", "/torch/utils/", "/contextlib.py", "/torch/overrides.py", "/typing_extensions.py", "/blank.py")
 
 # From here DDP's C++ issues collectives, of buffers that it makes on the device of its parameters.
 _UNSEEN = ("nn/parallel/distributed.py", "torch/autograd/graph.py")

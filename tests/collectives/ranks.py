@@ -42,6 +42,19 @@ def on_main_thread() -> bool:
     return bool(_here.main)
 
 
+def here() -> World:
+    """The world of the rank that this thread runs."""
+    world: World = _here.world
+    return world
+
+
+@contextmanager
+def joined(*_: object) -> Iterator[World]:
+    """Stands for ``join_world`` in a recipe that is walked."""
+    with here().at_end:
+        yield here()
+
+
 def walk(size: int, function: Callable[[World], T], *, local_size: int, device: torch.device) -> tuple[list[T], Meetings]:
     """What ``function(world)`` returns on each rank, and the collectives that were issued.
 
@@ -54,16 +67,17 @@ def walk(size: int, function: Callable[[World], T], *, local_size: int, device: 
     errors: dict[int, BaseException] = {}
 
     def main(rank: int) -> None:
-        _here.rank, _here.main, _here.meetings = rank, True, meetings
+        _here.main, _here.meetings, _here.backend = True, meetings, "nccl" if cuda else "gloo"
         _here.groups = WorldData(None, {}, {}, {}, {}, 0, {}, {}, {}, [])
         _here.comm = {**vars(comm), "_INTRA_PG": None, "_CROSS_PG": None}
 
         def joined() -> T:
             dist.init_process_group("meeting", store=store, rank=rank, world_size=size)
             own = torch.device("cuda", rank % local_size) if cuda else device
-            with stand_in(own) if cuda else nullcontext(), ExitStack() as at_end:
+            with stand_in(own) if cuda else nullcontext():
                 control = dist.new_group(backend="gloo")
-                world = World(rank=rank, size=size, local_size=local_size, device=own, control=control, at_end=at_end)
+                world = World(rank=rank, size=size, local_size=local_size, device=own, control=control)
+                _here.world = world
                 return function(world)
 
         try:
@@ -90,11 +104,12 @@ def _in_threads(local_size: int) -> Iterator[None]:
     new_group, worlds = dist.new_group, _Worlds()
 
     def named_group(*args: Any, backend: str | None = None, **kwargs: Any) -> Any:
-        _here.backend = {None: "nccl"}.get(backend, backend)
+        inherited = _here.backend
+        _here.backend = inherited if backend is None else backend
         try:
             return new_group(*args, backend="meeting", **kwargs)
         finally:
-            _here.backend = "nccl"
+            _here.backend = inherited
 
     def backend_of(group: Any = None) -> str:
         return (group or worlds.default_pg).backend
@@ -120,7 +135,7 @@ def _in_threads(local_size: int) -> Iterator[None]:
 
 def _create(options: Any, _: Any) -> Group:
     ranks = list(options.global_ranks_in_group) or list(range(options.group_size))
-    return Group(_here.meetings, getattr(_here, "backend", "nccl"), options.group_id, ranks, options.group_rank)
+    return Group(_here.meetings, _here.backend, options.group_id, ranks, options.group_rank)
 
 
 def _per_rank(function: Callable[..., Any]) -> Callable[..., Any]:
