@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import MagicMock, patch
 
 import torch
+import torch.distributed as dist
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import DenseTableBatchedEmbeddingBagsCodegen as _Dense
@@ -22,7 +23,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torchrec.distributed.types import ShardedTensor
 
 HBM_BYTES = 80 * 10**9
 _CPU = torch.device("cpu")
@@ -30,30 +31,42 @@ _CPU = torch.device("cpu")
 
 def is_marked(tensor: torch.Tensor) -> bool:
     """Whether the tensor counts as the device's."""
-    return tensor.device.type == "cuda" or bool(getattr(tensor.untyped_storage(), "on_device", False))
+    if isinstance(tensor, ShardedTensor):
+        return any(is_marked(shard.tensor) for shard in tensor.local_shards())
+    return bool(getattr(tensor.untyped_storage(), "on_device", False))
 
 
 def mark(tree: Any, *, on_device: bool = True) -> Any:
     """The same tensors, marked or not."""
-    for leaf in tree_leaves(tree):
-        if isinstance(leaf, torch.Tensor) and not leaf.is_meta:
-            leaf.untyped_storage().on_device = on_device  # type: ignore[attr-defined]  # ours
+    for leaf in leaves(tree):
+        leaf.untyped_storage().on_device = on_device
     return tree
+
+
+def leaves(tree: Any) -> Iterator[Any]:
+    """The tensors with memory in nested sequences and dictionaries."""
+    if isinstance(tree, torch.Tensor):
+        if not isinstance(tree, ShardedTensor) and not tree.is_meta:
+            yield tree
+    elif isinstance(tree, list | tuple | Mapping):
+        for each in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from leaves(each)
 
 
 class _Propagation(TorchDispatchMode):
     """What is computed from marked tensors is marked."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         results = func(*args, **(kwargs or {}))
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and not leaf.is_meta]
+        given = list(leaves((args, kwargs)))
         if any(map(is_marked, given)):
-            own = {leaf.untyped_storage()._cdata for leaf in given}
-            for leaf in tree_leaves(results):
-                if isinstance(leaf, torch.Tensor) and not leaf.is_meta and leaf.untyped_storage()._cdata not in own:
-                    mark(leaf)
+            own = {id(leaf.untyped_storage()) for leaf in given}
+            mark([leaf for leaf in leaves(results) if id(leaf.untyped_storage()) not in own])
         return results
 
 
@@ -63,10 +76,11 @@ class StandIn(TorchFunctionMode):
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device
-        self._special = {
-            torch.Tensor.device.__get__: lambda tensor: self.device if is_marked(tensor) else None,
-            torch.Tensor.is_cuda.__get__: lambda tensor: True if is_marked(tensor) else None,
-            torch.Tensor.is_cpu.__get__: lambda tensor: False if is_marked(tensor) else None,
+        tensor_class: Any = torch.Tensor
+        self._special: dict[Any, Callable[..., Any]] = {
+            tensor_class.device.__get__: lambda tensor: self.device if is_marked(tensor) else None,
+            tensor_class.is_cuda.__get__: lambda tensor: True if is_marked(tensor) else None,
+            tensor_class.is_cpu.__get__: lambda tensor: False if is_marked(tensor) else None,
             torch.Tensor.get_device: lambda tensor: self.device.index if is_marked(tensor) else None,
             torch.Tensor.pin_memory: lambda tensor, *_: tensor,
             torch.Tensor.numpy: self._numpy,
@@ -157,13 +171,14 @@ def patched_cuda() -> Iterator[None]:
         mark([*self.parameters(), *self.buffers()])
         self.current_device = _here.device
 
-    def wrap_on_cpu(self: Any, module: Any, *args: Any, device_ids: Any = None, **kwargs: Any) -> None:
+    def wrap_on_cpu(self: Any, module: Any, *args: Any, device_ids: Any = None, **kwargs: Any) -> None:  # noqa: ARG001 (DDP's)
         wrap(self, module, *args, **kwargs)
 
-    go_back = BackwardCFunction.apply
+    go_back: Any = BackwardCFunction.apply
+    bucket_of: Any = dist.GradBucket.buffer
 
     def go_back_on_device(self: Any, *gradients: Any) -> Any:
-        with StandIn(_here.device):  # torch leaves the mode for a backward pass
+        with StandIn(_here.device):  # which torch leaves for a backward pass
             return go_back(self, *gradients)
 
     cuda = torch.cuda
@@ -173,6 +188,7 @@ def patched_cuda() -> Iterator[None]:
             (_Dense, "__init__", create_dense),
             (DistributedDataParallel, "__init__", wrap_on_cpu),
             (BackwardCFunction, "apply", go_back_on_device),
+            (dist.GradBucket, "buffer", lambda bucket: mark(bucket_of(bucket))),  # made by C++, unseen
             (torch.Tensor, "record_stream", lambda *_: None),
             (cuda, "Stream", _Stream),
             (cuda, "Event", _Stream),

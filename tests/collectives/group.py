@@ -8,17 +8,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import _create_work_from_future
 from torch.futures import Future
 
 from tests.collectives.meeting import Call, Meetings
 
-_REDUCTIONS = {
-    getattr(dist.ReduceOp, name): name for name in ("SUM", "AVG", "MAX", "MIN")
-}
+_REDUCTIONS = {getattr(dist.ReduceOp, name): name for name in ("SUM", "AVG", "MAX", "MIN")}
 
 
-class Group(dist.ProcessGroup):
+_c10d: Any = torch._C._distributed_c10d
+_ProcessGroup: Any = dist.ProcessGroup  # torch calls one of each method's overloads
+
+
+class Group(_ProcessGroup):
     """The group of ``ranks`` as seen by one of them; ``backend`` is what the library believes that it is."""
 
     def __init__(self, meetings: Meetings, backend: str, name: str, ranks: Sequence[int], place: int) -> None:
@@ -55,7 +56,8 @@ class Group(dist.ProcessGroup):
         )
         done: Future[Any] = Future()
         done.set_result(result)
-        return _create_work_from_future(done)
+        work: dist.Work = _c10d._create_work_from_future(done)
+        return work
 
     def allreduce(self, tensors: Any, opts: Any = None) -> dist.Work:
         tensors = [tensors] if isinstance(tensors, torch.Tensor) else tensors
@@ -70,11 +72,11 @@ class Group(dist.ProcessGroup):
         root = 0 if opts is None else opts.rootRank
         return self._meet(tensors, Call("broadcast", tuple(tensors), tuple(tensors), str(root)))
 
-    def allgather(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
+    def allgather(self, outputs: Any, inputs: Any, *_: Any) -> dist.Work:
         (into,), (sent,) = outputs, inputs
         return self._meet(outputs, Call("allgather", (sent,), tuple(into)))
 
-    def all_gather_single(self, output: torch.Tensor, sent: torch.Tensor, opts: Any = None) -> dist.Work:
+    def all_gather_single(self, output: torch.Tensor, sent: torch.Tensor, *_: Any) -> dist.Work:
         into = output.detach().view(-1).chunk(self.size()) if output.numel() else (output,) * self.size()
         return self._meet(output, Call("allgather", (sent,), into))
 
@@ -91,10 +93,11 @@ class Group(dist.ProcessGroup):
         return self.reduce_scatter_single(output, torch.cat([each.reshape(-1) for each in sent]), opts)
 
     def all_to_all_single(
-        self, output: torch.Tensor, sent: torch.Tensor, receives: Any, sends: Any, opts: Any = None
+        self, output: torch.Tensor, sent: torch.Tensor, receives: Any, sends: Any, *_: Any
     ) -> dist.Work:
         return self._meet(
-            output, Call("alltoall", (sent,), (output,), "", self._numbers(sent, sends), self._numbers(output, receives))
+            output,
+            Call("alltoall", (sent,), (output,), "", self._numbers(sent, sends), self._numbers(output, receives)),
         )
 
     alltoall_base = all_to_all_single
@@ -108,12 +111,16 @@ class Group(dist.ProcessGroup):
         return tuple(number * prod(tensor.shape[1:]) for number in rows)
 
     def gather(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
-        return self._meet(outputs, Call("gather", tuple(inputs), tuple(outputs[0]) if outputs else (), str(opts.rootRank)))
+        return self._meet(
+            outputs, Call("gather", tuple(inputs), tuple(outputs[0]) if outputs else (), str(opts.rootRank))
+        )
 
     def scatter(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
-        return self._meet(outputs, Call("scatter", tuple(inputs[0]) if inputs else (), tuple(outputs), str(opts.rootRank)))
+        return self._meet(
+            outputs, Call("scatter", tuple(inputs[0]) if inputs else (), tuple(outputs), str(opts.rootRank))
+        )
 
-    def barrier(self, opts: Any = None) -> dist.Work:
+    def barrier(self, opts: Any = None) -> dist.Work:  # noqa: ARG002 (torch's)
         return self._meet(None, Call("barrier", (), ()))
 
 

@@ -7,7 +7,7 @@ fit together, over all groups: it is the strictest order that NCCL's communicato
 
 from __future__ import annotations
 
-import sys
+import inspect
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-_OWN = ("/collectives/meeting.py", "/collectives/group.py", "/collectives/device.py", "/torch/distributed/", "/torch/utils/", "/contextlib.py", "/torch/overrides.py", "/typing_extensions.py", "/blank.py")
+_OWN = (
+    "/collectives/meeting.py",
+    "/collectives/group.py",
+    "/collectives/device.py",
+    "/torch/distributed/",
+    "/torch/utils/",
+    "/contextlib.py",
+    "/torch/overrides.py",
+    "/typing_extensions.py",
+    "/blank.py",
+)
 
 # From here DDP's C++ issues collectives, of buffers that it makes on the device of its parameters.
 _UNSEEN = ("nn/parallel/distributed.py", "torch/autograd/graph.py")
@@ -30,13 +40,13 @@ class StoppedError(BaseException):
 
 
 class Call(NamedTuple):
-    """What one rank hands to a collective. Sizes of all-to-all are per rank of the group, others for all ranks alike."""
+    """What one rank hands to a collective; ``sends`` and ``receives`` are of an all-to-all, per rank of the group."""
 
     kind: str
     sent: tuple[torch.Tensor, ...]
     received: tuple[torch.Tensor, ...]
     option: str = ""  # the reduction, the root
-    sends: tuple[int, ...] = ()  # numbers for each rank of the group, of an all-to-all
+    sends: tuple[int, ...] = ()  # numbers
     receives: tuple[int, ...] = ()
 
 
@@ -63,7 +73,7 @@ class Meetings:
     """The collectives that wait for ranks, and the record of all that ran."""
 
     size: int
-    on_device: Callable[[torch.Tensor], bool] | None = None  # whether a tensor is on the rank's device, if that is known
+    on_device: Callable[[torch.Tensor], bool] | None = None  # of a tensor; None: not known
     record: list[list[Issued]] = field(init=False)
     faults: list[str] = field(default_factory=list)
 
@@ -184,13 +194,13 @@ def disagreement(ranks: Sequence[int], calls: Sequence[tuple[Call, str]]) -> str
     """Why these calls cannot be one collective; empty when they can."""
     for what, of in _COMMON.items():
         found: dict[str, list[int]] = {}
-        for rank, (call, caller) in zip(ranks, calls, strict=True):
+        for rank, (call, _) in zip(ranks, calls, strict=True):
             found.setdefault(f"{of(call)}", []).append(rank)
         if len(found) > 1:
             at = {rank: caller for rank, (_, caller) in zip(ranks, calls, strict=True)}
             each = (f"{value} on {_brief(same)} at {at[same[0]]}" for value, same in found.items())
             return f"ranks of one collective must agree on the {what}: got " + ", ".join(each)
-    for a, (sender, caller) in zip(range(len(ranks)), calls, strict=True):
+    for a, (sender, caller) in enumerate(calls):
         for b, (receiver, _) in enumerate(calls):
             if sender.sends and sender.sends[b] != receiver.receives[a]:
                 return (
@@ -218,7 +228,9 @@ def carry_out(calls: Sequence[Call]) -> None:
     kind, option = calls[0].kind, calls[0].option
     if kind in ("allreduce", "reduce_scatter"):
         for number, tensor in enumerate(calls[0].sent):
-            total = _reduced(torch.stack([call.sent[number].detach().reshape(-1) for call in calls]), option, tensor.dtype)
+            total = _reduced(
+                torch.stack([call.sent[number].detach().reshape(-1) for call in calls]), option, tensor.dtype
+            )
             parts = [total] * len(calls) if kind == "allreduce" else total.chunk(len(calls))
             for call, part in zip(calls, parts, strict=True):
                 call.received[number].detach().copy_(part.view_as(call.received[number]))
@@ -259,7 +271,8 @@ def _brief(ranks: Sequence[int]) -> str:
 
 def _caller() -> str:
     """File and line that asked for the collective, below torch's own."""
-    frame = sys._getframe(2)
+    frame = inspect.currentframe()
+    assert frame is not None
     while frame.f_back is not None and any(own in frame.f_code.co_filename for own in _OWN):
         frame = frame.f_back
     return f"{'/'.join(frame.f_code.co_filename.split('/')[-3:])}:{frame.f_lineno}"

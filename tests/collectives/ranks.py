@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -21,7 +20,7 @@ from torchrec.distributed.sharding import grid_sharding, twrw_sharding
 from dlrm_torchrec.train.world import World
 from tests.collectives.device import is_marked, patched_cuda, stand_in
 from tests.collectives.group import Group
-from tests.collectives.meeting import DisagreementError, Issued, Meetings
+from tests.collectives.meeting import DisagreementError, Meetings
 
 T = TypeVar("T")
 _here = threading.local()
@@ -55,7 +54,9 @@ def joined(*_: object) -> Iterator[World]:
         yield here()
 
 
-def walk(size: int, function: Callable[[World], T], *, local_size: int, device: torch.device) -> tuple[list[T], Meetings]:
+def walk(
+    size: int, function: Callable[[World], T], *, local_size: int, device: torch.device
+) -> tuple[list[T], Meetings]:
     """What ``function(world)`` returns on each rank, and the collectives that were issued.
 
     The default group is NCCL's in name, and groups that are asked for as gloo are gloo's. Raises DisagreementError with
@@ -68,7 +69,7 @@ def walk(size: int, function: Callable[[World], T], *, local_size: int, device: 
 
     def main(rank: int) -> None:
         _here.main, _here.meetings, _here.backend = True, meetings, "nccl" if cuda else "gloo"
-        _here.groups = WorldData(None, {}, {}, {}, {}, 0, {}, {}, {}, [])
+        _here.groups = WorldData(None, {}, {}, {}, {}, 0, {}, {}, {}, [])  # type: ignore[arg-type]  # None until it has joined
         _here.comm = {**vars(comm), "_INTRA_PG": None, "_CROSS_PG": None}
 
         def joined() -> T:
@@ -99,15 +100,13 @@ def walk(size: int, function: Callable[[World], T], *, local_size: int, device: 
 @contextmanager
 def _in_threads(local_size: int) -> Iterator[None]:
     """Inside ``with``, torch and TorchRec keep apart what belongs to ranks that are threads."""
-    if "MEETING" not in dist.Backend._plugins:
-        dist.Backend.register_backend("meeting", _create, extended_api=True, devices=["cpu", "cuda"])
     new_group, worlds = dist.new_group, _Worlds()
 
-    def named_group(*args: Any, backend: str | None = None, **kwargs: Any) -> Any:
+    def named_group(ranks: Any = None, *, backend: str | None = None, **kwargs: Any) -> Any:
         inherited = _here.backend
         _here.backend = inherited if backend is None else backend
         try:
-            return new_group(*args, backend="meeting", **kwargs)
+            return new_group(ranks, backend="meeting", **kwargs)
         finally:
             _here.backend = inherited
 
@@ -128,14 +127,18 @@ def _in_threads(local_size: int) -> Iterator[None]:
         ):
             patched.enter_context(patch.object(target, name, value))
         patched.enter_context(patch.dict("os.environ", {"LOCAL_WORLD_SIZE": str(local_size)}))
-        torch._C._distributed_c10d._set_thread_isolation_mode(True)
-        patched.callback(torch._C._distributed_c10d._set_thread_isolation_mode, False)
+        isolate: Any = torch._C._distributed_c10d
+        isolate._set_thread_isolation_mode(True)  # torch lists groups by name, which ranks have in common
+        patched.callback(isolate._set_thread_isolation_mode, False)
         yield
 
 
 def _create(options: Any, _: Any) -> Group:
     ranks = list(options.global_ranks_in_group) or list(range(options.group_size))
     return Group(_here.meetings, _here.backend, options.group_id, ranks, options.group_rank)
+
+
+dist.Backend.register_backend("meeting", _create, extended_api=True, devices=["cpu", "cuda"])
 
 
 def _per_rank(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ import torch
 from dlrm_torchrec.command_line import parse
 from dlrm_torchrec.datasets import open as data
 from dlrm_torchrec.train.world import World
-from tests.collectives.meeting import Meetings
+from tests.collectives.meeting import Issued, Meetings
 from tests.collectives.ranks import joined, walk
 from tests.recipe import load_recipe
 
@@ -51,3 +51,8 @@ def walk_recipe(
         patch.object(recipe, "join_world", joined),
     ):
         return walk(size, main, local_size=PER_HOST, device=device)
+
+
+def issued(meetings: Meetings, caller: str) -> list[Issued]:
+    """The collectives that were asked for where ``caller``, a file or one of its lines, says."""
+    return [each for rank in meetings.record for each in rank if f"{caller}:" in f"{each.caller}:"]
