@@ -258,7 +258,7 @@ def carry_out(calls: Sequence[Call]) -> None:
 
 def _reduced(numbers: torch.Tensor, option: str, dtype: torch.dtype) -> torch.Tensor:
     if option == "SUM":
-        return numbers.sum(0, dtype=dtype)
+        return (numbers.float().sum(0) if dtype.itemsize == 2 else numbers.sum(0)).to(dtype)  # halves are slow on CPU
     if option == "AVG":
         return numbers.mean(0)
     assert option in ("MAX", "MIN"), option
