@@ -81,6 +81,37 @@ LIST = [
         ["tests/launched.py"],
         "Without it, ranks that are functions, not scripts, outlive an agent that was killed.",
     ),
+    # torch: process groups of ranks that are threads
+    Private(
+        "torch",
+        ["_C"],
+        ["tests/collectives/group.py", "tests/collectives/ranks.py"],
+        "Process groups in Python need two functions of it.",
+    ),
+    Private(
+        "torch._C",
+        ["_distributed_c10d"],
+        ["tests/collectives/group.py", "tests/collectives/ranks.py"],
+        "Process groups in Python need two functions of it.",
+    ),
+    Private(
+        "torch._C._distributed_c10d",
+        ["_create_work_from_future"],
+        ["tests/collectives/group.py"],
+        "DDP's C++ waits for what a process group in Python returns.",
+    ),
+    Private(
+        "torch._C._distributed_c10d",
+        ["_set_thread_isolation_mode"],
+        ["tests/collectives/ranks.py"],
+        "Ranks that are threads have groups of equal names.",
+    ),
+    Private(
+        "torch.testing",
+        ["_internal"],
+        ["tests/collectives/ranks.py"],
+        "The only module with a list of process groups for each thread.",
+    ),
     # torch: operators
     Private(
         "torch.ops.c10d",
@@ -93,7 +124,12 @@ LIST = [
         ["_python_dispatch"],
         [
             "dlrm_torchrec/train/timing/wire.py",
+<<<<<<< HEAD
             "tests/embeddings/compositional/partitions/test_assigned.py",
+=======
+            "tests/collectives/device.py",
+            "tests/embeddings/compositional/test_assigned.py",
+>>>>>>> collectives
             "tests/sharding/modules/test_operator_counts.py",
         ],
         "The only module that has TorchDispatchMode, which sees every operator that runs.",
