@@ -113,13 +113,13 @@ def of_operation(operation: Operation) -> list[Case]:
     """Every pooling, with and without weights of ids, of short and long bags."""
     return [
         Case(operation, *rest)
-        for rest in product([PoolingType.SUM, PoolingType.MEAN], ["no", "given", "learned"], [1, 3, 40])
+        for rest in product([PoolingType.SUM, PoolingType.MEAN], ["no", "given", "learned"], [1, 3, 80])
     ]
 
 
 def some_of_operation(operation: Operation) -> list[Case]:
     """Some of these cases, in which each pair of their options comes up."""
-    chosen = [("no", 1), ("given", 40), ("learned", 3), ("no", 3), ("given", 1), ("learned", 40), ("no", 40)]
+    chosen = [("no", 1), ("given", 80), ("learned", 3), ("no", 3), ("no", 80), ("learned", 80)]
     poolings = [PoolingType.SUM, PoolingType.MEAN]
     return [Case(operation, poolings[number % 2], *rest) for number, rest in enumerate(chosen)]
 
@@ -213,7 +213,7 @@ def _trained() -> Iterator[Trained]:
     for kind in get_args(TablesKind):
         if kind not in ("plain", "quotient_remainder"):
             operation: OperationName = "add" if kind == "hashes" else "mult"
-            yield Trained("train_dlrm", CLICKS, {"tables": TablesConfig(kind=kind, operation=operation, threshold=100)})
+            yield Trained("train_dlrm", CLICKS, {"tables": TablesConfig(kind=kind, operation=operation, threshold=10)})
     for name in get_args(OperationName):
         yield Trained("train_dlrm", CLICKS, {"tables": replace(mult, operation=name, hidden=8)})
     yield Trained("train_dlrm", CLICKS, {"interaction": "cat"})
