@@ -124,12 +124,8 @@ LIST = [
         ["_python_dispatch"],
         [
             "dlrm_torchrec/train/timing/wire.py",
-<<<<<<< HEAD
-            "tests/embeddings/compositional/partitions/test_assigned.py",
-=======
             "tests/collectives/device.py",
-            "tests/embeddings/compositional/test_assigned.py",
->>>>>>> collectives
+            "tests/embeddings/compositional/partitions/test_assigned.py",
             "tests/sharding/modules/test_operator_counts.py",
         ],
         "The only module that has TorchDispatchMode, which sees every operator that runs.",

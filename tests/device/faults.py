@@ -39,8 +39,8 @@ FAULTS = [
         f"{EMBEDDINGS}/table_group.py",
         "torch.arange(len(both) + 1, device=both.device)",
         "torch.arange(len(both) + 1)",
-        META,
-        "test_operations and Mult",
+        WAITS,
+        "test_table_wise and Mult",
     ),
     Fault(
         ".cpu() of the lengths of bags",
@@ -64,7 +64,7 @@ FAULTS = [
         "counts.tolist() if bags.per_feature is None else bags.per_feature",
         "counts.tolist()",
         META,
-        "test_operations and Concat",
+        "test_operations and Add",
     ),
     Fault(
         "counts by NumPy",
@@ -168,7 +168,7 @@ FAULTS = [
         'return f"{config.operation}, {len(config.stack.sizes)}',
         'return f"{config.name}, {config.operation}, {len(config.stack.sizes)}',
         OPERATORS,
-        "kaggle and mult",
+        "kaggle and quotient_remainder and mult",
     ),
     Fault(
         "vectors that are sent after all tables were read",
