@@ -11,7 +11,7 @@ another frequent id. The model assumes that random ids share a row, which is tru
 the histogram of frequencies, because p / (p + S) is the integral of p exp(-p u) exp(-S u) over u > 0. Without measured
 frequencies, all ids count as equally frequent and E is 1 - 1/c.
 
-A hot_cold table gets the share of hot rows, up to a fifth, that loses least; only ids that share rows count then.
+A hot_cold table gets the share of hot rows, up to a half, that loses least; only ids that share rows count then.
 
 Compressed tables use chinese_remainder unless another kind is asked for. It distinguishes any two ids, which this loss
 does not measure: hashing lost five times as much AUC with equal rows (RESULTS.md). It also separates neighbouring ids.
@@ -40,8 +40,8 @@ from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
 
 Planned = TypeVar("Planned")
 _STEPS = 400  # steps of the integral over log u; its error is far below that of the histogram
-# Shares of hot rows that are tried. More lower the loss further, and the AUC too: the others' rows get too crowded.
-_HOT_SHARES = (0.02, 0.05, 0.1, 0.2)
+# Shares of hot rows that are tried. More than half lower the loss further, but leave few rows to all other ids.
+_HOT_SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)
 _BISECTIONS = 8  # find the budget to within 1 / 256 of the free bytes
 
 
