@@ -214,5 +214,5 @@ def _caller() -> tuple[str, str, int]:
             package = next(name for name in ("torchrec", "dlrm_torchrec", "recipes") if name in parts)
             short = "/".join(parts[len(parts) - 1 - parts[::-1].index(package) :])
             return short, linecache.getline(path, frame.f_lineno).strip(), frame.f_lineno
-        frame = frame.f_back  # type: ignore[assignment]  # None at the end
+        frame = frame.f_back
     return found
