@@ -4,7 +4,7 @@
     python benchmarks/gpu_proof.py --only losses waits --seconds 120
     python benchmarks/gpu_proof.py --device cpu --toy             # a dry run of every part
 
-It needs Python, torch, torchrec and fbgemm_gpu for CUDA, and this checkout; docs/gpu.md says how to read it. Each result
+It needs Python, torch, torchrec, fbgemm_gpu for CUDA, and this checkout; docs/gpu.md says how to read it. Each result
 is a line of JSON in the output and in ``--output``, written as soon as it is known, and a table follows at the end. The
 exit code is 0 if all of correctness was shown, 1 if some of it failed, and 3 if none failed but some was skipped. Speed
 and memory do not change it.
@@ -23,27 +23,33 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-# Parts, in order of worth, and the seconds that each should need on a GPU.
-PARTS = {
-    "machine": 15,
-    "losses": 60,
-    "precision": 15,
-    "demo": 30,
-    "waits": 15,
-    "throughput": 75,
-    "step_times": 45,
-    "launches": 25,
-    "host_memory": 15,
-    "node_local": 10,
-    "comms": 5,
-    "planned": 30,
-    "evaluation": 15,
-    "int64": 5,
-    "reading": 40,
-    "compiled": 60,
+
+
+class Part(NamedTuple):
+    seconds: int  # that it should need on a GPU
+    kind: str = "correctness"  # of its main rows
+
+
+PARTS = {  # in order of worth
+    "machine": Part(15),
+    "losses": Part(60),
+    "precision": Part(15),
+    "demo": Part(30),
+    "waits": Part(15),
+    "throughput": Part(75, "speed"),
+    "step_times": Part(45, "speed"),
+    "launches": Part(25, "speed"),
+    "host_memory": Part(15),
+    "node_local": Part(10),
+    "comms": Part(5),
+    "planned": Part(30),
+    "evaluation": Part(15),
+    "int64": Part(5),
+    "reading": Part(40, "speed"),
+    "compiled": Part(60),
 }
 START_S = 120  # at most, for the imports of a new process
 FAILED, NOT_ALL_SHOWN = 1, 3
@@ -58,7 +64,10 @@ class Worker:
         self._process = subprocess.Popen(
             [*command, *(["--toy"] if toy else [])],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            },
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -134,15 +143,16 @@ def run(args: argparse.Namespace, results: Results, log: IO[bytes]) -> None:
     worker: Worker | None = None
     for part in args.only or PARTS:
         left = end - time.monotonic()
-        if left < PARTS[part] and not args.toy:
-            why = f"skipped: {PARTS[part]} s of {args.seconds} were not left"
-            results.add({"name": part, "kind": "correctness", "note": why})
+        seconds, kind = PARTS[part]
+        if left < seconds and not args.toy:
+            note = f"skipped: it needs {seconds} s, and {max(0, left):.0f} of {args.seconds} were left"
+            results.add({"name": part, "kind": kind, "note": note})
             continue
         try:
             if worker is None:
                 worker = started(args, results, log)
             worker.begin(part)
-            until = time.monotonic() + min(left, 3 * PARTS[part] + 30)
+            until = time.monotonic() + min(left, 3 * seconds + 30)
             while "end" not in (message := worker.message(until)):
                 results.add(message)
         except (EOFError, BrokenPipeError, TimeoutError) as error:
@@ -191,9 +201,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=480, help="time for all parts; what does not fit is skipped")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--toy", action="store_true", help="tiny shapes, whose speed and memory are not judged")
-    parser.add_argument("--output", default="gpu_proof.jsonl", help="the file of the results")
+    parser.add_argument("--output", default="runs/gpu_proof.jsonl", help="the file of the results")
     args = parser.parse_args()
-    with open(args.output, "w") as file, tempfile.NamedTemporaryFile(suffix=".log") as log:  # noqa: PTH123
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    with open(args.output, "w") as file, tempfile.NamedTemporaryFile(suffix=".log") as log:
         results = Results(file)
         run(args, results, log)
     print(results.table())

@@ -12,18 +12,15 @@ import json
 import sys
 from importlib import metadata
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-NEEDED = ("torch", "torchrec", "fbgemm_gpu")
-OF_TORCHREC = ("torchmetrics", "tensordict", "pyre_extensions", "iopath", "tqdm")
-OURS = ("numpy", "numba", "pyarrow", "tyro")
+from .packages import NEEDED, OTHERS, without_tyro
 
 
 def facts(device: str) -> dict[str, Any]:
     """Device, versions, and the packages that are missing."""
     found: dict[str, Any] = {
-        "missing": [name for name in (*NEEDED, *OF_TORCHREC, *OURS) if find_spec(name) is None],
+        "missing": [name for name in (*NEEDED, *OTHERS) if find_spec(name) is None],
         "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in NEEDED},
         "device": "",
         "error": "",
@@ -56,19 +53,16 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--messages", required=True, help="the file descriptor to write to")
     args = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-    from .stand_in import without_tyro
-
     without_tyro()
-    with open(int(args.messages), "w", buffering=1) as pipe:  # noqa: PTH123  # a descriptor
+    with open(int(args.messages), "w", buffering=1) as pipe:  # a file descriptor
 
         def tell(message: dict[str, Any]) -> None:
             pipe.write(json.dumps(message) + "\n")
 
         tell({"facts": facts(args.device)})
-        from .proof import DeviceFault, Proof
-
         import torch
+
+        from .proof import DeviceFaultError, Proof
 
         proof = Proof(torch.device(args.device), args.toy, tell)
         for line in sys.stdin:
@@ -76,7 +70,7 @@ def main() -> None:
             try:
                 with proof.guarded(part):
                     importlib.import_module(f"{__package__}.{part}").prove(proof)
-            except DeviceFault:
+            except DeviceFaultError:
                 sys.exit(f"{part}: the device answers no more")
             tell({"end": part})
 

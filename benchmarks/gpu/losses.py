@@ -14,18 +14,19 @@ from .proof import Proof
 from .shapes import small
 from .training import Trainer, apart, device_losses, reference_losses
 
-SHARED = {"collisions": 4, "threshold": 4}
+SMALL = TablesConfig(collisions=4, threshold=4, hidden=8)
 OPERATIONS: tuple[OperationName, ...] = get_args(OperationName)
-STORAGES = {"plain": TablesConfig()} | {
-    operation: TablesConfig(kind="quotient_remainder", operation=operation, hidden=8, **SHARED)
-    for operation in OPERATIONS
+COMPOSED = replace(SMALL, kind="quotient_remainder")
+STORAGES: dict[str, TablesConfig] = {
+    "plain": TablesConfig(),
+    **{operation: replace(COMPOSED, operation=operation) for operation in OPERATIONS},
+    "path, linear": replace(COMPOSED, operation="path", hidden=0),
+    "mixed dims": replace(SMALL, kind="mixed_dimension"),
 }
-STORAGES["path, linear"] = TablesConfig(kind="quotient_remainder", operation="path", hidden=0, **SHARED)
-STORAGES["mixed dims"] = TablesConfig(kind="mixed_dimension", threshold=4, alpha=0.3)
 PARTITIONS = {
-    "hash": TablesConfig(kind="hash", **SHARED),
-    "mixed radix": TablesConfig(kind="mixed_radix", partitions=3, **SHARED),
-    "Chinese remainder": TablesConfig(kind="chinese_remainder", **SHARED),
+    "hash": replace(SMALL, kind="hash"),
+    "mixed radix": replace(SMALL, kind="mixed_radix", partitions=3),
+    "Chinese remainder": replace(SMALL, kind="chinese_remainder"),
 }
 RATES: dict[OptimizerKind, float] = {"sgd": 0.1, "adagrad": 0.05, "rowwise_adagrad": 0.05, "adam": 0.01}
 SHARDINGS: tuple[ShardingKind, ...] = ("table_wise", "row_wise", "column_wise", "data_parallel")

@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 import torch
 
+from .packages import OTHERS
+
 Kind = Literal["correctness", "speed", "memory"]
 
 
-class DeviceFault(Exception):
+class DeviceFaultError(Exception):
     """The device answers no more; only a new process can use it."""
 
 
@@ -63,19 +65,19 @@ class Proof:
 
     @contextmanager
     def guarded(self, name: str, kind: Kind = "correctness") -> Iterator[None]:
-        """Inside ``with``, an error becomes a row, and what follows runs; raises DeviceFault where nothing else can."""
+        """Inside ``with``, an error becomes a row, and what follows runs; raises DeviceFaultError where nothing else can."""
+        gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
         try:
             yield
-        except ImportError as error:
-            self.skipped(name, kind, f"needs {error.name or error}")
         except Exception as error:
+            if isinstance(error, ModuleNotFoundError) and error.name in OTHERS:
+                self.skipped(name, kind, f"needs {error.name}")
+                return
             text = "".join(traceback.format_exception(error))[-1500:]
             self.tell({"name": name, "kind": kind, "ok": False, "note": text, "seconds": self._lap()})
             self._check_device()
-        finally:
-            gc.collect()
-            if self.cuda:
-                torch.cuda.empty_cache()
 
     def now(self) -> float:
         """Seconds, when all that was launched is done."""
@@ -83,12 +85,12 @@ class Proof:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def milliseconds(self, run: Callable[[], object], *, times: int) -> float:
+    def milliseconds(self, run: Callable[..., object], *arguments: Any, times: int) -> float:
         """Of one of ``times`` calls in a row, after one that warms up."""
-        run()
+        run(*arguments)
         begin = self.now()
         for _ in range(times):
-            run()
+            run(*arguments)
         return 1e3 * (self.now() - begin) / times
 
     def _check_device(self) -> None:
@@ -97,7 +99,7 @@ class Proof:
                 torch.cuda.synchronize(self.device)
                 torch.ones(1, device=self.device).sum().item()
             except Exception as error:
-                raise DeviceFault(str(error)) from error
+                raise DeviceFaultError(str(error)) from error
 
     def _row(self, name: str, kind: Kind, value: float, unit: str, **rest: Any) -> None:
         self.tell({"name": name, "kind": kind, "value": value, "unit": unit, **rest, "seconds": self._lap()})

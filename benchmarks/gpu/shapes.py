@@ -19,6 +19,7 @@ from dlrm_torchrec.train.config import OptimizerConfig
 # rows of Criteo Kaggle's 26 columns, capped at 100,000
 KAGGLE_ROWS = [1460, 583, 100000, 100000, 305, 24, 12517, 633, 3, 93145, 5683, 100000, 3194]
 KAGGLE_ROWS += [27, 14992, 100000, 10, 5652, 2173, 4, 100000, 18, 15, 100000, 105, 100000]
+ROWS = 45_840_617  # of a training set, for which a run weighs what its choices cost: those of Criteo Kaggle
 MOST_ROWS = 4_000_000  # of a table of MLPerf's model, so that tables and Adagrad's moments fit 80 GB
 
 
@@ -39,9 +40,7 @@ def small() -> tuple[TrainingRecipe, Any]:
     recipe = load_training_recipe("train_dlrm")
     spec = spec_of([60, 47, 33, 3], [1, 1, 3, 1], dense=4)
     wanted = ShardingConfig(kind="table_wise")  # of which backward updates the tables
-    return recipe, replace(
-        recipe.Config(), shape=spec, batch_size=128, bottom=(16, 16), top=(16, 1), sharding=wanted
-    )
+    return recipe, replace(recipe.Config(), shape=spec, batch_size=128, bottom=(16, 16), top=(16, 1), sharding=wanted)
 
 
 def full_batch(spec: DatasetSpec, size: int, seed: int) -> Batch:
@@ -97,6 +96,7 @@ def kaggle(*, toy: bool, batch_size: int = 2048) -> tuple[TrainingRecipe, Any]:
         recipe.PRESETS["criteo-kaggle"],
         data="synthetic",
         shape=spec_of(rows, [1] * len(rows)),
+        rows=64 if toy else ROWS,
         batch_size=64 if toy else batch_size,
         sparse=OptimizerConfig(kind="rowwise_adagrad", lr=0.01),
     )
@@ -110,6 +110,7 @@ def rm(*, toy: bool) -> tuple[TrainingRecipe, Any]:
     return recipe, replace(
         recipe.Config(),
         shape=spec_of([rows] * tables, [bag] * tables),
+        rows=64 if toy else ROWS,
         batch_size=64 if toy else 2048,
         bottom=(256, 128, 64),
         top=(128, 64, 1),
@@ -122,7 +123,7 @@ def mlperf(*, toy: bool) -> tuple[TrainingRecipe, Any]:
     cfg = recipe.PRESETS["mlperf"]
     most = 200 if toy else MOST_ROWS
     shrunk = tuple(replace(feature, rows=min(feature.rows, most)) for feature in cfg.shape.sparse)
-    cfg = replace(cfg, data="synthetic", shape=replace(cfg.shape, sparse=shrunk))
+    cfg = replace(cfg, data="synthetic", shape=replace(cfg.shape, sparse=shrunk), rows=32 if toy else ROWS)
     if toy:
         return recipe, replace(cfg, batch_size=32, bottom=(16, 16), top=(16, 1), cross_rank=4)
     return recipe, cfg
@@ -131,4 +132,5 @@ def mlperf(*, toy: bool) -> tuple[TrainingRecipe, Any]:
 def rmc2(*, toy: bool) -> tuple[TrainingRecipe, Any]:
     """RMC2 of DeepRecSys: 32 tables with 120 ids a bag."""
     recipe = load_training_recipe("train_rmc")
-    return recipe, replace(recipe.PRESETS["demo" if toy else "rmc2"], batch_size=64 if toy else 4096, epochs=1)
+    cfg = recipe.Config() if toy else recipe.PRESETS["rmc2"]
+    return recipe, replace(cfg, batch_size=64 if toy else 4096, rows=64 if toy else ROWS)

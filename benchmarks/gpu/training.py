@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,14 +13,16 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.datasets.summary import Summary
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.recipe import TrainingRecipe
 from dlrm_torchrec.sharding.cluster.topology import live_topology
+from dlrm_torchrec.sharding.modules.fastest_update import sorting_pays
 from dlrm_torchrec.sharding.node_local import Nodes
 from dlrm_torchrec.sharding.plan import Plan, make_plan
 from dlrm_torchrec.train.config import Speed
 from dlrm_torchrec.train.optimizers import CLASSES, arguments_of, build_optimizer
-from dlrm_torchrec.train.speed import use_speed
+from dlrm_torchrec.train.speed import set_speed
 from dlrm_torchrec.train.world import World
 
 from .shapes import full_batch
@@ -46,18 +50,22 @@ class Trainer:
             recipe: a training recipe
             cfg: its config, with synthetic data
             world: one rank
-            speed: how dense parts compute
+            speed: how the model computes; auto measures
             kernel: the kernel of all tables in place of the planned one; only a GPU has others
             nodes: nodes with tables of their own; None: all ranks share them
         """
         task, self.tables = recipe.build(cfg, cfg.shape, world.size, world.device)
-        use_speed(task, speed)
+        log: Any = SimpleNamespace(world=world, say=print, note=lambda *_: None)
+        sorting = partial(sorting_pays, self.tables, cfg.shape, cfg.batch_size)
+        self.speed = set_speed(
+            replace(cfg, speed=speed), task, log, Summary(spec=cfg.shape), kept=None, sorting_pays=sorting
+        )
         common = {"batch_size": cfg.batch_size, "spec": cfg.shape, "group": world.control}
         if nodes is None:
             topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
-            plan = make_plan(task, self.tables, topology, cfg.sharding, **common)
+            plan = make_plan(task, self.tables, topology, cfg.sharding, speed=self.speed, **common)
         else:
-            plan = nodes.plan(task, self.tables, cfg.sharding, **common)
+            plan = nodes.plan(task, self.tables, cfg.sharding, speed=self.speed, **common)
         if kernel and world.device.type == "cuda":
             _use_kernel(plan, kernel)
         if nodes is None:
@@ -76,6 +84,11 @@ class Trainer:
         loss.backward()
         self.optimizer.step()
         return loss.detach()
+
+    def steps(self, batches: Iterator[Batch], number: int) -> None:
+        """Train on the next ``number`` batches."""
+        for _ in range(number):
+            self.step(next(batches))
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Copies of all weights, whole, in float32, on the CPU."""
@@ -139,7 +152,7 @@ def furthest(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
 
 def _use_kernel(plan: Plan, kernel: str) -> None:
     for module in plan.plan.values():
-        for table in module.values():  # type: ignore[attr-defined]  # a dict of the tables of an embedding module
+        for table in module.values():
             table.compute_kernel = kernel
 
 

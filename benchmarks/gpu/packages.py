@@ -1,4 +1,7 @@
-"""Recipes mark options for their command line with names of tyro; a proof reads no command line."""
+"""Which packages the proof looks for, and how it does without tyro.
+
+Recipes mark options for their command line with names of tyro, and a proof reads no command line.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,10 @@ import sys
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
+
+NEEDED = ("torch", "torchrec", "fbgemm_gpu")
+# Those that torchrec asks for, then those of this project.
+OTHERS = ("torchmetrics", "tensordict", "pyre_extensions", "iopath", "tqdm", "numpy", "numba", "pyarrow", "tyro")
 
 
 class Marker:
