@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 
 class Part(NamedTuple):
     seconds: int  # that it should need on a GPU
-    kind: str = "correctness"  # of its main rows
+    kind: str = "correctness"  # of its main rows, and its folder
 
 
 PARTS = {  # in order of worth
@@ -45,7 +45,7 @@ PARTS = {  # in order of worth
     "host_memory": Part(15),
     "node_local": Part(10),
     "comms": Part(5),
-    "planned": Part(30),
+    "planned": Part(30, "speed"),
     "evaluation": Part(15),
     "int64": Part(5),
     "reading": Part(40, "speed"),
@@ -60,14 +60,12 @@ class Worker:
 
     def __init__(self, device: str, log: IO[bytes], *, toy: bool) -> None:
         reading, writing = os.pipe()
+        path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         command = [sys.executable, "-m", "benchmarks.gpu", "--device", device, "--messages", str(writing)]
         self._process = subprocess.Popen(
             [*command, *(["--toy"] if toy else [])],
             cwd=ROOT,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-            },
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -76,9 +74,9 @@ class Worker:
         os.close(writing)
         self._pipe, self._left = reading, b""
 
-    def begin(self, part: str) -> None:
+    def begin(self, kind: str, part: str) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{part}\n".encode())
+        self._process.stdin.write(f"{kind} {part}\n".encode())
         self._process.stdin.flush()
 
     def message(self, until: float) -> dict[str, Any]:
@@ -151,7 +149,7 @@ def run(args: argparse.Namespace, results: Results, log: IO[bytes]) -> None:
         try:
             if worker is None:
                 worker = started(args, results, log)
-            worker.begin(part)
+            worker.begin(kind, part)
             until = time.monotonic() + min(left, 3 * seconds + 30)
             while "end" not in (message := worker.message(until)):
                 results.add(message)

@@ -1,4 +1,4 @@
-"""Runs parts of the proof, one for each name that arrives on standard input, and writes messages to a pipe.
+"""Runs parts of the proof, one for each kind and name that arrive on standard input, and writes messages to a pipe.
 
 ``benchmarks/gpu_proof.py`` starts it. A message is one line of JSON: ``facts`` about this process at first, then rows,
 and ``end`` after each part.
@@ -66,10 +66,10 @@ def main() -> None:
 
         proof = Proof(torch.device(args.device), args.toy, tell)
         for line in sys.stdin:
-            part = line.strip()
+            kind, part = line.split()
             try:
                 with proof.guarded(part):
-                    importlib.import_module(f"{__package__}.{part}").prove(proof)
+                    importlib.import_module(f"{__package__}.{kind}.{part}").prove(proof)
             except DeviceFaultError:
                 sys.exit(f"{part}: the device answers no more")
             tell({"end": part})

@@ -65,7 +65,7 @@ class Proof:
 
     @contextmanager
     def guarded(self, name: str, kind: Kind = "correctness") -> Iterator[None]:
-        """Inside ``with``, an error becomes a row, and what follows runs; raises DeviceFaultError where nothing else can."""
+        """Inside ``with``, an error becomes a row; raises DeviceFaultError where nothing can run after it."""
         gc.collect()
         if self.cuda:
             torch.cuda.empty_cache()

@@ -21,9 +21,9 @@ from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.world import World, join_world
 
-from .proof import Proof
-from .shapes import kaggle, pinned, random_batches, repeated
-from .training import Trainer
+from ..proof import Proof
+from ..shapes import kaggle, pinned, random_batches, repeated
+from ..training import Trainer
 
 
 def prepare(folder: str, spec: DatasetSpec, rows: int) -> None:

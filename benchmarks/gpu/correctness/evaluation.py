@@ -8,9 +8,9 @@ from dlrm_torchrec.train.metrics.binary import ranking_metrics
 from dlrm_torchrec.train.metrics.scores import predict
 from dlrm_torchrec.train.world import join_world
 
-from .proof import Proof
-from .shapes import kaggle, pinned, random_batches, repeated
-from .training import Trainer
+from ..proof import Proof
+from ..shapes import kaggle, pinned, random_batches, repeated
+from ..training import Trainer
 
 
 def exact_auc(logits: torch.Tensor, labels: torch.Tensor) -> float:

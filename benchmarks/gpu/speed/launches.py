@@ -11,10 +11,10 @@ from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.train.world import join_world
 
-from .proof import Proof
-from .shapes import kaggle, random_batches, rm
+from ..proof import Proof
+from ..shapes import kaggle, random_batches, rm
+from ..training import Trainer
 from .step_times import COMPOSED
-from .training import Trainer
 
 STEPS = 3
 MORE = 30  # than with plain tables, for the one group of (operation, dim)

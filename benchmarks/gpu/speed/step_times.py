@@ -9,10 +9,10 @@ from typing import Any
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.train.world import join_world
 
-from .losses import OPERATIONS
-from .proof import Proof
-from .shapes import kaggle, random_batches, repeated, rm
-from .training import Trainer
+from ..correctness.losses import OPERATIONS
+from ..proof import Proof
+from ..shapes import kaggle, random_batches, repeated, rm
+from ..training import Trainer
 
 COMPOSED: dict[str, TablesConfig] = {
     operation: TablesConfig(kind="quotient_remainder", operation=operation, hidden=16)

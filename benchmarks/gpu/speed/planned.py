@@ -17,10 +17,10 @@ from dlrm_torchrec.train.timing.step_times import held_bytes
 from dlrm_torchrec.train.timing.timed_step import TimedStep
 from dlrm_torchrec.train.world import join_world
 
-from .machine import machine_of
-from .proof import Proof
-from .shapes import kaggle, random_batches, repeated, rm, spec_of
-from .training import Trainer
+from ..correctness.machine import machine_of
+from ..proof import Proof
+from ..shapes import kaggle, random_batches, repeated, rm, spec_of
+from ..training import Trainer
 
 STEPS, WARM_UP = 10, 5
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dlrm_torchrec.train.config import Speed
 from dlrm_torchrec.train.world import join_world
 
+from ..proof import Proof
+from ..shapes import kaggle, random_batches, repeated, small
+from ..training import Trainer
 from .losses import compare, config
-from .proof import Proof
-from .shapes import kaggle, random_batches, repeated, small
-from .training import Trainer
 
 
 def prove(proof: Proof) -> None:

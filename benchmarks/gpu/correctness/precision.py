@@ -8,9 +8,9 @@ import torch
 
 from dlrm_torchrec.embeddings.config import TablesConfig
 
+from ..proof import Proof
+from ..shapes import small
 from .losses import STORAGES, compare, config
-from .proof import Proof
-from .shapes import small
 
 COARSE = 1e-2  # relative difference of a loss
 

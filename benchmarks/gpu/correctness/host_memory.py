@@ -6,10 +6,10 @@ from dlrm_torchrec.train.config import OptimizerKind
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.world import join_world
 
+from ..proof import Proof
+from ..shapes import pinned, small
+from ..training import Reference, Trainer, apart, furthest, small_batches
 from .losses import MOST, config
-from .proof import Proof
-from .shapes import pinned, small
-from .training import Reference, Trainer, apart, furthest, small_batches
 
 KERNELS = ("fused_uvm", "fused_uvm_caching")
 OPTIMIZERS: tuple[OptimizerKind, ...] = ("sgd", "adagrad", "rowwise_adagrad", "adam")

@@ -10,10 +10,10 @@ import torch
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.world import join_world
 
+from ..proof import Proof
+from ..shapes import full_batch, pinned, repeated, small
+from ..training import Trainer
 from .losses import RATES, STORAGES, config
-from .proof import Proof
-from .shapes import full_batch, pinned, repeated, small
-from .training import Trainer
 
 WARM_UP = 3
 

@@ -6,7 +6,7 @@ import torch
 
 from dlrm_torchrec.inference.integers.int64_matmul import int64_matmul
 
-from .proof import Proof
+from ..proof import Proof
 
 SHAPES = [(1, 1, 1), (33, 70, 9), (5, 9000, 2), (256, 1024, 512), (17, 8, 24)]
 

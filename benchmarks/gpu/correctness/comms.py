@@ -10,9 +10,9 @@ from torchrec.distributed.types import CommOp
 from dlrm_torchrec.sharding.config import CommsConfig, Precision
 from dlrm_torchrec.sharding.modules.comms import codecs
 
+from ..proof import Proof
+from ..shapes import small
 from .losses import compare, config
-from .proof import Proof
-from .shapes import small
 
 # the largest error of a number, of the largest number: half of the last of 11 or 8 bits, or half a step of 255
 ERRORS: dict[Precision, float] = {"fp16": 2**-11, "bf16": 2**-8, "int8": 1.01 / 255}

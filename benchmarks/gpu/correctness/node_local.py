@@ -9,10 +9,10 @@ from dlrm_torchrec.sharding.node_local import Nodes
 from dlrm_torchrec.train.checkpoints.state import run_tensors
 from dlrm_torchrec.train.world import join_world
 
+from ..proof import Proof
+from ..shapes import small
+from ..training import Trainer, apart, reference_losses, small_batches
 from .losses import MOST, config
-from .proof import Proof
-from .shapes import small
-from .training import Trainer, apart, reference_losses, small_batches
 
 
 def prove(proof: Proof) -> None:

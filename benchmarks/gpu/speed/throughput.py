@@ -23,9 +23,9 @@ from dlrm_torchrec.train.schedule import ScheduledLearningRate
 from dlrm_torchrec.train.speed import use_speed
 from dlrm_torchrec.train.world import World, join_world
 
-from .proof import Proof
-from .shapes import kaggle, mlperf, pinned, random_batches, repeated, rmc2
-from .training import Trainer
+from ..proof import Proof
+from ..shapes import kaggle, mlperf, pinned, random_batches, repeated, rmc2
+from ..training import Trainer
 
 MLPERF_SAMPLES_PER_S = 1.7e6  # of one of eight H100, MLPerf training v3.1
 ROUNDS = 3

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dlrm_torchrec.recipe import load_training_recipe
 
-from .proof import Proof
+from ..proof import Proof
 
 
 def prove(proof: Proof) -> None:

@@ -9,7 +9,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice
 
 from dlrm_torchrec.sharding.cluster.machines import A100_40, A100_80, B200, H100, H200, L40S, Machine
 
-from .proof import Proof
+from ..proof import Proof
 
 GPUS = {"H200": H200, "H100": H100, "A100-SXM4-80GB": A100_80, "A100-SXM4-40GB": A100_40, "B200": B200, "L40S": L40S}
 

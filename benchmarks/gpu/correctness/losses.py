@@ -10,9 +10,9 @@ from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
 from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
 from dlrm_torchrec.train.world import join_world
 
-from .proof import Proof
-from .shapes import small
-from .training import Trainer, apart, device_losses, reference_losses
+from ..proof import Proof
+from ..shapes import small
+from ..training import Trainer, apart, device_losses, reference_losses
 
 SMALL = TablesConfig(collisions=4, threshold=4, hidden=8)
 OPERATIONS: tuple[OperationName, ...] = get_args(OperationName)
