@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -51,7 +52,7 @@ PARTS = {  # in order of worth
     "reading": Part(40, "speed"),
     "compiled": Part(60),
 }
-START_S = 120  # at most, for the imports of a new process
+START_S, END_S = 120, 5  # at most, for the imports of a new process, and for its end
 FAILED, NOT_ALL_SHOWN = 1, 3
 
 
@@ -73,6 +74,13 @@ class Worker:
         )
         os.close(writing)
         self._pipe, self._left = reading, b""
+        self.ready = False
+
+    def start(self) -> dict[str, Any]:
+        """The facts about the process, when its imports are done."""
+        facts: dict[str, Any] = self.message(time.monotonic() + START_S)["facts"]
+        self.ready = True
+        return facts
 
     def begin(self, kind: str, part: str) -> None:
         assert self._process.stdin is not None
@@ -93,12 +101,16 @@ class Worker:
         return message
 
     def end(self) -> int:
-        """End the process at once; its exit code."""
-        self._process.kill()
+        """The exit code of the process, which ends when it gets no more parts, or is ended."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        os.close(self._pipe)
-        return self._process.wait()
+        try:
+            return self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+        finally:
+            os.close(self._pipe)
 
 
 class Results:
@@ -106,12 +118,18 @@ class Results:
 
     def __init__(self, file: IO[str]) -> None:
         self.rows: list[dict[str, Any]] = []
-        self.facts: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {}
         self._file = file
+
+    def begin(self, facts: dict[str, Any], device: str) -> None:
+        """Every row names device, driver and versions; what is missing is said at once."""
+        if not self._facts:
+            print(f"missing packages: {', '.join(facts['missing']) or 'none'}. {facts['error']}".rstrip(), flush=True)
+            self._facts = {"device": facts["device"] or device, "driver": driver(), "versions": facts["versions"]}
 
     def add(self, row: dict[str, Any]) -> None:
         empty = {"name": "", "kind": "", "value": None, "unit": "", "limit": "", "ok": None, "note": "", "seconds": 0.0}
-        row = {**empty, **row, **self.facts}
+        row = {**empty, **row, **self._facts}
         self.rows.append(row)
         for stream in (sys.stdout, self._file):
             print(json.dumps(row), file=stream, flush=True)
@@ -140,47 +158,36 @@ def run(args: argparse.Namespace, results: Results, log: IO[bytes]) -> None:
     end = time.monotonic() + args.seconds
     worker: Worker | None = None
     for part in args.only or PARTS:
-        left = end - time.monotonic()
         seconds, kind = PARTS[part]
+        left = end - time.monotonic()
         if left < seconds and not args.toy:
             note = f"skipped: it needs {seconds} s, and {max(0, left):.0f} of {args.seconds} were left"
             results.add({"name": part, "kind": kind, "note": note})
             continue
+        worker = worker or Worker(args.device, log, toy=args.toy)
         try:
-            if worker is None:
-                worker = started(args, results, log)
+            if not worker.ready:
+                results.begin(worker.start(), args.device)
             worker.begin(kind, part)
             until = time.monotonic() + min(left, 3 * seconds + 30)
             while "end" not in (message := worker.message(until)):
                 results.add(message)
         except (EOFError, BrokenPipeError, TimeoutError) as error:
-            code = worker.end() if worker else 0
-            worker = None
+            code, ready, worker = worker.end(), worker.ready, None
             what = "took too long" if isinstance(error, TimeoutError) else f"ended its process with code {code}"
             results.add({"name": part, "kind": "correctness", "ok": False, "note": f"{what}\n{tail(log)}"})
+            if not ready:
+                return  # nor will another process start
     if worker:
         worker.end()
-
-
-def started(args: argparse.Namespace, results: Results, log: IO[bytes]) -> Worker:
-    """A new worker, whose imports are done."""
-    worker = Worker(args.device, log, toy=args.toy)
-    try:
-        facts = worker.message(time.monotonic() + START_S)["facts"]
-    except (EOFError, TimeoutError):
-        worker.end()
-        raise
-    if not results.facts:
-        print(f"missing packages: {', '.join(facts['missing']) or 'none'}. {facts['error']}".rstrip(), flush=True)
-        results.facts = {"device": facts["device"] or args.device, "driver": driver(), "versions": facts["versions"]}
-    return worker
 
 
 def driver() -> str:
     """The version of NVIDIA's driver, if there is one."""
     path = Path("/proc/driver/nvidia/version")
     if path.exists():
-        return path.read_text().splitlines()[0].split("Kernel Module")[-1].split()[0]
+        found = re.search(r"Module.*?(\d+\.[\d.]+)", path.read_text())
+        return found[1] if found else ""
     try:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]

@@ -53,13 +53,13 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--messages", required=True, help="the file descriptor to write to")
     args = parser.parse_args()
-    without_tyro()
     with open(int(args.messages), "w", buffering=1) as pipe:  # a file descriptor
 
         def tell(message: dict[str, Any]) -> None:
             pipe.write(json.dumps(message) + "\n")
 
         tell({"facts": facts(args.device)})
+        without_tyro()
         import torch
 
         from .proof import DeviceFaultError, Proof

@@ -29,6 +29,7 @@ from .shapes import full_batch
 
 CPU = torch.device("cpu")
 STEPS = 6
+Weights = dict[str, torch.Tensor]  # by name
 
 
 class Trainer:
@@ -90,7 +91,7 @@ class Trainer:
         for _ in range(number):
             self.step(next(batches))
 
-    def weights(self) -> dict[str, torch.Tensor]:
+    def weights(self) -> Weights:
         """Copies of all weights, whole, in float32, on the CPU."""
         return {name: _whole(value) for name, value in self.model.state_dict().items()}
 
@@ -101,7 +102,7 @@ class Reference:
     An optimizer in backward leaves rows alone that a batch does not touch, so Adam is the same only if none are left.
     """
 
-    def __init__(self, recipe: TrainingRecipe, cfg: Any, weights: dict[str, torch.Tensor]) -> None:
+    def __init__(self, recipe: TrainingRecipe, cfg: Any, weights: Weights) -> None:
         cfg = replace(cfg, tables=replace(cfg.tables, data_type="fp32"))
         self.model, _ = recipe.build(cfg, cfg.shape, 1, CPU)
         self.model.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
@@ -120,23 +121,12 @@ class Reference:
             optimizer.step()
         return loss.detach()
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        return {name: value.detach() for name, value in self.model.state_dict().items()}
+    def weights(self) -> Weights:
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
 
 def small_batches(cfg: Any) -> list[Batch]:
     return [full_batch(cfg.shape, cfg.batch_size, seed) for seed in range(STEPS)]
-
-
-def reference_losses(recipe: TrainingRecipe, cfg: Any, weights: dict[str, torch.Tensor]) -> list[float]:
-    """Of ``STEPS`` steps from ``weights``."""
-    reference = Reference(recipe, cfg, weights)
-    return [float(reference.step(batch)) for batch in small_batches(cfg)]
-
-
-def device_losses(trainer: Trainer, cfg: Any, device: torch.device) -> list[float]:
-    """Of the same steps."""
-    return [float(trainer.step(batch.to(device))) for batch in small_batches(cfg)]
 
 
 def apart(found: Sequence[float], expected: Sequence[float]) -> float:
@@ -145,9 +135,11 @@ def apart(found: Sequence[float], expected: Sequence[float]) -> float:
     return max(each if each == each else float("inf") for each in differences)
 
 
-def furthest(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """The largest difference of a weight."""
-    return max(float((found[name].float() - expected[name].float()).abs().max()) for name in expected)
+def astray(found: Weights, expected: Weights, start: Weights) -> float:
+    """How far a tensor ended from where it should, over its way from the start: 1 if it did not move, for the worst."""
+    ways = {name: float((expected[name] - start[name]).norm()) for name in expected}
+    assert all(ways.values()), "every tensor must move"
+    return max(float((found[name] - expected[name]).norm()) / way for name, way in ways.items())
 
 
 def _use_kernel(plan: Plan, kernel: str) -> None:

@@ -38,4 +38,4 @@ def prove(proof: Proof) -> None:
     comms = CommsConfig(forward="fp16", backward="bf16")
     cfg = config(base, "sgd")
     cfg = replace(cfg, sharding=replace(cfg.sharding, comms=comms))
-    compare(proof, "losses: quantised comms, one rank", recipe, cfg)
+    compare(proof, "quantised comms, one rank", recipe, cfg)

@@ -13,7 +13,7 @@ from .losses import compare, config
 
 def prove(proof: Proof) -> None:
     recipe, base = small()
-    compare(proof, "losses: compiled dense parts", recipe, config(base, "sgd"), speed=("compile",))
+    compare(proof, "compiled dense parts", recipe, config(base, "sgd"), speed=("compile",))
     name = "step, compiled over not, kaggle-like in bf16"
     with proof.guarded(name, "speed"), join_world(seed=0) as world:
         recipe, cfg = kaggle(toy=proof.toy)

@@ -37,7 +37,7 @@ def prove(proof: Proof) -> None:
     cases = {storage: config(base, "rowwise_adagrad", tables) for storage, tables in STORAGES.items()}
     cases |= {f"plain, {kind}": config(base, kind) for kind in RATES if proof.cuda or kind != "adam"}
     note = "" if proof.cuda else "a CPU is never waited for"
-    for case, cfg in cases.items():
+    for case, cfg in list(cases.items())[:: 4 if proof.toy else 1]:
         name = f"no wait in a step: {case}"
         with proof.guarded(name), join_world(seed=0) as world:
             trainer = Trainer(recipe, cfg, world)
