@@ -16,7 +16,8 @@ import pytest
 
 from tests.recipe import ROOT
 
-COMPILED = "compiled"  # takes compilers half a minute
+# parts that take a CPU longer than the others
+LONG = ["precision", "demo", "throughput", "step_times", "launches", "reading", "compiled"]
 
 
 def proof(
@@ -29,7 +30,7 @@ def proof(
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
     )
     return done, [json.loads(line) for line in output.read_text().splitlines()]
 
@@ -52,62 +53,63 @@ def check(done: subprocess.CompletedProcess[str], rows: list[dict[str, Any]]) ->
         assert row["value"] is not None or row["note"].startswith("skipped: ")
 
 
-def test_a_dry_run_runs_every_part_also_without_tyro(tmp_path: Path) -> None:
+def test_a_dry_run_on_cpu_also_without_tyro(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['tyro'] = None\n")
-    wanted = [part for part in parts() if part != COMPILED]
-    done, rows = proof(tmp_path, "--only", *wanted, path=str(tmp_path))
+    files = {path.stem for path in (ROOT / "benchmarks/gpu").glob("*/*.py")}
+    assert set(parts()) == files
+    done, rows = proof(tmp_path, "--only", *(part for part in parts() if part not in LONG), path=str(tmp_path))
     assert done.stdout.startswith("missing packages: tyro.")
     check(done, rows)
-    skipped = {row["name"] for row in rows if row["value"] is None}
-    assert skipped == {"losses: plain, adam", "losses: mult, adam"}
-    files = {path.stem for path in (ROOT / "benchmarks/gpu").glob("*/*.py")}
-    assert set(wanted) == files - {COMPILED}
+    assert [row["name"] for row in rows if row["value"] is None] == ["losses: mult, adam"]
     names = " ".join(row["name"] for row in rows)
-    shown = ["path", "feature_generation", "mixed dims", "fp16 tables", "bf16", "fused_uvm_caching", "node-local"]
-    shown += ["quantised comms", "no wait", "launches", "over bare loop", "MLPerf", "RMC2", "mult over plain", "AUC"]
-    shown += ["planned over measured", "reader over trainer", "int64 product", "resumed run", "bytes of moments"]
+    shown = ["path", "feature_generation", "mixed dims", "fused_uvm_caching", "node-local tables", "quantised comms"]
+    shown += ["no wait", "AUC", "planned over measured", "int64 product", "bytes of moments"]
     assert [text for text in shown if text not in names] == []
 
 
 @pytest.mark.slow
-def test_a_dry_run_compiles(tmp_path: Path) -> None:
-    _, rows = proof(tmp_path, "--only", COMPILED)
-    assert [row["ok"] for row in rows] == [True, None]
+@pytest.mark.timeout(900)
+def test_a_dry_run_of_the_longer_parts(tmp_path: Path) -> None:
+    _, rows = proof(tmp_path, "--only", *LONG)
+    assert [row for row in rows if row["ok"] is False or row["value"] is None] == []
+    names = " ".join(row["name"] for row in rows)
+    shown = ["fp16 tables", "bf16", "resumed run", "MLPerf", "RMC2", "over bare loop", "mult over plain", "launches"]
+    shown += ["reader over trainer", "compiled dense parts"]
+    assert [text for text in shown if text not in names] == []
 
 
 WRONG = """
-    import sys
     import torch
     from benchmarks.gpu import training
     from benchmarks.gpu.correctness import losses
     from benchmarks.gpu.proof import Proof
 
-    step = training.Trainer.step
+    step, place = training.Trainer.step, ""
 
     def wrong(self, batch):
         before = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
         loss = step(self, batch)
         with torch.no_grad():
             for name, weight in self.model.named_parameters():
-                if sys.argv[1] in name:
+                if place in name:
                     weight.lerp_(before[name], 0.05)
         return loss
 
     training.Trainer.step = wrong
     losses.PARTITIONS = losses.SHARDINGS = {}
     losses.STORAGES = {name: losses.STORAGES[name] for name in ("plain", "mult", "path")}
-    losses.prove(Proof(torch.device("cpu"), True, lambda row: print(row["name"].partition(":")[0], row["ok"])))
+    for place in ("embedding_bags", "over_arch"):
+        losses.prove(Proof(torch.device("cpu"), True, lambda row: print(row["name"].partition(":")[0], row["ok"])))
 """
 
 
-@pytest.mark.parametrize("place", ["embedding_bags", "over_arch"])
-def test_steps_that_are_a_twentieth_too_short_are_found(tmp_path: Path, place: str) -> None:
+def test_steps_that_are_a_twentieth_too_short_are_found(tmp_path: Path) -> None:
     (tmp_path / "wrong.py").write_text(textwrap.dedent(WRONG))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(tmp_path / "wrong.py"), place]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, str(tmp_path / "wrong.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     found = [line for line in done.stdout.splitlines() if line.startswith("weights")]
-    assert len(found) >= 7, done.stderr
+    assert len(found) >= 8, done.stderr
     assert set(found) == {"weights False"}
 
 
