@@ -12,7 +12,7 @@ from typing import Any, get_args
 import torch
 
 from dlrm_torchrec.datasets.batch import Batch
-from dlrm_torchrec.embeddings.config import OperationName, TablesConfig
+from dlrm_torchrec.embeddings.config import OperationName, TablesConfig, TablesKind
 from dlrm_torchrec.sharding.config import ShardingConfig, ShardingKind
 from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
 from dlrm_torchrec.train.world import join_world
@@ -30,10 +30,10 @@ STORAGES: dict[str, TablesConfig] = {
     "path, linear": replace(COMPOSED, operation="path", hidden=0),
     "mixed dims": replace(SMALL, kind="mixed_dimension", alpha=1.0),
 }
-PARTITIONS = {
-    "hash": replace(SMALL, kind="hash"),
-    "mixed radix": replace(SMALL, kind="mixed_radix", partitions=3),
-    "Chinese remainder": replace(SMALL, kind="chinese_remainder"),
+PARTITIONS = {  # all that mult has not shown yet
+    kind: replace(SMALL, kind=kind, partitions=3 if kind == "mixed_radix" else 2)
+    for kind in get_args(TablesKind)
+    if kind not in ("plain", "quotient_remainder", "mixed_dimension")
 }
 RATES: dict[OptimizerKind, float] = {"sgd": 1.0, "adagrad": 0.05, "rowwise_adagrad": 0.05, "adam": 0.01}
 SHARDINGS: tuple[ShardingKind, ...] = ("table_wise", "row_wise", "column_wise", "data_parallel")
