@@ -160,7 +160,7 @@ def run(args: argparse.Namespace, results: Results, log: IO[bytes]) -> None:
     for part in args.only or PARTS:
         seconds, kind = PARTS[part]
         left = end - time.monotonic()
-        if left < seconds and not args.toy:
+        if left < (1 if args.toy else seconds):
             note = f"skipped: it needs {seconds} s, and {max(0, left):.0f} of {args.seconds} were left"
             results.add({"name": part, "kind": kind, "note": note})
             continue
@@ -175,7 +175,7 @@ def run(args: argparse.Namespace, results: Results, log: IO[bytes]) -> None:
         except (EOFError, BrokenPipeError, TimeoutError) as error:
             code, ready, worker = worker.end(), worker.ready, None
             what = "took too long" if isinstance(error, TimeoutError) else f"ended its process with code {code}"
-            results.add({"name": part, "kind": "correctness", "ok": False, "note": f"{what}\n{tail(log)}"})
+            results.add({"name": part, "kind": "correctness", "ok": False, "note": f"{what}\n{tail(log)}".strip()})
             if not ready:
                 return  # nor will another process start
     if worker:
