@@ -36,7 +36,7 @@ class TablesConfig:
     """Maximum stored rows of a table, which overrides 'collisions'; 0 means no limit."""
     partitions: int = 2
     """Partitions of mixed_radix and chinese_remainder tables, and hashes; 0 means as few as max_rows allows."""
-    hot: float = 0.1
+    hot: float = 0.5
     """Share of the rows of a hot_cold table that its most frequent ids keep for themselves."""
     tail: Tail = "chinese_remainder"
     """How the other ids of a hot_cold table find their rows; chinese_remainder tells them apart, hash does not."""
@@ -56,6 +56,8 @@ class TablesConfig:
     """A folder written by recipes/export_tables.py, whose tables the run begins with; empty means random weights."""
     assignments: str = ""
     """A folder written by recipes/cluster_tables.py, with the classes of ids of clusters tables; empty means none."""
+    frequent: str = ""
+    """A file with the frequent ids of hot_cold tables whose ids are in no order, as hashed ones; empty means none."""
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -120,10 +122,14 @@ class TablesConfig:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must stay equal when a run is resumed: codes may move to another folder, but not change."""
+        """What must stay equal when a run is resumed: listed ids and codes may move, but not change."""
         settings = asdict(self)
         if self.assignments:
             from dlrm_torchrec.embeddings.assignments import digests  # needs torch
 
             settings["assignments"] = digests(self.assignments)
+        if self.frequent:
+            from dlrm_torchrec.embeddings.frequent_ids import file_digest  # likewise
+
+            settings["frequent"] = file_digest(self.frequent)
         return settings

@@ -17,6 +17,8 @@ from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbed
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
 from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
+from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
+from dlrm_torchrec.embeddings.compositional.partitions.renumbered import Renumbered
 from dlrm_torchrec.embeddings.compositional.partitions.sizes import (
     chinese_remainder_for_collisions,
     chinese_remainder_for_rows,
@@ -34,6 +36,7 @@ from dlrm_torchrec.embeddings.compositional.partitions.sizes import (
 )
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.config import OperationName, TablesConfig
+from dlrm_torchrec.embeddings.frequent_ids import frequent_ids
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
 from dlrm_torchrec.schema import Table
 
@@ -94,7 +97,25 @@ def partition_for(table: Table, config: TablesConfig) -> Partition | None:
     if config.kind == "clusters":
         assignment = read_assignment(config.assignments, table.name, table.rows)
         return None if assignment is None else assignment.partition
-    return None if config.kind == "plain" or table.rows <= config.threshold else partition_of(config, table.rows)
+    if config.kind == "plain" or table.rows <= config.threshold:
+        return None
+    return _hot_cold(config, table) if config.kind == "hot_cold" else partition_of(config, table.rows)
+
+
+def _hot_cold(config: TablesConfig, table: Table) -> Partition:
+    """The partition of a hot_cold table, whose frequent ids are the first ones, or those that a file lists."""
+    partition = partition_of(config, table.rows)
+    if table.by_frequency:
+        return partition
+    if not config.frequent:
+        raise ValueError(
+            f"ids of hot_cold table {table.name!r} must be in order of frequency, as a vocabulary's, or have a list of "
+            "the frequent ones: got neither; count them with python -m dlrm_torchrec.datasets.profile, and name its "
+            "file in --tables.frequent"
+        )
+    assert isinstance(partition, HotCold)
+    listed = frequent_ids(config.frequent, table.name, rows=table.rows, count=partition.num_hot)
+    return Renumbered(partition_of(config, table.rows + partition.num_hot), listed)
 
 
 def partition_of(config: TablesConfig, rows: int) -> Partition:

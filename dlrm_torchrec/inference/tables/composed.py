@@ -7,7 +7,6 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torch import nn
 
 from dlrm_torchrec.embeddings.compositional.operations import Path
-from dlrm_torchrec.embeddings.compositional.paths.grouped import grouped_linear
 from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 from dlrm_torchrec.inference.tables.lookups import Classes, Column, RowLookup, selected
 
@@ -44,6 +43,30 @@ class Products(nn.Module):
         return pooled(product, own_lengths)
 
 
+def _through(
+    vectors: torch.Tensor, classes: torch.Tensor, layers: list[tuple[torch.Tensor, torch.Tensor | None]]
+) -> torch.Tensor:
+    """The output (N, out) of ``vectors`` (N, in) after the layers of their ``classes`` (N,), with ReLU between layers.
+
+    A layer is a weight (num classes, in, out) and a bias (num classes, out) or None. A class passes at a time.
+    """
+    order = classes.argsort(stable=True)
+    counts: list[int] = torch.bincount(classes, minlength=layers[0][0].size(0)).tolist()
+    found: list[torch.Tensor] = []
+    for number, group in enumerate(vectors[order].split(counts)):
+        if group.size(0) > 0:
+            for depth, (weight, bias) in enumerate(layers):
+                if depth > 0:
+                    group = group.relu()
+                group = group @ weight[number]
+                if bias is not None:
+                    group = group + bias[number]
+            found.append(group)
+    if len(found) == 0:
+        return vectors.new_zeros(0, layers[-1][0].size(2))
+    return torch.empty_like(torch.cat(found)).index_copy(0, order, torch.cat(found))
+
+
 class Paths(nn.Module):
     """One vector (B, dim) per key of one table: the sum of its ids' rows, passed through the networks of their classes.
 
@@ -71,7 +94,7 @@ class Paths(nn.Module):
         vectors = self.lookup(values, lengths)
         for number, layers in enumerate(self.networks):
             classes = self.classes(ids, torch.full_like(ids, number))
-            vectors = grouped_linear(vectors, classes, layers)
+            vectors = _through(vectors, classes, layers)
         if weights is not None:
             vectors = vectors * selected(weights, lengths, self.sources).unsqueeze(1)
         return pooled(vectors, lengths[self.features])

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from dlrm_torchrec.embeddings.compositional.partitions.base import Digit
 from dlrm_torchrec.embeddings.compositional.partitions.digits import class_of, digit_tensor, has_hot, has_seed
 from dlrm_torchrec.embeddings.compositional.partitions.listed import ListedCodes, listed_or
+from dlrm_torchrec.embeddings.compositional.partitions.renumbered import renumbered
 from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.tables.types import packed
 
@@ -39,6 +41,13 @@ class Column(NamedTuple):
     digit: Digit = Digit()
     codes: torch.Tensor | None = None
     first_row: int = 0
+    first_ids: torch.Tensor | None = None  # by whose numbers digits and codes go
+
+    @property
+    def reads_ids(self) -> bool:
+        """Whether ids are the numbers of rows."""
+        arithmetic = self.codes is None and self.first_ids is None
+        return arithmetic and self.digit == Digit() and self.first_row == 0
 
 
 def by_feature(values: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
@@ -60,6 +69,8 @@ class Classes(nn.Module):
     begins: torch.Tensor
     short_codes: torch.Tensor
     long_codes: torch.Tensor
+    first_ids: torch.Tensor
+    listed: list[tuple[int, int, int]]  # column, and where its first ids begin and end
 
     def __init__(self, columns: Sequence[Column]) -> None:
         super().__init__()
@@ -69,8 +80,18 @@ class Classes(nn.Module):
         self.register_buffer("begins", torch.tensor([listed.begin(column.codes) for column in columns]))
         self.register_buffer("short_codes", torch.from_numpy(listed.short))
         self.register_buffer("long_codes", torch.from_numpy(listed.long))
+        first = {column.table.name: column.first_ids for column in columns if column.first_ids is not None}
+        starts = dict(zip(first, accumulate(map(len, first.values()), initial=0), strict=False))
+        self.listed = [
+            (number, starts[column.table.name], starts[column.table.name] + len(column.first_ids))
+            for number, column in enumerate(columns)
+            if column.first_ids is not None
+        ]
+        self.register_buffer("first_ids", torch.cat([torch.empty(0, dtype=torch.int64), *first.values()]))
 
     def forward(self, ids: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        for number, start, end in self.listed:
+            ids = torch.where(column == number, renumbered(ids, self.first_ids[start:end]), ids)
         classes = class_of(ids, self.digits[column], hot=self.hot, seeded=self.seeded)
         return listed_or(classes, ids, begin=self.begins[column], codes=[self.short_codes, self.long_codes])
 
@@ -103,9 +124,7 @@ class RowLookup(nn.Module):
                 scales.copy_(new_scales)
         self.sources = [column.source for column in columns]
         self.all_features = self.sources == list(range(num_features))
-        self.ids_are_rows = all(
-            column.codes is None and column.digit == Digit() and column.first_row == 0 for column in columns
-        )
+        self.ids_are_rows = all(column.reads_ids for column in columns)
         self.register_buffer("features", torch.tensor(self.sources))
         self.classes = Classes(columns)
         self.register_buffer("first_rows", torch.tensor([column.first_row for column in columns]))

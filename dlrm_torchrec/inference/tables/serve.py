@@ -146,7 +146,7 @@ def _columns(config: EmbeddingBagConfig, table: StoredTable, features: list[str]
     partition = config.stack.partition
     classes = list(zip(partition.digits, partition.codes, config.stack.first_rows, strict=True))
     sources = [features.index(name) for name in config.logical.feature_names]
-    columns = [[Column(table, source, *each) for each in classes] for source in sources]
+    columns = [[Column(table, source, *each, partition.first_ids) for each in classes] for source in sources]
     if isinstance(config.operation, FeatureGeneration):
         return [[column] for of in columns for column in of]
     return columns

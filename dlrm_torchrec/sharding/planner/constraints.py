@@ -176,4 +176,4 @@ def _cache(table: EmbeddingBagConfig, access: Mapping[str, AccessStatistics], gl
     stats = None
     if measured:
         stats = MeasuredAccess(statistics=measured, rows=table.num_embeddings, global_batch_size=global_batch)
-    return CacheParams(load_factor=CACHED_SHARE, stats=stats)
+    return CacheParams(load_factor=CACHED_SHARE, stats=stats, prefetch_pipeline=True)  # see train/pipeline.py

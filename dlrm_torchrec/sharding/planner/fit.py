@@ -11,9 +11,12 @@ another frequent id. The model assumes that random ids share a row, which is tru
 the histogram of frequencies, because p / (p + S) is the integral of p exp(-p u) exp(-S u) over u > 0. Without measured
 frequencies, all ids count as equally frequent and E is 1 - 1/c.
 
-Compressed tables use chinese_remainder unless another kind is asked for. It distinguishes any two ids, which this loss
-does not measure: hashing lost five times as much AUC with equal rows (RESULTS.md). It also separates neighbouring ids.
-The ids of a vocabulary are sorted by frequency, so quotients would let frequent ids share a row.
+A hot_cold table gets the share of hot rows, up to a half, that loses least; only ids that share rows count then.
+
+Unless another kind is asked for, vocabularies become hot_cold tables, which lost least AUC at equal bytes, and other
+tables chinese_remainder (RESULTS.md). Both distinguish any two ids, which this loss does not measure: hashing lost five
+times as much AUC with equal rows. They also separate neighbouring ids. The ids of a vocabulary are sorted by frequency,
+so quotients would let frequent ids share a row.
 """
 
 from __future__ import annotations
@@ -28,15 +31,18 @@ import torch
 from numpy.typing import NDArray
 from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS
 
+from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.config import TablesConfig
-from dlrm_torchrec.embeddings.tables import stored_config
+from dlrm_torchrec.embeddings.tables import partition_of, stored_config
 from dlrm_torchrec.schema import AccessStatistics, Table
 from dlrm_torchrec.sharding.planner.enumerator import optimizer_bytes
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
 
 Planned = TypeVar("Planned")
 _STEPS = 400  # steps of the integral over log u; its error is far below that of the histogram
+# Shares of hot rows that are tried. More than half lower the loss further, but leave few rows to all other ids.
+_HOT_SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)
 _BISECTIONS = 8  # find the budget to within 1 / 256 of the free bytes
 
 
@@ -65,12 +71,15 @@ def choices(
 
     Args:
         table: the table, not compressed
-        base: the kind and operation of the compressed tables; a plain ``base`` means chinese_remainder
+        base: the kind and operation of the compressed tables; a plain ``base`` means hot_cold for a table whose ids are
+            in order of frequency, as long as its rows suffice, and else chinese_remainder
         optimizer: the optimizer, which decides the bytes of the moments
         pooling_factor: the lookups of the table per sample
         access: how often ids are looked up; None means that all ids are equally frequent
     """
-    kind = "chinese_remainder" if base.kind in ("plain", "mixed_dimension") else base.kind
+    kind, chosen = base.kind, base.kind not in ("plain", "mixed_dimension")
+    if not chosen:
+        kind = "hot_cold" if table.by_frequency else "chinese_remainder"
     plain = replace(base, kind="plain", max_rows=0, budget=0, assignments="")
     ways = [_choice(table, plain, optimizer, loss=0.0)]
     if kind == "clusters":
@@ -83,13 +92,36 @@ def choices(
     if table.rows <= base.threshold:
         return ways
     for collisions in _strengths(table.rows):
-        config = replace(plain, kind=kind, collisions=collisions)
+        config, loss = replace(plain, kind=kind, collisions=collisions), shared(table.rows, collisions, access)
+        if kind == "hot_cold":
+            found = _best_hot(config, table.rows, access)
+            if found is None and chosen:
+                break
+            kind = "chinese_remainder" if found is None else kind
+            config, loss = found or (replace(config, kind=kind), loss)
         if kind in ("chinese_remainder", "mixed_radix") and collisions**2 > table.rows:
             config = replace(config, partitions=3)
-        choice = _choice(table, config, optimizer, pooling_factor * shared(table.rows, collisions, access))
+        choice = _choice(table, config, optimizer, pooling_factor * loss)
         if choice.bytes < ways[-1].bytes:
             ways.append(choice)
     return ways
+
+
+def _best_hot(config: TablesConfig, rows: int, access: AccessStatistics | None) -> tuple[TablesConfig, float] | None:
+    """``config`` with the share of hot rows of the least loss, and that loss; None if no share is possible."""
+    found: tuple[TablesConfig, float] | None = None
+    for hot in _HOT_SHARES:
+        tried = replace(config, hot=hot)
+        try:
+            partition = partition_of(tried, rows)
+        except ValueError:  # too few rows are left for the other ids
+            continue
+        assert isinstance(partition, HotCold)
+        ids_per_row = -(-partition.tail.num_ids // max(partition.tail.classes))
+        loss = shared(rows, ids_per_row, access, num_hot=partition.num_hot)
+        if found is None or loss < found[1]:
+            found = tried, loss
+    return found
 
 
 def best(tables: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choice] | None:
@@ -181,11 +213,16 @@ def describe_choices(chosen: Mapping[str, Choice]) -> str:
     )
 
 
-def shared(rows: int, collisions: int, access: AccessStatistics | None) -> float:
-    """Share of a table's lookups that read rows of other ids: the mean of 1 - p / (p + S) over lookups."""
+def shared(rows: int, collisions: int, access: AccessStatistics | None, *, num_hot: int = 0) -> float:
+    """Share of a table's lookups that read rows of other ids: the mean of 1 - p / (p + S) over lookups.
+
+    The ``num_hot`` most frequent ids have rows of their own; ``collisions`` of the others share each row.
+    """
+    rows -= num_hot
     if access is None:
-        return 1 - 1 / min(collisions, rows)
-    ids, lookups = np.array([entry for entry in access.histogram if entry[0]], dtype=np.float64).reshape(-1, 2).T
+        return (1 - 1 / min(collisions, rows)) * rows / (rows + num_hot)
+    ids, lookups = _without_hot(access, num_hot)
+    every = sum(entry[1] for entry in access.histogram)
     if not len(ids):
         return 0.0
     p = lookups / lookups.sum() / ids
@@ -194,7 +231,24 @@ def shared(rows: int, collisions: int, access: AccessStatistics | None) -> float
     apart = np.minimum(-np.expm1(-pu) @ ids / max(rows, ids.sum()), 1 - np.finfo(float).eps)  # 1 - E exp(-p u)
     others = np.exp((min(collisions, rows) - 1) * np.log1p(-apart))
     own = np.trapezoid(pu * np.exp(-pu) * others[:, None], log_u, axis=0)
-    return float(1 - lookups @ np.minimum(own, 1) / lookups.sum())
+    return float((lookups.sum() - lookups @ np.minimum(own, 1)) / every)
+
+
+def _without_hot(access: AccessStatistics, num_hot: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ids and lookups of the histogram's entries without the ``num_hot`` most frequent ids.
+
+    Within an entry, whose ids are looked up 2^b to 2^(b+1) times, frequencies count as evenly spread around their mean.
+    """
+    found = []
+    for power, (ids, lookups) in reversed(list(enumerate(access.histogram))):
+        hot = min(ids, num_hot)
+        num_hot -= hot
+        if ids > hot:
+            mean = lookups / ids
+            spread = min(mean - 2**power, 2 ** (power + 1) - mean)
+            found.append((ids - hot, lookups - hot * (mean + (1 - hot / ids) * spread)))
+    cold, lookups_left = np.array(found, dtype=np.float64).reshape(-1, 2).T
+    return cold, lookups_left
 
 
 def _choice(table: Table, config: TablesConfig, optimizer: type[torch.optim.Optimizer], loss: float) -> Choice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -62,6 +63,57 @@ def test_the_loss_is_that_of_ids_dealt_at_random(exponent: float, collisions: in
     dealt = [counted(counts, random.permutation(rows) // collisions) for _ in range(20)]
     error = 4 * float(np.std(dealt)) / math.sqrt(len(dealt)) + 0.004  # ids of a power of two are taken for equal
     assert shared(rows, collisions, statistics(counts)) == pytest.approx(float(np.mean(dealt)), abs=error)
+
+
+@pytest.mark.parametrize("exponent", [0.3, 0.8, 1.2])
+@pytest.mark.parametrize(("num_hot", "collisions"), [(10, 4), (1000, 32), (5000, 500), (19_000, 2)])
+def test_the_loss_beside_hot_ids_is_that_of_the_others_dealt_at_random(
+    exponent: float, num_hot: int, collisions: int
+) -> None:
+    rows, random = 20_000, np.random.default_rng(collisions)
+    counts = zipf(rows, exponent)
+    tail = counts[num_hot:]
+    dealt = [
+        counted(tail, random.permutation(len(tail)) // collisions) * tail.sum() / counts.sum() if tail.sum() else 0.0
+        for _ in range(20)
+    ]
+    error = 4 * float(np.std(dealt)) / math.sqrt(len(dealt)) + 0.012  # the hot ones of a power of two are estimated
+    found = shared(rows, collisions, statistics(counts), num_hot=num_hot)
+    assert found == pytest.approx(float(np.mean(dealt)), abs=error)
+
+
+def test_hot_cold_tables_get_the_share_of_hot_rows_that_loses_least() -> None:
+    rows, base = 20_000, TablesConfig(kind="hot_cold", tail="hash")
+    by_frequency = replace(table(rows), by_frequency=True)
+    for exponent in (0.3, 1.2):
+        access = statistics(zipf(rows, exponent))
+        found = choices(by_frequency, base, torch.optim.SGD, pooling_factor=1.0, access=access)
+        for choice in found[1:]:
+            (stored,) = physical_configs(build_tables([by_frequency], choice.config))
+            assert choice.rows == stored.num_embeddings == -(-rows // choice.config.collisions)
+        assert all(a.loss <= b.loss for a, b in pairwise(found))
+        (tried,) = (choice for choice in found if choice.config.collisions == 8)
+        losses = {
+            hot: shared(rows, -(-(rows - int(2500 * hot)) // (2500 - int(2500 * hot))), access, num_hot=int(2500 * hot))
+            for hot in (0.05, 0.1, 0.2, 0.35, 0.5)
+        }
+        assert tried.loss == pytest.approx(min(losses.values()))
+        assert losses[tried.config.hot] == tried.loss
+
+
+def test_vocabularies_become_hot_cold_as_long_as_their_rows_suffice() -> None:
+    vocabulary, access = replace(table(20_000), by_frequency=True), statistics(zipf(20_000, 1.0))
+    found = choices(vocabulary, TablesConfig(), torch.optim.SGD, pooling_factor=1.0, access=access)
+    kinds = [choice.config.kind for choice in found]
+    assert kinds == sorted(kinds, key=["plain", "hot_cold", "chinese_remainder"].index)
+    others = choices(table(20_000), TablesConfig(), torch.optim.SGD, pooling_factor=1.0, access=access)
+    losses = {choice.config.collisions: choice.loss for choice in others}
+    hot = [choice for choice in found if choice.config.kind == "hot_cold"]
+    assert len(hot) > 5
+    assert all(choice.loss < losses[choice.config.collisions] for choice in hot if choice.config.collisions in losses)
+    for choice in found:
+        (stored,) = physical_configs(build_tables([vocabulary], choice.config))
+        assert choice.rows == stored.num_embeddings
 
 
 def test_without_frequencies_the_loss_is_the_share_of_the_other_ids() -> None:
