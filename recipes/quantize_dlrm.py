@@ -60,7 +60,7 @@ from dlrm_torchrec.inference.mlps.quantize import mlp_bytes, quantize_mlps
 from dlrm_torchrec.inference.package import write_package
 from dlrm_torchrec.inference.scoring import Scorer, script
 from dlrm_torchrec.inference.tables.choose import choose_types, logit_errors
-from dlrm_torchrec.inference.tables.serve import check_types, serve_tables, table_bytes, table_weights
+from dlrm_torchrec.inference.tables.serve import check_types, serve_tables, table_bytes, trained_bytes
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.terminal.closing import say_closing
 from dlrm_torchrec.terminal.failure import run
@@ -114,7 +114,7 @@ def main(cfg: Config) -> dict[str, float]:
 
     # score, quantise tables and MLPs, and score again
     before = predict(Scorer(model, spec), streams[cfg.split])
-    bytes_before = {"tables": sum(each.nbytes for each in table_weights(tables).values()), "mlps": mlp_bytes(model)}
+    bytes_before = {"tables": trained_bytes(tables), "mlps": mlp_bytes(model)}
     if cfg.budget_mib:
         errors = logit_errors(lambda: torch.cat([model(*batch) for batch in inputs]), tables)
         types = choose_types(tables, errors, int(cfg.budget_mib * 2**20))

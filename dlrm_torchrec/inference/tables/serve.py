@@ -127,6 +127,13 @@ def table_bytes(config: EmbeddingBagConfig, kind: TableType) -> int:
     return rows * row_bytes(kind, dim) + (int(config.num_embeddings) - rows) * row_bytes("fp32", dim) + listed
 
 
+def trained_bytes(tables: Tables) -> int:
+    """Bytes of all tables as they were trained, with the listed classes of their ids."""
+    stacked = [each for each in physical_configs(tables) if isinstance(each, StackedEmbeddingBagConfig)]
+    listed = sum(each.stack.partition.listed_bytes for each in stacked)
+    return listed + sum(each.nbytes for each in table_weights(tables).values())
+
+
 def check_types(tables: Tables, types: Mapping[str, str]) -> None:
     """Raises ValueError unless every table has a type that fits it, and all tables can be served."""
     if tables.is_weighted() and any(config.pooling is PoolingType.MEAN for config in tables.embedding_bag_configs()):
