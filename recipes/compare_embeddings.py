@@ -28,7 +28,8 @@ from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import LogConfig, OptimizerConfig, Schedule
 
 # primes, which no number of collisions divides, on both sides of each of the paper's thresholds
-STAGE = partial(demo_spec, one_hot=(13, 151, 499, 997, 2003, 5003, 10_007, 20_011), multi_hot=(997,))
+STAGE = partial(demo_spec, one_hot=(13, 151, 499, 997, 2003, 5003, 10_007, 20_011), multi_hot=(997,), encoding="vocab")
+LARGE = partial(STAGE, one_hot=(13, 151, 997, 3001, 10_007, 30_011, 100_003, 300_007, 1_000_003))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Config:
     data: str = "synthetic"  # A prepared folder (see data/), or 'synthetic' for rows labelled by a known model.
     shape: Suppress[DatasetSpec] = field(default_factory=STAGE)  # Shape of the synthetic rows.
     data_seed: int = 0  # Seed of the synthetic rows and of the model that labels them, or of the order of rows.
+    grouped: float = 0.0  # Share of synthetic ids' effects that ids of a hidden group have in common; 0 means none.
     rows: int = 819_200  # Number of synthetic training rows per epoch; a prepared folder has its own.
     epochs: int = 1  # Number of passes over the training rows.
     batch_size: int = 2048  # Rows of a global batch, over all ranks together.
@@ -52,23 +54,51 @@ class Config:
 
 
 QR = partial(TablesConfig, kind="quotient_remainder")
-WAYS = {
+PAPERS = {  # the ways of the two papers
     "plain": TablesConfig(),
     "hash": TablesConfig(kind="hash"),
     "qr-concat": QR(operation="concat"),
     "qr-add": QR(operation="add"),
     "qr-mult": QR(operation="mult"),
     "qr-features": QR(operation="feature_generation"),
-    "crt-mult": TablesConfig(kind="chinese_remainder"),
+    "crt-mult": TablesConfig(kind="chinese_remainder", partitions=0),
     "radix3-mult": TablesConfig(kind="mixed_radix", partitions=3),
     **{f"path-{hidden}": QR(operation="path", hidden=hidden) for hidden in (0, 16, 32, 64, 128)},
     "mixed-dims": TablesConfig(kind="mixed_dimension"),
 }
-SWEEP = Sweep(collisions=(2, 3, 4, 5, 6, 7, 60), thresholds=(20, 200, 2000, 20_000), alphas=(0.05, 0.1, 0.2, 0.3))
+HOT = partial(TablesConfig, kind="hot_cold", hot=0.5)
+WAYS = PAPERS | {
+    "hot-cold": HOT(),
+    "hot-hash": HOT(tail="hash"),
+    "hot-concat": HOT(tail="hashes", partitions=4, operation="concat"),
+    "hashes-add": TablesConfig(kind="hashes", operation="add"),  # arXiv 1709.03933
+    "hashes-concat": TablesConfig(kind="hashes", partitions=4, operation="concat"),  # arXiv 2108.02191
+}
+FRONTIER = (
+    "plain",
+    "hash",
+    "hashes-add",
+    "hashes-concat",
+    "qr-mult",
+    "path-16",
+    "crt-mult",
+    "mixed-dims",
+    "hot-hash",
+    "hot-concat",
+    "hot-cold",
+)
+SWEEP = Sweep(
+    ways=tuple(PAPERS),
+    collisions=(2, 3, 4, 5, 6, 7, 60),
+    thresholds=(20, 200, 2000, 20_000),
+    alphas=(0.05, 0.1, 0.2, 0.3),
+)
+RATIOS = (2, 10, 30, 100, 300, 1000, 3000, 10_000)
 ADAGRAD = OptimizerConfig(kind="adagrad", lr=0.01, eps=1e-10)
 PRESETS = {
-    "demo": Config(sweep=Sweep(ways=tuple(way for way in WAYS if way == "path-64" or "path" not in way))),
+    "demo": Config(sweep=Sweep(ways=tuple(way for way in PAPERS if way == "path-64" or "path" not in way))),
     "sweep": Config(sweep=SWEEP),
+    "frontier": Config(shape=LARGE(), rows=1_638_400, sweep=Sweep(ways=FRONTIER, ratios=RATIOS)),
     "criteo-kaggle": Config(  # arXiv 1909.02107, section 5
         data="prepared/criteo-kaggle", shape=criteo_kaggle_spec(), batch_size=128, bottom=(512, 256, 64, 16),
         top=(512, 256, 1), sparse=ADAGRAD, dense=ADAGRAD, schedule=Schedule(), sweep=SWEEP, seeds=(0, 1, 2, 3, 4)),
@@ -124,8 +154,9 @@ def train(
 
     ranks = Ranks(cfg.batch_size, world.rank, world.size)
     streams = open_streams(
-        cfg.data, spec, ranks, rows=cfg.rows, epochs=cfg.epochs, seed=cfg.data_seed, lanes=world.size
-    )
+        cfg.data, spec, ranks, rows=cfg.rows, epochs=cfg.epochs, seed=cfg.data_seed, lanes=world.size,
+        grouped=cfg.grouped,
+    )  # fmt: skip
     stream, val = streams["train"], streams["val"]
     learning_rate = ScheduledLearningRate(optimizer, cfg.schedule, stream.num_steps)
     pipeline, batches = train_pipeline(model, optimizer, world), stream.batches()

@@ -1,0 +1,118 @@
+"""AUC of matrix factorisation whose user and item tables have a few hundred rows each, for each way to share rows.
+
+    python benchmarks/user_item_tables.py                                    # made-up interactions, as many as ML-1M
+    python benchmarks/user_item_tables.py --data prepared/ml-1m-next --item movie   # your copy of MovieLens-1M
+
+data/movielens/README.md says how to prepare your copy. The made-up interactions have MovieLens-1M's numbers of users,
+items and ratings: the taste of a user is 16 numbers, the logit of an item is their product with 16 numbers of the item
+plus its popularity, and users take their items without repetition. recipes/train_mf.py, with vectors of 32 numbers,
+ranks each user's last item among 99 others. Both tables get the same number of rows of 32 numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tyro
+
+ROOT = Path(__file__).parent.parent
+USERS, ITEMS, RATINGS = 6_040, 3_706, 1_000_209
+LEAST = 20  # ratings of a user
+FACTORS, TASTE = 16, 1.6  # numbers of a user and of an item; standard deviation of their product
+POPULARITY = 1.6  # standard deviation of an item's own logit
+
+WAYS = {  # the options, and how many times as many rows as vectors of 32 numbers there are
+    "hash": (["--tables.kind=hash"], 1),
+    "2 hashes, added": (["--tables.kind=hashes", "--tables.operation=add"], 1),
+    "2 hashes, concatenated": (["--tables.kind=hashes", "--tables.operation=concat"], 2),
+    "4 hashes, concatenated": (["--tables.kind=hashes", "--tables.operation=concat", "--tables.partitions=4"], 4),
+    "quotient-remainder, mult": (["--tables.kind=quotient_remainder", "--tables.operation=mult"], 1),
+    "Chinese remainder, mult": (["--tables.kind=chinese_remainder", "--tables.operation=mult"], 1),
+    "hot_cold": (["--tables.kind=hot_cold", "--tables.operation=mult", "--tables.hot=0.5"], 1),
+    "hot_cold, 4 hashes": (
+        ["--tables.kind=hot_cold", "--tables.tail=hashes", "--tables.operation=concat", "--tables.partitions=4",
+         "--tables.hot=0.5"], 4),
+}  # fmt: skip
+
+
+def interactions(seed: int = 0) -> pa.Table:
+    """Users and items, a row for each rating, the ratings of a user in the order in which they were made."""
+    random = np.random.default_rng(seed)
+    users = random.normal(size=(USERS, FACTORS)).astype(np.float32)
+    items = random.normal(size=(ITEMS, FACTORS)).astype(np.float32) * np.float32(TASTE / FACTORS**0.5)
+    logits = users @ items.T + np.float32(POPULARITY) * random.normal(size=ITEMS).astype(np.float32)
+    activity = random.lognormal(sigma=1.1, size=USERS)
+    counts = LEAST + np.floor(activity / activity.sum() * (RATINGS - LEAST * USERS)).astype(np.int64)
+    # The places of the largest sums of logits and Gumbel noise are draws without replacement.
+    order = np.argsort(-(logits + random.gumbel(size=logits.shape).astype(np.float32)), axis=1)
+    taken = [random.permutation(row[:count]) for row, count in zip(order, counts, strict=True)]
+    return pa.table({"user": np.repeat(np.arange(USERS), list(map(len, taken))), "item": np.concatenate(taken)})
+
+
+def prepare(folder: str) -> str:
+    """The prepared folder of made-up interactions."""
+    pq.write_table(interactions(), f"{folder}/ratings.parquet")
+    options = ["--task=implicit", "--split=leave_one_out", "--negatives=0", f"--output={folder}/prepared"]
+    called("data/movielens/prepare.py", f"--input={folder}/ratings.parquet", *options)
+    return f"{folder}/prepared"
+
+
+def called(*command: str) -> str:
+    """What a script of this project prints; ends with its error if it fails."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / command[0]), *command[1:]],
+        env={"OMP_NUM_THREADS": "1", **os.environ}, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        sys.exit(done.stderr)
+    return done.stdout
+
+
+def main(
+    *,
+    data: str = "",
+    item: str = "item",
+    rows: tuple[int, ...] = (256, 2048),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    epochs: int = 3,
+    lr: float = 0.3,
+) -> None:
+    """Prints mean ± standard deviation over seeds.
+
+    Args:
+        data: a folder of interactions, prepared with --task implicit --split leave_one_out; empty means made-up ones
+        item: the column of the items
+        rows: rows of 32 numbers that each of the two tables has
+        seeds: seeds of the initial weights and of the order of rows
+        epochs: passes over the interactions, each with other negatives
+        lr: learning rate of the tables
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        common = ["ml-1m", f"--data={data or prepare(folder)}", "--columns", "user", item, f"--epochs={epochs}"]
+        common += [f"--sparse.lr={lr}", "--eval-every=0", "--batch-size=10240", "--checkpoint.every=0"]
+        ways = {("plain", 0): list[str]()} | {
+            (name, size): [*options, f"--tables.max-rows={size * wide}", f"--tables.threshold={size}"]
+            for size in rows
+            for name, (options, wide) in WAYS.items()
+        }
+        for (name, size), options in ways.items():
+            found = []
+            for seed in seeds:
+                run = [f"--run-dir={folder}/{name}-{size}-{seed}", f"--seed={seed}"]
+                printed = called("recipes/train_mf.py", *common, *options, *run)
+                found.append(json.loads(printed.splitlines()[-1])["val/auc"])
+            spread = stdev(found) if len(found) > 1 else 0.0
+            print(f"{size or 'all':>5} rows  {name:<26} {mean(found):.4f} ± {spread:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
