@@ -51,7 +51,7 @@ class Choice:
 
     config: TablesConfig
     rows: int  # stored rows
-    bytes: int  # bytes of weights and moments
+    bytes: int  # bytes of weights and moments, and of listed classes of ids
     loss: float  # lookups per sample that read rows of other ids
 
 
@@ -65,7 +65,8 @@ def choices(
 ) -> list[Choice]:
     """Ways to store ``table``: first plain, then compressed more and more; each choice is smaller than the one before.
 
-    Three partitions replace two as soon as the second would be larger than the first.
+    Three partitions replace two as soon as the second would be larger than the first. Clusters have one size, that of
+    their assignments, and count as classes of random ids.
 
     Args:
         table: the table, not compressed
@@ -75,8 +76,15 @@ def choices(
         access: how often ids are looked up; None means that all ids are equally frequent
     """
     kind = "chinese_remainder" if base.kind in ("plain", "mixed_dimension") else base.kind
-    plain = replace(base, kind="plain", max_rows=0, budget=0)
+    plain = replace(base, kind="plain", max_rows=0, budget=0, assignments="")
     ways = [_choice(table, plain, optimizer, loss=0.0)]
+    if kind == "clusters":
+        assigned = stored_config(table, base)
+        if isinstance(assigned, CompositionalEmbeddingBagConfig):
+            collisions = -(-table.rows // max(assigned.partition.classes))
+            config = replace(base, collisions=collisions, max_rows=0, budget=0)
+            ways.append(_choice(table, config, optimizer, pooling_factor * shared(table.rows, collisions, access)))
+        return ways if ways[-1].bytes <= ways[0].bytes else ways[:1]
     if table.rows <= base.threshold:
         return ways
     for collisions in _strengths(table.rows):
@@ -240,12 +248,14 @@ def _without_hot(access: AccessStatistics, num_hot: int) -> tuple[NDArray[np.flo
 
 
 def _choice(table: Table, config: TablesConfig, optimizer: type[torch.optim.Optimizer], loss: float) -> Choice:
-    stored = stored_config(table, config)
+    stored, listed = stored_config(table, config), 0
     if isinstance(stored, CompositionalEmbeddingBagConfig):
+        listed = stored.partition.listed_bytes
         stored = stored.stacked()
     rows, columns = int(stored.num_embeddings), int(stored.embedding_dim)
     weights = rows * columns * DATA_TYPE_NUM_BITS[stored.data_type] // 8
-    return Choice(config=config, rows=rows, bytes=weights + optimizer_bytes(optimizer, (rows, columns)), loss=loss)
+    num_bytes = weights + optimizer_bytes(optimizer, (rows, columns)) + listed
+    return Choice(config=config, rows=rows, bytes=num_bytes, loss=loss)
 
 
 def _strengths(rows: int) -> list[int]:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise, product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torchrec.optim import RowWiseAdagrad
 
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
 from dlrm_torchrec.datasets.profile import summary
+from dlrm_torchrec.embeddings.assignments import Assignment
+from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
 from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
+from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.config import DataTypeName, TablesConfig, TablesKind
-from dlrm_torchrec.embeddings.tables import build_tables, partition_of, physical_configs
+from dlrm_torchrec.embeddings.tables import (
+    build_tables,
+    partition_of,
+    physical_configs,
+    read_tables,
+    stored_config,
+    write_tables,
+)
 from dlrm_torchrec.schema import AccessStatistics, Table
 from dlrm_torchrec.sharding.planner.fit import Choice, best, choices, describe_choices, equally, fit, shared
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
@@ -71,11 +84,12 @@ def test_the_loss_beside_hot_ids_is_that_of_the_others_dealt_at_random(
 
 def test_hot_cold_tables_get_the_share_of_hot_rows_that_loses_least() -> None:
     rows, base = 20_000, TablesConfig(kind="hot_cold", tail="hash")
+    by_frequency = replace(table(rows), by_frequency=True)
     for exponent in (0.3, 1.2):
         access = statistics(zipf(rows, exponent))
-        found = choices(table(rows), base, torch.optim.SGD, pooling_factor=1.0, access=access)
+        found = choices(by_frequency, base, torch.optim.SGD, pooling_factor=1.0, access=access)
         for choice in found[1:]:
-            (stored,) = physical_configs(build_tables([table(rows)], choice.config))
+            (stored,) = physical_configs(build_tables([by_frequency], choice.config))
             assert choice.rows == stored.num_embeddings == -(-rows // choice.config.collisions)
         assert all(a.loss <= b.loss for a, b in pairwise(found))
         (tried,) = (choice for choice in found if choice.config.collisions == 8)
@@ -147,6 +161,21 @@ def test_a_recipe_s_own_sizes_do_not_bind_the_choices() -> None:
     found = choices(table(50_000), base, torch.optim.SGD, pooling_factor=1.0, access=None)
     assert [choice.rows for choice in found[:3]] == [50_000, 25_000 + 2, 16_667 + 3]
     assert {choice.config.operation for choice in found} == {"add"}
+
+
+def test_clusters_have_the_size_of_their_assignments(tmp_path: Path) -> None:
+    made = Assignment(assigned=Assigned([torch.arange(50_000) % 500] * 2, complementary=False), made="", hash_classes=7)
+    save_file(made.tensors(), tmp_path / "t50000.safetensors", made.metadata())
+    base = TablesConfig(kind="clusters", assignments=str(tmp_path))
+    plain, clusters = choices(table(50_000), base, torch.optim.SGD, pooling_factor=2.0, access=None)
+    assert (plain.config.kind, plain.bytes) == ("plain", 4 * 8 * 50_000)
+    assert (clusters.rows, clusters.bytes, clusters.loss) == (1007, 4 * 8 * 1007 + 2 * 2 * 50_000, 2 * (1 - 1 / 100))
+    write_tables(str(tmp_path / "tables.json"), {"t50000": clusters.config, "t9": plain.config}, base)
+    again = read_tables(str(tmp_path / "tables.json"), base)
+    assert [stored_config(table(50_000), config).num_embeddings for config in again.values()] == [50_000] * 2
+    assert isinstance(stored_config(table(50_000), again["t50000"]), CompositionalEmbeddingBagConfig)
+    (only,) = choices(table(40_000), base, torch.optim.SGD, pooling_factor=2.0, access=None)
+    assert only.config.kind == "plain"
 
 
 def test_a_table_below_the_threshold_stays_plain() -> None:

@@ -55,6 +55,11 @@ class Partition(ABC):
         return (None,) * len(self.classes)
 
     @property
+    def first_ids(self) -> torch.Tensor | None:
+        """Sorted ids (H,) whose numbers, by which digits and codes go, are 0 .. H - 1; another id x has H + x."""
+        return None
+
+    @property
     def listed_bytes(self) -> int:
         """Bytes of what is listed per id; 0 if arithmetic finds all classes."""
         return sum(codes.nbytes for codes in self.codes if codes is not None)

@@ -22,12 +22,12 @@ class ListedCodes:
         ]
         self.short: NDArray[np.int16] = _joined([each for each in self._listed if each.dtype is torch.int16], np.int16)
         self.long: NDArray[np.int32] = _joined([each for each in self._listed if each.dtype is torch.int32], np.int32)
-        self._on: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._on: dict[torch.device, list[torch.Tensor]] = {}
 
-    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def on(self, device: torch.device) -> list[torch.Tensor]:
         """``short`` and ``long`` on a device; they are copied there once."""
         if device not in self._on:
-            self._on[device] = torch.as_tensor(self.short, device=device), torch.as_tensor(self.long, device=device)
+            self._on[device] = [torch.as_tensor(codes, device=device) for codes in (self.short, self.long)]
         return self._on[device]
 
     def begin(self, codes: torch.Tensor | None) -> int:
@@ -36,6 +36,23 @@ class ListedCodes:
             return -1
         number = next(number for number, each in enumerate(self._listed) if each is codes)
         return sum(len(each) for each in self._listed[:number])
+
+
+def listed_or(
+    classes: torch.Tensor, ids: torch.Tensor, *, begin: torch.Tensor, codes: list[torch.Tensor]
+) -> torch.Tensor:
+    """The class (n,) of each id (n,) where its codes ``begin`` at a place, and otherwise what ``classes`` has.
+
+    ``codes`` are the short and the long ones. Also in TorchScript, which served tables need.
+    """
+    short, long = codes[0], codes[1]
+    if short.numel() > 0:
+        listed = (begin >= 0) & (begin < short.numel())
+        classes = torch.where(listed, short[torch.where(listed, begin + ids, 0)].long(), classes)
+    if long.numel() > 0:
+        listed = begin >= short.numel()
+        classes = torch.where(listed, long[torch.where(listed, begin - short.numel() + ids, 0)].long(), classes)
+    return classes
 
 
 def _joined(codes: Sequence[torch.Tensor], dtype: type) -> NDArray:  # type: ignore[type-arg]  # int16 or int32

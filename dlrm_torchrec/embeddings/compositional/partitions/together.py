@@ -16,7 +16,7 @@ class Together(Partition):
     parts: tuple[Partition, ...]
 
     def __post_init__(self) -> None:
-        if len({part.num_ids for part in self.parts}) != 1 or any(part.shared_from for part in self.parts):
+        if len({part.num_ids for part in self.parts}) != 1 or any(part.shared_from is not None for part in self.parts):
             raise ValueError(
                 f"partitions that are used together must be of the same ids, in rows of their own: got {self.parts}; "
                 "make their numbers of ids equal, and hash once each"
