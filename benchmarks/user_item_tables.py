@@ -26,9 +26,9 @@ import tyro
 
 ROOT = Path(__file__).parent.parent
 USERS, ITEMS, RATINGS = 6_040, 3_706, 1_000_209
-LEAST = 20  # ratings of a user
-FACTORS, TASTE = 16, 1.6  # numbers of a user and of an item; standard deviation of their product
-POPULARITY = 1.6  # standard deviation of an item's own logit
+LEAST, MOST = 20, 2_314  # ratings of a user
+FACTORS, TASTE = 16, 1.3  # numbers of a user and of an item; standard deviation of their product
+POPULARITY = 1.1  # standard deviation of an item's own logit
 
 WAYS = {  # the options, and how many times as many rows as vectors of 32 numbers there are
     "hash": (["--tables.kind=hash"], 1),
@@ -52,6 +52,7 @@ def interactions(seed: int = 0) -> pa.Table:
     logits = users @ items.T + np.float32(POPULARITY) * random.normal(size=ITEMS).astype(np.float32)
     activity = random.lognormal(sigma=1.1, size=USERS)
     counts = LEAST + np.floor(activity / activity.sum() * (RATINGS - LEAST * USERS)).astype(np.int64)
+    counts = np.minimum(counts, MOST)
     # The places of the largest sums of logits and Gumbel noise are draws without replacement.
     order = np.argsort(-(logits + random.gumbel(size=logits.shape).astype(np.float32)), axis=1)
     taken = [random.permutation(row[:count]) for row, count in zip(order, counts, strict=True)]

@@ -179,7 +179,9 @@ def test_the_teacher_is_the_documented_formula(grouped: float) -> None:
         for key, scale, bags in zip(teacher._sparse_keys, teacher._bag_scale, columns.sparse, strict=True):
             for value in bags[row]:
                 group = int(counter.words(key, value)[0]) >> 32 & 63
-                own, common = (_weights(each, np.array([n]))[0] for each, n in ((key, value), (~key, group)))
+                own, common = (
+                    _weights(each, np.array([n]))[0].astype(float) for each, n in ((key, value), (~key, group))
+                )
                 per_id = (1 - grouped) ** 0.5 * own + grouped**0.5 * common
                 effect += float(per_id[0]) * scale
                 slope += float(per_id[1]) * scale

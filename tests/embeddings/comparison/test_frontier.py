@@ -43,7 +43,8 @@ def test_every_way_has_almost_the_bytes_that_a_ratio_allows_and_small_tables_sta
     assert [v.ratio for v in others if v.way == "hash"] == list(RATIOS)
     assert [v.ratio for v in others if v.way == "qr"] == [2, 10, 50, 100]  # two partitions need 448 rows
     for variant in others:
-        assert 0.9 * plain.bytes <= variant.ratio * variant.bytes <= plain.bytes
+        least = 0.99 if variant.way == "hash" else 0.25  # a quotient is a whole number, and hashes need few rows
+        assert least * plain.bytes <= variant.ratio * variant.bytes <= plain.bytes
     (smallest,) = (v for v in others if v.way == "hash" and v.ratio == 1000)
     assert smallest.parameters == 16 * (smallest.tables.max_rows + min(30, smallest.tables.max_rows))
 
@@ -66,19 +67,23 @@ def test_a_form_is_found_again_and_fits_better_than_the_other(form: Form) -> Non
         quality = 0.82 - 0.004 * curve
         power, exponential = (fit(shares.tolist(), quality.tolist(), each) for each in FORMS)
         found, other = (power, exponential) if form == "power" else (exponential, power)
-        assert found.rate == pytest.approx(rate, rel=0.05)
-        assert found.top == pytest.approx(0.82, abs=2e-4)
+        assert found.rate == pytest.approx(rate, rel=0.01)
+        assert found.top == pytest.approx(0.82, abs=1e-3)
         assert 10 * found.residual < other.residual
 
 
 def test_the_report_says_which_way_to_take_and_how_quality_falls(tmp_path: Path) -> None:
-    auc = {("plain", 1): (0.82, 0.82)} | {("hash", r): (0.82 - 0.002 * r**0.5,) * 2 for r in RATIOS}
+    plain, *others = compared()
+    auc: dict[tuple[str, float], tuple[float, ...]] = {("plain", 1): (0.82, 0.82)}
+    auc |= {("hash", v.ratio): (0.83 - 0.01 * (plain.bytes / v.bytes) ** 0.25,) * 2 for v in others if v.way == "hash"}
     text = write_report(str(tmp_path), compared(), filled(tmp_path, auc))
-    size = next(v.bytes for v in compared() if v.way == "hash" and v.ratio == 50) / 2**20
-    assert f"| 50 x | {size:,.3f} | hash | 0.80586 ± 0.00000 | 0.01414 |  |\n" in text
+    size = next(v.bytes for v in others if v.way == "hash" and v.ratio == 50)
+    lost = 0.01 * (plain.bytes / size) ** 0.25 - 0.01
+    row = f"| 50 x | {size / 2**20:,.3f} | hash | {0.82 - lost:.5f} ± 0.00000 | {lost:.5f} |  |\n"
+    assert row in text
     assert "| 1,000 x |" in text
-    (fitted,) = (line for line in text.splitlines() if line.startswith("| hash | 0.82"))
-    assert "s^-0.5 |" in fitted
+    (fitted,) = (line for line in text.splitlines() if line.startswith("| hash | 0.83"))
+    assert "s^-0.25 |" in fitted
     assert fitted.endswith("| power |")
 
 
