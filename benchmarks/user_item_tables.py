@@ -27,8 +27,8 @@ import tyro
 ROOT = Path(__file__).parent.parent
 USERS, ITEMS, RATINGS = 6_040, 3_706, 1_000_209
 LEAST, MOST = 20, 2_314  # ratings of a user
-FACTORS, TASTE = 16, 1.3  # numbers of a user and of an item; standard deviation of their product
-POPULARITY = 1.1  # standard deviation of an item's own logit
+FACTORS, TASTE = 8, 0.9  # numbers of a user and of an item; standard deviation of their product
+POPULARITY = 1.45  # standard deviation of an item's own logit
 
 WAYS = {  # the options, and how many times as many rows as vectors of 32 numbers there are
     "hash": (["--tables.kind=hash"], 1),
@@ -48,7 +48,9 @@ def interactions(seed: int = 0) -> pa.Table:
     """Users and items, a row for each rating, the ratings of a user in the order in which they were made."""
     random = np.random.default_rng(seed)
     users = random.normal(size=(USERS, FACTORS)).astype(np.float32)
-    items = random.normal(size=(ITEMS, FACTORS)).astype(np.float32) * np.float32(TASTE / FACTORS**0.5)
+    scales = 1 / np.arange(1, FACTORS + 1)
+    scales *= TASTE / np.linalg.norm(scales)
+    items = (random.normal(size=(ITEMS, FACTORS)) * scales).astype(np.float32)
     logits = users @ items.T + np.float32(POPULARITY) * random.normal(size=ITEMS).astype(np.float32)
     activity = random.lognormal(sigma=1.1, size=USERS)
     counts = LEAST + np.floor(activity / activity.sum() * (RATINGS - LEAST * USERS)).astype(np.int64)

@@ -25,7 +25,7 @@ from dlrm_torchrec.embeddings.comparison.sweep import Sweep
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
-from dlrm_torchrec.train.config import LogConfig, OptimizerConfig, Schedule
+from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule
 
 # primes, which no number of collisions divides, on both sides of each of the paper's thresholds
 STAGE = partial(demo_spec, one_hot=(13, 151, 499, 997, 2003, 5003, 10_007, 20_011), multi_hot=(997,), encoding="vocab")
@@ -49,6 +49,7 @@ class Config:
     sweep: Sweep = Sweep()  # Which ways to store tables are compared, at which sizes.
     seeds: tuple[int, ...] = (0, 1, 2)  # Seeds of the initial weights; every variant is trained once with each.
     count: bool = False  # Print how many parameters the variants have, and train nothing.
+    save: bool = False  # Save a checkpoint of each run, from which recipes/cluster_tables.py makes clusters.
     run_dir: str = "runs/compare_embeddings"  # Folder of runs; the preset's name is appended.
     debug: bool = False  # Show the call stack of every error.
 
@@ -75,25 +76,14 @@ WAYS = PAPERS | {
     "hashes-concat": TablesConfig(kind="hashes", partitions=4, operation="concat"),  # arXiv 2108.02191
 }
 FRONTIER = (
-    "plain",
-    "hash",
-    "hashes-add",
-    "hashes-concat",
-    "qr-mult",
-    "path-16",
-    "crt-mult",
-    "mixed-dims",
-    "hot-hash",
-    "hot-concat",
-    "hot-cold",
-)
+    "plain", "hash", "hashes-add", "hashes-concat", "qr-mult", "path-16", "crt-mult", "mixed-dims", "hot-hash",
+    "hot-concat", "hot-cold",
+)  # fmt: skip
 SWEEP = Sweep(
-    ways=tuple(PAPERS),
-    collisions=(2, 3, 4, 5, 6, 7, 60),
-    thresholds=(20, 200, 2000, 20_000),
+    ways=tuple(PAPERS), collisions=(2, 3, 4, 5, 6, 7, 60), thresholds=(20, 200, 2000, 20_000),
     alphas=(0.05, 0.1, 0.2, 0.3),
-)
-RATIOS = (2, 10, 30, 100, 300, 1000, 3000, 10_000)
+)  # fmt: skip
+RATIOS = (2, 10, 30, 100, 1000, 10_000)
 ADAGRAD = OptimizerConfig(kind="adagrad", lr=0.01, eps=1e-10)
 PRESETS = {
     "demo": Config(sweep=Sweep(ways=tuple(way for way in PAPERS if way == "path-64" or "path" not in way))),
@@ -126,6 +116,8 @@ from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.terminal.closing import say_closing
 from dlrm_torchrec.terminal.failure import run
+from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
+from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.log import RunLog, prefixed
 from dlrm_torchrec.train.metrics.labels import evaluate
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
@@ -166,6 +158,9 @@ def train(
         loss, _, global_rows = pipeline.progress(batches)
         log.step(step + 1, loss, global_rows)
     log.stop(stream.num_steps, is_over=True)
+    if cfg.save:
+        end = Progress(identity={}, lanes=world.size, step=stream.num_steps)
+        Checkpoints(f"{log.folder}/checkpoints", CheckpointConfig(), world, say=log.say).finish(model, optimizer, end)
     found = evaluate(pipeline.detach(), val.batches(), world, learned=cfg.schedule.settled(stream.num_steps))
     metrics = {**prefixed("val/", found), "steps": stream.num_steps}
     if isinstance(val, SyntheticStream):
@@ -183,7 +178,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
     run_dir = f"{cfg.run_dir}/{preset}"
     with join_world(cfg.data_seed) as world:
         alike = asdict(replace(cfg, shape=spec, sweep=Sweep(), seeds=(), run_dir=""))  # what all runs have in common
-        del alike["debug"]
+        del alike["debug"], alike["save"]
         alike |= {"ranks": world.size, "device": world.device.type}
         runs = Runs(run_dir, alike, cfg.seeds, write=world.is_main)
         for seed, variant in product(cfg.seeds, compared):

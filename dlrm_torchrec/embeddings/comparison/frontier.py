@@ -16,8 +16,8 @@ Floats = NDArray[np.float64]
 Form = Literal["power", "exponential"]
 
 _FORMS: dict[Form, tuple[Callable[[Floats, float], Floats], Floats]] = {  # what a share of the bytes loses, and rates
-    "power": (lambda shares, rate: shares**-rate, np.geomspace(0.01, 3, 500)),
-    "exponential": (lambda shares, rate: np.exp(-rate * shares), np.geomspace(0.1, 1e5, 500)),
+    "power": (lambda shares, rate: shares**-rate, np.geomspace(0.01, 3, 1000)),
+    "exponential": (lambda shares, rate: np.exp(-rate * shares), np.geomspace(0.1, 1e5, 1000)),
 }
 _LEAST_POINTS = 5  # a form has three numbers
 

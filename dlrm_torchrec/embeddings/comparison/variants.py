@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ class Variant:
             return f"budget {self.tables.budget}" if self.tables.budget else f"alpha {self.tables.alpha}"
         if self.tables.max_rows:
             return f"{self.tables.threshold} rows"
+        if self.tables.assignments:
+            return os.path.basename(self.tables.assignments.rstrip("/"))
         return f"{self.tables.collisions} collisions, threshold {self.tables.threshold}"
 
     @property
@@ -47,7 +50,7 @@ class Variant:
 
 
 def variants(sweep: Sweep, ways: Mapping[str, TablesConfig], tables: Sequence[Table]) -> list[Variant]:
-    """The ways that ``sweep`` chooses, in all their sizes, counted on tables that hold no memory.
+    """The ways that ``sweep`` chooses, in all their sizes, counted on tables that hold no memory, and its clusters.
 
     Raises ValueError when a chosen way is not among ``ways``.
     """
@@ -58,6 +61,12 @@ def variants(sweep: Sweep, ways: Mapping[str, TablesConfig], tables: Sequence[Ta
         for ratio, config in _at_ratios(tables, ways[way], sweep.ratios) if sweep.ratios else sizes:
             parameters, size = _parameters(tables, config), stored_bytes(tables, config)
             found.append(Variant(way=way, tables=config, parameters=parameters, bytes=size, ratio=ratio))
+    for folder in sweep.assignments:
+        config = TablesConfig(kind="clusters", assignments=folder)
+        parameters, size = _parameters(tables, config), stored_bytes(tables, config)
+        reached = stored_bytes(tables, TablesConfig()) / size
+        ratio = max((ratio for ratio in sweep.ratios if ratio <= reached), default=0.0)
+        found.append(Variant(way="clusters", tables=config, parameters=parameters, bytes=size, ratio=ratio))
     return found
 
 
@@ -160,5 +169,5 @@ class Runs:
         return [self._metrics[self._key(variant, seed)][metric] for seed in self.seeds]
 
     def _key(self, variant: Variant, seed: int) -> str:
-        text = json.dumps([self._settings, asdict(variant.tables), seed], sort_keys=True)
+        text = json.dumps([self._settings, variant.tables.identity, seed], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
