@@ -30,18 +30,20 @@ LEAST, MOST = 20, 2_314  # ratings of a user
 FACTORS, TASTE = 8, 0.9  # numbers of a user and of an item; standard deviation of their product
 POPULARITY = 1.45  # standard deviation of an item's own logit
 
-WAYS = {  # the options, and how many times as many rows as vectors of 32 numbers there are
-    "hash": (["--tables.kind=hash"], 1),
-    "2 hashes, added": (["--tables.kind=hashes", "--tables.operation=add"], 1),
-    "2 hashes, concatenated": (["--tables.kind=hashes", "--tables.operation=concat"], 2),
-    "4 hashes, concatenated": (["--tables.kind=hashes", "--tables.operation=concat", "--tables.partitions=4"], 4),
-    "quotient-remainder, mult": (["--tables.kind=quotient_remainder", "--tables.operation=mult"], 1),
-    "Chinese remainder, mult": (["--tables.kind=chinese_remainder", "--tables.operation=mult"], 1),
-    "hot_cold": (["--tables.kind=hot_cold", "--tables.operation=mult", "--tables.hot=0.5"], 1),
-    "hot_cold, 4 hashes": (
-        ["--tables.kind=hot_cold", "--tables.tail=hashes", "--tables.operation=concat", "--tables.partitions=4",
-         "--tables.hot=0.5"], 4),
-}  # fmt: skip
+KIND = "--tables.kind={} --tables.max-rows={{rows}}"
+CONCAT = "--tables.operation=concat --tables.partitions=4 --tables.max-rows={four}"
+WAYS = {  # of tables with so many rows of 32 numbers, or as many numbers
+    "hash": KIND.format("hash"),
+    "2 hashes, added": KIND.format("hashes"),
+    "2 hashes, concatenated": "--tables.kind=hashes --tables.operation=concat --tables.max-rows={twice}",
+    "4 hashes, concatenated": f"--tables.kind=hashes {CONCAT}",
+    "quotient-remainder, mult": KIND.format("quotient_remainder"),
+    "Chinese remainder, mult": KIND.format("chinese_remainder"),
+    "hot_cold": f"{KIND.format('hot_cold')} --tables.hot=0.5",
+    "hot_cold, 4 hashes": f"--tables.kind=hot_cold --tables.hot=0.5 --tables.tail=hashes {CONCAT}",
+    "mixed dims": "--tables.kind=mixed_dimension --tables.threshold=0 --tables.budget={numbers}",
+}
+LEAST_DIM = 4  # of mixed dims
 
 
 def interactions(seed: int = 0) -> pa.Table:
@@ -86,7 +88,7 @@ def main(
     item: str = "item",
     rows: tuple[int, ...] = (256, 2048),
     seeds: tuple[int, ...] = (0, 1, 2),
-    epochs: int = 3,
+    epochs: int = 4,
     lr: float = 0.3,
 ) -> None:
     """Prints mean ± standard deviation over seeds.
@@ -101,11 +103,12 @@ def main(
     """
     with tempfile.TemporaryDirectory() as folder:
         common = ["ml-1m", f"--data={data or prepare(folder)}", "--columns", "user", item, f"--epochs={epochs}"]
-        common += [f"--sparse.lr={lr}", "--eval-every=0", "--batch-size=10240", "--checkpoint.every=0"]
+        common += [f"--sparse.lr={lr}", "--eval-every=0", "--batch-size=10240"]
         ways = {("plain", 0): list[str]()} | {
-            (name, size): [*options, f"--tables.max-rows={size * wide}", f"--tables.threshold={size}"]
+            (name, size): options.format(rows=size, twice=2 * size, four=4 * size, numbers=2 * 32 * size).split()
             for size in rows
-            for name, (options, wide) in WAYS.items()
+            for name, options in WAYS.items()
+            if name != "mixed dims" or 2 * 32 * size >= LEAST_DIM * (USERS + ITEMS)
         }
         for (name, size), options in ways.items():
             found = []

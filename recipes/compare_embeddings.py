@@ -28,8 +28,9 @@ from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule
 
 # primes, which no number of collisions divides, on both sides of each of the paper's thresholds
-STAGE = partial(demo_spec, one_hot=(13, 151, 499, 997, 2003, 5003, 10_007, 20_011), multi_hot=(997,), encoding="vocab")
-LARGE = partial(STAGE, one_hot=(13, 151, 997, 3001, 10_007, 30_011, 100_003, 300_007, 1_000_003))
+STAGE = partial(demo_spec, one_hot=(13, 151, 499, 997, 2003, 5003, 10_007, 20_011), multi_hot=(997,))
+MILLION = (13, 151, 997, 3001, 10_007, 30_011, 100_003, 300_007, 1_000_003)
+LARGE = partial(demo_spec, one_hot=MILLION, multi_hot=(997,), encoding="vocab")  # ids in order of frequency
 
 
 @dataclass(frozen=True, kw_only=True)

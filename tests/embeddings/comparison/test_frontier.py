@@ -6,11 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from dlrm_torchrec.embeddings.assignments import Assignment
 from dlrm_torchrec.embeddings.comparison.frontier import Form, envelope, fit
 from dlrm_torchrec.embeddings.comparison.report import plot, write_report
 from dlrm_torchrec.embeddings.comparison.sweep import Sweep
 from dlrm_torchrec.embeddings.comparison.variants import Runs, Variant, variants
+from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.schema import Table
 
@@ -47,6 +51,24 @@ def test_every_way_has_almost_the_bytes_that_a_ratio_allows_and_small_tables_sta
         assert least * plain.bytes <= variant.ratio * variant.bytes <= plain.bytes
     (smallest,) = (v for v in others if v.way == "hash" and v.ratio == 1000)
     assert smallest.parameters == 16 * (smallest.tables.max_rows + min(30, smallest.tables.max_rows))
+
+
+def test_clusters_are_compared_at_the_ratio_that_their_codes_and_rows_reach(tmp_path: Path) -> None:
+    codes = torch.arange(50_000) % 1000
+    assigned = Assignment(assigned=Assigned([codes], complementary=False), made="for a test", hash_classes=200)
+    (tmp_path / "made").mkdir()
+    save_file(assigned.tensors(), tmp_path / "made/b.safetensors", assigned.metadata())
+    plain, clusters = variants(Sweep(ways=("plain",), ratios=RATIOS, assignments=(f"{tmp_path}/made/",)), WAYS, TABLES)
+    assert (clusters.way, clusters.name) == ("clusters", "clusters-made")
+    assert clusters.bytes == 64 * (30 + 1200) + 2 * 50_000
+    assert plain.bytes / clusters.bytes == pytest.approx(17.9, abs=0.1)
+    assert clusters.ratio == 10
+    found = filled(tmp_path, {})
+    found.add(clusters, 0, {"val/auc": 0.5})
+    assert found.finished(clusters, 0)
+    other = Assignment(assigned=Assigned([codes.flip(0)], complementary=False), made="for a test", hash_classes=200)
+    save_file(other.tensors(), tmp_path / "made/b.safetensors", other.metadata())
+    assert not found.finished(clusters, 0)  # other codes, other runs
 
 
 def test_the_best_way_of_each_ratio_and_those_within_the_spread(tmp_path: Path) -> None:
