@@ -49,16 +49,15 @@ LEAST_DIM = 4  # of mixed dims
 def interactions(seed: int = 0) -> pa.Table:
     """Users and items, a row for each rating, the ratings of a user in the order in which they were made."""
     random = np.random.default_rng(seed)
-    users = random.normal(size=(USERS, FACTORS)).astype(np.float32)
-    scales = 1 / np.arange(1, FACTORS + 1)
-    scales *= TASTE / np.linalg.norm(scales)
-    items = (random.normal(size=(ITEMS, FACTORS)) * scales).astype(np.float32)
-    logits = users @ items.T + np.float32(POPULARITY) * random.normal(size=ITEMS).astype(np.float32)
+    scales = 1 / np.arange(1, FACTORS + 1, dtype=np.float32)
+    scales *= np.float32(TASTE / np.linalg.norm(scales))
+    users, items = (random.standard_normal((count, FACTORS), np.float32) for count in (USERS, ITEMS))
+    logits = users * scales @ items.T + np.float32(POPULARITY) * random.standard_normal(ITEMS, np.float32)
     activity = random.lognormal(sigma=1.1, size=USERS)
     counts = LEAST + np.floor(activity / activity.sum() * (RATINGS - LEAST * USERS)).astype(np.int64)
     counts = np.minimum(counts, MOST)
     # The places of the largest sums of logits and Gumbel noise are draws without replacement.
-    order = np.argsort(-(logits + random.gumbel(size=logits.shape).astype(np.float32)), axis=1)
+    order = np.argsort(np.log(random.standard_exponential(logits.shape, np.float32)) - logits, axis=1)
     taken = [random.permutation(row[:count]) for row, count in zip(order, counts, strict=True)]
     return pa.table({"user": np.repeat(np.arange(USERS), list(map(len, taken))), "item": np.concatenate(taken)})
 
