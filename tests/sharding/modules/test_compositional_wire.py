@@ -92,7 +92,7 @@ LATER: list[tuple[Operation, Partition]] = [  # hot and cold ids, and several ha
     (Mult(), HotCold(100, ChineseRemainder(900, (31, 30)))),
     (Add(), HotCold(100, Hash(900, 50))),
     (Add(), Hashes(IDS, 100, 2)),
-    (Concat(), Hashes(IDS, 100, 3)),
+    (Concat(), Hashes(IDS, 100, 2)),
 ]
 CASES = [
     *(
