@@ -57,7 +57,7 @@ def interactions(seed: int = 0) -> pa.Table:
     counts = LEAST + np.floor(activity / activity.sum() * (RATINGS - LEAST * USERS)).astype(np.int64)
     counts = np.minimum(counts, MOST)
     # The places of the largest sums of logits and Gumbel noise are draws without replacement.
-    order = np.argsort(np.log(random.standard_exponential(logits.shape, np.float32)) - logits, axis=1)
+    order = np.argsort(np.log(random.standard_exponential(logits.shape)) - logits, axis=1)
     taken = [random.permutation(row[:count]) for row, count in zip(order, counts, strict=True)]
     return pa.table({"user": np.repeat(np.arange(USERS), list(map(len, taken))), "item": np.concatenate(taken)})
 

@@ -2,6 +2,7 @@
 
     python recipes/compare_embeddings.py                                            # the demo, on synthetic rows
     torchrun --standalone --nproc_per_node 2 recipes/compare_embeddings.py sweep    # every way, size and threshold
+    python recipes/compare_embeddings.py frontier     # equal bytes, from 2 to 10,000 times fewer, in half an hour
     python recipes/compare_embeddings.py criteo-kaggle --data synthetic --count     # sizes alone, of a preset's shape
 
 It writes results.md, quality.png and results.jsonl; the same command resumes from results.jsonl.

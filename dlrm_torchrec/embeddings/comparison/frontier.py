@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -23,11 +24,24 @@ _LEAST_POINTS = 5  # a form has three numbers
 
 
 class Point(NamedTuple):
-    """The quality of a variant over its seeds."""
+    """The quality of a variant for each seed."""
 
     variant: Variant
-    mean: float
-    spread: float  # standard deviation
+    values: list[float]
+
+    @property
+    def mean(self) -> float:
+        return mean(self.values)
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation; 0 for one seed."""
+        return _spread(self.values)
+
+    def less_than(self, other: Point) -> tuple[float, float]:
+        """By how much the other one is better: mean and standard deviation over pairs of runs with the same seed."""
+        differences = [theirs - ours for ours, theirs in zip(self.values, other.values, strict=True)]
+        return mean(differences), _spread(differences)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +56,15 @@ class Fit:
 
 
 def envelope(variants: Sequence[Variant], runs: Runs, metric: str = "val/auc") -> list[tuple[Point, list[Point]]]:
-    """For each ratio: the best variant, and the others that are worse by at most the larger of both spreads.
+    """For each ratio: the best variant, and the others that are not worse by more than the spread of the difference.
 
     Plain tables come first. ``metric`` is one of which more is better.
     """
     found = []
     for ratio in sorted({variant.ratio for variant in variants if variant.ratio}):
-        points = [_point(variant, runs, metric) for variant in variants if variant.ratio == ratio]
+        points = [Point(v, runs.values(v, metric)) for v in variants if v.ratio == ratio]
         best, *others = sorted(points, key=lambda point: -point.mean)
-        found.append((best, [each for each in others if best.mean - each.mean <= max(best.spread, each.spread)]))
+        found.append((best, [each for each in others if operator.le(*each.less_than(best))]))
     return found
 
 
@@ -71,11 +85,11 @@ def frontier_to_markdown(variants: Sequence[Variant], runs: Runs) -> str:
     """Which way has the best AUC at each compression, and how the AUC of each way falls with its bytes."""
     best = envelope(variants, runs)
     plain = next((point for point, _ in best if point.variant.ratio == 1), None)
-    rows = [["compression", "MiB", "best way", "AUC", "less than plain", "as good within the spread"]]
+    rows = [["compression", "MiB", "best way", "AUC", "less than plain", "as good within its spread"]]
     for point, others in best:
         if point is not plain:
             names = ", ".join(f"{each.variant.way} {each.mean:.5f}" for each in others)
-            lost = f"{plain.mean - point.mean:.5f}" if plain else ""
+            lost = "{:.5f} ± {:.5f}".format(*point.less_than(plain)) if plain else ""
             sizes = [f"{point.variant.ratio:,.0f} x", f"{point.variant.bytes / 2**20:,.3f}", point.variant.way]
             rows.append([*sizes, f"{point.mean:.5f} ± {point.spread:.5f}", lost, names])
     text = "\nWhich way to take at which compression:\n\n" + _table(rows)
@@ -86,7 +100,7 @@ def _fits(variants: Sequence[Variant], runs: Runs, plain: Point, best: Sequence[
     """The table of fits: one row for the best way of each compression, and one for each way with enough sizes."""
     lines = {"the best of all ways": [point for point, _ in best if point is not plain]}
     for way in dict.fromkeys(variant.way for variant in variants if variant.ratio > 1):
-        lines[way] = [_point(v, runs, "val/auc") for v in variants if v.way == way and v.ratio > 1]
+        lines[way] = [Point(v, runs.values(v, "val/auc")) for v in variants if v.way == way and v.ratio > 1]
     rows = [["AUC of a share s of the bytes", "power", "residual", "exponential", "residual", "fits better"]]
     for name, points in lines.items():
         if len(points) + 1 < _LEAST_POINTS:
@@ -106,9 +120,8 @@ def _fits(variants: Sequence[Variant], runs: Runs, plain: Point, best: Sequence[
     return "\nHow quality falls with size:\n\n" + _table(rows) if len(rows) > 1 else ""
 
 
-def _point(variant: Variant, runs: Runs, metric: str) -> Point:
-    values = runs.values(variant, metric)
-    return Point(variant, mean(values), stdev(values) if len(values) > 1 else 0.0)
+def _spread(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

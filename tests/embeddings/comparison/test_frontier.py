@@ -72,7 +72,8 @@ def test_clusters_are_compared_at_the_ratio_that_their_codes_and_rows_reach(tmp_
 
 
 def test_the_best_way_of_each_ratio_and_those_within_the_spread(tmp_path: Path) -> None:
-    auc = {("plain", 1): (0.81, 0.83), ("qr", 10): (0.80, 0.81), ("hash", 10): (0.79, 0.81), ("concat", 10): (0.7, 0.7)}
+    auc = {("plain", 1): (0.81, 0.83), ("qr", 10): (0.80, 0.81)}
+    auc |= {("hash", 10): (0.79, 0.81), ("concat", 10): (0.799, 0.809)}  # a thousandth worse with each seed
     best = envelope(compared(), filled(tmp_path, auc))
     assert [point.variant.ratio for point, _ in best] == [1, *RATIOS]
     assert [(point.variant.way, round(point.mean, 4)) for point, _ in best][:3:2] == [("plain", 0.82), ("qr", 0.805)]
@@ -101,7 +102,7 @@ def test_the_report_says_which_way_to_take_and_how_quality_falls(tmp_path: Path)
     text = write_report(str(tmp_path), compared(), filled(tmp_path, auc))
     size = next(v.bytes for v in others if v.way == "hash" and v.ratio == 50)
     lost = 0.01 * (plain.bytes / size) ** 0.25 - 0.01
-    row = f"| 50 x | {size / 2**20:,.3f} | hash | {0.82 - lost:.5f} ± 0.00000 | {lost:.5f} |  |\n"
+    row = f"| 50 x | {size / 2**20:,.3f} | hash | {0.82 - lost:.5f} ± 0.00000 | {lost:.5f} ± 0.00000 |  |\n"
     assert row in text
     assert "| 1,000 x |" in text
     (fitted,) = (line for line in text.splitlines() if line.startswith("| hash | 0.83"))
