@@ -75,8 +75,9 @@ def plot(variants: Sequence[Variant], runs: Runs) -> Figure:
         axes.plot(*zip(*places, strict=True), color="black", linewidth=6, alpha=0.15)
         for point, place in zip(best, places, strict=True):
             above = 10 if metric == "val/auc" else -16
-            axes.annotate(point.variant.way, place, (0, above), textcoords="offset points", ha="right", fontsize=8)
+            axes.annotate(point.variant.way, place, (0, above), textcoords="offset points", ha="center", fontsize=8)
         axes.set(xscale="log", xlabel="MiB of tables", ylabel=f"validation {_METRICS[metric]}")
+        axes.margins(x=0.12)
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     return figure
