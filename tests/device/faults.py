@@ -72,7 +72,7 @@ FAULTS = [
         "counts = bags.lengths.view(self.num_features, -1).sum(1)\n",
         "counts = torch.from_numpy(bags.lengths.view(self.num_features, -1).numpy().sum(1))\n",
         WAITS,
-        "test_table_wise and Mult",
+        "test_other_sharding_types and row_wise",
     ),
     Fault(
         "nonzero() to find bad ids",
