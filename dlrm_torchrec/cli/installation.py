@@ -73,8 +73,8 @@ def check_wheels(environment: Environment) -> list[Finding]:
     torch = environment.versions.get("torch")
     if torch and not environment.torch_cuda and any(wheel.name == FBGEMM[0] for wheel in environment.fbgemm):
         cure = (
-            f"pip install --force-reinstall 'torch=={torch.partition('+')[0]}' from an index whose build is for CUDA or, "
-            f"for CPUs, {_swap(FBGEMM[0], environment)}"
+            f"pip install --force-reinstall 'torch=={torch.partition('+')[0]}' from an index whose build is for CUDA "
+            f"or, for CPUs, {_swap(FBGEMM[0], environment)}"
         )
         return [Finding(f"{FBGEMM[0]} must have a torch built for CUDA: got torch {torch} for CPUs", cure)]
     return [

@@ -142,7 +142,7 @@ def tell_failure(failure: Failure, where: Place) -> None:
         _print(failure, "" if len(alike) == where.local_size else several)
 
 
-def _tell_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _tell_uncaught(_kind: type[BaseException], error: BaseException, _stack: TracebackType | None) -> None:
     tell_failure(failure_of(error, place().rank), place())
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import time
+from dataclasses import dataclass
 
 from dlrm_torchrec.command_line import read_options
 from dlrm_torchrec.terminal.failure import run
+
+
+@dataclass(frozen=True)
+class Options:
+    """A command line without options."""
 
 
 def main(how: str) -> str:
@@ -33,4 +40,8 @@ if __name__ == "__main__":
     if "--options" in sys.argv:
         sys.argv = [*sys.argv[:1], "--no-such"]
         read_options(dict[str, str], "text")
+    if "imports" in ways:
+        sys.argv = sys.argv[:1]
+        read_options(Options, "text")
+        ctypes.CDLL("libcuda.so.99")  # as an import does whose library needs a driver
     print(run(main, ways[int(os.environ.get("RANK", 0))]))
