@@ -87,7 +87,7 @@ test-slow: $(SITE)
 	.venv/bin/pytest -m 'slow and not gpu'
 
 test-gpu: setup
-	.venv/bin/pytest -m gpu
+	.venv/bin/pytest tests/gpu
 
 check: setup
 	.venv/bin/ruff format --check .

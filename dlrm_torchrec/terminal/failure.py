@@ -78,13 +78,22 @@ def failure_of(error: BaseException, rank: int) -> Failure:
         advice = "look at what the other ranks printed, and run the same command again to resume"
         reason = str(error).strip().splitlines()[0]
         return Failure(rank, f"the connection to another rank must hold: got {reason}; {advice}", lost=True)
-    if isinstance(error, (ImportError, OSError)) and _UNLOADABLE.search(str(error)):
+    if unloaded := _unloaded(error):
         advice = "run `dlrm-recipes doctor`, which says what is broken and how to mend it"
-        sentence = f"the installed packages must be importable: got {error}; {advice}"
+        sentence = f"the installed packages must be importable: got {unloaded}; {advice}"
         return Failure(rank, sentence, stack if wants_stacks() else "")
     if is_mistake(error):
         return Failure(rank, str(error), stack if wants_stacks() else "")
     return Failure(rank, f"{type(error).__name__}: {error}\n{_whose(error)}", stack)
+
+
+def _unloaded(error: BaseException | None) -> str | None:
+    """What could not be imported, by ``error`` or by its cause, since torch says only which file it could not load."""
+    while error is not None:
+        if isinstance(error, (ImportError, OSError)) and _UNLOADABLE.search(str(error)):
+            return str(error)
+        error = error.__cause__
+    return None
 
 
 def is_mistake(error: BaseException) -> bool:
@@ -165,6 +174,7 @@ def one_voice() -> Iterator[None]:
             silence.enter_context(redirect_stderr(StringIO()))
         try:
             yield
+            quiet_libraries()
             sys.excepthook = _tell_uncaught
             return
         except ValueError as error:

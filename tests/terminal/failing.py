@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 import time
@@ -10,6 +11,14 @@ from dataclasses import dataclass
 
 from dlrm_torchrec.command_line import read_options
 from dlrm_torchrec.terminal.failure import run
+
+# by FBGEMM 1.6.0 when it is imported
+FBGEMM_SAYS = """
+            \033[33m
+            _fbgemm_torch_compat_table has no entry for 1.6.0 of FBGEMM;
+            cannot determine compatibility with PyTorch 2.11.0
+            \033[0m
+            """
 
 
 @dataclass(frozen=True)
@@ -43,5 +52,7 @@ if __name__ == "__main__":
     if "imports" in ways:
         sys.argv = sys.argv[:1]
         read_options(Options, "text")
+        logging.warning(FBGEMM_SAYS)
+        logging.error("Could not load the library 'fbgemm_gpu_py.so'!")
         ctypes.CDLL("libcuda.so.99")  # as an import does whose library needs a driver
     print(run(main, ways[int(os.environ.get("RANK", 0))]))
