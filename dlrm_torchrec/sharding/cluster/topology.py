@@ -83,12 +83,11 @@ class Cluster:
         """The cluster in the form of TorchRec's planner; ranks share their host's memory and bandwidth equally."""
         machine, ranks = self.machine, self.devices_per_host
         is_gpu = machine.compute_device == "cuda"
-        return TopologyFactory.create_topology(
+        topology = TopologyFactory.create_topology(
             TrainerConfig(world_size=self.world_size, local_world_size=ranks),
             HardwareConfig(
                 hbm_cap_bytes=machine.hbm_bytes if is_gpu else None,
                 ddr_cap_bytes=machine.ddr_bytes // ranks,
-                ssd_cap_bytes=0,  # no offered kernel keeps rows on disk
                 hbm_mem_bw=machine.hbm_bandwidth / MILLISECONDS if is_gpu else None,
                 ddr_mem_bw=machine.ddr_bandwidth / ranks / MILLISECONDS,
                 hbm_to_ddr_mem_bw=machine.pcie_bandwidth / MILLISECONDS if is_gpu else None,
@@ -102,6 +101,9 @@ class Cluster:
                 ),
             ),
         )
+        for device in topology.devices:
+            device.storage.ssd = 0  # no offered kernel keeps rows on disk; TorchRec 1.6 takes a cap of 0 for its default
+        return topology
 
 
 class HostBandwidths(BasicCommsBandwidths):
