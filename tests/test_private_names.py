@@ -93,7 +93,7 @@ LIST = [
         ["_python_dispatch"],
         [
             "dlrm_torchrec/train/timing/wire.py",
-            "tests/embeddings/compositional/test_assigned.py",
+            "tests/embeddings/compositional/partitions/test_assigned.py",
             "tests/sharding/modules/test_operator_counts.py",
         ],
         "The only module that has TorchDispatchMode, which sees every operator that runs.",
@@ -101,7 +101,7 @@ LIST = [
     Private(
         "torch.ops.aten",
         ["_to_copy"],
-        ["tests/embeddings/compositional/test_assigned.py"],
+        ["tests/embeddings/compositional/partitions/test_assigned.py"],
         "The operator behind Tensor.to.",
     ),
     Private(

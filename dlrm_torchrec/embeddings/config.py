@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-TablesKind = Literal["plain", "hash", "quotient_remainder", "mixed_radix", "chinese_remainder", "mixed_dimension"]
+TablesKind = Literal[
+    "plain",
+    "hash",
+    "quotient_remainder",
+    "mixed_radix",
+    "chinese_remainder",
+    "hot_cold",
+    "hashes",
+    "mixed_dimension",
+]
+Tail = Literal["hash", "hashes", "chinese_remainder"]
 OperationName = Literal["concat", "add", "mult", "path", "feature_generation"]
 DataTypeName = Literal["fp32", "fp16"]
 TableFormat = Literal["safetensors", "parquet"]  # of files of single tables
@@ -16,15 +26,19 @@ class TablesConfig:
     """How tables are stored: plain, composed of smaller ones (arXiv 1909.02107), or of mixed dims (1909.11810)."""
 
     kind: TablesKind = "plain"
-    """How an id finds its rows; plain gives every id a row of its own."""
+    """How an id finds its rows; plain gives every id a row of its own, hot_cold only the most frequent ids."""
     operation: OperationName = "mult"
-    """How the rows of an id become its vector; plain, hash and mixed_dimension tables do not use it."""
+    """How the rows of an id become its vector; an id with one row, and mixed_dimension tables, do not use it."""
     collisions: int = 4
     """Ids that share a row of the largest partition; 0 chooses the partitions with the fewest rows in all."""
     max_rows: int = 0
-    """Maximum stored rows of a quotient_remainder table; overrides 'collisions'; 0 means no limit."""
+    """Maximum stored rows of a table, which overrides 'collisions'; 0 means no limit."""
     partitions: int = 2
-    """Number of partitions of mixed_radix and chinese_remainder tables."""
+    """Partitions of mixed_radix and chinese_remainder tables, and hashes; 0 means as few as max_rows allows."""
+    hot: float = 0.1
+    """Share of the rows of a hot_cold table that its most frequent ids keep for themselves."""
+    tail: Tail = "chinese_remainder"
+    """How the other ids of a hot_cold table find their rows; chinese_remainder tells them apart, hash does not."""
     threshold: int = 200
     """Tables of at most this many rows stay plain."""
     hidden: int = 64
@@ -44,19 +58,33 @@ class TablesConfig:
         for name, value, choices in (
             ("kind", self.kind, get_args(TablesKind)),
             ("operation", self.operation, get_args(OperationName)),
+            ("tail", self.tail, get_args(Tail)),
             ("data_type", self.data_type, get_args(DataTypeName)),
         ):
             if value not in choices:
                 raise ValueError(f"{name} of tables must be one of {choices}: got {value!r}; name one of them")
-        if self.collisions < 0 or (self.kind == "hash" and self.collisions == 0):
+        least = int(self.kind in ("hash", "hot_cold", "hashes") and not self.max_rows)
+        if self.collisions < least:
+            raise ValueError(f"collisions of {self.kind} tables must be at least {least}: got {self.collisions}; try 4")
+        if self.max_rows < 0 or (self.max_rows and self.kind in ("plain", "mixed_dimension")):
             raise ValueError(
-                f"collisions of {self.kind} tables must be at least {int(self.kind == 'hash')}: got "
-                f"{self.collisions}; try 4"
+                f"max_rows must be 0 or more, and is for tables whose ids share rows: got {self.max_rows} for "
+                f"{self.kind}; leave it out"
             )
-        if self.max_rows < 0 or (self.max_rows and self.kind != "quotient_remainder"):
+        if self.partitions < (self.kind == "hashes"):
             raise ValueError(
-                f"max_rows must be 0 or more, and is for quotient_remainder tables: got {self.max_rows} for "
-                f"{self.kind}; use collisions"
+                f"partitions of {self.kind} tables must be at least {int(self.kind == 'hashes')}: got "
+                f"{self.partitions}; try 2"
+            )
+        if not 0 < self.hot < 1:
+            raise ValueError(f"hot must be a share between 0 and 1: got {self.hot}; try .5")
+        several: tuple[str, ...] = ("add", "concat") if self.kind == "hashes" else ()
+        if self.kind == "hot_cold" and self.tail == "hashes":
+            several = ("concat",)
+        if several and self.operation not in several:
+            raise ValueError(
+                f"operation of several hashes must be {' or '.join(several)}, because they read the same rows: got "
+                f"{self.operation!r}; change it"
             )
         if self.budget < 0 or (self.budget and self.kind != "mixed_dimension"):
             raise ValueError(

@@ -19,6 +19,7 @@ from torchrec.distributed.types import ShardedTensor
 from dlrm_torchrec.compiled import compiled
 from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.mixing import mix, mix_word
 from dlrm_torchrec.embeddings.table_files import check_folder, open_table
 
 REPORT_EVERY_S = 2.0
@@ -116,7 +117,7 @@ def _draw(values: torch.Tensor, row: int, *, part: InitialRows, salt: int, colum
     """Fill rows ``row`` ... of a part on any device."""
     rows = torch.arange(row, row + len(values), device=values.device)
     columns = torch.arange(column, column + values.size(1), device=values.device)
-    bits = _mix(((rows[:, None] << 20) + columns[None, :]) ^ salt)  # a dim is far below 2^20
+    bits = mix(((rows[:, None] << 20) + columns[None, :]) ^ salt)  # a dim is far below 2^20
     uniform = (bits >> 40 & 0xFFFFFF).to(torch.float32) * 2.0**-24
     values.copy_((uniform * 2 - 1) * part.limit + part.center)
 
@@ -139,10 +140,7 @@ def _draw_rows(  # noqa: PLR0917  # compiled functions take no keywords
     for row in range(values.shape[0]):
         position = first + (uint64(row) << uint64(20))
         for column in range(values.shape[1]):
-            bits = (position + uint64(column)) ^ salt
-            bits = (bits ^ (bits >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
-            bits = (bits ^ (bits >> uint64(27))) * uint64(0x94D049BB133111EB)
-            bits ^= bits >> uint64(31)
+            bits = mix_word((position + uint64(column)) ^ salt)
             uniform = float32(int32(bits >> uint64(40))) * float32(2.0**-24)
             values[row, column] = (uniform * float32(2) - float32(1)) * limit + center
 
@@ -150,10 +148,3 @@ def _draw_rows(  # noqa: PLR0917  # compiled functions take no keywords
 def _table_seed(seed: int, table: str) -> int:
     digest = hashlib.blake2b(f"{seed}/{table}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
-
-
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """SplitMix64's finaliser (Steele et al., OOPSLA 2014), that of ``datasets.random``, on int64 that wraps around."""
-    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-    return x ^ (x >> 31 & 0x1FFFFFFFF)

@@ -14,16 +14,23 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
-from dlrm_torchrec.embeddings.compositional.partition_sizes import (
+from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
+from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
+from dlrm_torchrec.embeddings.compositional.partitions.sizes import (
     chinese_remainder_for_collisions,
+    chinese_remainder_for_rows,
+    fewest_moduli,
+    fewest_radices,
     hash_for_collisions,
+    hash_for_rows,
+    hot_cold_for_rows,
     mixed_radix_for_collisions,
+    mixed_radix_for_rows,
     optimal_chinese_remainder,
     optimal_mixed_radix,
     quotient_remainder_for_collisions,
     quotient_remainder_for_rows,
 )
-from dlrm_torchrec.embeddings.compositional.partitions import Partition
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.config import OperationName, TablesConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
@@ -79,25 +86,41 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
 
 
 def partition_of(config: TablesConfig, rows: int) -> Partition:
-    """The partition of a table of ``rows`` ids."""
-    if config.kind == "hash":
-        return hash_for_collisions(rows, config.collisions)
-    if config.kind == "chinese_remainder":
-        if config.collisions:
-            return chinese_remainder_for_collisions(rows, config.collisions, k=config.partitions)
-        return optimal_chinese_remainder(rows, config.partitions)
-    if config.kind == "mixed_radix":
-        if config.collisions:
-            return mixed_radix_for_collisions(rows, config.collisions, k=config.partitions)
-        return optimal_mixed_radix(rows, config.partitions)
-    if config.max_rows:
-        return quotient_remainder_for_rows(rows, config.max_rows)
+    """The partition of a table of ``rows`` ids; raises ValueError when it cannot have as few rows as ``config`` says.
+
+    A hot_cold table has ceil(rows / collisions) rows, and several hashes that many rows in common.
+    """
+    limit, k = config.max_rows, config.partitions or 2
+    shared = limit or -(-rows // max(config.collisions, 1))
+    match config.kind:
+        case "hash":
+            return hash_for_rows(rows, limit) if limit else hash_for_collisions(rows, config.collisions)
+        case "hashes":
+            return Hashes(rows, min(shared, rows), k)
+        case "hot_cold":
+            own_in_all = config.operation in ("concat", "feature_generation")
+            hashes = {"hash": 1, "hashes": k, "chinese_remainder": 0}[config.tail]
+            return hot_cold_for_rows(rows, shared, hot=config.hot, hashes=hashes, own_in_all=own_in_all)
+        case "chinese_remainder":
+            if limit:
+                return chinese_remainder_for_rows(rows, limit, k=config.partitions or fewest_moduli(rows, limit))
+            if config.collisions:
+                return chinese_remainder_for_collisions(rows, config.collisions, k=k)
+            return optimal_chinese_remainder(rows, k)
+        case "mixed_radix":
+            if limit:
+                return mixed_radix_for_rows(rows, limit, k=config.partitions or fewest_radices(rows, limit))
+            if config.collisions:
+                return mixed_radix_for_collisions(rows, config.collisions, k=k)
+            return optimal_mixed_radix(rows, k)
+    if limit:
+        return quotient_remainder_for_rows(rows, limit)
     return quotient_remainder_for_collisions(rows, config.collisions or optimal_mixed_radix(rows, 2).radices[1])
 
 
 def operation_of(config: TablesConfig) -> Operation:
     """The operation that computes one vector from an id's rows; a hashed id has only one row."""
-    if config.kind == "hash":
+    if config.kind == "hash" or (config.kind == "hot_cold" and config.tail == "hash"):
         return Add()
     operations: dict[OperationName, Operation] = {
         "concat": Concat(),

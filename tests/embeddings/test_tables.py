@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import torch
 from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
@@ -14,8 +16,9 @@ from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Path
+from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
-from dlrm_torchrec.embeddings.config import DataTypeName, TablesConfig, TablesKind
+from dlrm_torchrec.embeddings.config import DataTypeName, OperationName, TablesConfig, TablesKind, Tail
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import build_tables, partition_of, physical_configs, read_tables, write_tables
 from dlrm_torchrec.schema import Table
@@ -89,8 +92,8 @@ def test_mixed_dims_keep_a_budget() -> None:
 def test_every_kind_builds_the_demo_and_criteo() -> None:
     for spec in (demo_spec(), criteo_kaggle_spec()):
         plain = sum(table.rows for table in spec.tables(dim=16))
-        for kind in ("hash", "quotient_remainder", "mixed_radix", "chinese_remainder"):
-            stored = physical_configs(build_tables(spec.tables(dim=16), TablesConfig(kind=kind)))
+        for kind in ("hash", "quotient_remainder", "mixed_radix", "chinese_remainder", "hot_cold", "hashes"):
+            stored = physical_configs(build_tables(spec.tables(dim=16), TablesConfig(kind=kind, operation="add")))
             assert sum(table.num_embeddings for table in stored) < 0.35 * plain
 
 
@@ -100,7 +103,10 @@ def test_every_kind_builds_the_demo_and_criteo() -> None:
         ({"kind": "qr"}, r"kind of tables must be one of \('plain', .*\): got 'qr'; name one of them"),
         ({"operation": "sum"}, r"operation of tables must be one of \('concat', .*\): got 'sum'; name one of them"),
         ({"kind": "hash", "collisions": 0}, r"collisions of hash tables must be at least 1: got 0; try 4"),
-        ({"kind": "hash", "max_rows": 5}, r"max_rows must be 0 or more, and is for .*: got 5 for hash; use collisions"),
+        ({"max_rows": 5}, r"max_rows must be 0 or more, and is for tables whose ids .*: got 5 for plain; leave it out"),
+        ({"kind": "hot_cold", "collisions": 0}, r"collisions of hot_cold tables must be at least 1: got 0; try 4"),
+        ({"kind": "hot_cold", "hot": 1.0}, r"hot must be a share between 0 and 1: got 1.0; try .5"),
+        ({"kind": "hashes"}, r"operation of several hashes must be add or concat, .*: got 'mult'; change it"),
         ({"budget": 5}, r"budget must be 0 or more, and is for mixed_dimension tables: got 5 for plain; use coll"),
         ({"data_type": "int8"}, r"data_type of tables must be one of \('fp32', 'fp16'\): got 'int8'; name one of them"),
         (
@@ -128,6 +134,31 @@ def test_weights_are_of_the_data_type(kind: TablesKind) -> None:
     for data_type, expected in types.items():
         config = TablesConfig(kind=kind, data_type=data_type)
         assert {table.data_type for table in physical_configs(build_tables(TABLES, config))} == {expected}
+
+
+@pytest.mark.parametrize(
+    "kind", ["hash", "quotient_remainder", "mixed_radix", "chinese_remainder", "hot_cold", "hashes"]
+)
+@pytest.mark.parametrize("max_rows", [1000, 317])
+def test_any_compressed_table_fits_its_rows(kind: TablesKind, max_rows: int) -> None:
+    operations: tuple[OperationName, ...] = ("add", "concat")
+    for tail, operation in product(get_args(Tail), operations):
+        if (tail, operation) == ("hashes", "add") and kind == "hot_cold":
+            continue
+        config = TablesConfig(kind=kind, max_rows=max_rows, tail=tail, operation=operation, partitions=4)
+        partition = partition_of(config, 10_000)
+        rows = StackedRows(partition, (1,) * len(partition.classes)).rows
+        assert 0.75 * max_rows <= rows <= max_rows
+
+
+def test_hot_ids_keep_their_rows_and_the_others_share() -> None:
+    config = TablesConfig(kind="hot_cold", collisions=10, hot=0.3, tail="chinese_remainder")
+    partition = partition_of(config, 10_000)
+    (first, *later) = partition.of(torch.arange(10_000))
+    assert torch.equal(first[:300], torch.arange(300))
+    assert all((classes[:300] == 0).all() for classes in later)
+    assert len(torch.stack([first, *later]).unique(dim=1).T) == 10_000
+    assert sum(partition.classes) <= 1000
 
 
 def test_a_file_stores_single_tables_otherwise(tmp_path: FilePath) -> None:

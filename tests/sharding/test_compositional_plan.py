@@ -22,7 +22,7 @@ from dlrm_torchrec.embeddings.compositional.operations import (
     Path,
     Summed,
 )
-from dlrm_torchrec.embeddings.compositional.partitions import QuotientRemainder
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import QuotientRemainder
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 from dlrm_torchrec.sharding import plan as plan_module

@@ -4,7 +4,7 @@ Functions with plural names take and return arrays. Functions with singular name
 the same numbers one at a time.
 
 Source: G. L. Steele, D. Lea, C. H. Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014 (SplitMix64).
-Two other files have a copy of its finaliser, because they must not import this file: ``embeddings.initialize``, for
+Two other files have a copy of its finaliser, because they must not import this file: ``embeddings.mixing``, for
 tensors on any device, and ``inference.lookups``, which packages carry. Tests check that all are equal.
 """
 

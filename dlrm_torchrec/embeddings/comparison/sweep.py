@@ -23,6 +23,9 @@ class Sweep:
     alphas: tuple[float, ...] = (0.3,)
     """Powers of the rows by which the dims of mixed_dimension tables fall."""
 
+    ratios: tuple[float, ...] = ()
+    """Factors by which all tables together shrink; each way gets at most these bytes; overrides the other sizes."""
+
     def check(self, ways: Iterable[str]) -> None:
         """ValueError where a chosen way is not among ``ways``."""
         unknown = [way for way in self.ways if way not in ways]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.embeddings.comparison.sweep import Sweep
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.config import TablesConfig
-from dlrm_torchrec.embeddings.tables import build_tables
+from dlrm_torchrec.embeddings.tables import build_tables, physical_configs
 from dlrm_torchrec.schema import Table
 
 
@@ -33,7 +34,9 @@ class Variant:
         if self.tables.kind == "plain":
             return ""
         if self.tables.kind == "mixed_dimension":
-            return f"alpha {self.tables.alpha}"
+            return f"budget {self.tables.budget}" if self.tables.budget else f"alpha {self.tables.alpha}"
+        if self.tables.max_rows:
+            return f"{self.tables.threshold} rows"
         return f"{self.tables.collisions} collisions, threshold {self.tables.threshold}"
 
     @property
@@ -48,14 +51,66 @@ def variants(sweep: Sweep, ways: Mapping[str, TablesConfig], tables: Sequence[Ta
     Raises ValueError when a chosen way is not among ``ways``.
     """
     sweep.check(ways)
-    counted = []
-    for way in sweep.ways or ways:
-        for config in sweep.sizes(ways[way]):
-            weights = list(build_tables(tables, config, torch.device("meta")).parameters())
-            parameters = sum(weight.numel() for weight in weights)
-            num_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
-            counted.append(Variant(way=way, tables=config, parameters=parameters, bytes=num_bytes))
-    return counted
+    return [
+        Variant(way=way, tables=config, parameters=_parameters(tables, config), bytes=stored_bytes(tables, config))
+        for way in sweep.ways or ways
+        for config in (_at_ratios(tables, ways[way], sweep.ratios) if sweep.ratios else sweep.sizes(ways[way]))
+    ]
+
+
+def stored_bytes(tables: Sequence[Table], config: TablesConfig) -> int:
+    """Bytes of the weights of all tables, of what they list per id, and of the projections of mixed dims."""
+    built = build_tables(tables, config, torch.device("meta"))
+    stacked = [each for each in physical_configs(built) if isinstance(each, StackedEmbeddingBagConfig)]
+    listed = sum(each.stack.partition.listed_bytes for each in stacked)
+    return int(listed + sum(weight.numel() * weight.element_size() for weight in built.parameters()))
+
+
+def _parameters(tables: Sequence[Table], config: TablesConfig) -> int:
+    return sum(weight.numel() for weight in build_tables(tables, config, torch.device("meta")).parameters())
+
+
+def _at_ratios(tables: Sequence[Table], way: TablesConfig, ratios: Sequence[float]) -> Iterator[TablesConfig]:
+    """``way`` with the most rows per table whose bytes are at most those of plain tables over each ratio.
+
+    The limit is the same for all tables, so that small tables stay plain; a ratio that a way cannot reach is left out.
+    """
+    plain = stored_bytes(tables, TablesConfig(data_type=way.data_type))
+    if way.kind == "plain":
+        yield way
+        return
+    for ratio in ratios:
+        low, high, found = 1, _largest(way, tables), None
+        while low <= high:
+            middle = (low + high) // 2
+            try:
+                tried = _limited(way, middle)
+                fits = stored_bytes(tables, tried) <= plain / ratio
+            except ValueError:  # the way has no tables of so few rows
+                low = middle + 1
+                continue
+            if fits:
+                found, low = tried, middle + 1
+            else:
+                high = middle - 1
+        if found is not None:
+            yield found
+
+
+def _largest(way: TablesConfig, tables: Sequence[Table]) -> int:
+    """The limit that leaves all tables plain."""
+    if way.kind == "mixed_dimension":
+        return sum(table.rows * table.dim for table in tables)
+    return max(table.rows for table in tables)
+
+
+def _limited(way: TablesConfig, limit: int) -> TablesConfig:
+    """``way`` with at most ``limit`` rows of the full dim per table, or with so many elements in all mixed dims."""
+    if way.kind == "mixed_dimension":
+        return replace(way, budget=limit, threshold=0)
+    k = 2 if way.kind == "quotient_remainder" else way.partitions
+    parts = k if way.operation == "concat" and way.kind != "hash" else 1  # rows of concat are 1 / k as wide
+    return replace(way, max_rows=limit * parts, threshold=limit)
 
 
 class Runs:

@@ -122,7 +122,7 @@ class Mult(Operation):
     """The element-wise product of the k rows of each id, summed over the bag; a product of sums would be another model.
 
     Factors after the first start as ``center`` + U(-spread, spread). The first factor starts so small that the product
-    has the variance of a plain table.
+    has the variance of a plain table. Ids with a first row of their own share their other factors, which start as 1.
     """
 
     center: float = 0.0
@@ -139,10 +139,18 @@ class Mult(Operation):
         first, *others = stack.sizes
         second_moment = self.center**2 + self.spread**2 / 3
         limit = (stack.partition.num_ids * second_moment ** len(others)) ** -0.5
-        return [
-            InitialRows(first, center=0.0, limit=limit),
-            InitialRows(sum(others), center=self.center, limit=self.spread),
+        own = stack.partition.own_rows
+        if not own:
+            later = InitialRows(sum(others), center=self.center, limit=self.spread)
+            return [InitialRows(first, center=0.0, limit=limit), later]
+        parts = [
+            InitialRows(own, center=0.0, limit=stack.partition.num_ids**-0.5),
+            InitialRows(first - own, center=0.0, limit=limit),
         ]
+        for size in others:  # a factor of 1 for ids with rows of their own
+            parts.append(InitialRows(1, center=1.0, limit=0.0))
+            parts.append(InitialRows(size - 1, center=self.center, limit=self.spread))
+        return parts
 
     def pooled(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
         weights = bags.weights

@@ -9,12 +9,15 @@ from numba import float32, float64, int64, uint64
 from numpy.typing import NDArray
 
 from dlrm_torchrec.compiled import compiled
+from dlrm_torchrec.embeddings.compositional.partitions.base import MIXED_BITS
+from dlrm_torchrec.embeddings.mixing import GOLDEN, mix_word
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 
-_EXACT = 2**51  # below it, the product with a reciprocal in float64 misses a quotient by less than one
+_EXACT = 2**MIXED_BITS  # up to it, the product with a reciprocal in float64 misses a quotient by less than one
+_UNUSED = np.uint64(64 - MIXED_BITS)
 
 
 class Passes(NamedTuple):
@@ -22,8 +25,8 @@ class Passes(NamedTuple):
 
     sources: Integers  # number of ids, 1 for a mean
     pieces: Integers  # source, first class row, the one after the last
-    class_rows: Integers  # divisor, number of classes, first row, where its classes begin in ``assigned`` or -1
-    assigned: Integers
+    class_rows: Integers  # first row, number of classes, where they are in ``assigned`` or -1, and a ``Digit``
+    assigned: NDArray[np.int32]
 
 
 class Written(NamedTuple):
@@ -113,10 +116,29 @@ def _rows(  # noqa: PLR0917  # numba's functions have no keywords
     passes: Passes, number: int, ids: Integers, limit: int, out: Integers, step: int
 ) -> None:
     """Write the row of each id to every ``step``-th number of ``out``."""
-    divisor, classes, first_row, assigned = passes.class_rows[number]
+    first_row, _, assigned, divisor, classes, hot, base, seed = passes.class_rows[number]
     if assigned >= 0:
         for i in range(len(ids)):
             out[i * step] = first_row + passes.assigned[assigned + ids[i]]
+    elif hot > 0 or seed != 0:
+        numbers = 2**MIXED_BITS if seed != 0 else limit - hot  # of different y below
+        exact, inverse = numbers <= _EXACT, 1 / float64(divisor if divisor > 1 else classes)
+        divides, wraps = divisor > 1, (numbers - 1) // divisor >= classes
+        salt = uint64(seed) * GOLDEN
+        for i in range(len(ids)):
+            y = ids[i] - hot
+            if y < 0:
+                out[i * step] = first_row + min(ids[i], base - 1)
+                continue
+            if seed != 0:
+                y = int64(mix_word(uint64(y) + salt) >> _UNUSED)
+            if divides:
+                y = _quotient(y, divisor, inverse) if exact else int64(uint64(y) // uint64(divisor))
+            if wraps and not divides and exact:
+                y = _below(y - int(y * inverse) * classes, classes)
+            elif wraps:
+                y = int64(uint64(y) % uint64(classes))
+            out[i * step] = first_row + base + y
     elif divisor == 1 and limit <= classes:
         for i in range(len(ids)):
             out[i * step] = first_row + ids[i]
@@ -180,7 +202,7 @@ def _weighted(  # noqa: PLR0917  # numba's functions have no keywords
                     position += 1
         for j in range(len(found)):
             if counted[j]:
-                first_row = class_rows[j, 2]
+                first_row = class_rows[j, 0]
                 for i in range(start, end):
                     sums[found[j, i] - first_row] += share * weights[i] if len(weights) else share
                 for number in range(class_rows[j, 1]):

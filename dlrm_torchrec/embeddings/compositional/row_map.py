@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dlrm_torchrec.embeddings.compositional.assigned import Assigned
 from dlrm_torchrec.embeddings.compositional.bags import Bags
-from dlrm_torchrec.embeddings.compositional.partitions import Partition
+from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
+from dlrm_torchrec.embeddings.compositional.partitions.base import Digit, Partition
+from dlrm_torchrec.embeddings.compositional.partitions.digits import class_of, has_hot, has_seed
 from dlrm_torchrec.embeddings.compositional.row_kernel import Passes, expand
 
 
@@ -49,6 +50,8 @@ class RowMap:
     def __init__(self, sources: Sequence[Source], pieces: Sequence[Piece], *, count: bool) -> None:
         self.sources, self.pieces, self.count = list(sources), list(pieces), count
         self._passes = _passes(self.sources, self.pieces)
+        digits = [Digit(*map(int, row[3:])) for row in self._passes.class_rows]
+        self._hot, self._seeded = has_hot(digits), has_seed(digits)
         self._tensors: dict[torch.device, _Tensors] = {}
 
     def __call__(self, bags: Bags) -> Bags:
@@ -98,9 +101,10 @@ class RowMap:
         elif [piece.source for piece in self.pieces] != list(range(len(self.sources))):
             position = numbers + ((counts.cumsum(0) - counts)[own.sources] - ends + sizes)[piece]
         ids = values[position]
-        divisor, classes, first_row, assigned, limit = own.class_rows[row].unbind(1)
+        class_rows = own.class_rows[row]
+        first_row, _, assigned, *_, limit = class_rows.unbind(1)
         self._check(piece, ids, limit)
-        rows = first_row + ids // divisor % classes
+        rows = first_row + class_of(ids, class_rows[:, 3:-1], hot=self._hot, seeded=self._seeded)
         if len(own.assigned):
             place = torch.where(assigned < 0, 0, assigned + ids)
             rows = torch.where(assigned < 0, rows, first_row + own.assigned[place])
@@ -129,23 +133,28 @@ class RowMap:
 
 
 def _passes(sources: Sequence[Source], pieces: Sequence[Piece]) -> Passes:
-    class_rows, assigned = [], [np.empty(0, np.int64)]
+    class_rows, listed, begins = [], [np.empty(0, np.int32)], dict[tuple[int, int], int]()
     for row in (row for piece in pieces for row in piece.rows):
-        classes, divisors = row.partition.classes[row.number], row.partition.divisors
-        if divisors is None:
+        count, digits = row.partition.classes[row.number], row.partition.digits
+        begin, digit = -1, Digit()
+        if digits is None:
             assert isinstance(row.partition, Assigned)
-            class_rows.append((1, classes, row.first_row, sum(map(len, assigned))))
-            assigned.append(row.partition.assignments[row.number].numpy())
+            key = id(row.partition), row.number
+            if key not in begins:
+                begins[key] = sum(map(len, listed))
+                listed.append(row.partition.assignments[row.number].numpy().astype(np.int32))
+            begin = begins[key]
         else:
-            class_rows.append((divisors[row.number], classes, row.first_row, -1))
+            digit = digits[row.number]
+        class_rows.append((row.first_row, count, begin, *digit))
     lasts = list(accumulate(len(piece.rows) for piece in pieces))
     return Passes(
         sources=np.array([(source.num_ids, source.mean) for source in sources], np.int64).reshape(-1, 2),
         pieces=np.array(
             [(piece.source, last - len(piece.rows), last) for piece, last in zip(pieces, lasts, strict=True)], np.int64
         ).reshape(-1, 3),
-        class_rows=np.array(class_rows, np.int64).reshape(-1, 4),
-        assigned=np.concatenate(assigned),
+        class_rows=np.array(class_rows, np.int64).reshape(-1, 3 + len(Digit())),
+        assigned=np.concatenate(listed),
     )
 
 
@@ -156,7 +165,7 @@ class _Tensors(NamedTuple):
     first_class_rows: torch.Tensor
     widths: torch.Tensor
     means: torch.Tensor  # of each source
-    class_rows: torch.Tensor  # also with the number of ids of the source
+    class_rows: torch.Tensor  # also with the number of ids of the source, at the end
     assigned: torch.Tensor
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from dlrm_torchrec.embeddings.compositional.partitions import Partition
+from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.row_map import ClassRow
 
 
@@ -25,7 +25,10 @@ class InitialRows(NamedTuple):
 
 @dataclass(frozen=True)
 class StackedRows:
-    """k partitions in one table; partition j begins at row ``first_rows[j]`` and has ``class_rows[j]`` rows a class."""
+    """k partitions in one table; partition j begins at row ``first_rows[j]`` and has ``class_rows[j]`` rows a class.
+
+    Partitions that share rows begin where they say.
+    """
 
     partition: Partition
     class_rows: tuple[int, ...]
@@ -36,11 +39,11 @@ class StackedRows:
 
     @cached_property
     def rows(self) -> int:
-        return sum(self.sizes)
+        return max(first + size for first, size in zip(self.first_rows, self.sizes, strict=True))
 
     @cached_property
     def first_rows(self) -> list[int]:
-        return [sum(self.sizes[:j]) for j in range(len(self.sizes))]
+        return list(self.partition.shared_from or [sum(self.sizes[:j]) for j in range(len(self.sizes))])
 
     def class_rows_of(self, first_row: int = 0) -> tuple[ClassRow, ...]:
         """The first row of an id's class in each of the k partitions, if the table begins at ``first_row``."""

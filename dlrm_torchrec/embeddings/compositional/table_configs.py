@@ -8,8 +8,8 @@ from functools import cached_property, partial
 
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from dlrm_torchrec.embeddings.compositional.operations import Mult, Operation
-from dlrm_torchrec.embeddings.compositional.partitions import Partition
+from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, Mult, Operation
+from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows, StackedRows
 from dlrm_torchrec.embeddings.compositional.table_group import Member, TableGroup
 
@@ -33,6 +33,11 @@ class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
             raise ValueError(
                 f"initial weights of table {self.name!r} must come from its operation: got an init_fn or limits; "
                 "leave them out"
+            )
+        if self.partition.shared_from and not isinstance(self.operation, (Add, Concat)):
+            raise ValueError(
+                f"operation of table {self.name!r} must be add or concat for several hashes into the same rows: got "
+                f"{type(self.operation).__name__}; choose one of them"
             )
         if self.partition.num_ids != self.num_embeddings:
             raise ValueError(

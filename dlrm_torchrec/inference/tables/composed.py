@@ -7,6 +7,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torch import nn
 
 from dlrm_torchrec.embeddings.compositional.operations import Path
+from dlrm_torchrec.embeddings.compositional.partitions.digits import class_of, digit_tensor, has_hot, has_seed
 from dlrm_torchrec.embeddings.compositional.paths.grouped import grouped_linear
 from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 from dlrm_torchrec.inference.tables.lookups import Column, RowLookup, selected
@@ -53,7 +54,7 @@ class Paths(nn.Module):
     """
 
     features: torch.Tensor
-    classes: list[tuple[int, int]]
+    digits: torch.Tensor
     networks: list[list[tuple[torch.Tensor, torch.Tensor | None]]]
 
     def __init__(self, keys: Sequence[Sequence[Column]], stack: StackedRows, path: Path, num_features: int) -> None:
@@ -64,14 +65,17 @@ class Paths(nn.Module):
         self.lookup = RowLookup([key[0]._replace(table=rows) for key in keys], PoolingMode.NONE, num_features)
         self.sources = [key[0].source for key in keys]
         self.register_buffer("features", torch.tensor(self.sources))
-        self.classes = [(column.digit.divisor, column.digit.modulus) for column in keys[0][1:]]
+        digits = [column.digit for column in keys[0][1:]]
+        self.hot, self.seeded = has_hot(digits), has_seed(digits)
+        self.register_buffer("digits", digit_tensor(digits))
         self.networks = [path.layers(networks.reshape(-1, stack.class_rows[1], first.size(1))) for networks in later]
 
     def forward(self, values: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None) -> list[torch.Tensor]:
         ids = selected(values, lengths, self.sources)
         vectors = self.lookup(values, lengths)
-        for (divisor, modulus), layers in zip(self.classes, self.networks):  # noqa: B905 (TorchScript has no strict)
-            vectors = grouped_linear(vectors, ids // divisor % modulus, layers)
+        for number, layers in enumerate(self.networks):
+            classes = class_of(ids, self.digits[number : number + 1], hot=self.hot, seeded=self.seeded)
+            vectors = grouped_linear(vectors, classes, layers)
         if weights is not None:
             vectors = vectors * selected(weights, lengths, self.sources).unsqueeze(1)
         return pooled(vectors, lengths[self.features])

@@ -13,8 +13,9 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
 from torch import nn
 
+from dlrm_torchrec.embeddings.compositional.partitions.base import Digit
+from dlrm_torchrec.embeddings.compositional.partitions.digits import class_of, digit_tensor, has_hot, has_seed
 from dlrm_torchrec.inference.config import TableType
-from dlrm_torchrec.inference.tables.digits import WHOLE, Digit
 from dlrm_torchrec.inference.tables.types import packed
 
 
@@ -31,7 +32,7 @@ class Column(NamedTuple):
 
     table: StoredTable
     source: int
-    digit: Digit = WHOLE
+    digit: Digit = Digit()
     first_row: int = 0
 
 
@@ -51,8 +52,7 @@ class RowLookup(nn.Module):
     """Looks up rows for columns of ids: sums of bags (B, dims of all columns), or one row per id (ids, dim)."""
 
     features: torch.Tensor
-    divisors: torch.Tensor
-    moduli: torch.Tensor
+    digits: torch.Tensor
     first_rows: torch.Tensor
 
     def __init__(self, columns: Sequence[Column], mode: PoolingMode, num_features: int) -> None:
@@ -77,10 +77,11 @@ class RowLookup(nn.Module):
                 scales.copy_(new_scales)
         self.sources = [column.source for column in columns]
         self.all_features = self.sources == list(range(num_features))
-        self.ids_are_rows = all(column.digit == WHOLE and column.first_row == 0 for column in columns)
+        self.ids_are_rows = all(column.digit == Digit() and column.first_row == 0 for column in columns)
         self.register_buffer("features", torch.tensor(self.sources))
-        self.register_buffer("divisors", torch.tensor([column.digit.divisor for column in columns]))
-        self.register_buffer("moduli", torch.tensor([column.digit.modulus for column in columns]))
+        digits = [column.digit for column in columns]
+        self.hot, self.seeded = has_hot(digits), has_seed(digits)
+        self.register_buffer("digits", digit_tensor(digits))
         self.register_buffer("first_rows", torch.tensor([column.first_row for column in columns]))
 
     def forward(self, values: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
@@ -91,7 +92,8 @@ class RowLookup(nn.Module):
             lengths = lengths[self.features]
         if not self.ids_are_rows:
             column = torch.repeat_interleave(lengths.sum(1))
-            values = values // self.divisors[column] % self.moduli[column] + self.first_rows[column]
+            classes = class_of(values, self.digits[column], hot=self.hot, seeded=self.seeded)
+            values = classes + self.first_rows[column]
         offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths.flatten())
         rows: torch.Tensor = self.tables(values, offsets, weights)
         return rows

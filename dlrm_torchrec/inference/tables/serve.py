@@ -10,12 +10,12 @@ from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from dlrm_torchrec.embeddings.compositional.operations import Add, FeatureGeneration, Mult, Path
+from dlrm_torchrec.embeddings.compositional.partitions.base import Digit
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
 from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.tables.composed import Paths, Products
-from dlrm_torchrec.inference.tables.digits import digits
 from dlrm_torchrec.inference.tables.lookups import Column, StoredTable, Sums
 from dlrm_torchrec.inference.tables.types import check_type, row_bytes
 
@@ -138,16 +138,26 @@ def check_types(tables: Tables, types: Mapping[str, str]) -> None:
     for name, config in configs.items():
         check_type(name, types[name], config.embedding_dim)
         if isinstance(config, StackedEmbeddingBagConfig):
-            digits(name, config.stack.partition)
+            _digits(config)
 
 
 def _columns(config: EmbeddingBagConfig, table: StoredTable, features: list[str]) -> list[list[Column]]:
     """The columns that make each output of a table: k columns, or one with feature generation."""
     if not isinstance(config, StackedEmbeddingBagConfig):
         return [[Column(table, features.index(name))] for name in config.feature_names]
-    classes = list(zip(digits(config.name, config.stack.partition), config.stack.first_rows, strict=True))
+    classes = list(zip(_digits(config), config.stack.first_rows, strict=True))
     sources = [features.index(name) for name in config.logical.feature_names]
     columns = [[Column(table, source, *each) for each in classes] for source in sources]
     if isinstance(config.operation, FeatureGeneration):
         return [[column] for of in columns for column in of]
     return columns
+
+
+def _digits(config: StackedEmbeddingBagConfig) -> tuple[Digit, ...]:
+    digits = config.stack.partition.digits
+    if digits is None:
+        raise ValueError(
+            f"partition of table {config.name!r} must be arithmetic to be served: got "
+            f"{type(config.stack.partition).__name__}; train with quotient_remainder, hot_cold or hash"
+        )
+    return digits

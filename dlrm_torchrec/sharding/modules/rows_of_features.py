@@ -11,7 +11,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.compositional.bags import Bags
 from dlrm_torchrec.embeddings.compositional.operations import Summed
-from dlrm_torchrec.embeddings.compositional.partitions import INT64_MAX, Naive
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import Naive
+from dlrm_torchrec.embeddings.compositional.partitions.base import INT64_MAX
 from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece, RowMap, Source
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.compositional.table_group import Member, TableGroup

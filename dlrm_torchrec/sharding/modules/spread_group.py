@@ -17,7 +17,7 @@ from torch.nn import functional
 from torchrec.distributed.embedding_types import ShardedEmbeddingTable
 
 from dlrm_torchrec.embeddings.compositional.bags import Bags, LookUp, offsets_of
-from dlrm_torchrec.embeddings.compositional.partitions import Partition
+from dlrm_torchrec.embeddings.compositional.partitions.base import Digit, Partition
 from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.compositional.table_group import Member, TableGroup
@@ -34,12 +34,11 @@ class Ordinals(Partition):
         return self._counts
 
     @property
-    def divisors(self) -> tuple[int, ...]:
-        return tuple(prod(self._counts[j + 1 :]) for j in range(len(self._counts)))
+    def digits(self) -> tuple[Digit, ...]:
+        return tuple(Digit(prod(self._counts[j + 1 :]), count) for j, count in enumerate(self._counts))
 
     def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        pairs = zip(self.divisors, self._counts, strict=True)
-        return tuple(ids.long() // divisor % count for divisor, count in pairs)
+        return tuple(ids.long() // digit.divisor % digit.modulus for digit in self.digits)
 
 
 def all_ordinals(table: ShardedEmbeddingTable, config: StackedEmbeddingBagConfig) -> int:

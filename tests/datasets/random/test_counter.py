@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.random.normal import normals
 from dlrm_torchrec.datasets.random.permutation import permutation
-from dlrm_torchrec.embeddings import initialize
+from dlrm_torchrec.embeddings.mixing import mix
 from dlrm_torchrec.inference import lookups
 from dlrm_torchrec.preparation.vocabularies.hashing import hash_categories, hash_ids, hash_ints
 from dlrm_torchrec.preparation.vocabularies.int_tables import insert_ids
@@ -63,7 +63,7 @@ def test_loops_draw_the_numbers_of_arrays(random: np.random.Generator) -> None:
 def test_every_finaliser_is_the_same(random: np.random.Generator) -> None:
     bits = any_words(random, 1000)
     expected = [finalised(each) for each in bits.tolist()]
-    mixed = initialize._mix(torch.from_numpy(bits.view(np.int64)))
+    mixed = mix(torch.from_numpy(bits.view(np.int64)))
     assert mixed.numpy().view(np.uint64).tolist() == expected
     hashed = lookups.hashes(lookups.Categories.of(pa.array(bits.view(np.int64))))
     assert hashed.tolist() == hash_ints(bits.view(np.int64)).tolist()

@@ -8,14 +8,16 @@ from math import prod
 import torch
 
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
-from dlrm_torchrec.embeddings.compositional.partitions import (
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import (
     ChineseRemainder,
     Hash,
     MixedRadix,
     Naive,
-    Partition,
     QuotientRemainder,
 )
+from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
+from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
+from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
 
 
 def classes_of(partition: Partition, x: int) -> tuple[int, ...]:
@@ -31,7 +33,26 @@ def classes_of(partition: Partition, x: int) -> tuple[int, ...]:
             return tuple(x // prod(radices[:j]) % radix for j, radix in enumerate(radices))
         case ChineseRemainder(_, moduli):
             return tuple(x % m for m in moduli)
+        case HotCold(hot, tail, own_in_all):
+            own = [own_in_all or j == 0 for j in range(len(tail.classes))]
+            if x < hot:
+                return tuple(x if mine else 0 for mine in own)
+            of_tail = zip(classes_of(tail, x - hot), own, reversed(range(len(own))), strict=True)
+            return tuple(
+                (hot if mine else 1) + (hot * later if tail.shared_from else 0) + number
+                for number, mine, later in of_tail
+            )
+        case Hashes(_, m, k):
+            return tuple(mixed(x, seed) % m for seed in range(1, k + 1))
     return tuple(int(classes) for classes in partition.of(torch.tensor(x)))
+
+
+def mixed(x: int, seed: int) -> int:
+    """The upper 51 bits of SplitMix64, in integers without an end."""
+    bits = (x + seed * 0x9E3779B97F4A7C15) % 2**64
+    bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB % 2**64
+    return (bits ^ bits >> 31) >> 13
 
 
 def network_rows(operation: Operation, dim: int) -> int:
@@ -46,6 +67,7 @@ def vector(operation: Operation, partition: Partition, weight: torch.Tensor, x: 
     dim, first, rows = weight.size(1), 0, []
     for j, (number, count) in enumerate(zip(classes_of(partition, x), partition.classes, strict=True)):
         size = network_rows(operation, dim) if j else 1
+        first = partition.shared_from[j] if partition.shared_from else first
         rows.append(weight[first + number * size : first + (number + 1) * size])
         first += count * size
     assert first == len(weight)

@@ -20,19 +20,19 @@ from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
-from dlrm_torchrec.embeddings.compositional.partition_sizes import (
-    chinese_remainder_for_collisions,
-    hash_for_collisions,
-    mixed_radix_for_collisions,
-    quotient_remainder_for_collisions,
-)
-from dlrm_torchrec.embeddings.compositional.partitions import (
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import (
     ChineseRemainder,
     Hash,
     MixedRadix,
     Naive,
-    Partition,
     QuotientRemainder,
+)
+from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
+from dlrm_torchrec.embeddings.compositional.partitions.sizes import (
+    chinese_remainder_for_collisions,
+    hash_for_collisions,
+    mixed_radix_for_collisions,
+    quotient_remainder_for_collisions,
 )
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from tests.embeddings.compositional import reference

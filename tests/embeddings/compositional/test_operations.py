@@ -10,20 +10,21 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torchrec.modules.embedding_configs import PoolingType
 
-from dlrm_torchrec.embeddings.compositional.assigned import Assigned
 from dlrm_torchrec.embeddings.compositional.bags import Bags
 from dlrm_torchrec.embeddings.compositional.collection import LookUpIn
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
-from dlrm_torchrec.embeddings.compositional.partition_sizes import optimal_mixed_radix
-from dlrm_torchrec.embeddings.compositional.partitions import (
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import (
     ChineseRemainder,
-    Complementary,
     Hash,
     MixedRadix,
     Naive,
-    Partition,
     QuotientRemainder,
 )
+from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
+from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
+from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
+from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
+from dlrm_torchrec.embeddings.compositional.partitions.sizes import optimal_mixed_radix
 from dlrm_torchrec.embeddings.compositional.pooling import pool_ids
 from dlrm_torchrec.embeddings.compositional.table_configs import (
     CompositionalEmbeddingBagConfig,
@@ -38,8 +39,14 @@ PARTITIONS = {
     "quotient-remainder": QuotientRemainder(NUM_IDS, 4),
     "mixed-radix": MixedRadix(NUM_IDS, (12, 4, 2)),
     "chinese-remainder": ChineseRemainder(NUM_IDS, (32, 3)),
+    "hot-hash": HotCold(11, Hash(NUM_IDS - 11, 8)),
+    "hot-quotient-remainder": HotCold(11, QuotientRemainder(NUM_IDS - 11, 6)),
+    "hot-in-all": HotCold(11, ChineseRemainder(NUM_IDS - 11, (4, 3, 7)), own_in_all=True),
     "assigned": Assigned.from_clusters(torch.randperm(NUM_IDS, generator=torch.Generator().manual_seed(0)) // 4),
 }
+FEW_COMBINATIONS = [
+    name for name, each in PARTITIONS.items() if len(each.classes) > 1 and prod(each.classes[1:]) < NUM_IDS / 2
+]
 OPERATIONS = {
     "add": Add(),
     "concat": Concat(),
@@ -139,9 +146,11 @@ def test_pooled_and_gradients(partition: Partition, operation: Operation, poolin
 @st.composite
 def partitions(draw: st.DrawFn) -> Partition:
     num_ids = draw(st.integers(1, 40))
-    match draw(st.sampled_from(["hash", "quotient-remainder", "mixed-radix", "chinese-remainder"])):
+    match draw(st.sampled_from(["hash", "hot-cold", "quotient-remainder", "mixed-radix", "chinese-remainder"])):
         case "hash":
             return Hash(num_ids, draw(st.integers(1, 50)))
+        case "hot-cold":
+            return HotCold(draw(st.integers(1, 20)), QuotientRemainder(num_ids, draw(st.integers(1, 50))))
         case "quotient-remainder":
             return QuotientRemainder(num_ids, draw(st.integers(1, 50)))
         case "mixed-radix":
@@ -167,7 +176,7 @@ def test_any_bags_and_class_counts(
     assert_as_defined(config, bags, weights)
 
 
-@pytest.mark.parametrize("name", [name for name, partition in PARTITIONS.items() if len(partition.classes) > 1])
+@pytest.mark.parametrize("name", FEW_COMBINATIONS)
 def test_mult_sums_by_class_where_bags_are_long(name: str) -> None:
     config = stacked(PARTITIONS[name], Mult())
     k, combinations = len(config.stack.sizes), prod(config.stack.sizes[1:])
@@ -178,7 +187,7 @@ def test_mult_sums_by_class_where_bags_are_long(name: str) -> None:
         assert assert_as_defined(config, bags, torch.rand(sum(map(len, bags)))) == [by_class]
 
 
-@pytest.mark.parametrize("name", [name for name, partition in PARTITIONS.items() if len(partition.classes) > 1])
+@pytest.mark.parametrize("name", FEW_COMBINATIONS)
 def test_mult_looks_up_each_id_where_bags_are_short_or_weights_learn(name: str) -> None:
     config = stacked(PARTITIONS[name], Mult())
     k, combinations = len(config.stack.sizes), prod(config.stack.sizes[1:])
@@ -318,6 +327,7 @@ def test_a_table_beyond_int32() -> None:
         pytest.param(optimal_mixed_radix(1000, 3), 12, marks=pytest.mark.slow),
         (ChineseRemainder(1000, (11, 13, 7)), 3),
         (Hash(1000, 250), 16),
+        (HotCold(100, QuotientRemainder(900, 25)), 16),
     ],
 )
 def test_initial_vectors_have_the_moments_of_a_plain_table(
@@ -344,7 +354,25 @@ def test_distinct_ids_have_distinct_initial_vectors(partition: Partition, operat
     config = stacked(partition, operation)
     weight = initial_weight(config)
     distinct = len(vectors(config, weight).unique(dim=0))
-    assert distinct == (NUM_IDS if isinstance(partition, Complementary) else partition.classes[0])
+    assert distinct == len({reference.classes_of(partition, x) for x in range(NUM_IDS)})
+
+
+@pytest.mark.parametrize("operation", [Add(), Concat()])
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_several_hashes_into_one_table(operation: Operation, pooling: PoolingType, weighted: bool) -> None:
+    config = stacked(Hashes(NUM_IDS, 17, 3), operation, pooling=pooling)
+    assert config.num_embeddings == 17
+    hot = stacked(HotCold(11, Hashes(NUM_IDS - 11, 17, 3), own_in_all=True), operation, pooling=pooling)
+    assert hot.num_embeddings == 3 * 11 + 17
+    for bags in SHAPES:
+        for each in (config, hot):
+            assert_as_defined(each, bags, torch.rand(sum(map(len, bags))) if weighted else None)
+
+
+def test_several_hashes_cannot_be_multiplied() -> None:
+    with pytest.raises(ValueError, match="operation of table 't' must be add or concat for several hashes into the"):
+        stacked(Hashes(NUM_IDS, 17, 3), Mult())
 
 
 def test_negative_hidden_units_are_refused() -> None:

@@ -7,17 +7,18 @@ from collections import defaultdict
 import pytest
 import torch
 
-from dlrm_torchrec.embeddings.compositional.assigned import Assigned
 from dlrm_torchrec.embeddings.compositional.bags import Bags
-from dlrm_torchrec.embeddings.compositional.partitions import (
-    INT64_MAX,
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import (
     ChineseRemainder,
     Hash,
     MixedRadix,
     Naive,
-    Partition,
     QuotientRemainder,
 )
+from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
+from dlrm_torchrec.embeddings.compositional.partitions.base import INT64_MAX, Partition
+from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
+from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
 from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece, RowMap, Source
 from tests.embeddings.compositional.reference import classes_of
 
@@ -33,6 +34,16 @@ PARTITIONS: list[Partition] = [
     MixedRadix(LARGE, (7, 2**30, 2**30)),
     MixedRadix(3, (2, 2**40, 2**40)),
     Hash(INT64_MAX, 2**40 + 1),
+    HotCold(30, Hash(65, 8)),
+    HotCold(1, Naive(94)),
+    HotCold(20, QuotientRemainder(75, 9)),
+    HotCold(20, ChineseRemainder(75, (10, 11)), own_in_all=True),
+    HotCold(20, Hashes(75, 13, 3), own_in_all=True),
+    HotCold(11, QuotientRemainder(LARGE, 2**40)),
+    HotCold(11, MixedRadix(LARGE, (7, 2**30, 2**30))),
+    Hashes(95, 17, 3),
+    Hashes(INT64_MAX, 2**40 + 1, 2),
+    HotCold(2**33, Hash(LARGE, 1000)),
 ]
 BATCH = 4
 

@@ -12,14 +12,16 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
-from dlrm_torchrec.embeddings.compositional.partitions import (
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import (
     ChineseRemainder,
     Hash,
     MixedRadix,
     Naive,
-    Partition,
     QuotientRemainder,
 )
+from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
+from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
+from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
@@ -34,6 +36,10 @@ PARTITIONS: list[Partition] = [
     QuotientRemainder(ROWS, 7),
     MixedRadix(ROWS, (4, 4, 5)),
     ChineseRemainder(ROWS, (7, 9)),
+    HotCold(9, Hash(ROWS - 9, 8)),
+    HotCold(9, QuotientRemainder(ROWS - 9, 8)),
+    Hashes(ROWS, 13, 2),
+    HotCold(9, Hashes(ROWS - 9, 13, 2), own_in_all=True),
 ]
 OPERATIONS: list[Operation] = [Concat(), FeatureGeneration(), Add(), Mult(), Path(hidden=5), Path(hidden=0)]
 
@@ -62,6 +68,7 @@ def collections(*, weighted: bool = False) -> list[Tables]:
             for partition in PARTITIONS
             for operation in OPERATIONS
             if not (isinstance(operation, Concat) and DIM % len(partition.classes))
+            and not (partition.shared_from and not isinstance(operation, (Add, Concat)))
         )
     ]
     plain_tables = [plain("p", ["a"]), plain("q", ["b"], 8), plain("r", ["c"])]

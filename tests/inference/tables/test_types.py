@@ -10,8 +10,8 @@ import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from dlrm_torchrec.embeddings.compositional.assigned import Assigned
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
+from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.tables.serve import ServedTables, check_types

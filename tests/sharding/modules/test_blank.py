@@ -12,7 +12,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from dlrm_torchrec.embeddings import initialize
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Mult
-from dlrm_torchrec.embeddings.compositional.partitions import QuotientRemainder
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import QuotientRemainder
 from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows
 from dlrm_torchrec.embeddings.compositional.table_configs import (
     CompositionalEmbeddingBagConfig,

@@ -13,10 +13,17 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from dlrm_torchrec.embeddings.compositional.assigned import Assigned
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
-from dlrm_torchrec.embeddings.compositional.partitions import ChineseRemainder, Hash, MixedRadix, QuotientRemainder
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import (
+    ChineseRemainder,
+    Hash,
+    MixedRadix,
+    QuotientRemainder,
+)
+from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
+from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
+from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.compositional.thread_pool import thread_pool
 from dlrm_torchrec.sharding.modules import composed_kernels
@@ -58,7 +65,11 @@ def configs(operation: Operation, pooling: PoolingType, weighted: bool) -> list[
         "mixed_radix": (MixedRadix(IDS, (4, 3, 8)), ["f3"]),
         "hash": (Hash(IDS, 13), ["f4"]),
         "assigned": (Assigned.from_clusters(clusters), ["f5"]),
+        "hot_cold": (HotCold(20, QuotientRemainder(IDS - 20, 9)), ["f1"]),
     }
+    if isinstance(operation, (Add, Concat)):
+        partitions["hashes"] = (Hashes(IDS, 17, 2), ["f2"])
+        partitions["hot_hashes"] = (HotCold(9, Hashes(IDS - 9, 17, 2), own_in_all=True), ["f3"])
     composed = [
         CompositionalEmbeddingBagConfig(
             name=name,

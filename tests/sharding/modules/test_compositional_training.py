@@ -19,7 +19,7 @@ from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Path
-from dlrm_torchrec.embeddings.compositional.partitions import ChineseRemainder, MixedRadix, QuotientRemainder
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import ChineseRemainder, MixedRadix, QuotientRemainder
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.schema import Table

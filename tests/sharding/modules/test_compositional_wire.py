@@ -12,7 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
-from dlrm_torchrec.embeddings.compositional.partitions import QuotientRemainder
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import QuotientRemainder
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.sharding.config import CommsConfig, Precision
 from dlrm_torchrec.sharding.modules.comms import codecs

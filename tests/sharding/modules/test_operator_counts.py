@@ -9,7 +9,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
-from dlrm_torchrec.embeddings.compositional.partitions import MixedRadix, Partition, QuotientRemainder
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import MixedRadix, QuotientRemainder
+from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from tests.distributed import run_ranks
 from tests.sharding.sharded import features, shard

@@ -13,7 +13,7 @@ from torchrec.optim import RowWiseAdagrad
 
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
 from dlrm_torchrec.datasets.profile import summary
-from dlrm_torchrec.embeddings.compositional.partitions import Partition
+from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.config import DataTypeName, TablesConfig, TablesKind
 from dlrm_torchrec.embeddings.tables import build_tables, partition_of, physical_configs
 from dlrm_torchrec.schema import AccessStatistics, Table

@@ -1,4 +1,4 @@
-"""Partitions: maps from an id to its class in each of k small tables, in exact int64 arithmetic.
+"""Complementary partitions by arithmetic, and the hashing trick.
 
 Partitions are complementary when any two ids differ in at least one class, so that the k classes identify the id.
 Definitions: Shi et al. 2019, "Compositional embeddings using complementary partitions" (arXiv 1909.02107), section 3.
@@ -6,59 +6,22 @@ Definitions: Shi et al. 2019, "Compositional embeddings using complementary part
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import combinations
 from math import gcd, isqrt, prod
 
 import torch
 
-INT64_MAX = torch.iinfo(torch.int64).max
+from dlrm_torchrec.embeddings.compositional.partitions.base import (
+    INT64_MAX,
+    Complementary,
+    Digit,
+    Partition,
+    check_count,
+)
+
 # The product of two residues below this fits in int64.
 _LARGEST_FACTOR = isqrt(INT64_MAX)
-
-
-class Partition(ABC):
-    """k partitions of the ids 0 .. num_ids - 1 that are used together: each puts every id into one of its classes."""
-
-    num_ids: int
-
-    @property
-    @abstractmethod
-    def classes(self) -> tuple[int, ...]:
-        """Number of classes of each of the k partitions."""
-
-    @abstractmethod
-    def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The k classes of every id: int64, shaped like ``ids``, which must lie in [0, num_ids)."""
-
-    @property
-    def divisors(self) -> tuple[int, ...] | None:
-        """d_j, where class j of every id is id \\ d_j mod the number of classes; None if no division gives it."""
-        return None
-
-    def ordinals(self, ids: torch.Tensor) -> torch.Tensor:
-        """The k classes of every id as one number in mixed radix; the first class is its highest digit."""
-        ordinals, *later = self.of(ids)
-        for classes, count in zip(later, self.classes[1:], strict=True):
-            ordinals = ordinals * count + classes
-        return ordinals
-
-
-class Complementary(Partition):
-    """Partitions whose k classes identify an id."""
-
-    @abstractmethod
-    def ids_of(self, *classes: torch.Tensor) -> torch.Tensor:
-        """The ids that have these k classes: the inverse of ``of``. If no id has them, the result is meaningless."""
-
-
-def check_count(name: str, value: int) -> None:
-    """ValueError unless ``value`` is an integer from 1 to 2^63 - 1: a float would make the classes inexact."""
-    if not isinstance(value, int) or not 1 <= value <= INT64_MAX:
-        raise ValueError(
-            f"{name} must be an integer from 1 to 2^63 - 1: got {value!r}; give a whole number in that range"
-        )
 
 
 def _check_product(name: str, factors: tuple[int, ...], num_ids: int) -> None:
@@ -91,8 +54,8 @@ class Naive(Complementary):
         return (self.num_ids,)
 
     @property
-    def divisors(self) -> tuple[int, ...]:
-        return (1,)
+    def digits(self) -> tuple[Digit, ...]:
+        return (Digit(),)
 
     def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (ids.long(),)
@@ -118,8 +81,8 @@ class Hash(Partition):
         return (self.num_classes,)
 
     @property
-    def divisors(self) -> tuple[int, ...]:
-        return (1,)
+    def digits(self) -> tuple[Digit, ...]:
+        return (Digit(modulus=self.num_classes),)
 
     def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (ids.long() % self.num_classes,)
@@ -141,8 +104,8 @@ class QuotientRemainder(Complementary):
         return -(-self.num_ids // self.num_remainders), self.num_remainders
 
     @property
-    def divisors(self) -> tuple[int, ...]:
-        return self.num_remainders, 1
+    def digits(self) -> tuple[Digit, ...]:
+        return Digit(self.num_remainders), Digit(modulus=self.num_remainders)
 
     def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return _divmod(ids.long(), self.num_remainders)
@@ -174,9 +137,10 @@ class MixedRadix(Complementary):
         return self.radices
 
     @property
-    def divisors(self) -> tuple[int, ...]:
+    def digits(self) -> tuple[Digit, ...]:
         # a divisor above the largest id gives class 0, however large it is
-        return tuple(min(prod(self.radices[:j]), INT64_MAX) for j in range(len(self.radices)))
+        divisors = [min(prod(self.radices[:j]), INT64_MAX) for j in range(len(self.radices))]
+        return tuple(Digit(*each) for each in zip(divisors, self.radices, strict=True))
 
     def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         digits, rest = [], ids.long()
@@ -219,8 +183,8 @@ class ChineseRemainder(Complementary):
         return self.moduli
 
     @property
-    def divisors(self) -> tuple[int, ...]:
-        return (1,) * len(self.moduli)
+    def digits(self) -> tuple[Digit, ...]:
+        return tuple(Digit(modulus=modulus) for modulus in self.moduli)
 
     def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ids = ids.long()

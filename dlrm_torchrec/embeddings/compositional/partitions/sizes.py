@@ -5,16 +5,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import gcd, isqrt, prod
+from typing import TypeVar
 
-from dlrm_torchrec.embeddings.compositional.partitions import (
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import (
     ChineseRemainder,
     Hash,
     MixedRadix,
     QuotientRemainder,
-    check_count,
 )
+from dlrm_torchrec.embeddings.compositional.partitions.base import Partition, check_count
+from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
+from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
 
+MOST_PARTITIONS = 8  # of the ids that share rows; more factors do not train
+
+Sized = TypeVar("Sized", bound=Partition)
 _SEARCH_WIDTH = 64  # number of first moduli that are tried; coprime sets are dense, so trying more saves few rows
 
 
@@ -70,6 +77,96 @@ def optimal_chinese_remainder(num_ids: int, k: int) -> ChineseRemainder:
     _check_several(k)
     root = _root(num_ids, k)
     return _fewest_rows(num_ids, k, range(max(1, root - _SEARCH_WIDTH), root + 2))
+
+
+def hash_for_rows(num_ids: int, max_rows: int) -> Hash:
+    """At most ``max_rows`` classes."""
+    check_count("max_rows", max_rows)
+    return Hash(num_ids, min(num_ids, max_rows))
+
+
+def mixed_radix_for_rows(num_ids: int, max_rows: int, *, k: int) -> MixedRadix:
+    """The k radices with the fewest collisions that need at most ``max_rows`` rows together."""
+    fewest = optimal_mixed_radix(num_ids, k)
+    return _fewest_collisions(fewest, max_rows, lambda collisions: mixed_radix_for_collisions(num_ids, collisions, k=k))
+
+
+def chinese_remainder_for_rows(num_ids: int, max_rows: int, *, k: int) -> ChineseRemainder:
+    """The k moduli with the fewest collisions, as far as bisection finds them, of at most ``max_rows`` rows."""
+    fewest = optimal_chinese_remainder(num_ids, k)
+    return _fewest_collisions(
+        fewest, max_rows, lambda collisions: chinese_remainder_for_collisions(num_ids, collisions, k=k)
+    )
+
+
+def fewest_moduli(num_ids: int, max_rows: int) -> int:
+    """The least k, from 2 on, for which k pairwise coprime moduli need at most ``max_rows`` rows.
+
+    Raises ValueError if no k up to ``MOST_PARTITIONS`` does.
+    """
+    return _fewest(optimal_chinese_remainder, num_ids, max_rows)
+
+
+def fewest_radices(num_ids: int, max_rows: int) -> int:
+    """The least k, from 2 on, for which k radices need at most ``max_rows`` rows; as ``fewest_moduli`` otherwise."""
+    return _fewest(optimal_mixed_radix, num_ids, max_rows)
+
+
+def _fewest(optimal: Callable[[int, int], Partition], num_ids: int, max_rows: int) -> int:
+    for k in range(2, MOST_PARTITIONS + 1):
+        if sum(optimal(num_ids, k).classes) <= max_rows:
+            return k
+    raise ValueError(
+        f"max_rows must hold at most {MOST_PARTITIONS} partitions that tell {num_ids} ids apart: got {max_rows}; raise "
+        "it, or hash the ids"
+    )
+
+
+def hot_cold_for_rows(num_ids: int, max_rows: int, *, hot: float, hashes: int = 0, own_in_all: bool = False) -> HotCold:
+    """At most ``max_rows`` rows, of which the share ``hot`` is for the most frequent ids.
+
+    The other ids share the rest: by that many ``hashes``, or told apart by as few coprime moduli as fit. Raises
+    ValueError when they do not fit.
+    """
+    check_count("num_ids", num_ids)
+    if max_rows < 2 or not 0 < hot < 1:
+        raise ValueError(
+            f"hot_cold tables must have at least 2 rows, and a share of hot ones between 0 and 1: got {max_rows} rows "
+            f"and {hot}; raise the rows, or choose a share such as .5"
+        )
+    num_hot = max(1, min(int(hot * max_rows), num_ids - 1))
+    cold = num_ids - num_hot
+    if hashes == 1:
+        return HotCold(num_hot, hash_for_rows(cold, max_rows - num_hot))
+    if hashes:
+        num_hot = max(1, num_hot // hashes)
+        cold, left = num_ids - num_hot, max_rows - hashes * num_hot
+        check_count("rows of ids that are not hot", left)
+        return HotCold(num_hot, Hashes(cold, min(cold, left), hashes), own_in_all=True)
+    k = fewest_moduli(num_ids, max_rows - num_hot - MOST_PARTITIONS)  # hot ids have a class in later partitions, too
+    if own_in_all:
+        num_hot = max(1, num_hot // k)
+        cold = num_ids - num_hot
+        return HotCold(num_hot, chinese_remainder_for_rows(cold, max_rows - k * num_hot, k=k), own_in_all=True)
+    return HotCold(num_hot, chinese_remainder_for_rows(cold, max_rows - num_hot - (k - 1), k=k))
+
+
+def _fewest_collisions(fewest_rows: Sized, max_rows: int, of_collisions: Callable[[int], Sized]) -> Sized:
+    """Of the partitions by collisions, the one with the fewest that needs at most ``max_rows`` rows, by bisection."""
+    if sum(fewest_rows.classes) > max_rows:
+        raise ValueError(
+            f"max_rows must be at least {sum(fewest_rows.classes)} for {len(fewest_rows.classes)} partitions of "
+            f"{fewest_rows.num_ids} ids: got {max_rows}; raise it or use more partitions"
+        )
+    found, low, high = fewest_rows, 1, max(1, fewest_rows.num_ids // max(fewest_rows.classes))
+    while low < high:
+        middle = (low + high) // 2
+        tried = of_collisions(middle)
+        if sum(tried.classes) <= max_rows:
+            found, high = tried, middle
+        else:
+            low = middle + 1
+    return found
 
 
 def _check_several(k: int) -> None:

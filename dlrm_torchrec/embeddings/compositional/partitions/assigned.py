@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from dlrm_torchrec.embeddings.compositional.partitions import Complementary
+from dlrm_torchrec.embeddings.compositional.partitions.base import Complementary
 
 _CPU = torch.device("cpu")
 

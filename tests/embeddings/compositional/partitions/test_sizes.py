@@ -8,20 +8,27 @@ from itertools import combinations, combinations_with_replacement
 from math import gcd, prod
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlrm_torchrec.datasets.criteo import KAGGLE_ROWS
-from dlrm_torchrec.embeddings.compositional.partition_sizes import (
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import Naive
+from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
+from dlrm_torchrec.embeddings.compositional.partitions.sizes import (
+    MOST_PARTITIONS,
     chinese_remainder_for_collisions,
+    chinese_remainder_for_rows,
+    fewest_moduli,
     hash_for_collisions,
+    hot_cold_for_rows,
     mixed_radix_for_collisions,
+    mixed_radix_for_rows,
     optimal_chinese_remainder,
     optimal_mixed_radix,
     quotient_remainder_for_collisions,
     quotient_remainder_for_rows,
 )
-from dlrm_torchrec.embeddings.compositional.partitions import Naive, Partition
+from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 
 DIM = 16
 sizes = st.integers(1, 63).flatmap(lambda bits: st.integers(1, 2**bits - 1))  # of every magnitude of int64
@@ -166,6 +173,35 @@ def test_quotient_remainder_for_rows_of_large_tables(num_ids: int, budget: Fract
     assert fewer == 0 or -(-num_ids // fewer) + fewer > max_rows
 
 
+@settings(deadline=None)
+@given(num_ids=st.integers(8, 2**40), share=st.floats(0.001, 0.9), k=st.integers(2, 4))
+def test_the_rows_given_are_used(num_ids: int, share: float, k: int) -> None:
+    for build, optimal in (
+        (mixed_radix_for_rows, optimal_mixed_radix),
+        (chinese_remainder_for_rows, optimal_chinese_remainder),
+    ):
+        least = rows(optimal(num_ids, k))
+        max_rows = max(least, int(share * num_ids))
+        partition = build(num_ids, max_rows, k=k)
+        assert least <= rows(partition) <= max_rows
+        assert rows(partition) >= min(max_rows, num_ids) / 2 or rows(partition) == least
+
+
+@settings(deadline=None)
+@given(num_ids=st.integers(100, 10**6), hot=st.floats(0.05, 0.95), rows_left=st.integers(200, 10**5), own=st.booleans())
+def test_hot_cold_keeps_its_rows(num_ids: int, hot: float, rows_left: int, own: bool) -> None:
+    for hashes in (0, 1, 3):
+        max_rows = int(rows_left / (1 - hot)) + 20
+        partition = hot_cold_for_rows(num_ids, max_rows, hot=hot, hashes=hashes, own_in_all=own)
+        assert partition.num_ids == num_ids
+        assert StackedRows(partition, (1,) * len(partition.classes)).rows <= max_rows
+        assert len(partition.classes) == hashes if hashes else len(partition.classes) <= MOST_PARTITIONS
+
+
+def test_moduli_are_as_few_as_the_rows_allow() -> None:
+    assert [fewest_moduli(10_000, max_rows) for max_rows in (10_000, 201, 200, 67, 41)] == [2, 2, 3, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -183,6 +219,18 @@ def test_quotient_remainder_for_rows_of_large_tables(num_ids: int, budget: Fract
         (lambda: optimal_mixed_radix(0, 2), "num_ids must be an integer from 1 to .* got 0"),
         (lambda: quotient_remainder_for_rows(0, 5), "num_ids must be an integer from 1 to .* got 0"),
         (lambda: quotient_remainder_for_rows(9, 0), "max_rows must be an integer from 1 to .* got 0"),
+        (
+            lambda: mixed_radix_for_rows(100, 19, k=2),
+            "max_rows must be at least 20 for 2 partitions of 100 ids: got 19; raise it or use more partitions",
+        ),
+        (
+            lambda: fewest_moduli(10**9, 30),
+            "max_rows must hold at most 8 partitions that tell 1000000000 ids apart: got 30; raise it, or hash",
+        ),
+        (
+            lambda: hot_cold_for_rows(100, 1, hot=0.5, hashes=1),
+            "hot_cold tables must have at least 2 rows, and a share of hot ones between 0 and 1: got 1 rows and 0.5",
+        ),
         (
             lambda: quotient_remainder_for_rows(100, 19),
             "max_rows must be at least 20 for quotients and remainders of 100 ids: got 19; raise it or use more",

@@ -11,15 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlrm_torchrec.embeddings.compositional.partitions import (
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import (
     ChineseRemainder,
-    Complementary,
     Hash,
     MixedRadix,
     Naive,
-    Partition,
     QuotientRemainder,
 )
+from dlrm_torchrec.embeddings.compositional.partitions.base import Complementary, Partition
 from tests.embeddings.compositional.reference import classes_of
 
 INT64_MAX = 2**63 - 1

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dlrm_torchrec.embeddings.compositional.assigned import Assigned
+from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
 
 # {{0},{1,3,4},{2}}, {{0,1,3},{2,4}}, {{0,3},{1,2,4}}: arXiv 1909.02107, section 3
 PAPER = ([0, 1, 2, 1, 1], [0, 0, 1, 0, 1], [0, 1, 1, 0, 1])
