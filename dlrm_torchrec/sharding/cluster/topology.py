@@ -102,7 +102,7 @@ class Cluster:
             ),
         )
         for device in topology.devices:
-            device.storage.ssd = 0  # no offered kernel keeps rows on disk; TorchRec 1.6 takes a cap of 0 for its default
+            device.storage.ssd = 0  # no offered kernel keeps rows on disk; a cap of 0 means 2 TB to TorchRec 1.6
         return topology
 
 
