@@ -165,6 +165,7 @@ class Table:
     features: tuple[str, ...]
     model_dim: int = 0  # width of the vectors that the model gets, to which narrower ones are mapped; 0 means ``dim``
     weighted: bool = False  # ids have weights; all tables of a data set alike
+    by_frequency: bool = False  # the ids of a vocabulary: the most frequent come first
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.dim < 1:
@@ -265,6 +266,7 @@ class DatasetSpec:
                 features=tuple(feature.name for feature in features),
                 model_dim=dim,
                 weighted=self.weighted_ids,
+                by_frequency=features[0].encoding == "vocab",
             )
             for name, features in self._by_table().items()
         )

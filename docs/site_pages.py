@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 RECIPES = ROOT / "recipes"
 GUIDES = ["from_laptop_to_16_gpus", "bring_your_data", "prepare_at_scale", "labels_and_weights", "compress", "serving"]
-GUIDES += ["see_runs", "how_a_batch_travels", "four_bottlenecks", "glossary"]
+GUIDES += ["see_runs", "see_embeddings", "how_a_batch_travels", "four_bottlenecks", "glossary"]
 SCHEDULERS = ["local", "slurm", "aws_batch", "kubernetes"]
 DOCUMENTS = {"RESULTS.md": "results.md", "LOG.md": "log.md", "CONTRIBUTING.md": "contributing.md"}
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")

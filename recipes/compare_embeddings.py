@@ -109,9 +109,9 @@ def train(
     cfg: Config, spec: DatasetSpec, variant: Variant, *, seed: int, world: World, log: RunLog
 ) -> dict[str, float]:
     torch.manual_seed(seed)
-    tables = build_tables(spec.tables(dim=cfg.bottom[-1]), variant.tables, world.device)
-    dlrm = DLRM(tables, len(spec.dense), list(cfg.bottom), list(cfg.top), dense_device=world.device)
-    model = BinaryRankingTask(dlrm, world.size)
+    tables = build_tables(spec.tables(dim=cfg.bottom[-1]), variant.tables)
+    dlrm = DLRM(tables, len(spec.dense), list(cfg.bottom), list(cfg.top))
+    model = BinaryRankingTask(dlrm, world.size, device=world.device)
     optimize_tables_in_backward(tables, cfg.sparse)
     topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
     share = cfg.batch_size // world.size  # rows of one rank

@@ -39,7 +39,7 @@ class Config:
     baseline: str = ""  # Folder of a finished run, whose metrics are shown beside this run's; empty means none.
     seed: int = 0  # Seed of the initial weights, the synthetic rows and the order of rows.
     clip_norm: float = 0.0  # Maximum norm of the dense gradients; 0 means no limit.
-    speed: Speed = ("auto",)  # Auto measures what is faster here, exact is float32; or any of bf16, compile, sorted.
+    speed: Speed = ("auto",)  # Auto measures what is faster, exact is float32; or any of tf32, bf16, compile, sorted.
     tables: TablesConfig = TablesConfig()  # How tables are stored: plain, compositional, or of mixed dims.
     sparse: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.1)  # The optimizer of the tables.
     dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # The optimizer of all other parameters.
@@ -106,12 +106,12 @@ from dlrm_torchrec.train.world import join_world
 
 
 def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device) -> tuple[RankingTask, Tables]:
-    tables = build_tables(spec.tables(dim=cfg.bottom[-1]), cfg.tables, device)
+    tables = build_tables(spec.tables(dim=cfg.bottom[-1]), cfg.tables)
     kind = DLRM if cfg.interaction == "dot" else DLRMCat
-    model = kind(tables, len(spec.dense), list(cfg.bottom), list(cfg.top), dense_device=device)
+    model = kind(tables, len(spec.dense), list(cfg.bottom), list(cfg.top))
     add_heads(model, first_outputs(cfg.data, spec))
     optimize_tables_in_backward(tables, cfg.sparse)
-    return TASKS[spec.target](model, world_size, spec.label_names), tables
+    return TASKS[spec.target](model, world_size, spec.label_names, device=device), tables
 
 
 def main(preset: str, cfg: Config) -> dict[str, float]:

@@ -40,7 +40,7 @@ class Config:
     baseline: str = ""  # Folder of a finished run, whose metrics are shown beside this run's; empty means none.
     seed: int = 0  # Seed of the initial weights, the synthetic rows and the order of rows.
     clip_norm: float = 0.0  # Maximum norm of the dense gradients; 0 means no limit.
-    speed: Speed = ("auto",)  # Auto measures what is faster here, exact is float32; or any of bf16, compile, sorted.
+    speed: Speed = ("auto",)  # Auto measures what is faster, exact is float32; or any of tf32, bf16, compile, sorted.
     node_size: int = 1  # Number of neighbouring ranks that share tables; all ranks means one model, as in train_dlrm.
     average_every: int = 0  # Steps between averages of the nodes' tables; 0 means never, as published.
     tables: TablesConfig = TablesConfig()  # How tables are stored: plain, compositional, or of mixed dims.
@@ -101,11 +101,11 @@ from dlrm_torchrec.train.world import join_world
 
 def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device) -> tuple[RankingTask, Tables]:
     require(spec, "train_dlrm_local_embeddings", weights=True)
-    tables = build_tables(spec.tables(dim=cfg.bottom[-1]), cfg.tables, device)
+    tables = build_tables(spec.tables(dim=cfg.bottom[-1]), cfg.tables)
     kind = DLRM if cfg.interaction == "dot" else DLRMCat
-    model = kind(tables, len(spec.dense), list(cfg.bottom), list(cfg.top), dense_device=device)
+    model = kind(tables, len(spec.dense), list(cfg.bottom), list(cfg.top))
     optimize_tables_in_backward(tables, cfg.sparse)
-    return TASKS[spec.target](model, world_size, spec.label_names), tables
+    return TASKS[spec.target](model, world_size, spec.label_names, device=device), tables
 
 
 def main(preset: str, cfg: Config) -> dict[str, float]:

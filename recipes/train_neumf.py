@@ -40,7 +40,7 @@ class Config:
     baseline: str = ""  # Folder of a finished run, whose metrics are shown beside this run's; empty means none.
     seed: int = 0  # Seed of the initial weights, the synthetic rows and the order of rows.
     clip_norm: float = 0.0  # Maximum norm of the dense gradients; 0 means no limit.
-    speed: Speed = ("auto",)  # Auto measures what is faster here, exact is float32; or any of bf16, compile, sorted.
+    speed: Speed = ("auto",)  # Auto measures what is faster, exact is float32; or any of tf32, bf16, compile, sorted.
     tables: TablesConfig = TablesConfig()  # How tables are stored: plain, compositional, or of mixed dims.
     sparse: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.3)  # The optimizer of the tables.
     dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # The optimizer of all other parameters.
@@ -103,12 +103,12 @@ from dlrm_torchrec.train.world import join_world
 
 def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device) -> tuple[BinaryRankingTask, Tables]:
     require(spec, "train_neumf", id_weights=False)
-    score = NeuMF(cfg.gmf_dim, cfg.mlp, device)
+    score = NeuMF(cfg.gmf_dim, cfg.mlp)
     both = [table for table in spec.tables(dim=score.table_dim) if table.features[0] in cfg.columns]
-    tables = build_tables(both, cfg.tables, device)
+    tables = build_tables(both, cfg.tables)
     optimize_tables_in_backward(tables, cfg.sparse)
     model = UserItemModel(tables, *cfg.columns, score)
-    return BinaryRankingTask(model, world_size), tables
+    return BinaryRankingTask(model, world_size, device=device), tables
 
 
 def main(preset: str, cfg: Config) -> dict[str, float]:

@@ -53,7 +53,7 @@ def test_wheel_holds_library_components_recipes_and_nothing_else(wheel: Path) ->
         str(path.relative_to(ROOT))
         for folder in ("dlrm_torchrec", "torchx_components")
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".html", ".css") and path.relative_to(ROOT).parts[1] not in ("recipes", "data")
+        if path.suffix in (".py", ".html", ".css", ".js") and path.relative_to(ROOT).parts[1] not in ("recipes", "data")
     }
     scripts = {f"dlrm_torchrec/{name}" for name in shipped_scripts()}
     assert "dlrm_torchrec/recipes/train_dlrm.py" in scripts

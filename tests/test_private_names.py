@@ -107,7 +107,7 @@ LIST = [
     Private(
         "torch",
         ["_assert_async"],
-        ["dlrm_torchrec/embeddings/compositional/row_map.py"],
+        [f"dlrm_torchrec/embeddings/compositional/{name}.py" for name in ("row_map", "sources")],
         "No public function checks a tensor on a GPU without waiting for it.",
     ),
     Private(
@@ -172,8 +172,10 @@ LIST = [
         SHARDED_TABLES,
         ["_lookups"],
         [
+            f"{SHARDING}/caches.py",
             f"{SHARDING}/modules/concurrent.py",
             "dlrm_torchrec/train/timing/timed_step.py",
+            "tests/sharding/test_caches.py",
             "tests/sharding/modules/test_concurrent.py",
             "tests/sharding/modules/test_operator_counts.py",
             "tests/sharding/modules/test_sorted_training.py",

@@ -25,6 +25,7 @@ from dlrm_torchrec.cli.launch import launch, script_of
 from dlrm_torchrec.cli.merge import upgrade
 from dlrm_torchrec.cli.origin import copies, copy_recipe, read_copy, sha256
 from dlrm_torchrec.cli.shipped import find, installed_recipes
+from dlrm_torchrec.cli.vectors import commands as vectors
 from dlrm_torchrec.terminal.quiet import quiet_libraries
 from dlrm_torchrec.terminal.shown import shown
 
@@ -183,6 +184,9 @@ def command_line() -> argparse.ArgumentParser:
     predict.add_options(verb("predict", predict.predict, about))
 
     show.add_options(verb("show", show.show, "draw the metrics of runs against steps, as a web page"))
+    about = "print the values of a feature whose vectors are nearest to that of a value"
+    vectors.add_neighbours(verb("neighbours", vectors.neighbours, about))
+    vectors.add_map(verb("map", vectors.draw_map, "draw the values of a feature by their vectors, as a web page"))
 
     shell = verb("completion", completion, "print a script that completes this command in your shell")
     shell.add_argument("shell", choices=["bash", "zsh", "fish"])

@@ -3,7 +3,9 @@
     python -m dlrm_torchrec.datasets.profile prepared/criteo-kaggle
 
 prints a table, and writes the statistics and the pooling factors that plans use. The features are read one after the
-other, so the memory holds 8 bytes per row of one table, a row group of one column, and a window.
+other, so the memory holds 16 bytes per row of one table, a row group of one column, and a window. The most frequent ids
+of tables that are in no order, such as hashed ones, go into frequent.safetensors, which hot_cold tables need
+(``--tables.frequent``); their counts take 8 bytes per row until the end.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import count, pairwise, takewhile
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 import tyro
 from iopath.common.file_io import g_pathmgr
 from numpy.typing import NDArray
+from safetensors.numpy import save
 
 from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.prepared.decode import check_schema, read_bags
@@ -31,13 +35,30 @@ def access_statistics(pieces: Iterable[IdLists], rows: int, window_rows: int = W
 
     Every id must lie in [0, ``rows``), and there must be at least one bag.
     """
+    counted = _counted(pieces, rows, window_rows)
+    return summary(counted.counts, counted.samples, reuse=counted.reuse)
+
+
+class _Counted(NamedTuple):
+    counts: NDArray[np.int64]  # lookups of each id
+    samples: int
+    reuse: float
+
+
+def _counted(pieces: Iterable[IdLists], rows: int, window_rows: int = WINDOW_ROWS) -> _Counted:
     counts = np.zeros(rows, dtype=np.int64)
     samples = lookups = first_lookups = 0
     for window, ids in _windows(pieces, window_rows):
         samples += window
         lookups += len(ids)
         first_lookups += _count(counts, ids)
-    return summary(counts, samples, reuse=(lookups - first_lookups) / max(1, lookups))
+    return _Counted(counts, samples, (lookups - first_lookups) / max(1, lookups))
+
+
+def _most_frequent(counts: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most ``most`` ids that are looked up, the most frequent first, and equal ones in order."""
+    ids = np.flatnonzero(counts)
+    return ids[np.argsort(-counts[ids], kind="stable")][:most]
 
 
 def summary(counts: NDArray[np.int64], samples: int, *, reuse: float) -> AccessStatistics:
@@ -105,12 +126,13 @@ def read_feature(manifest: Manifest, folder: str, split: str, feature: SparseFea
                 yield expander.bags(feature.name, read_bags(parquet, group, stored.sparse[0], path))
 
 
-def main(prepared: tyro.conf.Positional[str], split: str = "train") -> None:
+def main(prepared: tyro.conf.Positional[str], split: str = "train", frequent: int = 100_000) -> None:
     """Count how often each id of a prepared folder is looked up, print it, and write it into its dataset.json.
 
     Args:
         prepared: folder with a dataset.json
         split: split whose rows are counted
+        frequent: most ids per table in frequent.safetensors, which is for tables whose ids are in no order
     """
     manifest = Manifest.load(prepared)
     if split not in manifest.splits or not manifest.splits[split].rows:
@@ -120,13 +142,24 @@ def main(prepared: tyro.conf.Positional[str], split: str = "train") -> None:
     width = max(len("feature"), *(len(feature.name) for feature in spec.sparse))
     print(f"{'feature':{width}}  table rows    distinct    used  pooling   top 1  top 100  top 10k   reuse")
     statistics: dict[str, AccessStatistics] = {}
+    tables = {name: table.name for table in spec.tables(dim=1) for name in table.features}
+    totals: dict[str, NDArray[np.int64]] = {}
     for feature in spec.sparse:
-        access = access_statistics(read_feature(manifest, prepared, split, feature), feature.rows)
+        counted = _counted(read_feature(manifest, prepared, split, feature), feature.rows)
+        if feature.encoding != "vocab":
+            of_table = tables[feature.name]
+            totals[of_table] = totals.get(of_table, 0) + counted.counts
+        access = summary(counted.counts.copy(), counted.samples, reuse=counted.reuse)
         print(f"{feature.name:{width}}  {_row(access, feature.rows)}", flush=True)  # the next feature may take minutes
         statistics[feature.name] = access
     sparse = tuple(replace(f, pooling_factor=statistics[f.name].pooling_factor) for f in spec.sparse)
     replace(manifest, spec=replace(spec, sparse=sparse), statistics=statistics).save(prepared)
     print(f"{manifest.splits[split].rows:,} rows of split {split!r}; statistics are in {join(prepared, NAME)}")
+    if totals:
+        path = join(prepared, "frequent.safetensors")
+        with g_pathmgr.open(path, "wb") as stream:
+            stream.write(save({table: _most_frequent(counts, frequent) for table, counts in totals.items()}))
+        print(f"the most frequent ids of {len(totals)} tables whose ids are in no order are in {path}")
 
 
 def _row(access: AccessStatistics, rows: int) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 TablesKind = Literal[
     "plain",
@@ -13,10 +13,11 @@ TablesKind = Literal[
     "chinese_remainder",
     "hot_cold",
     "hashes",
+    "clusters",
     "mixed_dimension",
 ]
 Tail = Literal["hash", "hashes", "chinese_remainder"]
-OperationName = Literal["concat", "add", "mult", "path", "feature_generation"]
+OperationName = Literal["auto", "concat", "add", "mult", "path", "feature_generation"]
 DataTypeName = Literal["fp32", "fp16"]
 TableFormat = Literal["safetensors", "parquet"]  # of files of single tables
 
@@ -27,8 +28,8 @@ class TablesConfig:
 
     kind: TablesKind = "plain"
     """How an id finds its rows; plain gives every id a row of its own, hot_cold only the most frequent ids."""
-    operation: OperationName = "mult"
-    """How the rows of an id become its vector; an id with one row, and mixed_dimension tables, do not use it."""
+    operation: OperationName = "auto"
+    """How the rows of an id become its vector; auto means add for hashes and clusters, else mult."""
     collisions: int = 4
     """Ids that share a row of the largest partition; 0 chooses the partitions with the fewest rows in all."""
     max_rows: int = 0
@@ -53,6 +54,10 @@ class TablesConfig:
     """A file written by recipes/plan_sharding.py --fit, with settings of single tables; empty means none."""
     pretrained: str = ""
     """A folder written by recipes/export_tables.py, whose tables the run begins with; empty means random weights."""
+    assignments: str = ""
+    """A folder written by recipes/cluster_tables.py, with the classes of ids of clusters tables; empty means none."""
+    frequent: str = ""
+    """A file with the frequent ids of hot_cold tables whose ids are in no order, as hashed ones; empty means none."""
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -66,10 +71,10 @@ class TablesConfig:
         least = int(self.kind in ("hash", "hot_cold", "hashes") and not self.max_rows)
         if self.collisions < least:
             raise ValueError(f"collisions of {self.kind} tables must be at least {least}: got {self.collisions}; try 4")
-        if self.max_rows < 0 or (self.max_rows and self.kind in ("plain", "mixed_dimension")):
+        if self.max_rows < 0 or (self.max_rows and self.kind in ("plain", "clusters", "mixed_dimension")):
             raise ValueError(
-                f"max_rows must be 0 or more, and is for tables whose ids share rows: got {self.max_rows} for "
-                f"{self.kind}; leave it out"
+                f"max_rows must be 0 or more, and is for tables whose ids share rows by a rule: got {self.max_rows} "
+                f"for {self.kind}; leave it out"
             )
         if self.partitions < (self.kind == "hashes"):
             raise ValueError(
@@ -81,10 +86,19 @@ class TablesConfig:
         several: tuple[str, ...] = ("add", "concat") if self.kind == "hashes" else ()
         if self.kind == "hot_cold" and self.tail == "hashes":
             several = ("concat",)
-        if several and self.operation not in several:
+        if several and self.combination not in several:
             raise ValueError(
                 f"operation of several hashes must be {' or '.join(several)}, because they read the same rows: got "
                 f"{self.operation!r}; change it"
+            )
+        if self.kind == "clusters" and not self.assignments:
+            raise ValueError(
+                "clusters tables must have assignments: got none; name the folder that recipes/cluster_tables.py wrote"
+            )
+        if self.assignments and self.kind != "clusters" and not self.file:
+            raise ValueError(
+                f"assignments must be for clusters tables: got {self.assignments!r} for {self.kind}; set kind to "
+                "clusters, or leave them out"
             )
         if self.budget < 0 or (self.budget and self.kind != "mixed_dimension"):
             raise ValueError(
@@ -96,3 +110,26 @@ class TablesConfig:
                 f"a file of single tables must not be given for mixed_dimension, whose dims depend on each other: "
                 f"got {self.file!r}; leave one of them out"
             )
+
+    @property
+    def combination(self) -> OperationName:
+        """The operation, where auto is decided."""
+        if self.operation != "auto":
+            return self.operation
+        if self.kind == "hot_cold" and self.tail == "hashes":
+            return "concat"
+        return "add" if self.kind in ("hashes", "clusters") else "mult"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must stay equal when a run is resumed: listed ids and codes may move, but not change."""
+        settings = asdict(self)
+        if self.assignments:
+            from dlrm_torchrec.embeddings.assignments import digests  # needs torch
+
+            settings["assignments"] = digests(self.assignments)
+        if self.frequent:
+            from dlrm_torchrec.embeddings.frequent_ids import file_digest  # likewise
+
+            settings["frequent"] = file_digest(self.frequent)
+        return settings

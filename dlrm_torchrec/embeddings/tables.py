@@ -12,10 +12,13 @@ from iopath.common.file_io import g_pathmgr
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from dlrm_torchrec.embeddings.assignments import check_assignments, read_assignment
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
 from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
+from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
+from dlrm_torchrec.embeddings.compositional.partitions.renumbered import Renumbered
 from dlrm_torchrec.embeddings.compositional.partitions.sizes import (
     chinese_remainder_for_collisions,
     chinese_remainder_for_rows,
@@ -33,6 +36,7 @@ from dlrm_torchrec.embeddings.compositional.partitions.sizes import (
 )
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.config import OperationName, TablesConfig
+from dlrm_torchrec.embeddings.frequent_ids import frequent_ids
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
 from dlrm_torchrec.schema import Table
 
@@ -57,6 +61,8 @@ def build_tables(
         raise ValueError(
             f"tables in {config.file} must be tables of this data set: got {unknown}; fit them again for this data set"
         )
+    if config.assignments:
+        check_assignments(config.assignments, [table.name for table in tables])
     stored = [stored_config(table, own.get(table.name, config)) for table in tables]
     if any(isinstance(each, CompositionalEmbeddingBagConfig) for each in stored):
         return CompositionalEmbeddingBagCollection(stored, is_weighted=weighted, device=meta)
@@ -64,7 +70,10 @@ def build_tables(
 
 
 def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
-    """The config of one table: compositional if ``config`` says so and the table has more rows than its threshold."""
+    """The config of one table: compositional if ``config`` says so and the table has more rows than its threshold.
+
+    A clusters table is one of any size that has codes.
+    """
     plain = EmbeddingBagConfig(
         name=table.name,
         num_embeddings=table.rows,
@@ -72,7 +81,13 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
         feature_names=list(table.features),
         data_type=DataType[config.data_type.upper()],
     )
-    if config.kind == "plain" or table.rows <= config.threshold:
+    partition: Partition | None = None
+    if config.kind == "clusters":
+        assignment = read_assignment(config.assignments, table.name, table.rows)
+        partition = None if assignment is None else assignment.partition
+    elif config.kind != "plain" and table.rows > config.threshold:
+        partition = _hot_cold(config, table) if config.kind == "hot_cold" else partition_of(config, table.rows)
+    if partition is None:
         return plain
     return CompositionalEmbeddingBagConfig(
         name=plain.name,
@@ -80,9 +95,25 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
         embedding_dim=plain.embedding_dim,
         feature_names=plain.feature_names,
         data_type=plain.data_type,
-        partition=partition_of(config, plain.num_embeddings),
+        partition=partition,
         operation=operation_of(config),
     )
+
+
+def _hot_cold(config: TablesConfig, table: Table) -> Partition:
+    """The partition of a hot_cold table, whose frequent ids are the first ones, or those that a file lists."""
+    partition = partition_of(config, table.rows)
+    if table.by_frequency:
+        return partition
+    if not config.frequent:
+        raise ValueError(
+            f"ids of hot_cold table {table.name!r} must be in order of frequency, as a vocabulary's, or have a list of "
+            "the frequent ones: got neither; count them with python -m dlrm_torchrec.datasets.profile, and name its "
+            "file in --tables.frequent"
+        )
+    assert isinstance(partition, HotCold)
+    listed = frequent_ids(config.frequent, table.name, rows=table.rows, count=partition.num_hot)
+    return Renumbered(partition_of(config, table.rows + partition.num_hot), listed)
 
 
 def partition_of(config: TablesConfig, rows: int) -> Partition:
@@ -98,7 +129,7 @@ def partition_of(config: TablesConfig, rows: int) -> Partition:
         case "hashes":
             return Hashes(rows, min(shared, rows), k)
         case "hot_cold":
-            own_in_all = config.operation in ("concat", "feature_generation")
+            own_in_all = config.combination in ("concat", "feature_generation")
             hashes = {"hash": 1, "hashes": k, "chinese_remainder": 0}[config.tail]
             return hot_cold_for_rows(rows, shared, hot=config.hot, hashes=hashes, own_in_all=own_in_all)
         case "chinese_remainder":
@@ -129,7 +160,7 @@ def operation_of(config: TablesConfig) -> Operation:
         "path": Path(hidden=config.hidden),
         "feature_generation": FeatureGeneration(),
     }
-    return operations[config.operation]
+    return operations[config.combination]
 
 
 def _mixed(

@@ -1,4 +1,7 @@
-"""Web pages from templates: each is one document that needs no other file, no script and no network."""
+"""Web pages from templates: each is one document that needs no other file and no network.
+
+A page allows no script; a template that has one allows it by its digest in the block ``allowed``.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from torchrec.distributed.types import ShardedTensor, ShardingEnv, ShardingPlan,
 
 from dlrm_torchrec.embeddings.tables import Tables
 from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.sharding.caches import cached_kernels, forget_cached
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.plan import Plan, make_plan
@@ -50,6 +51,7 @@ class Nodes:
         ranks = torch.arange(world_size).view(self.count, size)
         self.env = ShardingEnv.from_process_group(_group(ranks))
         self.peers = _group(ranks.T)  # the ranks at this place in their nodes
+        self._model: nn.Module = nn.Sequential()  # what was sharded
 
     def plan(
         self,
@@ -79,7 +81,7 @@ class Nodes:
 
     def shard(self, model: nn.Module, plan: Plan, *, init_data_parallel: bool) -> DistributedModelParallel:
         """``model`` with tables sharded over this node by ``plan``, and dense parameters replicated on all ranks."""
-        return DistributedModelParallel(
+        self._model = DistributedModelParallel(
             model,
             env=self.env,
             device=self.device,
@@ -88,6 +90,7 @@ class Nodes:
             init_data_parallel=init_data_parallel,
             data_parallel_wrapper=_OverAllRanks(),
         )
+        return self._model
 
     def _placed(self, plan: Plan) -> ShardingPlan:
         """The plan with ranks of the world as placements, as torch needs; TorchRec's placements are ranks of a node."""
@@ -105,16 +108,19 @@ class Nodes:
 
     @torch.no_grad()
     def average(self, state: State) -> None:
-        """Replace tables and their moments by their means over the nodes.
+        """Replace tables and their moments by their means over the nodes, in ``state`` and so in the sharded model.
 
-        With SGD, doing this after every step is data-parallel training. With Adagrad it is not, because each node
-        divides its gradient by its own moment.
+        Caches must have been written back, as ``state_dict`` does, and are emptied. With SGD, doing this after every
+        step is data-parallel training. With Adagrad it is not, because each node divides its gradient by its own
+        moment.
         """
         pieces = [piece for tensors in state.values() for piece in _pieces(tensors)]
         work = [dist.all_reduce(piece, group=self.peers, async_op=True) for piece in pieces]
         for piece, reduction in zip(pieces, work, strict=True):
             reduction.wait()
             piece /= self.count
+        for kernel in cached_kernels(self._model):
+            forget_cached(kernel)
 
     @torch.no_grad()
     def distance(self, state: State) -> dict[str, float]:

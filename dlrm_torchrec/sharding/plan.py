@@ -16,6 +16,7 @@ from torchrec.distributed.types import ModuleSharder, ShardingPlan
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 from dlrm_torchrec.sharding.adopt import adopt_plan
+from dlrm_torchrec.sharding.cluster.topology import whose_bandwidths
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.modules.comms import check_widths, codecs, row_dim
 from dlrm_torchrec.sharding.modules.compositional import CompositionalEmbeddingBagCollectionSharder
@@ -32,6 +33,7 @@ class Plan(ShardingPlan):
     """A plan together with the sharders that it was made with: other sharders would train another plan."""
 
     sharders: list[ModuleSharder[nn.Module]] = field(repr=False, compare=False)
+    bandwidths: str = field(default="", compare=False)  # whose the planner took, for people; empty: nothing to say
 
 
 def _sharders(tables: Tables, config: ShardingConfig, *, sorted_updates: bool) -> list[ModuleSharder[nn.Module]]:
@@ -88,7 +90,7 @@ def make_plan(
         plan = _search(model, ways, topology, batch_size=batch_size, constraints=constraints, group=group, stats=stats)
     if config.comms.int8:
         check_widths(shard_widths(plan), row_dim(_dims(tables)))
-    return Plan(plan.plan, ways)
+    return Plan(plan.plan, ways, "" if config.plan else whose_bandwidths(topology))
 
 
 def _search(

@@ -30,7 +30,7 @@ def plan_to_json(plan: ShardingPlan) -> dict[str, Any]:
 
 
 def describe_plan(plan: ShardingPlan, tables: Tables, world_size: int) -> str:
-    """The plan as text for a terminal: the ranks of each table, then the bytes of weights on each rank.
+    """The plan as text for a terminal: the ranks of each table, the bytes on each rank, and whose bandwidths it took.
 
     Equal ranks share a line. If there are more than 16 lines, only the fullest 16 are shown.
     """
@@ -55,7 +55,14 @@ def describe_plan(plan: ShardingPlan, tables: Tables, world_size: int) -> str:
     fullest = sorted(islice(alike.items(), MOST_LINES), key=lambda line: line[1])
     lines += [f"rank{'s' if len(own) > 1 else ''} {ranges(own)}: {text}" for text, own in fullest]
     left = world_size - sum(len(own) for _, own in fullest)
-    return "\n".join([*lines, *([f"{left} ranks have less"] if left else [])])
+    bandwidths = getattr(plan, "bandwidths", "")  # ours, of ``make_plan``
+    return "\n".join(
+        [
+            *lines,
+            *([f"{left} ranks have less"] if left else []),
+            *([f"planned with {bandwidths}"] if bandwidths else []),
+        ]
+    )
 
 
 def shard_widths(plan: ShardingPlan) -> list[int]:

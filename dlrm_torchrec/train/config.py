@@ -10,8 +10,8 @@ from tyro.conf import arg
 
 OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
 # How a run computes: auto measures what is faster here, exact is float32 without a compiler, with FBGEMM's updates; the
-# others are parts that can be combined.
-Speed = tuple[Literal["auto", "exact", "bf16", "compile", "sorted"], ...]
+# others are parts that can be combined. On a CPU, tf32 changes nothing.
+Speed = tuple[Literal["auto", "exact", "tf32", "bf16", "compile", "sorted"], ...]
 TrackerName = Literal["none", "wandb", "mlflow"]
 _LEARNING_STEPS = 200  # steps after the warm-up in which a model must learn something
 

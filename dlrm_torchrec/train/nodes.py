@@ -36,11 +36,12 @@ def evaluate_nodes(
     scores = predict(model, batches, world)
     per_node, rows = world.size // nodes, len(scores.labels)
     # the ranks with the same rows deal them among themselves, so that each gets all nodes' logits of its share
-    part = torch.arange(rows) * nodes // max(1, rows) * per_node + world.rank % per_node
+    counts = torch.arange(rows, device=world.device)
+    part = counts * nodes // max(1, rows) * per_node + world.rank % per_node
     columns = [each for each in scores[:3] if each is not None]
-    (columns,) = dealt(columns, part, 1, world.control)
+    (columns,) = dealt(columns, part, 1, scores.group)
     logits, labels, *weights = (each.view(nodes, -1) for each in columns)
-    return _measure(Scores(logits.T, labels.T, weights[0][0] if weights else None, world.control), learned=learned)
+    return _measure(Scores(logits.T, labels.T, weights[0][0] if weights else None, scores.group), learned=learned)
 
 
 def _measure(scores: Scores, *, learned: bool) -> dict[str, float]:

@@ -68,7 +68,11 @@ def build_optimizer(
 
 
 def _keyed(parameters: dict[str, nn.Parameter], config: OptimizerConfig) -> KeyedOptimizer:
+    arguments = arguments_of(config)
+    if config.kind == "adam" and any(parameter.is_cuda for parameter in parameters.values()):
+        arguments["fused"] = True  # one kernel for all parameters; by default, torch launches one for each operation
+
     def build(values: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return CLASSES[config.kind](values, **arguments_of(config))
+        return CLASSES[config.kind](values, **arguments)
 
     return KeyedOptimizerWrapper(parameters, build)

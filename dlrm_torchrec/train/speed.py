@@ -1,7 +1,11 @@
-"""How fast a run computes: bfloat16 and compilation of dense parts, and the kernel that updates tables.
+"""How fast a run computes: the arithmetic and compilation of dense parts, and the kernel that updates tables.
 
 Each is chosen by a measurement of milliseconds on this machine, unless the user names it. A run keeps its choice, also
 when another machine resumes it.
+
+A GPU multiplies matrices of float32 several times as fast in TF32, which reads 10 of the 23 bits of a mantissa and sums
+in float32. Losses then differ from those of a CPU from the fourth digit on, so TF32 is a choice like bfloat16, which is
+measured first, and ``exact`` is without it.
 """
 
 from __future__ import annotations
@@ -27,8 +31,8 @@ from dlrm_torchrec.train.task import RankingTask
 from dlrm_torchrec.train.world import World
 
 ROUNDS = 7
-GAIN = 1.15  # times as fast must dense parts be in bfloat16, for the noise of so short a measurement
-GAIN_S = 10.0  # must bfloat16 save in a run; a small model stays in float32
+GAIN = 1.15  # times as fast must dense parts be in a less exact arithmetic, for the noise of so short a measurement
+GAIN_S = 10.0  # must such an arithmetic save in a run; a small model stays in float32
 COMPILER_S = 15.0  # take compilers for a model, if they find nothing in their caches
 SAVED = 0.3  # of the time of dense parts by compiling them, at least: .31 to .53 (LOG.md)
 
@@ -106,7 +110,7 @@ def _choose(
     asked = config.speed
     if not asked or (len(asked) > 1 and {"auto", "exact"} & {*asked}):
         raise ValueError(
-            f"speed must be auto, exact, or any of bf16, compile and sorted: got {' '.join(asked) or 'nothing'}; "
+            f"speed must be auto, exact, or any of tf32, bf16, compile and sorted: got {' '.join(asked) or 'nothing'}; "
             "leave out auto and exact to name parts"
         )
     if asked != ("auto",):
@@ -123,7 +127,11 @@ def _choose(
 
 
 def use_speed(model: RankingTask, speed: Speed, *, compiled: bool = True) -> None:
-    """Let ``model`` compute at ``speed``, in place, before its tables are sharded, or all but compiled."""
+    """Let ``model`` compute at ``speed``, in place, before its tables are sharded, or all but compiled.
+
+    TF32 is a switch of the process: it is off afterwards unless ``speed`` names it.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = "tf32" in speed
     model.autocast = torch.bfloat16 if "bf16" in speed else None
     if compiled and "compile" in speed:
         compile_dense(model.model)
@@ -134,12 +142,16 @@ def _measured(
 ) -> tuple[Speed, str]:
     parts, reasons = [], []
     batch_size, num_dense = config.batch_size // world.size, len(data.dense_names)
-    full, half = dense_ms(model, batch_size=batch_size, num_dense=num_dense, device=world.device)
+    times = dense_ms(model, batch_size=batch_size, num_dense=num_dense, device=world.device)
     steps = config.epochs * data.rows.get("train", config.rows) / config.batch_size
-    if half * GAIN < full and steps * (full - half) > 1000 * GAIN_S:
-        parts.append("bf16")
-        reasons.append(f"bf16: dense parts take {half:.1f} ms a step, in float32 {full:.1f}")
-    seconds = steps * (half if parts else full) / 1000
+    best = "float32"
+    for faster in list(times)[1:]:
+        if times[faster] * GAIN < times[best] and steps * (times[best] - times[faster]) > 1000 * GAIN_S:
+            best = faster
+    if best != "float32":
+        parts.append(best)
+        reasons.append(f"{best}: dense parts take {times[best]:.1f} ms a step, in float32 {times['float32']:.1f}")
+    seconds = steps * times[best] / 1000
     if world.device.type == "cpu" and seconds * SAVED > 2 * COMPILER_S and _has_compiler():
         parts.append("compile")
         reasons.append(f"compile: dense parts take {seconds / 60:,.0f} minutes of the run otherwise")
@@ -151,25 +163,36 @@ def _measured(
     return cast(Speed, tuple(parts)), "\n".join(f"speed {reason}" for reason in reasons)
 
 
-def dense_ms(model: RankingTask, *, batch_size: int, num_dense: int, device: torch.device) -> tuple[float, float]:
-    """Milliseconds of a step of the dense parts, forward and backward, in float32 and under bfloat16 autocast.
+def dense_ms(model: RankingTask, *, batch_size: int, num_dense: int, device: torch.device) -> dict[str, float]:
+    """Milliseconds of a step of the dense parts, forward and backward, by arithmetic, from exact to less exact.
 
-    Each is a median of rounds that take turns. Vectors drawn at random stand in for those of the tables, which hold no
-    memory yet. Parameters and their gradients stay as they are.
+    These are ``float32``, on a GPU ``tf32``, and ``bf16``, which is autocast. Each is a median of rounds that take
+    turns. Vectors drawn at random stand in for those of the tables, which hold no memory yet. Parameters and their
+    gradients stay as they are.
     """
-    times: tuple[list[float], list[float]] = ([], [])
-    with torch.random.fork_rng(), _drawn_vectors(model, batch_size, device) as vectors:
+    times: dict[str, list[float]] = {"float32": [], **({"tf32": []} if device.type == "cuda" else {}), "bf16": []}
+    own = [device] if device.type == "cuda" else []  # without it, a rank would start the GPUs of all ranks
+    with torch.random.fork_rng(own), _drawn_vectors(model, batch_size, device) as vectors, _tf32_restored():
         dense = torch.randn(batch_size, num_dense, device=device)
         leaves = [*(each for each in model.parameters() if not each.is_meta and each.requires_grad), *vectors]
         for _ in range(ROUNDS + 1):
-            for enabled, taken in enumerate(times):
+            for arithmetic, taken in times.items():
+                torch.backends.cuda.matmul.allow_tf32 = arithmetic == "tf32"
                 start = _now(device)
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bool(enabled)):
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=arithmetic == "bf16"):
                     outputs = model.model(dense, KeyedJaggedTensor.empty())
                 torch.autograd.grad(outputs.float().sum(), leaves, allow_unused=True)
                 taken.append(_now(device) - start)
-    full, half = (1000 * median(taken[1:]) for taken in times)
-    return full, half
+    return {arithmetic: 1000 * median(taken[1:]) for arithmetic, taken in times.items()}
+
+
+@contextmanager
+def _tf32_restored() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @contextmanager

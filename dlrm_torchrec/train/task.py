@@ -25,7 +25,7 @@ class RankingBatch(Protocol):
     global_rows: int
     weights: torch.Tensor | None
 
-    def to(self, device: torch.device) -> RankingBatch: ...
+    def to(self, device: torch.device, non_blocking: bool = False) -> RankingBatch: ...  # noqa: FBT001, FBT002  # TorchRec's
 
 
 class RankingTask(nn.Module):
@@ -46,6 +46,8 @@ class RankingTask(nn.Module):
         model: nn.Module,
         world_size: int,
         labels: Sequence[str] = ("label",),
+        *,
+        device: torch.device | None = None,
     ) -> None:
         """Wraps ``model``, whose gradients are then those of the loss.
 
@@ -53,8 +55,11 @@ class RankingTask(nn.Module):
             model: maps (dense (B, D), sparse KJT) to outputs (B, L), one for each label
             world_size: the number of ranks
             labels: the names of the labels, for metrics
+            device: where ``move_dense`` moves the dense parts; None leaves them where they are
         """
         super().__init__()
+        if device is not None:
+            move_dense(model, device)
         self.model = model
         self.labels = tuple(labels)
         self.world_size = world_size
@@ -93,6 +98,21 @@ class RegressionTask(RankingTask):
         if weights is None:
             return mse_loss(outputs, labels, reduction="sum")
         return (weights * (outputs - labels).square()).sum()
+
+
+def move_dense(model: nn.Module, device: torch.device) -> None:
+    """Move all of ``model`` but its tables, which are on meta, to ``device``, in place.
+
+    Weights that were drawn on the CPU are the same on every device: each kind of device draws other random numbers.
+    """
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.is_meta and parameter.device != device:
+                moved = nn.Parameter(parameter.detach().to(device), requires_grad=parameter.requires_grad)
+                setattr(module, name, moved)
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if not buffer.is_meta:
+                setattr(module, name, buffer.to(device))
 
 
 TASKS: dict[str, type[RankingTask]] = {"binary": BinaryRankingTask, "number": RegressionTask}  # by the labels' target

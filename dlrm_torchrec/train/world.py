@@ -33,6 +33,14 @@ class World:
         return self.rank == 0
 
     @property
+    def device_group(self) -> dist.ProcessGroup:
+        """The ranks, for tensors on their devices: NCCL's group on GPUs, and ``control`` on CPUs."""
+        if self.device.type == "cpu":
+            return self.control
+        assert dist.group.WORLD is not None
+        return dist.group.WORLD
+
+    @property
     def local_rank(self) -> int:
         """The place among the ranks on this host, 0..local_size-1."""
         return self.rank % self.local_size

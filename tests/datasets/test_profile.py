@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file
 
 from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.open import load_statistics
@@ -118,6 +119,18 @@ def test_command_writes_what_a_loop_over_all_rows_counts(profiled: tuple[Path, p
     assert expected["history"].pooling_factor not in (0, 1, 77)
 
 
+def test_command_lists_frequent_ids_where_there_is_no_vocabulary(profiled: tuple[Path, pa.Table, str]) -> None:
+    folder, table, printed = profiled
+    spec = Manifest.load(str(folder)).spec
+    listed = load_file(folder / "frequent.safetensors")
+    tables = {f"t_{feature.name}": feature.name for feature in spec.sparse if feature.encoding != "vocab"}
+    assert listed.keys() == tables.keys()
+    for name, feature in tables.items():
+        counts = Counter(id_ for bag in columns_of(table)[feature] for id_ in bag)
+        assert listed[name].tolist() == sorted(counts, key=lambda id_: (-counts[id_], id_))
+    assert f"the most frequent ids of {len(tables)} tables" in printed
+
+
 def test_command_leaves_everything_else_as_it_was(profiled: tuple[Path, pa.Table, str]) -> None:
     folder, table, _ = profiled
     data = json.loads((folder / "dataset.json").read_text())
@@ -129,12 +142,12 @@ def test_command_leaves_everything_else_as_it_was(profiled: tuple[Path, pa.Table
     assert data["report"] == {"rows_in": 5}
     rows = {f"part-{number}.parquet": rows for number, rows in enumerate([41_007, 0, 30_001, 13])}
     assert {file["path"]: file["rows"] for file in data["splits"]["train"]["files"]} == rows
-    assert sorted(path.name for path in folder.iterdir()) == ["dataset.json", *rows]
+    assert sorted(path.name for path in folder.iterdir()) == ["dataset.json", "frequent.safetensors", *rows]
 
 
 def test_command_prints_a_table(profiled: tuple[Path, pa.Table, str]) -> None:
     folder, _, output = profiled
-    head, *lines, last = output.splitlines()
+    head, *lines, last, _ = output.splitlines()
     found = load_statistics(str(folder))
     assert head.split()[:3] == ["feature", "table", "rows"]
     shown = [line.split() for line in lines]

@@ -93,7 +93,8 @@ def test_every_kind_builds_the_demo_and_criteo() -> None:
     for spec in (demo_spec(), criteo_kaggle_spec()):
         plain = sum(table.rows for table in spec.tables(dim=16))
         for kind in ("hash", "quotient_remainder", "mixed_radix", "chinese_remainder", "hot_cold", "hashes"):
-            stored = physical_configs(build_tables(spec.tables(dim=16), TablesConfig(kind=kind, operation="add")))
+            tables = [replace(table, by_frequency=True) for table in spec.tables(dim=16)]
+            stored = physical_configs(build_tables(tables, TablesConfig(kind=kind, operation="add")))
             assert sum(table.num_embeddings for table in stored) < 0.35 * plain
 
 
@@ -101,12 +102,20 @@ def test_every_kind_builds_the_demo_and_criteo() -> None:
     ("options", "message"),
     [
         ({"kind": "qr"}, r"kind of tables must be one of \('plain', .*\): got 'qr'; name one of them"),
-        ({"operation": "sum"}, r"operation of tables must be one of \('concat', .*\): got 'sum'; name one of them"),
+        ({"operation": "sum"}, r"operation of tables must be one of \('auto', .*\): got 'sum'; name one of them"),
         ({"kind": "hash", "collisions": 0}, r"collisions of hash tables must be at least 1: got 0; try 4"),
-        ({"max_rows": 5}, r"max_rows must be 0 or more, and is for tables whose ids .*: got 5 for plain; leave it out"),
+        ({"max_rows": 5}, r"max_rows must be 0 or more, and is for tables whose ids .*: got 5 for plain; leave"),
         ({"kind": "hot_cold", "collisions": 0}, r"collisions of hot_cold tables must be at least 1: got 0; try 4"),
         ({"kind": "hot_cold", "hot": 1.0}, r"hot must be a share between 0 and 1: got 1.0; try .5"),
-        ({"kind": "hashes"}, r"operation of several hashes must be add or concat, .*: got 'mult'; change it"),
+        (
+            {"kind": "hashes", "operation": "mult"},
+            r"operation of several hashes must be add or concat, .*: got 'mult'; change it",
+        ),
+        (
+            {"kind": "clusters"},
+            r"clusters tables must have assignments: got none; name the folder that recipes/cluster",
+        ),
+        ({"assignments": "a"}, r"assignments must be for clusters tables: got 'a' for plain; set kind to clusters, or"),
         ({"budget": 5}, r"budget must be 0 or more, and is for mixed_dimension tables: got 5 for plain; use coll"),
         ({"data_type": "int8"}, r"data_type of tables must be one of \('fp32', 'fp16'\): got 'int8'; name one of them"),
         (

@@ -97,7 +97,7 @@ def assert_readable(found: dict[str, Any], scheme: str) -> None:
     assert found["overflow_open"] <= 0
     assert found["outside"] == []
     assert found["cut"] == []
-    assert len(found["texts"]) >= 3
+    assert len(found["texts"]) >= 2
     assert {text: contrast(text) for text in found["texts"] if contrast(text) < 4.5} == {}
     paper = next(text.split(" on ")[1] for text in found["texts"])
     assert (contrast(f"{paper} on rgb(255, 255, 255)") > 4.5) == (scheme == "dark")

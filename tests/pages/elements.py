@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-VOID = {"meta"}  # the only element of the pages that has no end tag
+VOID = {"meta", "input"}  # the elements of the pages that have no end tag
 
 
 @dataclass

@@ -23,6 +23,7 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
+from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.sharding.modules.compositional import CompositionalEmbeddingBagCollectionSharder
 
 ARGUMENTS: dict[type[torch.optim.Optimizer], dict[str, Any]] = {
@@ -43,7 +44,7 @@ class Wrapped(nn.Module):
 
 
 def hand_made_plan(
-    tables: CompositionalEmbeddingBagCollection, kinds: Mapping[str, str], hosts: int = 1
+    tables: EmbeddingBagCollection, kinds: Mapping[str, str], hosts: int = 1
 ) -> EmbeddingModuleShardingPlan:
     """Tables of the sharding types ``kinds`` (by name), dealt to the ranks of ``hosts`` equal hosts.
 
@@ -52,7 +53,7 @@ def hand_made_plan(
     return EmbeddingModuleShardingPlan(
         {
             config.name: _placed(config, kinds[config.name], number, hosts)
-            for number, config in enumerate(tables.physical_configs())
+            for number, config in enumerate(physical_configs(tables))
         }
     )
 

@@ -22,7 +22,9 @@ from dlrm_torchrec.embeddings.compositional.operations import (
     Path,
     Summed,
 )
-from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import QuotientRemainder
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import Hash, QuotientRemainder
+from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
+from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 from dlrm_torchrec.sharding import plan as plan_module
@@ -48,7 +50,10 @@ OPERATIONS: list[Operation] = [Add(), Concat(), Mult(), FeatureGeneration(), Pat
 
 
 def collection(
-    operation: Operation | None, ids: int = IDS, pooling: PoolingType = PoolingType.SUM
+    operation: Operation | None,
+    ids: int = IDS,
+    pooling: PoolingType = PoolingType.SUM,
+    partition: Partition | None = None,
 ) -> CompositionalEmbeddingBagCollection:
     """One table on meta; a plain one without an operation."""
     shared: dict[str, Any] = {
@@ -61,7 +66,9 @@ def collection(
     config = (
         EmbeddingBagConfig(**shared)
         if operation is None
-        else CompositionalEmbeddingBagConfig(**shared, partition=QuotientRemainder(ids, 20), operation=operation)
+        else CompositionalEmbeddingBagConfig(
+            **shared, partition=partition or QuotientRemainder(ids, 20), operation=operation
+        )
     )
     return CompositionalEmbeddingBagCollection([config], device=torch.device("meta"))
 
@@ -142,6 +149,26 @@ def test_storage_is_that_of_the_rows_and_their_optimizer_state(
         state *= 2  # a moment per row of half the dim
     networks = 8 * 2 * 20 * 34 if isinstance(operation, Path) else 0  # as ids, from each of two ranks
     assert 2 * ddr[0] - ddr[1] == 4 * rows * dim * (1 + state) + networks
+
+
+@pytest.mark.parametrize(("most", "id_bytes"), [(999, 2), (40_000, 4)])
+@pytest.mark.parametrize("kind", ["table_wise", "row_wise"])
+def test_listed_classes_are_counted_on_every_rank_with_a_shard(
+    most: int, id_bytes: int, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = torch.arange(IDS) % (most + 1)
+    storages = {}
+    for name, partition in {"listed": Assigned([codes], complementary=False), "hashed": Hash(IDS, most + 1)}.items():
+        for device in ("cpu", "cuda"):
+            topology = Topology(world_size=2, local_world_size=2, compute_device=device)
+            tables = collection(Add(), partition=partition)
+            option = planned(tables, topology, monkeypatch, ShardingConfig(kind=kind))
+            storages[name, device] = [(shard.storage.hbm, shard.storage.ddr) for shard in option.shards]
+    for device, memory in (("cuda", 0), ("cpu", 1)):
+        pairs = zip(storages["listed", device], storages["hashed", device], strict=True)
+        for listed, hashed in pairs:
+            assert listed[memory] - hashed[memory] == id_bytes * IDS
+            assert listed[1 - memory] == hashed[1 - memory]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=str)

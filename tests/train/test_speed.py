@@ -68,10 +68,11 @@ def chosen(given: dict[str, Any]) -> Any:
     return _chosen(**given)
 
 
-def _chosen(*, sorting: bool, full: float, half: float, kept: Any = None, **settings: Any) -> Any:
+def _chosen(*, sorting: bool, full: float, half: float, tf32: float = 0, kept: Any = None, **settings: Any) -> Any:
     log, model = Log(here()), task()
     first = None if kept is None else Progress(identity={}, lanes=1, speed=kept)
-    answers = (full, half) if log.world.is_main else (half, full)  # only rank 0 may decide
+    measured = {"float32": full, **({"tf32": tf32} if tf32 else {}), "bf16": half}
+    answers = measured if log.world.is_main else dict.fromkeys(measured, full)  # only rank 0 may decide
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "dense_ms", lambda *_, **__: answers)
         patch.setattr(module, "_has_compiler", lambda: True)
@@ -98,6 +99,12 @@ def test_what_was_measured_faster_is_chosen_by_rank_0(ranks: int) -> None:
         nothing = "speed exact: nothing else saves time that is worth it here"
         assert choose(("exact",), sorting=False, full=10.0, half=5.0, rows=64 * 900) == nothing  # it would save 9 s
         assert choose(("exact",), sorting=False, full=10.0, half=9.0, rows=64 * 4000) == nothing
+        assert choose(("tf32",), sorting=False, full=10.0, tf32=3.0, half=2.8, rows=64 * 4000) == (
+            "speed tf32: dense parts take 3.0 ms a step, in float32 10.0"
+        )
+        assert choose(("bf16",), sorting=False, full=10.0, tf32=6.0, half=2.0, rows=64 * 4000) == (
+            "speed bf16: dense parts take 2.0 ms a step, in float32 10.0"
+        )
         assert "dense parts take 10 minutes of the run" in choose(
             ("compile",), sorting=False, full=10.0, half=10.0, rows=64 * 30_000
         )
@@ -110,11 +117,15 @@ def test_what_was_measured_faster_is_chosen_by_rank_0(ranks: int) -> None:
 @pytest.mark.parametrize("parts", [(), ("auto", "bf16"), ("exact", "sorted")])
 def test_parts_that_contradict_each_other_are_refused(parts: Speed) -> None:
     with pytest.raises(
-        ValueError, match=r"speed must be auto, exact, or any of bf16, compile and sorted: got .*; leave"
+        ValueError, match=r"speed must be auto, exact, or any of tf32, bf16, compile and sorted: got .*; leave"
     ):
         set_speed(
             Settings(speed=parts), task(), cast(Any, Log(cast(Any, None))), DATA, kept=None, sorting_pays=lambda: True
         )
+
+
+def refuse() -> int:
+    raise AssertionError("the random numbers of all GPUs are kept, and so all GPUs are started")
 
 
 @pytest.mark.parametrize("recipe", ["train_dlrm", "train_dcnv2", "train_fm", "train_logistic", "train_neumf"])
@@ -134,7 +145,14 @@ def test_dense_parts_are_timed_and_left_as_they_were(
     names, state = [name for name, _ in model.named_modules()], torch.random.get_rng_state()
     before = {name: value.clone() for name, value in model.state_dict().items() if not value.is_meta}
     num_dense = len(cfg.shape.dense)
-    assert min(dense_ms(model, batch_size=16, num_dense=num_dense, device=torch.device("cpu"))) > 0
+    torch.backends.cuda.matmul.allow_tf32 = True
+    monkeypatch.setattr(torch.cuda, "device_count", refuse)
+    times = dense_ms(model, batch_size=16, num_dense=num_dense, device=torch.device("cpu"))
+    assert list(times) == ["float32", "bf16"]
+    assert min(times.values()) > 0
+    left = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    assert left
     assert [name for name, _ in model.named_modules()] == names
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -151,6 +169,23 @@ def test_a_model_that_is_not_compiled_still_computes_in_bfloat16(monkeypatch: py
     use_speed(model, ("compile",))
     assert model.autocast is None
     assert compiled == [model.model]
+
+
+def test_tf32_is_on_only_where_it_is_asked_for() -> None:
+    def products() -> tuple[bool, torch.Tensor]:
+        return torch.backends.cuda.matmul.allow_tf32, factors @ factors
+
+    factors, model = torch.randn(64, 64), task()
+    off, exact = products()
+    assert not off  # torch's default
+    use_speed(model, ("tf32", "sorted"))
+    try:
+        on, same = products()
+    finally:
+        use_speed(model, ("exact",))
+    assert on
+    assert same.equal(exact)  # a CPU computes as before
+    assert not products()[0]
 
 
 def test_a_resumed_run_keeps_the_choice_of_its_first_start(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ class SyntheticStream:
         self.num_steps = -(-num_rows // global_batch_size)
         self._split: Split = split
         self._seed = seed
-        self._zipf = [Zipf(feature.rows, exponent) for feature in spec.sparse]
+        self._zipf = [Zipf(f.rows, exponent, by_frequency=f.encoding == "vocab") for f in spec.sparse]
         self._max_lengths = [round(2 * f.pooling_factor) if f.multi_hot else None for f in spec.sparse]
         self._teacher = Teacher(spec, seed, positive_rate, logit_std)
         self._teacher.calibrate(*self._features(_row_keys(seed, "calibration", 0, _BLOCK_ROWS)))

@@ -22,10 +22,11 @@ class Zipf:
     """Ids in ``[0, rows)``; the k-th most popular one has weight ∫ x^-exponent dx over [k, k + 1), k = 1..rows.
 
     This is a bounded Pareto variable rounded down, so its inverse CDF has a closed form and needs no table of weights.
-    A fixed bijection spreads the popularity ranks over the table, so that popular ids are not neighbours.
+    A fixed bijection spreads the popularity ranks over the table, so that popular ids are not neighbours; ids that are
+    ``by_frequency`` keep them, as a vocabulary does.
     """
 
-    def __init__(self, rows: int, exponent: float) -> None:
+    def __init__(self, rows: int, exponent: float, *, by_frequency: bool = False) -> None:
         if exponent <= 1:
             raise ValueError(f"the Zipf exponent must be above 1: got {exponent}; 1.05 to 1.2 is usual for click logs")
         if rows < 1:
@@ -33,7 +34,7 @@ class Zipf:
         self.rows = rows
         self._power = 1.0 - exponent
         self._mass = 1.0 - (rows + 1.0) ** self._power
-        self._multiplier = scattering(rows)
+        self._multiplier = 1 if by_frequency else scattering(rows)
 
     def ids(self, uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
         """The ids at these points of the CDF, each point in [0, 1)."""

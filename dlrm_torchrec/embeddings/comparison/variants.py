@@ -109,7 +109,7 @@ def _limited(way: TablesConfig, limit: int) -> TablesConfig:
     if way.kind == "mixed_dimension":
         return replace(way, budget=limit, threshold=0)
     k = 2 if way.kind == "quotient_remainder" else way.partitions
-    parts = k if way.operation == "concat" and way.kind != "hash" else 1  # rows of concat are 1 / k as wide
+    parts = k if way.combination == "concat" and way.kind != "hash" else 1  # rows of concat are 1 / k as wide
     return replace(way, max_rows=limit * parts, threshold=limit)
 
 

@@ -92,7 +92,7 @@ class CompositionalEmbeddingBagCollection(EmbeddingBagCollection):
                 ids = jagged[feature]
                 weights = ids.weights() if self.is_weighted() else None
                 if stacked:
-                    bags = Bags(ids.values().long(), ids.lengths().long(), weights)
+                    bags = Bags(ids.values().long(), ids.lengths().long(), weights, [len(ids.values())])
                     vectors = pool_ids(config, bags, LookUpIn(bag.weight), feature)
                 else:
                     vectors = bag(ids.values(), ids.offsets(), per_sample_weights=weights)

@@ -15,8 +15,8 @@ from typing import ClassVar
 import torch
 from torch.nn import functional
 
-from dlrm_torchrec.embeddings.compositional.bags import Bags, LookUp, offsets_of, one_each, pool
-from dlrm_torchrec.embeddings.compositional.paths.grouped import grouped_linear
+from dlrm_torchrec.embeddings.compositional.bags import Bags, LookUp, offsets_of, pool
+from dlrm_torchrec.embeddings.compositional.paths.grouped import Layers, grouped_linear
 from dlrm_torchrec.embeddings.compositional.paths.on_cpu import pool_paths
 from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece
 from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows, StackedRows
@@ -161,7 +161,7 @@ class Mult(Operation):
         rows, later = torch.split(
             group.rows(bags._replace(weights=None)).values, [len(bags.values), (group.k - 1) * len(bags.values)]
         )
-        vectors = group.read(look_up, one_each(rows), later)
+        vectors = group.read_rows(look_up, rows, later)
         first, *others = torch.split(vectors, [len(bags.values)] * group.k)
         for other in others:
             first = first * other
@@ -230,24 +230,32 @@ class Path(Operation):
         learned = bags.weights is not None and bags.weights.requires_grad
         if group.k == 2 and bags.values.device.type == "cpu" and not learned:
             return pool_paths(group, bags, look_up, self._network_rows)
-        ids, places = group.distinct(bags)  # each id passes once
+        if bags.values.device.type == "cpu":
+            ids, places = group.distinct(bags)  # each id passes once
+            vectors = self._vectors(group, ids, look_up)
+            return functional.embedding_bag(
+                places,
+                vectors,
+                offsets_of(bags.lengths),
+                mode="sum",
+                per_sample_weights=None if bags.weights is None else bags.weights.to(vectors.dtype),
+                include_last_offset=True,
+            )
+        # to find out how many distinct ids there are would mean waiting for the device
+        return pool(self._vectors(group, bags._replace(weights=None), look_up), bags)
+
+    def _vectors(self, group: TableGroup, ids: Bags, look_up: LookUp) -> torch.Tensor:
+        """The vector of each id (N, dim)."""
         first, *later = group.networks(ids).values.view(group.k, len(ids.values))
         sizes = [sum(member.stack.sizes[j] for member in group.members) for j in range(1, group.k)]
-        read = group.read(look_up, one_each(first), group.later_rows(first.device))
+        read = group.read_rows(look_up, first, group.later_rows(first.device))
         vectors, *parameters = torch.split(read, [len(first), *sizes])
         for classes, parameter in zip(later, parameters, strict=True):
             networks = parameter.view(-1, group.members[0].stack.class_rows[1], vectors.size(1))
-            vectors = grouped_linear(vectors, classes, self.layers(networks))
-        return functional.embedding_bag(
-            places,
-            vectors,
-            offsets_of(bags.lengths),
-            mode="sum",
-            per_sample_weights=None if bags.weights is None else bags.weights.to(vectors.dtype),
-            include_last_offset=True,
-        )
+            vectors = grouped_linear(vectors, classes, networks, self.layers)
+        return vectors
 
-    def layers(self, networks: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    def layers(self, networks: torch.Tensor) -> Layers:
         """Weights and biases of stored ``networks`` (num classes, rows, dim), as ``grouped_linear`` takes them."""
         if not self.hidden:
             return [(networks, None)]

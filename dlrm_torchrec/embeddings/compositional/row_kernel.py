@@ -25,8 +25,9 @@ class Passes(NamedTuple):
 
     sources: Integers  # number of ids, 1 for a mean
     pieces: Integers  # source, first class row, the one after the last
-    class_rows: Integers  # first row, number of classes, where they are in ``assigned`` or -1, and a ``Digit``
-    assigned: NDArray[np.int32]
+    class_rows: Integers  # first row, number of classes, where its codes begin or -1, and a ``Digit``
+    short_codes: NDArray[np.int16]
+    long_codes: NDArray[np.int32]  # these begin after the short ones
 
 
 class Written(NamedTuple):
@@ -52,7 +53,7 @@ def expand(  # noqa: PLR0917  # numba's functions have no keywords
     With ``count``, bags that have more ids than a partition has classes hold a class's row once, with the number or
     total weight of its ids.
     """
-    sources, pieces, class_rows, _ = passes
+    sources, pieces, class_rows, _, _ = passes
     bags = len(lengths) // max(len(sources), 1)
     starts = np.zeros(len(sources) + 1, np.int64)
     for source in range(len(sources)):
@@ -116,10 +117,14 @@ def _rows(  # noqa: PLR0917  # numba's functions have no keywords
     passes: Passes, number: int, ids: Integers, limit: int, out: Integers, step: int
 ) -> None:
     """Write the row of each id to every ``step``-th number of ``out``."""
-    first_row, _, assigned, divisor, classes, hot, base, seed = passes.class_rows[number]
-    if assigned >= 0:
+    first_row, _, begin, divisor, classes, hot, base, seed = passes.class_rows[number]
+    shorts = len(passes.short_codes)
+    if begin >= shorts:
         for i in range(len(ids)):
-            out[i * step] = first_row + passes.assigned[assigned + ids[i]]
+            out[i * step] = first_row + passes.long_codes[begin - shorts + ids[i]]
+    elif begin >= 0:
+        for i in range(len(ids)):
+            out[i * step] = first_row + passes.short_codes[begin + ids[i]]
     elif hot > 0 or seed != 0:
         numbers = 2**MIXED_BITS if seed != 0 else limit - hot  # of different y below
         exact, inverse = numbers <= _EXACT, 1 / float64(divisor if divisor > 1 else classes)

@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 
 from dlrm_torchrec.embeddings.compositional.bags import Bags, LookUp, offsets_of
-from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece, RowMap, Source
+from dlrm_torchrec.embeddings.compositional.partitions.listed import ListedCodes
+from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece, RowMap
+from dlrm_torchrec.embeddings.compositional.sources import Source
 from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 
 
@@ -47,6 +49,11 @@ class TableGroup:
         weights = None if bags.weights is None else torch.cat([bags.weights, bags.weights.new_ones(len(later))])
         return look_up(torch.cat([bags.values, later]), offsets_of(torch.cat([bags.lengths, ones])), weights)
 
+    def read_rows(self, look_up: LookUp, rows: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
+        """The numbers of ``rows`` of first classes, one by one; below them those of ``later``."""
+        both = torch.cat([rows, later])
+        return look_up(both, torch.arange(len(both) + 1, device=both.device), None)
+
     @cached_property
     def rows(self) -> RowMap:
         """A map from ids to the rows of their k classes."""
@@ -73,7 +80,7 @@ class TableGroup:
         """A map from ids to the bags of rows that ``pieces`` makes of a feature's rows; for a group of one feature."""
         ((name, (feature,), stack),) = self.members
         if self._summed is None:
-            source = Source(stack.partition.num_ids, feature, name)
+            source = Source(stack.partition.num_ids, feature, name, first_ids=stack.partition.first_ids)
             self._summed = RowMap([source], pieces(0, stack.class_rows_of()), count=False)
         return self._summed
 
@@ -156,7 +163,7 @@ class TableGroup:
     def distinct(self, bags: Bags) -> tuple[Bags, torch.Tensor]:
         """Every id of each feature once, as one bag per feature, and where each id of ``bags`` is among them.
 
-        A GPU is waited for.
+        A GPU would be waited for.
         """
         starts = [0, *accumulate(source.num_ids for source in self.rows.sources)]
         first = self._of_features("starts", starts[:-1], bags.values.device, once=True)
@@ -174,8 +181,13 @@ class TableGroup:
             for feature in member.features:
                 for j, first in enumerate(first_rows(number)):
                     by_partition[j].append(Piece(len(sources), (ClassRow(partition, j, first),)))
-                sources.append(Source(partition.num_ids, feature, member.name))
-        return RowMap(sources, [piece for pieces in by_partition for piece in pieces], count=False)
+                sources.append(Source(partition.num_ids, feature, member.name, first_ids=partition.first_ids))
+        pieces = [piece for pieces in by_partition for piece in pieces]
+        return RowMap(sources, pieces, count=False, codes=self._codes)
+
+    @cached_property
+    def _codes(self) -> ListedCodes:
+        return ListedCodes([codes for member in self.members for codes in member.stack.partition.codes])
 
     def _of_features(
         self, name: str, numbers: Sequence[int], device: torch.device, *, once: bool = False

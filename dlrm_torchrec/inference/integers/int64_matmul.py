@@ -74,14 +74,15 @@ def matmul_by_digits(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     (m, k), n = a.shape, b.size(1)
     product = torch.zeros(m, n, dtype=torch.int64, device=a.device)
     for start in range(0, k, _TERMS):
-        # CUDA's 8-bit kernels need more than 16 rows, and a multiple of 8 columns
-        left = _padded(a[:, start : start + _TERMS], rows=32, columns=8)
-        right = _padded(b[start : start + _TERMS], rows=8, columns=8)
+        # CUDA's 8-bit kernels need more than 16 rows, multiples of 8 terms and columns, and operands that begin at
+        # multiples of 16 bytes, of which cuBLAS wants the right one column after column (pytorch#169956)
+        left = _padded(a[:, start : start + _TERMS], rows=32, columns=16)
+        right = _padded(b[start : start + _TERMS].t(), rows=16, columns=16)
         terms = left.size(1)
         beside = _digits(left).permute(0, 2, 1).reshape(len(left), 8 * terms)
-        below = _digits(right).permute(2, 0, 1).flip(0).reshape(8 * terms, -1)
+        below = _digits(right).permute(0, 2, 1).flip(1).reshape(len(right), 8 * terms)  # a row is a column of b
         for s in range(8):
-            total = torch._int_mm(beside[:, : (s + 1) * terms], below[(7 - s) * terms :])
+            total = torch._int_mm(beside[:, : (s + 1) * terms], below[:, (7 - s) * terms :].t())
             product += total[:m, :n].to(torch.int64) << 8 * s
     return product
 
@@ -91,7 +92,7 @@ def _digits(x: torch.Tensor) -> torch.Tensor:
 
     Adding 128 to every digit gives the bytes of an integer; flipping the top bit of such a byte gives the digit.
     """
-    return ((x + _SIGNS) ^ _SIGNS).view(torch.int8).view(*x.shape, 8)
+    return ((x.contiguous() + _SIGNS) ^ _SIGNS).view(torch.int8).view(*x.shape, 8)
 
 
 def _padded(x: torch.Tensor, *, rows: int, columns: int) -> torch.Tensor:

@@ -7,10 +7,8 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torch import nn
 
 from dlrm_torchrec.embeddings.compositional.operations import Path
-from dlrm_torchrec.embeddings.compositional.partitions.digits import class_of, digit_tensor, has_hot, has_seed
-from dlrm_torchrec.embeddings.compositional.paths.grouped import grouped_linear
 from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
-from dlrm_torchrec.inference.tables.lookups import Column, RowLookup, selected
+from dlrm_torchrec.inference.tables.lookups import Classes, Column, RowLookup, selected
 
 
 def pooled(vectors: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
@@ -45,6 +43,30 @@ class Products(nn.Module):
         return pooled(product, own_lengths)
 
 
+def _through(
+    vectors: torch.Tensor, classes: torch.Tensor, layers: list[tuple[torch.Tensor, torch.Tensor | None]]
+) -> torch.Tensor:
+    """The output (N, out) of ``vectors`` (N, in) after the layers of their ``classes`` (N,), with ReLU between layers.
+
+    A layer is a weight (num classes, in, out) and a bias (num classes, out) or None. A class passes at a time.
+    """
+    order = classes.argsort(stable=True)
+    counts: list[int] = torch.bincount(classes, minlength=layers[0][0].size(0)).tolist()
+    found: list[torch.Tensor] = []
+    for number, group in enumerate(vectors[order].split(counts)):
+        if group.size(0) > 0:
+            for depth, (weight, bias) in enumerate(layers):
+                if depth > 0:
+                    group = group.relu()
+                group = group @ weight[number]
+                if bias is not None:
+                    group = group + bias[number]
+            found.append(group)
+    if len(found) == 0:
+        return vectors.new_zeros(0, layers[-1][0].size(2))
+    return torch.empty_like(torch.cat(found)).index_copy(0, order, torch.cat(found))
+
+
 class Paths(nn.Module):
     """One vector (B, dim) per key of one table: the sum of its ids' rows, passed through the networks of their classes.
 
@@ -54,7 +76,6 @@ class Paths(nn.Module):
     """
 
     features: torch.Tensor
-    digits: torch.Tensor
     networks: list[list[tuple[torch.Tensor, torch.Tensor | None]]]
 
     def __init__(self, keys: Sequence[Sequence[Column]], stack: StackedRows, path: Path, num_features: int) -> None:
@@ -65,17 +86,15 @@ class Paths(nn.Module):
         self.lookup = RowLookup([key[0]._replace(table=rows) for key in keys], PoolingMode.NONE, num_features)
         self.sources = [key[0].source for key in keys]
         self.register_buffer("features", torch.tensor(self.sources))
-        digits = [column.digit for column in keys[0][1:]]
-        self.hot, self.seeded = has_hot(digits), has_seed(digits)
-        self.register_buffer("digits", digit_tensor(digits))
+        self.classes = Classes(keys[0][1:])
         self.networks = [path.layers(networks.reshape(-1, stack.class_rows[1], first.size(1))) for networks in later]
 
     def forward(self, values: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None) -> list[torch.Tensor]:
         ids = selected(values, lengths, self.sources)
         vectors = self.lookup(values, lengths)
         for number, layers in enumerate(self.networks):
-            classes = class_of(ids, self.digits[number : number + 1], hot=self.hot, seeded=self.seeded)
-            vectors = grouped_linear(vectors, classes, layers)
+            classes = self.classes(ids, torch.full_like(ids, number))
+            vectors = _through(vectors, classes, layers)
         if weights is not None:
             vectors = vectors * selected(weights, lengths, self.sources).unsqueeze(1)
         return pooled(vectors, lengths[self.features])

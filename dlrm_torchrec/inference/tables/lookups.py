@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ from torch import nn
 
 from dlrm_torchrec.embeddings.compositional.partitions.base import Digit
 from dlrm_torchrec.embeddings.compositional.partitions.digits import class_of, digit_tensor, has_hot, has_seed
+from dlrm_torchrec.embeddings.compositional.partitions.listed import ListedCodes, listed_or
+from dlrm_torchrec.embeddings.compositional.partitions.renumbered import renumbered
 from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.tables.types import packed
 
@@ -28,12 +31,23 @@ class StoredTable(NamedTuple):
 
 
 class Column(NamedTuple):
-    """The rows of ``table`` for the ids of feature number ``source``: a row is ``first_row`` plus the id's digit."""
+    """The rows of ``table`` for the ids of feature number ``source``: a row is ``first_row`` plus the id's class.
+
+    The class is a digit of the id, unless ``codes`` list it for every id.
+    """
 
     table: StoredTable
     source: int
     digit: Digit = Digit()
+    codes: torch.Tensor | None = None
     first_row: int = 0
+    first_ids: torch.Tensor | None = None  # by whose numbers digits and codes go
+
+    @property
+    def reads_ids(self) -> bool:
+        """Whether ids are the numbers of rows."""
+        arithmetic = self.codes is None and self.first_ids is None
+        return arithmetic and self.digit == Digit() and self.first_row == 0
 
 
 def by_feature(values: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
@@ -48,11 +62,44 @@ def selected(values: torch.Tensor, lengths: torch.Tensor, sources: list[int]) ->
     return torch.cat([pieces[source] for source in sources])
 
 
+class Classes(nn.Module):
+    """The class (n,) of each id (n,) by the number (n,) of its column."""
+
+    digits: torch.Tensor
+    begins: torch.Tensor
+    short_codes: torch.Tensor
+    long_codes: torch.Tensor
+    first_ids: torch.Tensor
+    listed: list[tuple[int, int, int]]  # column, and where its first ids begin and end
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        digits, listed = [column.digit for column in columns], ListedCodes([column.codes for column in columns])
+        self.hot, self.seeded = has_hot(digits), has_seed(digits)
+        self.register_buffer("digits", digit_tensor(digits))
+        self.register_buffer("begins", torch.tensor([listed.begin(column.codes) for column in columns]))
+        self.register_buffer("short_codes", torch.from_numpy(listed.short))
+        self.register_buffer("long_codes", torch.from_numpy(listed.long))
+        first = {column.table.name: column.first_ids for column in columns if column.first_ids is not None}
+        starts = dict(zip(first, accumulate(map(len, first.values()), initial=0), strict=False))
+        self.listed = [
+            (number, starts[column.table.name], starts[column.table.name] + len(column.first_ids))
+            for number, column in enumerate(columns)
+            if column.first_ids is not None
+        ]
+        self.register_buffer("first_ids", torch.cat([torch.empty(0, dtype=torch.int64), *first.values()]))
+
+    def forward(self, ids: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        for number, start, end in self.listed:
+            ids = torch.where(column == number, renumbered(ids, self.first_ids[start:end]), ids)
+        classes = class_of(ids, self.digits[column], hot=self.hot, seeded=self.seeded)
+        return listed_or(classes, ids, begin=self.begins[column], codes=[self.short_codes, self.long_codes])
+
+
 class RowLookup(nn.Module):
     """Looks up rows for columns of ids: sums of bags (B, dims of all columns), or one row per id (ids, dim)."""
 
     features: torch.Tensor
-    digits: torch.Tensor
     first_rows: torch.Tensor
 
     def __init__(self, columns: Sequence[Column], mode: PoolingMode, num_features: int) -> None:
@@ -77,11 +124,9 @@ class RowLookup(nn.Module):
                 scales.copy_(new_scales)
         self.sources = [column.source for column in columns]
         self.all_features = self.sources == list(range(num_features))
-        self.ids_are_rows = all(column.digit == Digit() and column.first_row == 0 for column in columns)
+        self.ids_are_rows = all(column.reads_ids for column in columns)
         self.register_buffer("features", torch.tensor(self.sources))
-        digits = [column.digit for column in columns]
-        self.hot, self.seeded = has_hot(digits), has_seed(digits)
-        self.register_buffer("digits", digit_tensor(digits))
+        self.classes = Classes(columns)
         self.register_buffer("first_rows", torch.tensor([column.first_row for column in columns]))
 
     def forward(self, values: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
@@ -92,8 +137,7 @@ class RowLookup(nn.Module):
             lengths = lengths[self.features]
         if not self.ids_are_rows:
             column = torch.repeat_interleave(lengths.sum(1))
-            classes = class_of(values, self.digits[column], hot=self.hot, seeded=self.seeded)
-            values = classes + self.first_rows[column]
+            values = self.classes(values, column) + self.first_rows[column]
         offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths.flatten())
         rows: torch.Tensor = self.tables(values, offsets, weights)
         return rows

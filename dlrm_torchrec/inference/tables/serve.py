@@ -10,7 +10,6 @@ from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from dlrm_torchrec.embeddings.compositional.operations import Add, FeatureGeneration, Mult, Path
-from dlrm_torchrec.embeddings.compositional.partitions.base import Digit
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
@@ -122,9 +121,10 @@ def rounded_rows(config: EmbeddingBagConfig) -> int:
 
 
 def table_bytes(config: EmbeddingBagConfig, kind: TableType) -> int:
-    """Bytes of a served table."""
+    """Bytes of a served table, with the listed classes of its ids."""
     rows, dim = rounded_rows(config), int(config.embedding_dim)
-    return rows * row_bytes(kind, dim) + (int(config.num_embeddings) - rows) * row_bytes("fp32", dim)
+    listed = config.stack.partition.listed_bytes if isinstance(config, StackedEmbeddingBagConfig) else 0
+    return rows * row_bytes(kind, dim) + (int(config.num_embeddings) - rows) * row_bytes("fp32", dim) + listed
 
 
 def check_types(tables: Tables, types: Mapping[str, str]) -> None:
@@ -137,27 +137,16 @@ def check_types(tables: Tables, types: Mapping[str, str]) -> None:
         raise ValueError(f"types must name every table and no others: got {unfit} on only one side; name each once")
     for name, config in configs.items():
         check_type(name, types[name], config.embedding_dim)
-        if isinstance(config, StackedEmbeddingBagConfig):
-            _digits(config)
 
 
 def _columns(config: EmbeddingBagConfig, table: StoredTable, features: list[str]) -> list[list[Column]]:
     """The columns that make each output of a table: k columns, or one with feature generation."""
     if not isinstance(config, StackedEmbeddingBagConfig):
         return [[Column(table, features.index(name))] for name in config.feature_names]
-    classes = list(zip(_digits(config), config.stack.first_rows, strict=True))
+    partition = config.stack.partition
+    classes = list(zip(partition.digits, partition.codes, config.stack.first_rows, strict=True))
     sources = [features.index(name) for name in config.logical.feature_names]
-    columns = [[Column(table, source, *each) for each in classes] for source in sources]
+    columns = [[Column(table, source, *each, partition.first_ids) for each in classes] for source in sources]
     if isinstance(config.operation, FeatureGeneration):
         return [[column] for of in columns for column in of]
     return columns
-
-
-def _digits(config: StackedEmbeddingBagConfig) -> tuple[Digit, ...]:
-    digits = config.stack.partition.digits
-    if digits is None:
-        raise ValueError(
-            f"partition of table {config.name!r} must be arithmetic to be served: got "
-            f"{type(config.stack.partition).__name__}; train with quotient_remainder, hot_cold or hash"
-        )
-    return digits

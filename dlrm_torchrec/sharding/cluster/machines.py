@@ -121,6 +121,17 @@ L40S = Machine(
     source="NVIDIA L40S data sheet (2023), GDDR6 and no NVLink; host: as AWS g6e.48xlarge",
 )
 
+# What CUDA calls the GPUs of these machines. GPUs of the same kind on a PCIe card, or parts of one (MIG), have other
+# bandwidths and other names.
+GPUS = {
+    "NVIDIA A100-SXM4-40GB": A100_40,
+    "NVIDIA A100-SXM4-80GB": A100_80,
+    "NVIDIA H100 80GB HBM3": H100,
+    "NVIDIA H200": H200,
+    "NVIDIA B200": B200,
+    "NVIDIA L40S": L40S,
+}
+
 AWS = "AWS instance page of {0} and AWS EC2 user guide; host: {1}; GPU as {2}"
 GOOGLE = "Google Cloud's pages on accelerator-optimized machines and GPU network bandwidth, {0}; host: {1}; GPU as {2}"
 AZURE = "Microsoft Azure's page of the {0} size series; host: {1}; GPU as {2}"

@@ -21,21 +21,40 @@ from torchrec.distributed.planner.types import (
     TrainerConfig,
 )
 
-from dlrm_torchrec.sharding.cluster.machines import INSTANCES, MACHINES, Machine
+from dlrm_torchrec.sharding.cluster.machines import GPUS, HARDWARE, INSTANCES, MACHINES, Machine
 
 MILLISECONDS = 1000  # per second; TorchRec expects bytes per millisecond
 
 
 def live_topology(device: torch.device, *, world_size: int, local_size: int) -> Topology:
-    """The topology of the current machines: their real memory per rank and TorchRec's default bandwidths."""
+    """The topology of the current machines: their real memory per rank, and bandwidths.
+
+    The bandwidths are those of the machine whose GPUs have this name, or else TorchRec's defaults. All hosts are taken
+    for equal.
+    """
     host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    hbm_bytes = None
+    if device.type == "cuda":
+        hbm_bytes = int(torch.cuda.get_device_properties(device).total_memory)
+        machine = GPUS.get(torch.cuda.get_device_name(device))
+        if machine is not None:
+            return _topology(replace(machine, hbm_bytes=hbm_bytes, ddr_bytes=host_bytes), world_size, local_size)
     return Topology(
         world_size=world_size,
         local_world_size=local_size,
         compute_device=device.type,
-        hbm_cap=torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None,
+        hbm_cap=hbm_bytes,
         ddr_cap=host_bytes // local_size,
     )
+
+
+def whose_bandwidths(topology: Topology) -> str:
+    """Whose bandwidths a topology of GPUs has, for people; empty for one of CPUs."""
+    if topology.compute_device != "cuda":
+        return ""
+    names = {machine.hbm_bandwidth / MILLISECONDS: name for name, machine in HARDWARE.items()}
+    name = names.get(topology.hbm_mem_bw)
+    return f"bandwidths of {name}" if name else "TorchRec's default bandwidths, as no machine of ours has this GPU"
 
 
 MOST_RANKS = 16_384
@@ -81,29 +100,33 @@ class Cluster:
 
     def topology(self) -> Topology:
         """The cluster in the form of TorchRec's planner; ranks share their host's memory and bandwidth equally."""
-        machine, ranks = self.machine, self.devices_per_host
-        is_gpu = machine.compute_device == "cuda"
-        topology = TopologyFactory.create_topology(
-            TrainerConfig(world_size=self.world_size, local_world_size=ranks),
-            HardwareConfig(
-                hbm_cap_bytes=machine.hbm_bytes if is_gpu else None,
-                ddr_cap_bytes=machine.ddr_bytes // ranks,
-                hbm_mem_bw=machine.hbm_bandwidth / MILLISECONDS if is_gpu else None,
-                ddr_mem_bw=machine.ddr_bandwidth / ranks / MILLISECONDS,
-                hbm_to_ddr_mem_bw=machine.pcie_bandwidth / MILLISECONDS if is_gpu else None,
+        return _topology(self.machine, self.world_size, self.devices_per_host)
+
+
+def _topology(machine: Machine, world_size: int, local_size: int) -> Topology:
+    """Hosts of ``local_size`` ranks each, which share their host's memory and bandwidth equally."""
+    is_gpu = machine.compute_device == "cuda"
+    topology = TopologyFactory.create_topology(
+        TrainerConfig(world_size=world_size, local_world_size=local_size),
+        HardwareConfig(
+            hbm_cap_bytes=machine.hbm_bytes if is_gpu else None,
+            ddr_cap_bytes=machine.ddr_bytes // local_size,
+            hbm_mem_bw=machine.hbm_bandwidth / MILLISECONDS if is_gpu else None,
+            ddr_mem_bw=machine.ddr_bandwidth / local_size / MILLISECONDS,
+            hbm_to_ddr_mem_bw=machine.pcie_bandwidth / MILLISECONDS if is_gpu else None,
+        ),
+        KernelConfig(
+            compute_device=machine.compute_device,
+            use_hardware_based_bandwidth=True,
+            generalized_comms_bandwidths=HostBandwidths(
+                intra_host_bw=machine.intra_host_bandwidth / MILLISECONDS,
+                inter_host_bw=machine.inter_host_bandwidth / MILLISECONDS,
             ),
-            KernelConfig(
-                compute_device=machine.compute_device,
-                use_hardware_based_bandwidth=True,
-                generalized_comms_bandwidths=HostBandwidths(
-                    intra_host_bw=machine.intra_host_bandwidth / MILLISECONDS,
-                    inter_host_bw=machine.inter_host_bandwidth / MILLISECONDS,
-                ),
-            ),
-        )
-        for device in topology.devices:
-            device.storage.ssd = 0  # no offered kernel keeps rows on disk; a cap of 0 means 2 TB to TorchRec 1.6
-        return topology
+        ),
+    )
+    for device in topology.devices:
+        device.storage.ssd = 0  # no offered kernel keeps rows on disk; a cap of 0 means 2 TB to TorchRec 1.6
+    return topology
 
 
 class HostBandwidths(BasicCommsBandwidths):

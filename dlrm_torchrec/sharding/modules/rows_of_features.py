@@ -13,7 +13,8 @@ from dlrm_torchrec.embeddings.compositional.bags import Bags
 from dlrm_torchrec.embeddings.compositional.operations import Summed
 from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import Naive
 from dlrm_torchrec.embeddings.compositional.partitions.base import INT64_MAX
-from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece, RowMap, Source
+from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece, RowMap
+from dlrm_torchrec.embeddings.compositional.sources import Source
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.compositional.table_group import Member, TableGroup
 
@@ -45,8 +46,8 @@ def rows_of_features(
                 pieces.append(Piece(number, (_AS_IT_IS,)))
             else:
                 assert isinstance(config.operation, Summed)
-                mean = config.pooling is PoolingType.MEAN
-                found.append(Source(config.stack.partition.num_ids, feature, table.name, mean))
+                mean, partition = config.pooling is PoolingType.MEAN, config.stack.partition
+                found.append(Source(partition.num_ids, feature, table.name, mean, partition.first_ids))
                 pieces += config.operation.pieces(number, config.stack.class_rows_of())
     return RowMap(found, pieces, count=count)
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.nn import functional
 from torchrec.distributed.embedding_types import ShardedEmbeddingTable
 
-from dlrm_torchrec.embeddings.compositional.bags import Bags, LookUp, offsets_of
+from dlrm_torchrec.embeddings.compositional.bags import Bags, LookUp, offsets_of, one_each
 from dlrm_torchrec.embeddings.compositional.partitions.base import Digit, Partition
 from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
@@ -111,6 +111,9 @@ class SpreadGroup(TableGroup):
             return sums
         every: torch.Tensor = _SumOverRanks.apply(own, self.ranks)  # type: ignore[no-untyped-call]  # untyped in torch
         return torch.cat([sums, functional.embedding(later, every)])
+
+    def read_rows(self, look_up: LookUp, rows: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
+        return self.read(look_up, one_each(rows), later)
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -31,6 +31,7 @@ class TableConstraints(ParameterConstraints):
     ids_per_row: float = 1.0  # ids that are sent for a row that is looked up
     sends_rows: bool = False  # whether row-wise types send rows all the same
     shared_rows: int = 0  # rows of row-wise types that every rank gets in each step
+    listed_bytes: int = 0  # listed classes of ids, which every rank with a shard keeps
 
 
 def table_constraints(
@@ -85,6 +86,7 @@ def _sent(table: EmbeddingBagConfig, rows: float, ids_per_bag: Mapping[str, floa
         "ids_per_row": sum(ids_per_bag[name] for name in table.logical.feature_names) / rows,
         "sends_rows": summed,
         "shared_rows": 0 if summed else sum(table.stack.sizes[1:]),
+        "listed_bytes": table.stack.partition.listed_bytes,
     }
 
 
@@ -174,4 +176,4 @@ def _cache(table: EmbeddingBagConfig, access: Mapping[str, AccessStatistics], gl
     stats = None
     if measured:
         stats = MeasuredAccess(statistics=measured, rows=table.num_embeddings, global_batch_size=global_batch)
-    return CacheParams(load_factor=CACHED_SHARE, stats=stats)
+    return CacheParams(load_factor=CACHED_SHARE, stats=stats, prefetch_pipeline=True)  # see train/pipeline.py

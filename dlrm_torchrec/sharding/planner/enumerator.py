@@ -96,11 +96,12 @@ class PlannedShard(Shard):
 
 
 class Enumerator(EmbeddingEnumerator):
-    """TorchRec's enumerator, but deterministic, with exact bytes of fp16 tables and with times of whole steps.
+    """TorchRec's enumerator, but deterministic, with exact bytes and with times of whole steps.
 
     TorchRec orders sharding types by a set of strings, so equally good plans differ from run to run; here the simpler
-    way comes first. TorchRec also counts moments at the width of the weights, although they are float32. And it counts
-    every row that is looked up as an id that is sent, although a compositional table looks up several rows for an id.
+    way comes first. TorchRec also counts moments at the width of the weights, although they are float32, and does not
+    know the listed classes of ids. And it counts every row that is looked up as an id that is sent, although a
+    compositional table looks up several rows for an id.
     """
 
     def __init__(
@@ -130,13 +131,18 @@ class Enumerator(EmbeddingEnumerator):
             option.shards = [PlannedShard(shard.size, shard.offset, *known[tuple(shard.size)]) for shard in every]
 
     def _estimates(self, option: ShardingOption, shard: Shard) -> tuple[Storage, StepPerf]:
-        """TorchRec's estimates of a shard, with the bytes of moments that it does not count, and with all times."""
+        """TorchRec's estimates of a shard, with the bytes of moments and classes of ids that it does not count.
+
+        The times are all that a step takes.
+        """
         assert shard.storage is not None
         assert shard.perf is not None
         uncounted = 1 - option.tensor.element_size() / MOMENT_BYTES
         missing = int(uncounted * shard_optimizer_bytes(option, shard.size))
         on_device = self.on_gpu and option.compute_kernel == "fused"
         storage = shard.storage + (Storage(hbm=missing, ddr=0) if on_device else Storage(hbm=0, ddr=missing))
+        listed = self.constraints[option.name].listed_bytes
+        storage += Storage(hbm=listed, ddr=0) if self.on_gpu else Storage(hbm=0, ddr=listed)
         return storage, self._as_sent(StepPerf(**vars(shard.perf)), option, shard)
 
     def _as_sent(self, perf: StepPerf, option: ShardingOption, shard: Shard) -> StepPerf:

@@ -11,6 +11,8 @@ another frequent id. The model assumes that random ids share a row, which is tru
 the histogram of frequencies, because p / (p + S) is the integral of p exp(-p u) exp(-S u) over u > 0. Without measured
 frequencies, all ids count as equally frequent and E is 1 - 1/c.
 
+A hot_cold table gets the share of hot rows, up to a fifth, that loses least; only ids that share rows count then.
+
 Compressed tables use chinese_remainder unless another kind is asked for. It distinguishes any two ids, which this loss
 does not measure: hashing lost five times as much AUC with equal rows (RESULTS.md). It also separates neighbouring ids.
 The ids of a vocabulary are sorted by frequency, so quotients would let frequent ids share a row.
@@ -28,15 +30,18 @@ import torch
 from numpy.typing import NDArray
 from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS
 
+from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.config import TablesConfig
-from dlrm_torchrec.embeddings.tables import stored_config
+from dlrm_torchrec.embeddings.tables import partition_of, stored_config
 from dlrm_torchrec.schema import AccessStatistics, Table
 from dlrm_torchrec.sharding.planner.enumerator import optimizer_bytes
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
 
 Planned = TypeVar("Planned")
 _STEPS = 400  # steps of the integral over log u; its error is far below that of the histogram
+# Shares of hot rows that are tried. More lower the loss further, and the AUC too: the others' rows get too crowded.
+_HOT_SHARES = (0.02, 0.05, 0.1, 0.2)
 _BISECTIONS = 8  # find the budget to within 1 / 256 of the free bytes
 
 
@@ -46,7 +51,7 @@ class Choice:
 
     config: TablesConfig
     rows: int  # stored rows
-    bytes: int  # bytes of weights and moments
+    bytes: int  # bytes of weights and moments, and of listed classes of ids
     loss: float  # lookups per sample that read rows of other ids
 
 
@@ -60,7 +65,8 @@ def choices(
 ) -> list[Choice]:
     """Ways to store ``table``: first plain, then compressed more and more; each choice is smaller than the one before.
 
-    Three partitions replace two as soon as the second would be larger than the first.
+    Three partitions replace two as soon as the second would be larger than the first. Clusters have one size, that of
+    their assignments, and count as classes of random ids.
 
     Args:
         table: the table, not compressed
@@ -70,18 +76,48 @@ def choices(
         access: how often ids are looked up; None means that all ids are equally frequent
     """
     kind = "chinese_remainder" if base.kind in ("plain", "mixed_dimension") else base.kind
-    plain = replace(base, kind="plain", max_rows=0, budget=0)
+    plain = replace(base, kind="plain", max_rows=0, budget=0, assignments="")
     ways = [_choice(table, plain, optimizer, loss=0.0)]
+    if kind == "clusters":
+        assigned = stored_config(table, base)
+        if isinstance(assigned, CompositionalEmbeddingBagConfig):
+            collisions = -(-table.rows // max(assigned.partition.classes))
+            config = replace(base, collisions=collisions, max_rows=0, budget=0)
+            ways.append(_choice(table, config, optimizer, pooling_factor * shared(table.rows, collisions, access)))
+        return ways if ways[-1].bytes <= ways[0].bytes else ways[:1]
     if table.rows <= base.threshold:
         return ways
     for collisions in _strengths(table.rows):
         config = replace(plain, kind=kind, collisions=collisions)
         if kind in ("chinese_remainder", "mixed_radix") and collisions**2 > table.rows:
             config = replace(config, partitions=3)
-        choice = _choice(table, config, optimizer, pooling_factor * shared(table.rows, collisions, access))
+        loss = shared(table.rows, collisions, access)
+        if kind == "hot_cold":
+            found = _best_hot(config, table.rows, access)
+            if found is None:
+                break
+            config, loss = found
+        choice = _choice(table, config, optimizer, pooling_factor * loss)
         if choice.bytes < ways[-1].bytes:
             ways.append(choice)
     return ways
+
+
+def _best_hot(config: TablesConfig, rows: int, access: AccessStatistics | None) -> tuple[TablesConfig, float] | None:
+    """``config`` with the share of hot rows of the least loss, and that loss; None if no share is possible."""
+    found: tuple[TablesConfig, float] | None = None
+    for hot in _HOT_SHARES:
+        tried = replace(config, hot=hot)
+        try:
+            partition = partition_of(tried, rows)
+        except ValueError:  # too few rows are left for the other ids
+            continue
+        assert isinstance(partition, HotCold)
+        ids_per_row = -(-partition.tail.num_ids // max(partition.tail.classes))
+        loss = shared(rows, ids_per_row, access, num_hot=partition.num_hot)
+        if found is None or loss < found[1]:
+            found = tried, loss
+    return found
 
 
 def best(tables: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choice] | None:
@@ -173,11 +209,16 @@ def describe_choices(chosen: Mapping[str, Choice]) -> str:
     )
 
 
-def shared(rows: int, collisions: int, access: AccessStatistics | None) -> float:
-    """Share of a table's lookups that read rows of other ids: the mean of 1 - p / (p + S) over lookups."""
+def shared(rows: int, collisions: int, access: AccessStatistics | None, *, num_hot: int = 0) -> float:
+    """Share of a table's lookups that read rows of other ids: the mean of 1 - p / (p + S) over lookups.
+
+    The ``num_hot`` most frequent ids have rows of their own; ``collisions`` of the others share each row.
+    """
+    rows -= num_hot
     if access is None:
-        return 1 - 1 / min(collisions, rows)
-    ids, lookups = np.array([entry for entry in access.histogram if entry[0]], dtype=np.float64).reshape(-1, 2).T
+        return (1 - 1 / min(collisions, rows)) * rows / (rows + num_hot)
+    ids, lookups = _without_hot(access, num_hot)
+    every = sum(entry[1] for entry in access.histogram)
     if not len(ids):
         return 0.0
     p = lookups / lookups.sum() / ids
@@ -186,16 +227,35 @@ def shared(rows: int, collisions: int, access: AccessStatistics | None) -> float
     apart = np.minimum(-np.expm1(-pu) @ ids / max(rows, ids.sum()), 1 - np.finfo(float).eps)  # 1 - E exp(-p u)
     others = np.exp((min(collisions, rows) - 1) * np.log1p(-apart))
     own = np.trapezoid(pu * np.exp(-pu) * others[:, None], log_u, axis=0)
-    return float(1 - lookups @ np.minimum(own, 1) / lookups.sum())
+    return float((lookups.sum() - lookups @ np.minimum(own, 1)) / every)
+
+
+def _without_hot(access: AccessStatistics, num_hot: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ids and lookups of the histogram's entries without the ``num_hot`` most frequent ids.
+
+    Within an entry, whose ids are looked up 2^b to 2^(b+1) times, frequencies count as evenly spread around their mean.
+    """
+    found = []
+    for power, (ids, lookups) in reversed(list(enumerate(access.histogram))):
+        hot = min(ids, num_hot)
+        num_hot -= hot
+        if ids > hot:
+            mean = lookups / ids
+            spread = min(mean - 2**power, 2 ** (power + 1) - mean)
+            found.append((ids - hot, lookups - hot * (mean + (1 - hot / ids) * spread)))
+    cold, lookups_left = np.array(found, dtype=np.float64).reshape(-1, 2).T
+    return cold, lookups_left
 
 
 def _choice(table: Table, config: TablesConfig, optimizer: type[torch.optim.Optimizer], loss: float) -> Choice:
-    stored = stored_config(table, config)
+    stored, listed = stored_config(table, config), 0
     if isinstance(stored, CompositionalEmbeddingBagConfig):
+        listed = stored.partition.listed_bytes
         stored = stored.stacked()
     rows, columns = int(stored.num_embeddings), int(stored.embedding_dim)
     weights = rows * columns * DATA_TYPE_NUM_BITS[stored.data_type] // 8
-    return Choice(config=config, rows=rows, bytes=weights + optimizer_bytes(optimizer, (rows, columns)), loss=loss)
+    num_bytes = weights + optimizer_bytes(optimizer, (rows, columns)) + listed
+    return Choice(config=config, rows=rows, bytes=num_bytes, loss=loss)
 
 
 def _strengths(rows: int) -> list[int]:

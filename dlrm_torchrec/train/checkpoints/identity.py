@@ -33,9 +33,10 @@ def identity_of(config: Any, spec: dict[str, Any], **more: Any) -> dict[str, Any
     """The settings that a checkpoint must share with every run that loads it, as JSON.
 
     They are the dataclass ``config`` without ``MAY_CHANGE``, with the data's ``spec`` (as JSON) in place of its shape,
-    and anything ``more`` that the recipe adds.
+    and anything ``more`` that the recipe adds. A part of the config may have an ``identity`` of its own.
     """
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "shape"}
+    settings |= {name: part.identity for name in settings if hasattr(part := getattr(config, name), "identity")}
     for name in MAY_CHANGE:
         *parents, last = name.split(".")
         holder = settings

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from dlrm_torchrec.train.metrics.scores import Scores, dealt, gathered
+from dlrm_torchrec.train.metrics.scores import Scores, at_once, dealt, gathered
 
-ROUND_ROWS = 1 << 19  # about as many rows are sorted at once by each rank
+ROUND_ROWS = 1 << 19  # about as many rows are sorted at once by each rank, on a CPU
 _SAMPLES = 64  # of each rank's outputs for each range; more of them make ranges more equal
 
 
@@ -32,20 +32,22 @@ def ascending_ranges(scores: Scores) -> Iterator[tuple[torch.Tensor, torch.Tenso
     """
     size = 1 if scores.group is None else scores.group.size()
     (samples,) = scores.sums(lambda outputs, _, __: [torch.ones_like(outputs)])
-    rounds = max(1, round(samples / size / ROUND_ROWS))
     held = scores.outputs
-    chosen = torch.full((_SAMPLES * rounds,), torch.nan, dtype=held.dtype)
+    round_rows = at_once(ROUND_ROWS, held.device)
+    rounds = max(1, round(samples / size / round_rows))
+    chosen = held.new_full((_SAMPLES * rounds,), torch.nan)
     if len(held):
-        chosen = held[torch.linspace(0, len(held) - 1, len(chosen), dtype=torch.float64).long()]
+        places = torch.linspace(0, len(held) - 1, len(chosen), dtype=torch.float64, device=held.device)
+        chosen = held[places.long()]
     known = gathered(chosen, scores.group).flatten()
     known = known[~known.isnan()].sort().values
-    edges = known[torch.arange(1, rounds * size) * len(known) // (rounds * size)]
-    part = torch.empty(len(held), dtype=torch.int16 if len(edges) < 1 << 15 else torch.int32)
-    for rows, into in zip(held.split(ROUND_ROWS), part.split(ROUND_ROWS), strict=True):
+    edges = known[torch.arange(1, rounds * size, device=held.device) * len(known) // (rounds * size)]
+    part = held.new_empty(len(held), dtype=torch.int16 if len(edges) < 1 << 15 else torch.int32)
+    for rows, into in zip(held.split(round_rows), part.split(round_rows), strict=True):
         into.copy_(torch.bucketize(rows, edges, right=True))
     columns = [held, scores.labels, *([] if scores.weights is None else [scores.weights])]
     for outputs, labels, *weights in dealt(columns, part, rounds, scores.group):
-        ones = torch.ones(len(outputs), dtype=torch.float64)
+        ones = torch.ones_like(outputs, dtype=torch.float64)
         yield outputs, labels, weights[0].double() if weights else ones
 
 
@@ -53,7 +55,7 @@ def _pairs(outputs: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -
     """The weight of pairs in which the positive has the higher output, of positives and of negatives: (3,) float64."""
     values, place = torch.unique(outputs, return_inverse=True)  # sorted, so a higher place is a higher output
     positive, negative = (
-        torch.zeros(len(values), dtype=torch.float64).index_add_(0, place, part)
+        torch.zeros_like(values, dtype=torch.float64).index_add_(0, place, part)
         for part in (weights * labels, weights * (1 - labels))
     )
     won = positive * (negative.cumsum(0) - negative / 2)

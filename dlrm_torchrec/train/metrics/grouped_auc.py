@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from dlrm_torchrec.train.metrics.auc import ROUND_ROWS
-from dlrm_torchrec.train.metrics.scores import Scores, dealt
+from dlrm_torchrec.train.metrics.scores import Scores, at_once, dealt
 from dlrm_torchrec.train.task import RankingBatch
 
 
@@ -43,15 +43,17 @@ def grouped_auc(scores: Scores, ids: torch.Tensor) -> dict[str, float]:
         scores: outputs, labels and weights of the main label, the first
         ids: (N,) int64, the id by which each of this rank's rows is grouped
     """
-    ids, scores = ids[scores.counted(0)], scores.of_label(0)
+    device = scores.outputs.device
+    ids, scores = ids.to(device)[scores.counted(0)], scores.of_label(0)
     size = 1 if scores.group is None else scores.group.size()
     samples, total = scores.sums(lambda _, labels, weights: [torch.ones_like(labels), weights])
-    rounds = max(1, round(samples / size / ROUND_ROWS))
+    rounds = max(1, round(samples / size / at_once(ROUND_ROWS, device)))
     part = (ids * -0x61C8864680B583EB >> 33 & 0x7FFFFFFF) % (rounds * size)  # Knuth's multiplicative hash
     columns = [ids, scores.outputs, scores.labels, *([] if scores.weights is None else [scores.weights])]
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
     for own, outputs, labels, *weights in dealt(columns, part.int(), rounds, scores.group):
-        sums += _sums(own, outputs, labels.double(), weights[0].double() if weights else torch.ones(len(own)).double())
+        ones = torch.ones_like(outputs, dtype=torch.float64)
+        sums += _sums(own, outputs, labels.double(), weights[0].double() if weights else ones)
     if scores.group is not None:
         torch.distributed.all_reduce(sums, group=scores.group)
     return {"gauc": float(sums[0] / sums[1]), "gauc_share": float(sums[1]) / total}
@@ -62,7 +64,7 @@ def _sums(ids: torch.Tensor, outputs: torch.Tensor, labels: torch.Tensor, weight
     order = outputs.argsort(stable=True)
     order = order[ids[order].argsort(stable=True)]
     ids, outputs = ids[order], outputs[order]
-    starts = torch.ones(len(ids), dtype=torch.bool)  # of an id's rows
+    starts = torch.ones_like(ids, dtype=torch.bool)  # of an id's rows
     starts[1:] = ids[1:] != ids[:-1]
     changes = starts.clone()  # of the id or of the output
     changes[1:] |= outputs[1:] != outputs[:-1]
@@ -70,7 +72,7 @@ def _sums(ids: torch.Tensor, outputs: torch.Tensor, labels: torch.Tensor, weight
 
     def by(index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         length = int(index[-1]) + 1 if len(index) else 0
-        return torch.zeros(length, dtype=torch.float64).index_add_(0, index, values)
+        return values.new_zeros(length).index_add_(0, index, values)
 
     positive, negative = (by(place, (weights * each)[order]) for each in (labels, 1 - labels))
     owner_of_place = owner[changes]

@@ -31,20 +31,22 @@ def evaluate_leave_one_out(
     """
     training = model.training
     model.eval()
-    users, scores, labels = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)], [torch.empty(0)]
+    empty = torch.empty(0, device=world.device)
+    users, scores, labels = [empty.long()], [empty], [empty]
     for batch in batches:
-        _, (_, logits, _) = model(batch.to(world.device))
-        ids = batch.sparse_features[user].values()
+        moved = batch.to(world.device, non_blocking=True)
+        _, (_, logits, _) = model(moved)
+        ids = moved.sparse_features[user].values()
         if len(ids) != batch.num_rows:
             raise ValueError(
                 f"feature {user!r} must have one id per row, so that rows can be grouped by user: got {len(ids)} in "
                 f"{batch.num_rows} rows; name the column of the users"
             )
-        users.append(ids.cpu())
-        scores.append(logits[: batch.num_rows].cpu())
-        labels.append(batch.labels[: batch.num_rows].cpu())
+        users.append(ids)
+        scores.append(logits[: batch.num_rows])
+        labels.append(moved.labels[: batch.num_rows])
     model.train(training)
-    ranked = held_out(torch.cat(users), torch.cat(scores), torch.cat(labels), world.control)
+    ranked = held_out(torch.cat(users), torch.cat(scores), torch.cat(labels), world.device_group)
     metrics = leave_one_out_metrics(ranked, k)
     if learned:  # if a model knows nothing, the mean of per-user AUCs has the standard error of an AUC over all rows
         check_learned(Scores(ranked.scores, torch.ones_like(ranked.scores)), metrics)
@@ -69,7 +71,7 @@ def held_out(
     when a score is not finite, and ValueError when a user does not have exactly one positive and at least one negative;
     both are raised on all ranks.
     """
-    most = users.max() if len(users) else torch.tensor(-1)
+    most = users.max() if len(users) else users.new_tensor(-1)
     size = 1 + int(_over_ranks(most.reshape(1), group, dist.ReduceOp.MAX))
 
     def count(rows: torch.Tensor) -> torch.Tensor:
@@ -89,7 +91,7 @@ def held_out(
             f"each user must have one positive and at least one negative: got {int(wrong.sum())} other users of "
             f"{int(known.sum())}; prepare with --task implicit --split leave_one_out"
         )
-    target = torch.zeros(size, dtype=scores.dtype).index_put((users[positive],), scores[positive])
+    target = scores.new_zeros(size).index_put((users[positive],), scores[positive])
     target = _over_ranks(target, group)  # a sum of one number and zeros
     above, equal = ~positive & (scores > target[users]), ~positive & (scores == target[users])
     above, equal = _over_ranks(torch.stack([count(above), count(equal)]), group)
@@ -104,7 +106,7 @@ def leave_one_out_metrics(held: HeldOut, k: int = 10) -> dict[str, float]:
     Equal scores count as the mean over all their orders, so a constant score has HR@k = k / (1 + negatives). A negative
     that was drawn twice counts twice.
     """
-    places = torch.arange(1, k + 1, dtype=torch.float64)
+    places = torch.arange(1, k + 1, dtype=torch.float64, device=held.above.device)
     gains = torch.stack([torch.ones_like(places), 1 / torch.log2(places + 1)])
     upto = nn.functional.pad(gains.cumsum(dim=1), (1, 0))
     first, last = held.above.clamp(max=k), (held.above + held.equal + 1).clamp(max=k)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from dlrm_torchrec.train.metrics.auc import ascending_ranges
 from dlrm_torchrec.train.metrics.scores import Scores, gathered
@@ -46,10 +47,10 @@ def calibration_bins(
     (total,) = scores.sums(lambda z, _, __: [torch.ones_like(z)])
     samples, larger = divmod(int(total), count)
     ends = torch.tensor([0] + [samples + (number < larger) for number in range(count)]).cumsum(0)
-    below = torch.zeros(4, count + 1, dtype=torch.float64)  # sums over the samples before each end
+    below = logits.new_zeros(4, count + 1, dtype=torch.float64)  # sums over the samples before each end
     first = 0  # sample of the next range
     for z, y, w in ascending_ranges(scores):
-        lengths = gathered(torch.tensor([len(z)]), group).flatten().tolist()
+        lengths = gathered(torch.tensor([len(z)], device=z.device), group).flatten().tolist()
         rank = 0 if group is None else group.rank()
         below += _sums_below(z.double(), y.double(), w, ends - first - sum(lengths[:rank]))
         first += sum(lengths)
@@ -61,14 +62,15 @@ def calibration_bins(
 def _sums_below(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Sums (4, E) over the first ``ends`` (E,) samples in order: weights, predictions, labels, squared weights.
 
-    Predictions and labels are weighted. Of equal predictions, the first k of n count as k/n of all of them.
+    The ends are on the CPU. Predictions and labels are weighted. Of equal predictions, the first k of n count as k/n of
+    all of them.
     """
     values, place, lengths = torch.unique(logits, return_inverse=True, return_counts=True)
     terms = torch.stack([weights, weights * torch.sigmoid(logits), weights * labels, weights.square()])
-    sums = torch.zeros(4, len(values), dtype=torch.float64).index_add_(1, place, terms)
-    known = torch.cat([torch.zeros(4, 1, dtype=torch.float64), sums.cumsum(1)], dim=1)
-    positions = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    return torch.tensor(np.array([np.interp(ends.numpy(), positions.numpy(), each.numpy()) for each in known]))
+    sums = terms.new_zeros(4, len(values)).index_add_(1, place, terms)
+    known = nn.functional.pad(sums.cumsum(1), (1, 0)).cpu().numpy()
+    positions = nn.functional.pad(lengths.cumsum(0), (1, 0)).cpu().numpy()
+    return torch.tensor(np.array([np.interp(ends.numpy(), positions, each) for each in known]), device=logits.device)
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:

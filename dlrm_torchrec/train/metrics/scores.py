@@ -13,15 +13,16 @@ from dlrm_torchrec.train.task import RankingBatch
 from dlrm_torchrec.train.world import World
 
 _CHUNK_ROWS = 1 << 18  # summed at once, so that columns in float64 stay small
+_DEVICE_TIMES = 8  # as many rows are worked on at once on a GPU, which is launched for each part of them
 
 
 class Scores(NamedTuple):
     """Outputs of a model for this rank's N rows, next to their labels."""
 
-    outputs: torch.Tensor  # (N,), or (N, L) if there are several labels
+    outputs: torch.Tensor  # (N,), or (N, L) if there are several labels; all columns are on one device
     labels: torch.Tensor  # likewise; NaN where one of several is unknown
     weights: torch.Tensor | None = None  # (N,), of the rows; None if all are 1
-    group: dist.ProcessGroup | None = None  # the ranks that hold all rows together, by gloo; None: these are all rows
+    group: dist.ProcessGroup | None = None  # the ranks that hold all rows, for that device; None: these are all rows
 
     def of_label(self, number: int) -> Scores:
         """Those of one label, (M,), for the M rows that count."""
@@ -40,9 +41,11 @@ class Scores(NamedTuple):
 
         ``terms`` gets outputs, labels and weights, (n,) float64 of some rows, and returns columns (n,).
         """
-        total = torch.stack([term.double().sum() for term in terms(*[torch.empty(0, dtype=torch.float64)] * 3)])
-        for start in range(0, len(self.outputs), _CHUNK_ROWS):
-            rows = slice(start, start + _CHUNK_ROWS)
+        empty = self.outputs.new_empty(0, dtype=torch.float64)
+        total = torch.stack([term.double().sum() for term in terms(*[empty] * 3)])
+        chunk = at_once(_CHUNK_ROWS, self.outputs.device)
+        for start in range(0, len(self.outputs), chunk):
+            rows = slice(start, start + chunk)
             outputs, labels = self.outputs[rows].double(), self.labels[rows].double()
             weights = torch.ones_like(labels) if self.weights is None else self.weights[rows].double()
             total += torch.stack([term.double().sum() for term in terms(outputs, labels, weights)])
@@ -54,27 +57,37 @@ class Scores(NamedTuple):
 
 @torch.no_grad()
 def predict(model: nn.Module, batches: Iterable[RankingBatch], world: World) -> Scores:
-    """The scores of this rank's real rows; all ranks must get the same number of batches."""
+    """The scores of this rank's real rows, on its device; all ranks must get the same number of batches.
+
+    No batch waits for the device.
+    """
     training = model.training
     model.eval()
     outputs: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
     weights: list[torch.Tensor] = []
     for batch in batches:
-        _, (_, batch_outputs, _) = model(batch.to(world.device))
-        outputs.append(batch_outputs[: batch.num_rows].float().cpu())
-        labels.append(batch.labels[: batch.num_rows].cpu())
-        if batch.weights is not None:
-            weights.append(batch.weights[: batch.num_rows].cpu())
+        moved = batch.to(world.device, non_blocking=True)
+        _, (_, batch_outputs, _) = model(moved)
+        outputs.append(batch_outputs[: moved.num_rows].float())
+        labels.append(moved.labels[: moved.num_rows])
+        if moved.weights is not None:
+            weights.append(moved.weights[: moved.num_rows])
     model.train(training)
-    return Scores(_joined(outputs), _joined(labels), _joined(weights) if weights else None, world.control)
+    outcomes, truth = (_joined(each, world.device) for each in (outputs, labels))
+    return Scores(outcomes, truth, _joined(weights, world.device) if weights else None, world.device_group)
 
 
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+def _joined(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     """The parts as one tensor; the list is emptied, so that its memory is free before the next column is joined."""
-    whole = torch.cat(parts) if parts else torch.empty(0)
+    whole = torch.cat(parts) if parts else torch.empty(0, device=device)
     parts.clear()
     return whole
+
+
+def at_once(rows: int, device: torch.device) -> int:
+    """Rows to work on at once on ``device``, where a CPU works on ``rows``."""
+    return rows if device.type == "cpu" else rows * _DEVICE_TIMES
 
 
 def dealt(
@@ -102,17 +115,19 @@ def dealt(
         leaving = torch.bincount(rank, minlength=size)
         arriving = torch.empty_like(leaving)
         dist.all_to_all_single(arriving, leaving, group=group)
+        come, go = torch.stack([arriving, leaving]).tolist()
         received = []
         for column in columns:
-            received.append(column.new_empty(int(arriving.sum())))
-            dist.all_to_all_single(received[-1], column[rows], arriving.tolist(), leaving.tolist(), group=group)
+            received.append(column.new_empty(sum(come)))
+            dist.all_to_all_single(received[-1], column[rows], come, go, group=group)
         yield received
 
 
 def _rows_within(part: torch.Tensor, first: int, end: int) -> torch.Tensor:
     """The rows whose part is in [first, end)."""
-    chunks = enumerate(part.split(_CHUNK_ROWS))
-    return torch.cat([n * _CHUNK_ROWS + torch.nonzero((c >= first) & (c < end)).squeeze(1) for n, c in chunks])
+    chunk = at_once(_CHUNK_ROWS, part.device)
+    chunks = enumerate(part.split(chunk))
+    return torch.cat([n * chunk + torch.nonzero((c >= first) & (c < end)).squeeze(1) for n, c in chunks])
 
 
 def gathered(values: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:

@@ -18,6 +18,8 @@ from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import (
 from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
 from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
+from dlrm_torchrec.embeddings.compositional.partitions.renumbered import Renumbered
+from dlrm_torchrec.embeddings.compositional.partitions.together import Together
 
 
 def classes_of(partition: Partition, x: int) -> tuple[int, ...]:
@@ -25,8 +27,8 @@ def classes_of(partition: Partition, x: int) -> tuple[int, ...]:
     match partition:
         case Naive():
             return (x,)
-        case Hash(_, m):
-            return (x % m,)
+        case Hash(_, m, seed):
+            return ((mixed(x, seed) if seed else x) % m,)
         case QuotientRemainder(_, m):
             return x // m, x % m
         case MixedRadix(_, radices):
@@ -42,6 +44,11 @@ def classes_of(partition: Partition, x: int) -> tuple[int, ...]:
                 (hot if mine else 1) + (hot * later if tail.shared_from else 0) + number
                 for number, mine, later in of_tail
             )
+        case Together(parts):
+            return tuple(number for part in parts for number in classes_of(part, x))
+        case Renumbered():
+            first = partition.first_ids.tolist()
+            return classes_of(partition.inner, first.index(x) if x in first else len(first) + x)
         case Hashes(_, m, k):
             return tuple(mixed(x, seed) % m for seed in range(1, k + 1))
     return tuple(int(classes) for classes in partition.of(torch.tensor(x)))

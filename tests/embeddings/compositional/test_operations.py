@@ -25,6 +25,7 @@ from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
 from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
 from dlrm_torchrec.embeddings.compositional.partitions.sizes import optimal_mixed_radix
+from dlrm_torchrec.embeddings.compositional.partitions.together import Together
 from dlrm_torchrec.embeddings.compositional.pooling import pool_ids
 from dlrm_torchrec.embeddings.compositional.table_configs import (
     CompositionalEmbeddingBagConfig,
@@ -43,6 +44,7 @@ PARTITIONS = {
     "hot-quotient-remainder": HotCold(11, QuotientRemainder(NUM_IDS - 11, 6)),
     "hot-in-all": HotCold(11, ChineseRemainder(NUM_IDS - 11, (4, 3, 7)), own_in_all=True),
     "assigned": Assigned.from_clusters(torch.randperm(NUM_IDS, generator=torch.Generator().manual_seed(0)) // 4),
+    "clusters-and-hash": Together((Assigned([torch.arange(NUM_IDS) // 4 * 2], complementary=False), Hash(NUM_IDS, 4))),
 }
 FEW_COMBINATIONS = [
     name for name, each in PARTITIONS.items() if len(each.classes) > 1 and prod(each.classes[1:]) < NUM_IDS / 2

@@ -19,7 +19,10 @@ from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
 from dlrm_torchrec.embeddings.compositional.partitions.base import INT64_MAX, Partition
 from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
 from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
-from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece, RowMap, Source
+from dlrm_torchrec.embeddings.compositional.partitions.renumbered import Renumbered
+from dlrm_torchrec.embeddings.compositional.partitions.together import Together
+from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece, RowMap
+from dlrm_torchrec.embeddings.compositional.sources import Source
 from tests.embeddings.compositional.reference import classes_of
 
 LARGE = 2**53 + 5  # float64 no longer has every integer
@@ -36,6 +39,8 @@ PARTITIONS: list[Partition] = [
     Hash(INT64_MAX, 2**40 + 1),
     HotCold(30, Hash(65, 8)),
     HotCold(1, Naive(94)),
+    Renumbered(HotCold(3, Hash(95, 8)), torch.tensor([94, 7, 30])),
+    Renumbered(HotCold(5, QuotientRemainder(LARGE, 2**40)), torch.tensor([0, LARGE - 1, 5, 2**52, 2**31])),
     HotCold(20, QuotientRemainder(75, 9)),
     HotCold(20, ChineseRemainder(75, (10, 11)), own_in_all=True),
     HotCold(20, Hashes(75, 13, 3), own_in_all=True),
@@ -44,13 +49,15 @@ PARTITIONS: list[Partition] = [
     Hashes(95, 17, 3),
     Hashes(INT64_MAX, 2**40 + 1, 2),
     HotCold(2**33, Hash(LARGE, 1000)),
+    Together((Assigned([torch.arange(95) % 40000 * 400, torch.arange(95) % 3], complementary=False), Hash(95, 7, 5))),
+    Hash(LARGE, 1000, seed=3),
 ]
 BATCH = 4
 
 
 def row_map(count: bool, mean: bool) -> RowMap:
     """Each partition's rows together, then one by one; each class begins at a row of its own."""
-    sources = [Source(each.num_ids, f"f{number}", "t", mean) for number, each in enumerate(PARTITIONS)]
+    sources = [Source(each.num_ids, f"f{number}", "t", mean, each.first_ids) for number, each in enumerate(PARTITIONS)]
     pieces = []
     for number, partition in enumerate(PARTITIONS):
         rows = tuple(ClassRow(partition, j, 7 * j + number) for j in range(len(partition.classes)))

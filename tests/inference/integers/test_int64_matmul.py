@@ -92,6 +92,28 @@ def test_transposed_and_sliced_matrices() -> None:
         assert torch.equal(way(a.t()[:, ::2], a[::2, 3:20]), a.t()[:, ::2] @ a[::2, 3:20])
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (33, 70, 9), (32, 64, 16), (5, module._TERMS + 40, 2)])
+def test_digits_are_multiplied_as_cublas_wants_them(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int]
+) -> None:
+    """What ``_int_mm`` asks for on CUDA, and cuBLAS of CUDA 13: the right operand column after column."""
+
+    def checked(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        assert left.dtype == right.dtype == torch.int8
+        assert left.size(0) > 16
+        assert left.size(1) % 8 == right.size(1) % 8 == 0
+        assert left.stride(1) == right.stride(0) == 1
+        for place in (left.stride(0), right.stride(1), left.storage_offset(), right.storage_offset()):
+            assert place % 16 == 0
+        return left.int() @ right.int()
+
+    monkeypatch.setattr(torch, "_int_mm", checked)
+    m, k, n = shape
+    a, b = (torch.randint(LEAST, MOST, size) for size in ((m, k), (k, n)))
+    for left, right in ((a, b), (a.t().contiguous().t(), b.t().contiguous().t())):
+        assert torch.equal(matmul_by_digits(left, right), a @ b)
+
+
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [

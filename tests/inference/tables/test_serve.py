@@ -19,9 +19,12 @@ from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import (
     Naive,
     QuotientRemainder,
 )
+from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
 from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
 from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
+from dlrm_torchrec.embeddings.compositional.partitions.renumbered import Renumbered
+from dlrm_torchrec.embeddings.compositional.partitions.together import Together
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
@@ -38,6 +41,9 @@ PARTITIONS: list[Partition] = [
     ChineseRemainder(ROWS, (7, 9)),
     HotCold(9, Hash(ROWS - 9, 8)),
     HotCold(9, QuotientRemainder(ROWS - 9, 8)),
+    Assigned.from_clusters(torch.arange(ROWS) % 5),
+    Together((Assigned([torch.arange(ROWS) // 3 * 2000], complementary=False), Hash(ROWS, 7, seed=2))),
+    Renumbered(HotCold(5, QuotientRemainder(ROWS, 8)), torch.tensor([3, ROWS - 1, 17, 0, 31])),
     Hashes(ROWS, 13, 2),
     HotCold(9, Hashes(ROWS - 9, 13, 2), own_in_all=True),
 ]

@@ -10,9 +10,6 @@ import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
-from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
-from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.tables.serve import ServedTables, check_types
 from dlrm_torchrec.inference.tables.types import TABLE_TYPES, packed, rounded, row_bytes
@@ -69,15 +66,6 @@ def test_what_cannot_be_stored_is_refused() -> None:
     mean = replace(collection().embedding_bag_configs()[0], pooling=PoolingType.MEAN)
     weighted = EmbeddingBagCollection([mean], is_weighted=True)
     refused("weighted tables must add up rows to be served: got a mean; train them with sums", weighted, {"t": "int8"})
-    assigned = CompositionalEmbeddingBagCollection(
-        [
-            CompositionalEmbeddingBagConfig(
-                name="t", num_embeddings=6, embedding_dim=4, feature_names=["f"],
-                partition=Assigned.from_clusters(torch.tensor([0, 1, 0, 2, 2, 1])),
-            )
-        ]
-    )  # fmt: skip
-    refused("partition of table 't' must be arithmetic to be served: got Assigned;", assigned, {"t": "int8"})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +14,11 @@ from torchrec.distributed.planner.types import CollectiveType
 
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.tables import build_tables
-from dlrm_torchrec.sharding.cluster.machines import HARDWARE, MACHINES, Machine
-from dlrm_torchrec.sharding.cluster.topology import FIELDS, MOST_RANKS, parse_cluster
+from dlrm_torchrec.sharding.cluster.machines import GPUS, HARDWARE, MACHINES, Machine
+from dlrm_torchrec.sharding.cluster.topology import FIELDS, MOST_RANKS, live_topology, parse_cluster
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.plan import make_plan
-from dlrm_torchrec.sharding.plan_description import plan_to_json
+from dlrm_torchrec.sharding.plan_description import describe_plan, plan_to_json
 from dlrm_torchrec.train.config import OptimizerConfig
 from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 
@@ -253,3 +254,45 @@ def test_a_node_has_its_share_of_a_host() -> None:
         ValueError, match=r"ranks of a node must divide the 24 ranks of 3x8:h100 and .*: got 12; choose a div"
     ):
         parse_cluster("3x8:h100").node(12)
+
+
+def live(monkeypatch: pytest.MonkeyPatch, name: str, *, world_size: int = 6, local_size: int = 4) -> Topology:
+    """The topology of ranks whose GPU says that it is ``name`` and has 70 GB."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=70 * 10**9))
+    return live_topology(torch.device("cuda", 0), world_size=world_size, local_size=local_size)
+
+
+def bandwidths(topology: Topology) -> list[float]:
+    between = [topology.comms_bandwidths.get_bw(4, ranks, CollectiveType.ALL_TO_ALL) for ranks in (4, 8)]
+    return [topology.hbm_mem_bw, topology.ddr_mem_bw, topology.hbm_to_ddr_mem_bw, *between]
+
+
+@pytest.mark.parametrize(("name", "machine"), GPUS.items())
+def test_live_gpus_of_a_known_machine_have_its_bandwidths(
+    monkeypatch: pytest.MonkeyPatch, name: str, machine: Machine
+) -> None:
+    found = live(monkeypatch, name)
+    assert (found.world_size, found.local_world_size) == (6, 4)
+    assert bandwidths(found) == bandwidths(parse_cluster(f"2x4:{machine.name}").topology())
+    assert {hbm for hbm, _, _ in memory(found)} == {70 * 10**9}  # as much as there is, not as on the data sheet
+    assert machine.name.partition("-")[0].upper() in name
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H100 PCIe", "NVIDIA GH200 480GB", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "T4"])
+def test_other_live_gpus_have_torchrecs_bandwidths(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    default = Topology(world_size=6, local_world_size=4, compute_device="cuda")
+    assert bandwidths(live(monkeypatch, name)) == bandwidths(default)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("NVIDIA H200", "planned with bandwidths of h200"), ("T4", "planned with TorchRec's default bandwidths, as no ")],
+)
+def test_a_plan_says_whose_bandwidths_it_was_made_with(monkeypatch: pytest.MonkeyPatch, name: str, said: str) -> None:
+    spec = demo_spec()
+    tables = build_tables(spec.tables(dim=16))
+    optimize_tables_in_backward(tables, OptimizerConfig(kind="adagrad", lr=0.1))
+    machine = live(monkeypatch, name, world_size=2, local_size=2)
+    plan = make_plan(torch.nn.Sequential(tables), tables, machine, ShardingConfig(), batch_size=128, spec=spec)
+    assert describe_plan(plan, tables, 2).splitlines()[-1].startswith(said)

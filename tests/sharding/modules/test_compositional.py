@@ -24,6 +24,8 @@ from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import (
 from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
 from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
 from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
+from dlrm_torchrec.embeddings.compositional.partitions.renumbered import Renumbered
+from dlrm_torchrec.embeddings.compositional.partitions.together import Together
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.compositional.thread_pool import thread_pool
 from dlrm_torchrec.sharding.modules import composed_kernels
@@ -65,7 +67,9 @@ def configs(operation: Operation, pooling: PoolingType, weighted: bool) -> list[
         "mixed_radix": (MixedRadix(IDS, (4, 3, 8)), ["f3"]),
         "hash": (Hash(IDS, 13), ["f4"]),
         "assigned": (Assigned.from_clusters(clusters), ["f5"]),
+        "clusters": (Together((Assigned([clusters], complementary=False), Hash(IDS, 11, seed=1))), ["f4"]),
         "hot_cold": (HotCold(20, QuotientRemainder(IDS - 20, 9)), ["f1"]),
+        "renumbered": (Renumbered(HotCold(7, QuotientRemainder(IDS, 9)), torch.arange(5, 75, 10)), ["f6"]),
     }
     if isinstance(operation, (Add, Concat)):
         partitions["hashes"] = (Hashes(IDS, 17, 2), ["f2"])

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise, product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torchrec.optim import RowWiseAdagrad
 
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
 from dlrm_torchrec.datasets.profile import summary
+from dlrm_torchrec.embeddings.assignments import Assignment
+from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
 from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
+from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.config import DataTypeName, TablesConfig, TablesKind
-from dlrm_torchrec.embeddings.tables import build_tables, partition_of, physical_configs
+from dlrm_torchrec.embeddings.tables import (
+    build_tables,
+    partition_of,
+    physical_configs,
+    read_tables,
+    stored_config,
+    write_tables,
+)
 from dlrm_torchrec.schema import AccessStatistics, Table
 from dlrm_torchrec.sharding.planner.fit import Choice, best, choices, describe_choices, equally, fit, shared
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
@@ -50,6 +63,42 @@ def test_the_loss_is_that_of_ids_dealt_at_random(exponent: float, collisions: in
     dealt = [counted(counts, random.permutation(rows) // collisions) for _ in range(20)]
     error = 4 * float(np.std(dealt)) / math.sqrt(len(dealt)) + 0.004  # ids of a power of two are taken for equal
     assert shared(rows, collisions, statistics(counts)) == pytest.approx(float(np.mean(dealt)), abs=error)
+
+
+@pytest.mark.parametrize("exponent", [0.3, 0.8, 1.2])
+@pytest.mark.parametrize(("num_hot", "collisions"), [(10, 4), (1000, 32), (5000, 500), (19_000, 2)])
+def test_the_loss_beside_hot_ids_is_that_of_the_others_dealt_at_random(
+    exponent: float, num_hot: int, collisions: int
+) -> None:
+    rows, random = 20_000, np.random.default_rng(collisions)
+    counts = zipf(rows, exponent)
+    tail = counts[num_hot:]
+    dealt = [
+        counted(tail, random.permutation(len(tail)) // collisions) * tail.sum() / counts.sum() if tail.sum() else 0.0
+        for _ in range(20)
+    ]
+    error = 4 * float(np.std(dealt)) / math.sqrt(len(dealt)) + 0.012  # the hot ones of a power of two are estimated
+    found = shared(rows, collisions, statistics(counts), num_hot=num_hot)
+    assert found == pytest.approx(float(np.mean(dealt)), abs=error)
+
+
+def test_hot_cold_tables_get_the_share_of_hot_rows_that_loses_least() -> None:
+    rows, base = 20_000, TablesConfig(kind="hot_cold", tail="hash")
+    by_frequency = replace(table(rows), by_frequency=True)
+    for exponent in (0.3, 1.2):
+        access = statistics(zipf(rows, exponent))
+        found = choices(by_frequency, base, torch.optim.SGD, pooling_factor=1.0, access=access)
+        for choice in found[1:]:
+            (stored,) = physical_configs(build_tables([by_frequency], choice.config))
+            assert choice.rows == stored.num_embeddings == -(-rows // choice.config.collisions)
+        assert all(a.loss <= b.loss for a, b in pairwise(found))
+        (tried,) = (choice for choice in found if choice.config.collisions == 8)
+        losses = {
+            hot: shared(rows, -(-(rows - int(2500 * hot)) // (2500 - int(2500 * hot))), access, num_hot=int(2500 * hot))
+            for hot in (0.02, 0.05, 0.1, 0.2)
+        }
+        assert tried.loss == pytest.approx(min(losses.values()))
+        assert losses[tried.config.hot] == tried.loss
 
 
 def test_without_frequencies_the_loss_is_the_share_of_the_other_ids() -> None:
@@ -112,6 +161,21 @@ def test_a_recipe_s_own_sizes_do_not_bind_the_choices() -> None:
     found = choices(table(50_000), base, torch.optim.SGD, pooling_factor=1.0, access=None)
     assert [choice.rows for choice in found[:3]] == [50_000, 25_000 + 2, 16_667 + 3]
     assert {choice.config.operation for choice in found} == {"add"}
+
+
+def test_clusters_have_the_size_of_their_assignments(tmp_path: Path) -> None:
+    made = Assignment(assigned=Assigned([torch.arange(50_000) % 500] * 2, complementary=False), made="", hash_classes=7)
+    save_file(made.tensors(), tmp_path / "t50000.safetensors", made.metadata())
+    base = TablesConfig(kind="clusters", assignments=str(tmp_path))
+    plain, clusters = choices(table(50_000), base, torch.optim.SGD, pooling_factor=2.0, access=None)
+    assert (plain.config.kind, plain.bytes) == ("plain", 4 * 8 * 50_000)
+    assert (clusters.rows, clusters.bytes, clusters.loss) == (1007, 4 * 8 * 1007 + 2 * 2 * 50_000, 2 * (1 - 1 / 100))
+    write_tables(str(tmp_path / "tables.json"), {"t50000": clusters.config, "t9": plain.config}, base)
+    again = read_tables(str(tmp_path / "tables.json"), base)
+    assert [stored_config(table(50_000), config).num_embeddings for config in again.values()] == [50_000] * 2
+    assert isinstance(stored_config(table(50_000), again["t50000"]), CompositionalEmbeddingBagConfig)
+    (only,) = choices(table(40_000), base, torch.optim.SGD, pooling_factor=2.0, access=None)
+    assert only.config.kind == "plain"
 
 
 def test_a_table_below_the_threshold_stays_plain() -> None:

@@ -25,7 +25,11 @@ from tests.recipe import ROOT
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("train_*.py"))
 # What must be set besides, because other values of the field are refused.
-BESIDES = {"tables.max_rows": {"kind": "quotient_remainder"}, "tables.budget": {"kind": "mixed_dimension"}}
+BESIDES = {
+    "tables.max_rows": {"kind": "quotient_remainder"},
+    "tables.budget": {"kind": "mixed_dimension"},
+    "tables.assignments": {"file": "tables.json"},
+}
 
 
 def write(folder: Path, identity: dict[str, Any]) -> Progress:
@@ -59,7 +63,9 @@ def others(value: Any, kind: Any) -> list[Any]:
         return [(1, 2)]
     if isinstance(value, tuple):
         return [(*value[:-1], *others(value[-1], type(value[-1])))]
-    return [f"{value}x"] if isinstance(value, str) else [value + 1, value - 1]
+    if isinstance(value, str):
+        return [f"{value}x"]
+    return [value + step for step in (1, -1, *((0.25,) if isinstance(value, float) else ()))]
 
 
 def replaced(config: Any, name: str, value: Any) -> Any:

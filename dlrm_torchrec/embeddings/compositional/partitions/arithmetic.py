@@ -19,6 +19,7 @@ from dlrm_torchrec.embeddings.compositional.partitions.base import (
     Partition,
     check_count,
 )
+from dlrm_torchrec.embeddings.compositional.partitions.hashes import mixed
 
 # The product of two residues below this fits in int64.
 _LARGEST_FACTOR = isqrt(INT64_MAX)
@@ -67,10 +68,14 @@ class Naive(Complementary):
 
 @dataclass(frozen=True)
 class Hash(Partition):
-    """The hashing trick, id mod ``num_classes``: ids collide if there are fewer classes than ids."""
+    """The hashing trick, id mod ``num_classes``: ids collide if there are fewer classes than ids.
+
+    A ``seed`` other than 0 mixes the bits of the id first, so that each seed lets other ids collide.
+    """
 
     num_ids: int
     num_classes: int
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check_count("num_ids", self.num_ids)
@@ -82,10 +87,11 @@ class Hash(Partition):
 
     @property
     def digits(self) -> tuple[Digit, ...]:
-        return (Digit(modulus=self.num_classes),)
+        return (Digit(modulus=self.num_classes, seed=self.seed),)
 
     def of(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (ids.long() % self.num_classes,)
+        ids = ids.long()
+        return ((mixed(ids, torch.full_like(ids, self.seed)) if self.seed else ids) % self.num_classes,)
 
 
 @dataclass(frozen=True)

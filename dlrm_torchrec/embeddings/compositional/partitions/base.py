@@ -45,14 +45,24 @@ class Partition(ABC):
         """The k classes of every id: int64, shaped like ``ids``, which must lie in [0, num_ids)."""
 
     @property
-    def digits(self) -> tuple[Digit, ...] | None:
-        """The k classes as digits of the id; None if they are listed."""
+    def digits(self) -> tuple[Digit, ...]:
+        """The k classes as digits of the id; those of a partition with ``codes`` mean nothing."""
+        return (Digit(),) * len(self.classes)
+
+    @property
+    def codes(self) -> tuple[torch.Tensor | None, ...]:
+        """The class of every id (num_ids,), int16 or int32 on CPU, of a partition that lists them; otherwise None."""
+        return (None,) * len(self.classes)
+
+    @property
+    def first_ids(self) -> torch.Tensor | None:
+        """Sorted ids (H,) whose numbers, by which digits and codes go, are 0 .. H - 1; another id x has H + x."""
         return None
 
     @property
     def listed_bytes(self) -> int:
         """Bytes of what is listed per id; 0 if arithmetic finds all classes."""
-        return 0
+        return sum(codes.nbytes for codes in self.codes if codes is not None)
 
     @property
     def own_rows(self) -> int:

@@ -29,7 +29,7 @@ class HotCold(Partition):
 
     def __post_init__(self) -> None:
         check_count("num_hot", self.num_hot)
-        if self.tail.digits is None or (self.tail.shared_from and not self.own_in_all):
+        if self.tail.listed_bytes or (self.tail.shared_from and not self.own_in_all):
             raise ValueError(
                 f"tail of a hot_cold partition must find classes by arithmetic, and in rows of its own unless hot ids "
                 f"keep theirs in all partitions: got {self.tail}; choose another"
@@ -54,7 +54,6 @@ class HotCold(Partition):
 
     @property
     def digits(self) -> tuple[Digit, ...]:
-        assert self.tail.digits is not None
         pairs = zip(self.tail.digits, self._bases, strict=True)
         return tuple(digit._replace(hot=self.num_hot, base=base) for digit, base in pairs)
 

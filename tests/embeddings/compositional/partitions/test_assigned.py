@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
+from dlrm_torchrec.embeddings.compositional.partitions.listed import ListedCodes
 
 # {{0},{1,3,4},{2}}, {{0,1,3},{2,4}}, {{0,3},{1,2,4}}: arXiv 1909.02107, section 3
 PAPER = ([0, 1, 2, 1, 1], [0, 0, 1, 0, 1], [0, 1, 1, 0, 1])
@@ -60,10 +61,40 @@ def test_complementary_exactly_when_no_two_tuples_agree(rows: list[tuple[int, ..
 
 
 def test_class_numbers_whose_product_exceeds_int64() -> None:
-    rows = [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (0, 2**62 - 1)]  # 4 * 2**62 is 0 in int64
+    rows = [(0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0), (4, 0, 0), (0, 2**31 - 1, 2**31 - 1)]  # 4 * 2**62 is 0 in int64
     partition = Assigned([torch.tensor(column) for column in zip(*rows, strict=True)])
-    assert partition.classes == (5, 2**62)
+    assert partition.classes == (5, 2**31, 2**31)
     assert partition.ids_of(*partition.of(torch.arange(6))).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_codes_take_few_bytes() -> None:
+    for most, num_bytes in ((2**15 - 1, 2), (2**15, 4)):
+        partition = Assigned([torch.tensor([0, 1, most]), torch.tensor([2, 1, 0])])
+        assert partition.listed_bytes == 3 * num_bytes + 3 * 2
+        assert [classes.tolist() for classes in partition.of(torch.arange(3))] == [[0, 1, most], [2, 1, 0]]
+        assert all(classes.dtype == torch.int64 for classes in partition.of(torch.arange(3)))
+
+
+def test_ids_may_share_their_vectors() -> None:
+    partition = Assigned(tensors([0, 1, 0, 1, 2], [3, 0, 3, 1, 0]), complementary=False)
+    assert partition.shared_ids == 2 / 5
+    assert Assigned(tensors(*PAPER)).shared_ids == 0
+    assert partition.ids_of(*partition.of(torch.arange(5))).tolist() == [2, 1, 2, 3, 4]
+    with pytest.raises(
+        ValueError, match=r"got the same classes for ids 0 and 2; .* or let ids share their vectors with"
+    ):
+        Assigned(tensors([0, 1, 0, 1, 2], [3, 0, 3, 1, 0]))
+
+
+def test_kernels_share_the_codes_of_a_partition_and_join_those_of_several() -> None:
+    one, other = Assigned(tensors(*PAPER)), Assigned(tensors([0, 1, 2, 2**15], [3, 1, 2, 0]))
+    codes = ListedCodes(one.codes)
+    assert codes.short.ctypes.data == one.codes[0].data_ptr()
+    assert [codes.begin(each) for each in (*one.codes, None)] == [0, 5, 10, -1]
+    codes = ListedCodes([*one.codes, None, *other.codes])
+    assert codes.short.tolist() == [*PAPER[0], *PAPER[1], *PAPER[2], 3, 1, 2, 0]
+    assert codes.long.tolist() == [0, 1, 2, 2**15]
+    assert [codes.begin(each) for each in other.codes] == [19, 15]
 
 
 @given(clusters=st.lists(st.integers(0, 6), min_size=1, max_size=60))
@@ -127,6 +158,10 @@ def test_two_ids_alike_are_named() -> None:
         (
             tensors([0, 1], [0]),
             r"assignments must all have the same length, the number of ids: got lengths \[2, 1\]; give",
+        ),
+        (
+            tensors([0, 2**31]),
+            "assignment 0 must have classes below 2\\^31: got 2147483648; number classes from 0 with",
         ),
         (tensors([0, 1], [0, -2]), "assignment 1 must have no negative class: got -2; number classes from 0"),
         ([torch.zeros(2)], r"assignment 0 must be a 1-D integer tensor .* got torch.float32 of shape \(2,\); give"),

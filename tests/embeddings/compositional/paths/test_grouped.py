@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -9,9 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlrm_torchrec.embeddings.compositional.paths.grouped import grouped_linear
-
-Layers = list[tuple[torch.Tensor, torch.Tensor | None]]
+from dlrm_torchrec.embeddings.compositional.paths.grouped import Layers, block_size, grouped_linear
 
 
 def layers(num_classes: int, widths: list[int], bias: bool) -> Layers:
@@ -34,13 +33,28 @@ def one_by_one(vectors: torch.Tensor, classes: torch.Tensor, networks: Layers) -
     return torch.stack(rows) if rows else vectors.new_zeros(0, networks[-1][0].size(2))
 
 
+def stored(networks: Layers) -> torch.Tensor:
+    """All numbers of each network in one column."""
+    return torch.cat([each.flatten(1) for layer in networks for each in layer if each is not None], dim=1).unsqueeze(2)
+
+
+def split(networks: Layers, columns: torch.Tensor) -> Layers:
+    """The layers of ``columns``, which lie as in ``stored``."""
+    shapes = [each.shape[1:] for layer in networks for each in layer if each is not None]
+    parts = iter(columns.squeeze(2).split([shape.numel() for shape in shapes], dim=1))
+    return [
+        (next(parts).unflatten(1, weight.shape[1:]), None if bias is None else next(parts)) for weight, bias in networks
+    ]
+
+
 def assert_equal_to_loop(counts: list[int], widths: list[int], bias: bool) -> None:
     torch.manual_seed(0)
     classes = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     classes = classes[torch.randperm(len(classes))]
     vectors = torch.randn(len(classes), widths[0], dtype=torch.float64, requires_grad=True)
     networks = layers(len(counts), widths, bias)
-    found, expected = grouped_linear(vectors, classes, networks), one_by_one(vectors, classes, networks)
+    found = grouped_linear(vectors, classes, stored(networks), partial(split, networks))
+    expected = one_by_one(vectors, classes, networks)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     towards = torch.randn_like(expected)
     parameters = [vectors, *(each for layer in networks for each in layer if each is not None)]
@@ -66,3 +80,11 @@ def test_each_vector_goes_through_the_network_of_its_class(counts: list[int], wi
 @given(counts=st.lists(st.integers(0, 70), min_size=1, max_size=6), bias=st.booleans())
 def test_any_counts(counts: list[int], bias: bool) -> None:
     assert_equal_to_loop(counts, [3, 2, 3], bias)
+
+
+@pytest.mark.parametrize(("num_vectors", "num_classes", "rows"), [(0, 3, 9), (50, 9, 4), (10**6, 128, 130)])
+def test_copies_of_networks_need_as_much_memory_as_spare_places(num_vectors: int, num_classes: int, rows: int) -> None:
+    block = block_size(num_vectors, num_classes, rows)
+    assert block % 32 == 0
+    copies, spare = num_vectors / block * rows, num_classes * block
+    assert block == 32 or copies / 2 < spare <= copies
