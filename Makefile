@@ -87,7 +87,7 @@ test-slow: $(SITE)
 	.venv/bin/pytest -m 'slow and not gpu'
 
 test-gpu: setup
-	.venv/bin/pytest tests/gpu
+	.venv/bin/pytest -m gpu tests/gpu
 
 check: setup
 	.venv/bin/ruff format --check .
