@@ -70,10 +70,7 @@ def build_tables(
 
 
 def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
-    """The config of one table: compositional if ``config`` says so and the table has more rows than its threshold.
-
-    A clusters table is one of any size that has codes.
-    """
+    """The config of one table, compositional if ``partition_for`` finds a partition."""
     plain = EmbeddingBagConfig(
         name=table.name,
         num_embeddings=table.rows,
@@ -81,12 +78,7 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
         feature_names=list(table.features),
         data_type=DataType[config.data_type.upper()],
     )
-    partition: Partition | None = None
-    if config.kind == "clusters":
-        assignment = read_assignment(config.assignments, table.name, table.rows)
-        partition = None if assignment is None else assignment.partition
-    elif config.kind != "plain" and table.rows > config.threshold:
-        partition = _hot_cold(config, table) if config.kind == "hot_cold" else partition_of(config, table.rows)
+    partition = partition_for(table, config)
     if partition is None:
         return plain
     return CompositionalEmbeddingBagConfig(
@@ -98,6 +90,16 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
         partition=partition,
         operation=operation_of(config),
     )
+
+
+def partition_for(table: Table, config: TablesConfig) -> Partition | None:
+    """The partition of a table with more rows than the threshold, or of a clusters table that has codes; else None."""
+    if config.kind == "clusters":
+        assignment = read_assignment(config.assignments, table.name, table.rows)
+        return None if assignment is None else assignment.partition
+    if config.kind == "plain" or table.rows <= config.threshold:
+        return None
+    return _hot_cold(config, table) if config.kind == "hot_cold" else partition_of(config, table.rows)
 
 
 def _hot_cold(config: TablesConfig, table: Table) -> Partition:
