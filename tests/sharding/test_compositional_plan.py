@@ -238,7 +238,7 @@ def test_auto_keeps_products_and_paths_whole_on_cpu(operation: Operation) -> Non
 
 
 PART_OF_BAG = "but a rank with a part of the rows does not know how many ids a bag has; choose one of them"
-COLUMNS_APART = "but the networks of a path mix all columns; choose one of them"
+COLUMNS_APART = "but paths and tensor trains mix all columns; choose one of them"
 ROW_KINDS, COLUMN_KINDS = ["row_wise", "table_row_wise"], ["column_wise", "table_column_wise"]
 REFUSED: list[tuple[Operation | None, PoolingType, str, str]] = [
     *((Path(), PoolingType.SUM, kind, COLUMNS_APART) for kind in [*COLUMN_KINDS, "grid_shard"]),
