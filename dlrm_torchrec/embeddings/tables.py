@@ -35,6 +35,7 @@ from dlrm_torchrec.embeddings.compositional.partitions.sizes import (
     quotient_remainder_for_rows,
 )
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.tensor_train import TensorTrain, tensor_train_for_rows
 from dlrm_torchrec.embeddings.config import OperationName, TablesConfig
 from dlrm_torchrec.embeddings.frequent_ids import frequent_ids
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
@@ -89,6 +90,9 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
         partition = _hot_cold(config, table) if config.kind == "hot_cold" else partition_of(config, table.rows)
     if partition is None:
         return plain
+    operation = operation_of(config)
+    if isinstance(operation, TensorTrain) and config.max_rows:
+        partition, operation = _tensor_train(config, table)
     return CompositionalEmbeddingBagConfig(
         name=plain.name,
         num_embeddings=plain.num_embeddings,
@@ -96,7 +100,7 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
         feature_names=plain.feature_names,
         data_type=plain.data_type,
         partition=partition,
-        operation=operation_of(config),
+        operation=operation,
     )
 
 
@@ -114,6 +118,17 @@ def _hot_cold(config: TablesConfig, table: Table) -> Partition:
     assert isinstance(partition, HotCold)
     listed = frequent_ids(config.frequent, table.name, rows=table.rows, count=partition.num_hot)
     return Renumbered(partition_of(config, table.rows + partition.num_hot), listed)
+
+
+def _tensor_train(config: TablesConfig, table: Table) -> tuple[Partition, TensorTrain]:
+    """The partition and the operation of a tensor train of at most ``max_rows`` rows, its cores included."""
+    unlimited = replace(config, max_rows=0, partitions=config.partitions or 3)
+    return tensor_train_for_rows(
+        lambda collisions: partition_of(replace(unlimited, collisions=collisions), table.rows),
+        table.dim,
+        max_rows=config.max_rows,
+        rank=config.rank,
+    )
 
 
 def partition_of(config: TablesConfig, rows: int) -> Partition:
@@ -158,6 +173,7 @@ def operation_of(config: TablesConfig) -> Operation:
         "add": Add(),
         "mult": Mult(),
         "path": Path(hidden=config.hidden),
+        "tensor_train": TensorTrain(rank=config.rank),
         "feature_generation": FeatureGeneration(),
     }
     return operations[config.combination]

@@ -153,10 +153,7 @@ class Mult(Operation):
         return parts
 
     def pooled(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
-        weights = bags.weights
-        # FBGEMM's bucketizing gives weights no gradient, and takes only float32 weights
-        sortable = weights is None or (weights.dtype == torch.float32 and not weights.requires_grad)
-        if group.num_combinations * len(bags.lengths) <= len(bags.values) and sortable:
+        if group.has_few_combinations(bags):
             return self._pooled_by_class(group, bags, look_up)
         rows, later = torch.split(
             group.rows(bags._replace(weights=None)).values, [len(bags.values), (group.k - 1) * len(bags.values)]
@@ -173,21 +170,10 @@ class Mult(Operation):
         sum_x w1[p1(x)] * w2[p2(x)] = sum_c w2[c] * sum_{x: p2(x) = c} w1[p1(x)]. The sums over x are a plain lookup,
         so there is only one product per bag and class instead of one per id.
         """
-        first, *classes = group.digits(bags._replace(weights=None)).values.view(group.k, len(bags.values))
-        lengths, values, weights, *_ = torch.ops.fbgemm.bucketize_sparse_features(
-            bags.lengths,
-            first * group.num_combinations + group.combinations(classes, bags),
-            bucketize_pos=False,
-            my_size=group.num_combinations,
-            weights=bags.weights,
-        )
-        later_rows = group.combined_rows(values.device)
-        sums = group.read(look_up, Bags(values, lengths, weights), later_rows.view(-1))
-        by_class, factors = torch.split(sums, [len(lengths), later_rows.numel()])
-        batch_size, dim = len(bags.lengths) // group.num_features, sums.size(1)
-        products = by_class.view(group.num_combinations, group.num_features, batch_size, dim)
+        later_rows = group.combined_rows(bags.values.device)
+        products, factors = group.sums_by_class(look_up, bags, later_rows.view(-1))
         if len(later_rows):
-            products = products * reduce(torch.mul, factors.view(*later_rows.shape, 1, dim))
+            products = products * reduce(torch.mul, factors.view(*later_rows.shape, 1, factors.size(1)))
         return products.sum(0).flatten(0, 1)
 
 
@@ -229,13 +215,12 @@ class Passed(Operation):
     def _vectors(self, group: TableGroup, ids: Bags, look_up: LookUp) -> torch.Tensor:
         """The vector of each id (N, dim)."""
         first, *later = group.networks(ids).values.view(group.k, len(ids.values))
-        sizes = [sum(member.stack.sizes[j] for member in group.members) for j in range(1, group.k)]
-        read = group.read_rows(look_up, first, group.later_rows(first.device))
-        vectors, *parameters = torch.split(read, [len(first), *sizes])
-        for number, (classes, parameter) in enumerate(zip(later, parameters, strict=True), start=1):
-            networks = parameter.view(-1, group.members[0].stack.class_rows[number], read.size(1))
+        rows = group.later_rows(first.device)
+        vectors, numbers = torch.split(group.read_rows(look_up, first, rows), [len(first), len(rows)])
+        pairs = zip(later, group.by_partition(numbers), strict=True)
+        for number, (classes, networks) in enumerate(pairs, start=1):
             layers = partial(self.layers, number=number, k=group.k)
-            pieces = self.pieces(read.size(1), number=number, k=group.k)
+            pieces = self.pieces(numbers.size(1), number=number, k=group.k)
             vectors = grouped_linear(vectors, classes, networks, layers, pieces=pieces)
         return vectors
 
