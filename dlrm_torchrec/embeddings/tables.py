@@ -83,16 +83,20 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
         data_type=DataType[config.data_type.upper()],
     )
     partition: Partition | None = None
+    operation = operation_of(config)
     if config.kind == "clusters":
         assignment = read_assignment(config.assignments, table.name, table.rows)
         partition = None if assignment is None else assignment.partition
-    elif config.kind != "plain" and table.rows > config.threshold:
-        partition = _hot_cold(config, table) if config.kind == "hot_cold" else partition_of(config, table.rows)
+    elif config.kind == "plain" or table.rows <= config.threshold:
+        return plain
+    elif config.kind == "hot_cold":
+        partition = _hot_cold(config, table)
+    elif isinstance(operation, TensorTrain) and config.max_rows:
+        partition, operation = _tensor_train(config, table)
+    else:
+        partition = partition_of(config, table.rows)
     if partition is None:
         return plain
-    operation = operation_of(config)
-    if isinstance(operation, TensorTrain) and config.max_rows:
-        partition, operation = _tensor_train(config, table)
     return CompositionalEmbeddingBagConfig(
         name=plain.name,
         num_embeddings=plain.num_embeddings,
