@@ -13,7 +13,7 @@ NEXT := .venv-next/installed
 AUDIT := .venv-audit/installed
 AUDITED := cpu cuda next next-libraries docs audit
 
-.PHONY: setup train test test-next test-slow test-gpu test-machines check bench docs figures lock audit
+.PHONY: setup train test test-next test-slow test-gpu gpu-proof test-machines check bench docs figures lock audit
 
 setup: $(STAMP)
 
@@ -74,13 +74,17 @@ test-slow: $(SITE)
 test-gpu: setup
 	.venv/bin/pytest -m gpu
 
+# everything that only a GPU can show, within eight minutes; docs/gpu.md
+gpu-proof: setup
+	.venv/bin/python benchmarks/gpu_proof.py
+
 check: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
 bench: setup
-	@set -e; for benchmark in benchmarks/*.py; do echo "== $$benchmark"; .venv/bin/python $$benchmark; done
+	@set -e; for benchmark in $(filter-out benchmarks/gpu_proof.py,$(wildcard benchmarks/*.py)); do echo "== $$benchmark"; .venv/bin/python $$benchmark; done
 
 # The generator of the site is added to .venv when it is first needed.
 $(SITE): requirements/docs.txt $(STAMP)

@@ -52,6 +52,8 @@ LIST = [
             "benchmarks/cpu_training.py",
             "dlrm_torchrec/cli/trial.py",
             "dlrm_torchrec/train/optimizers.py",
+            "tests/device/on_device.py",
+            "tests/device/test_overlap.py",
             "tests/sharding/modules/test_concurrent.py",
             "tests/sharding/sharded.py",
             "tests/test_stack.py",
@@ -74,12 +76,80 @@ LIST = [
         ["tests/train/test_optimizers.py"],
         "What FBGEMM is told about the optimizer.",
     ),
+    Private(
+        "torch.distributed.optim.apply_optimizer_in_backward",
+        ["_in_backward_optimizers"],
+        ["tests/device/test_meta.py"],
+        "The only mark on a parameter whose gradient is used up in backward.",
+    ),
+    # torch: the double of a GPU
+    Private(
+        "torch.Tensor",
+        ["_make_wrapper_subclass"],
+        ["tests/device/double.py"],
+        "No public function makes a tensor that says that it is on another device than its numbers.",
+    ),
+    Private(
+        "torch",
+        ["_C"],
+        ["tests/device/double.py"],
+        "It has what torch's own subclasses of tensors set __torch_function__ to.",
+    ),
+    Private(
+        "torch._C",
+        ["_disabled_torch_function_impl"],
+        ["tests/device/double.py"],
+        "It is what torch's own subclasses of tensors set __torch_function__ to.",
+    ),
+    Private(
+        "torch.utils._python_dispatch",
+        ["_disable_current_modes"],
+        ["tests/device/on_device.py"],
+        "What stands in for a kernel is one operator, and those inside of it are not counted.",
+    ),
+    Private(
+        "torch.testing",
+        ["_internal"],
+        ["tests/device/on_device.py"],
+        "The only module that has the store of torch's fake process group.",
+    ),
     # torch: torchrun
     Private(
         "torch.distributed.elastic.multiprocessing.api.MultiprocessContext",
         ["_worker_finished_event"],
         ["tests/launched.py"],
         "Without it, ranks that are functions, not scripts, outlive an agent that was killed.",
+    ),
+    # torch: process groups of ranks that are threads
+    Private(
+        "torch",
+        ["_C"],
+        ["tests/collectives/group.py", "tests/collectives/ranks.py"],
+        "Process groups in Python need two functions of it.",
+    ),
+    Private(
+        "torch._C",
+        ["_distributed_c10d"],
+        ["tests/collectives/group.py", "tests/collectives/ranks.py"],
+        "Process groups in Python need two functions of it.",
+    ),
+    Private(
+        "torch._C._distributed_c10d",
+        ["_create_work_from_future"],
+        ["tests/collectives/group.py"],
+        "DDP's C++ waits for what a process group in Python returns.",
+    ),
+    Private(
+        "torch._C._distributed_c10d",
+        ["_set_thread_isolation_mode"],
+        ["tests/collectives/ranks.py"],
+        "Ranks that are threads have groups of equal names.",
+    ),
+    Private(
+        "torch.testing",
+        ["_internal"],
+        ["tests/collectives/ranks.py"],
+        "The only module with a list of process groups for each thread.",
     ),
     # torch: operators
     Private(
@@ -93,6 +163,9 @@ LIST = [
         ["_python_dispatch"],
         [
             "dlrm_torchrec/train/timing/wire.py",
+            "tests/collectives/device.py",
+            "tests/device/double.py",
+            "tests/device/on_device.py",
             "tests/embeddings/compositional/partitions/test_assigned.py",
             "tests/sharding/modules/test_operator_counts.py",
         ],
@@ -101,7 +174,7 @@ LIST = [
     Private(
         "torch.ops.aten",
         ["_to_copy"],
-        ["tests/embeddings/compositional/partitions/test_assigned.py"],
+        ["tests/device/double.py", "tests/embeddings/compositional/partitions/test_assigned.py"],
         "The operator behind Tensor.to.",
     ),
     Private(
@@ -176,11 +249,19 @@ LIST = [
             f"{SHARDING}/modules/concurrent.py",
             "dlrm_torchrec/train/timing/timed_step.py",
             "tests/sharding/test_caches.py",
+            "tests/device/on_device.py",
+            "tests/device/test_overlap.py",
             "tests/sharding/modules/test_concurrent.py",
             "tests/sharding/modules/test_operator_counts.py",
             "tests/sharding/modules/test_sorted_training.py",
         ],
         "They are in a plain list, so modules() does not find them.",
+    ),
+    Private(
+        SHARDED_TABLES,
+        ["_output_dists"],
+        ["tests/device/test_overlap.py"],
+        "They are in a plain list, too.",
     ),
     Private(
         SHARDED_TABLES,

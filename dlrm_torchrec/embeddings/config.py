@@ -36,7 +36,7 @@ class TablesConfig:
     """Maximum stored rows of a table, which overrides 'collisions'; 0 means no limit."""
     partitions: int = 2
     """Partitions of mixed_radix and chinese_remainder tables, and hashes; 0 means as few as max_rows allows."""
-    hot: float = 0.1
+    hot: float = 0.5
     """Share of the rows of a hot_cold table that its most frequent ids keep for themselves."""
     tail: Tail = "chinese_remainder"
     """How the other ids of a hot_cold table find their rows; chinese_remainder tells them apart, hash does not."""

@@ -114,13 +114,13 @@ def of_operation(operation: Operation) -> list[Case]:
     """Every pooling, with and without weights of ids, of short and long bags."""
     return [
         Case(operation, *rest)
-        for rest in product([PoolingType.SUM, PoolingType.MEAN], ["no", "given", "learned"], [1, 3, 40])
+        for rest in product([PoolingType.SUM, PoolingType.MEAN], ["no", "given", "learned"], [1, 3, 80])
     ]
 
 
 def some_of_operation(operation: Operation) -> list[Case]:
     """Some of these cases, in which each pair of their options comes up."""
-    chosen = [("no", 1), ("given", 40), ("learned", 3), ("no", 3), ("given", 1), ("learned", 40), ("no", 40)]
+    chosen = [("no", 1), ("given", 80), ("learned", 3), ("no", 3), ("no", 80), ("learned", 80)]
     poolings = [PoolingType.SUM, PoolingType.MEAN]
     return [Case(operation, poolings[number % 2], *rest) for number, rest in enumerate(chosen)]
 
@@ -217,7 +217,7 @@ def _trained() -> Iterator[Trained]:
             yield Trained(
                 "train_dlrm",
                 replace(CLICKS, name="vocabularies", sparse=vocabularies),
-                {"tables": TablesConfig(kind=kind, threshold=100)},
+                {"tables": TablesConfig(kind=kind, threshold=100 if kind == "hot_cold" else 10)},
             )
     for name in get_args(OperationName):
         yield Trained("train_dlrm", CLICKS, {"tables": replace(mult, operation=name, hidden=8)})

@@ -7,8 +7,8 @@ would launch a kernel are counted.
 
 from __future__ import annotations
 
+import inspect
 import linecache
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -140,8 +140,8 @@ class Double(TorchDispatchMode):
         if isinstance(kwargs.get("generator"), torch.Generator):
             raise RuntimeError(f"{name} must draw by the device's generator: got one of the host; at {_caller()}")
         copies = name in ("_to_copy", "copy_")
-        from_host = copies and isinstance(args[-1 if name == "_to_copy" else 1], torch.Tensor) and bool(host)
-        to_host = name == "_to_copy" and not from_host and not _is_device(kwargs.get("device", META) or META)
+        from_host = copies and not isinstance(args[name == "copy_"], OnDevice)
+        to_host = copies and bool(host) if name == "copy_" else not _is_device(kwargs.get("device") or META)
         if copies:
             if from_host or to_host:
                 self.note("copy to the device" if from_host else "copy to the host")
@@ -204,7 +204,7 @@ def _is_device(device: Any) -> bool:
 
 def _caller() -> tuple[str, str, int]:
     """The innermost line outside of torch, FBGEMM and these tests: file, text and number."""
-    frame = sys._getframe(2)
+    frame = inspect.currentframe()
     found = ("?", "backward", 0)
     while frame is not None:
         path = frame.f_code.co_filename
@@ -214,5 +214,5 @@ def _caller() -> tuple[str, str, int]:
             package = next(name for name in ("torchrec", "dlrm_torchrec", "recipes") if name in parts)
             short = "/".join(parts[len(parts) - 1 - parts[::-1].index(package) :])
             return short, linecache.getline(path, frame.f_lineno).strip(), frame.f_lineno
-        frame = frame.f_back  # type: ignore[assignment]  # None at the end
+        frame = frame.f_back
     return found

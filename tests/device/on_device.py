@@ -20,10 +20,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torchrec.distributed import embeddingbag
 from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbeddingBag, BatchedFusedEmbeddingBag
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan, ShardMetadata
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse import jagged_tensor
 
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import physical_configs
@@ -37,14 +36,14 @@ from tests.sharding.sharded import Wrapped, hand_made_plan
 def one_rank() -> Iterator[None]:
     """A process group of one rank on the double of a GPU.
 
-    It is torch's fake one, with which TorchRec does not slice tables into parameters. TorchRec copies numbers to the
-    host by CUDA's streams; the double has none, so it copies as torch does. Nothing is averaged over ranks.
+    It is torch's fake one, with which TorchRec does not slice tables into parameters. The double has no streams, and
+    nothing is averaged over ranks.
     """
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(embeddingbag, "DistributedDataParallel", lambda module, **_: module)
-            patch.setattr(jagged_tensor, "_cuda_to_cpu_safe", torch.Tensor.cpu, raising=False)
+            patch.setattr(torch.cuda, "current_stream", lambda _: torch.Stream(torch.device("cpu")))
             yield
     finally:
         dist.destroy_process_group()
@@ -70,8 +69,9 @@ def placed(tables: EmbeddingBagCollection, kind: str) -> EmbeddingModuleSharding
     """A plan of one sharding type for all ``tables``, on the device."""
     plan = hand_made_plan(tables, {config.name: kind for config in physical_configs(tables)})
     for parameter in plan.values():
-        for piece in parameter.sharding_spec.shards if parameter.sharding_spec else []:
-            piece.placement._device = META
+        if parameter.sharding_spec:
+            shards = parameter.sharding_spec.shards
+            shards[:] = [ShardMetadata(each.shard_offsets, each.shard_sizes, f"rank:0/{META}") for each in shards]
     return plan
 
 

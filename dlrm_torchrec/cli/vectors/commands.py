@@ -33,7 +33,7 @@ def add_map(parser: argparse.ArgumentParser) -> None:
 
 def neighbours(args: argparse.Namespace) -> int:
     """0 after the nearest values are printed. Raises ValueError when the run, the feature or the value is unknown."""
-    source = _open(args)  # this imports torch, so that other commands are quick
+    source = open_vectors(args)  # this imports torch, so that other commands are quick
     from dlrm_torchrec.cli.vectors.search import nearest, search_text
 
     query = source.values.given_id(args.value) if args.id else source.values.id_of(args.value)
@@ -51,7 +51,7 @@ def draw_map(args: argparse.Namespace) -> int:
 
     if args.by == "umap":
         check_umap()
-    source = _open(args)
+    source = open_vectors(args)
     from iopath.common.file_io import g_pathmgr
 
     from dlrm_torchrec.cli.vectors.page import page
@@ -74,7 +74,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seen", type=_count, default=1, metavar="X", help=seen)
 
 
-def _open(args: argparse.Namespace) -> Source:
+def open_vectors(args: argparse.Namespace) -> Source:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch tells that a type in int8 packages is old
     quiet_libraries()
     from dlrm_torchrec.cli.vectors.source import open_source

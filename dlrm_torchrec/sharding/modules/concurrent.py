@@ -86,7 +86,7 @@ class ConcurrentShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
         return [look_up(lookup, features) for lookup, features in zip(self._lookups, dist_input, strict=True)]
 
     def compute_and_output_dist(self, ctx: EmbeddingBagCollectionContext, input: KJTList) -> LazyAwaitable[KeyedTensor]:
-        if self._device is not None and self._device.type != "cpu":
+        if any(features.device().type != "cpu" for features in input):
             return super().compute_and_output_dist(ctx, input)  # sends a sharding's vectors before it reads the next's
         return self.output_dist(ctx, self.compute(ctx, input))
 

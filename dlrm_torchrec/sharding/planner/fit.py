@@ -11,11 +11,12 @@ another frequent id. The model assumes that random ids share a row, which is tru
 the histogram of frequencies, because p / (p + S) is the integral of p exp(-p u) exp(-S u) over u > 0. Without measured
 frequencies, all ids count as equally frequent and E is 1 - 1/c.
 
-A hot_cold table gets the share of hot rows, up to a fifth, that loses least; only ids that share rows count then.
+A hot_cold table gets the share of hot rows, up to a half, that loses least; only ids that share rows count then.
 
-Compressed tables use chinese_remainder unless another kind is asked for. It distinguishes any two ids, which this loss
-does not measure: hashing lost five times as much AUC with equal rows (RESULTS.md). It also separates neighbouring ids.
-The ids of a vocabulary are sorted by frequency, so quotients would let frequent ids share a row.
+Unless another kind is asked for, vocabularies become hot_cold tables, which lost least AUC at equal bytes, and other
+tables chinese_remainder (RESULTS.md). Both distinguish any two ids, which this loss does not measure: hashing lost five
+times as much AUC with equal rows. They also separate neighbouring ids. The ids of a vocabulary are sorted by frequency,
+so quotients would let frequent ids share a row.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
 
 Planned = TypeVar("Planned")
 _STEPS = 400  # steps of the integral over log u; its error is far below that of the histogram
-# Shares of hot rows that are tried. More lower the loss further, and the AUC too: the others' rows get too crowded.
-_HOT_SHARES = (0.02, 0.05, 0.1, 0.2)
+# Shares of hot rows that are tried. More than half lower the loss further, but leave few rows to all other ids.
+_HOT_SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)
 _BISECTIONS = 8  # find the budget to within 1 / 256 of the free bytes
 
 
@@ -70,12 +71,15 @@ def choices(
 
     Args:
         table: the table, not compressed
-        base: the kind and operation of the compressed tables; a plain ``base`` means chinese_remainder
+        base: the kind and operation of the compressed tables; a plain ``base`` means hot_cold for a table whose ids are
+            in order of frequency, as long as its rows suffice, and else chinese_remainder
         optimizer: the optimizer, which decides the bytes of the moments
         pooling_factor: the lookups of the table per sample
         access: how often ids are looked up; None means that all ids are equally frequent
     """
-    kind = "chinese_remainder" if base.kind in ("plain", "mixed_dimension") else base.kind
+    kind, chosen = base.kind, base.kind not in ("plain", "mixed_dimension")
+    if not chosen:
+        kind = "hot_cold" if table.by_frequency else "chinese_remainder"
     plain = replace(base, kind="plain", max_rows=0, budget=0, assignments="")
     ways = [_choice(table, plain, optimizer, loss=0.0)]
     if kind == "clusters":
@@ -88,15 +92,15 @@ def choices(
     if table.rows <= base.threshold:
         return ways
     for collisions in _strengths(table.rows):
-        config = replace(plain, kind=kind, collisions=collisions)
-        if kind in ("chinese_remainder", "mixed_radix") and collisions**2 > table.rows:
-            config = replace(config, partitions=3)
-        loss = shared(table.rows, collisions, access)
+        config, loss = replace(plain, kind=kind, collisions=collisions), shared(table.rows, collisions, access)
         if kind == "hot_cold":
             found = _best_hot(config, table.rows, access)
-            if found is None:
+            if found is None and chosen:
                 break
-            config, loss = found
+            kind = "chinese_remainder" if found is None else kind
+            config, loss = found or (replace(config, kind=kind), loss)
+        if kind in ("chinese_remainder", "mixed_radix") and collisions**2 > table.rows:
+            config = replace(config, partitions=3)
         choice = _choice(table, config, optimizer, pooling_factor * loss)
         if choice.bytes < ways[-1].bytes:
             ways.append(choice)

@@ -50,6 +50,10 @@ def _sent(name: str, args: tuple[Any, ...]) -> int:
     if name == "broadcast_":
         tensors, group, root = args[0], ProcessGroup.unbox(args[1]), args[2]
         return sum(map(_num_bytes, tensors)) * (group.size() - 1) if group.rank() == root else 0
+    if name == "barrier":
+        return 0
+    if name == "allgather_":
+        return sum(map(_num_bytes, args[1])) * (ProcessGroup.unbox(args[2]).size() - 1)
     if name not in ("alltoall_base_", "_reduce_scatter_base_", "_allgather_base_"):
         raise ValueError(f"collectives must have a kind that Wire can count: got {name}; add it to Wire")
     tensor, group = args[1], ProcessGroup.unbox(args[2])

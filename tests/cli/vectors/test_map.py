@@ -123,7 +123,7 @@ def test_too_few_values_and_numbers_that_are_none_are_refused() -> None:
 def test_the_command_writes_a_page_again_but_over_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(commands, "_open", lambda _: made_up()[0])
+    monkeypatch.setattr(commands, "open_vectors", lambda _: made_up()[0])
     output = tmp_path / "map.html"
     for _ in range(2):
         assert main(["map", "runs/x", "thing", "--output", str(output)]) == 0

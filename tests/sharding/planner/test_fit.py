@@ -95,10 +95,25 @@ def test_hot_cold_tables_get_the_share_of_hot_rows_that_loses_least() -> None:
         (tried,) = (choice for choice in found if choice.config.collisions == 8)
         losses = {
             hot: shared(rows, -(-(rows - int(2500 * hot)) // (2500 - int(2500 * hot))), access, num_hot=int(2500 * hot))
-            for hot in (0.02, 0.05, 0.1, 0.2)
+            for hot in (0.05, 0.1, 0.2, 0.35, 0.5)
         }
         assert tried.loss == pytest.approx(min(losses.values()))
         assert losses[tried.config.hot] == tried.loss
+
+
+def test_vocabularies_become_hot_cold_as_long_as_their_rows_suffice() -> None:
+    vocabulary, access = replace(table(20_000), by_frequency=True), statistics(zipf(20_000, 1.0))
+    found = choices(vocabulary, TablesConfig(), torch.optim.SGD, pooling_factor=1.0, access=access)
+    kinds = [choice.config.kind for choice in found]
+    assert kinds == sorted(kinds, key=["plain", "hot_cold", "chinese_remainder"].index)
+    others = choices(table(20_000), TablesConfig(), torch.optim.SGD, pooling_factor=1.0, access=access)
+    losses = {choice.config.collisions: choice.loss for choice in others}
+    hot = [choice for choice in found if choice.config.kind == "hot_cold"]
+    assert len(hot) > 5
+    assert all(choice.loss < losses[choice.config.collisions] for choice in hot if choice.config.collisions in losses)
+    for choice in found:
+        (stored,) = physical_configs(build_tables([vocabulary], choice.config))
+        assert choice.rows == stored.num_embeddings
 
 
 def test_without_frequencies_the_loss_is_the_share_of_the_other_ids() -> None:
