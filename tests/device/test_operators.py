@@ -89,9 +89,7 @@ def test_plain_tables() -> None:
 @pytest.mark.parametrize(("shape", "kind", "operation", "longest"), MORE)
 def test_compositional_tables(shape: str, kind: TablesKind, operation: OperationName, longest: int) -> None:
     partitions = 3 if operation == "tensor_train" else 2
-    config = TablesConfig(
-        kind=kind, operation=operation, collisions=4, partitions=partitions, hidden=8, threshold=200
-    )
+    config = TablesConfig(kind=kind, operation=operation, collisions=4, partitions=partitions, hidden=8, threshold=200)
     forward, backward = operators(shape, config, longest=longest)
     most = MORE[shape, kind, operation, longest]
     assert (sum(most) > MOST) == (operation in ABOVE or kind in ABOVE)

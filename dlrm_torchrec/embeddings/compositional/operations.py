@@ -171,7 +171,9 @@ class Mult(Operation):
         so there is only one product per bag and class instead of one per id.
         """
         later_rows = group.combined_rows(bags.values.device)
-        products, factors = group.sums_by_class(look_up, bags, later_rows.view(-1))
+        read = group.sums_by_class(look_up, bags, later_rows.view(-1))
+        sums, factors = torch.split(read, [group.num_combinations * len(bags.lengths), later_rows.numel()])
+        products = sums.view(group.num_combinations, group.num_features, -1, read.size(1))
         if len(later_rows):
             products = products * reduce(torch.mul, factors.view(*later_rows.shape, 1, factors.size(1)))
         return products.sum(0).flatten(0, 1)
@@ -215,12 +217,11 @@ class Passed(Operation):
     def _vectors(self, group: TableGroup, ids: Bags, look_up: LookUp) -> torch.Tensor:
         """The vector of each id (N, dim)."""
         first, *later = group.networks(ids).values.view(group.k, len(ids.values))
-        rows = group.later_rows(first.device)
-        vectors, numbers = torch.split(group.read_rows(look_up, first, rows), [len(first), len(rows)])
-        pairs = zip(later, group.by_partition(numbers), strict=True)
-        for number, (classes, networks) in enumerate(pairs, start=1):
+        read = group.read_rows(look_up, first, group.later_rows(first.device))
+        vectors, *parts = group.by_partition(read)
+        for number, (classes, networks) in enumerate(zip(later, parts, strict=True), start=1):
             layers = partial(self.layers, number=number, k=group.k)
-            pieces = self.pieces(numbers.size(1), number=number, k=group.k)
+            pieces = self.pieces(read.size(1), number=number, k=group.k)
             vectors = grouped_linear(vectors, classes, networks, layers, pieces=pieces)
         return vectors
 

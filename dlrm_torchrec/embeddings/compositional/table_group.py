@@ -110,11 +110,15 @@ class TableGroup:
 
         return self._kept("later rows", device, create)
 
-    def by_partition(self, later: torch.Tensor) -> list[torch.Tensor]:
-        """The numbers of ``later_rows`` for each later partition: (classes of all tables, rows of a class, dim)."""
+    def by_partition(self, read: torch.Tensor) -> list[torch.Tensor]:
+        """What was read before ``later_rows``; then for each later partition (classes of all tables, class rows, dim).
+
+        One operator takes ``read`` apart, so that one gives its gradient.
+        """
         sizes = [sum(member.stack.sizes[j] for member in self.members) for j in range(1, self.k)]
-        parts = zip(torch.split(later, sizes), self.members[0].stack.class_rows[1:], strict=True)
-        return [part.view(-1, rows, later.size(1)) for part, rows in parts]
+        before, *parts = torch.split(read, [len(read) - sum(sizes), *sizes])
+        class_rows = self.members[0].stack.class_rows[1:]
+        return [before, *(part.view(-1, rows, read.size(1)) for part, rows in zip(parts, class_rows, strict=True))]
 
     def combined_rows(self, device: torch.device) -> torch.Tensor:
         """Rows of the later classes of every combination, (k - 1, combinations, features).
@@ -151,10 +155,10 @@ class TableGroup:
         sortable = weights is None or (weights.dtype == torch.float32 and not weights.requires_grad)
         return sortable and self.num_combinations * len(bags.lengths) <= len(bags.values)
 
-    def sums_by_class(self, look_up: LookUp, bags: Bags, later: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums (combinations, features, B, dim) of rows of first classes, over a bag's ids with equal later classes.
+    def sums_by_class(self, look_up: LookUp, bags: Bags, later: torch.Tensor) -> torch.Tensor:
+        """Sums of rows of first classes over a bag's ids with equal later classes; below them rows ``later``.
 
-        Also the numbers of ``later``, rows of later classes.
+        There is a sum for each combination of later classes and there for each bag.
         """
         first, *classes = self.digits(bags._replace(weights=None)).values.view(self.k, len(bags.values))
         lengths, values, weights, *_ = torch.ops.fbgemm.bucketize_sparse_features(
@@ -164,10 +168,7 @@ class TableGroup:
             my_size=self.num_combinations,
             weights=bags.weights,
         )
-        read = self.read(look_up, Bags(values, lengths, weights), later)
-        sums, numbers = torch.split(read, [len(lengths), len(later)])
-        batch_size = len(bags.lengths) // self.num_features
-        return sums.view(self.num_combinations, self.num_features, batch_size, sums.size(1)), numbers
+        return self.read(look_up, Bags(values, lengths, weights), later)
 
     def combinations(self, classes: Sequence[torch.Tensor], bags: Bags) -> torch.Tensor:
         """The number of each id's combination of later classes, from these classes; the last is the lowest digit."""

@@ -55,20 +55,19 @@ class TensorTrain(Passed):
             return super().pooled(group, bags, look_up)
         # core 1 comes first, so that ids of a bag with equal later cores are summed first, as in a product
         device = bags.values.device
-        sums, numbers = group.sums_by_class(look_up, bags, group.later_rows(device))
-        combinations, features, batch_size, dim = sums.shape
+        read = group.sums_by_class(look_up, bags, group.later_rows(device))
+        sums, *stored = group.by_partition(read)
+        pairs = zip(stored, group.combined_places(device), strict=True)
         matrix, *cores = (
-            self.layers(stored, number=number, k=group.k)[0][0][places]
-            for number, (stored, places) in enumerate(
-                zip(group.by_partition(numbers), group.combined_places(device), strict=True), start=1
-            )
-        )
+            self.layers(part, number=number, k=group.k)[0][0][places]
+            for number, (part, places) in enumerate(pairs, start=1)
+        )  # (combinations, features, rank before, factor * rank behind)
         rank = matrix.size(2)
         for core in cores:
-            rows = matrix.view(combinations, features, -1, core.size(2))
-            matrix = (rows @ core).view(combinations, features, rank, -1)
-        pieces = sums.view(combinations, features, batch_size * (dim // rank), rank)
-        return (pieces @ matrix).sum(0).view(features * batch_size, dim)
+            pieces = matrix.view(*matrix.shape[:2], -1, core.size(2))
+            matrix = (pieces @ core).view(*matrix.shape[:2], rank, -1)
+        pieces = sums.view(*matrix.shape[:2], -1, rank)
+        return (pieces @ matrix).sum(0).view(-1, sums.size(1))
 
     def layers(self, networks: torch.Tensor, *, number: int, k: int) -> Layers:
         rank, width = self._cores(networks.size(2), k)[number - 1]
