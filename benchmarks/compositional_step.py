@@ -3,12 +3,13 @@
     python benchmarks/compositional_step.py                                                   # one process
     OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 benchmarks/compositional_step.py
     python benchmarks/compositional_step.py --shapes rm --operations mult path --hidden 16
+    python benchmarks/compositional_step.py --shapes kaggle --operations mult tensor_train --rank 8
 
 All contenders get the same batches of ids and take turns. The ratio of a round divides the contenders' median step
 times, and the reported ratio is the median over rounds. A plain table has the same dim and 4 times the rows of the
 compositional one, and reads one row per id where the compositional table reads two. "plain, equal lookups" gets twice
-the ids and so reads as many rows as the compositional tables. The shape "kaggle" has the tables of Criteo Kaggle,
-capped at 100,000 rows; "rm" has 32 tables with 20 ids per bag.
+the ids and so reads as many rows as the compositional tables. A tensor train has three partitions. The shape "kaggle"
+has the tables of Criteo Kaggle, capped at 100,000 rows; "rm" has 32 tables with 20 ids per bag.
 """
 
 from __future__ import annotations
@@ -171,6 +172,7 @@ def main(
     speed: Speed = ("sorted",),
     collisions: int = 4,
     hidden: int = 16,
+    rank: int = 4,
     rounds: int = 7,
 ) -> None:
     """Prints one table per shape and optimizer; ``speed`` is that of the plain tables."""
@@ -178,7 +180,13 @@ def main(
     logging.disable(logging.WARNING)
     configs = {"plain": TablesConfig(), EQUAL_LOOKUPS: TablesConfig()} | {
         operation: TablesConfig(
-            kind="quotient_remainder", operation=operation, collisions=collisions, hidden=hidden, threshold=200
+            kind="mixed_radix" if operation == "tensor_train" else "quotient_remainder",
+            operation=operation,
+            collisions=collisions,
+            partitions=3,
+            hidden=hidden,
+            rank=rank,
+            threshold=200,
         )
         for operation in operations
     }

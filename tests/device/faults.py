@@ -109,8 +109,8 @@ FAULTS = [
     Fault(
         "a mask that chooses elements",
         f"{EMBEDDINGS}/paths/grouped.py",
-        "blocks.flatten(0, 1)[slots]",
-        "blocks.flatten(0, 1)[slots[slots >= 0]]",
+        "blocks.view(num_blocks * block, -1)[slots]",
+        "blocks.view(num_blocks * block, -1)[slots[slots >= 0]]",
         META,
         "test_operations and Path",
     ),
