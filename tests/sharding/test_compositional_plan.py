@@ -150,7 +150,7 @@ def test_storage_is_that_of_the_rows_and_their_optimizer_state(
     rows, dim = option.tensor.shape
     if isinstance(operation, Concat) and optimizer == "rowwise_adagrad":
         state *= 2  # a moment per row of half the dim
-    per_class = {Path: 34, TensorTrain: 1}.get(type(operation), 0)
+    per_class = 34 if isinstance(operation, Path) else int(isinstance(operation, TensorTrain))
     networks = 8 * 2 * 20 * per_class  # as ids, from each of two ranks
     assert 2 * ddr[0] - ddr[1] == 4 * rows * dim * (1 + state) + networks
 

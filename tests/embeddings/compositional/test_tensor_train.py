@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from math import prod
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import MixedRadix
+from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.partitions.sizes import (
     chinese_remainder_for_collisions,
     mixed_radix_for_collisions,
@@ -106,7 +108,7 @@ def test_initial_vectors_have_the_moments_of_a_plain_table(dim: int) -> None:
     assert drawn.square().mean() == pytest.approx(1, rel=0.05)
 
 
-KINDS = {
+KINDS: dict[str, Callable[[int, int], Partition]] = {
     "radix 3": partial(mixed_radix_for_collisions, k=3),
     "moduli 3": partial(chinese_remainder_for_collisions, k=3),
     "radix 4": partial(mixed_radix_for_collisions, k=4),
