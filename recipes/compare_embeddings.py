@@ -89,7 +89,7 @@ ADAGRAD = OptimizerConfig(kind="adagrad", lr=0.01, eps=1e-10)
 PRESETS = {
     "demo": Config(sweep=Sweep(ways=tuple(way for way in PAPERS if way == "path-64" or "path" not in way))),
     "sweep": Config(sweep=SWEEP),
-    "frontier": Config(shape=LARGE(), rows=1_638_400, sweep=Sweep(ways=FRONTIER, ratios=(2, 10, 30, 100, 1000, 10_000))),
+    "frontier": Config(shape=LARGE(), rows=1_638_400, sweep=Sweep(ways=FRONTIER, ratios=(2, 10, 30, 100, 1000, 10000))),
     "criteo-kaggle": Config(  # arXiv 1909.02107, section 5
         data="prepared/criteo-kaggle", shape=criteo_kaggle_spec(), batch_size=128, bottom=(512, 256, 64, 16),
         top=(512, 256, 1), sparse=ADAGRAD, dense=ADAGRAD, schedule=Schedule(), sweep=SWEEP, seeds=(0, 1, 2, 3, 4)),
