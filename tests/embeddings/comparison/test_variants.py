@@ -58,7 +58,7 @@ def test_tensor_trains_have_the_bytes_of_a_ratio(kind: TablesKind) -> None:
     plain = 4 * 16 * sum(table.rows for table in tables)
     assert len(found) == 3  # not even rank 1 needs a thousandth
     for variant, ratio in zip(found, (2, 20, 100), strict=False):
-        assert 0.9 * plain / ratio < variant.bytes <= plain / ratio
+        assert 0.8 * plain / ratio < variant.bytes <= plain / ratio
 
 
 def filled(folder: Path, compared: list[Variant], seeds: tuple[int, ...] = (0, 1, 2)) -> Runs:
