@@ -19,16 +19,16 @@ from dlrm_torchrec.embeddings.compositional.table_group import TableGroup
 
 @dataclass(frozen=True)
 class TensorTrain(Passed):
-    """The product of k cores, which an id's k classes select: number (i, j, l) of its vector is G1[i] @ G2[j] @ G3[l].
+    """The product of cores G1, G2 and G3, which an id's three classes select (equation 3 of the paper).
 
-    The dim is d1 * d2 * d3, as even as possible, and (i, j, l) are the digits of a number's place (equation 3 of the
-    paper). Core 1 is a row of the first partition, as d1 x dim / d1 numbers, so that a row has no unused numbers and
-    the first rank is dim / d1. The other ranks are ``rank``: core 2 has dim / d1 x d2 x ``rank`` numbers, and core 3
-    ``rank`` x d3, in whole rows; only what fills up a class's last row is unused. More or fewer partitions have more
-    or fewer cores; with two, dim / d1 is the only rank.
+    With a dim of d1 * d2 * d3, as even as possible, number (i, j, l) of a vector is G1[i] @ G2[j] @ G3[l]. Core 1 is a
+    row of the first partition, as d1 x dim / d1 numbers: no number of a row is unused, and dim / d1 is the first rank.
+    The other ranks are ``rank``. Core 2 has dim / d1 x d2 x ``rank`` numbers and core 3 ``rank`` x d3, in whole rows;
+    only what fills up a class's last row is unused. More or fewer partitions have more or fewer cores; with two,
+    dim / d1 is the only rank.
     """
 
-    rank: int = 16
+    rank: int = 4
 
     def __post_init__(self) -> None:
         if self.rank < 1:
