@@ -3,13 +3,15 @@
     python benchmarks/compositional_step.py                                                   # one process
     OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 benchmarks/compositional_step.py
     python benchmarks/compositional_step.py --shapes rm --ways mult path --hidden 16
+    python benchmarks/compositional_step.py --shapes kaggle --ways mult tensor_train --rank 8
 
 All contenders get the same batches of ids and take turns. The ratio of a round divides the contenders' median step
 times, and the reported ratio is the median over rounds. A plain table has the same dim and 4 times the rows of the
 compositional one, and reads one row per id where the compositional table reads two. "plain, equal lookups" gets twice
 the ids and so reads as many rows as the compositional tables. mult, add, concat and path are of quotient and remainder;
-half of the rows of hot_cold and hot_hash are for frequent ids; hashes_add and hashes_concat read two and four rows. The
-shape "kaggle" has the tables of Criteo Kaggle, capped at 100,000 rows; "rm" has 32 tables with 20 ids per bag.
+half of the rows of hot_cold and hot_hash are for frequent ids; hashes_add and hashes_concat read two and four rows. A
+tensor train has three partitions. The shape "kaggle" has the tables of Criteo Kaggle, capped at 100,000 rows; "rm" has
+32 tables with 20 ids per bag.
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ WAYS = {
     "hot_hash": TablesConfig(kind="hot_cold", hot=0.5, tail="hash"),
     "hashes_add": TablesConfig(kind="hashes", operation="add"),
     "hashes_concat": TablesConfig(kind="hashes", operation="concat", partitions=4),
+    "tensor_train": TablesConfig(kind="mixed_radix", operation="tensor_train", partitions=3),
 }
 
 
@@ -181,13 +184,14 @@ def main(
     speed: Speed = ("sorted",),
     collisions: int = 4,
     hidden: int = 16,
+    rank: int = 4,
     rounds: int = 7,
 ) -> None:
     """Prints one table per shape and optimizer; ``speed`` is that of the plain tables."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     configs = {"plain": TablesConfig(), EQUAL_LOOKUPS: TablesConfig()} | {
-        way: replace(WAYS[way], collisions=collisions, hidden=hidden) for way in ways
+        way: replace(WAYS[way], collisions=collisions, hidden=hidden, rank=rank) for way in ways
     }
     with join_world(seed=0) as world:
         for name in shapes:

@@ -69,13 +69,13 @@ PAPERS = {  # the ways of the two papers
     **{f"path-{hidden}": QR(operation="path", hidden=hidden) for hidden in (0, 16, 32, 64, 128)},
     "mixed-dims": TablesConfig(kind="mixed_dimension"),
 }
-HOT = partial(TablesConfig, kind="hot_cold", hot=0.5)
 WAYS = PAPERS | {
-    "hot-cold": HOT(),
-    "hot-hash": HOT(tail="hash"),
-    "hot-concat": HOT(tail="hashes", partitions=4, operation="concat"),
+    "hot-cold": TablesConfig(kind="hot_cold"),
+    "hot-hash": TablesConfig(kind="hot_cold", tail="hash"),
+    "hot-concat": TablesConfig(kind="hot_cold", tail="hashes", partitions=4, operation="concat"),
     "hashes-add": TablesConfig(kind="hashes", operation="add"),  # arXiv 1709.03933
     "hashes-concat": TablesConfig(kind="hashes", partitions=4, operation="concat"),  # arXiv 2108.02191
+    "tensor-train": TablesConfig(kind="mixed_radix", partitions=3, operation="tensor_train"),  # arXiv 2101.11714
 }
 FRONTIER = (
     "plain", "hash", "hashes-add", "hashes-concat", "qr-mult", "path-16", "crt-mult", "mixed-dims", "hot-hash",
@@ -85,12 +85,11 @@ SWEEP = Sweep(
     ways=tuple(PAPERS), collisions=(2, 3, 4, 5, 6, 7, 60), thresholds=(20, 200, 2000, 20_000),
     alphas=(0.05, 0.1, 0.2, 0.3),
 )  # fmt: skip
-RATIOS = (2, 10, 30, 100, 1000, 10_000)
 ADAGRAD = OptimizerConfig(kind="adagrad", lr=0.01, eps=1e-10)
 PRESETS = {
     "demo": Config(sweep=Sweep(ways=tuple(way for way in PAPERS if way == "path-64" or "path" not in way))),
     "sweep": Config(sweep=SWEEP),
-    "frontier": Config(shape=LARGE(), rows=1_638_400, sweep=Sweep(ways=FRONTIER, ratios=RATIOS)),
+    "frontier": Config(shape=LARGE(), rows=1_638_400, sweep=Sweep(ways=FRONTIER, ratios=(2, 10, 30, 100, 1000, 10000))),
     "criteo-kaggle": Config(  # arXiv 1909.02107, section 5
         data="prepared/criteo-kaggle", shape=criteo_kaggle_spec(), batch_size=128, bottom=(512, 256, 64, 16),
         top=(512, 256, 1), sparse=ADAGRAD, dense=ADAGRAD, schedule=Schedule(), sweep=SWEEP, seeds=(0, 1, 2, 3, 4)),

@@ -27,7 +27,7 @@ _READING_ORDER = (
         "train_rmc",
     ),
     *("train_dlrm_compositional", "train_dlrm_local_embeddings", "compare_embeddings", "plan_sharding", "evaluate"),
-    *("export_tables", "quantize_dlrm", "secret_shared_layer"),
+    *("export_tables", "cluster_tables", "quantize_dlrm", "secret_shared_layer"),
 )
 
 

@@ -27,7 +27,7 @@ from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.prepared.decode import check_schema, read_bags
 from dlrm_torchrec.datasets.prepared.expand import Expander
 from dlrm_torchrec.datasets.prepared.manifest import NAME, Manifest, join
-from dlrm_torchrec.schema import WINDOW_ROWS, AccessStatistics, SparseFeature
+from dlrm_torchrec.schema import WINDOW_ROWS, AccessStatistics, SparseFeature, Table
 
 
 def access_statistics(pieces: Iterable[IdLists], rows: int, window_rows: int = WINDOW_ROWS) -> AccessStatistics:
@@ -124,6 +124,23 @@ def read_feature(manifest: Manifest, folder: str, split: str, feature: SparseFea
                 )
             for group in range(parquet.num_row_groups):
                 yield expander.bags(feature.name, read_bags(parquet, group, stored.sparse[0], path))
+
+
+def lookups_of_ids(manifest: Manifest, folder: str, table: Table) -> NDArray[np.int64]:
+    """How often each id (rows,) of a table is looked up in the training rows of the prepared ``folder``.
+
+    Raises ValueError when the folder has no such table of as many rows.
+    """
+    counts = np.zeros(table.rows, np.int64)
+    features = [feature for feature in manifest.spec.sparse if feature.name in table.features]
+    if len(features) != len(table.features) or any(feature.rows != table.rows for feature in features):
+        raise ValueError(
+            f"data must have the {table.rows} ids of table {table.name!r}: got {folder}; name the folder of the run"
+        )
+    for feature in features:
+        for bags in read_feature(manifest, folder, "train", feature):
+            counts += np.bincount(bags.values, minlength=table.rows)
+    return counts
 
 
 def main(prepared: tyro.conf.Positional[str], split: str = "train", frequent: int = 100_000) -> None:

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ShardedTensor
+from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrm_torchrec.compiled import compiled
 from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.mixing import mix, mix_word
+from dlrm_torchrec.embeddings.pretrained import read_dense, read_moments
 from dlrm_torchrec.embeddings.table_files import check_folder, open_table
 
 REPORT_EVERY_S = 2.0
@@ -29,13 +31,19 @@ _CHUNK_ELEMENTS = 1 << 20  # filled by one thread at a time; it also keeps tempo
 
 @torch.no_grad()
 def initialize_tables(
-    model: nn.Module, *, seed: int, pretrained: str = "", say: Callable[[str], None] | None = None
+    model: nn.Module,
+    optimizer: CombinedOptimizer | None = None,
+    *,
+    seed: int,
+    pretrained: str = "",
+    say: Callable[[str], None] | None = None,
 ) -> None:
     """Draw the initial weights of every table of a sharded model with ``fill_table``; each rank draws its own pieces.
 
-    A table that has a file in the folder ``pretrained`` is read from that file instead (see ``table_files``). ``say``
-    gets a line about the progress every two seconds. Raises ValueError when a file has another shape, or when the
-    folder has no file for any table.
+    A table that has a file in the folder ``pretrained`` is read from that file instead (see ``table_files``). The
+    folder may also have moments, for ``optimizer`` or else for the optimizer that is fused with tables, and the other
+    parameters (see ``pretrained``). ``say`` gets a line about the progress every two seconds. Raises ValueError when a
+    file has another shape, or when the folder has no file for any table.
     """
     tables = [module for module in model.modules() if isinstance(module, ShardedEmbeddingBagCollection)]
     weights = [(module, name, weight) for module in tables for name, weight in module.state_dict().items()]
@@ -58,6 +66,13 @@ def initialize_tables(
             if say is not None and time.perf_counter() - reported > REPORT_EVERY_S:
                 reported = time.perf_counter()
                 say(f"this rank has drawn {done / 1e9:.1f} of its {total / 1e9:.1f} GB of tables")
+    if pretrained:
+        read_moments(optimizer or model.fused_optimizer, pretrained, say or _say_nothing)
+        read_dense(model, pretrained)
+
+
+def _say_nothing(_: str) -> None:
+    pass
 
 
 def _table(name: str) -> str:

@@ -37,7 +37,7 @@ def write_table(folder: str, name: str, weights: torch.Tensor, format: TableForm
 
 
 def open_table(folder: str, name: str, shape: Sequence[int]) -> ReadRows | None:
-    """A function that reads rows of a table of ``shape`` from its file in ``folder``; None when there is no file.
+    """A function that reads rows of a table of ``shape`` from its file in ``folder``; None when it has no weight there.
 
     Raises ValueError when the file holds a table of another shape, or when there is a file in each format.
     """
@@ -46,6 +46,8 @@ def open_table(folder: str, name: str, shape: Sequence[int]) -> ReadRows | None:
     if len(paths) > 1:
         raise ValueError(f"table {name} must have one file in {folder}: got {paths}; remove one of them")
     if not paths:
+        return None
+    if paths[0] == candidates[0] and not _has_weight(paths[0]):
         return None
     read, stored = (_open_safetensors if paths[0] == candidates[0] else _open_parquet)(paths[0])
     if stored != tuple(shape):
@@ -57,13 +59,18 @@ def open_table(folder: str, name: str, shape: Sequence[int]) -> ReadRows | None:
 
 
 def check_folder(folder: str, tables: Sequence[str]) -> None:
-    """Raises ValueError when ``folder`` has no file for any of the tables."""
-    names = {f"{table}.{format}" for table in tables for format in get_args(TableFormat)}
-    if not os.path.isdir(folder) or names.isdisjoint(os.listdir(folder)):
+    """Raises ValueError when ``folder`` has a weight of none of the tables."""
+    paths = [os.path.join(folder, f"{table}.{format}") for table in tables for format in get_args(TableFormat)]
+    if not any(os.path.exists(path) and (path.endswith(".parquet") or _has_weight(path)) for path in paths):
         raise ValueError(
             f"pretrained tables must be a folder with <table>.safetensors or <table>.parquet: got {folder!r} without "
             f"any of {', '.join(tables)}; export them with recipes/export_tables.py"
         )
+
+
+def _has_weight(path: str) -> bool:
+    with safe_open(path, framework="np") as file:
+        return "weight" in file.keys()  # noqa: SIM118  # no dictionary
 
 
 def _write_parquet(path: str, weights: torch.Tensor) -> None:

@@ -1,14 +1,15 @@
-"""Reads the tables of a checkpoint as whole tensors, one at a time, without ranks or a model."""
+"""Reads the tables of a checkpoint as whole tensors, and what else it has, without ranks or a model."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from dlrm_torchrec.train.checkpoints.folder import check
 from dlrm_torchrec.train.checkpoints.storage import IoPathReader
@@ -46,3 +47,29 @@ def read_table(path: str, table: SavedTable) -> torch.Tensor:
     weights = torch.empty(table.rows, table.dim, dtype=table.dtype)
     dcp.load({table.key: weights}, storage_reader=IoPathReader(path), no_dist=True)
     return weights
+
+
+def read_moments(path: str, table: SavedTable) -> dict[str, torch.Tensor]:
+    """The moments (rows,) or (rows, dim) of a table of the checkpoint in folder ``path``, by their names."""
+    start = f"optimizer.{table.key.removeprefix('model.')}/{table.name}."
+    saved = IoPathReader(path).read_metadata().state_dict_metadata
+    return _read(path, {name: name.removeprefix(start) for name in saved if name.startswith(start)})
+
+
+def read_dense(path: str) -> dict[str, torch.Tensor]:
+    """All parameters and buffers of the model that are not tables, by their names in it."""
+    saved = IoPathReader(path).read_metadata().state_dict_metadata
+    names = [name for name in saved if name.startswith("model.") and not _TABLE.fullmatch(name)]
+    return _read(path, {name: name.removeprefix("model.") for name in names})
+
+
+def _read(path: str, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """The tensors that have these names in the checkpoint, by new names."""
+    saved = IoPathReader(path).read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(tuple(each.size), dtype=each.properties.dtype)
+        for name, each in saved.items()
+        if name in names and isinstance(each, TensorStorageMetadata)
+    }
+    dcp.load(tensors, storage_reader=IoPathReader(path), no_dist=True)
+    return {names[name]: tensor for name, tensor in tensors.items()}

@@ -31,6 +31,7 @@ WAYS = {
     "t_id_7": TablesConfig(kind="mixed_radix", operation="path", hidden=0, partitions=3, collisions=0),
     "t_list_0": TablesConfig(kind="quotient_remainder", operation="feature_generation", threshold=100),
     "t_list_1": TablesConfig(kind="quotient_remainder", operation="mult", data_type="fp16"),
+    "t_id_0": TablesConfig(kind="mixed_radix", operation="tensor_train", rank=6, partitions=3, threshold=20),
 }
 
 

@@ -72,7 +72,7 @@ def test_clusters_are_compared_at_the_ratio_that_their_codes_and_rows_reach(tmp_
 
 
 def test_the_best_way_of_each_ratio_and_those_within_the_spread(tmp_path: Path) -> None:
-    auc = {("plain", 1): (0.81, 0.83), ("qr", 10): (0.80, 0.81)}
+    auc: dict[tuple[str, float], tuple[float, ...]] = {("plain", 1): (0.81, 0.83), ("qr", 10): (0.80, 0.81)}
     auc |= {("hash", 10): (0.79, 0.81), ("concat", 10): (0.799, 0.809)}  # a thousandth worse with each seed
     best = envelope(compared(), filled(tmp_path, auc))
     assert [point.variant.ratio for point, _ in best] == [1, *RATIOS]
