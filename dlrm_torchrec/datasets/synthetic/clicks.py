@@ -98,6 +98,11 @@ class SyntheticStream:
         probabilities, labels = self._judge
         return binary_auroc(probabilities, labels, validate_args=False).item()
 
+    def groups(self, feature: str) -> NDArray[np.int64]:
+        """The hidden group of every id of a sparse feature, see ``Teacher``: (rows,)."""
+        number = [each.name for each in self.spec.sparse].index(feature)
+        return self._teacher.groups(number, self.spec.sparse[number].rows)
+
     @functools.cached_property
     def _judge(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The teacher's probability (float64) and the label (int64) of every row of the split."""

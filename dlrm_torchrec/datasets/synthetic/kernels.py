@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 _MASK, _16, _32 = np.uint64(0xFFFF), np.uint64(16), np.uint64(32)
-_GROUPS = np.uint64(64)  # of the ids of a feature
+GROUPS = 64  # of the ids of a feature
 
 
 @compiled(read_only(uint64), uint64, float64[::1])
@@ -57,7 +57,7 @@ def add_effects(  # noqa: PLR0917  # numba's functions have no keywords
             effect += own * normals[bits & _MASK]
             slope += own * normals[(bits >> _16) & _MASK]
             if grouped:
-                bits = word(~key, (bits >> _32) % _GROUPS)
+                bits = word(~key, (bits >> _32) % uint64(GROUPS))
                 effect += common * normals[bits & _MASK]
                 slope += common * normals[(bits >> _16) & _MASK]
         sums[0, bag] += effect * scale

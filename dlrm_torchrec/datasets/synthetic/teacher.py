@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.random.normal import NORMALS, normals
-from dlrm_torchrec.datasets.synthetic.kernels import add_effects
+from dlrm_torchrec.datasets.synthetic.kernels import GROUPS, add_effects
 from dlrm_torchrec.schema import DatasetSpec
 
 Floats = NDArray[np.float64]
@@ -50,6 +50,10 @@ class Teacher:
         self._mean = np.zeros((3, 1))
         self._scale = np.ones((3, 1))
         self._bias = 0.0
+
+    def groups(self, feature: int, rows: int) -> NDArray[np.int64]:
+        """The hidden group of each of the ``rows`` ids of a sparse feature: (rows,), from 0 to 63."""
+        return (counter.words(self._sparse_keys[feature], np.arange(rows)) >> np.uint64(32)).astype(np.int64) % GROUPS
 
     def calibrate(self, dense: NDArray[np.float32], sparse: Sequence[IdLists]) -> None:
         """Set the scales and the bias by these rows, a sample of the rows to be labelled."""

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.datasets.synthetic.teacher import _weights
@@ -171,16 +170,18 @@ def test_the_teacher_is_the_documented_formula(grouped: float) -> None:
     """Against a plain loop: the logits are one affine map of three sums over the row, dense by dense and id by id."""
     rows = stream(num_rows=3000, batch=3000, split="val", grouped=grouped)
     columns = concatenate(rows.batches())
-    teacher = rows._teacher
+    teacher, groups = rows._teacher, [rows.groups(feature.name) for feature in SPEC.sparse]
     weights = teacher._dense_weights
     terms = np.zeros((300, 3))
     for row in range(300):
         effect = slope = 0.0
-        for key, scale, bags in zip(teacher._sparse_keys, teacher._bag_scale, columns.sparse, strict=True):
+        for key, group, scale, bags in zip(
+            teacher._sparse_keys, groups, teacher._bag_scale, columns.sparse, strict=True
+        ):
             for value in bags[row]:
-                group = int(counter.words(key, value)[0]) >> 32 & 63
                 own, common = (
-                    _weights(each, np.array([n]))[0].astype(float) for each, n in ((key, value), (~key, group))
+                    _weights(each, np.array([number]))[0].astype(float)
+                    for each, number in ((key, value), (~key, group[value]))
                 )
                 per_id = (1 - grouped) ** 0.5 * own + grouped**0.5 * common
                 effect += float(per_id[0]) * scale
