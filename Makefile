@@ -1,4 +1,4 @@
-# Every verb sets itself up in .venv first (test-next in .venv-next, audit in .venv-audit); the machine needs Linux,
+# Every verb sets itself up in .venv first (test-stack and audit in environments of their own); the machine needs Linux,
 # Python 3.11, 3.12 or 3.13, make and git.
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -9,11 +9,23 @@ REQUIREMENTS ?= $(firstword $(patsubst .venv/installed-%,requirements/%.txt,$(wi
 PARTS := build common torch-cpu cuda-libraries
 STAMP := .venv/installed-$(basename $(notdir $(REQUIREMENTS)))
 SITE := .venv/site-generator
-NEXT := .venv-next/installed
 AUDIT := .venv-audit/installed
-AUDITED := cpu cuda next next-libraries docs audit
+AUDITED := cpu cuda docs audit $(patsubst requirements/%.txt,%,$(wildcard requirements/stack-*.txt))
 
-.PHONY: setup train test test-next test-slow test-gpu gpu-proof test-machines check bench docs figures lock audit
+# A stack is another torch with its fbgemm and torchrec: requirements/stack-STACK.txt, or `lock`, what .venv holds.
+STACK ?= lock
+STACKS := $(patsubst requirements/stack-%-libraries.txt,%,$(wildcard requirements/stack-*-libraries.txt))
+ifeq ($(STACK),lock)
+ENVIRONMENT := .venv
+INSTALLED := $(STAMP)
+else ifneq ($(filter $(STACK),$(STACKS)),)
+ENVIRONMENT = .venv-$(STACK)-$(shell $(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+INSTALLED = $(ENVIRONMENT)/installed
+else
+$(error STACK must be lock or one of $(STACKS): got $(STACK); name one of these)
+endif
+
+.PHONY: setup train test test-stack test-slow test-gpu gpu-proof test-machines check bench docs figures lock audit
 
 setup: $(STAMP)
 
@@ -23,12 +35,14 @@ $(STAMP): $(REQUIREMENTS) $(PARTS:%=requirements/%.txt) setup.cfg pyproject.toml
 	$(call install,.venv,$(REQUIREMENTS),requirements/cuda-libraries.txt)
 	touch $@
 
-# A second environment, which no other verb uses: the first lines of requirements/next.txt say what for.
-$(NEXT): $(addprefix requirements/,build.txt common.txt next.txt next-libraries.txt) setup.cfg pyproject.toml
-	$(call install,.venv-next,requirements/next.txt,requirements/next-libraries.txt)
+# An environment for each stack and Python, which no other verb uses.
+.venv-$(STACK)-%/installed: $(addprefix requirements/,build.txt common.txt stack-$(STACK).txt stack-$(STACK)-libraries.txt) \
+		setup.cfg pyproject.toml
+	$(call install,$(@D),requirements/stack-$(STACK).txt,requirements/stack-$(STACK)-libraries.txt)
 	touch $@
 
-# into a folder, by a lock and the CUDA libraries of its torch, in the order that requirements/cpu.txt explains
+# Into a folder, by a lock and the CUDA libraries of its torch, in the order that requirements/cpu.txt explains. pip keeps
+# a torch that it finds there, even one for CPUs where the lock is for CUDA; so doctor looks at what came of it.
 define install
 	$(call environment,$(1))
 	$(call locked,$(1),requirements/build.txt)
@@ -36,6 +50,7 @@ define install
 	$(call locked,$(1),$(2))
 	if $(1)/bin/pip show torch | grep -q nvidia; then $(call locked,$(1),$(3)); fi
 	$(1)/bin/pip install --no-deps --no-build-isolation -e .
+	$(1)/bin/dlrm-recipes doctor versions wheels
 endef
 
 define environment
@@ -57,7 +72,7 @@ train: setup
 # One worker per core, which has one thread and takes whole files in the order of tests/conftest.py: those that take
 # minutes come first.
 TEST := pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
-test test-next: export OMP_NUM_THREADS ?= 1
+test test-stack: export OMP_NUM_THREADS ?= 1
 
 test: setup
 	.venv/bin/$(TEST)
@@ -65,14 +80,14 @@ test: setup
 test-machines: setup
 	.venv/bin/python tests/machines.py .venv/bin/$(TEST)
 
-test-next: $(NEXT)
-	.venv-next/bin/$(TEST)
+test-stack: $(INSTALLED)
+	$(ENVIRONMENT)/bin/$(TEST)
 
 test-slow: $(SITE)
 	.venv/bin/pytest -m 'slow and not gpu'
 
 test-gpu: setup
-	.venv/bin/pytest -m gpu
+	.venv/bin/pytest -m gpu tests/gpu
 
 # everything that only a GPU can show, within eight minutes; docs/gpu.md
 gpu-proof: setup

@@ -2,13 +2,16 @@
 
     python benchmarks/compositional_step.py                                                   # one process
     OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 benchmarks/compositional_step.py
-    python benchmarks/compositional_step.py --shapes rm --operations mult path --hidden 16
+    python benchmarks/compositional_step.py --shapes rm --ways mult path --hidden 16
+    python benchmarks/compositional_step.py --shapes kaggle --ways mult tensor_train --rank 8
 
 All contenders get the same batches of ids and take turns. The ratio of a round divides the contenders' median step
 times, and the reported ratio is the median over rounds. A plain table has the same dim and 4 times the rows of the
 compositional one, and reads one row per id where the compositional table reads two. "plain, equal lookups" gets twice
-the ids and so reads as many rows as the compositional tables. The shape "kaggle" has the tables of Criteo Kaggle,
-capped at 100,000 rows; "rm" has 32 tables with 20 ids per bag.
+the ids and so reads as many rows as the compositional tables. mult, add, concat and path are of quotient and remainder;
+half of the rows of hot_cold and hot_hash are for frequent ids; hashes_add and hashes_concat read two and four rows. A
+tensor train has three partitions. The shape "kaggle" has the tables of Criteo Kaggle, capped at 100,000 rows; "rm" has
+32 tables with 20 ids per bag.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
-from dlrm_torchrec.embeddings.config import OperationName, TablesConfig
+from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
@@ -45,8 +48,18 @@ from dlrm_torchrec.train.world import World, join_world
 KAGGLE_ROWS = [1460, 583, 100000, 100000, 305, 24, 12517, 633, 3, 93145, 5683, 100000, 3194]
 KAGGLE_ROWS += [27, 14992, 100000, 10, 5652, 2173, 4, 100000, 18, 15, 100000, 105, 100000]
 
-
 EQUAL_LOOKUPS = "plain, equal lookups"
+WAYS = {
+    "mult": TablesConfig(kind="quotient_remainder", operation="mult"),
+    "add": TablesConfig(kind="quotient_remainder", operation="add"),
+    "concat": TablesConfig(kind="quotient_remainder", operation="concat"),
+    "path": TablesConfig(kind="quotient_remainder", operation="path"),
+    "hot_cold": TablesConfig(kind="hot_cold", hot=0.5),
+    "hot_hash": TablesConfig(kind="hot_cold", hot=0.5, tail="hash"),
+    "hashes_add": TablesConfig(kind="hashes", operation="add"),
+    "hashes_concat": TablesConfig(kind="hashes", operation="concat", partitions=4),
+    "tensor_train": TablesConfig(kind="mixed_radix", operation="tensor_train", partitions=3),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +77,7 @@ class Shape:
             label="click",
             dense=tuple(DenseFeature(name=f"dense_{i}") for i in range(13)),
             sparse=tuple(
-                SparseFeature(name=f"f{i}", rows=rows, multi_hot=many, pooling_factor=self.lookups)
+                SparseFeature(name=f"f{i}", rows=rows, encoding="vocab", multi_hot=many, pooling_factor=self.lookups)
                 for i, rows in enumerate(self.rows)
             ),
         )
@@ -165,22 +178,20 @@ def compare(
 def main(
     *,
     shapes: tuple[str, ...] = ("kaggle", "rm"),
-    operations: tuple[OperationName, ...] = ("mult", "add", "concat", "path"),
+    ways: tuple[str, ...] = ("mult", "add", "concat", "path", "hot_cold", "hot_hash", "hashes_add", "hashes_concat"),
     optimizers: tuple[OptimizerKind, ...] = ("sgd", "rowwise_adagrad"),
     sharding: ShardingKind = "table_wise",
     speed: Speed = ("sorted",),
     collisions: int = 4,
     hidden: int = 16,
+    rank: int = 4,
     rounds: int = 7,
 ) -> None:
     """Prints one table per shape and optimizer; ``speed`` is that of the plain tables."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     configs = {"plain": TablesConfig(), EQUAL_LOOKUPS: TablesConfig()} | {
-        operation: TablesConfig(
-            kind="quotient_remainder", operation=operation, collisions=collisions, hidden=hidden, threshold=200
-        )
-        for operation in operations
+        way: replace(WAYS[way], collisions=collisions, hidden=hidden, rank=rank) for way in ways
     }
     with join_world(seed=0) as world:
         for name in shapes:

@@ -1,4 +1,4 @@
-"""Draw the pictures of the guides again, each by the commands in its guide: `make figures`, about ten minutes.
+"""Draw the pictures of the guides again, each by the commands in its guide: `make figures`, forty minutes.
 
     python docs/figures.py                # all
     python docs/figures.py plan.png       # one
@@ -41,10 +41,9 @@ FIGURES = {
         "chromium --headless --no-sandbox --hide-scrollbars --window-size=1000,1080 --screenshot=runs.png runs.html",
         "runs.png",
     ),
-    "quality.png": (
-        "python recipes/compare_embeddings.py demo --sweep.ways plain hash qr-mult mixed-dims "
-        "--sweep.collisions 2 4 7 60 --sweep.alphas 0.1 0.2 0.3 0.5",
-        "runs/compare_embeddings/demo/quality.png",
+    "frontier.png": (
+        "python recipes/compare_embeddings.py frontier",
+        "runs/compare_embeddings/frontier/quality.png",
     ),
     "all_to_all.svg": (
         "torchrun --standalone --nproc_per_node 4 benchmarks/all_to_all.py --output all_to_all.svg",

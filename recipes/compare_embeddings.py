@@ -2,6 +2,7 @@
 
     python recipes/compare_embeddings.py                                            # the demo, on synthetic rows
     torchrun --standalone --nproc_per_node 2 recipes/compare_embeddings.py sweep    # every way, size and threshold
+    python recipes/compare_embeddings.py frontier     # equal bytes, from 2 to 10,000 times fewer, in half an hour
     python recipes/compare_embeddings.py criteo-kaggle --data synthetic --count     # sizes alone, of a preset's shape
 
 It writes results.md, quality.png and results.jsonl; the same command resumes from results.jsonl.
@@ -25,10 +26,12 @@ from dlrm_torchrec.embeddings.comparison.sweep import Sweep
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
-from dlrm_torchrec.train.config import LogConfig, OptimizerConfig, Schedule
+from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule
 
 # primes, which no number of collisions divides, on both sides of each of the paper's thresholds
 STAGE = partial(demo_spec, one_hot=(13, 151, 499, 997, 2003, 5003, 10_007, 20_011), multi_hot=(997,))
+MILLION = (13, 151, 997, 3001, 10_007, 30_011, 100_003, 300_007, 1_000_003)
+LARGE = partial(demo_spec, one_hot=MILLION, multi_hot=(997,), encoding="vocab")  # ids in order of frequency
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class Config:
     data: str = "synthetic"  # A prepared folder (see data/), or 'synthetic' for rows labelled by a known model.
     shape: Suppress[DatasetSpec] = field(default_factory=STAGE)  # Shape of the synthetic rows.
     data_seed: int = 0  # Seed of the synthetic rows and of the model that labels them, or of the order of rows.
+    grouped: float = 0.0  # Share of synthetic ids' effects that ids of a hidden group have in common; 0 means none.
     rows: int = 819_200  # Number of synthetic training rows per epoch; a prepared folder has its own.
     epochs: int = 1  # Number of passes over the training rows.
     batch_size: int = 2048  # Rows of a global batch, over all ranks together.
@@ -47,28 +51,45 @@ class Config:
     sweep: Sweep = Sweep()  # Which ways to store tables are compared, at which sizes.
     seeds: tuple[int, ...] = (0, 1, 2)  # Seeds of the initial weights; every variant is trained once with each.
     count: bool = False  # Print how many parameters the variants have, and train nothing.
+    save: bool = False  # Save a checkpoint of each run, from which recipes/cluster_tables.py makes clusters.
     run_dir: str = "runs/compare_embeddings"  # Folder of runs; the preset's name is appended.
     debug: bool = False  # Show the call stack of every error.
 
 
 QR = partial(TablesConfig, kind="quotient_remainder")
-WAYS = {
+PAPERS = {  # the ways of the two papers
     "plain": TablesConfig(),
     "hash": TablesConfig(kind="hash"),
     "qr-concat": QR(operation="concat"),
     "qr-add": QR(operation="add"),
     "qr-mult": QR(operation="mult"),
     "qr-features": QR(operation="feature_generation"),
-    "crt-mult": TablesConfig(kind="chinese_remainder"),
+    "crt-mult": TablesConfig(kind="chinese_remainder", partitions=0),
     "radix3-mult": TablesConfig(kind="mixed_radix", partitions=3),
     **{f"path-{hidden}": QR(operation="path", hidden=hidden) for hidden in (0, 16, 32, 64, 128)},
     "mixed-dims": TablesConfig(kind="mixed_dimension"),
 }
-SWEEP = Sweep(collisions=(2, 3, 4, 5, 6, 7, 60), thresholds=(20, 200, 2000, 20_000), alphas=(0.05, 0.1, 0.2, 0.3))
+WAYS = PAPERS | {
+    "hot-cold": TablesConfig(kind="hot_cold"),
+    "hot-hash": TablesConfig(kind="hot_cold", tail="hash"),
+    "hot-concat": TablesConfig(kind="hot_cold", tail="hashes", partitions=4, operation="concat"),
+    "hashes-add": TablesConfig(kind="hashes", operation="add"),  # arXiv 1709.03933
+    "hashes-concat": TablesConfig(kind="hashes", partitions=4, operation="concat"),  # arXiv 2108.02191
+    "tensor-train": TablesConfig(kind="mixed_radix", partitions=3, operation="tensor_train"),  # arXiv 2101.11714
+}
+FRONTIER = (
+    "plain", "hash", "hashes-add", "hashes-concat", "qr-mult", "path-16", "crt-mult", "mixed-dims", "hot-hash",
+    "hot-concat", "hot-cold", "tensor-train",
+)  # fmt: skip
+SWEEP = Sweep(
+    ways=tuple(PAPERS), collisions=(2, 3, 4, 5, 6, 7, 60), thresholds=(20, 200, 2000, 20_000),
+    alphas=(0.05, 0.1, 0.2, 0.3),
+)  # fmt: skip
 ADAGRAD = OptimizerConfig(kind="adagrad", lr=0.01, eps=1e-10)
 PRESETS = {
-    "demo": Config(sweep=Sweep(ways=tuple(way for way in WAYS if way == "path-64" or "path" not in way))),
+    "demo": Config(sweep=Sweep(ways=tuple(way for way in PAPERS if way == "path-64" or "path" not in way))),
     "sweep": Config(sweep=SWEEP),
+    "frontier": Config(shape=LARGE(), rows=1_638_400, sweep=Sweep(ways=FRONTIER, ratios=(2, 10, 30, 100, 1000, 10000))),
     "criteo-kaggle": Config(  # arXiv 1909.02107, section 5
         data="prepared/criteo-kaggle", shape=criteo_kaggle_spec(), batch_size=128, bottom=(512, 256, 64, 16),
         top=(512, 256, 1), sparse=ADAGRAD, dense=ADAGRAD, schedule=Schedule(), sweep=SWEEP, seeds=(0, 1, 2, 3, 4)),
@@ -96,6 +117,8 @@ from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.terminal.closing import say_closing
 from dlrm_torchrec.terminal.failure import run
+from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
+from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.log import RunLog, prefixed
 from dlrm_torchrec.train.metrics.labels import evaluate
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
@@ -124,8 +147,9 @@ def train(
 
     ranks = Ranks(cfg.batch_size, world.rank, world.size)
     streams = open_streams(
-        cfg.data, spec, ranks, rows=cfg.rows, epochs=cfg.epochs, seed=cfg.data_seed, lanes=world.size
-    )
+        cfg.data, spec, ranks, rows=cfg.rows, epochs=cfg.epochs, seed=cfg.data_seed, lanes=world.size,
+        grouped=cfg.grouped,
+    )  # fmt: skip
     stream, val = streams["train"], streams["val"]
     learning_rate = ScheduledLearningRate(optimizer, cfg.schedule, stream.num_steps)
     pipeline, batches = train_pipeline(model, optimizer, world), stream.batches()
@@ -135,6 +159,9 @@ def train(
         loss, _, global_rows = pipeline.progress(batches)
         log.step(step + 1, loss, global_rows)
     log.stop(stream.num_steps, is_over=True)
+    if cfg.save:
+        end = Progress(identity={}, lanes=world.size, step=stream.num_steps)
+        Checkpoints(f"{log.folder}/checkpoints", CheckpointConfig(), world, say=log.say).finish(model, optimizer, end)
     found = evaluate(pipeline.detach(), val.batches(), world, learned=cfg.schedule.settled(stream.num_steps))
     metrics = {**prefixed("val/", found), "steps": stream.num_steps}
     if isinstance(val, SyntheticStream):
@@ -152,7 +179,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
     run_dir = f"{cfg.run_dir}/{preset}"
     with join_world(cfg.data_seed) as world:
         alike = asdict(replace(cfg, shape=spec, sweep=Sweep(), seeds=(), run_dir=""))  # what all runs have in common
-        del alike["debug"]
+        del alike["debug"], alike["save"]
         alike |= {"ranks": world.size, "device": world.device.type}
         runs = Runs(run_dir, alike, cfg.seeds, write=world.is_main)
         for seed, variant in product(cfg.seeds, compared):

@@ -1,4 +1,4 @@
-"""What a lock in requirements/ pins, and the Pythons that it serves."""
+"""What a lock in requirements/ pins, and the stacks and Pythons that there are."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ def lock(name: str) -> dict[str, str]:
         assert not taken.keys() & pins, f"requirements/{name} pins {taken.keys() & pins} twice"
         pins |= taken
     return pins
+
+
+def stacks() -> list[str]:
+    """What ``make test-stack STACK=`` takes beside ``lock``, oldest first."""
+    names = (path.name for path in FOLDER.glob("stack-*-libraries.txt"))
+    return sorted((name.split("-")[1] for name in names), key=lambda stack: [*map(int, stack.split("."))])
 
 
 def supported_pythons() -> tuple[int, ...]:

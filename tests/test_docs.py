@@ -44,7 +44,7 @@ CLUSTER = "# on the cluster"  # a command with this comment needs machines: its 
 COPIES = {"my_copy.py": "recipes/train_dlrm.py"}  # that guides make, and what they are copies of
 # Options that make a command short where it would take minutes, by how it begins.
 SHORT = {
-    r"python recipes/compare_embeddings.py demo": " --rows 40960 --seeds 0 --sweep.ways plain --run-dir runs/short",
+    r"python recipes/compare_embeddings.py frontier": " --rows 40960 --seeds 0 --sweep.ways plain --run-dir runs/short",
     r"python benchmarks/production_shapes.py": " --shapes rmc3 --sizes 1 --seconds 0.1",
     r".*recipes/train_\w+.py(?!.*(--help|--rows|--data|--dryrun))": " --rows 163840",
 }

@@ -18,7 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.locks import lock
+from tests.locks import lock, stacks
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "dlrm-torchrec"
@@ -162,24 +162,25 @@ def installed_fbgemm() -> str:
     return name
 
 
-def installed_lock() -> dict[str, str]:
-    """The lock that this environment is made from."""
+def installed_locks() -> tuple[dict[str, str], dict[str, str]]:
+    """The lock that this environment is made from, and the CUDA libraries of its torch."""
     if installed_fbgemm() == "fbgemm-gpu":
-        return lock("cuda.txt")
-    later = lock("next.txt")
-    return later if importlib.metadata.version("torchrec") == later["torchrec"] else lock("cpu.txt")
+        return lock("cuda.txt"), lock("cuda-libraries.txt")
+    for stack in stacks():
+        pins = lock(f"stack-{stack}.txt")
+        if pins["torchrec"] == importlib.metadata.version("torchrec"):
+            return pins, lock(f"stack-{stack}-libraries.txt")
+    return lock("cpu.txt"), lock("cuda-libraries.txt")
 
 
 def test_lock_holds_what_is_needed_and_no_more() -> None:
-    pins = installed_lock()
+    pins, libraries = installed_locks()
     needed = set(closure(PACKAGE, ("launch", "plot", "serve", "tensorboard", "dev"))) - {PACKAGE}
-    later = importlib.metadata.version("torchrec") == lock("next.txt")["torchrec"]
-    libraries = set(lock("next-libraries.txt" if later else "cuda-libraries.txt"))
-    assert needed - libraries == set(pins) - libraries
-    assert needed & libraries in (set(), libraries)  # a torch for CPUs needs none of them
+    assert needed - libraries.keys() == pins.keys() - libraries.keys()
+    assert needed & libraries.keys() in (set(), libraries.keys())  # a torch for CPUs needs none of them
 
 
 def test_environment_is_the_lock() -> None:
-    pins = installed_lock()
+    pins, _ = installed_locks()
     installed = {name: importlib.metadata.version(name).partition("+")[0] for name in pins}
     assert installed == pins

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import itertools
 import os
 import random
@@ -18,7 +19,9 @@ import pytest
 from packaging import tags
 from packaging.utils import parse_wheel_filename
 
-from tests.locks import FOLDER, lock
+from dlrm_torchrec.cli.installation import LOCKSTEP
+from dlrm_torchrec.cli.installation import minor as minor_of
+from tests.locks import FOLDER, lock, stacks
 
 ROOT = FOLDER.parent
 LOCKS = sorted(path.name for path in FOLDER.glob("*.txt") if path.name != "audit-exceptions.txt")
@@ -39,11 +42,22 @@ def test_locks_differ_in_fbgemm_and_cuda_libraries_only() -> None:
     assert lock("torch-cpu.txt") == {"torch": f"{cpu['torch']}+cpu"}
 
 
-def test_next_lock_differs_in_torch_fbgemm_and_torchrec_only() -> None:
-    now, later = lock("cpu.txt"), lock("next.txt")
-    assert now.keys() == later.keys()
-    assert {name for name in now if now[name] != later[name]} == {"torch", "fbgemm-gpu-cpu", "torchrec"}
-    assert lock("cuda-libraries.txt").keys() == lock("next-libraries.txt").keys()
+@pytest.mark.parametrize("stack", stacks())
+def test_a_stack_differs_in_torch_fbgemm_and_torchrec_only_which_belong_together(stack: str) -> None:
+    ours, other = lock("cpu.txt"), lock(f"stack-{stack}.txt")
+    assert ours.keys() == other.keys()
+    assert {name for name in ours if ours[name] != other[name]} == {"torch", "fbgemm-gpu-cpu", "torchrec"}
+    assert minor_of(other["torch"]) == stack
+    assert minor_of(other["fbgemm-gpu-cpu"]) == minor_of(other["torchrec"]) == LOCKSTEP[stack]
+    assert lock("cuda-libraries.txt").keys() == lock(f"stack-{stack}-libraries.txt").keys()
+
+
+def test_the_oldest_stack_is_the_oldest_that_the_metadata_allows() -> None:
+    allowed = configparser.ConfigParser()
+    allowed.read(ROOT / "setup.cfg")
+    oldest = lock(f"stack-{stacks()[0]}.txt")
+    wanted = allowed["options"]["install_requires"].split("\n")
+    assert {f"torch >= {minor_of(oldest['torch'])}", f"torchrec >= {oldest['torchrec']}"} <= set(wanted)
 
 
 def supported_tags() -> Iterator[tags.Tag]:
@@ -93,17 +107,18 @@ def test_make_lock_writes_the_hashes_again_and_keeps_all_else() -> None:
         locked(f"{build}\na-b==2\n", index.__getitem__)
 
 
-def commands(*verbs: str) -> list[str]:
-    """The installations that verbs of the Makefile would make in a fresh clone."""
+def commands(*words: str) -> list[str]:
+    """The installations that verbs of the Makefile, with settings among them, would make in a fresh clone."""
     made = subprocess.run(
-        ["make", "-n", "-B", f"PYTHON={sys.executable}", "REQUIREMENTS=requirements/cpu.txt", *verbs],
+        ["make", "-n", "-B", f"PYTHON={sys.executable}", "REQUIREMENTS=requirements/cpu.txt", *words],
         cwd=ROOT, text=True, capture_output=True, check=True, timeout=60,
     )  # fmt: skip
     return re.findall(r"\S*pip install [^;>\n]*", made.stdout)
 
 
 def test_every_installation_is_checked_but_for_the_source_itself() -> None:
-    installed = commands("setup", "test-next", "docs", "audit")
+    installed = commands("setup", "docs", "audit")
+    installed += [found for stack in stacks() for found in commands("test-stack", f"STACK={stack}")]
     unchecked = {found.partition("pip install ")[2] for found in installed if "--require-hashes" not in found}
     assert unchecked == {
         "--no-deps --no-build-isolation -e .",
@@ -112,6 +127,14 @@ def test_every_installation_is_checked_but_for_the_source_itself() -> None:
     assert {found.split()[-1] for found in installed if "--require-hashes" in found} >= {
         f"requirements/{name}" for name in LOCKS if name not in ("common.txt", "cuda.txt")
     }
+
+
+def test_a_stack_has_an_environment_of_its_own_for_each_python() -> None:
+    folders = {found.split("/bin/")[0] for found in commands("test-stack", f"STACK={stacks()[0]}")}
+    assert folders == {f".venv-{stacks()[0]}-python{sys.version_info[0]}.{sys.version_info[1]}"}
+    assert commands("test-stack") == commands("test-stack", "STACK=lock") == commands("setup")
+    refused = subprocess.run(["make", "test-stack", "STACK=0.1"], cwd=ROOT, text=True, capture_output=True, timeout=60)
+    assert f"STACK must be lock or one of {' '.join(stacks())}: got 0.1; name one of these" in refused.stderr
 
 
 def test_one_changed_digit_of_a_hash_stops_an_installation(tmp_path: Path) -> None:

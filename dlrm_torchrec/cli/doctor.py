@@ -75,6 +75,8 @@ def _cure(failure: str, name: str, environment: Environment) -> str:
         return pip(missing[1])
     if "libcuda.so" in failure:
         return f"install the NVIDIA driver or, for CPUs, {pip('fbgemm-gpu-cpu')} after pip uninstall -y fbgemm-gpu"
+    if "libnvidia-ml.so" in failure:  # of the driver, too, but containers get it only if they ask for utilities
+        return "install the NVIDIA driver or, in a container, set NVIDIA_DRIVER_CAPABILITIES=compute,utility"
     if name == "torch" or "cannot open shared object file" in failure:
         return "pip install --force-reinstall torch"  # also what torch depends on, such as the CUDA libraries
     return pip(right_fbgemm(environment) if name == "fbgemm_gpu" else name, force=True)

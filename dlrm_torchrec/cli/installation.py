@@ -35,6 +35,10 @@ def right_fbgemm(environment: Environment) -> str:
     return f"{name}=={partner}.*" if partner else name
 
 
+def _swap(build: str, environment: Environment) -> str:
+    return f"pip uninstall -y {build} && {pip(right_fbgemm(environment))}"
+
+
 def check_versions(environment: Environment) -> list[Finding]:
     versions = environment.versions
     partner = LOCKSTEP.get(minor(versions.get("torch", "")))
@@ -66,6 +70,13 @@ def check_wheels(environment: Environment) -> list[Finding]:
         )
         cure = f"pip uninstall -y {' '.join(FBGEMM)} && {pip(right_fbgemm(environment))}"
         return [Finding(problem, cure)]
+    torch = environment.versions.get("torch")
+    if torch and not environment.torch_cuda and any(wheel.name == FBGEMM[0] for wheel in environment.fbgemm):
+        cure = (
+            f"pip install --force-reinstall 'torch=={torch.partition('+')[0]}' from an index whose build is for CUDA "
+            f"or, for CPUs, {_swap(FBGEMM[0], environment)}"
+        )
+        return [Finding(f"{FBGEMM[0]} must have a torch built for CUDA: got torch {torch} for CPUs", cure)]
     return [
         Finding(
             f"{wheel.name} must be as installed: {len(wheel.lost)} of its {wheel.num_libraries} libraries are missing "
@@ -85,10 +96,8 @@ def check_cuda(environment: Environment) -> list[Finding]:
         cure = f"install NVIDIA driver {least} or later" if least else "install a later NVIDIA driver"
         findings.append(Finding(f"the NVIDIA driver must run CUDA {built}, which torch is built for: got {runs}", cure))
     for wheel in environment.fbgemm if len(environment.fbgemm) == 1 else ():
-        swap = f"pip uninstall -y {wheel.name} && {pip(right_fbgemm(environment))}"
-        if wheel.name == FBGEMM[0] and not built and "torch" in environment.versions:
-            findings.append(Finding(f"{wheel.name} must have a torch built for CUDA: got one for CPUs", swap))
-        elif wheel.name == FBGEMM[0] and not runs:
+        swap = _swap(wheel.name, environment)
+        if wheel.name == FBGEMM[0] and built and not runs:
             findings.append(Finding(f"{wheel.name} must have an NVIDIA driver to be imported: got none", swap))
         elif wheel.name == FBGEMM[1] and built and runs:
             findings.append(Finding(f"FBGEMM must be built for CUDA where torch uses a GPU: got {wheel.name}", swap))

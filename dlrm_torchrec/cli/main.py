@@ -26,6 +26,7 @@ from dlrm_torchrec.cli.merge import upgrade
 from dlrm_torchrec.cli.origin import copies, copy_recipe, read_copy, sha256
 from dlrm_torchrec.cli.shipped import find, installed_recipes
 from dlrm_torchrec.cli.vectors import commands as vectors
+from dlrm_torchrec.terminal.quiet import quiet_libraries
 from dlrm_torchrec.terminal.shown import shown
 
 DONE, FOUND, BAD_ARGUMENTS = 0, 1, 2  # FOUND: this machine has problems, or a merge has conflicts
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line()
     argcomplete.autocomplete(parser)
     args = parser.parse_args(arguments, argparse.Namespace(own=own))
+    quiet_libraries()
     try:
         code: int = args.function(args)
         sys.stdout.flush()

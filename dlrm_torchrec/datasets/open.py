@@ -90,10 +90,12 @@ def open_streams(
     epochs: int,
     seed: int,
     lanes: int,
+    grouped: float = 0.0,
 ) -> dict[str, Stream]:
     """One stream per split, always with ``train`` and ``val``; only ``train`` is shuffled and repeated.
 
-    ``rows`` is the length of a synthetic epoch; prepared data has its own. ``lanes`` is explained in ``order``.
+    ``rows`` is the length of a synthetic epoch; prepared data has its own. ``lanes`` is explained in ``order``, and
+    ``grouped``, for synthetic rows, in ``Teacher``.
     """
     held_out_batch = _held_out_batch(ranks)
     if data == SYNTHETIC:
@@ -106,6 +108,7 @@ def open_streams(
                 rank=ranks.rank,
                 world_size=ranks.world_size,
                 seed=seed,
+                grouped=grouped,
             )
             for split in ("train", "val")
         }

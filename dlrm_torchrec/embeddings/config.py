@@ -17,7 +17,7 @@ TablesKind = Literal[
     "mixed_dimension",
 ]
 Tail = Literal["hash", "hashes", "chinese_remainder"]
-OperationName = Literal["auto", "concat", "add", "mult", "path", "feature_generation"]
+OperationName = Literal["auto", "concat", "add", "mult", "path", "tensor_train", "feature_generation"]
 DataTypeName = Literal["fp32", "fp16"]
 TableFormat = Literal["safetensors", "parquet"]  # of files of single tables
 
@@ -44,6 +44,8 @@ class TablesConfig:
     """Tables of at most this many rows stay plain."""
     hidden: int = 64
     """Hidden units of the path operation's networks; 0 makes them linear."""
+    rank: int = 4
+    """Rank of the tensor_train operation's cores, from three partitions on; max_rows may lower it."""
     alpha: float = 0.3
     """Power of the rows by which the dim of a mixed_dimension table falls."""
     budget: int = 0
@@ -90,6 +92,11 @@ class TablesConfig:
             raise ValueError(
                 f"operation of several hashes must be {' or '.join(several)}, because they read the same rows: got "
                 f"{self.operation!r}; change it"
+            )
+        if self.kind == "hot_cold" and self.operation == "tensor_train":
+            raise ValueError(
+                "operation of hot_cold tables must be no tensor_train, whose rows already are those of frequent ids "
+                "first: got 'tensor_train'; use mixed_radix tables, or mult"
             )
         if self.kind == "clusters" and not self.assignments:
             raise ValueError(

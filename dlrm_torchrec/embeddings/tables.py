@@ -35,6 +35,7 @@ from dlrm_torchrec.embeddings.compositional.partitions.sizes import (
     quotient_remainder_for_rows,
 )
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.tensor_train import TensorTrain, tensor_train_for_rows
 from dlrm_torchrec.embeddings.config import OperationName, TablesConfig
 from dlrm_torchrec.embeddings.frequent_ids import frequent_ids
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
@@ -70,7 +71,7 @@ def build_tables(
 
 
 def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
-    """The config of one table, compositional if ``partition_for`` finds a partition."""
+    """The config of one table, compositional if ``composition_of`` finds what it is made of."""
     plain = EmbeddingBagConfig(
         name=table.name,
         num_embeddings=table.rows,
@@ -78,9 +79,10 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
         feature_names=list(table.features),
         data_type=DataType[config.data_type.upper()],
     )
-    partition = partition_for(table, config)
-    if partition is None:
+    composition = composition_of(table, config)
+    if composition is None:
         return plain
+    partition, operation = composition
     return CompositionalEmbeddingBagConfig(
         name=plain.name,
         num_embeddings=plain.num_embeddings,
@@ -88,18 +90,21 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
         feature_names=plain.feature_names,
         data_type=plain.data_type,
         partition=partition,
-        operation=operation_of(config),
+        operation=operation,
     )
 
 
-def partition_for(table: Table, config: TablesConfig) -> Partition | None:
-    """The partition of a table with more rows than the threshold, or of a clusters table that has codes; else None."""
+def composition_of(table: Table, config: TablesConfig) -> tuple[Partition, Operation] | None:
+    """What a table with more rows than the threshold, or a clusters table that has codes, is made of; else None."""
+    operation = operation_of(config)
     if config.kind == "clusters":
         assignment = read_assignment(config.assignments, table.name, table.rows)
-        return None if assignment is None else assignment.partition
+        return None if assignment is None else (assignment.partition, operation)
     if config.kind == "plain" or table.rows <= config.threshold:
         return None
-    return _hot_cold(config, table) if config.kind == "hot_cold" else partition_of(config, table.rows)
+    if isinstance(operation, TensorTrain) and config.max_rows:
+        return _tensor_train(config, table)
+    return _hot_cold(config, table) if config.kind == "hot_cold" else partition_of(config, table.rows), operation
 
 
 def _hot_cold(config: TablesConfig, table: Table) -> Partition:
@@ -116,6 +121,17 @@ def _hot_cold(config: TablesConfig, table: Table) -> Partition:
     assert isinstance(partition, HotCold)
     listed = frequent_ids(config.frequent, table.name, rows=table.rows, count=partition.num_hot)
     return Renumbered(partition_of(config, table.rows + partition.num_hot), listed)
+
+
+def _tensor_train(config: TablesConfig, table: Table) -> tuple[Partition, TensorTrain]:
+    """The partition and the operation of a tensor train of at most ``max_rows`` rows, its cores included."""
+    unlimited = replace(config, max_rows=0, partitions=config.partitions or 3)
+    return tensor_train_for_rows(
+        lambda collisions: partition_of(replace(unlimited, collisions=collisions), table.rows),
+        table.dim,
+        max_rows=config.max_rows,
+        rank=config.rank,
+    )
 
 
 def partition_of(config: TablesConfig, rows: int) -> Partition:
@@ -160,6 +176,7 @@ def operation_of(config: TablesConfig) -> Operation:
         "add": Add(),
         "mult": Mult(),
         "path": Path(hidden=config.hidden),
+        "tensor_train": TensorTrain(rank=config.rank),
         "feature_generation": FeatureGeneration(),
     }
     return operations[config.combination]

@@ -12,7 +12,7 @@ from torchrec.modules.crossnet import LowRankCrossNet
 from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from dlrm_torchrec.embeddings.compositional.operations import Path
+from dlrm_torchrec.embeddings.compositional.operations import Passed
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import Projections
 from dlrm_torchrec.embeddings.tables import physical_configs
@@ -125,10 +125,9 @@ def _lookups(config: EmbeddingBagConfig, ids: Mapping[str, float]) -> Cost:
         elements = sum(ids[name] for name in config.feature_names) * config.embedding_dim
         return Cost(elements, element_bytes * elements)
     looked_up = sum(ids[name] for name in config.logical.feature_names)
-    single = sum(rows == 1 for rows in config.stack.class_rows)  # partitions of which an id reads a row
-    elements = looked_up * single * config.embedding_dim
-    network = 0
-    if isinstance(config.operation, Path):
-        dim, hidden = config.embedding_dim, config.operation.hidden
-        network = (len(config.stack.sizes) - 1) * (2 * hidden * dim if hidden else dim**2)
+    k, network = len(config.stack.sizes), 0
+    rows = k  # of which an id reads one
+    if isinstance(config.operation, Passed):
+        rows, network = 1, config.operation.products(config.embedding_dim, k)
+    elements = looked_up * rows * config.embedding_dim
     return Cost(elements + looked_up * network, element_bytes * elements)

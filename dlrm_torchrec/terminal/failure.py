@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 from dlrm_torchrec.terminal import stopped
@@ -31,6 +32,9 @@ NEIGHBOURS_S = 2.0  # for which a rank that fails waits whether its neighbours f
 CAUSE_S = 5.0  # for which a rank that lost another one waits for the sentence of that one
 TORCHRUN_S = 20.0  # after which torchrun has ended the other ranks
 _OURS = re.compile(r"\bmust\b.*: (got|found)\b", re.DOTALL)  # "<thing> must <rule>: got <value>; <what to do>"
+_UNLOADABLE = re.compile(
+    r"cannot open shared object file|undefined symbol|No module named '(torch|fbgemm_gpu|torchrec)'"
+)
 _LOST = re.compile(
     r"Connection (closed by peer|reset by peer|refused|was likely closed)|Broken pipe|Socket closed|"
     r"remote process exited"
@@ -56,37 +60,49 @@ def run_with_code(
         faulthandler.enable()  # a fault of native code shows where it was
     try:
         result = main(*arguments, **options)
-    except KeyboardInterrupt:
-        tell_failure(Failure(place().rank, "interrupted"), place())
-        sys.exit(INTERRUPTED)
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
         failure = failure_of(error, place().rank)
         tell_failure(failure, place())
-        sys.exit(MISTAKE if failure.stack else code)
+        sys.exit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else MISTAKE if failure.stack else code)
     if stopped.exit_code():
         sys.exit(stopped.exit_code())
     return result
 
 
-def failure_of(error: Exception, rank: int) -> Failure:
+def failure_of(error: BaseException, rank: int) -> Failure:
     """What to tell of ``error``: a sentence alone if it is the user's to mend, or if another rank was lost."""
+    if isinstance(error, KeyboardInterrupt):
+        return Failure(rank, "interrupted")
     stack = "".join(traceback.format_exception(error))
     if isinstance(error, RuntimeError) and _LOST.search(str(error)):  # not OSError: a pipe of the user's may break
         advice = "look at what the other ranks printed, and run the same command again to resume"
         reason = str(error).strip().splitlines()[0]
         return Failure(rank, f"the connection to another rank must hold: got {reason}; {advice}", lost=True)
+    if unloaded := _unloaded(error):
+        advice = "run `dlrm-recipes doctor`, which says what is broken and how to mend it"
+        sentence = f"the installed packages must be importable: got {unloaded}; {advice}"
+        return Failure(rank, sentence, stack if wants_stacks() else "")
     if is_mistake(error):
         return Failure(rank, str(error), stack if wants_stacks() else "")
     return Failure(rank, f"{type(error).__name__}: {error}\n{_whose(error)}", stack)
 
 
-def is_mistake(error: Exception) -> bool:
+def _unloaded(error: BaseException | None) -> str | None:
+    """What could not be imported, by ``error`` or by its cause, since torch says only which file it could not load."""
+    while error is not None:
+        if isinstance(error, (ImportError, OSError)) and _UNLOADABLE.search(str(error)):
+            return str(error)
+        error = error.__cause__
+    return None
+
+
+def is_mistake(error: BaseException) -> bool:
     """Whether the user can mend it: the system refused, or this library did, in its own form."""
     ours = type(error).__module__.startswith("dlrm_torchrec.") or _OURS.search(str(error))
     return isinstance(error, OSError) or (isinstance(error, ValueError) and bool(ours))
 
 
-def _whose(error: Exception) -> str:
+def _whose(error: BaseException) -> str:
     """Where to look for a bug: in a file of the user, such as a copy of a recipe, or in what is installed."""
     places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
@@ -135,6 +151,10 @@ def tell_failure(failure: Failure, where: Place) -> None:
         _print(failure, "" if len(alike) == where.local_size else several)
 
 
+def _tell_uncaught(_kind: type[BaseException], error: BaseException, _stack: TracebackType | None) -> None:
+    tell_failure(failure_of(error, place().rank), place())
+
+
 def _print(failure: Failure, who: str) -> None:
     print(shown(f"{failure.stack}error{who}: {failure.sentence}"), file=sys.stderr, flush=True)
 
@@ -144,7 +164,8 @@ def one_voice() -> Iterator[None]:
     """Inside ``with``, a command line is read: a mistake in it ends this process with its sentence and exit code 2.
 
     The first rank of a host alone is heard, since all read the same and say the same of it. The others wait for it
-    when they are refused, because torchrun ends all ranks as soon as one has ended.
+    when they are refused, because torchrun ends all ranks as soon as one has ended. What goes wrong after ``with`` and
+    before ``run``, as when torch is imported, is told as ``run`` tells it.
     """
     where = place()
     with ExitStack() as silence:
@@ -153,6 +174,8 @@ def one_voice() -> Iterator[None]:
             silence.enter_context(redirect_stderr(StringIO()))
         try:
             yield
+            quiet_libraries()
+            sys.excepthook = _tell_uncaught
             return
         except ValueError as error:
             sentence = str(error)

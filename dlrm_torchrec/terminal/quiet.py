@@ -10,9 +10,14 @@ _WARNINGS = (
     "Please use DTensor instead and we are deprecating ShardedTensor",  # TorchRec's tables are ShardedTensors
     "torch.distributed is disabled, unavailable or uninitialized",  # one process reads a checkpoint on purpose
 )
+_FBGEMM = f"\n{'':12}\x1b[33m\n{'':12}"  # what begins FBGEMM's warnings
 # Loggers, and beginnings of their messages
 _MESSAGES = {
-    "": ("Sharding spec not found for",),  # a table that every rank holds has no shards
+    "": (
+        "Sharding spec not found for",  # a table that every rank holds has no shards
+        f"{_FBGEMM}_fbgemm_torch_compat_table has no entry",  # FBGEMM 1.6 does not know itself, once for each library
+        "Could not load the library '",  # FBGEMM, which then raises what it has told
+    ),
     "torch.fx._symbolic_trace": ("is_fx_tracing will return true",),  # TorchRec asks; its answer is right either way
 }
 

@@ -26,6 +26,7 @@ from dlrm_torchrec.cli.environment import Environment, Wheel, observe
 from dlrm_torchrec.cli.installation import Finding, check_cuda, check_programs, check_versions, check_wheels
 from dlrm_torchrec.cli.trial import train_a_table
 from tests.distributed import run_ranks
+from tests.recipe import ROOT
 
 SITE = Path(sysconfig.get_path("purelib"))
 READING = ["versions", "wheels", "cuda", "programs"]  # the checks that start no process
@@ -129,7 +130,12 @@ def test_nothing_is_found_where_nothing_is_wrong(environment: Environment) -> No
             "driver 580 or later",
         ),
         (replace(CUDA, driver_cuda=None), "fbgemm-gpu must have an NVIDIA driver", "'fbgemm-gpu-cpu==1.8.*'"),
-        (replace(CUDA, torch_cuda=None), "fbgemm-gpu must have a torch built for CUDA", "'fbgemm-gpu-cpu==1.8.*'"),
+        (
+            replace(CUDA, torch_cuda=None, versions={**CUDA.versions, "torch": "2.13.0+cpu"}),
+            "fbgemm-gpu must have a torch built for CUDA: got torch 2.13.0+cpu for CPUs",
+            "pip install --force-reinstall 'torch==2.13.0' from an index whose build is for CUDA or, for CPUs, "
+            "pip uninstall -y fbgemm-gpu && pip install --no-deps 'fbgemm-gpu-cpu==1.8.*'",
+        ),
         (
             replace(GOOD, torch_cuda="13.0", driver_cuda="13.0"),
             "FBGEMM must be built for CUDA where torch uses a GPU: got fbgemm-gpu-cpu",
@@ -255,6 +261,12 @@ def test_a_library_that_wants_a_symbol_of_another_torch(installation: Installati
     assert "fbgemm_gpu_config.so: undefined symbol: _ZN" in line
     assert "parseSchemaOrGone" in line
     assert "; fix: pip install --no-deps --force-reinstall 'fbgemm-gpu" in line
+    recipe = [str(installation.python), str(ROOT / "recipes/train_dlrm.py")]
+    ended = subprocess.run(recipe, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert re.fullmatch(
+        r"error: the installed packages must be importable: got .*; run `dlrm-recipes doctor`.*\n", ended.stderr
+    )
 
 
 def test_a_torch_that_cannot_be_imported(installation: Installation) -> None:
@@ -265,6 +277,49 @@ def test_a_torch_that_cannot_be_imported(installation: Installation) -> None:
     expected = "imports: `import torch` must succeed: got OSError: libcudart.so.99: cannot open shared object file"
     assert line.startswith(expected)
     assert line.endswith("fix: pip install --force-reinstall torch")
+
+
+@pytest.mark.parametrize(
+    ("library", "cure"),
+    [
+        ("libcuda.so.1", "install the NVIDIA driver or, for CPUs, pip install --no-deps 'fbgemm-gpu-cpu'"),
+        ("libnvidia-ml.so.1", "install the NVIDIA driver or, in a container, set NVIDIA_DRIVER_CAPABILITIES="),
+        ("libcudart.so.13", "pip install --force-reinstall torch"),
+    ],
+)
+def test_libraries_of_the_driver_are_told_from_those_of_torch(
+    library: str, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = f"OSError: {library}: cannot open shared object file: No such file or directory"
+    monkeypatch.setattr(doctors, "attempt", lambda _: (["torch"], failure))
+    (finding,) = doctors.check_imports(CUDA)
+    assert finding.problem == f"`import fbgemm_gpu` must succeed: got {failure}"
+    assert finding.cure.startswith(cure)
+
+
+@pytest.mark.parametrize("cuda", [None, "13.0"])
+def test_setup_by_the_cuda_lock_looks_which_torch_it_got(tmp_path: Path, cuda: str | None) -> None:
+    """pip keeps a torch that an interrupted set-up left; a stand-in for it does nothing."""
+    made = Installation(tmp_path / ".venv")
+    for path in (*made.site.glob("fbgemm_gpu*.dist-info"), made.site / "torch"):
+        path.unlink()
+    made.add_wheel("fbgemm-gpu", observe().fbgemm[0].version, {})
+    (made.site / "torch").mkdir()
+    (made.site / "torch/__init__.py").touch()
+    (made.site / "torch/version.py").write_text(f"cuda = {cuda!r}\n")
+    programs = {"pip": "exit 0", "dlrm-recipes": f'exec {made.python} -m dlrm_torchrec.cli.main "$@"'}
+    for name, text in programs.items():
+        (made.python.parent / name).write_text(f"#!/bin/sh\n{text}\n")
+        (made.python.parent / name).chmod(0o755)
+    for name in ("Makefile", "requirements", "setup.cfg", "pyproject.toml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    setup = ["make", "setup", "PYTHON=true", "REQUIREMENTS=requirements/cuda.txt"]
+    done = subprocess.run(setup, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode == 0) == (tmp_path / ".venv/installed-cuda").exists() == (cuda is not None)
+    problem = "wheels: fbgemm-gpu must have a torch built for CUDA: got torch "
+    assert (f"{problem}{importlib.metadata.version('torch')} for CPUs; fix: pip install" in done.stdout) == (
+        cuda is None
+    )
 
 
 def test_cuda_is_read_from_torch_and_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,13 +25,14 @@ from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
 from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.tensor_train import TensorTrain
 from dlrm_torchrec.embeddings.config import OperationName, TablesConfig, TablesKind
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, Label, SparseFeature
 from tests.device.double import META
 from tests.recipe import ROOT
 
 DIM, BATCH, IDS = 24, 4, 60
-OPERATIONS = [Add(), Concat(), FeatureGeneration(), Mult(), Path(hidden=5), Path(hidden=0)]
+OPERATIONS = [Add(), Concat(), FeatureGeneration(), Mult(), Path(hidden=5), Path(hidden=0), TensorTrain(rank=3)]
 
 
 def partitions(operation: Operation) -> list[Partition]:

@@ -72,7 +72,7 @@ FAULTS = [
         "counts = bags.lengths.view(self.num_features, -1).sum(1)\n",
         "counts = torch.from_numpy(bags.lengths.view(self.num_features, -1).numpy().sum(1))\n",
         WAITS,
-        "test_table_wise and Mult",
+        "test_other_sharding_types and row_wise",
     ),
     Fault(
         "nonzero() to find bad ids",
@@ -109,8 +109,8 @@ FAULTS = [
     Fault(
         "a mask that chooses elements",
         f"{EMBEDDINGS}/paths/grouped.py",
-        "blocks.flatten(0, 1)[slots]",
-        "blocks.flatten(0, 1)[slots[slots >= 0]]",
+        "blocks.view(num_blocks * block, -1)[slots]",
+        "blocks.view(num_blocks * block, -1)[slots[slots >= 0]]",
         META,
         "test_operations and Path",
     ),

@@ -26,6 +26,7 @@ PLAIN = (17, 36)  # operators forward and backward of the model with plain table
 MOST = 30  # more operators of a group of compositional tables
 ABOVE = {  # what needs more than that, and why
     "path": "ids are sorted by their networks, so that a block of ids has one network",
+    "tensor_train": "ids are sorted by their second and by their third core",
     "hot_cold": "ids with rows of their own are told from the others",
     "hashes": "the bits of ids are mixed",
 }
@@ -35,6 +36,7 @@ MORE = {  # than with plain tables, at most: forward and backward; lower them wh
     ("kaggle", "quotient_remainder", "add", 5): (30, 0),
     ("kaggle", "quotient_remainder", "mult", 5): (22, 6),
     ("kaggle", "quotient_remainder", "path", 5): (45, 18),
+    ("kaggle", "mixed_radix", "tensor_train", 5): (61, 18),
     ("kaggle", "chinese_remainder", "mult", 5): (22, 6),
     ("kaggle", "hash", "add", 5): (14, 0),
     ("kaggle", "hot_cold", "concat", 5): (31, 0),
@@ -44,6 +46,7 @@ MORE = {  # than with plain tables, at most: forward and backward; lower them wh
     ("rm", "quotient_remainder", "mult", 5): (18, 5),
     ("rm", "quotient_remainder", "mult", 40): (23, 6),  # sums by class first
     ("rm", "quotient_remainder", "path", 5): (41, 17),
+    ("rm", "mixed_radix", "tensor_train", 5): (57, 17),
 }
 
 
@@ -85,7 +88,8 @@ def test_plain_tables() -> None:
 
 @pytest.mark.parametrize(("shape", "kind", "operation", "longest"), MORE)
 def test_compositional_tables(shape: str, kind: TablesKind, operation: OperationName, longest: int) -> None:
-    config = TablesConfig(kind=kind, operation=operation, collisions=4, hidden=8, threshold=200)
+    partitions = 3 if operation == "tensor_train" else 2
+    config = TablesConfig(kind=kind, operation=operation, collisions=4, partitions=partitions, hidden=8, threshold=200)
     forward, backward = operators(shape, config, longest=longest)
     most = MORE[shape, kind, operation, longest]
     assert (sum(most) > MOST) == (operation in ABOVE or kind in ABOVE)

@@ -20,11 +20,14 @@ from tests.device.double import META, Double, Wait
 from tests.device.on_device import gradients, lookup_on_device, numbers_of, one_rank, shard, stand_in
 from tests.recipe import load_recipe
 
-# Lines that may make the host wait in a step, and why. Both are in the stage of TorchRec's pipeline that sends ids.
+# Lines that may make the host wait in a step, and why. All are in the stage of TorchRec's pipeline that sends ids.
 ORDER = ("torchrec/distributed/dist_data.py", "return torch.tensor(recat, device=device, dtype=torch.int32)")
 COUNTS = ("torchrec/sparse/jagged_tensor.py", "cpu_buf.copy_(src, non_blocking=True)")
+COUNTS_1_6 = ("torchrec/sparse/jagged_tensor.py", ").tolist()")  # how TorchRec 1.6 reads the same counts
 EXCEPTIONS = {ORDER: "TorchRec copies the order in which a batch's features come to the device"}
-IF_ROW_WISE = {COUNTS: "TorchRec reads how many ids each feature has, once ids were dealt to the ranks of their rows"}
+IF_ROW_WISE = dict.fromkeys(
+    (COUNTS, COUNTS_1_6), "TorchRec reads how many ids each feature has, once ids were dealt to the ranks of their rows"
+)
 
 
 @pytest.fixture(autouse=True)

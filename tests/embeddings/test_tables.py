@@ -18,6 +18,7 @@ from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbed
 from dlrm_torchrec.embeddings.compositional.operations import Path
 from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.tensor_train import TensorTrain
 from dlrm_torchrec.embeddings.config import DataTypeName, OperationName, TablesConfig, TablesKind, Tail
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import build_tables, partition_of, physical_configs, read_tables, write_tables
@@ -52,6 +53,14 @@ def test_plain_by_default_and_where_the_threshold_spares_every_table() -> None:
         (TablesConfig(kind="chinese_remainder"), [50, 225 + 4, 2501 + 4]),
         (TablesConfig(kind="quotient_remainder", operation="path", hidden=16), [50, 225 + 4 * 34, 2500 + 4 * 34]),
         (TablesConfig(kind="quotient_remainder", operation="path", hidden=0), [50, 225 + 4 * 16, 2500 + 4 * 16]),
+        (
+            TablesConfig(kind="mixed_radix", operation="tensor_train", partitions=3, rank=6),
+            [50, 225 + 2 * 6 + 2 * 2, 2500 + 2 * 6 + 2 * 2],
+        ),
+        (
+            TablesConfig(kind="mixed_radix", operation="tensor_train", partitions=3, max_rows=500),
+            [50, 450 + 2 * 4 + 1 * 1, 455 + 5 * 4 + 5 * 1],
+        ),
     ],
 )
 def test_physical_rows(config: TablesConfig, expected: list[int]) -> None:
@@ -69,6 +78,19 @@ def test_hidden_units_reach_the_operation() -> None:
     )
     assert isinstance(stacked[1], StackedEmbeddingBagConfig)
     assert stacked[1].operation == Path(hidden=7)
+
+
+def test_the_rank_reaches_the_operation_and_falls_where_rows_are_few() -> None:
+    ranks = []
+    for max_rows in (0, 120):
+        config = TablesConfig(
+            kind="chinese_remainder", operation="tensor_train", partitions=3, rank=7, max_rows=max_rows
+        )
+        stacked = physical_configs(build_tables(TABLES, config))[2]
+        assert isinstance(stacked, StackedEmbeddingBagConfig)
+        assert isinstance(stacked.operation, TensorTrain)
+        ranks.append(stacked.operation.rank)
+    assert 0 < ranks[1] < ranks[0] == 7
 
 
 def test_concat_halves_the_physical_dim() -> None:
@@ -110,6 +132,10 @@ def test_every_kind_builds_the_demo_and_criteo() -> None:
         (
             {"kind": "hashes", "operation": "mult"},
             r"operation of several hashes must be add or concat, .*: got 'mult'; change it",
+        ),
+        (
+            {"kind": "hot_cold", "operation": "tensor_train"},
+            r"operation of hot_cold tables must be no tensor_train, .*: got 'tensor_train'; use mixed_radix tables",
         ),
         (
             {"kind": "clusters"},

@@ -162,12 +162,14 @@ def test_rows_that_compressed_tables_read_are_those_of_a_real_forward(config: Ta
     assert summary.parts[0].multiply_adds == pytest.approx(row_elements + projections)
 
 
-@pytest.mark.parametrize(("hidden", "operation"), [(0, "path"), (6, "path"), (6, "mult")])
+@pytest.mark.parametrize(("hidden", "operation"), [(0, "path"), (6, "path"), (6, "mult"), (0, "tensor_train")])
 def test_products_of_paths_and_of_mult(hidden: int, operation: Any) -> None:
     config = TablesConfig(kind="quotient_remainder", operation=operation, threshold=0, hidden=hidden)
     summary, _, data = summary_of("DLRM", config)
     ids = sum(feature.pooling_factor for feature in data.sparse)
     network = 2 * 8 * hidden if hidden else 8 * 8
+    if operation == "tensor_train":
+        network = 2 * 4 * 4  # 2 x 4 numbers times a 4 x 4 core
     of_an_id = 2 * 8 if operation == "mult" else 8 + network
     assert summary.parts[0].multiply_adds == pytest.approx(ids * of_an_id)
 

@@ -76,6 +76,19 @@ def test_presets_compare_every_way_and_size_and_show_plain_ones() -> None:
         assert any(low < count <= high for count in rows)
 
 
+def test_the_frontier_has_ways_of_equal_bytes_from_2_to_10_000_times() -> None:
+    recipe = load_recipe("compare_embeddings")
+    cfg = recipe.PRESETS["frontier"]
+    plain, *others = recipe.variants(cfg.sweep, recipe.WAYS, cfg.shape.tables(dim=16))
+    assert plain.parameters == 16 * sum(feature.rows for feature in cfg.shape.sparse)
+    for ratio in (2, 10, 30, 100, 1000, 10_000):
+        ours = {variant.way: variant for variant in others if variant.ratio == ratio}
+        assert {"hash", "hashes-add", "hashes-concat", "hot-hash", "hot-concat"} <= ours.keys()
+        assert (ratio == 10_000) != ("hot-cold" in ours)  # eight tables of 14 rows cannot tell all ids apart
+        assert 0.95 * plain.bytes / ratio < ours["hash"].bytes
+        assert max(variant.bytes for variant in ours.values()) <= plain.bytes / ratio
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_prepared(tmp_path_factory.mktemp("prepared") / "data", {"train": [[700], [325]], "val": [[500]]})

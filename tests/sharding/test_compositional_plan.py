@@ -19,6 +19,7 @@ from dlrm_torchrec.embeddings.compositional.operations import (
     FeatureGeneration,
     Mult,
     Operation,
+    Passed,
     Path,
     Summed,
 )
@@ -26,6 +27,7 @@ from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import Hash, Q
 from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
 from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.tensor_train import TensorTrain
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 from dlrm_torchrec.sharding import plan as plan_module
 from dlrm_torchrec.sharding.cluster.topology import HostBandwidths
@@ -46,7 +48,7 @@ SPEC = DatasetSpec(
     dense=(),
     sparse=tuple(SparseFeature(name=name, rows=IDS, multi_hot=True, pooling_factor=POOLING) for name in FEATURES),
 )
-OPERATIONS: list[Operation] = [Add(), Concat(), Mult(), FeatureGeneration(), Path(hidden=16)]
+OPERATIONS: list[Operation] = [Add(), Concat(), Mult(), FeatureGeneration(), Path(hidden=16), TensorTrain()]
 
 
 def collection(
@@ -118,7 +120,7 @@ def test_rows_and_pooling_factors_are_the_true_ones(
     config = ShardingConfig(kind="table_wise")
     option = planned(collection(operation), cpus(), monkeypatch, config, batch_size)
     quotients, remainders = IDS // 20, 20
-    network = 16 + 1 + 16 + 1  # rows of W1, b1, W2, b2
+    network = 16 + 1 + 16 + 1  # rows of W1, b1, W2, b2; an 8 x 8 core has one row
     rows = quotients + remainders * (network if isinstance(operation, Path) else 1)
     assert tuple(option.tensor.shape) == (rows, DIM // 2 if isinstance(operation, Concat) else DIM)
     assert (
@@ -129,6 +131,7 @@ def test_rows_and_pooling_factors_are_the_true_ones(
             "Concat": [POOLING] * 4,  # k outputs of one row per id
             "FeatureGeneration": [POOLING] * 4,
             "Path": [POOLING + remainders * network / batch_size / 2] * 2,  # networks once per batch, for both features
+            "TensorTrain": [POOLING + remainders / batch_size / 2] * 2,
         }[type(operation).__name__]
     )
 
@@ -147,7 +150,8 @@ def test_storage_is_that_of_the_rows_and_their_optimizer_state(
     rows, dim = option.tensor.shape
     if isinstance(operation, Concat) and optimizer == "rowwise_adagrad":
         state *= 2  # a moment per row of half the dim
-    networks = 8 * 2 * 20 * 34 if isinstance(operation, Path) else 0  # as ids, from each of two ranks
+    per_class = 34 if isinstance(operation, Path) else int(isinstance(operation, TensorTrain))
+    networks = 8 * 2 * 20 * per_class  # as ids, from each of two ranks
     assert 2 * ddr[0] - ddr[1] == 4 * rows * dim * (1 + state) + networks
 
 
@@ -187,7 +191,9 @@ def test_ids_that_are_composed_by_their_owner_are_counted_once(
     assert composed.input_dist_comms == pytest.approx(times * plain.input_dist_comms, rel=1e-3)
 
 
-@pytest.mark.parametrize(("operation", "rows"), [(Mult(), 20), (Path(hidden=16), 20 * 34)], ids=str)
+@pytest.mark.parametrize(
+    ("operation", "rows"), [(Mult(), 20), (Path(hidden=16), 20 * 34), (TensorTrain(), 20)], ids=str
+)
 @pytest.mark.parametrize(("kind", "bandwidth"), [("row_wise", "inter_host_bw"), ("table_row_wise", "intra_host_bw")])
 def test_rows_that_every_rank_gets_are_counted(
     operation: Operation, rows: int, kind: Any, bandwidth: str, monkeypatch: pytest.MonkeyPatch
@@ -219,7 +225,7 @@ def test_auto_keeps_to_what_is_offered(operation: Operation, world_size: int, mo
     composed = planned(tables, machine, monkeypatch)
     assert plain.sharding_type not in ("table_wise", "data_parallel")
     assert composed.sharding_type in offered_types(stored)
-    if isinstance(operation, Path):
+    if isinstance(operation, Passed):
         assert composed.sharding_type not in ("column_wise", "table_column_wise", "grid_shard")
 
 
@@ -238,7 +244,7 @@ def test_auto_keeps_products_and_paths_whole_on_cpu(operation: Operation) -> Non
 
 
 PART_OF_BAG = "but a rank with a part of the rows does not know how many ids a bag has; choose one of them"
-COLUMNS_APART = "but the networks of a path mix all columns; choose one of them"
+COLUMNS_APART = "but paths and tensor trains mix all columns; choose one of them"
 ROW_KINDS, COLUMN_KINDS = ["row_wise", "table_row_wise"], ["column_wise", "table_column_wise"]
 REFUSED: list[tuple[Operation | None, PoolingType, str, str]] = [
     *((Path(), PoolingType.SUM, kind, COLUMNS_APART) for kind in [*COLUMN_KINDS, "grid_shard"]),

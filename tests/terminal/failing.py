@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import os
 import sys
 import time
+from dataclasses import dataclass
 
 from dlrm_torchrec.command_line import read_options
 from dlrm_torchrec.terminal.failure import run
+
+# by FBGEMM 1.6.0 when it is imported
+FBGEMM_SAYS = """
+            \033[33m
+            _fbgemm_torch_compat_table has no entry for 1.6.0 of FBGEMM;
+            cannot determine compatibility with PyTorch 2.11.0
+            \033[0m
+            """
+
+
+@dataclass(frozen=True)
+class Options:
+    """A command line without options."""
 
 
 def main(how: str) -> str:
@@ -33,4 +49,10 @@ if __name__ == "__main__":
     if "--options" in sys.argv:
         sys.argv = [*sys.argv[:1], "--no-such"]
         read_options(dict[str, str], "text")
+    if "imports" in ways:
+        sys.argv = sys.argv[:1]
+        read_options(Options, "text")
+        logging.warning(FBGEMM_SAYS)
+        logging.error("Could not load the library 'fbgemm_gpu_py.so'!")
+        ctypes.CDLL("libcuda.so.99")  # as an import does whose library needs a driver
     print(run(main, ways[int(os.environ.get("RANK", 0))]))

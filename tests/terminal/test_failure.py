@@ -110,6 +110,24 @@ def test_control_characters_are_shown_not_sent(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "error: name must be printable: got \\x1b]0;title\\x07; rename it\n"
 
 
+def test_a_library_that_cannot_be_loaded_points_to_doctor(tmp_path: Path) -> None:
+    """An import, too, which comes before ``run``; ranks speak once."""
+    sentence = (
+        "the installed packages must be importable: got libcuda.so.99: cannot open shared object file: No such file or "
+        "directory; run `dlrm-recipes doctor`, which says what is broken and how to mend it"
+    )
+    done = alone("imports")
+    assert (done.stderr, done.returncode) == (f"error: {sentence}\n", 1)
+    said, codes, failures = end(tmp_path, "imports", "imports")
+    assert sorted(said) == ["", f"error: {sentence}\n"]
+    assert codes == [1, 1]
+    assert [each.error_file_data["message"]["message"] for each in failures] == [sentence] * 2
+    undefined = failure_of(ImportError("a.so: undefined symbol: _ZN3c10"), rank=0)
+    missing = failure_of(ModuleNotFoundError("No module named 'torchrec'", name="torchrec"), rank=0)
+    assert all("dlrm-recipes doctor" in each.sentence and not each.stack for each in (undefined, missing))
+    assert "This is a bug" in failure_of(ImportError("No module named 'mine'"), rank=0).sentence
+
+
 def test_a_function_that_is_called_still_raises() -> None:
     with pytest.raises(ValueError, match="preset must be one of demo: got 'demi'; name one of them, or none"):
         parse({"demo": 1}, ["demi"])

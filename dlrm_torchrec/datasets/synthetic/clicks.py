@@ -51,6 +51,7 @@ class SyntheticStream:
         exponent: float = 1.1,
         positive_rate: float = 0.25,
         logit_std: float = 1.75,
+        grouped: float = 0.0,
     ) -> None:
         require(spec, "synthetic rows", id_weights=False)
         self.spec = spec
@@ -63,7 +64,7 @@ class SyntheticStream:
         self._seed = seed
         self._zipf = [Zipf(f.rows, exponent, by_frequency=f.encoding == "vocab") for f in spec.sparse]
         self._max_lengths = [round(2 * f.pooling_factor) if f.multi_hot else None for f in spec.sparse]
-        self._teacher = Teacher(spec, seed, positive_rate, logit_std)
+        self._teacher = Teacher(spec, seed, positive_rate=positive_rate, logit_std=logit_std, grouped=grouped)
         self._teacher.calibrate(*self._features(_row_keys(seed, "calibration", 0, _BLOCK_ROWS)))
 
     def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
@@ -96,6 +97,11 @@ class SyntheticStream:
 
         probabilities, labels = self._judge
         return binary_auroc(probabilities, labels, validate_args=False).item()
+
+    def groups(self, feature: str) -> NDArray[np.int64]:
+        """The hidden group of every id of a sparse feature, see ``Teacher``: (rows,)."""
+        number = [each.name for each in self.spec.sparse].index(feature)
+        return self._teacher.groups(number, self.spec.sparse[number].rows)
 
     @functools.cached_property
     def _judge(self) -> tuple[torch.Tensor, torch.Tensor]:

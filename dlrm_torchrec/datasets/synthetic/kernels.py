@@ -12,7 +12,8 @@ from dlrm_torchrec.datasets.random.counter import Words, uniform, word
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
-_MASK, _16 = np.uint64(0xFFFF), np.uint64(16)
+_MASK, _16, _32 = np.uint64(0xFFFF), np.uint64(16), np.uint64(32)
+GROUPS = 64  # of the ids of a feature
 
 
 @compiled(read_only(uint64), uint64, float64[::1])
@@ -39,17 +40,25 @@ def fill_ids(positions: Floats, rows: int, multiplier: int, ids: Ids) -> None:
         ids[place] = rank * multiplier % rows
 
 
-@compiled(uint64, read_only(int64), read_only(int64), float64, read_only(float32), float64[:, ::1])
+@compiled(uint64, read_only(int64), read_only(int64), float64, float64, read_only(float32), float64[:, ::1])
 def add_effects(  # noqa: PLR0917  # numba's functions have no keywords
-    key: np.uint64, ids: Ids, offsets: Ids, scale: float, normals: NDArray[np.float32], sums: Floats
+    key: np.uint64, ids: Ids, offsets: Ids, scale: float, grouped: float, normals: NDArray[np.float32], sums: Floats
 ) -> None:
-    """Add ``scale`` times each bag's effects and slopes to ``sums`` (2, bags); without offsets, a bag has one id."""
+    """Add ``scale`` times each bag's effects and slopes to ``sums`` (2, bags); without offsets, a bag has one id.
+
+    ``grouped`` is the share of their variance that the ids of a group have in common.
+    """
+    own, common = np.sqrt(1 - grouped), np.sqrt(grouped)
     for bag in range(sums.shape[1]):
         first, last = (offsets[bag], offsets[bag + 1]) if len(offsets) else (bag, bag + 1)
         effect, slope = float64(0), float64(0)
         for position in range(first, last):
             bits = word(key, uint64(ids[position]))
-            effect += normals[bits & _MASK]
-            slope += normals[(bits >> _16) & _MASK]
+            effect += own * normals[bits & _MASK]
+            slope += own * normals[(bits >> _16) & _MASK]
+            if grouped:
+                bits = word(~key, (bits >> _32) % uint64(GROUPS))
+                effect += common * normals[bits & _MASK]
+                slope += common * normals[(bits >> _16) & _MASK]
         sums[0, bag] += effect * scale
         sums[1, bag] += slope * scale

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
+from dlrm_torchrec.schema import DatasetSpec, DenseFeature, Encoding, SparseFeature
 
 
 def demo_spec(
-    one_hot: Sequence[int] = (50, 100, 200, 300, 500, 1_000, 2_000, 20_000), multi_hot: Sequence[int] = (200, 1_000)
+    one_hot: Sequence[int] = (50, 100, 200, 300, 500, 1_000, 2_000, 20_000),
+    multi_hot: Sequence[int] = (200, 1_000),
+    *,
+    encoding: Encoding = "id",
 ) -> DatasetSpec:
-    """A small click log: 8 dense columns, and features whose tables have ``one_hot`` and ``multi_hot`` rows."""
+    """A small click log: 8 dense columns, and features whose tables have ``one_hot`` and ``multi_hot`` rows.
+
+    Ids with the ``encoding`` vocab are in order of frequency.
+    """
     return DatasetSpec(
         name="demo",
         label="click",
         dense=tuple(DenseFeature(name=f"dense_{i}") for i in range(8)),
         sparse=(
-            *(SparseFeature(name=f"id_{i}", rows=rows) for i, rows in enumerate(one_hot)),
+            *(SparseFeature(name=f"id_{i}", rows=rows, encoding=encoding) for i, rows in enumerate(one_hot)),
             *(
-                SparseFeature(name=f"list_{i}", rows=rows, multi_hot=True, pooling_factor=4.0)
+                SparseFeature(name=f"list_{i}", rows=rows, encoding=encoding, multi_hot=True, pooling_factor=4.0)
                 for i, rows in enumerate(multi_hot)
             ),
         ),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.random.normal import NORMALS, normals
-from dlrm_torchrec.datasets.synthetic.kernels import add_effects
+from dlrm_torchrec.datasets.synthetic.kernels import GROUPS, add_effects
 from dlrm_torchrec.schema import DatasetSpec
 
 Floats = NDArray[np.float64]
@@ -28,13 +28,20 @@ class Teacher:
     effects of all ids; and the sum of their slopes times u · x, a second-order term that a dot interaction can learn.
     The logit is scaled to the standard deviation ``logit_std`` and shifted to the rate ``positive_rate``. Effects and
     slopes are summed over a bag, as tables sum their vectors. No weight is stored, so tables may have any size.
+    The ids of a feature are in 64 hidden groups: ids of a group have the share ``grouped`` of the variance of their
+    effects and slopes in common, and the rest is their own.
     """
 
-    def __init__(self, spec: DatasetSpec, seed: int, positive_rate: float, logit_std: float) -> None:
+    def __init__(
+        self, spec: DatasetSpec, seed: int, *, positive_rate: float, logit_std: float, grouped: float = 0.0
+    ) -> None:
         if not 0 < positive_rate < 1:
             raise ValueError(f"positive_rate must be in (0, 1): got {positive_rate}; 0.25 is usual for click logs")
         if logit_std <= 0:
             raise ValueError(f"logit_std must be positive: got {logit_std}; 1.75 gives an AUC of about 0.85")
+        if not 0 <= grouped <= 1:
+            raise ValueError(f"grouped must be a share of the ids' effects: got {grouped}; try .9, or 0 for no groups")
+        self._grouped = grouped
         self._positive_rate = positive_rate
         self._logit_std = logit_std
         *self._sparse_keys, dense_key = counter.words(counter.words(seed, 0), np.arange(len(spec.sparse) + 1))
@@ -43,6 +50,10 @@ class Teacher:
         self._mean = np.zeros((3, 1))
         self._scale = np.ones((3, 1))
         self._bias = 0.0
+
+    def groups(self, feature: int, rows: int) -> NDArray[np.int64]:
+        """The hidden group of each of the ``rows`` ids of a sparse feature: (rows,), from 0 to 63."""
+        return (counter.words(self._sparse_keys[feature], np.arange(rows)) >> np.uint64(32)).astype(np.int64) % GROUPS
 
     def calibrate(self, dense: NDArray[np.float32], sparse: Sequence[IdLists]) -> None:
         """Set the scales and the bias by these rows, a sample of the rows to be labelled."""
@@ -71,7 +82,7 @@ class Teacher:
             from_dense += weights[:, None] * column
         for bags, key, scale in zip(sparse, self._sparse_keys, self._bag_scale, strict=True):
             offsets = _NONE if bags.offsets is None else bags.offsets
-            add_effects(key, bags.values.astype(np.int64, copy=False), offsets, scale, NORMALS, from_ids)
+            add_effects(key, bags.values.astype(np.int64, copy=False), offsets, scale, self._grouped, NORMALS, from_ids)
         return np.stack([from_dense[0], from_ids[0], from_dense[1] * from_ids[1]])
 
 

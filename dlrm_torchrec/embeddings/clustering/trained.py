@@ -16,7 +16,7 @@ from dlrm_torchrec.embeddings.compositional.table_configs import (
     StackedEmbeddingBagConfig,
 )
 from dlrm_torchrec.embeddings.config import TablesConfig
-from dlrm_torchrec.embeddings.tables import partition_for, read_tables, stored_config
+from dlrm_torchrec.embeddings.tables import composition_of, read_tables, stored_config
 from dlrm_torchrec.schema import Table
 
 _CHUNK = 1 << 18  # ids that are composed at once
@@ -33,8 +33,8 @@ def stored_as(table: Table, config: TablesConfig, row_dim: int) -> EmbeddingBagC
             f"table {table.name!r} must give one vector of the model's dim: got {own.kind} tables with "
             f"{own.combination}; train it in another way"
         )
-    partition = partition_for(table, own)
-    parts = 1 if partition is None or own.combination != "concat" else len(partition.classes)
+    composition = composition_of(table, own) if own.combination == "concat" else None
+    parts = 1 if composition is None else len(composition[0].classes)
     stored = stored_config(replace(table, dim=row_dim * parts), own)
     return stored.stacked() if isinstance(stored, CompositionalEmbeddingBagConfig) else stored
 

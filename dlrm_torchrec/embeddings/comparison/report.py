@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from iopath.common.file_io import g_pathmgr
 
+from dlrm_torchrec.embeddings.comparison.frontier import envelope, frontier_to_markdown
 from dlrm_torchrec.embeddings.comparison.variants import Runs, Variant
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ _METRICS = {"val/auc": "AUC", "val/logloss": "log-loss"}
 def write_report(folder: str, variants: Sequence[Variant], runs: Runs) -> str:
     """Writes ``results.md`` and the plot ``quality.png`` to ``folder``, and returns the text of ``results.md``."""
     text = to_markdown(variants, runs)
+    if any(variant.ratio for variant in variants):
+        text += frontier_to_markdown(variants, runs)
     with g_pathmgr.open(f"{folder}/results.md", "w") as stream:
         stream.write(text)
     with g_pathmgr.open(f"{folder}/quality.png", "wb") as stream:
@@ -45,6 +48,7 @@ def plot(variants: Sequence[Variant], runs: Runs) -> Figure:
     """A plot of each metric against the memory of the tables, with one line per way that joins its sizes in order.
 
     A dashed line shows plain tables. Variants whose threshold differs from the first one of their way are crosses.
+    Of sizes by ratio, a broad line joins the best ways, and each has its name.
     """
     from matplotlib import colormaps  # an optional dependency that only this function needs
     from matplotlib.figure import Figure
@@ -57,8 +61,8 @@ def plot(variants: Sequence[Variant], runs: Runs) -> Figure:
             first = ours[0].tables.threshold
             color = colormaps["tab20"](number)
             for style, label, shown in (
-                ("o-", way, [variant for variant in ours if variant.tables.threshold == first]),
-                ("x", None, [variant for variant in ours if variant.tables.threshold != first]),
+                ("o-", way, [variant for variant in ours if variant.ratio or variant.tables.threshold == first]),
+                ("x", None, [variant for variant in ours if not variant.ratio and variant.tables.threshold != first]),
             ):
                 values = [runs.values(variant, metric) for variant in shown]
                 sizes = [variant.bytes / 2**20 for variant in shown]
@@ -66,7 +70,14 @@ def plot(variants: Sequence[Variant], runs: Runs) -> Figure:
                 axes.errorbar(sizes, [mean(v) for v in values], bars, fmt=style, label=label, color=color, capsize=3)
             if ours[0].tables.kind == "plain":
                 axes.axhline(mean(runs.values(ours[0], metric)), color=color, linestyle="--")
+        best = [point for point, _ in envelope(variants, runs)]
+        places = [(point.variant.bytes / 2**20, mean(runs.values(point.variant, metric))) for point in best]
+        axes.plot(*zip(*places, strict=True), color="black", linewidth=6, alpha=0.15)
+        for point, place in zip(best, places, strict=True):
+            above = 10 if metric == "val/auc" else -16
+            axes.annotate(point.variant.way, place, (0, above), textcoords="offset points", ha="center", fontsize=8)
         axes.set(xscale="log", xlabel="MiB of tables", ylabel=f"validation {_METRICS[metric]}")
+        axes.margins(x=0.12)
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     return figure

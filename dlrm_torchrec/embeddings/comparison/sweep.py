@@ -22,9 +22,10 @@ class Sweep:
     """Further thresholds to compare, each with 4 collisions; empty means none."""
     alphas: tuple[float, ...] = (0.3,)
     """Powers of the rows by which the dims of mixed_dimension tables fall."""
-
     ratios: tuple[float, ...] = ()
     """Factors by which all tables together shrink; each way gets at most these bytes; overrides the other sizes."""
+    assignments: tuple[str, ...] = ()
+    """Folders written by recipes/cluster_tables.py, whose clusters are compared, too; empty means none."""
 
     def check(self, ways: Iterable[str]) -> None:
         """ValueError where a chosen way is not among ``ways``."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class Variant:
     tables: TablesConfig
     parameters: int  # of all tables, including the projections of mixed dims
     bytes: int
+    ratio: float = 0.0  # at most the bytes of plain tables over this; 0 for a size that was set otherwise
 
     @property
     def size(self) -> str:
@@ -37,6 +39,8 @@ class Variant:
             return f"budget {self.tables.budget}" if self.tables.budget else f"alpha {self.tables.alpha}"
         if self.tables.max_rows:
             return f"{self.tables.threshold} rows"
+        if self.tables.assignments:
+            return os.path.basename(self.tables.assignments.rstrip("/"))
         return f"{self.tables.collisions} collisions, threshold {self.tables.threshold}"
 
     @property
@@ -46,16 +50,24 @@ class Variant:
 
 
 def variants(sweep: Sweep, ways: Mapping[str, TablesConfig], tables: Sequence[Table]) -> list[Variant]:
-    """The ways that ``sweep`` chooses, in all their sizes, counted on tables that hold no memory.
+    """The ways that ``sweep`` chooses, in all their sizes, counted on tables that hold no memory, and its clusters.
 
     Raises ValueError when a chosen way is not among ``ways``.
     """
     sweep.check(ways)
-    return [
-        Variant(way=way, tables=config, parameters=_parameters(tables, config), bytes=stored_bytes(tables, config))
-        for way in sweep.ways or ways
-        for config in (_at_ratios(tables, ways[way], sweep.ratios) if sweep.ratios else sweep.sizes(ways[way]))
-    ]
+    found = []
+    for way in sweep.ways or ways:
+        sizes = ((0.0, config) for config in sweep.sizes(ways[way]))
+        for ratio, config in _at_ratios(tables, ways[way], sweep.ratios) if sweep.ratios else sizes:
+            parameters, size = _parameters(tables, config), stored_bytes(tables, config)
+            found.append(Variant(way=way, tables=config, parameters=parameters, bytes=size, ratio=ratio))
+    for folder in sweep.assignments:
+        config = TablesConfig(kind="clusters", assignments=folder)
+        parameters, size = _parameters(tables, config), stored_bytes(tables, config)
+        reached = stored_bytes(tables, TablesConfig()) / size
+        ratio = max((ratio for ratio in sweep.ratios if ratio <= reached), default=0.0)
+        found.append(Variant(way="clusters", tables=config, parameters=parameters, bytes=size, ratio=ratio))
+    return found
 
 
 def stored_bytes(tables: Sequence[Table], config: TablesConfig) -> int:
@@ -70,14 +82,16 @@ def _parameters(tables: Sequence[Table], config: TablesConfig) -> int:
     return sum(weight.numel() for weight in build_tables(tables, config, torch.device("meta")).parameters())
 
 
-def _at_ratios(tables: Sequence[Table], way: TablesConfig, ratios: Sequence[float]) -> Iterator[TablesConfig]:
-    """``way`` with the most rows per table whose bytes are at most those of plain tables over each ratio.
+def _at_ratios(
+    tables: Sequence[Table], way: TablesConfig, ratios: Sequence[float]
+) -> Iterator[tuple[float, TablesConfig]]:
+    """Each ratio, and ``way`` with the most rows per table whose bytes are at most those of plain tables over it.
 
     The limit is the same for all tables, so that small tables stay plain; a ratio that a way cannot reach is left out.
     """
     plain = stored_bytes(tables, TablesConfig(data_type=way.data_type))
     if way.kind == "plain":
-        yield way
+        yield 1.0, way
         return
     for ratio in ratios:
         low, high, found = 1, _largest(way, tables), None
@@ -94,7 +108,7 @@ def _at_ratios(tables: Sequence[Table], way: TablesConfig, ratios: Sequence[floa
             else:
                 high = middle - 1
         if found is not None:
-            yield found
+            yield ratio, found
 
 
 def _largest(way: TablesConfig, tables: Sequence[Table]) -> int:
@@ -155,5 +169,5 @@ class Runs:
         return [self._metrics[self._key(variant, seed)][metric] for seed in self.seeds]
 
     def _key(self, variant: Variant, seed: int) -> str:
-        text = json.dumps([self._settings, asdict(variant.tables), seed], sort_keys=True)
+        text = json.dumps([self._settings, variant.tables.identity, seed], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

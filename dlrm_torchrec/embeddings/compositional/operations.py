@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import ClassVar
 
 import torch
@@ -153,10 +153,7 @@ class Mult(Operation):
         return parts
 
     def pooled(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
-        weights = bags.weights
-        # FBGEMM's bucketizing gives weights no gradient, and takes only float32 weights
-        sortable = weights is None or (weights.dtype == torch.float32 and not weights.requires_grad)
-        if group.num_combinations * len(bags.lengths) <= len(bags.values) and sortable:
+        if group.has_few_combinations(bags):
             return self._pooled_by_class(group, bags, look_up)
         rows, later = torch.split(
             group.rows(bags._replace(weights=None)).values, [len(bags.values), (group.k - 1) * len(bags.values)]
@@ -173,63 +170,36 @@ class Mult(Operation):
         sum_x w1[p1(x)] * w2[p2(x)] = sum_c w2[c] * sum_{x: p2(x) = c} w1[p1(x)]. The sums over x are a plain lookup,
         so there is only one product per bag and class instead of one per id.
         """
-        first, *classes = group.digits(bags._replace(weights=None)).values.view(group.k, len(bags.values))
-        lengths, values, weights, *_ = torch.ops.fbgemm.bucketize_sparse_features(
-            bags.lengths,
-            first * group.num_combinations + group.combinations(classes, bags),
-            bucketize_pos=False,
-            my_size=group.num_combinations,
-            weights=bags.weights,
-        )
-        later_rows = group.combined_rows(values.device)
-        sums = group.read(look_up, Bags(values, lengths, weights), later_rows.view(-1))
-        by_class, factors = torch.split(sums, [len(lengths), later_rows.numel()])
-        batch_size, dim = len(bags.lengths) // group.num_features, sums.size(1)
-        products = by_class.view(group.num_combinations, group.num_features, batch_size, dim)
+        later_rows = group.combined_rows(bags.values.device)
+        read = group.sums_by_class(look_up, bags, later_rows.view(-1))
+        sums, factors = torch.split(read, [group.num_combinations * len(bags.lengths), later_rows.numel()])
+        products = sums.view(group.num_combinations, group.num_features, -1, read.size(1))
         if len(later_rows):
-            products = products * reduce(torch.mul, factors.view(*later_rows.shape, 1, dim))
+            products = products * reduce(torch.mul, factors.view(*later_rows.shape, 1, factors.size(1)))
         return products.sum(0).flatten(0, 1)
 
 
-@dataclass(frozen=True)
-class Path(Operation):
+class Passed(Operation):
     """A row of the first partition, passed through one small network per later partition; the id's class selects it.
 
-    A network has ``hidden`` units with ReLU: dim -> hidden -> dim. With ``hidden`` 0 it is one dim x dim matrix, the
-    linear variant. The network of a class is stored as rows of the same table: W1 (hidden rows), b1 (hidden / dim
-    rows, rounded up), W2 transposed (hidden rows), b2 (one row); the linear variant stores the transposed matrix.
+    The networks of later classes are stored as rows of the same table. Every batch reads all of them once.
     """
-
-    hidden: int = 64
 
     column_wise = False
 
-    def __post_init__(self) -> None:
-        if self.hidden < 0:
-            raise ValueError(
-                f"hidden units of a path must be 0 (linear) or more: got {self.hidden}; the paper uses 16 to 128"
-            )
+    @abstractmethod
+    def products(self, dim: int, k: int) -> int:
+        """The number of multiply-adds with which one id passes through its k - 1 networks."""
 
-    def _network_rows(self, dim: int) -> list[int]:
-        return [self.hidden, -(-self.hidden // dim), self.hidden, 1] if self.hidden else [dim]
+    @abstractmethod
+    def layers(self, networks: torch.Tensor, *, number: int, k: int) -> Layers:
+        """Weights and biases of stored ``networks`` (num classes, rows, dim) of partition ``number``, from 1 on."""
 
-    def class_rows(self, dim: int, k: int) -> tuple[int, ...]:
-        return (1,) + (sum(self._network_rows(dim)),) * (k - 1)
-
-    def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:
-        # He initialisation of the hidden layer: the variance 2 / dim doubles the second moment, and ReLU halves it
-        limits = [(6 / dim) ** 0.5, 0.0, (3 / self.hidden) ** 0.5, 0.0] if self.hidden else [(3 / dim) ** 0.5]
-        network = [
-            InitialRows(rows, center=0.0, limit=limit)
-            for rows, limit in zip(self._network_rows(dim), limits, strict=True)
-        ]
-        num_networks = sum(stack.partition.classes[1:])
-        return [InitialRows(stack.sizes[0], center=0.0, limit=stack.partition.num_ids**-0.5), *network * num_networks]
+    def pieces(self, dim: int, *, number: int, k: int) -> int:  # noqa: ARG002 (other operations use it)
+        """Into how many pieces a vector is cut that pass through the network of partition ``number`` one by one."""
+        return 1
 
     def pooled(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
-        learned = bags.weights is not None and bags.weights.requires_grad
-        if group.k == 2 and bags.values.device.type == "cpu" and not learned:
-            return pool_paths(group, bags, look_up, self._network_rows)
         if bags.values.device.type == "cpu":
             ids, places = group.distinct(bags)  # each id passes once
             vectors = self._vectors(group, ids, look_up)
@@ -247,16 +217,58 @@ class Path(Operation):
     def _vectors(self, group: TableGroup, ids: Bags, look_up: LookUp) -> torch.Tensor:
         """The vector of each id (N, dim)."""
         first, *later = group.networks(ids).values.view(group.k, len(ids.values))
-        sizes = [sum(member.stack.sizes[j] for member in group.members) for j in range(1, group.k)]
         read = group.read_rows(look_up, first, group.later_rows(first.device))
-        vectors, *parameters = torch.split(read, [len(first), *sizes])
-        for classes, parameter in zip(later, parameters, strict=True):
-            networks = parameter.view(-1, group.members[0].stack.class_rows[1], vectors.size(1))
-            vectors = grouped_linear(vectors, classes, networks, self.layers)
+        vectors, *parts = group.by_partition(read)
+        for number, (classes, networks) in enumerate(zip(later, parts, strict=True), start=1):
+            layers = partial(self.layers, number=number, k=group.k)
+            pieces = self.pieces(read.size(1), number=number, k=group.k)
+            vectors = grouped_linear(vectors, classes, networks, layers, pieces=pieces)
         return vectors
 
-    def layers(self, networks: torch.Tensor) -> Layers:
-        """Weights and biases of stored ``networks`` (num classes, rows, dim), as ``grouped_linear`` takes them."""
+
+@dataclass(frozen=True)
+class Path(Passed):
+    """Networks with ``hidden`` units and ReLU, dim -> hidden -> dim.
+
+    With ``hidden`` 0 a network is one dim x dim matrix, the linear variant. The rows of a network are W1 (hidden rows),
+    b1 (hidden / dim rows, rounded up), W2 transposed (hidden rows), b2 (one row); the linear variant stores the
+    transposed matrix.
+    """
+
+    hidden: int = 64
+
+    def __post_init__(self) -> None:
+        if self.hidden < 0:
+            raise ValueError(
+                f"hidden units of a path must be 0 (linear) or more: got {self.hidden}; the paper uses 16 to 128"
+            )
+
+    def _network_rows(self, dim: int) -> list[int]:
+        return [self.hidden, -(-self.hidden // dim), self.hidden, 1] if self.hidden else [dim]
+
+    def class_rows(self, dim: int, k: int) -> tuple[int, ...]:
+        return (1,) + (sum(self._network_rows(dim)),) * (k - 1)
+
+    def products(self, dim: int, k: int) -> int:
+        return (k - 1) * (2 * self.hidden * dim if self.hidden else dim**2)
+
+    def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:
+        # He initialisation of the hidden layer: the variance 2 / dim doubles the second moment, and ReLU halves it
+        limits = [(6 / dim) ** 0.5, 0.0, (3 / self.hidden) ** 0.5, 0.0] if self.hidden else [(3 / dim) ** 0.5]
+        network = [
+            InitialRows(rows, center=0.0, limit=limit)
+            for rows, limit in zip(self._network_rows(dim), limits, strict=True)
+        ]
+        num_networks = sum(stack.partition.classes[1:])
+        return [InitialRows(stack.sizes[0], center=0.0, limit=stack.partition.num_ids**-0.5), *network * num_networks]
+
+    def pooled(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
+        learned = bags.weights is not None and bags.weights.requires_grad
+        if group.k == 2 and bags.values.device.type == "cpu" and not learned:
+            return pool_paths(group, bags, look_up, self._network_rows)
+        return super().pooled(group, bags, look_up)
+
+    def layers(self, networks: torch.Tensor, *, number: int = 1, k: int = 2) -> Layers:  # noqa: ARG002 (all are alike)
         if not self.hidden:
             return [(networks, None)]
         w1, b1, w2, b2 = torch.split(networks, self._network_rows(networks.size(2)), dim=1)

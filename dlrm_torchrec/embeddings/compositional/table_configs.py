@@ -8,7 +8,7 @@ from functools import cached_property, partial
 
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, Mult, Operation
+from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, Mult, Operation, Passed
 from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows, StackedRows
 from dlrm_torchrec.embeddings.compositional.table_group import Member, TableGroup
@@ -113,15 +113,15 @@ class StackedEmbeddingBagConfig(EmbeddingBagConfig):
     def pooling_factors(self, ids_per_bag: Mapping[str, float], batch_size: int) -> list[float]:
         """The rows that a bag of each physical feature looks up, for the planner: k per id plus its share of networks.
 
-        A path reads its networks once per batch and rank, for all features together.
+        Paths and tensor trains read networks once per batch and rank, for all features together.
         """
         num_bags = batch_size * len(self.logical.feature_names)
         outputs = self.operation.num_outputs(len(self.stack.sizes))
         factors = []
         for feature in self.logical.feature_names:
             rows = sum(
-                ids_per_bag[feature] if class_rows == 1 else size / num_bags
-                for class_rows, size in zip(self.stack.class_rows, self.stack.sizes, strict=True)
+                size / num_bags if j and isinstance(self.operation, Passed) else ids_per_bag[feature]
+                for j, size in enumerate(self.stack.sizes)
             )
             factors += [rows / outputs] * outputs
         return factors

@@ -72,9 +72,12 @@ class TableGroup:
     @cached_property
     def networks(self) -> RowMap:
         """A map from ids to the row of their first class, and to places of their later classes in ``later_rows``."""
-        starts = zip(*[_starts(counts) for counts in self.class_counts[1:]], strict=True)
-        places = list(starts) if self.k > 1 else [()] * len(self.members)
-        return self._map(lambda number: [self.first_row(number, 0), *places[number]])
+        return self._map(lambda number: [self.first_row(number, 0), *self._class_places[number][1:]])
+
+    @cached_property
+    def _class_places(self) -> list[tuple[int, ...]]:
+        """The place of each table's first class among the classes of all tables, for each partition."""
+        return list(zip(*[_starts(counts) for counts in self.class_counts], strict=True))
 
     def summed(self, pieces: Callable[[int, tuple[ClassRow, ...]], list[Piece]]) -> RowMap:
         """A map from ids to the bags of rows that ``pieces`` makes of a feature's rows; for a group of one feature."""
@@ -107,27 +110,65 @@ class TableGroup:
 
         return self._kept("later rows", device, create)
 
+    def by_partition(self, read: torch.Tensor) -> list[torch.Tensor]:
+        """What was read before ``later_rows``; then for each later partition (classes of all tables, class rows, dim).
+
+        One operator takes ``read`` apart, so that one gives its gradient.
+        """
+        sizes = [sum(member.stack.sizes[j] for member in self.members) for j in range(1, self.k)]
+        before, *parts = torch.split(read, [len(read) - sum(sizes), *sizes])
+        class_rows = self.members[0].stack.class_rows[1:]
+        return [before, *(part.view(-1, rows, read.size(1)) for part, rows in zip(parts, class_rows, strict=True))]
+
     def combined_rows(self, device: torch.device) -> torch.Tensor:
         """Rows of the later classes of every combination, (k - 1, combinations, features).
 
         A feature with fewer combinations than others repeats its own.
         """
+        return self._kept("combined rows", device, lambda: self._combined(self.first_row))
 
-        def create() -> torch.Tensor:
-            index = torch.arange(self.num_combinations)
-            rows = torch.empty(self.k - 1, self.num_combinations, self.num_features, dtype=torch.int64)
-            feature = 0
-            for number, member in enumerate(self.members):
-                repeats = 1
-                for j in reversed(range(1, self.k)):
-                    count = member.stack.partition.classes[j]
-                    own = self.first_row(number, j) + index // repeats % count
-                    rows[j - 1, :, feature : feature + len(member.features)] = own[:, None]
-                    repeats *= count
-                feature += len(member.features)
-            return rows
+    def combined_places(self, device: torch.device) -> torch.Tensor:
+        """As ``combined_rows``, but the places of the classes among those of their partition in ``later_rows``."""
+        return self._kept(
+            "combined places", device, lambda: self._combined(lambda number, j: self._class_places[number][j])
+        )
 
-        return self._kept("combined rows", device, create)
+    def _combined(self, first: Callable[[int, int], int]) -> torch.Tensor:
+        """The later classes of every combination, counted from the ``first`` of a table and a partition."""
+        index = torch.arange(self.num_combinations)
+        found = torch.empty(self.k - 1, self.num_combinations, self.num_features, dtype=torch.int64)
+        feature = 0
+        for number, member in enumerate(self.members):
+            repeats = 1
+            for j in reversed(range(1, self.k)):
+                count = member.stack.partition.classes[j]
+                own = first(number, j) + index // repeats % count
+                found[j - 1, :, feature : feature + len(member.features)] = own[:, None]
+                repeats *= count
+            feature += len(member.features)
+        return found
+
+    def has_few_combinations(self, bags: Bags) -> bool:
+        """Whether ``sums_by_class`` has fewer bags than there are ids, and can sum them."""
+        weights = bags.weights
+        # FBGEMM's bucketizing gives weights no gradient, and takes only float32 weights
+        sortable = weights is None or (weights.dtype == torch.float32 and not weights.requires_grad)
+        return sortable and self.num_combinations * len(bags.lengths) <= len(bags.values)
+
+    def sums_by_class(self, look_up: LookUp, bags: Bags, later: torch.Tensor) -> torch.Tensor:
+        """Sums of rows of first classes over a bag's ids with equal later classes; below them rows ``later``.
+
+        There is a sum for each combination of later classes and there for each bag.
+        """
+        first, *classes = self.digits(bags._replace(weights=None)).values.view(self.k, len(bags.values))
+        lengths, values, weights, *_ = torch.ops.fbgemm.bucketize_sparse_features(
+            bags.lengths,
+            first * self.num_combinations + self.combinations(classes, bags),
+            bucketize_pos=False,
+            my_size=self.num_combinations,
+            weights=bags.weights,
+        )
+        return self.read(look_up, Bags(values, lengths, weights), later)
 
     def combinations(self, classes: Sequence[torch.Tensor], bags: Bags) -> torch.Tensor:
         """The number of each id's combination of later classes, from these classes; the last is the lowest digit."""

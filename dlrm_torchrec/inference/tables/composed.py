@@ -6,7 +6,7 @@ import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torch import nn
 
-from dlrm_torchrec.embeddings.compositional.operations import Path
+from dlrm_torchrec.embeddings.compositional.operations import Passed
 from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 from dlrm_torchrec.inference.tables.lookups import Classes, Column, RowLookup, selected
 
@@ -48,7 +48,8 @@ def _through(
 ) -> torch.Tensor:
     """The output (N, out) of ``vectors`` (N, in) after the layers of their ``classes`` (N,), with ReLU between layers.
 
-    A layer is a weight (num classes, in, out) and a bias (num classes, out) or None. A class passes at a time.
+    A layer is a weight (num classes, in, out) and a bias (num classes, out) or None. A class passes at a time. Where a
+    vector is wider than a weight, its pieces pass one by one.
     """
     order = classes.argsort(stable=True)
     counts: list[int] = torch.bincount(classes, minlength=layers[0][0].size(0)).tolist()
@@ -58,12 +59,12 @@ def _through(
             for depth, (weight, bias) in enumerate(layers):
                 if depth > 0:
                     group = group.relu()
-                group = group @ weight[number]
+                group = group.reshape(-1, weight.size(1)) @ weight[number]
                 if bias is not None:
                     group = group + bias[number]
-            found.append(group)
+            found.append(group.reshape(counts[number], -1))
     if len(found) == 0:
-        return vectors.new_zeros(0, layers[-1][0].size(2))
+        return vectors.new_zeros(0, vectors.size(1) // layers[0][0].size(1) * layers[-1][0].size(2))
     return torch.empty_like(torch.cat(found)).index_copy(0, order, torch.cat(found))
 
 
@@ -72,13 +73,14 @@ class Paths(nn.Module):
 
     With weights, each id's result is multiplied by its weight.
 
-    The networks stay float32 because they are few, many rows share them, and every batch reads all of them.
+    The networks, or cores of a tensor train, stay float32 because they are few, many rows share them, and every batch
+    reads all of them.
     """
 
     features: torch.Tensor
     networks: list[list[tuple[torch.Tensor, torch.Tensor | None]]]
 
-    def __init__(self, keys: Sequence[Sequence[Column]], stack: StackedRows, path: Path, num_features: int) -> None:
+    def __init__(self, keys: Sequence[Sequence[Column]], stack: StackedRows, path: Passed, num_features: int) -> None:
         super().__init__()
         table = keys[0][0].table
         first, *later = torch.split(table.weight.detach().float(), stack.sizes)
@@ -87,7 +89,11 @@ class Paths(nn.Module):
         self.sources = [key[0].source for key in keys]
         self.register_buffer("features", torch.tensor(self.sources))
         self.classes = Classes(keys[0][1:])
-        self.networks = [path.layers(networks.reshape(-1, stack.class_rows[1], first.size(1))) for networks in later]
+        k, dim = len(stack.sizes), first.size(1)
+        self.networks = [
+            path.layers(networks.reshape(-1, rows, dim), number=number, k=k)
+            for number, (networks, rows) in enumerate(zip(later, stack.class_rows[1:], strict=True), start=1)
+        ]
 
     def forward(self, values: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None) -> list[torch.Tensor]:
         ids = selected(values, lengths, self.sources)

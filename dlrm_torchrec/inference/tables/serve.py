@@ -9,7 +9,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from dlrm_torchrec.embeddings.compositional.operations import Add, FeatureGeneration, Mult, Path
+from dlrm_torchrec.embeddings.compositional.operations import Add, FeatureGeneration, Mult, Passed
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
@@ -50,7 +50,7 @@ class ServedTables(nn.Module):
             sources += [of[0].source for of in columns]
             if isinstance(operation, Mult):
                 products[config.embedding_dim, len(columns[0])].update(zip(keys, columns, strict=True))
-            elif isinstance(operation, Path):
+            elif isinstance(operation, Passed):
                 assert isinstance(config, StackedEmbeddingBagConfig)
                 paths.append(Paths(columns, config.stack, operation, len(features)))
                 path_keys += keys
@@ -114,8 +114,8 @@ def table_weights(tables: Tables) -> dict[str, torch.Tensor]:
 
 
 def rounded_rows(config: EmbeddingBagConfig) -> int:
-    """The number of rows of a stored table that are rounded: the first rows, because a path's networks stay float32."""
-    if isinstance(config, StackedEmbeddingBagConfig) and isinstance(config.operation, Path):
+    """The number of rows of a stored table that are rounded: the first rows; networks and cores stay float32."""
+    if isinstance(config, StackedEmbeddingBagConfig) and isinstance(config.operation, Passed):
         return config.stack.sizes[0]
     return int(config.num_embeddings)
 

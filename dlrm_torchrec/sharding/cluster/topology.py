@@ -106,12 +106,11 @@ class Cluster:
 def _topology(machine: Machine, world_size: int, local_size: int) -> Topology:
     """Hosts of ``local_size`` ranks each, which share their host's memory and bandwidth equally."""
     is_gpu = machine.compute_device == "cuda"
-    return TopologyFactory.create_topology(
+    topology = TopologyFactory.create_topology(
         TrainerConfig(world_size=world_size, local_world_size=local_size),
         HardwareConfig(
             hbm_cap_bytes=machine.hbm_bytes if is_gpu else None,
             ddr_cap_bytes=machine.ddr_bytes // local_size,
-            ssd_cap_bytes=0,  # no offered kernel keeps rows on disk
             hbm_mem_bw=machine.hbm_bandwidth / MILLISECONDS if is_gpu else None,
             ddr_mem_bw=machine.ddr_bandwidth / local_size / MILLISECONDS,
             hbm_to_ddr_mem_bw=machine.pcie_bandwidth / MILLISECONDS if is_gpu else None,
@@ -125,6 +124,9 @@ def _topology(machine: Machine, world_size: int, local_size: int) -> Topology:
             ),
         ),
     )
+    for device in topology.devices:
+        device.storage.ssd = 0  # no offered kernel keeps rows on disk; a cap of 0 means 2 TB to TorchRec 1.6
+    return topology
 
 
 class HostBandwidths(BasicCommsBandwidths):

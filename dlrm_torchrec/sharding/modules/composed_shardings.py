@@ -40,7 +40,7 @@ def refusal(config: EmbeddingBagConfig, kind: str) -> str | None:
     if not isinstance(config, StackedEmbeddingBagConfig):
         return None
     if kind in COLUMN_TYPES and not config.operation.column_wise:
-        return "the networks of a path mix all columns"
+        return "paths and tensor trains mix all columns"
     return None
 
 

@@ -165,18 +165,25 @@ def test_labels_agree_with_the_teachers_probabilities(seed: int) -> None:
         assert abs(error) < 4.5 * (p[inside] * (1 - p[inside])).mean() ** 0.5 / n**0.5
 
 
-def test_the_teacher_is_the_documented_formula() -> None:
+@pytest.mark.parametrize("grouped", [0.0, 0.9])
+def test_the_teacher_is_the_documented_formula(grouped: float) -> None:
     """Against a plain loop: the logits are one affine map of three sums over the row, dense by dense and id by id."""
-    rows = stream(num_rows=3000, batch=3000, split="val")
+    rows = stream(num_rows=3000, batch=3000, split="val", grouped=grouped)
     columns = concatenate(rows.batches())
-    teacher = rows._teacher
+    teacher, groups = rows._teacher, [rows.groups(feature.name) for feature in SPEC.sparse]
     weights = teacher._dense_weights
     terms = np.zeros((300, 3))
     for row in range(300):
         effect = slope = 0.0
-        for key, scale, bags in zip(teacher._sparse_keys, teacher._bag_scale, columns.sparse, strict=True):
+        for key, group, scale, bags in zip(
+            teacher._sparse_keys, groups, teacher._bag_scale, columns.sparse, strict=True
+        ):
             for value in bags[row]:
-                per_id = _weights(key, np.array([value]))[0]
+                own, common = (
+                    _weights(each, np.array([number]))[0].astype(float)
+                    for each, number in ((key, value), (~key, group[value]))
+                )
+                per_id = (1 - grouped) ** 0.5 * own + grouped**0.5 * common
                 effect += float(per_id[0]) * scale
                 slope += float(per_id[1]) * scale
         x = columns.dense[row].double().numpy()
@@ -237,6 +244,7 @@ def test_a_spec_without_dense_columns_still_has_a_teacher() -> None:
         ({"exponent": 1.0}, "the Zipf exponent must be above 1: got 1.0"),
         ({"positive_rate": 1.0}, r"positive_rate must be in \(0, 1\): got 1.0"),
         ({"logit_std": 0.0}, "logit_std must be positive: got 0.0"),
+        ({"grouped": 1.5}, "grouped must be a share of the ids' effects: got 1.5; try .9, or 0 for no groups"),
     ],
 )
 def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:

@@ -13,7 +13,7 @@ from matplotlib.container import ErrorbarContainer
 from dlrm_torchrec.embeddings.comparison.report import plot, to_markdown, write_report
 from dlrm_torchrec.embeddings.comparison.sweep import Sweep
 from dlrm_torchrec.embeddings.comparison.variants import Runs, Variant, variants
-from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.embeddings.config import TablesConfig, TablesKind
 from dlrm_torchrec.schema import Table
 
 TABLES = [
@@ -48,6 +48,17 @@ def test_chosen_ways_alone() -> None:
     assert [v.way for v in variants(Sweep(ways=("qr", "plain")), WAYS, TABLES)] == ["qr", "plain"]
     with pytest.raises(ValueError, match="ways must be among plain, hash, qr, mixed: got crt; name some, or none"):
         variants(Sweep(ways=("qr", "crt")), WAYS, TABLES)
+
+
+@pytest.mark.parametrize("kind", ["mixed_radix", "chinese_remainder"])
+def test_tensor_trains_have_the_bytes_of_a_ratio(kind: TablesKind) -> None:
+    tables = [Table(name=f"t{rows}", rows=rows, dim=16, features=(f"f{rows}",)) for rows in (40, 3000, 20_000)]
+    ways = {"tensor-train": TablesConfig(kind=kind, operation="tensor_train", partitions=3)}
+    found = variants(Sweep(ratios=(2, 20, 100, 1000)), ways, tables)
+    plain = 4 * 16 * sum(table.rows for table in tables)
+    assert len(found) == 3  # not even rank 1 needs a thousandth
+    for variant, ratio in zip(found, (2, 20, 100), strict=False):
+        assert 0.8 * plain / ratio < variant.bytes <= plain / ratio
 
 
 def filled(folder: Path, compared: list[Variant], seeds: tuple[int, ...] = (0, 1, 2)) -> Runs:

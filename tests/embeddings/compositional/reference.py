@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from math import prod
 
 import torch
@@ -20,6 +21,7 @@ from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
 from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
 from dlrm_torchrec.embeddings.compositional.partitions.renumbered import Renumbered
 from dlrm_torchrec.embeddings.compositional.partitions.together import Together
+from dlrm_torchrec.embeddings.compositional.tensor_train import TensorTrain
 
 
 def classes_of(partition: Partition, x: int) -> tuple[int, ...]:
@@ -62,18 +64,26 @@ def mixed(x: int, seed: int) -> int:
     return (bits ^ bits >> 31) >> 13
 
 
-def network_rows(operation: Operation, dim: int) -> int:
-    """Rows that one class of a later partition has."""
-    if not isinstance(operation, Path):
-        return 1
-    return 2 * operation.hidden + -(-operation.hidden // dim) + 1 if operation.hidden else dim
+def network_rows(operation: Operation, dim: int, j: int, k: int) -> int:
+    """Rows that one class of partition ``j`` has, of k."""
+    if j and isinstance(operation, Path):
+        return 2 * operation.hidden + -(-operation.hidden // dim) + 1 if operation.hidden else dim
+    return -(-prod(core_shape(operation, dim, j, k)) // dim) if isinstance(operation, TensorTrain) else 1
+
+
+def core_shape(operation: TensorTrain, dim: int, j: int, k: int) -> tuple[int, int, int]:
+    """The rank before core ``j`` of k, its factor of the dim, and the rank behind it."""
+    sizes = [each for each in product(range(1, dim + 1), repeat=k - 1) if dim % prod(each) == 0]
+    factors = min((sorted([*each, dim // prod(each)]) for each in sizes), key=sum)
+    ranks = [1, dim // factors[0], *[operation.rank] * (k - 2), 1]
+    return ranks[j], factors[j], ranks[j + 1] if j < k - 1 else 1
 
 
 def vector(operation: Operation, partition: Partition, weight: torch.Tensor, x: int) -> torch.Tensor:
     """The vector of id ``x``, from the physical ``weight`` in which the partitions are stacked."""
     dim, first, rows = weight.size(1), 0, []
     for j, (number, count) in enumerate(zip(classes_of(partition, x), partition.classes, strict=True)):
-        size = network_rows(operation, dim) if j else 1
+        size = network_rows(operation, dim, j, len(partition.classes))
         first = partition.shared_from[j] if partition.shared_from else first
         rows.append(weight[first + number * size : first + (number + 1) * size])
         first += count * size
@@ -91,6 +101,13 @@ def vector(operation: Operation, partition: Partition, weight: torch.Tensor, x: 
         case Path(hidden):
             for network in rows[1:]:
                 result = path(network, hidden, result)
+        case TensorTrain():
+            result = torch.ones(1, 1, dtype=weight.dtype)  # the numbers so far, by the rank behind them
+            for j, core in enumerate(rows):
+                shape = core_shape(operation, dim, j, len(rows))
+                numbers = core.flatten()[: prod(shape)].view(shape)
+                result = torch.einsum("pr,rds->pds", result, numbers).flatten(0, 1)
+            result = result.squeeze(1)
     return result
 
 

@@ -31,6 +31,7 @@ from dlrm_torchrec.embeddings.compositional.table_configs import (
     CompositionalEmbeddingBagConfig,
     StackedEmbeddingBagConfig,
 )
+from dlrm_torchrec.embeddings.compositional.tensor_train import TensorTrain
 from tests.embeddings.compositional import reference
 
 NUM_IDS, DIM = 95, 12
@@ -58,6 +59,8 @@ OPERATIONS = {
     "path-7": Path(hidden=7),
     "path-24": Path(hidden=24),
     "feature-generation": FeatureGeneration(),
+    "tensor-train-2": TensorTrain(rank=2),
+    "tensor-train-5": TensorTrain(rank=5),
 }
 POOLINGS = [PoolingType.SUM, PoolingType.MEAN]
 SHORT = [[3, 57, 91], [], [0], [94, 94], [], [5, 6, 5, 6, 5], [0]]
@@ -163,7 +166,8 @@ def partitions(draw: st.DrawFn) -> Partition:
     return ChineseRemainder(num_ids, (one, other))
 
 
-operations = st.sampled_from([Add(), Concat(), Mult(), FeatureGeneration()]) | st.integers(0, 9).map(Path)
+operations = st.sampled_from([Add(), Concat(), Mult(), FeatureGeneration()])
+operations |= st.integers(0, 9).map(Path) | st.integers(1, 9).map(TensorTrain)
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,7 +11,15 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
-from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
+from dlrm_torchrec.embeddings.compositional.operations import (
+    Add,
+    Concat,
+    FeatureGeneration,
+    Mult,
+    Operation,
+    Passed,
+    Path,
+)
 from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import (
     ChineseRemainder,
     Hash,
@@ -26,6 +34,7 @@ from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
 from dlrm_torchrec.embeddings.compositional.partitions.renumbered import Renumbered
 from dlrm_torchrec.embeddings.compositional.partitions.together import Together
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.tensor_train import TensorTrain
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
 from dlrm_torchrec.inference.config import TableType
@@ -48,6 +57,7 @@ PARTITIONS: list[Partition] = [
     HotCold(9, Hashes(ROWS - 9, 13, 2), own_in_all=True),
 ]
 OPERATIONS: list[Operation] = [Concat(), FeatureGeneration(), Add(), Mult(), Path(hidden=5), Path(hidden=0)]
+OPERATIONS += [TensorTrain(rank=3)]
 
 
 def plain(name: str, features: list[str], dim: int = DIM, pooling: PoolingType = PoolingType.SUM) -> EmbeddingBagConfig:
@@ -91,6 +101,7 @@ def collections(*, weighted: bool = False) -> list[Tables]:
         plain("p", ["c", "a"]),
         composed("n", ["d"], MixedRadix(ROWS, (4, 4, 5)), Mult()),
         composed("h", ["e", "c"], QuotientRemainder(ROWS, 7), Path(hidden=5)),
+        composed("i", ["h", "c"], MixedRadix(ROWS, (4, 3, 5)), TensorTrain(rank=8)),
         plain("q", ["g"], pooling=PoolingType.MEAN),
     ]
     return [
@@ -116,12 +127,12 @@ def batch(features: list[str], longest: int, seed: int = 0, *, weighted: bool = 
 
 @torch.no_grad()
 def round_tables(tables: Tables, types: dict[str, TableType]) -> None:
-    """What the trained collection would be with rows of these types; the networks of paths stay as they are."""
+    """What the trained collection would be with rows of these types; networks and cores stay as they are."""
     stacked = {config.name: config for config in physical_configs(tables)}
     for name, weight in table_weights(tables).items():
         config = stacked[name]
         rows = len(weight)
-        if isinstance(getattr(config, "operation", None), Path):
+        if isinstance(getattr(config, "operation", None), Passed):
             rows = config.stack.sizes[0]
         weight[:rows] = rounded(weight[:rows], types[name])
 

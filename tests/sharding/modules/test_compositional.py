@@ -27,6 +27,7 @@ from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
 from dlrm_torchrec.embeddings.compositional.partitions.renumbered import Renumbered
 from dlrm_torchrec.embeddings.compositional.partitions.together import Together
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.tensor_train import TensorTrain
 from dlrm_torchrec.embeddings.compositional.thread_pool import thread_pool
 from dlrm_torchrec.sharding.modules import composed_kernels
 from dlrm_torchrec.sharding.modules.composed_shardings import offered_types
@@ -43,6 +44,7 @@ OPERATIONS = [
     Path(hidden=8),
     Path(hidden=0),
     FeatureGeneration(),
+    TensorTrain(rank=3),
 ]
 FEATURES = {"of no table": 9, "f0": IDS, "f1": IDS, "f2": IDS, "f3": IDS, "f4": IDS, "f5": IDS, "f6": 50}
 
@@ -179,7 +181,7 @@ def compare_all(chosen: list[Case], hosts: int = 1, threads: int = 1) -> int:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("family", [Add, Concat, FeatureGeneration, Mult, Path])
+@pytest.mark.parametrize("family", [Add, Concat, FeatureGeneration, Mult, Path, TensorTrain])
 def test_sharded_equals_unsharded(family: type[Operation], ranks: int) -> None:
     chosen = [case for operation in OPERATIONS if isinstance(operation, family) for case in cases(operation)]
     assert run_ranks(ranks, compare_all, chosen, timeout_s=60) == [len(chosen)] * ranks
@@ -189,7 +191,7 @@ def test_hosts_of_one_rank_each() -> None:
     """With one rank per host, types that place a table on a host see two hosts."""
     chosen = [
         case
-        for operation in (Add(), Concat(), FeatureGeneration(), Mult(), Path(hidden=8))
+        for operation in (Add(), Concat(), FeatureGeneration(), Mult(), Path(hidden=8), TensorTrain(rank=3))
         for case in cases(operation)
         if case.kind in ("table_row_wise", "table_column_wise", "grid_shard", "mixed")
     ]

@@ -12,7 +12,14 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
-from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import QuotientRemainder
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import (
+    ChineseRemainder,
+    Hash,
+    QuotientRemainder,
+)
+from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
+from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
+from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.sharding.config import CommsConfig, Precision
 from dlrm_torchrec.sharding.modules.comms import codecs
@@ -25,17 +32,23 @@ IDS, DIM, BATCH = 1000, 96, 16
 FEATURES = {"f": IDS, "g": IDS}
 
 
+QUOTIENTS = QuotientRemainder(IDS, 30)
+
+
 class Case(NamedTuple):
     operation: Operation | None  # None: a plain table
     kind: str
     weighted: bool = False
     precision: Precision = "fp32"
+    partition: Partition = QUOTIENTS
 
 
 Sent = tuple[list[int], ...]  # bytes of every collective of ids, of vectors and of gradients
 
 
-def collection(operation: Operation | None, weighted: bool) -> CompositionalEmbeddingBagCollection:
+def collection(
+    operation: Operation | None, weighted: bool, partition: Partition = QUOTIENTS
+) -> CompositionalEmbeddingBagCollection:
     """One table of two features."""
     torch.manual_seed(0)
     plain = EmbeddingBagConfig(name="t", num_embeddings=IDS, embedding_dim=DIM, feature_names=list(FEATURES))
@@ -44,7 +57,7 @@ def collection(operation: Operation | None, weighted: bool) -> CompositionalEmbe
         num_embeddings=IDS,
         embedding_dim=DIM,
         feature_names=list(FEATURES),
-        partition=QuotientRemainder(IDS, 30),
+        partition=partition,
         operation=operation or Add(),
     )
     return CompositionalEmbeddingBagCollection([composed if operation else plain], weighted)
@@ -59,7 +72,7 @@ def counted(cases: list[Case]) -> list[Sent]:
     """What this rank sent for each case."""
     found = []
     for case in cases:
-        tables = collection(case.operation, case.weighted)
+        tables = collection(case.operation, case.weighted, case.partition)
         model = shard(tables, {"t": case.kind}, qcomm_codecs_registry=both_ways(case.precision))
         found.append(tuple(traffic(model.module.tables, batch(case.weighted))))
     return found
@@ -75,7 +88,19 @@ OWNER_TYPES, SENDER_TYPES = (
     ["table_wise", "column_wise", "table_column_wise"],
     ["row_wise", "table_row_wise", "grid_shard"],
 )
+LATER: list[tuple[Operation, Partition]] = [  # hot and cold ids, and several hashes into the same rows
+    (Mult(), HotCold(100, ChineseRemainder(900, (31, 30)))),
+    (Add(), HotCold(100, Hash(900, 50))),
+    (Add(), Hashes(IDS, 100, 2)),
+    (Concat(), Hashes(IDS, 100, 2)),
+]
 CASES = [
+    *(
+        Case(operation, kind, weighted, partition=partition)
+        for operation, partition in LATER
+        for kind in OWNER_TYPES
+        for weighted in (False, True)
+    ),
     *(
         Case(operation, kind, weighted)
         for operation in OPERATIONS
@@ -125,7 +150,7 @@ def test_composed_on_the_owner_sends_what_a_plain_table_does(sent: dict[Case, Se
     plain = sent[Case(None, kind, weighted)]
     assert min(map(sum, plain)) > 0
     composed = [case for case in CASES if case.operation and case[1:3] == (kind, weighted) and case.precision == "fp32"]
-    assert len(composed) == (5 if kind == "table_wise" else 4)  # a path has no column shards
+    assert len(composed) == len(LATER) + (5 if kind == "table_wise" else 4)  # a path has no column shards
     for case in composed:
         outputs = 2 if isinstance(case.operation, FeatureGeneration) else 1  # it gives two vectors for one
         assert ratios(plain, sent[case]) == [[1] * len(plain[0]), [outputs], [outputs]], case

@@ -16,8 +16,12 @@ def grouped_linear(
     classes: torch.Tensor,
     networks: torch.Tensor,
     layers: Callable[[torch.Tensor], Layers],
+    *,
+    pieces: int = 1,
 ) -> torch.Tensor:
     """The output (N, out) of ``vectors`` (N, in) after the layers of their ``classes`` (N,), with ReLU between layers.
+
+    A vector may consist of ``pieces`` that pass one by one: (N, pieces * in) becomes (N, pieces * out).
 
     ``networks`` (num classes, rows, columns) holds a network per class, and ``layers`` splits n of them into layers:
     weights (n, in, out) and biases (n, out) or None. Vectors are sorted into blocks of one class, and a block has one
@@ -25,7 +29,7 @@ def grouped_linear(
     classes: an uneven split costs no more than an even one, and no count has to leave the device.
     """
     num_classes, device = len(networks), vectors.device
-    block = block_size(len(vectors), num_classes, networks.size(1))
+    block = block_size(len(vectors), num_classes, networks.size(1), fewest=max(_FEWEST // pieces, 1))
     in_order, order = classes.sort(stable=True)
     each = torch.arange(num_classes, device=device)
     first = torch.searchsorted(in_order, each)
@@ -36,19 +40,19 @@ def grouped_linear(
     places = torch.arange(len(vectors), device=device) + (first_block * block - first)[in_order]
     slots = torch.empty_like(order).index_copy(0, order, places)
     blocks = vectors.new_zeros(num_blocks * block, vectors.size(1)).index_copy(0, slots, vectors)
-    blocks = blocks.view(num_blocks, block, -1)
+    blocks = blocks.view(num_blocks, block * pieces, -1)
     for number, (weight, bias) in enumerate(layers(networks[block_class])):
         if number:
             blocks = blocks.relu()
         blocks = blocks @ weight
         if bias is not None:
             blocks = blocks + bias.unsqueeze(1)
-    return blocks.flatten(0, 1)[slots]
+    return blocks.view(num_blocks * block, -1)[slots]
 
 
-def block_size(num_vectors: int, num_classes: int, rows: int) -> int:
+def block_size(num_vectors: int, num_classes: int, rows: int, *, fewest: int = _FEWEST) -> int:
     """The number of vectors of a block for which the copies of networks need about as much memory as spare places.
 
     That is b where (``num_vectors`` / b) * ``rows`` = ``num_classes`` * b.
     """
-    return max(1, isqrt(num_vectors * rows // num_classes) // _FEWEST) * _FEWEST
+    return max(1, isqrt(num_vectors * rows // num_classes) // fewest) * fewest
