@@ -63,7 +63,7 @@ def test_words_of_the_docstring_and_values_of_presets_are_no_difference() -> Non
 def test_the_command_takes_names_and_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["diff", "train_dlrm", "train_fm"]) == 0
     changes = capsys.readouterr().out.splitlines()
-    assert "+     model = FactorizationMachine(tables, len(spec.dense), dense_device=device)" in changes
+    assert "+     model = FactorizationMachine(tables, len(spec.dense))" in changes
     assert "== main" not in changes
     path = tmp_path / "mine.py"
     path.write_text(ONE)
