@@ -79,7 +79,7 @@ WAYS = PAPERS | {
 }
 FRONTIER = (
     "plain", "hash", "hashes-add", "hashes-concat", "qr-mult", "path-16", "crt-mult", "mixed-dims", "hot-hash",
-    "hot-concat", "hot-cold", "tensor-train",
+    "hot-concat", "hot-cold",
 )  # fmt: skip
 SWEEP = Sweep(
     ways=tuple(PAPERS), collisions=(2, 3, 4, 5, 6, 7, 60), thresholds=(20, 200, 2000, 20_000),
