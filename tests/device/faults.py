@@ -91,14 +91,6 @@ FAULTS = [
         "test_table_wise and Add",
     ),
     Fault(
-        "a generator of the host",
-        "dlrm_torchrec/embeddings/mixed_dimensions.py",
-        "nn.init.uniform_(matrix.weight, -limit, limit)",
-        "nn.init.uniform_(matrix.weight, -limit, limit, generator=torch.Generator())",
-        WAITS,
-        "test_recipes and mixed_dimension",
-    ),
-    Fault(
         "unique() of ids",
         f"{EMBEDDINGS}/operations.py",
         'if bags.values.device.type == "cpu":\n            ids, places',
@@ -153,14 +145,6 @@ FAULTS = [
         "known = torch.ones_like(labels) if not labels.isnan().any() else (~labels.isnan()).float()",
         META,
         "test_recipes and data",
-    ),
-    Fault(
-        "a model's weights without their device",
-        "dlrm_torchrec/models/factorization_machine.py",
-        "torch.empty(columns, dim, device=device)",
-        "torch.empty(columns, dim)",
-        META,
-        "test_recipes and train_fm",
     ),
     Fault(
         "a kernel for each table",
