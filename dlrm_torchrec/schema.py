@@ -18,7 +18,8 @@ from urllib.parse import quote
 
 from dlrm_torchrec.checked_json import record
 
-Encoding = Literal["id", "vocab", "hash", "bucket"]
+Encoding = Literal["id", "vocab", "hash", "bucket", "managed"]
+MANAGED_IDS = 2**63 - 1  # the range of ids without a vocabulary, too large for two values to meet
 WINDOW_ROWS = 65_536  # rows of data in one window; an id that repeats within a window counts as reuse
 MISSING_MARKERS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "\\N")
 _MAX_NAME_BYTES = 120
@@ -83,7 +84,9 @@ class SparseFeature:
     - ``id``: the value is already an id;
     - ``vocab``: id 0 means missing, id 1 means unseen; the other ids are the values seen at least ``min_count`` times;
     - ``hash``: id 0 means missing; other values get a stable 64-bit hash folded into ``[1, rows)``;
-    - ``bucket``: id 0 means missing; id 1 + i is a number with i ``boundaries`` at or below it.
+    - ``bucket``: id 0 means missing; id 1 + i is a number with i ``boundaries`` at or below it;
+    - ``managed``: id 0 means missing; other values get a stable 64-bit hash folded into [1, ``MANAGED_IDS``), and the
+      table gives its ``rows`` to those that training meets.
 
     ``rows`` may be 0 only for ``vocab``, before preparation has counted the values. Features with the same ``table``
     share one table, and with it their vocabulary.
@@ -108,10 +111,11 @@ class SparseFeature:
         name = self.name
         _check_choice(f"encoding of feature {name!r}", self.encoding, get_args(Encoding))
         _check_choice(f"part of feature {name!r}", self.part, ("value", "number", "hour", "weekday"))
-        least = {"vocab": 0, "hash": 2, "bucket": 3, "id": 1}[self.encoding]
+        least = {"vocab": 0, "hash": 2, "bucket": 3, "id": 1, "managed": 2}[self.encoding]
         if self.rows < least:
             why = {
                 "hash": "id 0 is 'missing'",
+                "managed": "ids without a row share one",
                 "bucket": "id 0 is 'missing', and one boundary makes two buckets",
                 "vocab": "0 is for a vocabulary that is still to be counted",
                 "id": "name the number of distinct ids; 0 is for a vocabulary that is still to be counted",
@@ -140,6 +144,11 @@ class SparseFeature:
         return self.column or self.name
 
     @property
+    def ids(self) -> int:
+        """The number of ids that a prepared column may hold, from 0 on: the rows, unless the table manages them."""
+        return MANAGED_IDS if self.encoding == "managed" else self.rows
+
+    @property
     def table_name(self) -> str:
         """The name of the table and of the vocabulary, which others may share; ``safe_name`` makes it a file's."""
         return self.table or self.name
@@ -166,6 +175,7 @@ class Table:
     model_dim: int = 0  # width of the vectors that the model gets, to which narrower ones are mapped; 0 means ``dim``
     weighted: bool = False  # ids have weights; all tables of a data set alike
     by_frequency: bool = False  # the ids of a vocabulary: the most frequent come first
+    managed: bool = False  # the ids are any of ``MANAGED_IDS``, to which the table gives its rows
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.dim < 1:
@@ -267,6 +277,7 @@ class DatasetSpec:
                 model_dim=dim,
                 weighted=self.weighted_ids,
                 by_frequency=features[0].encoding == "vocab",
+                managed=features[0].encoding == "managed",
             )
             for name, features in self._by_table().items()
         )

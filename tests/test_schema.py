@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from dlrm_torchrec.schema import DatasetSpec, DenseFeature, Label, SparseFeature, safe_name, vocabulary_path
+from dlrm_torchrec.inference import lookups
+from dlrm_torchrec.schema import (
+    MANAGED_IDS,
+    DatasetSpec,
+    DenseFeature,
+    Label,
+    SparseFeature,
+    safe_name,
+    vocabulary_path,
+)
 
 GOOD: dict[str, Any] = {
     "name": "log",
@@ -150,3 +159,15 @@ def test_any_name_becomes_a_safe_one() -> None:
     assert safe_name("x" * 299 + "y") != safe_name("x" * 300)
     feature = SparseFeature(name="../../evil", rows=0, encoding="vocab")
     assert vocabulary_path(feature) == "vocab/%2E%2E%2F%2E%2E%2Fevil.parquet"
+
+
+def test_a_managed_feature_has_more_ids_than_rows() -> None:
+    managed = SparseFeature(name="user", rows=100, encoding="managed")
+    assert managed.ids == MANAGED_IDS == lookups.MANAGED_IDS
+    assert SparseFeature(name="shop", rows=100).ids == 100
+    (table,) = DatasetSpec(name="s", label="y", dense=(), sparse=(managed,)).tables(dim=4)
+    assert (table.rows, table.managed) == (100, True)
+    with pytest.raises(
+        ValueError, match=r"rows of managed feature 'user' must be at least 2 \(ids without a row share"
+    ):
+        SparseFeature(name="user", rows=1, encoding="managed")

@@ -61,6 +61,11 @@ class WithNegatives:
                 f"user and item must be one-hot features of the data: got {user!r} and {item!r}; "
                 f"name two of {sorted(one_hot)}"
             )
+        if one_hot[item].encoding not in _RESERVED:
+            raise ValueError(
+                f"items must be numbered for negatives to be drawn: got feature {item!r} of encoding "
+                f"{one_hot[item].encoding!r}; prepare it with a vocabulary"
+            )
         self._user, self._item, self._count, self._rank = user, item, count, ranks.rank
         self._key = counter.words(seed, 3)
         self._rows, self._reserved = one_hot[item].rows, _RESERVED[one_hot[item].encoding]

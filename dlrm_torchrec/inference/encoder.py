@@ -16,7 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dlrm_torchrec.inference.lookups import Categories, Lookup, hashed_ids, id_lookup, read_categories
+from dlrm_torchrec.inference.lookups import (
+    MANAGED_IDS,
+    Categories,
+    Lookup,
+    hashed_ids,
+    id_lookup,
+    read_categories,
+)
 from dlrm_torchrec.raw_values import (
     TextForm,
     UnfitTypeError,
@@ -175,8 +182,8 @@ class Encoder:
                 ids[number] = buckets(_numbers(parts, feature["part"]), feature["boundaries"])
                 continue
             categories = _categories(parts, feature["part"])
-            if encoding == "hash":
-                hashed[number] = categories, feature["rows"]
+            if encoding in ("hash", "managed"):
+                hashed[number] = categories, feature["rows"] if encoding == "hash" else MANAGED_IDS
                 continue
             if encoding == "id" and categories.is_text.any():
                 _refuse(place[1][0], "whole numbers", categories.texts.drop_null()[0].as_py())

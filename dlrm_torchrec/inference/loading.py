@@ -49,7 +49,7 @@ def _row(spec: DatasetSpec, *, text: bool) -> dict[str, list[Any]]:
         parts = {feature.part for feature in dense} | {feature.part for feature in sparse}
         is_time = not parts.isdisjoint({"days", "hour", "weekday"})
         may_be_text = not (dense or is_weight) and all(
-            feature.part == "value" and feature.encoding in ("hash", "vocab") for feature in sparse
+            feature.part == "value" and feature.encoding in ("hash", "managed", "vocab") for feature in sparse
         )
         value = _TIME if is_time else "text" if text and may_be_text else 1
         is_list = is_weight or any(feature.multi_hot for feature in sparse)

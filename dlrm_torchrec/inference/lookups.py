@@ -19,6 +19,7 @@ Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 MISSING, UNSEEN, FIRST = 0, 1, 2  # ids of a vocabulary; 0 means missing in the other encodings too
+MANAGED_IDS = 2**63 - 1  # the range of hashes that are folded for a table which manages its ids
 _UNKNOWN = -1  # marks an unknown value until its id is chosen
 _FNV_OFFSET, _FNV_PRIME = 0xCBF29CE484222325, 0x100000001B3
 

@@ -15,7 +15,7 @@ UNSEEN = {"vocab": 1}  # the id of unseen values; other encodings use the id of 
 class Scorer(nn.Module):
     """Predictions for samples: probabilities, or numbers if the labels are numbers; ids may be out of range."""
 
-    rows: torch.Tensor
+    ids: torch.Tensor
     replacement: torch.Tensor
 
     def __init__(self, model: nn.Module, spec: DatasetSpec) -> None:
@@ -26,7 +26,7 @@ class Scorer(nn.Module):
         self.num_labels = len(spec.labels)
         self.binary = spec.target == "binary"
         self.weighted = any(feature.weights for feature in spec.sparse)
-        self.register_buffer("rows", torch.tensor([feature.rows for feature in spec.sparse]))
+        self.register_buffer("ids", torch.tensor([feature.ids for feature in spec.sparse]))
         self.register_buffer("replacement", torch.tensor([UNSEEN.get(each.encoding, 0) for each in spec.sparse]))
 
     def forward(
@@ -39,8 +39,8 @@ class Scorer(nn.Module):
         weight for each id; it is needed if a feature of the spec has weights, and else left out.
         """
         feature = torch.repeat_interleave(lengths.view(len(self.keys), -1).sum(1))
-        outside = (ids < 0) | (ids >= self.rows[feature])
-        unseen = torch.zeros_like(self.rows).index_add(0, feature, outside.long())
+        outside = (ids < 0) | (ids >= self.ids[feature])
+        unseen = torch.zeros_like(self.ids).index_add(0, feature, outside.long())
         ids = torch.where(outside, self.replacement[feature], ids)
         bags = KeyedJaggedTensor(
             keys=self.keys, values=ids, lengths=lengths, weights=weights if self.weighted else None

@@ -402,7 +402,7 @@ def test_ids_outside_the_table_are_named(tmp_path: Path, materialize: bool) -> N
     pq.write_table(table, tmp_path / "one" / "part.parquet", row_group_size=10)
     write_manifest(tmp_path / "one", {"part.parquet": 20})
     made = str(tmp_path / "made")
-    with pytest.raises(ValueError, match=r"row group 1 must hold ids in \[0, 30\), the rows of its table: got 30"):
+    with pytest.raises(ValueError, match=r"row group 1 must hold ids in \[0, 30\), those of its table: got 30"):
         made_and_read(str(tmp_path / "one"), made, materialize)
     assert not list(tmp_path.glob("made/train/*"))  # no half file
 

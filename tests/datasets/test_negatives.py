@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,9 @@ SPEC = DatasetSpec(
 )
 
 
-def write(folder: Path, pairs: list[tuple[int, int]], labels: list[float] | None = None) -> str:
+def write(
+    folder: Path, pairs: list[tuple[int, int]], labels: list[float] | None = None, spec: DatasetSpec = SPEC
+) -> str:
     users, items = zip(*pairs, strict=True)
     table = pa.table(
         {
@@ -44,7 +47,7 @@ def write(folder: Path, pairs: list[tuple[int, int]], labels: list[float] | None
     (folder / "train").mkdir(parents=True)
     pq.write_table(table, folder / "train/part-0.parquet", row_group_size=7)
     split = Split(files=(DataFile(path="train/part-0.parquet", rows=len(pairs)),))
-    Manifest(spec=SPEC, splits={"train": split}).save(str(folder))
+    Manifest(spec=spec, splits={"train": split}).save(str(folder))
     return str(folder)
 
 
@@ -121,6 +124,10 @@ def test_what_is_refused(tmp_path: Path) -> None:
     message = "user and item must be one-hot features of the data: got 'user' and 'tags'; name two of ['item', 'user']"
     with pytest.raises(ValueError, match=re.escape(message)):
         WithNegatives(folder, "user", "tags", 3, ranks=Ranks(32, 0, 1), epochs=1, seed=0, lanes=1)
+    managed = replace(SPEC, sparse=(*SPEC.sparse[:2], SparseFeature(name="item", rows=ITEMS, encoding="managed")))
+    folder = write(tmp_path / "managed", met(), spec=managed)
+    with pytest.raises(ValueError, match="items must be numbered for negatives to be drawn: got feature 'item' of enc"):
+        stream(folder)
     folder = write(tmp_path / "labels", met()[:2], [1.0, 0.0])
     with pytest.raises(ValueError, match=r"must all have label 1 .* label 0 in .*; prepare it with --negatives 0"):
         stream(folder)

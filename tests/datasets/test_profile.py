@@ -182,8 +182,8 @@ def test_another_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
-        ("user", -1, "must hold ids in [0, 1000000), the rows of its table: got -1; prepare"),
-        ("history", [3, 50], "must hold ids in [0, 50), the rows of its table: got 50; prepare"),
+        ("user", -1, "must hold ids in [0, 1000000), those of its table: got -1; prepare"),
+        ("history", [3, 50], "must hold ids in [0, 50), those of its table: got 50; prepare"),
         ("shop", None, "must have no nulls: got 1; fill them"),
         ("history", None, "must have no nulls: got 1; fill them"),
         ("history", [3, None], "must have no nulls: got 1; fill them"),

@@ -114,9 +114,9 @@ def _bags(table: pa.Table, feature: SparseFeature, where: str) -> IdLists:
     else:
         bags = IdLists(column.to_numpy())
     values = bags.values
-    if len(values) and not (values.min() >= 0 and values.max() < feature.rows):
-        rule = f"column {feature.name!r} of {where} must hold ids in [0, {feature.rows}), the rows of its table"
-        _check((values < 0) | (values >= feature.rows), values, rule)
+    if len(values) and not (values.min() >= 0 and values.max() < feature.ids):
+        rule = f"column {feature.name!r} of {where} must hold ids in [0, {feature.ids}), those of its table"
+        _check((values < 0) | (values >= feature.ids), values, rule)
     return bags
 
 

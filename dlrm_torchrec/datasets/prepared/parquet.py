@@ -77,7 +77,7 @@ class ParquetStream:
             shuffle=shuffle,
         )
         self.num_steps = epochs * self._order.steps_per_epoch
-        self._id_type = np.int32 if all(feature.rows <= 1 << 31 for feature in self.spec.sparse) else np.int64
+        self._id_type = np.int32 if all(feature.ids <= 1 << 31 for feature in self.spec.sparse) else np.int64
 
     def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
         """This rank's share of the global batches ``start_step`` .. ``num_steps - 1``.

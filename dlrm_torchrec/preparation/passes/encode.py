@@ -57,11 +57,11 @@ def _ids(raw: Any, feature: SparseFeature, vocabulary: Vocabulary | None) -> npt
         return vocabulary.encode(raw)
     if feature.encoding == "id":
         return np.asarray(raw.fill_null(MISSING).to_numpy())
-    return hash_categories(raw, feature.rows)
+    return hash_categories(raw, feature.ids)
 
 
 def _id_type(feature: SparseFeature) -> pa.DataType:
-    return pa.int32() if feature.rows <= 2**31 else pa.int64()
+    return pa.int32() if feature.ids <= 2**31 else pa.int64()
 
 
 def _lists_of(kind: pa.DataType) -> pa.DataType:

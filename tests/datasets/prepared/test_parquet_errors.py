@@ -37,11 +37,11 @@ def stream_of(folder: Path, table: pa.Table) -> ParquetStream:
 @pytest.mark.parametrize(
     ("name", "value", "rule", "got"),
     [
-        ("user", -1, "must hold ids in [0, 1000000), the rows of its table", "-1"),
-        ("user", 1_000_000, "must hold ids in [0, 1000000), the rows of its table", "1000000"),
-        ("shop", 30, "must hold ids in [0, 30), the rows of its table", "30"),
-        ("shop", 2**40, "must hold ids in [0, 30), the rows of its table", str(2**40)),
-        ("history", [3, 50, 2], "must hold ids in [0, 50), the rows of its table", "50"),
+        ("user", -1, "must hold ids in [0, 1000000), those of its table", "-1"),
+        ("user", 1_000_000, "must hold ids in [0, 1000000), those of its table", "1000000"),
+        ("shop", 30, "must hold ids in [0, 30), those of its table", "30"),
+        ("shop", 2**40, "must hold ids in [0, 30), those of its table", str(2**40)),
+        ("history", [3, 50, 2], "must hold ids in [0, 50), those of its table", "50"),
         ("user", None, "must have no nulls", "1"),
         ("age", None, "must have no nulls", "1"),
         ("click", None, "must have no nulls", "1"),
