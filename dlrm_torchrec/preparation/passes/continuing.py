@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dlrm_torchrec.datasets.prepared.chain import fingerprint
 from dlrm_torchrec.datasets.prepared.files import digest, join
 from dlrm_torchrec.datasets.prepared.lineage import Lineage, TrainedFile
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
+from dlrm_torchrec.datasets.windows.chain import fingerprint
 from dlrm_torchrec.preparation.vocabularies.continued import Continued, continue_vocabulary
 from dlrm_torchrec.preparation.vocabularies.ledger import KINDS, joined
 from dlrm_torchrec.preparation.vocabularies.policy import Policy
