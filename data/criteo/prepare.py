@@ -49,7 +49,7 @@ class Config:
     test_share: float = 0.0  # Share of rows of --input for 'test'.
     time: str = ""  # For table: column of times; the shares are then the latest rows, not random ones.
     group: str = ""  # For table: column such as the user; rows with the same value are then in the same split.
-    encoding: Literal["vocab", "hash"] = "vocab"  # For kaggle and 1tb: number the values, or hash them.
+    encoding: Literal["vocab", "hash", "managed"] = "vocab"  # For kaggle and 1tb: number the values, or hash them.
     min_count: int = 1  # For vocab of kaggle and 1tb: a value seen less often in training is unseen.
     max_ind_range: int = 0  # Most ids per feature of kaggle and 1tb; 0 means 40,000,000 for 1tb, no limit for kaggle.
     spec: str = ""  # For table: JSON file of a DatasetSpec.
