@@ -216,8 +216,8 @@ def _coded_number(name: str, numbers: Floats, why: str, sample: Sample) -> Propo
 def _coded(name: str, distinct: int, sample: Sample, *, rows: int = 0, multi_hot: bool = False) -> SparseFeature:
     """A feature of so many values: managed if a person says so, hashed if a vocabulary would be mostly rare values.
 
-    Hashed values get two to four times as many rows as the sample has values, because they meet in rows. Managed ones do
-    not meet, and get half of that.
+    Hashed values get two to four times as many rows as the sample has values, because they meet in rows. Managed ones
+    get half of that, because they do not meet.
     """
     if sample.roles.get(name) == "managed":
         return SparseFeature(name=name, rows=1 << distinct.bit_length(), encoding="managed", multi_hot=multi_hot)
