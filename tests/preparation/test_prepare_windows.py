@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -20,6 +21,7 @@ import pytest
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.profile import main as profile
 from dlrm_torchrec.datasets.windows.chain import check_follows, fingerprint
+from dlrm_torchrec.datasets.windows.chain import main as check_chain
 from dlrm_torchrec.datasets.windows.vocabulary_changes import vocabulary_changes
 from dlrm_torchrec.preparation.prepare import Source, Window, prepare
 from dlrm_torchrec.preparation.readers.columns import Columns
@@ -158,6 +160,19 @@ def test_profiling_a_folder_does_not_break_its_chain(days: Path, tmp_path: Path)
         check_follows(moved, second, ("first", "second"))
     changed = replace(moved, splits={name: split for name, split in moved.splits.items() if name == "train"})
     assert fingerprint(changed) != fingerprint(moved)
+
+
+def test_the_command_checks_a_chain(days: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [str(days / f"out-{day}") for day in range(1, 6)]
+    check_chain(tuple(folders))
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"{folders[0]}: window 1, (\d+) values with an id, \1 new, 0 of them .*, 0 evicted; .*", first)
+    fifth = Manifest.load(folders[-1])
+    assert last.endswith(f"evicted; fingerprint {fingerprint(fifth)[:12]}")
+    with pytest.raises(ValueError, match=r"out-4 must continue .*out-2, .*name the folders in their order"):
+        check_chain((folders[1], folders[3]))
+    plain = replace(fifth, lineage=None)
+    assert fingerprint(plain) != fingerprint(fifth)
 
 
 def test_tables_without_headroom_grow(days: Path, tmp_path: Path) -> None:
