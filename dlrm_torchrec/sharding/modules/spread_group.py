@@ -7,6 +7,7 @@ in each step. So an id is sent once, to its owner, and the sums of the owners' b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -114,6 +115,9 @@ class SpreadGroup(TableGroup):
 
     def read_rows(self, look_up: LookUp, rows: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
         return self.read(look_up, one_each(rows), later)
+
+    def sums_of_classes(self, look_up: LookUp, bags: Bags) -> torch.Tensor:
+        return reduce(torch.add, self.rows_of_classes(look_up, bags))
 
 
 class _SumOverRanks(torch.autograd.Function):
