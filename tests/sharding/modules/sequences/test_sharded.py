@@ -1,4 +1,4 @@
-"""Sharded tables of single ids against the unsharded collection, and this one against loops in float64."""
+"""Sharded tables of single ids against the unsharded collection: every operation, sharding type and kernel."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from dlrm_torchrec.embeddings.compositional.partitions.together import Together
 from dlrm_torchrec.embeddings.compositional.sequences import CompositionalEmbeddingCollection
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingConfig
 from dlrm_torchrec.embeddings.compositional.tensor_train import TensorTrain
+from dlrm_torchrec.sharding.modules import composed_kernels
 from dlrm_torchrec.sharding.modules.composed_shardings import offered_types
 from dlrm_torchrec.sharding.modules.sharder import CHANGED_BY
 from tests.distributed import run_ranks
@@ -162,3 +163,39 @@ def compare_all(chosen: list[Case], threads: int = 1) -> int:
 def test_sharded_equals_unsharded(ranks: int) -> None:
     chosen = [case for operation in OPERATIONS for case in cases(operation)]
     assert run_ranks(ranks, compare_all, chosen, timeout_s=60) == [len(chosen)] * ranks
+
+
+def test_lookups_by_two_threads() -> None:
+    chosen = [case for operation in OPERATIONS for case in cases(operation) if case.kind in ("table_wise", "mixed")]
+    assert run_ranks(1, compare_all, chosen, 2, timeout_s=60) == [len(chosen)]
+
+
+def compare_without_sorted_updates(chosen: list[Case]) -> int:
+    """With FBGEMM's kernels, which half-precision tables and those on a GPU have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(composed_kernels, "can_sort", lambda _: False)
+        return compare_all(chosen)
+
+
+def test_fbgemm_kernels() -> None:
+    chosen = [case for operation in OPERATIONS for case in cases(operation) if case.kind == "table_wise"]
+    assert run_ranks(1, compare_without_sorted_updates, chosen, timeout_s=60) == [len(chosen)]
+
+
+def refuse_bad_ids() -> None:
+    """AssertionError unless ids that a table does not have are refused, by name; those of plain tables, too."""
+    reference = CompositionalEmbeddingCollection(configs(Mult()))
+    model = shard(reference, dict.fromkeys((config.name for config in reference.physical_configs()), "table_wise"))
+    batch = features(FEATURES, BATCH, LONGEST, False, 0)
+    for feature, table in {"f3": "mixed_radix", "f5": "another"}.items():
+        number = list(FEATURES).index(feature)
+        values = batch.values().clone()
+        values[batch.offset_per_key()[number]] = IDS
+        bad = type(batch)(keys=batch.keys(), values=values, lengths=batch.lengths())
+        expected = rf"ids of feature '{feature}' must be in \[0, {IDS}\), the ids of table '{table}': got {IDS}"
+        with pytest.raises(ValueError, match=expected):
+            model(bad).wait()
+
+
+def test_ids_out_of_range_are_refused() -> None:
+    run_ranks(1, refuse_bad_ids, timeout_s=60)
