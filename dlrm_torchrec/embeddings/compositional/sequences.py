@@ -24,6 +24,8 @@ class CompositionalEmbeddingCollection(EmbeddingCollection):
     The partitions of a table are stacked in ``embeddings.<table>.weight``.
     """
 
+    device = torch.device("meta")  # until the tables have been created
+
     def __init__(
         self,
         tables: Sequence[EmbeddingConfig],
@@ -37,7 +39,7 @@ class CompositionalEmbeddingCollection(EmbeddingCollection):
             model.append(config.model_config() if composed else config)
         super().__init__(model, torch.device("meta"), need_indices)  # it wants equal dims, also where rows are shorter
         self._physical = physical
-        self._device = device or torch.device("cpu")
+        self.device = device or torch.device("cpu")
         for config in physical:
             dtype = torch.float32 if config.data_type is DataType.FP32 else torch.float16
             size = config.num_embeddings, config.embedding_dim
@@ -50,8 +52,8 @@ class CompositionalEmbeddingCollection(EmbeddingCollection):
 
     def physical(self) -> EmbeddingCollection:
         """The stored tables as a plain collection that shares the parameters of this one."""
-        plain = EmbeddingCollection(self.embedding_configs(), torch.device("meta"), self.need_indices())
-        plain._embedding_configs, plain.embeddings, plain._device = self._physical, self.embeddings, self.device
+        plain = _StoredTables(self.embedding_configs(), torch.device("meta"), self.need_indices())
+        plain.physical, plain.embeddings, plain.device = self._physical, self.embeddings, self.device
         return plain
 
     def reset_parameters(self) -> None:
@@ -75,3 +77,13 @@ class CompositionalEmbeddingCollection(EmbeddingCollection):
                 indices = ids.values() if self.need_indices() else None
                 found[key] = JaggedTensor(vectors.float(), lengths=ids.lengths(), weights=indices)
         return found
+
+
+class _StoredTables(EmbeddingCollection):
+    """A plain collection created without memory of its own, whose rows may be shorter than its vectors."""
+
+    device = torch.device("meta")
+    physical: list[EmbeddingConfig]
+
+    def embedding_configs(self) -> list[EmbeddingConfig]:
+        return self.physical

@@ -40,8 +40,6 @@ class Concurrent:
     Each table stays in one lookup, so without ``sorted_updates``, the results equal TorchRec's bit for bit.
     """
 
-    _lookups: list[torch.nn.Module]
-
     def __init__(self, module: torch.nn.Module, *args: Any, sorted_updates: bool = False, **kwargs: Any) -> None:
         # before TorchRec's __init__, which creates the lookups
         self._sorted_updates = sorted_updates
@@ -72,7 +70,8 @@ class Concurrent:
     def _create_lookups(self) -> None:
         inherited: Any = super()
         inherited._create_lookups()
-        for lookup in self._lookups:
+        own: Any = self
+        for lookup in own._lookups:
             for kernel in lookup.modules():
                 if isinstance(kernel, BatchedFusedEmbeddingBag):
                     tables = kernel.emb_module
@@ -165,25 +164,30 @@ def deal(work: Sequence[int], parts: int) -> list[int]:
 
 
 def look_up(lookup: torch.nn.Module, features: KeyedJaggedTensor) -> torch.Tensor:
-    """Pooled vectors (B, sum of dims) of ``lookup``'s tables, or those of single ids, in a row.
+    """Pooled embeddings (B, sum of dims) of ``lookup``'s tables; without threads if they cannot help."""
+    found = look_up_by_kernel(lookup, features) if isinstance(lookup, GroupedPooledEmbeddingsLookup) else None
+    if found is None:
+        pooled: torch.Tensor = lookup(features)
+        return pooled
+    return torch.cat(found, dim=1)
 
-    There are no threads if they cannot help.
-    """
+
+def look_up_by_kernel(
+    lookup: GroupedPooledEmbeddingsLookup | GroupedEmbeddingsLookup, features: KeyedJaggedTensor
+) -> tuple[torch.Tensor, ...] | None:
+    """What each kernel of ``lookup`` finds, each on a thread; None if threads cannot help."""
     weights = features.weights_or_none()
     if (
-        not isinstance(lookup, (GroupedPooledEmbeddingsLookup, GroupedEmbeddingsLookup))
-        or len(lookup.grouped_configs) < 2
+        len(lookup.grouped_configs) < 2
         or getattr(lookup, "in_order", False)
         or torch.get_num_threads() == 1
         or features.device().type != "cpu"
         or features.variable_stride_per_key()
         or (weights is not None and weights.requires_grad)
     ):
-        pooled: torch.Tensor = lookup(features)
-        return pooled
+        return None
     parts = features.split(lookup._feature_splits)
-    found = concurrently([partial(module, part) for module, part in zip(lookup._emb_modules, parts, strict=True)])
-    return torch.cat(found, dim=int(isinstance(lookup, GroupedPooledEmbeddingsLookup)))
+    return concurrently([partial(module, part) for module, part in zip(lookup._emb_modules, parts, strict=True)])
 
 
 def concurrently(functions: Sequence[Function]) -> tuple[torch.Tensor, ...]:

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torchrec.distributed.embedding_lookup import GroupedEmbeddingsLookup
-from torchrec.distributed.embedding_types import GroupedEmbeddingConfig, ShardedEmbeddingTable
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel, GroupedEmbeddingConfig, ShardedEmbeddingTable
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.compositional.operations import Add
 from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import Naive
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingConfig, StackedTable
 from dlrm_torchrec.sharding.modules.composed_kernels import Stacked, composed_kernel
+from dlrm_torchrec.sharding.modules.concurrent import look_up_by_kernel
 
 
 class SequenceLookup(GroupedEmbeddingsLookup):
@@ -28,6 +30,14 @@ class SequenceLookup(GroupedEmbeddingsLookup):
         self._stacked, self._spread_over = stacked, spread_over  # before TorchRec's __init__ creates the kernels
         self.in_order = False  # whether kernels must run one after another, as they exchange rows with other ranks
         super().__init__(*args, **kwargs)
+        self.fused = all(each.compute_kernel != EmbeddingComputeKernel.DENSE for each in self.grouped_configs)
+
+    def forward(self, sparse_features: KeyedJaggedTensor) -> torch.Tensor:
+        """The vectors of all ids (N, dim) in a row, feature by feature."""
+        # DDP counts the gradients of a replica's kernels itself
+        found = look_up_by_kernel(self, sparse_features) if self.fused else None
+        vectors: torch.Tensor = super().forward(sparse_features) if found is None else torch.cat(found)
+        return vectors
 
     def _create_embedding_kernel(
         self,

@@ -6,25 +6,22 @@ from typing import Any
 
 import torch
 from torchrec.distributed.embedding import (
-    EmbeddingCollectionContext,
     EmbeddingCollectionSharder,
     ShardedEmbeddingCollection,
 )
 from torchrec.distributed.embedding_sharding import EmbeddingSharding, EmbeddingShardingInfo
-from torchrec.distributed.embedding_types import KJTList
 from torchrec.distributed.sharding.cw_sequence_sharding import CwSequenceEmbeddingSharding
 from torchrec.distributed.sharding.dp_sequence_sharding import DpSequenceEmbeddingSharding
 from torchrec.distributed.sharding.rw_sequence_sharding import RwSequenceEmbeddingSharding
 from torchrec.distributed.sharding.tw_sequence_sharding import TwSequenceEmbeddingSharding
-from torchrec.distributed.types import LazyAwaitable, ParameterSharding, ShardingEnv
+from torchrec.distributed.types import ParameterSharding, ShardingEnv
 from torchrec.modules.embedding_modules import EmbeddingCollection
-from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from dlrm_torchrec.embeddings.compositional.sequences import CompositionalEmbeddingCollection
 from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.sharding.modules.composed_shardings import Owner, Sender, check_sharding
 from dlrm_torchrec.sharding.modules.compositional import part_kernels, stacked_tables
-from dlrm_torchrec.sharding.modules.concurrent import Concurrent, look_up
+from dlrm_torchrec.sharding.modules.concurrent import Concurrent
 from dlrm_torchrec.sharding.modules.sequences.lookup import SequenceLookup
 from dlrm_torchrec.sharding.modules.sharder import Exact
 
@@ -87,22 +84,6 @@ class ShardedCompositionalEmbeddingCollection(Concurrent, ShardedEmbeddingCollec
         replicated = sharding_type == "data_parallel"
         options = {} if replicated else {"qcomm_codecs_registry": qcomm_codecs_registry}
         return SHARDINGS[sharding_type](self.stacked, sharding_infos, env, device, **options)
-
-    def compute(self, ctx: EmbeddingCollectionContext, dist_input: KJTList) -> list[torch.Tensor]:
-        found = []
-        for lookup, features, context, kind in zip(
-            self._lookups, dist_input, ctx.sharding_contexts, self._sharding_types, strict=True
-        ):
-            context.lengths_after_input_dist = features.lengths().view(-1, features.stride())
-            found.append(look_up(lookup, features).view(-1, self._embedding_dim_for_sharding_type(kind)))
-        return found
-
-    def compute_and_output_dist(
-        self, ctx: EmbeddingCollectionContext, input: KJTList
-    ) -> LazyAwaitable[dict[str, JaggedTensor]]:
-        if any(features.device().type != "cpu" for features in input):
-            return super().compute_and_output_dist(ctx, input)  # sends a sharding's vectors before it reads the next's
-        return self.output_dist(ctx, self.compute(ctx, input))
 
     @property
     def unsharded_module_type(self) -> type[EmbeddingCollection]:
