@@ -273,6 +273,11 @@ class Path(Passed):
         num_networks = sum(stack.partition.classes[1:])
         return [InitialRows(stack.sizes[0], center=0.0, limit=stack.partition.num_ids**-0.5), *network * num_networks]
 
+    def vectors(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
+        if group.k == 2 and bags.values.device.type == "cpu":
+            return pool_paths(group, bags._replace(weights=None), look_up, self._network_rows, single=True)
+        return super().vectors(group, bags, look_up)
+
     def pooled(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
         learned = bags.weights is not None and bags.weights.requires_grad
         if group.k == 2 and bags.values.device.type == "cpu" and not learned:

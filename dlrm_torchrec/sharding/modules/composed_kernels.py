@@ -22,7 +22,7 @@ from dlrm_torchrec.embeddings.compositional.pooling import pool_group
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingConfig, StackedTable
 from dlrm_torchrec.embeddings.compositional.table_group import Member, TableGroup
 from dlrm_torchrec.sharding.modules.one_table import read_as_one_table
-from dlrm_torchrec.sharding.modules.products.products import Products
+from dlrm_torchrec.sharding.modules.products.products import Products, SingleProducts
 from dlrm_torchrec.sharding.modules.rows_of_features import map_features, rows_of_features, sources
 from dlrm_torchrec.sharding.modules.sorted_updates import SortedTables, can_sort, use_sorted_updates
 from dlrm_torchrec.sharding.modules.spread_group import SpreadGroup
@@ -106,11 +106,11 @@ class _Composed:
             features.weights_or_none(),
             features.length_per_key(),
         )
-        if isinstance(self.like, StackedEmbeddingConfig):
-            return self.like.operation.vectors(self.group, bags, self._sums)
         products, weights = self._products(), bags.weights
         if products is not None and (weights is None or not weights.requires_grad):
             return products(bags)
+        if isinstance(self.like, StackedEmbeddingConfig):
+            return self.like.operation.vectors(self.group, bags, self._sums)
         pooled = pool_group(self.group, self.like, bags, self._sums)
         return pooled.view(self.group.num_features, features.stride(), -1).transpose(0, 1).flatten(1)
 
@@ -121,7 +121,9 @@ class _Composed:
         if not whole or not isinstance(tables, SortedTables) or not isinstance(self.like.operation, Mult):
             return None
         if self.products is None or self.products.tables is not tables:
-            self.products = Products(self.group, tables, mean=self.like.pooling is PoolingType.MEAN)
+            single = isinstance(self.like, StackedEmbeddingConfig)
+            mean = not single and self.like.pooling is PoolingType.MEAN
+            self.products = SingleProducts(self.group, tables) if single else Products(self.group, tables, mean=mean)
         return self.products
 
     def _sums(self, rows: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
