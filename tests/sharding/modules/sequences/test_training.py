@@ -39,6 +39,7 @@ from dlrm_torchrec.train.config import CheckpointConfig, OptimizerConfig, Optimi
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.task import BinaryRankingTask
+from dlrm_torchrec.train.timing.timed_step import TimedStep
 from dlrm_torchrec.train.world import World, join_world
 from tests.distributed import run_ranks
 
@@ -161,6 +162,17 @@ def pipelined(world: World) -> list[float]:
     return losses
 
 
+def timed(world: World) -> list[float]:
+    """In steps that are trained part by part."""
+    run = Run(world, BEFORE)
+    step, batches, losses = TimedStep(run.model, run.optimizer, world), run.stream.batches(), []
+    for _ in range(STEPS):
+        (loss, _, _), _, milliseconds = step.run(batches)
+        losses.append(float(loss))
+        assert {"lookup", "output_dist_backward", "lookup_backward"} <= milliseconds.keys()
+    return losses
+
+
 @pytest.fixture(scope="module")
 def expected() -> list[list[float]]:
     """Losses of both ranks in one bare loop."""
@@ -169,8 +181,9 @@ def expected() -> list[list[float]]:
     return losses
 
 
-def test_pipeline_overlaps_the_tables_and_changes_no_loss(expected: list[list[float]]) -> None:
-    assert run_ranks(2, in_world, pipelined, join=False, timeout_s=60) == expected
+@pytest.mark.parametrize("way", [pipelined, timed])
+def test_pipelines_and_timers_change_no_loss(way: Callable[[World], list[float]], expected: list[list[float]]) -> None:
+    assert run_ranks(2, in_world, way, join=False, timeout_s=60) == expected
 
 
 def test_one_rank_begins_with_the_same_vectors_and_has_the_same_losses(expected: list[list[float]]) -> None:
