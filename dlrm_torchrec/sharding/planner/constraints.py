@@ -53,7 +53,6 @@ def table_constraints(
     stored, optimizer = physical_configs(tables), table_optimizer(tables)
     _check_names(config, stored)
     pooling = {feature.name: feature.pooling_factor for feature in spec.sparse}
-    excluded = [*without, *(ROW_TYPES if config.comms.int8 else [])]
     constraints = {}
     for table in stored:
         kind = config.of(table.name)
@@ -69,7 +68,7 @@ def table_constraints(
         offload = config.host_memory and not stacked
         factors = table.pooling_factors(pooling, batch_size) if stacked else [pooling[f] for f in table.feature_names]
         constraints[table.name] = TableConstraints(
-            sharding_types=_allowed(kind, topology, table, excluded),
+            sharding_types=_allowed(kind, topology, table, [*without, *_summing(table, config.comms)]),
             compute_kernels=["dense", "fused", *(HOST_KERNELS if offload else [])],
             cache_params=_cache(table, access, batch_size * topology.world_size) if offload else None,
             min_partition=_shard_columns(table, kind, topology.world_size),
@@ -139,12 +138,16 @@ def _check_groups(table: BaseEmbeddingConfig, kind: str, without: Sequence[str])
 
 
 def _check_comms(table: BaseEmbeddingConfig, kind: str, comms: CommsConfig) -> None:
-    """Int8 numbers cannot be summed on the wire."""
-    if kind in ROW_TYPES and comms.int8:
+    if kind in _summing(table, comms):
         raise ValueError(
             f"sharding of table {table.name!r} must send whole vectors with int8 comms: got {kind!r}, which sums "
             "parts of vectors on the wire; choose another sharding, or fp16"
         )
+
+
+def _summing(table: BaseEmbeddingConfig, comms: CommsConfig) -> list[str]:
+    """Sharding types that sum vectors on the wire, if these are int8 numbers, which cannot be summed."""
+    return ROW_TYPES if comms.int8 and not isinstance(table, EmbeddingConfig) else []
 
 
 def _check_replicas(table: BaseEmbeddingConfig, kind: str) -> None:

@@ -23,7 +23,7 @@ from dlrm_torchrec.embeddings.compositional.tensor_train import TensorTrain
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.embeddings.tables import build_sequence_tables, build_tables
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature, Table
-from dlrm_torchrec.sharding.config import ShardingConfig
+from dlrm_torchrec.sharding.config import CommsConfig, ShardingConfig
 from dlrm_torchrec.sharding.modules.composed_shardings import check_sharding
 from dlrm_torchrec.sharding.modules.sharder import table_optimizer
 from dlrm_torchrec.sharding.plan import SHARDERS, make_plan
@@ -136,7 +136,8 @@ def test_one_plan_for_tables_of_both_kinds() -> None:
     model = nn.ModuleDict({"sequences": build_sequence_tables([items], config), "bags": bags})
     optimize_tables_in_backward(model, OptimizerConfig(kind="rowwise_adagrad", lr=0.1))
     topology = Topology(world_size=2, local_world_size=2, compute_device="cpu")
-    kinds = ShardingConfig(kind="table_wise", tables={"t_item": "row_wise"})
+    comms = CommsConfig(forward="int8")  # which rows of pooled tables on several ranks do not take
+    kinds = ShardingConfig(kind="table_wise", tables={"t_item": "row_wise"}, comms=comms)
     plan = make_plan(model, model, topology, kinds, batch_size=BATCH, spec=SPEC)
     assert {path: {name: each.sharding_type for name, each in part.items()} for path, part in plan.plan.items()} == {
         "sequences": {"t_item": "row_wise"},

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -16,6 +17,8 @@ from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
 from dlrm_torchrec.embeddings.compositional.sequences import CompositionalEmbeddingCollection
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingConfig
 from dlrm_torchrec.embeddings.compositional.tensor_train import TensorTrain
+from dlrm_torchrec.sharding.config import CommsConfig, Precision
+from dlrm_torchrec.sharding.modules.comms import codecs
 from dlrm_torchrec.sharding.modules.composed_shardings import SEQUENCE_TYPES, offered_types
 from tests.distributed import run_ranks
 from tests.sharding.sharded import features, shard
@@ -129,3 +132,34 @@ def test_replicated_tables_send_the_gradients_of_their_few_rows(by_rank: list[di
     plain, composed = (by_rank[0][Case(operation, "data_parallel")] for operation in (None, Mult()))
     assert composed[:2] == plain[:2] == ([], [])
     assert composed[2][-1] / plain[2][-1] == (34 + REMAINDERS) / IDS
+
+
+def quantised(precision: Precision) -> None:
+    """AssertionError where vectors, or updates of weights, differ from unquantised ones by more than the codec."""
+    step = {"fp16": 2.0**-10, "int8": 2.0**-7}[precision]  # of the largest number of a row
+    registry = codecs(CommsConfig(forward=precision, backward=precision), [DIM // 3])
+    for operation, kind in ((Mult(), "table_wise"), (Mult(), "column_wise"), (Add(), "row_wise"), (None, "row_wise")):
+        tables = collection(operation)
+        exact, lossy = (shard(tables, {"t": kind}, qcomm_codecs_registry=found) for found in (None, registry))
+        before = [weight.clone() for weight in local_weights(exact)]
+        outputs = [torch.cat([each.values() for each in model(batch()).wait().values()]) for model in (exact, lossy)]
+        assert 0 < largest(outputs[1] - outputs[0]) <= step * largest(outputs[0]), (operation, kind)
+        for output in outputs:
+            (output - 1).square().sum().backward()
+        for old, new, rounded in zip(before, local_weights(exact), local_weights(lossy), strict=True):
+            assert 0 < largest(rounded - new) <= 4 * step * largest(new - old), (operation, kind)
+
+
+def local_weights(model: DistributedModelParallel) -> list[torch.Tensor]:
+    (table,) = model.module.tables.state_dict().values()
+    return [shard.tensor.detach() for shard in table.local_shards()]
+
+
+def largest(values: torch.Tensor) -> float:
+    return float(values.detach().abs().max())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_quantised_comms_stay_within_their_precision(precision: Precision) -> None:
+    """Rows on several ranks, too: no vectors of single ids are summed on the wire."""
+    run_ranks(2, quantised, precision, timeout_s=60)
