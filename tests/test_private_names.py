@@ -303,7 +303,7 @@ LIST = [
     Private(
         LOOKUP,
         ["_create_embedding_kernel"],
-        [f"{SHARDING}/modules/composed_kernels.py"],
+        [f"{SHARDING}/modules/composed_kernels.py", f"{SHARDING}/modules/sequences/lookup.py"],
         "The only place where a lookup can be given a kernel of our own.",
     ),
     Private(

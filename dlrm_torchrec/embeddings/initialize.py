@@ -13,16 +13,18 @@ import torch
 from numba import float32, int32, types, uint64
 from numpy.typing import NDArray
 from torch import nn
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ShardedTensor
 from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrm_torchrec.compiled import compiled
 from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows
-from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedTable
 from dlrm_torchrec.embeddings.mixing import mix, mix_word
 from dlrm_torchrec.embeddings.pretrained import read_dense, read_moments
 from dlrm_torchrec.embeddings.table_files import check_folder, open_table
+from dlrm_torchrec.table_names import table_of
 
 REPORT_EVERY_S = 2.0
 _BLOCK_BYTES = 1 << 30  # filled between two reports; also the most that is read from a file at once
@@ -45,15 +47,16 @@ def initialize_tables(
     parameters (see ``pretrained``). ``say`` gets a line about the progress every two seconds. Raises ValueError when a
     file has another shape, or when the folder has no file for any table.
     """
-    tables = [module for module in model.modules() if isinstance(module, ShardedEmbeddingBagCollection)]
+    kinds = (ShardedEmbeddingBagCollection, ShardedEmbeddingCollection)
+    tables = [module for module in model.modules() if isinstance(module, kinds)]
     weights = [(module, name, weight) for module in tables for name, weight in module.state_dict().items()]
     if pretrained:
-        check_folder(pretrained, [_table(name) for _, name, _ in weights])
+        check_folder(pretrained, [str(table_of(name)) for _, name, _ in weights])
     total = sum(block.nbytes for _, _, weight in weights for block, _, _ in _blocks(weight))
     done, reported = 0, time.perf_counter()
     for module, name, weight in weights:
-        stacked: Mapping[str, StackedEmbeddingBagConfig] = getattr(module, "stacked", {})
-        table = _table(name)
+        stacked: Mapping[str, StackedTable] = getattr(module, "stacked", {})
+        table = str(table_of(name))
         shape = weight.metadata().size if isinstance(weight, ShardedTensor) else weight.shape
         parts = stacked[table].initial_rows() if table in stacked else [InitialRows.plain(shape[0])]
         read = open_table(pretrained, table, shape) if pretrained else None
@@ -73,10 +76,6 @@ def initialize_tables(
 
 def _say_nothing(_: str) -> None:
     pass
-
-
-def _table(name: str) -> str:
-    return name.removeprefix("embedding_bags.").removesuffix(".weight")
 
 
 def _blocks(weight: torch.Tensor | ShardedTensor) -> Iterator[tuple[torch.Tensor, int, int]]:

@@ -9,8 +9,13 @@ from typing import Any, TypeAlias
 
 import torch
 from iopath.common.file_io import g_pathmgr
-from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torch import nn
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, DataType, EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollection,
+    EmbeddingBagCollectionInterface,
+    EmbeddingCollection,
+)
 
 from dlrm_torchrec.embeddings.assignments import check_assignments, read_assignment
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
@@ -34,7 +39,11 @@ from dlrm_torchrec.embeddings.compositional.partitions.sizes import (
     quotient_remainder_for_collisions,
     quotient_remainder_for_rows,
 )
-from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.sequences import CompositionalEmbeddingCollection
+from dlrm_torchrec.embeddings.compositional.table_configs import (
+    CompositionalEmbeddingBagConfig,
+    CompositionalEmbeddingConfig,
+)
 from dlrm_torchrec.embeddings.compositional.tensor_train import TensorTrain, tensor_train_for_rows
 from dlrm_torchrec.embeddings.config import OperationName, TablesConfig
 from dlrm_torchrec.embeddings.frequent_ids import frequent_ids
@@ -56,42 +65,73 @@ def build_tables(
     weighted = any(table.weighted for table in tables)
     if config.kind == "mixed_dimension" or any(_narrow(table) for table in tables):
         return _mixed(tables, config, dense_device, weighted=weighted)
-    own = read_tables(config.file, config) if config.file else {}
-    unknown = sorted(own.keys() - {table.name for table in tables})
-    if unknown:
-        raise ValueError(
-            f"tables in {config.file} must be tables of this data set: got {unknown}; fit them again for this data set"
-        )
-    if config.assignments:
-        check_assignments(config.assignments, [table.name for table in tables])
-    stored = [stored_config(table, own.get(table.name, config)) for table in tables]
+    own = _own_configs(tables, config)
+    stored = [stored_config(table, own[table.name]) for table in tables]
     if any(isinstance(each, CompositionalEmbeddingBagConfig) for each in stored):
         return CompositionalEmbeddingBagCollection(stored, is_weighted=weighted, device=meta)
     return EmbeddingBagCollection(device=meta, tables=stored, is_weighted=weighted)
 
 
+def build_sequence_tables(tables: Sequence[Table], config: TablesConfig | None = None) -> EmbeddingCollection:
+    """Tables that give one vector for each id, and hold no memory until they are sharded; see ``build_tables``.
+
+    Raises ValueError for tables of several dims, or that do not give one vector of the model's dim.
+    """
+    config, meta = config or TablesConfig(), torch.device("meta")
+    dims = sorted({dim for table in tables for dim in (table.dim, table.model_dim or table.dim)})
+    if len(dims) > 1 or config.kind == "mixed_dimension":
+        raise ValueError(
+            f"tables of sequences must have one dim: got {dims} in {config.kind} tables; make them equal, and use "
+            "another kind to shrink them"
+        )
+    own = _own_configs(tables, config)
+    stored = [stored_sequence_config(table, own[table.name]) for table in tables]
+    if any(isinstance(each, CompositionalEmbeddingConfig) for each in stored):
+        return CompositionalEmbeddingCollection(stored, device=meta)
+    return EmbeddingCollection(device=meta, tables=stored)
+
+
+def _own_configs(tables: Sequence[Table], config: TablesConfig) -> dict[str, TablesConfig]:
+    """How each table is stored; raises ValueError when files name tables that do not exist."""
+    own = read_tables(config.file, config) if config.file else {}
+    names = [table.name for table in tables]
+    unknown = sorted(own.keys() - set(names))
+    if unknown:
+        raise ValueError(
+            f"tables in {config.file} must be tables of this data set: got {unknown}; fit them again for this data set"
+        )
+    if config.assignments:
+        check_assignments(config.assignments, names)
+    return dict.fromkeys(names, config) | own
+
+
 def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
-    """The config of one table, compositional if ``composition_of`` finds what it is made of."""
-    plain = EmbeddingBagConfig(
-        name=table.name,
-        num_embeddings=table.rows,
-        embedding_dim=table.dim,
-        feature_names=list(table.features),
-        data_type=DataType[config.data_type.upper()],
-    )
+    """The config of one pooled table, compositional if ``composition_of`` finds what it is made of."""
     composition = composition_of(table, config)
     if composition is None:
-        return plain
+        return EmbeddingBagConfig(**_plain(table, config))
     partition, operation = composition
-    return CompositionalEmbeddingBagConfig(
-        name=plain.name,
-        num_embeddings=plain.num_embeddings,
-        embedding_dim=plain.embedding_dim,
-        feature_names=plain.feature_names,
-        data_type=plain.data_type,
-        partition=partition,
-        operation=operation,
-    )
+    return CompositionalEmbeddingBagConfig(**_plain(table, config), partition=partition, operation=operation)
+
+
+def stored_sequence_config(table: Table, config: TablesConfig) -> EmbeddingConfig:
+    """The config of one table that gives a vector for each id, likewise."""
+    composition = composition_of(table, config)
+    if composition is None:
+        return EmbeddingConfig(**_plain(table, config))
+    partition, operation = composition
+    return CompositionalEmbeddingConfig(**_plain(table, config), partition=partition, operation=operation)
+
+
+def _plain(table: Table, config: TablesConfig) -> dict[str, Any]:
+    """What the configs of plain and of compositional tables have in common."""
+    return {
+        "name": table.name,
+        "num_embeddings": table.rows,
+        "embedding_dim": table.dim,
+        "feature_names": list(table.features),
+        "data_type": DataType[config.data_type.upper()],
+    }
 
 
 def composition_of(table: Table, config: TablesConfig) -> tuple[Partition, Operation] | None:
@@ -265,10 +305,23 @@ def read_tables(path: str, default: TablesConfig) -> dict[str, TablesConfig]:
         ) from error
 
 
-def physical_configs(tables: Tables) -> list[EmbeddingBagConfig]:
-    """The configs of the tables as they are stored and sharded; the planner counts these."""
-    stored = tables.tables if isinstance(tables, MixedDimensionEmbeddingBagCollection) else tables
-    if isinstance(stored, CompositionalEmbeddingBagCollection):
-        return stored.physical_configs()
-    configs: list[EmbeddingBagConfig] = stored.embedding_bag_configs()
+def model_configs(tables: nn.Module) -> list[BaseEmbeddingConfig]:
+    """The configs of all tables in ``tables``, a collection or a module with several, as a model sees them."""
+    if isinstance(tables, EmbeddingBagCollectionInterface):
+        return list(tables.embedding_bag_configs())
+    if isinstance(tables, EmbeddingCollection):
+        return list(tables.embedding_configs())
+    return [config for child in tables.children() for config in model_configs(child)]
+
+
+def physical_configs(tables: nn.Module) -> list[BaseEmbeddingConfig]:
+    """The configs of all tables in ``tables``, likewise, as they are stored and sharded; the planner counts these."""
+    configs: list[BaseEmbeddingConfig] = []
+    for module in tables.modules():
+        if isinstance(module, (CompositionalEmbeddingBagCollection, CompositionalEmbeddingCollection)):
+            configs += module.physical_configs()
+        elif isinstance(module, EmbeddingBagCollection):
+            configs += module.embedding_bag_configs()
+        elif isinstance(module, EmbeddingCollection):
+            configs += module.embedding_configs()
     return configs

@@ -148,6 +148,8 @@ class Enumerator(EmbeddingEnumerator):
     def _as_sent(self, perf: StepPerf, option: ShardingOption, shard: Shard) -> StepPerf:
         """The times with what the table really sends."""
         sent, by_rows = self.constraints[option.name], option.sharding_type in ROW_TYPES
+        perf.fwd_compute *= (1 + sent.rows_per_id) / 2  # a lookup reads as many bytes as it writes
+        perf.bwd_compute *= (1 + sent.rows_per_id) / 2
         if not (by_rows and sent.sends_rows):
             perf.input_dist_comms *= sent.ids_per_row
         if by_rows and sent.shared_rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from dlrm_torchrec.table_names import table_of
 from dlrm_torchrec.train.checkpoints.folder import check
 from dlrm_torchrec.train.checkpoints.storage import IoPathReader
-
-_TABLE = re.compile(r"model\..*\.?embedding_bags\.(?P<table>[^.]+)\.weight")
 
 
 @dataclass(frozen=True)
@@ -35,11 +33,11 @@ def saved_tables(path: str) -> Iterator[SavedTable]:
     """
     check(path)
     for key, saved in IoPathReader(path).read_metadata().state_dict_metadata.items():
-        found = _TABLE.fullmatch(key)
-        if found:
+        table = table_of(key) if key.startswith("model.") else None
+        if table is not None:
             described: Any = saved  # always a tensor: see storage
             rows, dim = described.size
-            yield SavedTable(found["table"], rows, dim, described.properties.dtype, key)
+            yield SavedTable(table, rows, dim, described.properties.dtype, key)
 
 
 def read_table(path: str, table: SavedTable) -> torch.Tensor:
@@ -59,7 +57,7 @@ def read_moments(path: str, table: SavedTable) -> dict[str, torch.Tensor]:
 def read_dense(path: str) -> dict[str, torch.Tensor]:
     """All parameters and buffers of the model that are not tables, by their names in it."""
     saved = IoPathReader(path).read_metadata().state_dict_metadata
-    names = [name for name in saved if name.startswith("model.") and not _TABLE.fullmatch(name)]
+    names = [name for name in saved if name.startswith("model.") and table_of(name) is None]
     return _read(path, {name: name.removeprefix("model.") for name in names})
 
 
