@@ -26,6 +26,7 @@ from dlrm_torchrec.embeddings.table_files import check_folder, open_table
 
 REPORT_EVERY_S = 2.0
 _BLOCK_BYTES = 1 << 30  # filled between two reports; also the most that is read from a file at once
+_TABLES = "embedding_bags."
 _CHUNK_ELEMENTS = 1 << 20  # filled by one thread at a time; it also keeps temporary tensors small
 
 
@@ -46,7 +47,12 @@ def initialize_tables(
     file has another shape, or when the folder has no file for any table.
     """
     tables = [module for module in model.modules() if isinstance(module, ShardedEmbeddingBagCollection)]
-    weights = [(module, name, weight) for module in tables for name, weight in module.state_dict().items()]
+    weights = [
+        (module, name, weight)
+        for module in tables
+        for name, weight in module.state_dict().items()
+        if name.startswith(_TABLES)
+    ]
     if pretrained:
         check_folder(pretrained, [_table(name) for _, name, _ in weights])
     total = sum(block.nbytes for _, _, weight in weights for block, _, _ in _blocks(weight))
@@ -76,7 +82,7 @@ def _say_nothing(_: str) -> None:
 
 
 def _table(name: str) -> str:
-    return name.removeprefix("embedding_bags.").removesuffix(".weight")
+    return name.removeprefix(_TABLES).removesuffix(".weight")
 
 
 def _blocks(weight: torch.Tensor | ShardedTensor) -> Iterator[tuple[torch.Tensor, int, int]]:
@@ -112,7 +118,7 @@ def fill_table(
     for part in parts:
         first, last = max(start, row), min(start + part.rows, row + len(values))
         if first < last:
-            _fill(values[first - row : last - row], part, salt=_table_seed(seed, table), row=first, column=column)
+            _fill(values[first - row : last - row], part, salt=table_seed(seed, table), row=first, column=column)
         start += part.rows
 
 
@@ -131,6 +137,12 @@ def _fill(values: torch.Tensor, part: InitialRows, *, salt: int, row: int, colum
 def _draw(values: torch.Tensor, row: int, *, part: InitialRows, salt: int, column: int) -> None:
     """Fill rows ``row`` ... of a part on any device."""
     rows = torch.arange(row, row + len(values), device=values.device)
+    draw_rows(values, rows, part, salt=salt, column=column)
+
+
+@torch.no_grad()
+def draw_rows(values: torch.Tensor, rows: torch.Tensor, part: InitialRows, *, salt: int, column: int = 0) -> None:
+    """Fill ``values`` (n, columns) with initial weights that depend only on the numbers ``rows`` (n,) and ``salt``."""
     columns = torch.arange(column, column + values.size(1), device=values.device)
     bits = mix(((rows[:, None] << 20) + columns[None, :]) ^ salt)  # a dim is far below 2^20
     uniform = (bits >> 40 & 0xFFFFFF).to(torch.float32) * 2.0**-24
@@ -160,6 +172,7 @@ def _draw_rows(  # noqa: PLR0917  # compiled functions take no keywords
             values[row, column] = (uniform * float32(2) - float32(1)) * limit + center
 
 
-def _table_seed(seed: int, table: str) -> int:
+def table_seed(seed: int | str, table: str) -> int:
+    """A number of 64 bits for a table in a run."""
     digest = hashlib.blake2b(f"{seed}/{table}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

@@ -15,6 +15,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from dlrm_torchrec.embeddings.assignments import check_assignments, read_assignment
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import Hash
 from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
 from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
@@ -38,8 +39,11 @@ from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEm
 from dlrm_torchrec.embeddings.compositional.tensor_train import TensorTrain, tensor_train_for_rows
 from dlrm_torchrec.embeddings.config import OperationName, TablesConfig
 from dlrm_torchrec.embeddings.frequent_ids import frequent_ids
+from dlrm_torchrec.embeddings.managed.buckets import whole_buckets
+from dlrm_torchrec.embeddings.managed.collection import ManagedEmbeddingBagCollection
+from dlrm_torchrec.embeddings.managed.table_configs import ManagedEmbeddingBagConfig, Rules
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
-from dlrm_torchrec.schema import Table
+from dlrm_torchrec.schema import MANAGED_IDS, Table
 
 Tables: TypeAlias = EmbeddingBagCollection | MixedDimensionEmbeddingBagCollection
 
@@ -65,13 +69,19 @@ def build_tables(
     if config.assignments:
         check_assignments(config.assignments, [table.name for table in tables])
     stored = [stored_config(table, own.get(table.name, config)) for table in tables]
+    if any(isinstance(each, ManagedEmbeddingBagConfig) for each in stored):
+        return ManagedEmbeddingBagCollection(stored, is_weighted=weighted, device=meta)
     if any(isinstance(each, CompositionalEmbeddingBagConfig) for each in stored):
         return CompositionalEmbeddingBagCollection(stored, is_weighted=weighted, device=meta)
     return EmbeddingBagCollection(device=meta, tables=stored, is_weighted=weighted)
 
 
 def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
-    """The config of one table, compositional if ``composition_of`` finds what it is made of."""
+    """The config of one table: managed, compositional if ``composition_of`` finds what it is made of, or plain.
+
+    Raises ValueError for a kind that cannot have ids without end.
+    """
+    _check_managed(table, config)
     plain = EmbeddingBagConfig(
         name=table.name,
         num_embeddings=table.rows,
@@ -79,13 +89,22 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
         feature_names=list(table.features),
         data_type=DataType[config.data_type.upper()],
     )
+    if is_managed(table, config):
+        wanted = table.rows if table.managed else config.max_rows or -(-table.rows // config.collisions)
+        shared = {name: getattr(plain, name) for name in ("name", "embedding_dim", "feature_names", "data_type")}
+        return ManagedEmbeddingBagConfig(
+            **shared,
+            num_embeddings=whole_buckets(max(2, wanted)),
+            num_ids=MANAGED_IDS if table.managed else table.rows,
+            rules=Rules(**{field.name: getattr(config, field.name) for field in fields(Rules)}),
+        )
     composition = composition_of(table, config)
     if composition is None:
         return plain
     partition, operation = composition
     return CompositionalEmbeddingBagConfig(
         name=plain.name,
-        num_embeddings=plain.num_embeddings,
+        num_embeddings=partition.num_ids,
         embedding_dim=plain.embedding_dim,
         feature_names=plain.feature_names,
         data_type=plain.data_type,
@@ -94,17 +113,40 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
     )
 
 
+def is_managed(table: Table, config: TablesConfig) -> bool:
+    """Whether the table gives its rows to ids as it meets them."""
+    if table.managed:
+        return config.kind in ("plain", "managed")
+    return config.kind == "managed" and table.rows > config.threshold
+
+
+def _check_managed(table: Table, config: TablesConfig) -> None:
+    if table.managed and config.kind not in ("plain", "managed", "hash", "hashes"):
+        raise ValueError(
+            f"table {table.name!r}, whose ids have no end, must be managed or hashed: got {config.kind}; choose "
+            "managed, hash or hashes"
+        )
+
+
 def composition_of(table: Table, config: TablesConfig) -> tuple[Partition, Operation] | None:
     """What a table with more rows than the threshold, or a clusters table that has codes, is made of; else None."""
     operation = operation_of(config)
     if config.kind == "clusters":
         assignment = read_assignment(config.assignments, table.name, table.rows)
         return None if assignment is None else (assignment.partition, operation)
-    if config.kind == "plain" or table.rows <= config.threshold:
+    if table.managed and config.kind in ("hash", "hashes"):
+        return _hashed(table, config), operation
+    if config.kind in ("plain", "managed") or table.rows <= config.threshold:
         return None
     if isinstance(operation, TensorTrain) and config.max_rows:
         return _tensor_train(config, table)
     return _hot_cold(config, table) if config.kind == "hot_cold" else partition_of(config, table.rows), operation
+
+
+def _hashed(table: Table, config: TablesConfig) -> Partition:
+    """Hashes of ids without end into the table's rows."""
+    rows = min(table.rows, config.max_rows or table.rows)
+    return Hash(MANAGED_IDS, rows) if config.kind == "hash" else Hashes(MANAGED_IDS, rows, config.partitions)
 
 
 def _hot_cold(config: TablesConfig, table: Table) -> Partition:
@@ -190,6 +232,12 @@ def _mixed(
     A table's own dim goes before the rule, which is for the others with more rows than the threshold.
     """
     meta, common = torch.device("meta"), tables[0].model_dim or tables[0].dim
+    endless = [table.name for table in tables if table.managed]
+    if endless:
+        raise ValueError(
+            f"tables of mixed dims must have a row for each id: got {endless}, whose ids have no end; leave out dims "
+            "of their own, or hash these columns"
+        )
     for table in tables:
         _check_dim(table, config, common)
     stored = [stored_config(table, TablesConfig(data_type=config.data_type)) for table in tables]

@@ -20,6 +20,7 @@ from dlrm_torchrec.sharding.cluster.topology import whose_bandwidths
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.modules.comms import check_widths, codecs, row_dim
 from dlrm_torchrec.sharding.modules.compositional import CompositionalEmbeddingBagCollectionSharder
+from dlrm_torchrec.sharding.modules.managed.sharded import ManagedEmbeddingBagCollectionSharder
 from dlrm_torchrec.sharding.modules.sharder import ExactSharder, table_optimizer
 from dlrm_torchrec.sharding.plan_description import shard_widths
 from dlrm_torchrec.sharding.planner.constraints import table_constraints
@@ -40,7 +41,11 @@ def _sharders(tables: Tables, config: ShardingConfig, *, sorted_updates: bool) -
     optimizer, registry = table_optimizer(tables), codecs(config.comms, _dims(tables))
     return [
         sharder(optimizer, registry, sorted_updates=sorted_updates)
-        for sharder in (ExactSharder, CompositionalEmbeddingBagCollectionSharder)
+        for sharder in (
+            ExactSharder,
+            CompositionalEmbeddingBagCollectionSharder,
+            ManagedEmbeddingBagCollectionSharder,
+        )
     ]
 
 

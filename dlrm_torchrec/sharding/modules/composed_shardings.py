@@ -25,6 +25,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
 from dlrm_torchrec.embeddings.compositional.operations import Summed
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.managed.table_configs import ManagedEmbeddingBagConfig
 from dlrm_torchrec.sharding.modules.composed_kernels import CompositionalLookup, equal_widths
 from dlrm_torchrec.sharding.modules.rows_of_features import map_parts, parts_to_send, sources
 from dlrm_torchrec.sharding.modules.sharder import COLUMN_TYPES, ROW_TYPES
@@ -34,9 +35,11 @@ Stacked = dict[str, StackedEmbeddingBagConfig]  # by the name of the table
 
 
 def refusal(config: EmbeddingBagConfig, kind: str) -> str | None:
-    """Why a plain or compositional table cannot have the sharding type ``kind``; None when it can."""
+    """Why a plain, compositional or managed table cannot have the sharding type ``kind``; None when it can."""
     if kind in ROW_TYPES and config.pooling is PoolingType.MEAN:  # TorchRec would also divide other tables' vectors
         return "a rank with a part of the rows does not know how many ids a bag has"
+    if isinstance(config, ManagedEmbeddingBagConfig) and kind not in ("table_wise", "row_wise"):
+        return "one rank must decide which id a row belongs to"
     if not isinstance(config, StackedEmbeddingBagConfig):
         return None
     if kind in COLUMN_TYPES and not config.operation.column_wise:
@@ -165,7 +168,7 @@ class _Dp(_Owner, DpPooledEmbeddingSharding):
     pass
 
 
-class _Rw(_Sender, RwPooledEmbeddingSharding):
+class RowWise(_Sender, RwPooledEmbeddingSharding):
     pass
 
 
@@ -185,7 +188,7 @@ SHARDINGS: dict[str, Any] = {
     "column_wise": _Cw,
     "table_column_wise": _TwCw,
     "data_parallel": _Dp,
-    "row_wise": _Rw,
+    "row_wise": RowWise,
     "table_row_wise": _TwRw,
     "grid_shard": _Grid,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,7 +71,11 @@ class ShardedCompositionalEmbeddingBagCollection(ConcurrentShardedEmbeddingBagCo
             options["qcomm_codecs_registry"] = qcomm_codecs_registry
         if kind in ("column_wise", "table_column_wise"):
             options["permute_embeddings"] = permute_embeddings
-        return SHARDINGS[kind](self.stacked, sharding_infos, env, device, **options)
+        return self._sharding_class(kind)(self.stacked, sharding_infos, env, device, **options)
+
+    def _sharding_class(self, kind: str) -> Callable[..., EmbeddingSharding]:
+        found: type[EmbeddingSharding] = SHARDINGS[kind]
+        return found
 
     def input_dist(self, ctx: EmbeddingBagCollectionContext, features: KeyedJaggedTensor) -> Awaitable[Any]:
         if features.variable_stride_per_key():
