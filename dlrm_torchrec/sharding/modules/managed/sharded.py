@@ -135,7 +135,8 @@ class ShardedManagedEmbeddingBagCollection(ShardedCompositionalEmbeddingBagColle
         kernel, number = self._stored[name]
         weight = kernel.split_embedding_weights()[number]
         weight[admitted.rows] = first_vectors(self.managed[name], admitted, weight)
-        for moment in kernel.split_optimizer_states()[number]:
+        moments = kernel.split_optimizer_states()  # empty for SGD
+        for moment in moments[number] if moments else ():
             moment[admitted.rows] = 0
 
     def _runs_of(self, lookup: torch.nn.Module) -> Runs:
