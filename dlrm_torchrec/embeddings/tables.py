@@ -35,7 +35,10 @@ from dlrm_torchrec.embeddings.compositional.partitions.sizes import (
     quotient_remainder_for_collisions,
     quotient_remainder_for_rows,
 )
-from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import (
+    CompositionalEmbeddingBagConfig,
+    StackedEmbeddingBagConfig,
+)
 from dlrm_torchrec.embeddings.compositional.tensor_train import TensorTrain, tensor_train_for_rows
 from dlrm_torchrec.embeddings.config import OperationName, TablesConfig
 from dlrm_torchrec.embeddings.frequent_ids import frequent_ids
@@ -320,3 +323,10 @@ def physical_configs(tables: Tables) -> list[EmbeddingBagConfig]:
         return stored.physical_configs()
     configs: list[EmbeddingBagConfig] = stored.embedding_bag_configs()
     return configs
+
+
+def bytes_of_ids(config: EmbeddingBagConfig) -> int:
+    """Bytes that a stored table has besides its weights: the listed classes of ids, or the map of managed ones."""
+    if isinstance(config, ManagedEmbeddingBagConfig):
+        return config.map_bytes
+    return config.stack.partition.listed_bytes if isinstance(config, StackedEmbeddingBagConfig) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +25,7 @@ class ManagedEmbeddingBagCollection(CompositionalEmbeddingBagCollection):
     In training mode, a forward counts the ids, and now and then lets some of them have rows. Such a row gets its first
     vector again; what an optimizer remembers of it is not touched (a sharded collection does so). In evaluation mode,
     nothing changes. Ids without a row read one that they share with others. Raises ValueError for ids outside of the
-    range of their table.
+    range of their table, and at first if a feature of a managed table has another table, too.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class ManagedEmbeddingBagCollection(CompositionalEmbeddingBagCollection):
         is_weighted: bool = False,  # noqa: FBT001, FBT002  # as EmbeddingBagCollection, which this stands in for
         device: torch.device | None = None,
     ) -> None:
+        _check_features(tables)
         super().__init__(tables, is_weighted, device)
         self.maps = nn.ModuleDict(
             {name: IdMap(config, device) for name, config in managed_configs(tables).items()},
@@ -63,6 +65,18 @@ class ManagedEmbeddingBagCollection(CompositionalEmbeddingBagCollection):
 def managed_configs(tables: Sequence[EmbeddingBagConfig]) -> dict[str, ManagedEmbeddingBagConfig]:
     """The managed ones among tables, by name."""
     return {config.name: config for config in tables if isinstance(config, ManagedEmbeddingBagConfig)}
+
+
+def _check_features(tables: Sequence[EmbeddingBagConfig]) -> None:
+    """Raises ValueError when a feature of a managed table also has another table, which would get rows for ids."""
+    counts = Counter(feature for config in tables for feature in config.feature_names)
+    for config in managed_configs(tables).values():
+        for feature in config.feature_names:
+            if counts[feature] > 1:
+                raise ValueError(
+                    f"feature {feature!r} of managed table {config.name!r} must have no other table: got "
+                    f"{counts[feature]} tables; give it another name there"
+                )
 
 
 def map_ids(ids_to_rows: IdMap, ids: torch.Tensor) -> tuple[torch.Tensor, Admitted | None]:

@@ -146,3 +146,10 @@ def test_other_kinds_of_endless_ids_are_refused() -> None:
         build_tables([endless()], TablesConfig(kind="hot_cold"))
     with pytest.raises(ValueError, match="tables of mixed dims must have a row for each id"):
         build_tables([endless()], TablesConfig(kind="mixed_dimension"))
+
+
+def test_a_feature_of_a_managed_table_has_no_other_table() -> None:
+    tables = configs()
+    tables[0].feature_names.append("b")
+    with pytest.raises(ValueError, match="feature 'b' of managed table 'managed' must have no other table: got 2"):
+        ManagedEmbeddingBagCollection(tables)
