@@ -50,7 +50,7 @@ class ManagedEmbeddingBagCollection(CompositionalEmbeddingBagCollection):
         for table, config in managed_configs(self.physical_configs()).items():
             numbers = [places[name] for name in config.feature_names]
             for number, source in zip(numbers, sources_of(config), strict=True):
-                check_ids(parts[number], source)
+                source.check(parts[number])
             ids_to_rows = self.maps[table]
             assert isinstance(ids_to_rows, IdMap)
             rows, admitted = map_ids(ids_to_rows, torch.cat([parts[number] for number in numbers]))
@@ -104,12 +104,3 @@ def first_vectors(config: ManagedEmbeddingBagConfig, admitted: Admitted, like: t
 def sources_of(config: ManagedEmbeddingBagConfig) -> list[Source]:
     """The features of a table, with the ids that they may have."""
     return [Source(config.num_ids, feature, config.name) for feature in config.feature_names]
-
-
-def check_ids(ids: torch.Tensor, source: Source) -> None:
-    """Raises ValueError for an id outside of its range; a GPU asserts it instead, to avoid waiting."""
-    good = (ids >= 0) & (ids < source.num_ids)
-    if ids.device.type != "cpu":
-        torch._assert_async(good.all())
-    elif not good.all():
-        source.refuse(int(ids[~good][0]))

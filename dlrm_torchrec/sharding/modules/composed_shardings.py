@@ -134,11 +134,13 @@ class _Sender(_Sources):
 
     def _get_feature_hash_sizes(self) -> list[int]:
         """The numbers of values of each feature, which TorchRec cuts into a block for each rank."""
-        return [
-            all_ordinals(table, self._spread[table.name]) if table.name in self._spread else table.num_embeddings
-            for table in self._tables()
-            for _ in table.feature_names
-        ]
+        return [self.num_values(table) for table in self._tables() for _ in table.feature_names]
+
+    def num_values(self, table: ShardedEmbeddingTable) -> int:
+        """How many values are sent in the place of the ids of a table."""
+        if table.name in self._spread:
+            return all_ordinals(table, self._spread[table.name])
+        return int(table.num_embeddings)
 
     def create_lookup(self, device: torch.device | None = None, *_: Any, **__: Any) -> CompositionalLookup:
         inherited: Any = self

@@ -71,9 +71,10 @@ class ShardedCompositionalEmbeddingBagCollection(ConcurrentShardedEmbeddingBagCo
             options["qcomm_codecs_registry"] = qcomm_codecs_registry
         if kind in ("column_wise", "table_column_wise"):
             options["permute_embeddings"] = permute_embeddings
-        return self._sharding_class(kind)(self.stacked, sharding_infos, env, device, **options)
+        return self.sharding_class(kind)(self.stacked, sharding_infos, env, device, **options)
 
-    def _sharding_class(self, kind: str) -> Callable[..., EmbeddingSharding]:
+    def sharding_class(self, kind: str) -> Callable[..., EmbeddingSharding]:
+        """What makes a sharding of a type, from compositional tables and TorchRec's arguments."""
         found: type[EmbeddingSharding] = SHARDINGS[kind]
         return found
 

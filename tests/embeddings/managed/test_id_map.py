@@ -137,7 +137,7 @@ def held(ids_to_rows: IdMap) -> set[int]:
 
 
 def held_by_torchrec(module: MCHManagedCollisionModule) -> set[int]:
-    return {*module._mch_sorted_raw_ids.tolist()} - {2**63 - 1}
+    return {*module.state_dict()["_mch_sorted_raw_ids"].tolist()} - {2**63 - 1}
 
 
 def test_searching_changes_nothing() -> None:

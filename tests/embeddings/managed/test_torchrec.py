@@ -24,7 +24,7 @@ def test_a_checkpoint_of_mch_lacks_the_sightings_of_an_interval() -> None:
             saved, module = module.state_dict(), MCHManagedCollisionModule(8, CPU, LRU_EvictionPolicy(), 2, name="t")
             module.load_state_dict(saved)
         module(bags(torch.arange(4, 7)))
-        return sorted(module._mch_sorted_raw_ids.tolist())[:7]
+        return sorted(module.state_dict()["_mch_sorted_raw_ids"].tolist())[:7]
 
     assert trained(resumed=False) == [*range(7)]
     assert trained(resumed=True) != [*range(7)]

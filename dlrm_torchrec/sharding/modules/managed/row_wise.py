@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from torchrec.distributed.embedding_types import ShardedEmbeddingTable
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.compositional.sources import Source
 from dlrm_torchrec.embeddings.managed.buckets import dealt
-from dlrm_torchrec.embeddings.managed.collection import check_ids, sources_of, with_values
+from dlrm_torchrec.embeddings.managed.collection import sources_of, with_values
 from dlrm_torchrec.embeddings.managed.table_configs import ManagedEmbeddingBagConfig
 from dlrm_torchrec.schema import MANAGED_IDS
 from dlrm_torchrec.sharding.modules.composed_shardings import RowWise
@@ -42,10 +43,8 @@ class ManagedRowWise(RowWise):
         input_dist.register_forward_pre_hook(partial(_dealt_features, own), prepend=True)
         return input_dist
 
-    def _get_feature_hash_sizes(self) -> list[int]:
-        tables = [table.name for table in self._tables() for _ in table.feature_names]
-        sizes = super()._get_feature_hash_sizes()
-        return [MANAGED_IDS if name in self._managed else size for name, size in zip(tables, sizes, strict=True)]
+    def num_values(self, table: ShardedEmbeddingTable) -> int:
+        return MANAGED_IDS if table.name in self._managed else super().num_values(table)
 
 
 def _dealt_features(
@@ -55,6 +54,6 @@ def _dealt_features(
     (ids,) = features
     parts = list(ids.values().long().split(ids.length_per_key()))
     for place, source in own:
-        check_ids(parts[place], source)
+        source.check(parts[place])
         parts[place] = dealt(parts[place])
     return (with_values(ids, torch.cat(parts)),)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbeddingBag
-from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
 from torchrec.distributed.embedding_sharding import EmbeddingSharding
 from torchrec.distributed.embedding_types import KJTList
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionContext
@@ -18,20 +17,19 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from dlrm_torchrec.embeddings.managed.buckets import BITS, undealt
 from dlrm_torchrec.embeddings.managed.collection import (
     ManagedEmbeddingBagCollection,
-    check_ids,
     first_vectors,
     managed_configs,
     sources_of,
     with_values,
 )
 from dlrm_torchrec.embeddings.managed.id_map import Admitted, IdMap
+from dlrm_torchrec.sharding.modules.composed_kernels import CompositionalLookup
 from dlrm_torchrec.sharding.modules.compositional import (
     CompositionalEmbeddingBagCollectionSharder,
     ShardedCompositionalEmbeddingBagCollection,
 )
 from dlrm_torchrec.sharding.modules.managed.row_wise import ManagedRowWise
 from dlrm_torchrec.sharding.modules.managed.shards import MapShards
-from dlrm_torchrec.sharding.modules.rows_of_features import sources
 
 Runs = list[tuple[str, int]]  # tables with how many features each has; the name is empty if the table is not managed
 
@@ -54,24 +52,23 @@ class ShardedManagedEmbeddingBagCollection(ShardedCompositionalEmbeddingBagColle
     ) -> None:
         self.managed = managed_configs(module.physical_configs())  # before TorchRec's __init__, which makes shardings
         super().__init__(module, table_name_to_parameter_sharding, env, *args, **options)
-        inherited: Any = self
-        device: torch.device = inherited._device
         self.maps = {
-            name: MapShards(config, table_name_to_parameter_sharding[name], env.rank, device)
+            name: MapShards(config, table_name_to_parameter_sharding[name], env.rank)
             for name, config in self.managed.items()
         }
         self._runs = [self._runs_of(lookup) for lookup in self._lookups]
         self._stored = self._stored_rows()
-        self._map_tensors = {
+        weights = self.state_dict()
+        self.map_tensors = {
             f"maps.{table}.{name}": tensor
             for table, shards in self.maps.items()
-            for name, tensor in shards.tensors(env.process_group).items()
+            for name, tensor in shards.tensors(weights[f"embedding_bags.{table}.weight"], env.process_group).items()
         }
         self.register_state_dict_post_hook(_add_maps)
         self.register_load_state_dict_pre_hook(_take_maps)
 
-    def _sharding_class(self, kind: str) -> Callable[..., EmbeddingSharding]:
-        return partial(ManagedRowWise, self.managed) if kind == "row_wise" else super()._sharding_class(kind)
+    def sharding_class(self, kind: str) -> Callable[..., EmbeddingSharding]:
+        return partial(ManagedRowWise, self.managed) if kind == "row_wise" else super().sharding_class(kind)
 
     def compute(self, ctx: EmbeddingBagCollectionContext, dist_input: KJTList) -> list[torch.Tensor]:
         return super().compute(ctx, self._rows(dist_input))
@@ -93,13 +90,10 @@ class ShardedManagedEmbeddingBagCollection(ShardedCompositionalEmbeddingBagColle
 
     def _rows(self, dist_input: KJTList) -> KJTList:
         """Rows in place of the ids that this rank got."""
-        mapped = [
-            self._rows_of_lookup(features, runs, by_rows=isinstance(sharding, ManagedRowWise))
-            for features, runs, sharding in zip(dist_input, self._runs, self._embedding_shardings, strict=True)
-        ]
+        mapped = [self._rows_of_lookup(features, runs) for features, runs in zip(dist_input, self._runs, strict=True)]
         return KJTList(mapped)
 
-    def _rows_of_lookup(self, features: KeyedJaggedTensor, runs: Runs, *, by_rows: bool) -> KeyedJaggedTensor:
+    def _rows_of_lookup(self, features: KeyedJaggedTensor, runs: Runs) -> KeyedJaggedTensor:
         if not any(name for name, _ in runs):
             return features
         counts, sizes, place = features.length_per_key(), [], 0
@@ -110,18 +104,18 @@ class ShardedManagedEmbeddingBagCollection(ShardedCompositionalEmbeddingBagColle
         place = 0
         for number, (name, num_features) in enumerate(runs):
             if name:
-                parts[number] = self._rows_of_table(name, parts[number], counts[place : place + num_features], by_rows)
+                parts[number] = self._rows_of_table(name, parts[number], counts[place : place + num_features])
             place += num_features
         return with_values(features, torch.cat(parts))
 
-    def _rows_of_table(self, name: str, ids: torch.Tensor, counts: list[int], by_rows: bool) -> torch.Tensor:  # noqa: FBT001
+    def _rows_of_table(self, name: str, ids: torch.Tensor, counts: list[int]) -> torch.Tensor:
         ids_to_rows = self.maps[name].local
         assert ids_to_rows is not None
-        if by_rows:  # the numbers of this rank's buckets, counted from the first
+        if self.maps[name].by_rows:  # the numbers of this rank's buckets, counted from the first
             ids = undealt(ids + ids_to_rows.first_bucket * (2**BITS // self.managed[name].buckets))
         else:
             for part, source in zip(ids.split(counts), sources_of(self.managed[name]), strict=True):
-                check_ids(part, source)
+                source.check(part)
         if not self.training:
             return ids_to_rows.find(ids)[0]
         rows, admitted = ids_to_rows.train_step(ids)
@@ -140,14 +134,9 @@ class ShardedManagedEmbeddingBagCollection(ShardedCompositionalEmbeddingBagColle
             moment[admitted.rows] = 0
 
     def _runs_of(self, lookup: torch.nn.Module) -> Runs:
-        if not isinstance(lookup, GroupedPooledEmbeddingsLookup):
+        if not isinstance(lookup, CompositionalLookup):
             return []  # replicated tables
-        stacked = getattr(lookup, "_stacked", {})
-        return [
-            (table.name if table.name in self.managed else "", len(sources(table, stacked)))
-            for config in lookup.grouped_configs
-            for table in config.embedding_tables
-        ]
+        return [(name if name in self.managed else "", num_features) for name, num_features in lookup.inputs()]
 
     def _stored_rows(self) -> dict[str, tuple[Any, int]]:
         """FBGEMM's kernel of each managed table of this rank, and the table's number in it."""
@@ -179,7 +168,7 @@ def _add_maps(
     """Name the maps in a ``state_dict`` as those of an unsharded collection, and make them complete."""
     for _, ids_to_rows in module.local_maps():
         ids_to_rows.settle()
-    state |= {f"{prefix}{name}": tensor for name, tensor in module._map_tensors.items()}
+    state |= {f"{prefix}{name}": tensor for name, tensor in module.map_tensors.items()}
 
 
 def _take_maps(module: ShardedManagedEmbeddingBagCollection, state: dict[str, Any], prefix: str, *_args: Any) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch.distributed._shard.sharded_tensor import TensorProperties
 from torchrec.distributed.types import EnumerableShardingSpec, ParameterSharding, Shard, ShardedTensor, ShardMetadata
 
 from dlrm_torchrec.embeddings.managed.id_map import IdMap
@@ -17,11 +17,10 @@ from dlrm_torchrec.embeddings.managed.table_configs import ManagedEmbeddingBagCo
 class MapShards:
     """The shards of one table's map, which lie where those of its rows do."""
 
-    def __init__(
-        self, config: ManagedEmbeddingBagConfig, sharding: ParameterSharding, rank: int, device: torch.device
-    ) -> None:
+    def __init__(self, config: ManagedEmbeddingBagConfig, sharding: ParameterSharding, rank: int) -> None:
         """Creates the map of this ``rank``; ValueError when buckets would have to be cut."""
         assert isinstance(sharding.sharding_spec, EnumerableShardingSpec)
+        self.by_rows = sharding.sharding_type == "row_wise"
         self.config, self.rows = config, sharding.sharding_spec.shards
         size = config.num_embeddings // config.buckets
         if any(shard.shard_offsets[0] % size for shard in self.rows):
@@ -33,19 +32,21 @@ class MapShards:
         for shard in self.rows:
             if shard.placement.rank() == rank:
                 first, buckets = (number // size for number in (shard.shard_offsets[0], shard.shard_sizes[0]))
-                self.local = IdMap(config, device, first_bucket=first, buckets=buckets)
-                self._device = device
+                self.local = IdMap(config, shard.placement.device(), first_bucket=first, buckets=buckets)
 
     @cached_property
     def _whole(self) -> dict[str, torch.Tensor]:
         return dict(IdMap(self.config, torch.device("meta")).named_buffers())
 
-    def tensors(self, process_group: Any) -> dict[str, ShardedTensor]:
-        """The buffers of the map by name, whose local shards are this rank's own."""
+    def tensors(self, weight: ShardedTensor, process_group: Any) -> dict[str, ShardedTensor]:
+        """The buffers of the map by name, whose local shards are this rank's own, like those of the ``weight``."""
+        of_weight = weight.metadata().tensor_properties
         found = {}
         for name, whole in self._whole.items():
             shards = [self._scaled(shard, whole) for shard in self.rows]
-            metadata = EnumerableShardingSpec(shards).build_metadata(whole.size(), TensorProperties(dtype=whole.dtype))
+            metadata = EnumerableShardingSpec(shards).build_metadata(
+                whole.size(), replace(of_weight, dtype=whole.dtype)
+            )
             local = []
             if self.local is not None:
                 first = self._first(whole)
