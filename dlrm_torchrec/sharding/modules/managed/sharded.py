@@ -52,6 +52,7 @@ class ShardedManagedEmbeddingBagCollection(ShardedCompositionalEmbeddingBagColle
     ) -> None:
         self.managed = managed_configs(module.physical_configs())  # before TorchRec's __init__, which makes shardings
         super().__init__(module, table_name_to_parameter_sharding, env, *args, **options)
+        self.process_group = env.process_group
         self.maps = {
             name: MapShards(config, table_name_to_parameter_sharding[name], env.rank)
             for name, config in self.managed.items()

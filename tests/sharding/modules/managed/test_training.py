@@ -23,6 +23,7 @@ from dlrm_torchrec.embeddings.managed.collection import ManagedEmbeddingBagColle
 from dlrm_torchrec.embeddings.tables import Tables, build_tables
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.config import ShardingConfig
+from dlrm_torchrec.sharding.modules.managed.report import managed_report
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, load_unsharded
 from dlrm_torchrec.train.checkpoints.progress import Progress
@@ -58,6 +59,7 @@ class Run:
     row_wise: tuple[str, ...] = ()
     pipelined: bool = False
     check: int = 0  # also save at this step, and go on
+    report: bool = False
 
     def __call__(self, world: World) -> tuple[list[float], State]:
         task, tables = model_of(world.size)
@@ -98,7 +100,13 @@ class Run:
                 checkpoints.save(model, optimizer, progress)
         if checkpoints:
             checkpoints.finish(model, optimizer, progress)
-        return losses, whole_tensors(model)
+        return losses, whole_tensors(model) | (reported(model) if self.report else {})
+
+
+def reported(model: DistributedModelParallel) -> State:
+    found = managed_report(model)
+    assert not any(managed_report(model)[name] for name in found if "occupied" not in name)
+    return {name: torch.tensor(value) for name, value in found.items()}
 
 
 def whole_tensors(model: DistributedModelParallel) -> State:
@@ -191,3 +199,19 @@ def test_two_ranks_then_one_then_two_keep_maps_and_vectors(expected: tuple[list[
     unsharded = {name: value for name, value in task.state_dict().items() if ".maps." in name}
     for name, value in unsharded.items():
         assert torch.equal(value, state[name]), name
+
+
+def test_the_report_covers_all_ranks_and_interruptions(expected: tuple[list[float], State], tmp_path: Path) -> None:
+    run(2, last=6, folder=tmp_path, row_wise=WIDE)
+    _, state = run(2, last=STEPS, folder=tmp_path, row_wise=WIDE, report=True)
+    for table, rows in (("t_id_1", 100), ("t_id_2", 5_008), ("t_list_0", 250), ("t_list_1", 750)):
+        start = f"model.sparse_arch.embedding_bag_collection.maps.{table}."
+        lookups, without_row, admitted, evicted, returned = expected[1][f"{start}tallies"].sum(0).tolist()
+        counts = {"lookups": lookups, "admitted": admitted, "evicted": evicted, "returned": returned}
+        shares = {
+            "without_row": without_row / lookups,
+            "occupied": int((expected[1][f"{start}ids"] != 2**63 - 1).sum()) / rows,
+        }
+        for what, value in (counts | shares).items():
+            assert float(state[f"{table}/{what}"]) == pytest.approx(value), (table, what)
+        assert admitted - evicted == shares["occupied"] * rows
