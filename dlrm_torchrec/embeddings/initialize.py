@@ -63,6 +63,11 @@ def initialize_tables(
         shape = weight.metadata().size if isinstance(weight, ShardedTensor) else weight.shape
         parts = stacked[table].initial_rows() if table in stacked else [InitialRows.plain(shape[0])]
         read = open_table(pretrained, table, shape) if pretrained else None
+        if read is not None and table in getattr(module, "managed", ()):
+            raise ValueError(
+                f"managed table {table!r} must begin without ids: got a file of its rows in {pretrained}, which does "
+                "not say whose they are; remove the file, or go on from the run's own checkpoint"
+            )
         for values, row, column in _blocks(weight):
             if read is None:
                 fill_table(values, parts, seed=seed, table=table, row=row, column=column)

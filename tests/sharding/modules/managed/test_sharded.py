@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.managed.collection import ManagedEmbeddingBagCollection
+from dlrm_torchrec.embeddings.table_files import write_table
 from dlrm_torchrec.sharding.modules.managed.sharded import ManagedEmbeddingBagCollectionSharder
 from tests.distributed import run_ranks
 from tests.embeddings.managed.test_collection import batches, configs
@@ -129,6 +132,17 @@ def moments_of_changed_rows() -> list[float]:
 
 def test_a_row_that_changes_hands_has_moments_of_0() -> None:
     assert run_ranks(1, moments_of_changed_rows) == [[0.0]]
+
+
+def pretrained(folder: str) -> None:
+    tables = ManagedEmbeddingBagCollection(configs())
+    write_table(folder, "managed", torch.zeros(516, 8), "safetensors")
+    with pytest.raises(ValueError, match="managed table 'managed' must begin without ids: got a file of its rows in"):
+        initialize_tables(shard(tables, TABLE_WISE, torch.optim.SGD), seed=0, pretrained=folder)
+
+
+def test_rows_without_their_ids_are_refused(tmp_path: Path) -> None:
+    run_ranks(1, pretrained, str(tmp_path))
 
 
 def refused() -> str:

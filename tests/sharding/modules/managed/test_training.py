@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,7 +14,9 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardedTensor
 from torchrec.models.dlrm import DLRM
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dlrm_torchrec.cli.vectors.trained import open_checkpoint
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.config import TablesConfig
@@ -27,6 +29,7 @@ from dlrm_torchrec.sharding.modules.managed.report import managed_report
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints, load_unsharded
 from dlrm_torchrec.train.checkpoints.progress import Progress
+from dlrm_torchrec.train.checkpoints.tables import read_dense
 from dlrm_torchrec.train.config import CheckpointConfig, OptimizerConfig
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
@@ -196,9 +199,21 @@ def test_two_ranks_then_one_then_two_keep_maps_and_vectors(expected: tuple[list[
     task, tables = model_of(1, "cpu")
     assert isinstance(tables, ManagedEmbeddingBagCollection)
     load_unsharded(task, str(tmp_path / f"step-{STEPS:08d}"))
+    tables.eval()
+    (feature,) = [feature for feature in SPEC.sparse if feature.name == "id_2"]
+    ids = torch.arange(0, 20_000, 7)
+    bags = KeyedJaggedTensor([each.name for each in SPEC.sparse], ids, lengths=_ones_for("id_2", len(ids)))
+    read = open_checkpoint(str(tmp_path / f"step-{STEPS:08d}"), SPEC, feature, asdict(TABLES))
+    assert torch.equal(read(ids), tables(bags)["id_2"])
+    assert not any(".maps." in name for name in read_dense(str(tmp_path / f"step-{STEPS:08d}")))
     unsharded = {name: value for name, value in task.state_dict().items() if ".maps." in name}
     for name, value in unsharded.items():
         assert torch.equal(value, state[name]), name
+
+
+def _ones_for(name: str, count: int) -> torch.Tensor:
+    """Lengths of bags of one id each, of one feature."""
+    return torch.cat([torch.full((count,), int(feature.name == name)) for feature in SPEC.sparse])
 
 
 def test_the_report_covers_all_ranks_and_interruptions(expected: tuple[list[float], State], tmp_path: Path) -> None:
