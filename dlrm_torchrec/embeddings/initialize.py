@@ -49,7 +49,12 @@ def initialize_tables(
     """
     kinds = (ShardedEmbeddingBagCollection, ShardedEmbeddingCollection)
     tables = [module for module in model.modules() if isinstance(module, kinds)]
-    weights = [(module, name, weight) for module in tables for name, weight in module.state_dict().items()]
+    weights = [
+        (module, name, weight)
+        for module in tables
+        for name, weight in module.state_dict().items()
+        if table_of(name) is not None
+    ]
     if pretrained:
         check_folder(pretrained, [str(table_of(name)) for _, name, _ in weights])
     total = sum(block.nbytes for _, _, weight in weights for block, _, _ in _blocks(weight))
@@ -60,6 +65,11 @@ def initialize_tables(
         shape = weight.metadata().size if isinstance(weight, ShardedTensor) else weight.shape
         parts = stacked[table].initial_rows() if table in stacked else [InitialRows.plain(shape[0])]
         read = open_table(pretrained, table, shape) if pretrained else None
+        if read is not None and table in getattr(module, "managed", ()):
+            raise ValueError(
+                f"managed table {table!r} must begin without ids: got a file of its rows in {pretrained}, which does "
+                "not say whose they are; remove the file, or go on from the run's own checkpoint"
+            )
         for values, row, column in _blocks(weight):
             if read is None:
                 fill_table(values, parts, seed=seed, table=table, row=row, column=column)
@@ -111,7 +121,7 @@ def fill_table(
     for part in parts:
         first, last = max(start, row), min(start + part.rows, row + len(values))
         if first < last:
-            _fill(values[first - row : last - row], part, salt=_table_seed(seed, table), row=first, column=column)
+            _fill(values[first - row : last - row], part, salt=table_seed(seed, table), row=first, column=column)
         start += part.rows
 
 
@@ -130,6 +140,12 @@ def _fill(values: torch.Tensor, part: InitialRows, *, salt: int, row: int, colum
 def _draw(values: torch.Tensor, row: int, *, part: InitialRows, salt: int, column: int) -> None:
     """Fill rows ``row`` ... of a part on any device."""
     rows = torch.arange(row, row + len(values), device=values.device)
+    draw_rows(values, rows, part, salt=salt, column=column)
+
+
+@torch.no_grad()
+def draw_rows(values: torch.Tensor, rows: torch.Tensor, part: InitialRows, *, salt: int, column: int = 0) -> None:
+    """Fill ``values`` (n, columns) with initial weights that depend only on the numbers ``rows`` (n,) and ``salt``."""
     columns = torch.arange(column, column + values.size(1), device=values.device)
     bits = mix(((rows[:, None] << 20) + columns[None, :]) ^ salt)  # a dim is far below 2^20
     uniform = (bits >> 40 & 0xFFFFFF).to(torch.float32) * 2.0**-24
@@ -159,6 +175,7 @@ def _draw_rows(  # noqa: PLR0917  # compiled functions take no keywords
             values[row, column] = (uniform * float32(2) - float32(1)) * limit + center
 
 
-def _table_seed(seed: int, table: str) -> int:
+def table_seed(seed: int | str, table: str) -> int:
+    """A number of 64 bits for a table in a run."""
     digest = hashlib.blake2b(f"{seed}/{table}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

@@ -20,6 +20,7 @@ from dlrm_torchrec.sharding.cluster.topology import whose_bandwidths
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.modules.comms import check_widths, codecs, row_dim
 from dlrm_torchrec.sharding.modules.compositional import CompositionalEmbeddingBagCollectionSharder
+from dlrm_torchrec.sharding.modules.managed.sharded import ManagedEmbeddingBagCollectionSharder
 from dlrm_torchrec.sharding.modules.sequences.sharded import CompositionalEmbeddingCollectionSharder, SequenceSharder
 from dlrm_torchrec.sharding.modules.sharder import ExactSharder, table_optimizer
 from dlrm_torchrec.sharding.plan_description import shard_widths
@@ -40,6 +41,7 @@ class Plan(ShardingPlan):
 SHARDERS = (
     ExactSharder,
     CompositionalEmbeddingBagCollectionSharder,
+    ManagedEmbeddingBagCollectionSharder,
     SequenceSharder,
     CompositionalEmbeddingCollectionSharder,
 )

@@ -78,7 +78,7 @@ class Summed(Operation):
     """Operations whose result is a bag of rows, so that the look-up itself combines them."""
 
     def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:  # noqa: ARG002 (other operations use it)
-        return [InitialRows(stack.rows, center=0.0, limit=stack.partition.num_ids**-0.5)]
+        return [InitialRows(stack.rows, center=0.0, limit=stack.expected_ids**-0.5)]
 
     def pieces(self, source: int, rows: tuple[ClassRow, ...]) -> list[Piece]:
         """The bags of rows to look up, one piece for each output, where an id's classes have these ``rows``."""
@@ -118,7 +118,7 @@ class Add(Summed):
     """The sum of the k rows."""
 
     def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:  # noqa: ARG002 (other operations use it)
-        return [InitialRows(stack.rows, center=0.0, limit=(len(stack.class_rows) * stack.partition.num_ids) ** -0.5)]
+        return [InitialRows(stack.rows, center=0.0, limit=(len(stack.class_rows) * stack.expected_ids) ** -0.5)]
 
     def pieces(self, source: int, rows: tuple[ClassRow, ...]) -> list[Piece]:
         return [Piece(source, rows)]

@@ -48,6 +48,14 @@ class CompositionalLookup(GroupedPooledEmbeddingsLookup):
             sum(len(sources(table, stacked)) for table in config.embedding_tables) for config in self.grouped_configs
         ]
 
+    def inputs(self) -> list[tuple[str, int]]:
+        """Each table, with how many features it is given, in the order of these features."""
+        return [
+            (table.name, len(sources(table, self._stacked)))
+            for config in self.grouped_configs
+            for table in config.embedding_tables
+        ]
+
     def _create_embedding_kernel(self, config: GroupedEmbeddingConfig, *args: Any, **kwargs: Any) -> torch.nn.Module:
         kernel: torch.nn.Module
         configs = [self._stacked.get(table.name) for table in config.embedding_tables]

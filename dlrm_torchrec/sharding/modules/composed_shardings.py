@@ -26,6 +26,7 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingCon
 
 from dlrm_torchrec.embeddings.compositional.operations import Concat
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedTable
+from dlrm_torchrec.embeddings.managed.table_configs import ManagedEmbeddingBagConfig
 from dlrm_torchrec.sharding.modules.composed_kernels import CompositionalLookup, equal_widths
 from dlrm_torchrec.sharding.modules.rows_of_features import map_parts, parts_to_send, sources
 from dlrm_torchrec.sharding.modules.sharder import COLUMN_TYPES, ROW_TYPES
@@ -36,12 +37,14 @@ SEQUENCE_TYPES = ["table_wise", "column_wise", "row_wise", "data_parallel"]  # t
 
 
 def refusal(config: BaseEmbeddingConfig, kind: str) -> str | None:
-    """Why a plain or compositional table cannot have the sharding type ``kind``; None when it can."""
+    """Why a plain, compositional or managed table cannot have the sharding type ``kind``; None when it can."""
     of_single_ids = isinstance(config, EmbeddingConfig)
     if of_single_ids and kind not in SEQUENCE_TYPES:
         return "TorchRec has no such type for the vectors of single ids"
     if not of_single_ids and kind in ROW_TYPES and config.pooling is PoolingType.MEAN:
         return "a rank with a part of the rows does not know how many ids a bag has"  # and would divide other tables
+    if isinstance(config, ManagedEmbeddingBagConfig) and kind not in ("table_wise", "row_wise"):
+        return "one rank must decide which id a row belongs to"
     if not isinstance(config, StackedTable):
         return None
     if kind in COLUMN_TYPES and not config.operation.column_wise:
@@ -152,11 +155,13 @@ class Sender(_Sources):
 
     def _get_feature_hash_sizes(self) -> list[int]:
         """The numbers of values of each feature, which TorchRec cuts into a block for each rank."""
-        return [
-            all_ordinals(table, self._spread[table.name]) if table.name in self._spread else table.num_embeddings
-            for table in self._tables()
-            for _ in table.feature_names
-        ]
+        return [self.num_values(table) for table in self._tables() for _ in table.feature_names]
+
+    def num_values(self, table: ShardedEmbeddingTable) -> int:
+        """How many values are sent in the place of the ids of a table."""
+        if table.name in self._spread:
+            return all_ordinals(table, self._spread[table.name])
+        return int(table.num_embeddings)
 
     def create_lookup(self, device: torch.device | None = None, *_: Any, **__: Any) -> torch.nn.Module:
         inherited: Any = self
@@ -181,7 +186,7 @@ class _Dp(Owner, DpPooledEmbeddingSharding):
     _options: ClassVar[dict[str, Any]] = {"scale_weight_gradients": False}
 
 
-class _Rw(Sender, RwPooledEmbeddingSharding):
+class RowWise(Sender, RwPooledEmbeddingSharding):
     pass
 
 
@@ -201,7 +206,7 @@ SHARDINGS: dict[str, Any] = {
     "column_wise": _Cw,
     "table_column_wise": _TwCw,
     "data_parallel": _Dp,
-    "row_wise": _Rw,
+    "row_wise": RowWise,
     "table_row_wise": _TwRw,
     "grid_shard": _Grid,
 }

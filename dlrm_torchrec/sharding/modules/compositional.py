@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,7 +64,12 @@ class ShardedCompositionalEmbeddingBagCollection(ConcurrentShardedEmbeddingBagCo
             options["qcomm_codecs_registry"] = qcomm_codecs_registry
         if kind in ("column_wise", "table_column_wise"):
             options["permute_embeddings"] = permute_embeddings
-        return SHARDINGS[kind](self.stacked, sharding_infos, env, device, **options)
+        return self.sharding_class(kind)(self.stacked, sharding_infos, env, device, **options)
+
+    def sharding_class(self, kind: str) -> Callable[..., EmbeddingSharding]:
+        """What makes a sharding of a type, from compositional tables and TorchRec's arguments."""
+        found: type[EmbeddingSharding] = SHARDINGS[kind]
+        return found
 
     def input_dist(self, ctx: EmbeddingBagCollectionContext, features: KeyedJaggedTensor) -> Awaitable[Any]:
         if features.variable_stride_per_key():

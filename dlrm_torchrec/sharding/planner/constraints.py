@@ -15,6 +15,7 @@ from torchrec.distributed.types import CacheParams
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, DataType, EmbeddingConfig
 
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedTable
+from dlrm_torchrec.embeddings.managed.table_configs import ManagedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 from dlrm_torchrec.sharding.config import CommsConfig, ShardingConfig, ShardingKind
@@ -34,6 +35,7 @@ class TableConstraints(ParameterConstraints):
     sends_rows: bool = False  # whether row-wise types send rows all the same
     shared_rows: int = 0  # rows of row-wise types that every rank gets in each step
     listed_bytes: int = 0  # listed classes of ids, which every rank with a shard keeps
+    map_bytes_per_row: float = 0.0  # of the map of a managed table, which lies with the rows
 
 
 def table_constraints(
@@ -62,10 +64,12 @@ def table_constraints(
         _check_groups(table, kind, without)
         _check_comms(table, kind, config.comms)
         _check_replicas(table, kind)
+        _check_buckets(table, kind, topology.world_size)
         if kind != "auto":
             check_sharding(table, kind)
         stacked = isinstance(table, StackedTable)
-        offload = config.host_memory and not stacked
+        managed = isinstance(table, ManagedEmbeddingBagConfig)
+        offload = config.host_memory and not stacked and not managed
         factors = table.pooling_factors(pooling, batch_size) if stacked else [pooling[f] for f in table.feature_names]
         constraints[table.name] = TableConstraints(
             sharding_types=_allowed(kind, topology, table, [*without, *_summing(table, config.comms)]),
@@ -73,6 +77,7 @@ def table_constraints(
             cache_params=_cache(table, access, batch_size * topology.world_size) if offload else None,
             min_partition=_shard_columns(table, kind, topology.world_size),
             pooling_factors=factors,
+            map_bytes_per_row=table.map_bytes / table.num_embeddings if managed else 0.0,
             **_sent(table, sum(factors), pooling, batch_size),
         )
     return constraints
@@ -159,6 +164,19 @@ def _check_replicas(table: BaseEmbeddingConfig, kind: str) -> None:
         )
 
 
+def _check_buckets(table: BaseEmbeddingConfig, kind: str, world_size: int) -> None:
+    """A bucket of managed ids lies on one rank."""
+    if kind == "row_wise" and _cuts_buckets(table, world_size):
+        raise ValueError(
+            f"ranks of row-wise managed table {table.name!r} must divide its {table.buckets} buckets: got "
+            f"{world_size}; choose table_wise"
+        )
+
+
+def _cuts_buckets(table: BaseEmbeddingConfig, world_size: int) -> bool:
+    return isinstance(table, ManagedEmbeddingBagConfig) and table.buckets % world_size != 0
+
+
 def _allowed(kind: ShardingKind, topology: Topology, table: BaseEmbeddingConfig, excluded: Sequence[str]) -> list[str]:
     """Sharding types that the planner may choose from."""
     if kind != "auto":
@@ -167,6 +185,8 @@ def _allowed(kind: ShardingKind, topology: Topology, table: BaseEmbeddingConfig,
         return ["table_wise"]  # a single rank shares nothing, and this type has the fused kernel
     if topology.compute_device == "cpu" and isinstance(table, StackedTable) and not table.sums_rows:
         excluded = [*excluded, *ROW_TYPES]  # the fast kernels of products and paths want whole rows on one rank
+    if _cuts_buckets(table, topology.world_size):
+        excluded = [*excluded, "row_wise"]
     if table.data_type is not DataType.FP32:  # see _check_replicas
         excluded = [*excluded, "data_parallel"]
     return [offered for offered in offered_types(table) if offered not in excluded]
