@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import silu
 
 from dlrm_torchrec.models.hstu.bias import BiasTables, time_buckets
-from dlrm_torchrec.models.hstu.layout import Group, Layout
+from dlrm_torchrec.models.hstu.layout import Layout
 from dlrm_torchrec.models.hstu.tiles import (
     Distances,
+    Indices,
     Tile,
     add_product,
     by_head,
@@ -23,7 +24,7 @@ from dlrm_torchrec.models.hstu.tiles import (
 )
 
 
-@torch.compiler.disable  # its loops follow the lengths of each batch
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch's; the loops follow the lengths of each batch
 def silu_attention(
     queries: torch.Tensor,
     keys: torch.Tensor,
@@ -34,11 +35,11 @@ def silu_attention(
     divisor: float,
     bias: BiasTables | None = None,
 ) -> torch.Tensor:
-    """Σ_j SiLU(scale <q_i, k_j> + bias_ij) / divisor v_j over the tokens j that i attends to, (tokens, heads, value dim).
+    """Σ_j SiLU(scale <q_i, k_j> + bias_ij) / divisor v_j over the tokens j that i attends to.
 
-    This is arXiv 2402.17152, equation 2, with candidates after the history. It works on tiles of ``BLOCK`` queries by
-    ``BLOCK`` keys of sequences of about equal length, and computes them again in the backward pass: what is kept for it
-    are the inputs. Products of bfloat16 are summed in float32.
+    The result is (tokens, heads, value dim). This is arXiv 2402.17152, equation 2, with candidates after the history.
+    It works on tiles of ``BLOCK`` queries by ``BLOCK`` keys of sequences of about equal length, and computes them again
+    in the backward pass: what is kept for it are the inputs. Products of bfloat16 are summed in float32.
 
     Args:
         queries: (tokens, heads, key dim)
@@ -63,6 +64,22 @@ def silu_attention(
         return sums.index_add(0, own, to_itself.to(sums.dtype))
 
 
+class _Equation(NamedTuple):
+    """What the scores of one group are, beside its rows."""
+
+    scale: float
+    divisor: float
+    distances: Distances | None
+
+    def scores(self, q: torch.Tensor, k: torch.Tensor, tile: Tile) -> tuple[torch.Tensor, Indices | None]:
+        """Scores of a tile, and where the tables have its bias."""
+        scores, found = multiply(q[:, tile.rows], k[:, tile.columns].transpose(1, 2), self.scale), None
+        if self.distances is not None:
+            found = self.distances.indices(tile)
+            self.distances.add_to(scores, found)
+        return scores if tile.mask is None else scores.add_(tile.mask), found
+
+
 class _ToVisibleTokens(torch.autograd.Function):
     """The sum without a candidate's attention to itself."""
 
@@ -75,10 +92,10 @@ class _ToVisibleTokens(torch.autograd.Function):
         result = torch.zeros_like(given)
         for group in layout.groups:
             q, k, v = read(asking, group.queries), read(asked, group.keys), read(given, group.keys)
+            equation = _Equation(scale, divisor, None if bias[0] is None else Distances(group, BiasTables(*bias)))
             total = wide(q).new_zeros(*q.shape[:2], v.shape[2])
-            distances = None if bias[0] is None else Distances(group, BiasTables(*bias))
             for tile in tiles(q.shape[1], k.shape[1], total):
-                scores, _ = _scores(q, k, tile, scale, distances)
+                scores, _ = equation.scores(q, k, tile)
                 weights = silu(scores, inplace=True).to(v.dtype)
                 add_product(total[:, tile.rows], weights, v[:, tile.columns], 1 / divisor)
             write(result, group.queries, total)
@@ -89,51 +106,35 @@ class _ToVisibleTokens(torch.autograd.Function):
         queries, keys, values, *bias = ctx.saved_tensors
         asking, asked, given, grad = by_head(queries), by_head(keys), by_head(values), by_head(grads[0])
         results = [torch.zeros_like(each) for each in (asking, asked, given)]
-        tables = None if bias[0] is None else BiasTables(*bias)
         table_grads = [torch.zeros_like(table) for table in bias[:2] if table is not None]
         for group in ctx.layout.groups:
+            distances = None if bias[0] is None else Distances(group, BiasTables(*bias))
             rows = (read(asking, group.queries), read(asked, group.keys), read(given, group.keys))
-            of_group = _group_gradients(rows, read(grad, group.queries), group, tables, table_grads, ctx)
+            equation = _Equation(ctx.scale, ctx.divisor, distances)
+            of_group = _gradients(equation, rows, read(grad, group.queries), table_grads)
             for result, index, each in zip(results, (group.queries, group.keys, group.keys), of_group, strict=True):
                 write(result, index, each)
         return (None, None, None, *map(by_token, results), *(table_grads or (None, None)), None, None)
 
 
-def _scores(
-    q: torch.Tensor, k: torch.Tensor, tile: Tile, scale: float, distances: Distances | None
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Scores of a tile, and the places of its bias in the tables."""
-    scores, places = multiply(q[:, tile.rows], k[:, tile.columns].transpose(1, 2), scale), ()
-    if distances is not None:
-        places = distances.indices(tile)
-        distances.add_to(scores, *places)
-    return scores if tile.mask is None else scores.add_(tile.mask), places
-
-
-def _group_gradients(
-    rows: tuple[torch.Tensor, ...],
-    grad: torch.Tensor,
-    group: Group,
-    tables: BiasTables | None,
-    table_grads: list[torch.Tensor],
-    ctx: Any,
+def _gradients(
+    equation: _Equation, rows: tuple[torch.Tensor, ...], grad: torch.Tensor, table_grads: list[torch.Tensor]
 ) -> list[torch.Tensor]:
     """Gradients of a group's queries, keys and values; those of the tables are added to ``table_grads``."""
     q, k, v = rows
     q_grad, k_grad, v_grad = totals = [torch.zeros_like(wide(each)) for each in rows]
-    distances = None if tables is None else Distances(group, tables)
     for tile in tiles(q.shape[1], k.shape[1], q_grad):
         down, across = tile.rows, tile.columns
-        scores, places = _scores(q, k, tile, ctx.scale, distances)
+        scores, places = equation.scores(q, k, tile)
         weights = silu(scores).to(v.dtype)
-        add_product(v_grad[:, across], weights.transpose(1, 2), grad[:, down], 1 / ctx.divisor)
-        of_weights = multiply(grad[:, down], v[:, across].transpose(1, 2), 1 / ctx.divisor)
+        add_product(v_grad[:, across], weights.transpose(1, 2), grad[:, down], 1 / equation.divisor)
+        of_weights = multiply(grad[:, down], v[:, across].transpose(1, 2), 1 / equation.divisor)
         of_scores = torch.ops.aten.silu_backward(of_weights, scores)
-        if places:
-            of_all_heads = of_scores.view(-1, *places[0].shape).sum(0).flatten()
+        if places is not None:
+            of_all_heads = of_scores.view(-1, *places.of_places.shape).sum(0).flatten()
             for table_grad, index in zip(table_grads, places, strict=True):
                 table_grad.index_add_(0, index.flatten(), of_all_heads)
         of_scores = of_scores.to(q.dtype)
-        add_product(q_grad[:, down], of_scores, k[:, across], ctx.scale)
-        add_product(k_grad[:, across], of_scores.transpose(1, 2), q[:, down], ctx.scale)
+        add_product(q_grad[:, down], of_scores, k[:, across], equation.scale)
+        add_product(k_grad[:, across], of_scores.transpose(1, 2), q[:, down], equation.scale)
     return totals

@@ -76,6 +76,13 @@ def add_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, f
         target.add_(torch.bmm(left, right), alpha=factor)
 
 
+class Indices(NamedTuple):
+    """Where the tables have the bias of scores, (users, rows, columns) each."""
+
+    of_places: torch.Tensor
+    of_times: torch.Tensor
+
+
 class Distances:
     """The bias of one group's scores, looked up in tables."""
 
@@ -84,15 +91,15 @@ class Distances:
         query_times, key_times = (torch.cat([each, each.new_zeros(1)]) for each in tables[2:])
         self.query_times, self.key_times = query_times[group.queries], key_times[group.keys]
 
-    def indices(self, tile: Tile) -> tuple[torch.Tensor, torch.Tensor]:
-        """Indices (users, rows, columns) into the tables of places and of times."""
+    def indices(self, tile: Tile) -> Indices:
+        """Where the tables have the bias of a tile."""
         columns = torch.arange(tile.columns.start, tile.columns.stop, device=self.places.device)
         places = self.places[:, tile.rows, None] - columns
         waits = self.query_times[:, tile.rows, None] - self.key_times[:, None, tile.columns]
-        return places.clamp_(0, len(self.tables.places) - 1), time_buckets(waits)
+        return Indices(places.clamp_(0, len(self.tables.places) - 1), time_buckets(waits))
 
-    def add_to(self, scores: torch.Tensor, places: torch.Tensor, times: torch.Tensor) -> None:
+    def add_to(self, scores: torch.Tensor, found: Indices) -> None:
         """Add the bias to scores (heads * users, rows, columns)."""
-        bias = self.tables.places.index_select(0, places.flatten())
-        bias += self.tables.times.index_select(0, times.flatten())
-        scores.view(-1, *places.shape).add_(bias.view(places.shape))
+        bias = self.tables.places.index_select(0, found.of_places.flatten())
+        bias += self.tables.times.index_select(0, found.of_times.flatten())
+        scores.view(-1, *found.of_places.shape).add_(bias.view(found.of_places.shape))

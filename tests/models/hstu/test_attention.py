@@ -29,7 +29,8 @@ def draw(seed: int, dtype: torch.dtype) -> tuple[list[tuple[int, int]], list[tor
     """Users, queries, keys and values, a bias or none, and the layout."""
     choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     counts = [
-        (choose.choice([0, 1, 2, choose.randrange(14)]), choose.choice([0, 0, 1, 3])) for _ in range(choose.randrange(7))
+        (choose.choice([0, 1, 2, choose.randrange(14)]), choose.choice([0, 0, 1, 3]))
+        for _ in range(choose.randrange(7))
     ]
     tokens, heads, key_dim, value_dim = sum(map(sum, counts)), *(choose.randrange(1, 5) for _ in range(3))
     rows = [
@@ -38,7 +39,10 @@ def draw(seed: int, dtype: torch.dtype) -> tuple[list[tuple[int, int]], list[tor
     ]
     bias = None
     if choose.random() < 0.6:
-        learned = [torch.randn(size, generator=generator, dtype=torch.float64) for size in (1 + choose.randrange(9), TIME_BUCKETS)]
+        learned = [
+            torch.randn(size, generator=generator, dtype=torch.float64)
+            for size in (1 + choose.randrange(9), TIME_BUCKETS)
+        ]
         wide = dtype if dtype == torch.float64 else torch.float32
         times = [torch.randint(10 ** choose.randrange(1, 7), (tokens,), generator=generator) for _ in range(2)]
         bias = BiasTables(*(each.to(wide).requires_grad_() for each in learned), *times)
@@ -60,9 +64,9 @@ def compare(seed: int, dtype: torch.dtype, tolerance: float) -> None:
     inputs = [*rows, *(bias[:2] if bias else ())]
     exact = [each.detach().double().requires_grad_() for each in inputs]
     found = silu_attention(*rows, layout, scale=0.5, divisor=7, bias=bias)
-    expected = loops.attention(
-        *exact[:3], counts, scale=0.5, divisor=7, bias=(*exact[3:], *bias[2:]) if bias else None
-    )
+    q, k, v = exact[:3]
+    tables = (*exact[3:], *bias[2:]) if bias else None
+    expected = loops.attention(q, k, v, counts, scale=0.5, divisor=7, bias=tables)
     assert found.dtype == dtype
     pairs = [(found, expected), *zip(gradients(found, inputs, seed), gradients(expected, exact, seed), strict=True)]
     for ours, theirs in pairs:
@@ -71,7 +75,7 @@ def compare(seed: int, dtype: torch.dtype, tolerance: float) -> None:
 
 
 def test_outputs_and_gradients_are_those_of_a_loop_in_float64() -> None:
-    for seed in range(SHAPES // 3 + 1):
+    for _ in range(SHAPES // 3 + 1):
         compare(random.randrange(10**9), torch.float64, 1e-9)
 
 
