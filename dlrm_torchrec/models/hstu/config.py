@@ -38,23 +38,24 @@ class HSTUConfig:
     """Share of the numbers of tokens that are dropped before the first layer in training; 0 means none."""
     dropout: float = 0.1
     """Share of the inputs of a layer's output projection that are dropped in training; 0 means none."""
-    recompute: bool = False
-    """Keep only the inputs of layers for the backward pass, and compute the rest again: less memory, more time."""
+    chunk_tokens: int = 0
+    """Tokens of samples that are scored together, and again in the backward pass; 0 means all together, and once."""
 
     def __post_init__(self) -> None:
         if self.variant not in get_args(Variant):
             raise ValueError(f"variant of HSTU must be one of {get_args(Variant)}: got {self.variant!r}; name one")
         for field in fields(self):
             size = getattr(self, field.name)
-            if field.type == "int" and size < 1:
-                raise ValueError(f"{field.name} of HSTU must be at least 1: got {size}; raise it")
+            least = int(field.name != "chunk_tokens")
+            if field.type == "int" and size < least:
+                raise ValueError(f"{field.name} of HSTU must be at least {least}: got {size}; raise it")
             if field.type == "float" and not 0 <= size < 1:
                 raise ValueError(f"{field.name} of HSTU must be at least 0 and below 1: got {size}; 0 means none")
 
 
 MLPERF = HSTUConfig(  # dlrm_v4_hstu of MLPerf Training v6.1: 8 entries of context, 4,086 events, 1 candidate
     variant="mlperf", dim=512, layers=3, heads=4, key_dim=128, value_dim=128, hidden=512, most_tokens=4096,
-    positions=8192, time_buckets=2048, input_dropout=0.2, dropout=0.1, recompute=True,
+    positions=8192, time_buckets=2048, input_dropout=0.2, dropout=0.1, chunk_tokens=65_536,
 )  # fmt: skip
 ML_1M = HSTUConfig(  # HSTU-large of the paper's table on MovieLens-1M; the vectors of items have as many numbers
     variant="paper", dim=50, layers=8, heads=2, key_dim=25, value_dim=25, most_tokens=211, positions=211,

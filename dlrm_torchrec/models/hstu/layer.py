@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn.functional import dropout, silu
-from torch.utils.checkpoint import checkpoint
 
 from dlrm_torchrec.models.hstu.attention import silu_attention
 from dlrm_torchrec.models.hstu.bias import RelativeBias
+from dlrm_torchrec.models.hstu.blocks import glorot
 from dlrm_torchrec.models.hstu.config import HSTUConfig
 from dlrm_torchrec.models.hstu.layout import Layout
 
@@ -32,14 +32,10 @@ class HSTULayer(nn.Module):
         self.widths = (values, values, keys, keys)
         paper = config.variant == "paper"
         self.norm_input = nn.LayerNorm(config.dim, eps=EPS, device=device)
-        self.project = nn.Linear(config.dim, sum(self.widths), device=device)
+        self.project = glorot(nn.Linear(config.dim, sum(self.widths), device=device))
         self.norm_attended = nn.LayerNorm(values, eps=EPS, device=device)
-        self.output = nn.Linear(values if paper else 3 * values, config.dim, bias=paper, device=device)
+        self.output = glorot(nn.Linear(values if paper else 3 * values, config.dim, bias=paper, device=device))
         self.bias = RelativeBias(config.most_tokens, device) if paper else None
-        for linear in (self.project, self.output):
-            nn.init.xavier_uniform_(linear.weight)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
 
     def forward(
         self, x: torch.Tensor, layout: Layout, query_times: torch.Tensor, key_times: torch.Tensor
@@ -52,7 +48,7 @@ class HSTULayer(nn.Module):
             query_times: (tokens,) int64 seconds, when each token asks
             key_times: (tokens,) int64 seconds, when each token happened
         """
-        config, paper = self.config, self.bias is not None
+        config, paper = self.config, self.config.variant == "paper"
         projected = self.project(self.norm_input(x))
         u, v, q, k = (silu(projected) if paper else projected).split(self.widths, dim=1)
         u = u if paper else silu(u)
@@ -73,19 +69,15 @@ class HSTULayer(nn.Module):
 
 
 class HSTULayers(nn.ModuleList):
-    """All layers; with ``recompute``, what a layer keeps for its backward pass is its input."""
+    """All layers."""
 
     def __init__(self, config: HSTUConfig, device: torch.device | None = None) -> None:
         super().__init__(HSTULayer(config, device) for _ in range(config.layers))
-        self.recompute = config.recompute
 
     def forward(
         self, x: torch.Tensor, layout: Layout, query_times: torch.Tensor, key_times: torch.Tensor
     ) -> torch.Tensor:
         """Tokens (tokens, dim) of tokens; the arguments are those of ``HSTULayer``."""
         for layer in self:
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, layout, query_times, key_times, use_reentrant=False)
-            else:
-                x = layer(x, layout, query_times, key_times)
+            x = layer(x, layout, query_times, key_times)
         return x
