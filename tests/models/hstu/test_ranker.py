@@ -107,9 +107,8 @@ def test_chunks_change_neither_logits_nor_gradients(kind: str, context: tuple[st
         ranker = build(kind, context, chunk_tokens=chunk_tokens).double()
         ranker.load_state_dict(whole.state_dict())
         leaves = {name: jagged.values().double().requires_grad_() for name, jagged in rows.items()}
-        logits = ranker(
-            {name: JaggedTensor(leaf, lengths=rows[name].lengths()) for name, leaf in leaves.items()}, samples
-        )
+        exact = {name: JaggedTensor(leaf, lengths=rows[name].lengths()) for name, leaf in leaves.items()}
+        logits = ranker(exact, samples)
         logits.square().sum().backward()
         used = [leaf.grad for name, leaf in leaves.items() if name in (*EVENTS, *context)]
         found.append([logits.detach(), *used, *(parameter.grad for parameter in ranker.parameters())])
