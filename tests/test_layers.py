@@ -31,7 +31,7 @@ ALLOWED = {
     "embeddings": {"compiled", "schema"},
     "models": {"embeddings", "schema"},
     "sharding": {"compiled", "embeddings", "pages", "schema"},
-    "inference": {"embeddings", "raw_values", "schema"},
+    "inference": {"datasets", "embeddings", "raw_values", "schema", "train"},
 }
 ALLOWED["cli"] = set(ALLOWED)
 

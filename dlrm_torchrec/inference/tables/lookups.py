@@ -21,7 +21,6 @@ from dlrm_torchrec.embeddings.compositional.partitions.renumbered import renumbe
 from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.tables.types import packed
 
-
 ROW_ALIGNMENT = 1  # bytes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -42,8 +43,7 @@ def stored_tensors(model: nn.Module) -> list[StoredTensor]:
     return found
 
 
-def tensor_at(model: nn.Module, path: str) -> torch.Tensor:
-    """The attribute of a model at a dotted path."""
-    holder, _, name = path.rpartition(".")
-    tensor: torch.Tensor = getattr(model.get_submodule(holder), name)
+def tensor_at(program: torch.jit.ScriptModule, path: str) -> torch.Tensor:
+    """The attribute of a program at a dotted path."""
+    tensor: torch.Tensor = attrgetter(path)(program)
     return tensor
