@@ -64,19 +64,20 @@ def publish(
     again = windows[-1:] == [window]
     version = len(windows) - again
     release = Release(version=version, window=window, trained_until=trained_until)
-    parts = {"vocabularies": vocabularies, "model_facts": model_facts, "metrics": metrics}
-    write_package(folder / _NEXT, program, spec, **parts, release=release)
-    new = Contents.read(folder / _NEXT)
-    if again and published.package(version)["fingerprint"] != new.manifest["fingerprint"]:
-        raise ValueError(
-            f"window {window!r} must be published once: got another model than version {version}; name the window of "
-            "its own data, or publish to another folder"
-        )
-    if version and not again:
-        old, base = published.contents(version - 1)
-        write_delta(old, new, published.path(DELTA, version), base=base)
-    if (version == 0 or (full_every and version % full_every == 0)) and version not in published.bases:
-        (folder / _NEXT).rename(published.path(BASE, version))
-    else:
-        shutil.rmtree(folder / _NEXT)
+    parts: dict[str, Any] = {"vocabularies": vocabularies, "model_facts": model_facts, "metrics": metrics}
+    try:
+        write_package(folder / _NEXT, program, spec, **parts, release=release)
+        new = Contents.read(folder / _NEXT)
+        if again and published.package(version)["fingerprint"] != new.manifest["fingerprint"]:
+            raise ValueError(
+                f"window {window!r} must be published once: got another model than version {version}; name the window "
+                "of its own data, or publish to another folder"
+            )
+        if version and not again:
+            old, base = published.contents(version - 1)
+            write_delta(old, new, published.path(DELTA, version), base=base)
+        if version not in published.bases and (version % full_every == 0 if full_every else version == 0):
+            (folder / _NEXT).rename(published.path(BASE, version))
+    finally:
+        shutil.rmtree(folder / _NEXT, ignore_errors=True)
     return published.path(DELTA if version else BASE, version)

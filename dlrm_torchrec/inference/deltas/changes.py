@@ -53,7 +53,7 @@ def changed_values(old: Any, new: Any) -> Numbers:
     """The places of ``new``, an Arrow array, whose values are not those of ``old``; places after its end are new."""
     common = min(len(old), len(new))
     kind = new.type if old.type == new.type else pa.string()  # a first text turns whole numbers into texts
-    same = pc.equal(old[:common].cast(kind), new[:common].cast(kind)).fill_null(value=False)
+    same = pc.equal(old[:common].cast(kind), new[:common].cast(kind)).fill_null(fill_value=False)
     changed: Numbers = np.flatnonzero(~same.to_numpy(zero_copy_only=False))
     return np.concatenate([changed, np.arange(common, len(new))])
 
