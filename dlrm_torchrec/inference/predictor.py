@@ -73,7 +73,7 @@ class Predictor:
                 )
         self.encode = Encoder(self.spec, {name: vocabularies[file].lookup for name, file in files.items()})
         self.columns = self.encode.columns  # that a request names
-        self._program = program
+        self.program = program
         stored.attach(program)
 
     @classmethod
@@ -97,7 +97,7 @@ class Predictor:
         if inputs.weights:
             arrays.append(np.concatenate(inputs.weights))
         with torch.inference_mode():
-            predictions, unseen = self._program(*map(torch.from_numpy, arrays))
+            predictions, unseen = self.program(*map(torch.from_numpy, arrays))
         counts = zip(self.spec["sparse"], (inputs.unseen + unseen.numpy()).tolist(), strict=True)
         return Prediction(predictions.numpy(), {feature["name"]: count for feature, count in counts if count})
 

@@ -50,10 +50,14 @@ def with_rows(old: Array, numbers: Array, rows: Array, total: int) -> Array:
 
 
 def changed_values(old: Any, new: Any) -> Numbers:
-    """The places of ``new``, an Arrow array, whose values are not those of ``old``; places after its end are new."""
+    """The places of ``new``, an Arrow array, whose values are not those of ``old``; places after its end are new.
+
+    Null, which is the place of a free id, is a value too.
+    """
     common = min(len(old), len(new))
     kind = new.type if old.type == new.type else pa.string()  # a first text turns whole numbers into texts
-    same = pc.equal(old[:common].cast(kind), new[:common].cast(kind)).fill_null(fill_value=False)
+    before, after = old[:common].cast(kind), new[:common].cast(kind)
+    same = pc.or_(pc.and_(before.is_null(), after.is_null()), pc.equal(before, after).fill_null(fill_value=False))
     changed: Numbers = np.flatnonzero(~same.to_numpy(zero_copy_only=False))
     return np.concatenate([changed, np.arange(common, len(new))])
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from dlrm_torchrec.inference.loading import PackageError
 from dlrm_torchrec.inference.predictor import check_files
 
 DELTA, FORMAT = "delta.json", 1
@@ -22,7 +23,7 @@ _FIELDS: dict[str, type] = {
 Array = np.ndarray[Any, Any]
 
 
-class DeltaError(ValueError):
+class DeltaError(PackageError):
     """Says why a delta cannot be applied."""
 
 

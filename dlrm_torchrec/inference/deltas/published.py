@@ -9,6 +9,7 @@ from typing import Any
 
 from dlrm_torchrec.inference.deltas.contents import Contents
 from dlrm_torchrec.inference.deltas.delta import Delta, read_facts
+from dlrm_torchrec.inference.loading import PackageError
 from dlrm_torchrec.inference.predictor import read_manifest
 
 BASE, DELTA = "base", "delta"
@@ -34,7 +35,7 @@ class Published:
 
     @property
     def newest(self) -> int:
-        """The newest version; -1 if there is none. Raises ValueError when one before it is missing."""
+        """The newest version; -1 if there is none. Raises PackageError when one before it is missing."""
         newest = max([*self.bases, *self.deltas], default=-1)
         self.chain(newest)
         return newest
@@ -46,13 +47,13 @@ class Published:
     def chain(self, version: int) -> tuple[Path, list[Path]]:
         """The last full package up to a version, and the deltas from there to it, in order.
 
-        Raises ValueError when one of them is missing.
+        Raises PackageError when one of them is missing.
         """
         first = max((number for number in self.bases if number <= version), default=-1)
         missing = [number for number in range(first + 1, version + 1) if number not in self.deltas]
         if version >= 0 and (first < 0 or missing):
             absent = self.path(BASE, 0) if first < 0 else self.path(DELTA, missing[0])
-            raise ValueError(
+            raise PackageError(
                 f"published folder {self.folder} must hold every version up to {version}: got no {absent.name}; copy "
                 "it again"
             )

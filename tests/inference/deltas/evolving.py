@@ -34,7 +34,9 @@ TYPES: dict[str, TableType] = {"word": "int8", "place": "int4", "shop": "fp16", 
 class Evolving:
     """Each day, some rows, the MLPs, some values of the vocabulary and some codes change, and values are added."""
 
-    def __init__(self, seed: int, *, words: int = 200) -> None:
+    def __init__(self, seed: int, *, words: int = 200, static: bool = True) -> None:
+        """``static``: MLPs are int8, else float32, which the other rows of a batch do not change."""
+        self.static = static
         self.random = np.random.default_rng(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.day, self.words = 0, [f"w{i}" for i in range(words)]
@@ -119,7 +121,9 @@ class Evolving:
         ids = torch.randint(SHOPS, (64 * len(names),), generator=calibration)
         bags = KeyedJaggedTensor(keys=names, values=ids, lengths=torch.ones(len(ids), dtype=torch.int32))
         model = serve_tables(model, tables, TYPES, names)
-        return script(Scorer(quantize_mlps(model, "static", [(dense, bags)]), spec))
+        if self.static:
+            model = quantize_mlps(model, "static", [(dense, bags)])
+        return script(Scorer(model, spec))
 
     def parts(self, folder: Path) -> dict[str, Any]:
         """The other arguments of ``write_package``."""
@@ -129,7 +133,7 @@ class Evolving:
 
     def write(self, path: Path) -> Path:
         """The package of this day."""
-        release = Release(version=self.day, window=f"day {self.day}", trained_until=f"2024-05-{1 + self.day:02}")
+        release = Release(version=self.day, window=f"day {self.day}", trained_until="2024-05-01")
         write_package(path, self.program(), self.spec(), **self.parts(path.parent), release=release)
         return path
 

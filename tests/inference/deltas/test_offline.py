@@ -86,9 +86,9 @@ def test_changes_of_rows_and_values_are_those_of_a_loop(seed: int) -> None:
 
     texts = random.random() < 0.5, random.random() < 0.5
     values = [
-        pa.array([f"{i}" if i < 9 else f"t{i}" for i in random.permutation(40)[:20]])
+        pa.array([None if i > 34 else f"{i}" if i < 9 else f"t{i}" for i in random.permutation(40)[:20]], pa.string())
         if is_text
-        else pa.array(random.permutation(30)[:25])
+        else pa.array([None if i > 25 else i for i in random.permutation(30)[:25]], pa.int64())
         for is_text in texts
     ]
     before, after = (each.cast(pa.string()).to_pylist() for each in values)
