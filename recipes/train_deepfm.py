@@ -136,7 +136,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         identity = identity_of(cfg, spec.to_json(), data_digest=data.digest)
         progress = checkpoints.load(model, optimizer, identity) or Progress(identity=identity, lanes=world.size)
         if progress.step == 0:
-            initialize_tables(model, seed=cfg.seed, pretrained=cfg.tables.pretrained, say=log.say)
+            initialize_tables(model, optimizer, seed=cfg.seed, pretrained=cfg.tables.pretrained, say=log.say)
         progress = replace(progress, plan=plan_to_json(plan), speed=speed)
 
         # open the data at that step; what a rank reads is a function of the step alone
