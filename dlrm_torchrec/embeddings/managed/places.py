@@ -43,11 +43,21 @@ class Places:
             own_ids, sizes = self._ids.numpy(), (self._size, self._first, self._bits)
             _find(ids.contiguous().numpy(), own_ids, self._slots, *sizes, rows.numpy(), own.numpy())
             return rows, own
-        place = torch.searchsorted(self._ids, ids, sorter=self._order).clamp(max=len(self._ids) - 1)
-        rows = self._order[place]
-        own = self._ids[rows] == ids
         shared = (bucket_of(ids, self._buckets) - self._first + 1) * self._size - 1
-        return torch.where(own, rows, shared), own
+        return find_in_order(ids, self._ids, self._order, shared)
+
+
+def find_in_order(
+    ids: torch.Tensor, ids_of_rows: torch.Tensor, order: torch.Tensor, shared: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The row (n,) of each id (n,), or else its ``shared`` one (n,), and whether it has a row for itself.
+
+    ``order`` (rows,) are the rows in the order of their ids. TorchScript can compile this.
+    """
+    place = torch.searchsorted(ids_of_rows, ids, sorter=order).clamp(max=ids_of_rows.size(0) - 1)
+    rows = order[place]
+    own = ids_of_rows[rows] == ids
+    return torch.where(own, rows, shared), own
 
 
 @compiled(int64)
