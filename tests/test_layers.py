@@ -32,7 +32,7 @@ ALLOWED = {
     "embeddings": {"compiled", "schema", "table_names"},
     "models": {"embeddings", "schema", "table_names"},
     "sharding": {"compiled", "embeddings", "pages", "schema", "table_names"},
-    "inference": {"embeddings", "raw_values", "schema"},
+    "inference": {"datasets", "embeddings", "raw_values", "schema", "train"},
 }
 ALLOWED["cli"] = set(ALLOWED)
 

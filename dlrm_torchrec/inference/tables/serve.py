@@ -24,7 +24,24 @@ MAP_BYTES = 16  # of each row of a managed table: its id, and the order of rows 
 
 
 class ServedTables(nn.Module):
-    """Pooled vectors of every feature: those of the original collection of tables, except for rounding.
+    """Pooled vectors of every feature: those of the original collection of tables, except for rounding."""
+
+    def __init__(self, tables: Tables, types: Mapping[str, TableType], features: Sequence[str]) -> None:
+        """Copies ``tables`` with the given ``types``, by table name, for inputs whose keys are ``features`` in order.
+
+        Raises ValueError for a type that does not exist or does not fit its table, and for tables that cannot be
+        served.
+        """
+        super().__init__()
+        self.lookup = TableLookup(tables, types, features)
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        pooled: KeyedTensor = self.lookup(features.values(), features.lengths(), features.weights_or_none())
+        return pooled
+
+
+class TableLookup(nn.Module):
+    """The same from tensors: ids (N,), their lengths (F * B,) and, if the tables are weighted, their weights (N,).
 
     The module holds FBGEMM's inference tables. TorchScript can compile it, so a process with only FBGEMM can load it.
     """
@@ -34,11 +51,6 @@ class ServedTables(nn.Module):
     mapped: list[list[int]]  # the numbers of the features that each map is for
 
     def __init__(self, tables: Tables, types: Mapping[str, TableType], features: Sequence[str]) -> None:
-        """Copies ``tables`` with the given ``types``, by table name, for inputs whose keys are ``features`` in order.
-
-        Raises ValueError for a type that does not exist or does not fit its table, and for tables that cannot be
-        served.
-        """
         super().__init__()
         check_types(tables, types)
         model_configs, weights = tables.embedding_bag_configs(), table_weights(tables)
@@ -88,8 +100,7 @@ class ServedTables(nn.Module):
         self.parts.extend(Products(list(part.values()), len(features)) for part in products.values())
         self.parts.extend(paths)
 
-    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        values, lengths, weights = features.values(), features.lengths(), features.weights_or_none()
+    def forward(self, values: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None) -> KeyedTensor:
         if not self.weighted:
             weights = None
         lengths = lengths.view(self.num_features, lengths.numel() // self.num_features)

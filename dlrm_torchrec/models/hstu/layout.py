@@ -1,0 +1,94 @@
+"""Where the tokens of jagged sequences lie, and which of them are attended to together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+BLOCK = 128  # queries, and keys, of one tile of scores
+TILE_SCORES = {"cpu": 2**16, "cuda": 2**22}  # most scores of a head in one tile: a CPU's should stay in its cache
+LEAST_FILLED = 0.85  # of the longest sequence of a group, the length of any other; shorter ones begin a new group
+ALWAYS_TOGETHER = 8  # tokens by which lengths may always differ in a group
+
+
+class Group(NamedTuple):
+    """Sequences of about equal length, padded to one shape. Padding has the index one after the last token."""
+
+    queries: torch.Tensor  # (users, longest) index of each token
+    keys: torch.Tensor  # (users, most visible), the tokens before the candidates
+    places: torch.Tensor  # (users, longest) place in the sequence; all candidates have the place after the last event
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sequences of users one after another: visible tokens in the order of time, then candidates.
+
+    A visible token attends to itself and to those before it, a candidate to all visible tokens and to itself.
+    """
+
+    tokens: int
+    groups: list[Group]
+    candidates: torch.Tensor  # (candidates,) indices of tokens
+
+
+def make_layout(visible: torch.Tensor, candidates: torch.Tensor) -> Layout:
+    """The layout of sequences of ``visible[u]`` visible tokens and then ``candidates[u]`` candidates of each user u.
+
+    Sequences are sorted by length and padded in groups whose lengths differ by at most ``1 - LEAST_FILLED``, so that
+    short histories are never padded to the length of long ones.
+
+    Args:
+        visible: numbers of tokens (users,), on any device; the layout's indices are on the same
+        candidates: likewise
+
+    Raises ValueError unless both have one number of at least 0 for each user.
+    """
+    if visible.shape != candidates.shape or visible.dim() != 1:
+        raise ValueError(
+            f"visible tokens and candidates must be counted once for each user: got shapes {tuple(visible.shape)} and "
+            f"{tuple(candidates.shape)}; pass two vectors of equal length"
+        )
+    counts = torch.stack([visible, candidates]).long().cpu()
+    if bool((counts < 0).any()):
+        raise ValueError(f"numbers of tokens must be at least 0: got {int(counts.min())}; count tokens of each user")
+    seen, lengths, tokens = counts[0], counts.sum(0), int(counts.sum())
+    starts = lengths.cumsum(0) - lengths
+    order = lengths.argsort(descending=True, stable=True)
+    device, most = visible.device, TILE_SCORES["cpu" if visible.device.type == "cpu" else "cuda"]
+    groups = []
+    for first, last in _cuts(lengths[order].tolist(), most):
+        users = order[first:last]
+        groups.append(_group(starts[users], seen[users], lengths[users], tokens))
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    is_candidate = torch.arange(tokens) - starts[owner] >= seen[owner]
+    return Layout(
+        tokens=tokens,
+        groups=[Group(*(each.to(device) for each in group)) for group in groups],
+        candidates=is_candidate.nonzero().squeeze(1).to(device),
+    )
+
+
+def _cuts(lengths: list[int], most: int) -> list[tuple[int, int]]:
+    """First and last place of each group of ``lengths``, which descend; sequences without tokens are in none."""
+    cuts, first = [], 0
+    while first < len(lengths) and lengths[first]:
+        longest = lengths[first]
+        least = max(1, min(int(LEAST_FILLED * longest), longest - ALWAYS_TOGETHER))
+        side = min(longest, BLOCK)
+        last = first + 1
+        while last < len(lengths) and lengths[last] >= least and (last - first + 1) * side * side <= most:
+            last += 1
+        cuts.append((first, last))
+        first = last
+    return cuts
+
+
+def _group(starts: torch.Tensor, seen: torch.Tensor, lengths: torch.Tensor, padding: int) -> Group:
+    def indices(counts: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(int(counts.max()))
+        return torch.where(places < counts[:, None], starts[:, None] + places, padding)
+
+    places = torch.arange(int(lengths.max())).minimum(seen[:, None])
+    return Group(indices(lengths), indices(seen), places)

@@ -1,0 +1,144 @@
+"""HSTU that ranks candidates by what a user did before: the model of MLPerf's dlrm_v4_hstu, at any size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.functional import dropout
+from torchrec.sparse.jagged_tensor import JaggedTensor
+
+from dlrm_torchrec.models.hstu.chunks import Rows, score_in_chunks
+from dlrm_torchrec.models.hstu.config import HSTUConfig
+from dlrm_torchrec.models.hstu.heads import CandidateHead
+from dlrm_torchrec.models.hstu.layer import HSTULayers
+from dlrm_torchrec.models.hstu.layout import make_layout
+from dlrm_torchrec.models.hstu.tokens import Contents, Context, Samples, values_of
+
+MINUTE_S = 60
+
+
+class Encoding(nn.Module):
+    """Tokens times the root of their dim, plus a row for their place and one for their age.
+
+    The place of an event counts back from the candidates, which all have the same; context has the first rows. The age
+    of an event is the time until the sample's first candidate; its bucket is the root of its minutes. Context has the
+    last bucket, after those of events.
+    """
+
+    def __init__(self, config: HSTUConfig, num_context: int, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.num_context = num_context
+        self.places = nn.Embedding(max(config.positions, num_context + 1), config.dim, device=device)
+        self.ages = nn.Embedding(config.time_buckets + 1, config.dim, device=device)
+        for table in (self.places, self.ages):
+            limit = table.num_embeddings**-0.5
+            nn.init.uniform_(table.weight, -limit, limit)
+
+    def events(self, tokens: torch.Tensor, to_candidates: torch.Tensor, ages_s: torch.Tensor) -> torch.Tensor:
+        """Encoded tokens (T, dim); ``to_candidates`` (T,) counts places, ``ages_s`` (T,) seconds."""
+        places = (self.num_context + to_candidates).clamp(max=self.places.num_embeddings - 1)
+        minutes = ages_s.clamp(min=0).to(torch.float32) / MINUTE_S
+        buckets = minutes.sqrt().long().clamp(max=self.ages.num_embeddings - 2)
+        result: torch.Tensor = tokens * tokens.shape[1] ** 0.5 + self.places(places) + self.ages(buckets)
+        return result
+
+    def context(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Encoded tokens (samples, context, dim)."""
+        rows = self.places.weight[: self.num_context] + self.ages.weight[-1]
+        result: torch.Tensor = tokens * tokens.shape[2] ** 0.5 + rows
+        return result
+
+
+class Sequences(NamedTuple):
+    """Context and events of each sample one after the other, N tokens."""
+
+    tokens: torch.Tensor  # (N, dim)
+    times: torch.Tensor  # (N,) those of context are those of the sample's first event
+    indices: torch.Tensor  # (T,) of the events and candidates
+
+
+class HSTURanker(nn.Module):
+    """Logits (C, labels) of the candidates of samples, from unpooled rows of tables.
+
+    A sequence is the sample's context, the events of its history, and its candidates. A candidate sees all of the
+    history and never another candidate.
+    """
+
+    def __init__(
+        self,
+        config: HSTUConfig,
+        events: Sequence[str],
+        context: Sequence[str],
+        *,
+        table_dim: int,
+        num_actions: int,
+        num_labels: int = 1,
+        device: torch.device | None = None,
+    ) -> None:
+        """A ranker for rows of tables.
+
+        Args:
+            config: the sizes
+            events: the features that have a row for each token, the item first
+            context: the features that have a row for each sample
+            table_dim: numbers of a table's row
+            num_actions: actions that an event may have
+            num_labels: labels of a candidate
+            device: of the parameters
+        """
+        super().__init__()
+        self.config, self.features = config, (tuple(events), tuple(context))
+        self.contents = Contents(config, events, table_dim=table_dim, num_actions=num_actions, device=device)
+        self.context = Context(config, context, table_dim=table_dim, device=device) if context else None
+        self.encoding = Encoding(config, len(context), device)
+        self.layers = HSTULayers(config, device)
+        self.head = CandidateHead(config, events, table_dim=table_dim, num_labels=num_labels, device=device)
+
+    def forward(self, rows: Mapping[str, JaggedTensor], samples: Samples) -> torch.Tensor:
+        """Logits of candidates, sample after sample.
+
+        Raises ValueError unless events have a row for each token, and context one for each sample that has tokens.
+        """
+        values = values_of(rows, samples, *self.features)
+        return score_in_chunks(self.score, values, samples, self.config.chunk_tokens)
+
+    def score(self, rows: Rows, samples: Samples) -> torch.Tensor:
+        """Logits of candidates from the rows of all their samples."""
+        times, actions, lengths, num_candidates = samples
+        histories = lengths - num_candidates
+        owners = samples.owners()
+        to_candidates = histories[owners] - samples.places(owners)
+        which = (to_candidates <= 0).nonzero().squeeze(1)
+        first_candidates = lengths.cumsum(0) - num_candidates
+        ages = times[first_candidates.clamp(max=max(0, len(times) - 1))[owners]] - times
+
+        tokens = self.encoding.events(self.contents(rows, actions), to_candidates.clamp(min=0), ages)
+        indices = torch.arange(len(tokens), device=tokens.device)
+        if self.context is not None:
+            real = lengths > 0
+            context = self.encoding.context(self.context(rows))
+            tokens, times, indices = _put_before(context, tokens, times, lengths[real])
+            histories = histories + real * context.shape[1]
+        layout = make_layout(histories, num_candidates)
+        tokens = self.layers(dropout(tokens, self.config.input_dropout, self.training), layout, times, times)
+        logits: torch.Tensor = self.head(tokens[indices[which]], samples.times[which], rows, which)
+        return logits
+
+
+def _put_before(context: torch.Tensor, tokens: torch.Tensor, times: torch.Tensor, lengths: torch.Tensor) -> Sequences:
+    """Puts context (users, features, dim) before the tokens (T, dim) of each user, who has ``lengths`` of them."""
+    users, features, _ = context.shape
+    user = torch.arange(users, device=tokens.device)
+    starts = lengths.cumsum(0) - lengths
+    owners = user.repeat_interleave(lengths, output_size=len(tokens))
+    indices = torch.arange(len(tokens), device=tokens.device) + features * (1 + owners)
+    slots = (starts + features * user)[:, None] + torch.arange(features, device=tokens.device)
+    order = torch.cat([slots.flatten(), indices]).argsort()
+    return Sequences(
+        torch.cat([context.flatten(0, 1), tokens])[order],
+        torch.cat([times[starts].repeat_interleave(features), times])[order],
+        indices,
+    )
