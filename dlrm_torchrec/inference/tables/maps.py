@@ -8,6 +8,7 @@ from torch import nn
 from dlrm_torchrec.embeddings.managed.buckets import bucket_of
 from dlrm_torchrec.embeddings.managed.collection import ManagedEmbeddingBagCollection
 from dlrm_torchrec.embeddings.managed.id_map import IdMap
+from dlrm_torchrec.embeddings.managed.places import find_in_order
 from dlrm_torchrec.embeddings.tables import Tables
 
 
@@ -29,10 +30,9 @@ class ServedMap(nn.Module):
         self.register_buffer("order", torch.argsort(trained.ids, stable=True))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        place = torch.searchsorted(self.ids, ids, sorter=self.order).clamp(max=self.ids.size(0) - 1)
-        rows = self.order[place]
         shared = (bucket_of(ids, self.buckets) + 1) * self.rows_per_bucket - 1
-        return torch.where(self.ids[rows] == ids, rows, shared)
+        rows, _ = find_in_order(ids, self.ids, self.order, shared)
+        return rows
 
 
 def served_maps(tables: Tables) -> dict[str, ServedMap]:
