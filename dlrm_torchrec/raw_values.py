@@ -260,10 +260,18 @@ def texts(values: Any) -> Any:
 def vocabulary_digest(chunks: Iterable[Any]) -> str:
     """What tells one vocabulary from another: 16 hexadecimal digits of SHA-256 of its values in the order of their ids.
 
-    A whole number counts as its eight bytes, the lowest first; a text as its UTF-8 with a zero byte after it.
+    A whole number counts as its eight bytes, the lowest first; a text as its UTF-8 with a zero byte after it. A null,
+    the place of a free id, counts as 0 or as the empty text; if there are any, the byte 255 and the SHA-256 of their
+    places follow.
     """
     digest, empty, zero = sha256(), pa.scalar("", pa.large_string()), pa.scalar("\0", pa.large_string())
+    free, any_free, first = sha256(), False, 0
     for values in chunks:
+        if values.null_count:
+            places = first + np.flatnonzero(_numpy(values.is_null()))
+            free.update(places.astype("<i8").tobytes())
+            any_free, values = True, values.fill_null(0 if types.is_integer(values.type) else "")
+        first += len(values)
         if types.is_integer(values.type):
             digest.update(values.to_numpy().astype("<i8").tobytes())
             continue
@@ -271,6 +279,8 @@ def vocabulary_digest(chunks: Iterable[Any]) -> str:
         _, ends, data = ended.buffers()
         bounds = np.frombuffer(ends, np.int64)[ended.offset : ended.offset + len(ended) + 1]
         digest.update(memoryview(data or b"")[bounds[0] : bounds[-1]] if len(ended) else b"")
+    if any_free:
+        digest.update(b"\xff" + free.digest())
     return digest.hexdigest()[:16]
 
 

@@ -54,6 +54,7 @@ LIST = [
             "dlrm_torchrec/train/optimizers.py",
             "tests/device/on_device.py",
             "tests/device/test_overlap.py",
+            "tests/sharding/modules/managed/test_sharded.py",
             "tests/sharding/modules/test_concurrent.py",
             "tests/sharding/sharded.py",
             "tests/test_stack.py",
@@ -247,6 +248,7 @@ LIST = [
         [
             f"{SHARDING}/caches.py",
             f"{SHARDING}/modules/concurrent.py",
+            f"{SHARDING}/modules/managed/sharded.py",
             "dlrm_torchrec/train/timing/timed_step.py",
             "tests/sharding/test_caches.py",
             "tests/device/on_device.py",
@@ -268,6 +270,18 @@ LIST = [
         ["_create_lookups"],
         [f"{SHARDING}/modules/concurrent.py"],
         "Kernels exist after it, and their optimizers have not been collected yet.",
+    ),
+    Private(
+        "torchrec.distributed.types.ShardedTensor",
+        ["_init_from_local_shards_and_global_metadata"],
+        [f"{SHARDING}/modules/managed/shards.py"],
+        "Maps of ids are saved like the rows of their tables; public constructors ask all ranks for what each knows.",
+    ),
+    Private(
+        "torchrec.modules.mc_modules.MCHEvictionPolicy",
+        ["_compute_selected_eviction_and_replacement_indices"],
+        ["dlrm_torchrec/embeddings/managed/policies.py"],
+        "Where TorchRec's eviction policies compare scores: ours compare those of one bucket.",
     ),
     Private(
         "torchrec.distributed.batched_embedding_kernel.BatchedFusedEmbeddingBag",
@@ -303,7 +317,7 @@ LIST = [
     Private(
         LOOKUP,
         ["_create_embedding_kernel"],
-        [f"{SHARDING}/modules/composed_kernels.py"],
+        [f"{SHARDING}/modules/composed_kernels.py", f"{SHARDING}/modules/sequences/lookup.py"],
         "The only place where a lookup can be given a kernel of our own.",
     ),
     Private(

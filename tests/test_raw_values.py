@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from dlrm_torchrec import raw_values
-from dlrm_torchrec.raw_values import TextForm, UnfitTypeError
+from dlrm_torchrec.raw_values import TextForm, UnfitTypeError, vocabulary_digest
 from dlrm_torchrec.schema import MISSING_MARKERS
 
 FORM = TextForm(missing=MISSING_MARKERS, decimal=".", thousands="")
@@ -227,3 +227,16 @@ def test_types_without_a_value_per_row_are_named(kind: Any) -> None:
 def test_lists(kind: Any) -> None:
     flat, offsets = raw_values.lists(pa.array([[1, 2], None, [3, 4]], kind))
     assert (flat.to_pylist(), offsets.tolist()) == ([1, 2, 3, 4], [0, 2, 2, 4])
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.string()])
+def test_the_digest_of_a_vocabulary_tells_free_ids_from_values(kind: pa.DataType) -> None:
+    def digest(values: list[int | None], cut: int = 0) -> str:
+        array = pa.array([None if value is None else str(value) for value in values]).cast(kind)
+        return vocabulary_digest([array[:cut], array[cut:]])
+
+    holes: list[int | None] = [5, None, 7, None, None, 9]
+    assert {digest(holes, cut) for cut in range(7)} == {digest(holes)}
+    others: list[list[int | None]] = [[5, 7, 9], [5, 0, 7, 0, 0, 9], [*holes, None], [5, 7, None, None, None, 9]]
+    others += [[5], [5, None], [None, 5], [None], []]
+    assert len({digest(values) for values in (holes, *others)}) == 1 + len(others)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -18,13 +20,16 @@ class Traffic(NamedTuple):
     gradients: list[int]
 
 
-def traffic(sharded: ShardedEmbeddingBagCollection, features: KeyedJaggedTensor) -> Traffic:
+def traffic(
+    sharded: ShardedEmbeddingBagCollection | ShardedEmbeddingCollection, features: KeyedJaggedTensor
+) -> Traffic:
     """What this rank sends in one forward and backward pass."""
     context = sharded.create_context()
     with Wire() as ids:
         arrived = sharded.input_dist(context, features).wait().wait()
     with Wire() as vectors:
-        pooled = sharded.compute_and_output_dist(context, arrived).wait()
+        found = sharded.compute_and_output_dist(context, arrived).wait()
     with Wire() as gradients:
-        pooled.values().sum().backward()
+        parts = [each.values() for each in found.values()] if isinstance(found, dict) else [found.values()]
+        torch.cat(parts).sum().backward()
     return Traffic(ids.sent, vectors.sent, gradients.sent)

@@ -22,7 +22,7 @@ from iopath.common.file_io import g_pathmgr
 from dlrm_torchrec.datasets.criteo import KAGGLE_ROWS, MAX_IND_RANGE, TERABYTE_ROWS, criteo_raw_spec
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.writer import ROW_GROUP_ROWS
-from dlrm_torchrec.preparation.prepare import Source, prepare
+from dlrm_torchrec.preparation.prepare import Source, Window, prepare
 from dlrm_torchrec.preparation.readers.columns import Columns
 from dlrm_torchrec.preparation.readers.labels import with_labels
 from dlrm_torchrec.preparation.readers.paths import files_of, natural
@@ -49,11 +49,15 @@ class Config:
     test_share: float = 0.0  # Share of rows of --input for 'test'.
     time: str = ""  # For table: column of times; the shares are then the latest rows, not random ones.
     group: str = ""  # For table: column such as the user; rows with the same value are then in the same split.
-    encoding: Literal["vocab", "hash"] = "vocab"  # For kaggle and 1tb: number the values, or hash them.
+    encoding: Literal["vocab", "hash", "managed"] = "vocab"  # For kaggle and 1tb: number the values, or hash them.
     min_count: int = 1  # For vocab of kaggle and 1tb: a value seen less often in training is unseen.
     max_ind_range: int = 0  # Most ids per feature of kaggle and 1tb; 0 means 40,000,000 for 1tb, no limit for kaggle.
     spec: str = ""  # For table: JSON file of a DatasetSpec.
     vocabularies: str = ""  # For table: prepared folder whose vocabularies and scales (and spec) these rows get.
+    after: str = ""  # Prepared folder of the day before: known values keep their ids, new ones get free ids.
+    keep_counts: bool = False  # For a first day: keep the counts that --after of the next day needs.
+    headroom: float = 0.0  # For a first day: free ids of each vocabulary, a share of its values; 0: tables grow.
+    max_age: int = 0  # For a first day: a value that was in none of so many last days is forgotten; 0: never.
     separator: str = ""  # For table: what is between fields of text, such as :: or \\t; by default the file tells.
     columns: tuple[str, ...] = ()  # For table: names of the columns of text files without a header line.
     labels: str = ""  # For table: file with the labels of --input, one row each in the same order.
@@ -72,8 +76,8 @@ class Config:
 def spec_of(cfg: Config) -> DatasetSpec:
     """The spec to prepare; vocabularies are still to be counted."""
     if cfg.kind == "table":
-        if cfg.vocabularies and not cfg.spec:
-            return Manifest.load(cfg.vocabularies).stored_spec
+        if (cfg.vocabularies or cfg.after) and not cfg.spec:
+            return Manifest.load(cfg.vocabularies or cfg.after).stored_spec
         if not cfg.spec:
             raise ValueError(
                 "--spec must name the JSON file of a DatasetSpec: got none; let propose write one (README.md shows how)"
@@ -142,6 +146,22 @@ def sources_of(cfg: Config, spec: DatasetSpec) -> list[Source]:
     ]
 
 
+def window_of(cfg: Config) -> Window | None:
+    """The place of the folder in a chain of days; None if it is in none."""
+    if cfg.after and cfg.vocabularies:
+        raise ValueError(
+            f"--after and --vocabularies must not go together: got {cfg.after} and {cfg.vocabularies}; --after "
+            "continues the vocabularies, --vocabularies leaves them as they are"
+        )
+    if not cfg.after and not cfg.keep_counts:
+        if cfg.headroom or cfg.max_age:
+            raise ValueError(
+                f"--headroom and --max_age must go with --keep_counts: got {cfg.headroom} and {cfg.max_age}; add it"
+            )
+        return None
+    return Window(after=cfg.after, headroom=cfg.headroom, max_age=cfg.max_age)
+
+
 def main(cfg: Config) -> None:
     told = os.environ.get("RANK", "0") == "0"
     if cfg.kind == "table" and cfg.val_share is None and not cfg.val:
@@ -161,6 +181,7 @@ def main(cfg: Config) -> None:
         sources,
         cfg.output,
         earlier=cfg.vocabularies,
+        window=window_of(cfg),
         max_bad_share=cfg.max_bad_share,
         overwrite=cfg.overwrite,
         row_group_rows=cfg.row_group_rows,
@@ -174,6 +195,8 @@ def main(cfg: Config) -> None:
         return
     rows = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())
     print(f"{cfg.output}: {rows} rows; {manifest.report['rows_quarantined']:,} malformed rows in quarantine.tsv")
+    for line in manifest.lineage.lines() if manifest.lineage else ():
+        print(line)
     for name, counts in manifest.report["splits"].items():
         if cfg.vocabularies and counts["unseen"]:
             print(f"{name}: values that the vocabularies do not know: {counts['unseen']}")

@@ -2,6 +2,7 @@
 
     python data/practice/generate.py --output clicks.csv
     python data/practice/generate.py --rows 200000 --positive_share 0.02 --output rare.parquet
+    python data/practice/generate.py --by_day --output clicks.csv
 
 The label is drawn from a known probability, so that probability's own AUC is the best possible one. It is printed and
 written beside the file. Expected: 0.8003 for the first command.
@@ -36,6 +37,7 @@ class Config:
     rows: int = 10_000  # Number of rows, at least 100.
     positive_share: float = 0.2  # Share of rows with label 1, about; 0.02 is a rare label.
     seed: int = 0  # Seed of the codes, their effects and the rows.
+    by_day: bool = False  # Write a file for each day: clicks-01.csv, clicks-02.csv, ... for clicks.csv.
 
     def __post_init__(self) -> None:
         if self.rows < 100:
@@ -123,15 +125,26 @@ def auc(scores: Floats, labels: Ints) -> float:
     return float((ranks[labels == 1].sum() - positives * (positives + 1) / 2) / pairs) if pairs else float("nan")
 
 
+def write(table: pa.Table, path: str) -> None:
+    """Write rows as Parquet or text, by the ending of the name."""
+    if path.endswith(".parquet"):
+        pq.write_table(table, path)
+        return
+    texts = ["NA" if each is None else f"{each:.2f}" for each in table["price"].to_pylist()]
+    table = table.set_column(table.column_names.index("price"), "price", pa.array(texts))
+    pyarrow.csv.write_csv(table, path, pyarrow.csv.WriteOptions(quoting_style="needed"))
+
+
 def main(cfg: Config) -> dict[str, float]:
     columns, probabilities, labels = generate(cfg)
     table = pa.table({**columns, "clicked": pa.array(labels)})
-    if cfg.output.endswith(".parquet"):
-        pq.write_table(table, cfg.output)
+    if cfg.by_day:
+        stem, ending = cfg.output.rsplit(".", 1)
+        day = (columns["time"].to_numpy() - FIRST_SECOND) // 86_400
+        for number in range(DAYS):
+            write(table.filter(pa.array(day == number)), f"{stem}-{number + 1:02d}.{ending}")
     else:
-        texts = ["NA" if each is None else f"{each:.2f}" for each in columns["price"].to_pylist()]
-        table = table.set_column(table.column_names.index("price"), "price", pa.array(texts))
-        pyarrow.csv.write_csv(table, cfg.output, pyarrow.csv.WriteOptions(quoting_style="needed"))
+        write(table, cfg.output)
     known = {"rows": cfg.rows, "positives": int(labels.sum()), "best_auc": auc(probabilities, labels)}
     Path(cfg.output).with_suffix(".best.json").write_text(json.dumps(known) + "\n")
     print(

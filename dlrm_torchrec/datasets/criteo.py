@@ -51,9 +51,9 @@ def criteo_1tb_multi_hot_spec() -> DatasetSpec:
 def criteo_raw_spec(
     name: str, rows: Sequence[int], encoding: Encoding, *, min_count: int = 1, max_ind_range: int = 1 << 32
 ) -> DatasetSpec:
-    """The spec to prepare raw Criteo files with: vocabularies to be counted, or hashes into ``rows`` (26) plus one.
+    """The spec to prepare raw Criteo files with: vocabularies to be counted, or hashes for ``rows`` (26) plus one.
 
-    ``max_ind_range`` bounds the hashed rows. The reader bounds a vocabulary: it takes the raw values modulo that
+    ``max_ind_range`` bounds these rows. The reader bounds a vocabulary: it takes the raw values modulo that
     number.
     """
     sizes = [0 if encoding == "vocab" else min(count, max_ind_range) + 1 for count in rows]

@@ -3,18 +3,19 @@
     python -m dlrm_torchrec.datasets.profile prepared/criteo-kaggle
 
 prints a table, and writes the statistics and the pooling factors that plans use. The features are read one after the
-other, so the memory holds 16 bytes per row of one table, a row group of one column, and a window. The most frequent ids
-of tables that are in no order, such as hashed ones, go into frequent.safetensors, which hot_cold tables need
-(``--tables.frequent``); their counts take 8 bytes per row until the end.
+other, so the memory holds 8 bytes per row of one table, a row group of one column, and a window. Ids that a table
+manages are counted in files, and may be more than its rows. The most frequent ids of tables that are in no order, such
+as hashed ones, go into frequent.safetensors, which hot_cold tables need (``--tables.frequent``); their counts take 8
+bytes per row until the end.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import count, pairwise, takewhile
-from typing import NamedTuple
+from itertools import count as count_from
+from itertools import takewhile
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,6 +27,7 @@ from safetensors.numpy import save
 from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.prepared.decode import check_schema, read_bags
 from dlrm_torchrec.datasets.prepared.expand import Expander
+from dlrm_torchrec.datasets.prepared.id_counts import IdCounts, ManagedCounts, RowCounts, occurrences
 from dlrm_torchrec.datasets.prepared.manifest import NAME, Manifest, join
 from dlrm_torchrec.schema import WINDOW_ROWS, AccessStatistics, SparseFeature, Table
 
@@ -35,24 +37,17 @@ def access_statistics(pieces: Iterable[IdLists], rows: int, window_rows: int = W
 
     Every id must lie in [0, ``rows``), and there must be at least one bag.
     """
-    counted = _counted(pieces, rows, window_rows)
-    return summary(counted.counts, counted.samples, reuse=counted.reuse)
+    return _counted(pieces, RowCounts(rows), window_rows)
 
 
-class _Counted(NamedTuple):
-    counts: NDArray[np.int64]  # lookups of each id
-    samples: int
-    reuse: float
-
-
-def _counted(pieces: Iterable[IdLists], rows: int, window_rows: int = WINDOW_ROWS) -> _Counted:
-    counts = np.zeros(rows, dtype=np.int64)
+def _counted(pieces: Iterable[IdLists], counts: IdCounts, window_rows: int = WINDOW_ROWS) -> AccessStatistics:
+    """The statistics of one feature; its lookups are added to ``counts``, which must be new."""
     samples = lookups = first_lookups = 0
     for window, ids in _windows(pieces, window_rows):
         samples += window
         lookups += len(ids)
-        first_lookups += _count(counts, ids)
-    return _Counted(counts, samples, (lookups - first_lookups) / max(1, lookups))
+        first_lookups += counts.add(ids)
+    return _summary(counts.occurrences(), samples, reuse=(lookups - first_lookups) / max(1, lookups))
 
 
 def _most_frequent(counts: NDArray[np.int64], most: int) -> NDArray[np.int64]:
@@ -62,20 +57,35 @@ def _most_frequent(counts: NDArray[np.int64], most: int) -> NDArray[np.int64]:
 
 
 def summary(counts: NDArray[np.int64], samples: int, *, reuse: float) -> AccessStatistics:
-    """The statistics of ids that are looked up ``counts`` times (ids,) in ``samples`` rows; sorts ``counts``."""
-    counts.sort()  # in place, because they may take most of the memory
-    seen = counts[np.searchsorted(counts, 1) :]
-    distinct, lookups = len(seen), int(seen.sum())
-    bounds = np.searchsorted(seen, [1 << power for power in range(int(counts[-1]).bit_length() + 1)])
+    """The statistics of ids that are looked up ``counts`` times (ids,) in ``samples`` rows."""
+    return _summary(occurrences(counts), samples, reuse=reuse)
+
+
+def _summary(ids_of: Mapping[int, int], samples: int, *, reuse: float) -> AccessStatistics:
+    """The statistics of ids in ``samples`` rows; ``ids_of`` tells how many ids have each number of lookups."""
+    counts = sorted(ids_of, reverse=True)
+    ids = np.cumsum([ids_of[count] for count in counts], dtype=np.int64)
+    lookups = np.cumsum([ids_of[count] * count for count in counts], dtype=np.int64)
+    distinct, total = (int(each[-1]) if counts else 0 for each in (ids, lookups))
+
+    def most_frequent(k: int) -> int:
+        """The lookups of the k most frequent ids."""
+        at = int(np.searchsorted(ids, k))
+        return int(lookups[at]) - (int(ids[at]) - k) * counts[at]
+
+    histogram = [[0, 0] for _ in range(max(counts, default=0).bit_length())]
+    for count, how_many in ids_of.items():
+        entry = histogram[count.bit_length() - 1]
+        entry[0], entry[1] = entry[0] + how_many, entry[1] + count * how_many
     return AccessStatistics(
         samples=samples,
-        lookups=lookups,
+        lookups=total,
         distinct=distinct,
         top_mass=tuple(
-            (k, int(seen[-k:].sum()) / lookups) for k in takewhile(lambda k: k <= distinct, (10**n for n in count()))
+            (k, most_frequent(k) / total) for k in takewhile(lambda k: k <= distinct, (10**n for n in count_from(0)))
         ),
         reuse=reuse,
-        histogram=tuple((int(stop - start), int(seen[start:stop].sum())) for start, stop in pairwise(bounds)),
+        histogram=tuple((entry[0], entry[1]) for entry in histogram),
     )
 
 
@@ -95,16 +105,6 @@ def _windows(pieces: Iterable[IdLists], window_rows: int) -> Iterator[tuple[int,
                 parts, missing = [], window_rows
     if parts:
         yield window_rows - missing, np.concatenate(parts, dtype=np.int64)
-
-
-def _count(counts: NDArray[np.int64], ids: NDArray[np.int64]) -> int:
-    """The number of distinct ids in ``ids`` (V,); each lookup is added to ``counts`` (rows,)."""
-    before, positions = counts[ids], np.arange(len(ids))
-    counts[ids] = positions  # one lookup of each id stays: this needs no sorting and no second array
-    distinct = int(np.count_nonzero(counts[ids] == positions))
-    counts[ids] = before
-    np.add.at(counts, ids, 1)
-    return distinct
 
 
 def read_feature(manifest: Manifest, folder: str, split: str, feature: SparseFeature) -> Iterator[IdLists]:
@@ -129,8 +129,13 @@ def read_feature(manifest: Manifest, folder: str, split: str, feature: SparseFea
 def lookups_of_ids(manifest: Manifest, folder: str, table: Table) -> NDArray[np.int64]:
     """How often each id (rows,) of a table is looked up in the training rows of the prepared ``folder``.
 
-    Raises ValueError when the folder has no such table of as many rows.
+    Raises ValueError when the folder has no such table of as many rows, or when the table manages its ids.
     """
+    if table.managed:
+        raise ValueError(
+            f"ids of table {table.name!r} must be its rows to be counted: got a table that manages 64-bit ids; name "
+            "another table"
+        )
     counts = np.zeros(table.rows, np.int64)
     features = [feature for feature in manifest.spec.sparse if feature.name in table.features]
     if len(features) != len(table.features) or any(feature.rows != table.rows for feature in features):
@@ -162,11 +167,11 @@ def main(prepared: tyro.conf.Positional[str], split: str = "train", frequent: in
     tables = {name: table.name for table in spec.tables(dim=1) for name in table.features}
     totals: dict[str, NDArray[np.int64]] = {}
     for feature in spec.sparse:
-        counted = _counted(read_feature(manifest, prepared, split, feature), feature.rows)
-        if feature.encoding != "vocab":
+        counts = ManagedCounts() if feature.encoding == "managed" else RowCounts(feature.rows)
+        access = _counted(read_feature(manifest, prepared, split, feature), counts)
+        if isinstance(counts, RowCounts) and feature.encoding != "vocab":
             of_table = tables[feature.name]
-            totals[of_table] = totals.get(of_table, 0) + counted.counts
-        access = summary(counted.counts.copy(), counted.samples, reuse=counted.reuse)
+            totals[of_table] = totals.get(of_table, 0) + counts.counts
         print(f"{feature.name:{width}}  {_row(access, feature.rows)}", flush=True)  # the next feature may take minutes
         statistics[feature.name] = access
     sparse = tuple(replace(f, pooling_factor=statistics[f.name].pooling_factor) for f in spec.sparse)

@@ -15,7 +15,9 @@ TablesKind = Literal[
     "hashes",
     "clusters",
     "mixed_dimension",
+    "managed",
 ]
+Policy = Literal["lru", "lfu", "distance"]
 Tail = Literal["hash", "hashes", "chinese_remainder"]
 OperationName = Literal["auto", "concat", "add", "mult", "path", "tensor_train", "feature_generation"]
 DataTypeName = Literal["fp32", "fp16"]
@@ -46,6 +48,14 @@ class TablesConfig:
     """Hidden units of the path operation's networks; 0 makes them linear."""
     rank: int = 4
     """Rank of the tensor_train operation's cores, from three partitions on; max_rows may lower it."""
+    policy: Policy = "lru"
+    """Which id of a full managed table gives up its row: seen longest ago, least often, or of both (distance)."""
+    admit_after: int = 1
+    """Sightings between two updates of a managed table after which an id gets a row; 1 means at once."""
+    update_every: int = 20
+    """Steps between two updates of managed tables, at which ids get rows and lose them."""
+    max_age: int = 0
+    """Steps without a sighting after which an id of a managed table loses its row; 0 means never."""
     alpha: float = 0.3
     """Power of the rows by which the dim of a mixed_dimension table falls."""
     budget: int = 0
@@ -66,11 +76,12 @@ class TablesConfig:
             ("kind", self.kind, get_args(TablesKind)),
             ("operation", self.operation, get_args(OperationName)),
             ("tail", self.tail, get_args(Tail)),
+            ("policy", self.policy, get_args(Policy)),
             ("data_type", self.data_type, get_args(DataTypeName)),
         ):
             if value not in choices:
                 raise ValueError(f"{name} of tables must be one of {choices}: got {value!r}; name one of them")
-        least = int(self.kind in ("hash", "hot_cold", "hashes") and not self.max_rows)
+        least = int(self.kind in ("hash", "hot_cold", "hashes", "managed") and not self.max_rows)
         if self.collisions < least:
             raise ValueError(f"collisions of {self.kind} tables must be at least {least}: got {self.collisions}; try 4")
         if self.max_rows < 0 or (self.max_rows and self.kind in ("plain", "clusters", "mixed_dimension")):
@@ -111,6 +122,11 @@ class TablesConfig:
             raise ValueError(
                 f"budget must be 0 or more, and is for mixed_dimension tables: got {self.budget} for {self.kind}; "
                 "use collisions or max_rows"
+            )
+        if self.admit_after < 1 or self.update_every < 1 or self.max_age < 0:
+            raise ValueError(
+                "admit_after and update_every must be at least 1, and max_age at least 0: got "
+                f"{self.admit_after}, {self.update_every} and {self.max_age}; raise them"
             )
         if self.file and self.kind == "mixed_dimension":
             raise ValueError(

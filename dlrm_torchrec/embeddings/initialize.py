@@ -13,16 +13,18 @@ import torch
 from numba import float32, int32, types, uint64
 from numpy.typing import NDArray
 from torch import nn
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ShardedTensor
 from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrm_torchrec.compiled import compiled
 from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows
-from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedTable
 from dlrm_torchrec.embeddings.mixing import mix, mix_word
 from dlrm_torchrec.embeddings.pretrained import read_dense, read_moments
 from dlrm_torchrec.embeddings.table_files import check_folder, open_table
+from dlrm_torchrec.table_names import table_of
 
 REPORT_EVERY_S = 2.0
 _BLOCK_BYTES = 1 << 30  # filled between two reports; also the most that is read from a file at once
@@ -45,18 +47,29 @@ def initialize_tables(
     parameters (see ``pretrained``). ``say`` gets a line about the progress every two seconds. Raises ValueError when a
     file has another shape, or when the folder has no file for any table.
     """
-    tables = [module for module in model.modules() if isinstance(module, ShardedEmbeddingBagCollection)]
-    weights = [(module, name, weight) for module in tables for name, weight in module.state_dict().items()]
+    kinds = (ShardedEmbeddingBagCollection, ShardedEmbeddingCollection)
+    tables = [module for module in model.modules() if isinstance(module, kinds)]
+    weights = [
+        (module, name, weight)
+        for module in tables
+        for name, weight in module.state_dict().items()
+        if table_of(name) is not None
+    ]
     if pretrained:
-        check_folder(pretrained, [_table(name) for _, name, _ in weights])
+        check_folder(pretrained, [str(table_of(name)) for _, name, _ in weights])
     total = sum(block.nbytes for _, _, weight in weights for block, _, _ in _blocks(weight))
     done, reported = 0, time.perf_counter()
     for module, name, weight in weights:
-        stacked: Mapping[str, StackedEmbeddingBagConfig] = getattr(module, "stacked", {})
-        table = _table(name)
+        stacked: Mapping[str, StackedTable] = getattr(module, "stacked", {})
+        table = str(table_of(name))
         shape = weight.metadata().size if isinstance(weight, ShardedTensor) else weight.shape
         parts = stacked[table].initial_rows() if table in stacked else [InitialRows.plain(shape[0])]
         read = open_table(pretrained, table, shape) if pretrained else None
+        if read is not None and table in getattr(module, "managed", ()):
+            raise ValueError(
+                f"managed table {table!r} must begin without ids: got a file of its rows in {pretrained}, which does "
+                "not say whose they are; remove the file, or go on from the run's own checkpoint"
+            )
         for values, row, column in _blocks(weight):
             if read is None:
                 fill_table(values, parts, seed=seed, table=table, row=row, column=column)
@@ -73,10 +86,6 @@ def initialize_tables(
 
 def _say_nothing(_: str) -> None:
     pass
-
-
-def _table(name: str) -> str:
-    return name.removeprefix("embedding_bags.").removesuffix(".weight")
 
 
 def _blocks(weight: torch.Tensor | ShardedTensor) -> Iterator[tuple[torch.Tensor, int, int]]:
@@ -112,7 +121,7 @@ def fill_table(
     for part in parts:
         first, last = max(start, row), min(start + part.rows, row + len(values))
         if first < last:
-            _fill(values[first - row : last - row], part, salt=_table_seed(seed, table), row=first, column=column)
+            _fill(values[first - row : last - row], part, salt=table_seed(seed, table), row=first, column=column)
         start += part.rows
 
 
@@ -131,6 +140,12 @@ def _fill(values: torch.Tensor, part: InitialRows, *, salt: int, row: int, colum
 def _draw(values: torch.Tensor, row: int, *, part: InitialRows, salt: int, column: int) -> None:
     """Fill rows ``row`` ... of a part on any device."""
     rows = torch.arange(row, row + len(values), device=values.device)
+    draw_rows(values, rows, part, salt=salt, column=column)
+
+
+@torch.no_grad()
+def draw_rows(values: torch.Tensor, rows: torch.Tensor, part: InitialRows, *, salt: int, column: int = 0) -> None:
+    """Fill ``values`` (n, columns) with initial weights that depend only on the numbers ``rows`` (n,) and ``salt``."""
     columns = torch.arange(column, column + values.size(1), device=values.device)
     bits = mix(((rows[:, None] << 20) + columns[None, :]) ^ salt)  # a dim is far below 2^20
     uniform = (bits >> 40 & 0xFFFFFF).to(torch.float32) * 2.0**-24
@@ -160,6 +175,7 @@ def _draw_rows(  # noqa: PLR0917  # compiled functions take no keywords
             values[row, column] = (uniform * float32(2) - float32(1)) * limit + center
 
 
-def _table_seed(seed: int, table: str) -> int:
+def table_seed(seed: int | str, table: str) -> int:
+    """A number of 64 bits for a table in a run."""
     digest = hashlib.blake2b(f"{seed}/{table}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

@@ -16,9 +16,10 @@ from torch import nn
 from torchrec.distributed.types import ShardedTensor
 from torchrec.optim.keyed import CombinedOptimizer
 
+from dlrm_torchrec.table_names import table_of
+
 DENSE = "dense.safetensors"
 NO_MOMENTS = {"weight", "codes"}  # what else a table's file holds
-_TABLES = ".embedding_bags."
 
 
 @torch.no_grad()
@@ -28,8 +29,9 @@ def read_moments(optimizer: CombinedOptimizer, folder: str, say: Callable[[str],
     Those of another kind of optimizer stay as they are, which ``say`` is told.
     """
     for parameter, states in optimizer.state_dict()["state"].items():
-        path = os.path.join(folder, f"{parameter.partition(_TABLES)[2].removesuffix('.weight')}.safetensors")
-        if _TABLES not in parameter or not os.path.exists(path):
+        table = table_of(parameter)
+        path = os.path.join(folder, f"{table}.safetensors")
+        if table is None or not os.path.exists(path):
             continue
         own = {"momentum1" if name == "sum" else name.rpartition(".")[2]: value for name, value in states.items()}
         with safe_open(path, framework="pt") as file:
@@ -53,7 +55,7 @@ def read_dense(model: nn.Module, folder: str) -> None:
     path = os.path.join(folder, DENSE)
     if not os.path.exists(path):
         return
-    own = {name: value for name, value in model.state_dict().items() if _TABLES not in name}
+    own = {name: value for name, value in model.state_dict().items() if table_of(name) is None}
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118  # no dictionary
             given = file.get_tensor(name)

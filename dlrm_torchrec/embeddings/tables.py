@@ -9,12 +9,18 @@ from typing import Any, TypeAlias
 
 import torch
 from iopath.common.file_io import g_pathmgr
-from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torch import nn
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, DataType, EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollection,
+    EmbeddingBagCollectionInterface,
+    EmbeddingCollection,
+)
 
 from dlrm_torchrec.embeddings.assignments import check_assignments, read_assignment
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, FeatureGeneration, Mult, Operation, Path
+from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import Hash
 from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.partitions.hashes import Hashes
 from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
@@ -34,12 +40,20 @@ from dlrm_torchrec.embeddings.compositional.partitions.sizes import (
     quotient_remainder_for_collisions,
     quotient_remainder_for_rows,
 )
-from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.sequences import CompositionalEmbeddingCollection
+from dlrm_torchrec.embeddings.compositional.table_configs import (
+    CompositionalEmbeddingBagConfig,
+    CompositionalEmbeddingConfig,
+    StackedTable,
+)
 from dlrm_torchrec.embeddings.compositional.tensor_train import TensorTrain, tensor_train_for_rows
 from dlrm_torchrec.embeddings.config import OperationName, TablesConfig
 from dlrm_torchrec.embeddings.frequent_ids import frequent_ids
+from dlrm_torchrec.embeddings.managed.buckets import whole_buckets
+from dlrm_torchrec.embeddings.managed.collection import ManagedEmbeddingBagCollection
+from dlrm_torchrec.embeddings.managed.table_configs import ManagedEmbeddingBagConfig, Rules
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection, power_rule_dims
-from dlrm_torchrec.schema import Table
+from dlrm_torchrec.schema import MANAGED_IDS, Table
 
 Tables: TypeAlias = EmbeddingBagCollection | MixedDimensionEmbeddingBagCollection
 
@@ -56,42 +70,109 @@ def build_tables(
     weighted = any(table.weighted for table in tables)
     if config.kind == "mixed_dimension" or any(_narrow(table) for table in tables):
         return _mixed(tables, config, dense_device, weighted=weighted)
-    own = read_tables(config.file, config) if config.file else {}
-    unknown = sorted(own.keys() - {table.name for table in tables})
-    if unknown:
-        raise ValueError(
-            f"tables in {config.file} must be tables of this data set: got {unknown}; fit them again for this data set"
-        )
-    if config.assignments:
-        check_assignments(config.assignments, [table.name for table in tables])
-    stored = [stored_config(table, own.get(table.name, config)) for table in tables]
+    own = _own_configs(tables, config)
+    stored = [stored_config(table, own[table.name]) for table in tables]
+    if any(isinstance(each, ManagedEmbeddingBagConfig) for each in stored):
+        return ManagedEmbeddingBagCollection(stored, is_weighted=weighted, device=meta)
     if any(isinstance(each, CompositionalEmbeddingBagConfig) for each in stored):
         return CompositionalEmbeddingBagCollection(stored, is_weighted=weighted, device=meta)
     return EmbeddingBagCollection(device=meta, tables=stored, is_weighted=weighted)
 
 
+def build_sequence_tables(tables: Sequence[Table], config: TablesConfig | None = None) -> EmbeddingCollection:
+    """Tables that give one vector for each id, and hold no memory until they are sharded; see ``build_tables``.
+
+    Raises ValueError for tables of several dims, or that do not give one vector of the model's dim.
+    """
+    config, meta = config or TablesConfig(), torch.device("meta")
+    dims = sorted({dim for table in tables for dim in (table.dim, table.model_dim or table.dim)})
+    if len(dims) > 1 or config.kind == "mixed_dimension":
+        raise ValueError(
+            f"tables of sequences must have one dim: got {dims} in {config.kind} tables; make them equal, and use "
+            "another kind to shrink them"
+        )
+    own = _own_configs(tables, config)
+    stored = [stored_sequence_config(table, own[table.name]) for table in tables]
+    if any(isinstance(each, CompositionalEmbeddingConfig) for each in stored):
+        return CompositionalEmbeddingCollection(stored, device=meta)
+    return EmbeddingCollection(device=meta, tables=stored)
+
+
+def _own_configs(tables: Sequence[Table], config: TablesConfig) -> dict[str, TablesConfig]:
+    """How each table is stored; raises ValueError when files name tables that do not exist."""
+    own = read_tables(config.file, config) if config.file else {}
+    names = [table.name for table in tables]
+    unknown = sorted(own.keys() - set(names))
+    if unknown:
+        raise ValueError(
+            f"tables in {config.file} must be tables of this data set: got {unknown}; fit them again for this data set"
+        )
+    if config.assignments:
+        check_assignments(config.assignments, names)
+    return dict.fromkeys(names, config) | own
+
+
 def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
-    """The config of one table, compositional if ``composition_of`` finds what it is made of."""
-    plain = EmbeddingBagConfig(
-        name=table.name,
-        num_embeddings=table.rows,
-        embedding_dim=table.dim,
-        feature_names=list(table.features),
-        data_type=DataType[config.data_type.upper()],
-    )
+    """The config of one pooled table: managed, compositional if ``composition_of`` finds what it is made of, or plain.
+
+    Raises ValueError for a kind that cannot have ids without end.
+    """
+    _check_managed(table, config)
+    plain = _plain(table, config)
+    if is_managed(table, config):
+        wanted = table.rows if table.managed else config.max_rows or -(-table.rows // config.collisions)
+        return ManagedEmbeddingBagConfig(
+            **plain | {"num_embeddings": whole_buckets(max(2, wanted))},
+            num_ids=MANAGED_IDS if table.managed else table.rows,
+            rules=Rules(**{field.name: getattr(config, field.name) for field in fields(Rules)}),
+        )
     composition = composition_of(table, config)
     if composition is None:
-        return plain
+        return EmbeddingBagConfig(**plain)
     partition, operation = composition
     return CompositionalEmbeddingBagConfig(
-        name=plain.name,
-        num_embeddings=plain.num_embeddings,
-        embedding_dim=plain.embedding_dim,
-        feature_names=plain.feature_names,
-        data_type=plain.data_type,
-        partition=partition,
-        operation=operation,
+        **plain | {"num_embeddings": partition.num_ids}, partition=partition, operation=operation
     )
+
+
+def stored_sequence_config(table: Table, config: TablesConfig) -> EmbeddingConfig:
+    """The config of one table that gives a vector for each id, likewise."""
+    if table.managed or config.kind == "managed":
+        raise ValueError(
+            f"table {table.name!r} of a sequence must have a number of ids: got managed ids; hash them, or number them "
+            "by a vocabulary"
+        )
+    composition = composition_of(table, config)
+    if composition is None:
+        return EmbeddingConfig(**_plain(table, config))
+    partition, operation = composition
+    return CompositionalEmbeddingConfig(**_plain(table, config), partition=partition, operation=operation)
+
+
+def _plain(table: Table, config: TablesConfig) -> dict[str, Any]:
+    """What the configs of all tables have in common."""
+    return {
+        "name": table.name,
+        "num_embeddings": table.rows,
+        "embedding_dim": table.dim,
+        "feature_names": list(table.features),
+        "data_type": DataType[config.data_type.upper()],
+    }
+
+
+def is_managed(table: Table, config: TablesConfig) -> bool:
+    """Whether the table gives its rows to ids as it meets them."""
+    if table.managed:
+        return config.kind in ("plain", "managed")
+    return config.kind == "managed" and table.rows > config.threshold
+
+
+def _check_managed(table: Table, config: TablesConfig) -> None:
+    if table.managed and config.kind not in ("plain", "managed", "hash", "hashes"):
+        raise ValueError(
+            f"table {table.name!r}, whose ids have no end, must be managed or hashed: got {config.kind}; choose "
+            "managed, hash or hashes"
+        )
 
 
 def composition_of(table: Table, config: TablesConfig) -> tuple[Partition, Operation] | None:
@@ -100,11 +181,19 @@ def composition_of(table: Table, config: TablesConfig) -> tuple[Partition, Opera
     if config.kind == "clusters":
         assignment = read_assignment(config.assignments, table.name, table.rows)
         return None if assignment is None else (assignment.partition, operation)
-    if config.kind == "plain" or table.rows <= config.threshold:
+    if table.managed and config.kind in ("hash", "hashes"):
+        return _hashed(table, config), operation
+    if config.kind in ("plain", "managed") or table.rows <= config.threshold:
         return None
     if isinstance(operation, TensorTrain) and config.max_rows:
         return _tensor_train(config, table)
     return _hot_cold(config, table) if config.kind == "hot_cold" else partition_of(config, table.rows), operation
+
+
+def _hashed(table: Table, config: TablesConfig) -> Partition:
+    """Hashes of ids without end into the table's rows."""
+    rows = min(table.rows, config.max_rows or table.rows)
+    return Hash(MANAGED_IDS, rows) if config.kind == "hash" else Hashes(MANAGED_IDS, rows, config.partitions)
 
 
 def _hot_cold(config: TablesConfig, table: Table) -> Partition:
@@ -190,6 +279,12 @@ def _mixed(
     A table's own dim goes before the rule, which is for the others with more rows than the threshold.
     """
     meta, common = torch.device("meta"), tables[0].model_dim or tables[0].dim
+    endless = [table.name for table in tables if table.managed]
+    if endless:
+        raise ValueError(
+            f"tables of mixed dims must have a row for each id: got {endless}, whose ids have no end; leave out dims "
+            "of their own, or hash these columns"
+        )
     for table in tables:
         _check_dim(table, config, common)
     stored = [stored_config(table, TablesConfig(data_type=config.data_type)) for table in tables]
@@ -265,10 +360,30 @@ def read_tables(path: str, default: TablesConfig) -> dict[str, TablesConfig]:
         ) from error
 
 
-def physical_configs(tables: Tables) -> list[EmbeddingBagConfig]:
-    """The configs of the tables as they are stored and sharded; the planner counts these."""
-    stored = tables.tables if isinstance(tables, MixedDimensionEmbeddingBagCollection) else tables
-    if isinstance(stored, CompositionalEmbeddingBagCollection):
-        return stored.physical_configs()
-    configs: list[EmbeddingBagConfig] = stored.embedding_bag_configs()
+def model_configs(tables: nn.Module) -> list[BaseEmbeddingConfig]:
+    """The configs of all tables in ``tables``, a collection or a module with several, as a model sees them."""
+    if isinstance(tables, EmbeddingBagCollectionInterface):
+        return list(tables.embedding_bag_configs())
+    if isinstance(tables, EmbeddingCollection):
+        return list(tables.embedding_configs())
+    return [config for child in tables.children() for config in model_configs(child)]
+
+
+def physical_configs(tables: nn.Module) -> list[BaseEmbeddingConfig]:
+    """The configs of all tables in ``tables``, likewise, as they are stored and sharded; the planner counts these."""
+    configs: list[BaseEmbeddingConfig] = []
+    for module in tables.modules():
+        if isinstance(module, (CompositionalEmbeddingBagCollection, CompositionalEmbeddingCollection)):
+            configs += module.physical_configs()
+        elif isinstance(module, EmbeddingBagCollection):
+            configs += module.embedding_bag_configs()
+        elif isinstance(module, EmbeddingCollection):
+            configs += module.embedding_configs()
     return configs
+
+
+def bytes_of_ids(config: BaseEmbeddingConfig) -> int:
+    """Bytes that a stored table has besides its weights: the listed classes of ids, or the map of managed ones."""
+    if isinstance(config, ManagedEmbeddingBagConfig):
+        return config.map_bytes
+    return config.stack.partition.listed_bytes if isinstance(config, StackedTable) else 0

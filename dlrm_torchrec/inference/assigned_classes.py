@@ -15,7 +15,7 @@ from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
 from dlrm_torchrec.inference.encoder import Encoder
-from dlrm_torchrec.inference.lookups import FIRST, MISSING, vocabulary_lookup
+from dlrm_torchrec.inference.lookups import FIRST, MISSING, Vocabulary
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 
 
@@ -81,7 +81,11 @@ def _ids(values: Any, spec: DatasetSpec, feature: SparseFeature, vocabulary: str
     """The id of each value, -1 for missing and unknown ones, and how many are unknown."""
     single = replace(feature, multi_hot=False, weights="")
     alone = asdict(replace(spec, dense=(), sparse=(single,)))
-    lookups = {} if vocabulary is None else {feature.name: vocabulary_lookup(pq.read_table(vocabulary)["value"])}
+    lookups = (
+        {}
+        if vocabulary is None
+        else {feature.name: Vocabulary.of(pq.read_table(vocabulary)["value"].combine_chunks()).lookup}
+    )
     inputs = Encoder(alone, lookups)({feature.raw: values})
     ids, least = inputs.ids[0], FIRST if feature.encoding == "vocab" else MISSING + 1
     return np.where(ids >= least, ids, -1), int(inputs.unseen[0])

@@ -22,21 +22,29 @@ def load_package(path: Path) -> Predictor:
     """The predictor of a folder, after it has predicted rows of all kinds of values; PackageError when that fails."""
     try:
         predictor = Predictor.load(path)
-        spec = DatasetSpec.from_json(predictor.manifest["spec"])
-        nulls = {column: [None] for column in predictor.columns}
-        for row in (nulls, _row(spec, text=False), _row(spec, text=True)):
-            inputs = predictor.encode(row)
-            for _ in range(WARM_UP_RUNS):
-                predictions = predictor.run(inputs).predictions
-            if predictions.shape != (1, len(predictor.labels)) or not np.isfinite(predictions).all():
-                raise PackageError(
-                    f"package {path} must give a number for each row and label: got {predictions}; export it again"
-                )
+        try_out(predictor, path)
     except ValueError as error:
         raise PackageError(str(error)) from error
     except Exception as error:  # libraries raise all kinds of errors for a damaged file
         raise PackageError(f"package {path} must give predictions: got {error!r}; export it again") from error
     return predictor
+
+
+def try_out(predictor: Predictor, path: Path) -> None:
+    """Predict rows of all kinds of values. Raises PackageError, which names ``path``, for outputs that are no numbers.
+
+    TorchScript has compiled the program afterwards.
+    """
+    spec = DatasetSpec.from_json(predictor.manifest["spec"])
+    nulls = {column: [None] for column in predictor.columns}
+    for row in (nulls, _row(spec, text=False), _row(spec, text=True)):
+        inputs = predictor.encode(row)
+        for _ in range(WARM_UP_RUNS):
+            predictions = predictor.run(inputs).predictions
+        if predictions.shape != (1, len(predictor.labels)) or not np.isfinite(predictions).all():
+            raise PackageError(
+                f"package {path} must give a number for each row and label: got {predictions}; export it again"
+            )
 
 
 def _row(spec: DatasetSpec, *, text: bool) -> dict[str, list[Any]]:

@@ -5,25 +5,49 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import secrets
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import fbgemm_gpu
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from dlrm_torchrec import __version__, raw_values
-from dlrm_torchrec.inference import encoder, lookups, predictor
+from dlrm_torchrec.inference import encoder, lookups, predictor, stored_rows
 from dlrm_torchrec.inference.lookups import FIRST
+from dlrm_torchrec.inference.new_folder import new_folder
 from dlrm_torchrec.inference.predictor import FORMAT, MANIFEST, MODEL
+from dlrm_torchrec.inference.program import program_bytes
+from dlrm_torchrec.inference.stored_rows import set_tensor
+from dlrm_torchrec.inference.tables.stored import STORED, StoredTensor, tensor_at
 from dlrm_torchrec.raw_values import vocabulary_digest
-from dlrm_torchrec.schema import DatasetSpec, vocabulary_path
+from dlrm_torchrec.schema import DatasetSpec, safe_name, vocabulary_path
 
-_CODE = (predictor, encoder, lookups, raw_values)  # what a package needs to load without this library
+_CODE = (predictor, encoder, lookups, stored_rows, raw_values)  # what a package needs to load without this library
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """Which of the models that follow each other a package holds."""
+
+    version: int = 0  # the number of models before it
+    window: str = ""  # the name of the data that it was last trained on, such as a day
+    trained_until: str = ""  # the end of that data, a time in ISO 8601; a time without a zone is UTC
+
+    def __post_init__(self) -> None:
+        try:
+            datetime.fromisoformat(self.trained_until or "2000-01-01")
+        except ValueError as error:
+            raise ValueError(
+                f"trained_until must be a time in ISO 8601, or empty: got {self.trained_until!r}; write it such as "
+                "2024-05-01T00:00"
+            ) from error
 
 
 def write_package(
@@ -34,6 +58,7 @@ def write_package(
     vocabularies: Mapping[str, str],
     model_facts: Mapping[str, Any],
     metrics: Mapping[str, Any],
+    release: Release = Release(),
 ) -> None:
     """Write the package of a model to ``path``; an old package there stays until the new one is complete.
 
@@ -48,6 +73,8 @@ def write_package(
         vocabularies: for each feature with encoding vocab, the Parquet file that preparation wrote
         model_facts: facts about the model, which are stored but not used
         metrics: metrics of the model, which are stored but not used
+        release: its place among the models that follow each other; a package of the same model, data and release has
+            the same bytes
     """
     path = Path(path).absolute()
     if path.exists() and not (path / MANIFEST).is_file():
@@ -57,19 +84,27 @@ def write_package(
     _check_measured(spec)
     _check_vocabularies(spec, vocabularies)
     files = {each.name: vocabulary_path(each) for each in spec.sparse if each.name in vocabularies}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{what}") for what in ("new", "old"))
-    try:
-        (new / "vocab").mkdir(parents=True)
+    digests = {}
+    with new_folder(path) as new:
         for name, file in files.items():
-            shutil.copyfile(vocabularies[name], new / file)
+            if file not in digests:
+                values = pq.read_table(vocabularies[name])["value"]
+                digests[file] = write_vocabulary(new / file, values.combine_chunks())
         for module in _CODE:
             code = Path(str(module.__file__))
             (new / code.name).write_text(_standing_alone(code.read_text(encoding="utf-8")), encoding="utf-8")
-        torch.jit.save(model, str(new / MODEL))
+        tables = {}
+        with _stored_apart(model) as stored:
+            (new / MODEL).write_bytes(program_bytes(model))
+        for tensor, rows in stored:
+            file = f"tables/{safe_name(tensor.name)}.npy"
+            write_rows(new / file, rows)
+            tables[tensor.name] = {"file": file, "buffer": tensor.buffer, "starts": tensor.starts}
         manifest = {
             "format": FORMAT,
             "name": spec.name,
+            **asdict(release),
+            "fingerprint": "",
             "versions": {
                 "dlrm_torchrec": __version__,
                 "torch": torch.__version__,
@@ -77,19 +112,61 @@ def write_package(
             },
             "spec": spec.to_json(),
             "vocabularies": files,
+            "digests": digests,
+            "tables": tables,
             "model": dict(model_facts),
             "metrics": dict(metrics),
-            "files": {str(file.relative_to(new)): _sha256(file) for file in sorted(new.rglob("*")) if file.is_file()},
+            "files": {str(each.relative_to(new)): sha256_of(each) for each in sorted(new.rglob("*")) if each.is_file()},
         }
-        (new / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
+        write_manifest(new, manifest | {"fingerprint": fingerprint_of(manifest)})
+
+
+def fingerprint_of(manifest: Mapping[str, Any]) -> str:
+    """What tells one served model from another: 32 hexadecimal digits of SHA-256 of all that predictions depend on.
+
+    It covers the spec, the vocabularies, the program and the rows of the tables, but neither facts nor times.
+    """
+    contents = [MODEL, *sorted(table["file"] for table in manifest["tables"].values())]
+    what = {name: manifest[name] for name in ("spec", "vocabularies", "digests", "tables")}
+    what["files"] = {name: manifest["files"][name] for name in contents}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def write_vocabulary(path: Path, values: pa.Array) -> str:
+    """Write the values of a vocabulary, in the order of their ids, with the same bytes each time; their digest."""
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"value": values}), path)
+    return vocabulary_digest([values])
+
+
+def write_rows(path: Path, rows: np.ndarray[Any, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    np.save(path, rows, allow_pickle=False)
+
+
+@contextmanager
+def _stored_apart(model: torch.jit.ScriptModule) -> Iterator[list[tuple[StoredTensor, np.ndarray[Any, Any]]]]:
+    """The tensors that are stored beside the program, which has none of them within the block."""
+    found, kept = list[tuple[StoredTensor, np.ndarray[Any, Any]]](), dict[str, torch.Tensor]()
+    for fields in getattr(model, STORED, []):
+        tensor = StoredTensor(*fields)
+        whole = kept.setdefault(tensor.buffer, tensor_at(model, tensor.buffer))
+        if tensor.starts:
+            number = sum(each.buffer == tensor.buffer for each, _ in found)
+            start = int(tensor_at(model, tensor.starts)[number])
+            whole = whole[start : start + tensor.rows * tensor.row_bytes].view(tensor.rows, tensor.row_bytes)
+        found.append((tensor, whole.numpy()))
+    try:
+        for path, whole in kept.items():
+            set_tensor(model, path, whole.new_empty(0))
+        yield found
     finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        for rest in (new, old):
-            shutil.rmtree(rest, ignore_errors=True)
+        for path, whole in kept.items():
+            set_tensor(model, path, whole)
 
 
 def _standing_alone(code: str) -> str:
@@ -135,6 +212,6 @@ def _check_vocabularies(spec: DatasetSpec, vocabularies: Mapping[str, str]) -> N
             )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -27,12 +27,16 @@ import pyarrow.parquet as pq
 import torch
 
 from dlrm_torchrec.inference.encoder import Encoder, Inputs
-from dlrm_torchrec.inference.lookups import Lookup, vocabulary_lookup
-from dlrm_torchrec.raw_values import vocabulary_digest
+from dlrm_torchrec.inference.lookups import Vocabulary
+from dlrm_torchrec.inference.stored_rows import StoredRows
 
 MANIFEST, MODEL = "package.json", "model.pt"
-FORMAT = 2  # 1 hashed texts of whole numbers as texts, and had a single label
-_FIELDS = {"name": str, "spec": dict, "versions": dict, "vocabularies": dict, "files": dict}  # of the manifest
+FORMAT = 3  # 1 hashed texts of whole numbers as texts, and had a single label; 2 had the tables in model.pt
+_SINCE_3: dict[str, Any] = {"version": 0, "window": "", "trained_until": "", "fingerprint": "", "tables": {}}
+_FIELDS = {"name": str, "spec": dict, "versions": dict, "vocabularies": dict, "files": dict} | {
+    name: type(value) for name, value in _SINCE_3.items()
+}  # of the manifest
+_HOLDS = {str: "a text", dict: "an object", int: "a whole number"}
 
 
 @dataclass(frozen=True)
@@ -51,27 +55,35 @@ class Prediction:
 class Predictor:
     """A package in memory; threads may share it."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+    def __init__(
+        self, manifest: dict[str, Any], vocabularies: Mapping[str, Vocabulary], program: Any, stored: StoredRows
+    ) -> None:
+        """``vocabularies`` are by file; ``program`` is model.pt, and reads the rows that are ``stored``."""
         self.manifest = manifest
         self.spec: dict[str, Any] = manifest["spec"]
         self.labels = (self.spec["label"], *(label["name"] for label in self.spec["more_labels"]))
-        vocabularies: dict[str, str] = manifest["vocabularies"]
-        found = {file: _vocabulary(path / file) for file in dict.fromkeys(vocabularies.values())}
+        self.vocabularies, self.stored = vocabularies, stored
+        files: dict[str, str] = manifest["vocabularies"]
         for feature in self.spec["sparse"]:
-            digest = found[vocabularies[feature["name"]]][1] if feature["name"] in vocabularies else ""
+            digest = vocabularies[files[feature["name"]]].digest if feature["name"] in files else ""
             if feature["vocabulary"] not in ("", digest):
                 raise ValueError(
-                    f"vocabulary of feature {feature['name']!r} in {path} must have digest {feature['vocabulary']}: "
-                    f"got {digest}; write the package again"
+                    f"vocabulary of feature {feature['name']!r} must have digest {feature['vocabulary']}: got "
+                    f"{digest}; write the package again"
                 )
-        self.encode = Encoder(self.spec, {name: found[file][0] for name, file in vocabularies.items()})
+        self.encode = Encoder(self.spec, {name: vocabularies[file].lookup for name, file in files.items()})
         self.columns = self.encode.columns  # that a request names
-        self._model = _load_model(path, manifest["versions"])
+        self.program = program
+        stored.attach(program)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """The predictor of a package folder; raises ValueError when it is no package, or when a file has changed."""
-        return cls(Path(path), _checked_manifest(Path(path)))
+        path = Path(path)
+        manifest = checked_manifest(path)
+        found = {file: _vocabulary(path / file) for file in dict.fromkeys(manifest["vocabularies"].values())}
+        program = load_program(path, manifest["versions"])
+        return cls(manifest, found, program, StoredRows(path, manifest["tables"]))
 
     def __call__(self, columns: Mapping[str, Any]) -> Prediction:
         """Predictions for rows of raw values; see ``Encoder`` for their form."""
@@ -85,7 +97,7 @@ class Predictor:
         if inputs.weights:
             arrays.append(np.concatenate(inputs.weights))
         with torch.inference_mode():
-            predictions, unseen = self._model(*map(torch.from_numpy, arrays))
+            predictions, unseen = self.program(*map(torch.from_numpy, arrays))
         counts = zip(self.spec["sparse"], (inputs.unseen + unseen.numpy()).tolist(), strict=True)
         return Prediction(predictions.numpy(), {feature["name"]: count for feature, count in counts if count})
 
@@ -101,34 +113,48 @@ class Predictor:
         return {"predictions": dict(zip(self.labels, predictions.T.tolist(), strict=True))}
 
 
-def _vocabulary(path: Path) -> tuple[Lookup, str]:
-    """The lookup of a vocabulary's file, and its digest."""
+def _vocabulary(path: Path) -> Vocabulary:
     values = pq.read_table(path)["value"]
-    return vocabulary_lookup(values.combine_chunks()), vocabulary_digest(values.chunks)
+    return Vocabulary.of(values.combine_chunks())
 
 
-def _checked_manifest(path: Path) -> dict[str, Any]:
-    """The contents of package.json, after every file that it lists was compared with its checksum there."""
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The contents of package.json in a folder. Raises ValueError when it is no package."""
     try:
         manifest: dict[str, Any] = json.loads((path / MANIFEST).read_bytes())
         form = manifest["format"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"folder {path} must hold a {MANIFEST}: got {error!r}; name a package's folder") from error
-    if form != FORMAT:
+    if form == 2:
+        manifest = _SINCE_3 | manifest
+    elif form != FORMAT:
         raise ValueError(f"format of package {path} must be {FORMAT}: got {form!r}; use the package's predictor.py")
     for name, kind in _FIELDS.items():
         if not isinstance(manifest.get(name), kind):
             raise ValueError(
-                f"{name} in {path / MANIFEST} must be {'a text' if kind is str else 'an object'}: got "
-                f"{manifest.get(name)!r:.50}; copy the package again"
+                f"{name} in {path / MANIFEST} must be {_HOLDS[kind]}: got {manifest.get(name)!r:.50}; copy the "
+                "package again"
             )
+    return manifest
+
+
+def checked_manifest(path: Path) -> dict[str, Any]:
+    """The same, after every file that it lists was compared with its checksum there."""
+    manifest = read_manifest(path)
     files: dict[str, str] = manifest["files"]
-    unlisted = [name for name in (MODEL, *manifest["vocabularies"].values()) if name not in files]
+    tables = [table["file"] for table in manifest["tables"].values()]
+    unlisted = [name for name in (MODEL, *manifest["vocabularies"].values(), *tables) if name not in files]
     if unlisted:
         raise ValueError(
             f"files in {path / MANIFEST} must name every file with its sha256: got no {unlisted[0]!r}; copy the "
             "package again"
         )
+    check_files(path, files)
+    return manifest
+
+
+def check_files(path: Path, files: Mapping[str, str]) -> None:
+    """Raises ValueError unless the ``files`` of the folder ``path`` lie in it and have these SHA-256."""
     for name, sha256 in files.items():
         file = (path / name).resolve()
         if not file.is_relative_to(path.resolve()):
@@ -139,10 +165,10 @@ def _checked_manifest(path: Path) -> dict[str, Any]:
                 found = hashlib.file_digest(opened, "sha256").hexdigest()
         if found != sha256:
             raise ValueError(f"{path / name} must have sha256 {sha256}: got {found}; copy the package again")
-    return manifest
 
 
-def _load_model(path: Path, versions: Mapping[str, str]) -> Any:
+def load_program(path: Path, versions: Mapping[str, str]) -> Any:
+    """The program model.pt of a folder, which torch and fbgemm_gpu of these ``versions`` wrote."""
     try:
         import fbgemm_gpu  # noqa: F401  # registers the operators that the model calls
 

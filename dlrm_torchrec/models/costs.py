@@ -9,11 +9,11 @@ from functools import singledispatch
 from torch import nn
 from torchrec.models.dlrm import InteractionArch
 from torchrec.modules.crossnet import LowRankCrossNet
-from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS, EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS, BaseEmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from dlrm_torchrec.embeddings.compositional.operations import Passed
-from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedTable
 from dlrm_torchrec.embeddings.mixed_dimensions import Projections
 from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.models.factorization_machine import DenseRows, Pairs
@@ -113,15 +113,16 @@ def _(module: Projections, sample: Sample) -> Cost:
     return sum((cost(module[table], sample) for table in module.table_of.values() if table in module), Cost())
 
 
-@cost.register
-def _(module: EmbeddingBagCollection, sample: Sample) -> Cost:
+@cost.register(EmbeddingBagCollection)
+@cost.register(EmbeddingCollection)
+def _(module: nn.Module, sample: Sample) -> Cost:
     return sum((_lookups(config, sample.ids) for config in physical_configs(module)), Cost())
 
 
-def _lookups(config: EmbeddingBagConfig, ids: Mapping[str, float]) -> Cost:
+def _lookups(config: BaseEmbeddingConfig, ids: Mapping[str, float]) -> Cost:
     """The rows that are read from a stored table; with paths, also the networks that each id passes through."""
     element_bytes = DATA_TYPE_NUM_BITS[config.data_type] / 8
-    if not isinstance(config, StackedEmbeddingBagConfig):
+    if not isinstance(config, StackedTable):
         elements = sum(ids[name] for name in config.feature_names) * config.embedding_dim
         return Cost(elements, element_bytes * elements)
     looked_up = sum(ids[name] for name in config.logical.feature_names)

@@ -10,9 +10,10 @@ from torchrec.models.dlrm import DLRM
 from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 
-from dlrm_torchrec.embeddings.tables import Tables, physical_configs
+from dlrm_torchrec.embeddings.tables import model_configs, physical_configs
 from dlrm_torchrec.models.costs import Cost, Sample, cost
 from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.table_names import table_of
 
 TABLES = "tables"
 NAMES = {"dense_arch": "bottom MLP", "inter_arch": "interaction", "over_arch": "top MLP"}  # of the parts of a DLRM
@@ -74,19 +75,19 @@ class ModelSummary:
         return asdict(self)
 
 
-def describe_model(model: nn.Module, tables: Tables, spec: DatasetSpec, *, sparse: str, dense: str) -> ModelSummary:
+def describe_model(model: nn.Module, tables: nn.Module, spec: DatasetSpec, *, sparse: str, dense: str) -> ModelSummary:
     """The parts of ``model``, which are its named children, before its tables are sharded; they may be on meta.
 
     Args:
         model: the model, or a task around it
-        tables: its tables
+        tables: its tables: a collection, or a module that contains all collections
         spec: the data set, whose pooling factors are the ids of a sample
         sparse: the kind of the tables' optimizer
         dense: the kind of the other parameters' optimizer
     """
     while len(children := dict(model.named_children())) == 1:
         (model,) = children.values()
-    seen = tables.embedding_bag_configs()
+    seen = model_configs(tables)
     sample = Sample(
         dim=seen[0].embedding_dim,
         vectors=sum(map(len, get_embedding_names_by_table(seen))),
@@ -97,7 +98,7 @@ def describe_model(model: nn.Module, tables: Tables, spec: DatasetSpec, *, spars
     named = NAMES if isinstance(model, DLRM) else {}
     parts = []
     for name, child in children.items():
-        holds_tables = any(each is tables for each in child.modules())
+        holds_tables = bool(model_configs(child))
         title = TABLES if holds_tables else named.get(name, name)
         parts.append(_part(title, child, costs[name], sparse=sparse, dense=dense))
     stored = {
@@ -115,7 +116,7 @@ def describe_model(model: nn.Module, tables: Tables, spec: DatasetSpec, *, spars
 def _part(name: str, module: nn.Module, of_sample: Cost, *, sparse: str, dense: str) -> Part:
     moments = 0
     for own, parameter in module.named_parameters():
-        kind = sparse if "embedding_bags." in own else dense
+        kind = sparse if table_of(own) else dense
         rows = parameter.numel() // max(1, parameter.shape[-1])
         moments += PER_ELEMENT.get(kind, 0) * parameter.numel() + PER_ROW.get(kind, 0) * rows
     return Part(

@@ -16,9 +16,12 @@ from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec import __version__
 from dlrm_torchrec.datasets.prepared.files import explained
+from dlrm_torchrec.datasets.prepared.lineage import TrainedFile
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.writer import ROW_GROUP_ROWS
-from dlrm_torchrec.preparation.passes.count import adopt, measure
+from dlrm_torchrec.preparation.passes.continuing import Chain
+from dlrm_torchrec.preparation.passes.continuing import Window as Window  # callers need this name, too
+from dlrm_torchrec.preparation.passes.count import adopt, measure, vocabulary_features, vocabulary_records
 from dlrm_torchrec.preparation.passes.finish import finish, read_source
 from dlrm_torchrec.preparation.passes.latest import with_starts
 from dlrm_torchrec.preparation.passes.write import Layout, write_unit
@@ -26,9 +29,9 @@ from dlrm_torchrec.preparation.readers.spans import cut, span_bytes
 from dlrm_torchrec.preparation.work.budget import Budget
 from dlrm_torchrec.preparation.work.group import Group
 from dlrm_torchrec.preparation.work.progress import Progress
-from dlrm_torchrec.preparation.work.recorded_work import RecordedWork
+from dlrm_torchrec.preparation.work.recorded_work import Record, RecordedWork
 from dlrm_torchrec.preparation.work.units import Source as Source  # callers need this name, too
-from dlrm_torchrec.preparation.work.units import check_distinct, line_tasks, make_units
+from dlrm_torchrec.preparation.work.units import check_distinct, check_new, line_tasks, make_units
 from dlrm_torchrec.preparation.work.workers import Task, run_tasks
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
@@ -43,6 +46,7 @@ def prepare(
     output: str,
     *,
     earlier: str = "",
+    window: Window | None = None,
     one_class: Collection[str] = (),
     max_bad_share: float = 0.01,
     overwrite: bool = False,
@@ -57,7 +61,9 @@ def prepare(
     """The manifest of ``output``, which then holds the prepared rows of ``sources``.
 
     Vocabularies, scales and pooling factors are measured on the training rows, or taken from the prepared folder
-    ``earlier``, so that a model that was trained on that folder can read these rows. If ``shuffle_window_rows`` is not
+    ``earlier``, so that a model that was trained on that folder can read these rows. With ``window``, the vocabularies
+    continue those of the folder of the window before, and keep the counts that the next window needs; scales and
+    boundaries stay those of the first window. If ``shuffle_window_rows`` is not
     0, the training rows of a unit are shuffled within windows of that size. A unit is about ``unit_bytes`` of a plain
     text or Parquet file, or a whole gzip file. ``workers`` processes (default: one per core) use about ``memory_bytes``
     together. Malformed rows go to ``quarantine.tsv`` and are counted in ``report.json``.
@@ -76,14 +82,18 @@ def prepare(
     _check(sources)
     identities = [source.identity() for source in sources]
     check_distinct(identities)
+    chain = Chain(window) if window else None
+    if chain:
+        check_new([source.path for source in sources if _trains(source)], chain.known_sources)
     raw_bytes = sum(identity["bytes"] for identity in identities)
     budget = Budget.of(memory_bytes, workers=workers, raw_bytes=raw_bytes)
     layout = Layout(row_group_rows=row_group_rows, shuffled=TRAIN, window_rows=shuffle_window_rows, seed=seed)
     _check_window(spec, layout, budget)
     unit_bytes = unit_bytes or span_bytes(raw_bytes)
-    spec = _continued(spec, earlier) if earlier else spec
+    before = earlier or (window.after if window else "")
+    spec = _continued(spec, before) if before else spec
     command = {"version": __version__, "spec": spec.to_json(), "sources": identities, "unit_bytes": unit_bytes}
-    command |= {"earlier": earlier}
+    command |= {"earlier": earlier, "window": chain.identity if chain else None}
     work, group = RecordedWork(output), Group(output, rank_timeout_s)
     try:
         group.begin(json.loads(json.dumps({**command, **asdict(layout)})), overwrite=overwrite)
@@ -96,7 +106,9 @@ def prepare(
         else:
             counted = [unit for unit in units if unit.feeds(TRAIN)]
             limit_bytes = budget.counted_bytes
-            spec, vocabularies = measure(spec, counted, work, run, split=TRAIN, output=output, limit_bytes=limit_bytes)
+            spec, vocabularies = measure(
+                spec, counted, work, run, split=TRAIN, output=output, limit_bytes=limit_bytes, chain=chain
+            )
         reading = {
             f"source-{i:05d}": work.task(f"source-{i:05d}", source.path, size["bytes"], partial(read_source, source))
             for i, (source, size) in enumerate(zip(sources, identities, strict=True))
@@ -121,6 +133,9 @@ def prepare(
             written=written,
             max_bad_share=max_bad_share,
             one_class=one_class,
+            lineage=chain.lineage(vocabulary_records(vocabulary_features(spec), work), _files(sources, read))
+            if chain
+            else None,
         )
         work.remove()
     except OSError as error:
@@ -166,6 +181,17 @@ def _continued(spec: DatasetSpec, earlier: str) -> DatasetSpec:
             f"{[*unlike, *features][:5]}; use the spec of that folder"
         )
     return known
+
+
+def _trains(source: Source) -> bool:
+    """Whether rows of a source may be training rows."""
+    return TRAIN in source.assignment.splits
+
+
+def _files(sources: Sequence[Source], read: Sequence[Record]) -> list[TrainedFile]:
+    """The files with training rows, from the records of ``read_source``."""
+    facts = [record.result for source, record in zip(sources, read, strict=True) if _trains(source)]
+    return [TrainedFile(bytes=fact["bytes"], sha256=fact["sha256"]) for fact in facts]
 
 
 def _features(spec: DatasetSpec) -> list[DenseFeature | SparseFeature]:

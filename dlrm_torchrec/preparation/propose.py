@@ -88,6 +88,7 @@ def main(
     label: str = "",
     positive: str = "",
     codes: tuple[str, ...] = (),
+    managed: tuple[str, ...] = (),
     numbers: tuple[str, ...] = (),
     times: tuple[str, ...] = (),
     out: tuple[str, ...] = (),
@@ -104,6 +105,7 @@ def main(
         label: column to predict; needed only if its name does not tell
         positive: value of the label that means 1; needed only if it cannot be told
         codes: columns that are categories, whatever they look like
+        managed: columns of values without end, such as user ids: a table gives its rows to those that training meets
         numbers: columns that are quantities
         times: columns that are times
         out: columns to leave out
@@ -113,8 +115,8 @@ def main(
         name: name of the data set; by default the name of the file
     """
     roles: dict[str, Role] = {}
-    for role, names in (("code", codes), ("number", numbers), ("time", times), ("out", out)):
-        roles |= dict.fromkeys(names, role)  # type: ignore[arg-type]  # the four words are the roles
+    for role, names in (("code", codes), ("managed", managed), ("number", numbers), ("time", times), ("out", out)):
+        roles |= dict.fromkeys(names, role)  # type: ignore[arg-type]  # the words are the roles
     sample = head(file, Form(separator=separator, names=columns), rows)
     title = name or file.rstrip("/").split("/")[-1].split(".")[0]
     spec, proposals, notes = propose(title, sample, label=label, positive=positive, roles=roles)

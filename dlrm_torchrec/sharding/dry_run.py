@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dlrm_torchrec.embeddings.config import TablesConfig
-from dlrm_torchrec.embeddings.tables import Tables
+from dlrm_torchrec.embeddings.tables import Tables, model_configs
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec, Table
 from dlrm_torchrec.sharding.cluster.topology import Cluster
 from dlrm_torchrec.sharding.config import ShardingConfig
@@ -114,7 +114,7 @@ class DryRun:
         plain = self.build(replace(config, tables=TablesConfig()), self.spec, 1, torch.device("cpu"))[1]
         optimizer, pooling = table_optimizer(plain), {each.name: each.pooling_factor for each in self.spec.sparse}
         ways = {}
-        for stored in plain.embedding_bag_configs():
+        for stored in model_configs(plain):
             name, features = stored.name, tuple(stored.feature_names)
             table = Table(name=name, rows=stored.num_embeddings, dim=stored.embedding_dim, features=features)
             looked_up = sum(pooling[feature] for feature in features)

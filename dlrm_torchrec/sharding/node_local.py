@@ -18,6 +18,7 @@ from dlrm_torchrec.sharding.caches import cached_kernels, forget_cached
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.plan import Plan, make_plan
+from dlrm_torchrec.table_names import table_of
 
 # These types need all ranks of the world: TorchRec copies data_parallel tables from rank 0 of the world, and builds the
 # process groups of the other two from all hosts.
@@ -142,7 +143,7 @@ class Nodes:
 def _pieces(tensors: Mapping[str, Any]) -> Iterator[torch.Tensor]:
     """The pieces of tables that this rank holds."""
     for name, tensor in tensors.items():
-        if ".embedding_bags." in name:
+        if table_of(name):
             if isinstance(tensor, ShardedTensor):
                 yield from (shard.tensor for shard in tensor.local_shards())
             else:

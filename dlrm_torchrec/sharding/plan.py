@@ -13,13 +13,15 @@ from torchrec.distributed.planner.storage_reservations import HeuristicalStorage
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, Stats
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
-from dlrm_torchrec.embeddings.tables import Tables, physical_configs
+from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 from dlrm_torchrec.sharding.adopt import adopt_plan
 from dlrm_torchrec.sharding.cluster.topology import whose_bandwidths
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.sharding.modules.comms import check_widths, codecs, row_dim
 from dlrm_torchrec.sharding.modules.compositional import CompositionalEmbeddingBagCollectionSharder
+from dlrm_torchrec.sharding.modules.managed.sharded import ManagedEmbeddingBagCollectionSharder
+from dlrm_torchrec.sharding.modules.sequences.sharded import CompositionalEmbeddingCollectionSharder, SequenceSharder
 from dlrm_torchrec.sharding.modules.sharder import ExactSharder, table_optimizer
 from dlrm_torchrec.sharding.plan_description import shard_widths
 from dlrm_torchrec.sharding.planner.constraints import table_constraints
@@ -36,21 +38,27 @@ class Plan(ShardingPlan):
     bandwidths: str = field(default="", compare=False)  # whose the planner took, for people; empty: nothing to say
 
 
-def _sharders(tables: Tables, config: ShardingConfig, *, sorted_updates: bool) -> list[ModuleSharder[nn.Module]]:
+SHARDERS = (
+    ExactSharder,
+    CompositionalEmbeddingBagCollectionSharder,
+    ManagedEmbeddingBagCollectionSharder,
+    SequenceSharder,
+    CompositionalEmbeddingCollectionSharder,
+)
+
+
+def _sharders(tables: nn.Module, config: ShardingConfig, *, sorted_updates: bool) -> list[ModuleSharder[nn.Module]]:
     optimizer, registry = table_optimizer(tables), codecs(config.comms, _dims(tables))
-    return [
-        sharder(optimizer, registry, sorted_updates=sorted_updates)
-        for sharder in (ExactSharder, CompositionalEmbeddingBagCollectionSharder)
-    ]
+    return [sharder(optimizer, registry, sorted_updates=sorted_updates) for sharder in SHARDERS]
 
 
-def _dims(tables: Tables) -> list[int]:
+def _dims(tables: nn.Module) -> list[int]:
     return [table.embedding_dim for table in physical_configs(tables)]
 
 
 def make_plan(
     model: nn.Module,
-    tables: Tables,
+    tables: nn.Module,
     topology: Topology,
     config: ShardingConfig,
     *,
@@ -69,7 +77,7 @@ def make_plan(
 
     Args:
         model: the model that contains ``tables``; its dense parameters are counted too
-        tables: the tables to shard, on the meta device
+        tables: the tables to shard, on the meta device: a collection, or a module that contains all collections
         topology: the ranks, their memory and their bandwidths
         config: the sharding types that the user asks for, or a saved plan
         batch_size: rows per rank

@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
+from torch import nn
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS
 
-from dlrm_torchrec.embeddings.tables import Tables, physical_configs
+from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.sharding.cluster.rank_ranges import ranges
 
 MOST_LINES = 16  # of ranks
@@ -29,7 +30,7 @@ def plan_to_json(plan: ShardingPlan) -> dict[str, Any]:
     }
 
 
-def describe_plan(plan: ShardingPlan, tables: Tables, world_size: int) -> str:
+def describe_plan(plan: ShardingPlan, tables: nn.Module, world_size: int) -> str:
     """The plan as text for a terminal: the ranks of each table, the bytes on each rank, and whose bandwidths it took.
 
     Equal ranks share a line. If there are more than 16 lines, only the fullest 16 are shown.

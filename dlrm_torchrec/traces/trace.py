@@ -55,6 +55,12 @@ def fit(
     known = {feature.name: feature for feature in manifest.spec.sparse}
     if not known.keys() >= set(features):
         raise ValueError(f"features must be among {sorted(known)}: got {list(features)}; correct the names")
+    managed = [name for name in features or known if known[name].encoding == "managed"]
+    if managed:
+        raise ValueError(
+            f"ids of a trace must be rows of their table: got feature {managed[0]!r}, whose table manages 64-bit ids; "
+            "name the other features in --features"
+        )
     print(f"{'feature':20}  table rows     lookups    distinct  hits of an LRU cache of 1k rows    100k")
     measured = min(rows or sys.maxsize, manifest.splits[split].rows)
     profiles = []

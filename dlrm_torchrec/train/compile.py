@@ -11,6 +11,8 @@ from torch import nn
 from torchrec.models.dlrm import DLRM, InteractionArch, OverArch, SparseArch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+OF_COLLECTIONS = ("embedding_bag_configs", "embedding_configs")  # what only collections of tables have
+
 
 def compile_dense(model: nn.Module) -> None:
     """Compile the children of ``model`` that hold no tables, in place; call it before the tables are sharded.
@@ -26,7 +28,7 @@ def compile_dense(model: nn.Module) -> None:
         interaction = DotInteraction(model.inter_arch.F).to(model.inter_arch.triu_indices.device)
         model.inter_arch, model.over_arch = Pair(), InteractionAndTop(interaction, model.over_arch)
     for part in model.children():
-        if not any(hasattr(module, "embedding_bag_configs") for module in part.modules()):
+        if not any(hasattr(module, name) for module in part.modules() for name in OF_COLLECTIONS):
             _compile(part)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torchrec.optim.keyed import CombinedOptimizer
 
+from dlrm_torchrec.table_names import table_of
 from dlrm_torchrec.train.checkpoints.state import run_tensors
 from dlrm_torchrec.train.metrics.binary import ranking_metrics
 from dlrm_torchrec.train.metrics.gates import check_learned, check_scores
@@ -62,6 +63,6 @@ def _measure(scores: Scores, *, learned: bool) -> dict[str, float]:
 def node_tensors(node: int, model: nn.Module, optimizer: CombinedOptimizer) -> dict[str, dict[str, Any]]:
     """``run_tensors`` for a checkpoint of all nodes, with a different name for each node's tables."""
     return {
-        part: {f"node{node}.{name}" if ".embedding_bags." in name else name: tensor for name, tensor in tensors.items()}
+        part: {f"node{node}.{name}" if table_of(name) else name: tensor for name, tensor in tensors.items()}
         for part, tensors in run_tensors(model, optimizer).items()
     }

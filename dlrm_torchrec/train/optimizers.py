@@ -14,6 +14,7 @@ from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
+from dlrm_torchrec.table_names import table_of
 from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
 
 REPLICATED = "replicated"  # the key of the optimizer of data-parallel tables
@@ -38,7 +39,7 @@ def optimize_tables_in_backward(tables: nn.Module, config: OptimizerConfig) -> N
 
     Call it on the meta model before planning, because the planner uses this mark to count optimizer state.
     """
-    weights = [weight for name, weight in tables.named_parameters() if "embedding_bags." in name]
+    weights = [weight for name, weight in tables.named_parameters() if table_of(name)]
     arguments = arguments_of(config)
     apply_in_backward(CLASSES[config.kind], weights, arguments)
     if "betas" in arguments:  # the mark keeps this dictionary object, and FBGEMM has other names than torch.optim
@@ -56,7 +57,7 @@ def build_optimizer(
     replicated: dict[str, nn.Parameter] = {}
     parameters: dict[str, nn.Parameter] = {}
     for name, parameter in in_backward_optimizer_filter(model.named_parameters()):
-        (replicated if ".embedding_bags." in name else parameters)[name] = parameter
+        (replicated if table_of(name) else parameters)[name] = parameter
     optimizers: list[KeyedOptimizer | tuple[str, KeyedOptimizer]] = [model.fused_optimizer]
     if replicated:
         optimizers.append((REPLICATED, _keyed(replicated, tables)))

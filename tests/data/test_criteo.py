@@ -36,7 +36,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return run_python(["data/criteo/prepare.py", *map(str, arguments)], ROOT)
 
 
-@pytest.mark.parametrize("encoding", ["vocab", "hash"])
+@pytest.mark.parametrize("encoding", ["vocab", "hash", "managed"])
 def test_kaggle_holds_out_the_last_seventh(tmp_path: Path, script: ModuleType, encoding: str) -> None:
     data = criteo_files.content(np.random.default_rng(0), 103)
     (tmp_path / "train.txt").write_bytes(data)
@@ -54,8 +54,10 @@ def test_kaggle_holds_out_the_last_seventh(tmp_path: Path, script: ModuleType, e
     assert labels(tmp_path / "out", "val") == expected[89:96]
     assert labels(tmp_path / "out", "test") == expected[96:]
     assert labels(tmp_path / "out", "unlabelled") == [0] * 11
-    rows = [feature.rows for feature in Manifest.load(str(tmp_path / "out")).spec.sparse]
-    assert rows == [count + 1 for count in script.KAGGLE_ROWS] if encoding == "hash" else max(rows) < 100
+    sparse = Manifest.load(str(tmp_path / "out")).spec.sparse
+    rows = [feature.rows for feature in sparse]
+    assert rows == [count + 1 for count in script.KAGGLE_ROWS] if encoding != "vocab" else max(rows) < 100
+    assert {feature.encoding for feature in sparse} == {encoding}
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])

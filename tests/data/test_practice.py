@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -85,3 +86,15 @@ def test_columns_have_their_traps_in_csv_and_parquet_alike(script: ModuleType, t
 def test_a_mistake_is_one_sentence(script: ModuleType, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         script.Config(**{"output": "x.csv", **options})
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_files_of_days_hold_the_rows_of_one_file(script: ModuleType, tmp_path: Path, ending: str) -> None:
+    for by_day in (False, True):
+        script.main(script.Config(rows=900, output=str(tmp_path / f"clicks.{ending}"), by_day=by_day))
+    read = pa.csv.read_csv if ending == "csv" else pq.read_table
+    days = [read(tmp_path / f"clicks-{day:02d}.{ending}") for day in range(1, script.DAYS + 1)]
+    assert pa.concat_tables(days).to_pylist() == read(tmp_path / f"clicks.{ending}").to_pylist()
+    seconds = [day["time"].to_numpy() for day in days]
+    assert all(one.max() < other.min() for one, other in pairwise(seconds))
+    assert max(np.ptp(each) for each in seconds) < 86_400

@@ -264,3 +264,29 @@ def test_labels_of_a_second_file(tmp_path: Path, prepare: Prepare) -> None:
     pq.write_table(pa.table({"key": [1, 1], "label": [0, 1]}), tmp_path / "by key")
     with pytest.raises(ValueError, match=r"key 'key' of .* must have a value of its own in each row: got some twice"):
         prepare("x.csv", labels=str(tmp_path / "by key"), label_key="key", output="c")
+
+
+def test_days_go_on_from_folder_to_folder(tmp_path: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]) -> None:
+    for day, cities in ((1, ["Rome", "Rome", "Oslo"]), (2, ["Lima", "Lima", "Rome"]), (3, ["Oslo", "Lima", "Rome"])):
+        lines = [f"{number % 2},{day},{city}" for number, city in enumerate(cities)]
+        (tmp_path / f"{day}.csv").write_text("\n".join(["label,price,city", *lines]) + "\n")
+    prepare("1.csv", output="one", keep_counts=True, headroom=0.5, max_age=1)
+    two = prepare("2.csv", output="two", after=str(tmp_path / "one"))
+    prepare("3.csv", output="three", after=str(tmp_path / "two"))
+    words = [
+        pq.read_table(tmp_path / name / "vocab/city.parquet")["value"].to_pylist() for name in ("one", "two", "three")
+    ]
+    assert words == [["Rome", "Oslo", None], ["Rome", "Lima", None], ["Rome", "Lima", "Oslo"]]
+    assert [row["city"] for row in rows_of(tmp_path / "three")] == ["Oslo", "Lima", "Rome"]
+    assert two.lineage is not None
+    assert two.lineage.lines()[0] in capsys.readouterr().out
+    assert two.lineage.lines() == [
+        "city: 2 values in 5 rows, 1 new ('Lima'), 1 evicted by age ('Oslo'), 0 waiting",
+    ]
+    for options, refusal in (
+        ({"headroom": 0.5}, "--headroom and --max_age must go with --keep_counts: got 0.5 and 0; add it"),
+        ({"after": "a", "vocabularies": "b"}, "--after and --vocabularies must not go together: got a and b; --after"),
+        ({"after": str(tmp_path / "two"), "max_age": 3}, "must be set for the first window only: got 0.0 and 3 after"),
+    ):
+        with pytest.raises(ValueError, match=refusal):
+            prepare("3.csv", output="refused", **options)

@@ -19,10 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
+from dlrm_torchrec.datasets import profile
 from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.open import load_statistics
+from dlrm_torchrec.datasets.prepared.id_counts import ManagedCounts
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
-from dlrm_torchrec.datasets.profile import access_statistics, main
+from dlrm_torchrec.datasets.profile import access_statistics, lookups_of_ids, main
 from dlrm_torchrec.schema import WINDOW_ROWS, AccessStatistics
 from tests.datasets.prepared_files import SPEC, make_table, write_file, write_folder, write_manifest
 from tests.recipe import ROOT
@@ -80,6 +82,37 @@ def test_statistics_equal_a_loop_over_rows(seed: int, multi_hot: bool, kind: Any
     for number in (0, 1, 30):
         cuts = sorted(draw.randrange(len(bags) + 1) for _ in range(number))  # equal cuts are empty pieces
         assert access_statistics(pieces(bags, cuts, kind, multi_hot), rows, window_rows=100) == expected
+
+
+@pytest.mark.parametrize("held_bytes", [10**9, 2_000])
+def test_managed_ids_are_counted_as_a_loop_counts_them(monkeypatch: pytest.MonkeyPatch, held_bytes: int) -> None:
+    monkeypatch.setattr("dlrm_torchrec.datasets.prepared.id_counts._HELD_BYTES", held_bytes)
+    draw = np.random.default_rng(held_bytes)
+    known = np.concatenate([[0, 1, 2**63 - 2], draw.integers(0, 2**63 - 1, 900)])
+    bags = [known[(draw.random(draw.integers(0, 4)) ** 2 * len(known)).astype(int)].tolist() for _ in range(3000)]
+    cuts = sorted(draw.integers(0, len(bags), 20).tolist())
+    found = profile._counted(pieces(bags, cuts, np.int64, multi_hot=True), ManagedCounts(), window_rows=100)
+    assert found == reference(bags, window_rows=100)
+    assert profile._counted(pieces([[]], [], np.int64, multi_hot=True), ManagedCounts()).lookups == 0
+
+
+def test_command_counts_managed_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(tmp_path, [[400, 100]])
+    manifest = Manifest.load(str(tmp_path))
+    sparse = tuple(replace(f, rows=50, encoding="managed") if f.name == "user" else f for f in SPEC.sparse)
+    replace(manifest, spec=replace(SPEC, sparse=sparse)).save(str(tmp_path))
+    main(str(tmp_path))
+    users = [
+        id_
+        for file in manifest.splits["train"].files
+        for id_ in pq.read_table(tmp_path / file.path)["user"].to_pylist()
+    ]
+    assert load_statistics(str(tmp_path))["user"] == reference([[id_] for id_ in users])
+    assert re.search(r"^user +50 +500  1000.0% ", capsys.readouterr().out, re.MULTILINE)
+    assert "t_user" not in load_file(tmp_path / "frequent.safetensors")
+    (table,) = (table for table in Manifest.load(str(tmp_path)).spec.tables(dim=4) if table.managed)
+    with pytest.raises(ValueError, match=r"ids of table 't_user' must be its rows to be counted: got a table that"):
+        lookups_of_ids(manifest, str(tmp_path), table)
 
 
 def test_bags_without_any_id() -> None:

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
-from dlrm_torchrec.embeddings.compositional.operations import Operation
+from dlrm_torchrec.embeddings.compositional.operations import FeatureGeneration, Operation
+from dlrm_torchrec.embeddings.compositional.sequences import CompositionalEmbeddingCollection
+from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingConfig, CompositionalTable
 from tests.device.cases import OPERATIONS, Trained, batch_of, moved, of_operation, trained
 from tests.device.double import META
 from tests.recipe import load_recipe
@@ -69,3 +71,25 @@ def test_operations(operation: Operation) -> None:
         assert pooled.device == META, case
         pooled.square().sum().backward()
         assert all(parameter.grad is not None for parameter in tables.parameters()), case
+
+
+@pytest.mark.parametrize("operation", [each for each in OPERATIONS if not isinstance(each, FeatureGeneration)], ids=str)
+def test_vectors_of_single_ids(operation: Operation) -> None:
+    case = of_operation(operation)[1]
+    configs = [
+        CompositionalEmbeddingConfig(
+            name=config.name,
+            num_embeddings=config.num_embeddings,
+            embedding_dim=config.embedding_dim,
+            feature_names=config.feature_names,
+            partition=config.partition,
+            operation=operation,
+        )
+        for config in case.configs()
+        if isinstance(config, CompositionalTable)
+    ]
+    tables = CompositionalEmbeddingCollection(configs, META)
+    found = torch.cat([each.values() for each in tables(moved(case.batch())).values()])
+    assert found.device == META
+    found.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in tables.parameters())

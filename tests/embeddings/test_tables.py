@@ -9,19 +9,29 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from torch import nn
 from torchrec.modules.embedding_configs import DataType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Path
+from dlrm_torchrec.embeddings.compositional.sequences import CompositionalEmbeddingCollection
 from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.compositional.tensor_train import TensorTrain
 from dlrm_torchrec.embeddings.config import DataTypeName, OperationName, TablesConfig, TablesKind, Tail
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
-from dlrm_torchrec.embeddings.tables import build_tables, partition_of, physical_configs, read_tables, write_tables
+from dlrm_torchrec.embeddings.tables import (
+    build_sequence_tables,
+    build_tables,
+    model_configs,
+    partition_of,
+    physical_configs,
+    read_tables,
+    write_tables,
+)
 from dlrm_torchrec.schema import Table
 
 TABLES = [Table(name=f"t{rows}", rows=rows, dim=16, features=(f"f{rows}",)) for rows in (50, 900, 10_000)]
@@ -70,6 +80,23 @@ def test_physical_rows(config: TablesConfig, expected: list[int]) -> None:
     assert [(t.num_embeddings, t.embedding_dim) for t in tables.embedding_bag_configs()] == [
         (t.rows, t.dim) for t in TABLES
     ]
+
+
+@pytest.mark.parametrize("operation", ["mult", "add", "concat", "path", "tensor_train"])
+@pytest.mark.parametrize("kind", ["quotient_remainder", "mixed_radix", "chinese_remainder"])
+def test_tables_of_single_ids_are_stored_as_pooled_ones(kind: TablesKind, operation: OperationName) -> None:
+    config = TablesConfig(kind=kind, operation=operation)
+    pooled, single = build_tables(TABLES, config), build_sequence_tables(TABLES, config)
+    assert isinstance(single, CompositionalEmbeddingCollection)
+    stored, expected = (
+        [(each.name, each.num_embeddings, each.embedding_dim, each.data_type) for each in physical_configs(tables)]
+        for tables in (single, pooled)
+    )
+    assert stored == expected
+    both = nn.ModuleList([single, pooled])
+    assert model_configs(both) == [*single.embedding_configs(), *pooled.embedding_bag_configs()]
+    assert len(physical_configs(both)) == 2 * len(TABLES)
+    assert type(build_sequence_tables(TABLES)) is EmbeddingCollection
 
 
 def test_hidden_units_reach_the_operation() -> None:

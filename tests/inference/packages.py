@@ -43,7 +43,7 @@ class Sum(torch.nn.Module):
 
 
 def scripted(spec: DatasetSpec) -> torch.jit.ScriptModule:
-    rows, binary = [feature.rows for feature in spec.sparse], spec.target == "binary"
+    rows, binary = [feature.ids for feature in spec.sparse], spec.target == "binary"
     return torch.jit.script(Sum(rows, num_labels=len(spec.labels), binary=binary))
 
 
@@ -87,6 +87,9 @@ SPEC = DatasetSpec(
         SparseFeature(name="hour", column="when", part="hour", rows=24),
         SparseFeature(name="weekday", column="when", part="weekday", rows=50, encoding="hash"),
         SparseFeature(name="scored", rows=0, encoding="vocab", multi_hot=True, weights="scores"),
+        SparseFeature(name="code as it comes", column="code", rows=9, encoding="managed"),
+        SparseFeature(name="visitor as it comes", column="visitor", rows=9, encoding="managed"),
+        SparseFeature(name="words as they come", column="words", rows=9, encoding="managed", multi_hot=True),
     ),
 )
 _WORDS = ["", "a", "Kraków", "São Paulo, SP", 'the "Hague"', "x" * 300, "\U0001f600", "nan", "\0", "1"]

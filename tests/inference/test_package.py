@@ -61,7 +61,7 @@ def package(tmp_path: Path) -> Path:
 def test_a_package_tells_what_is_in_it(package: Path) -> None:
     predictor = Predictor.load(package)
     files = {str(file.relative_to(package)) for file in package.rglob("*") if file.is_file()}
-    code = {"predictor.py", "encoder.py", "lookups.py", "raw_values.py"}
+    code = {"predictor.py", "encoder.py", "lookups.py", "stored_rows.py", "raw_values.py"}
     assert files == {"package.json", "model.pt", "vocab/city.parquet", *code}
     assert set(predictor.manifest["files"]) == files - {"package.json"}
     assert predictor.manifest["name"] == "small"
@@ -254,7 +254,7 @@ def spoil_link(package: Path) -> None:
         ),
         (lambda package: (package / "package.json").write_text("{"), "must hold a package.json: got JSONDecodeError"),
         (lambda package: (package / "package.json").write_text("[]"), "must hold a package.json: got TypeError"),
-        (spoil_format, "format of package .* must be 2: got 1; use the package's predictor.py"),
+        (spoil_format, "format of package .* must be 3: got 1; use the package's predictor.py"),
         (
             lambda package: (package / "model.pt").unlink(),
             "model.pt must have sha256 .*: got no file; copy the package",
@@ -265,7 +265,7 @@ def spoil_link(package: Path) -> None:
         ),
         (
             spoil_digest,
-            "vocabulary of feature 'city' in .* must have digest 0123456789abcdef: got .*; write the package",
+            "vocabulary of feature 'city' must have digest 0123456789abcdef: got .*; write the package",
         ),
         (edited(files={}), r"files in .*package.json must name every file with its sha256: got no 'model.pt'; copy"),
         (edited(files={"../x": "0"}), "files in .* must name every file with its sha256: got no 'model.pt'"),

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.inference.encoder import Inputs
 from dlrm_torchrec.inference.predictor import Predictor
-from dlrm_torchrec.preparation.prepare import Source, prepare
+from dlrm_torchrec.preparation.prepare import Source, Window, prepare
 from dlrm_torchrec.preparation.readers.columns import Columns
 from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
 from dlrm_torchrec.preparation.splits import Whole
+from dlrm_torchrec.schema import MANAGED_IDS
 from tests.data import load_script
 from tests.data.test_census import CENSUS, ROOT, needs_census
 from tests.inference.packages import SPEC, pack, raw_rows
@@ -104,6 +105,24 @@ def test_raw_values_become_what_preparation_makes_of_them(
     assert (inputs.unseen > 0).sum() >= 5
 
 
+def test_vocabularies_with_free_ids_serve_what_preparation_makes_of_them(tmp_path: Path) -> None:
+    reader = ParquetReader(columns=Columns(spec=SPEC))
+    first, second = (raw_rows(np.random.default_rng(seed), count) for seed, count in ((5, 300), (6, 60)))
+    for name, rows in (("first", first), ("second", second)):
+        pq.write_table(rows, tmp_path / f"{name}.parquet")
+
+    def source(name: str, split: str) -> Source:
+        return Source(path=str(tmp_path / f"{name}.parquet"), reader=reader, assignment=Whole(split))
+
+    prepare(SPEC, [source("first", "train")], str(tmp_path / "1"), workers=1, window=Window(headroom=0.1, max_age=1))
+    sources = [source("second", "train"), source("first", "val")]
+    prepare(SPEC, sources, str(tmp_path / "2"), workers=1, window=Window(after=str(tmp_path / "1")))
+    valid = [pq.read_table(path)["value"].is_valid().to_pylist() for path in (tmp_path / "2/vocab").iterdir()]
+    assert sum(any(each[each.index(False) :]) for each in valid) >= 3  # ids within are free, not only those at the end
+    predictor = Predictor.load(pack(tmp_path / "2", tmp_path / "package"))
+    check_encoded(tmp_path / "2", predictor.encode({name: first[name] for name in first.column_names}))
+
+
 @needs_census
 def test_rows_of_census_become_what_preparation_makes_of_them(tmp_path: Path) -> None:
     script = load_script(ROOT / "data/census/prepare.py")
@@ -172,7 +191,7 @@ def test_a_value_has_one_id_whatever_its_type(predictor: Predictor, values: list
     mixed = [*values, *other]
     order = random.permutation(len(mixed))
     places = [np.flatnonzero(order == number)[0] for number in range(len(values))]
-    for column, count in (("device", 1), ("account", 1), ("code", 2)):
+    for column, count in (("device", 1), ("account", 1), ("code", 3)):
         alone = [predictor.encode(row(**{column: [value]})) for value in values]
         numbers = [number for number, each in enumerate(SPEC.sparse) if each.raw == column]
         assert len(numbers) == count
@@ -240,7 +259,8 @@ def check_encoded_or_refused(predictor: Predictor, columns: dict[str, Values]) -
     assert np.isfinite(inputs.dense).all()
     assert inputs.lengths.sum(axis=1).tolist() == [len(ids) for ids in inputs.ids]
     for ids, feature in zip(inputs.ids, predictor.spec["sparse"], strict=True):
-        assert ((ids >= 0) & (ids < feature["rows"])).all()
+        last = MANAGED_IDS if feature["encoding"] == "managed" else feature["rows"]
+        assert ((ids >= 0) & (ids < last)).all()
 
 
 REFUSED: list[tuple[dict[str, Values], str]] = [
@@ -268,6 +288,7 @@ REFUSED: list[tuple[dict[str, Values], str]] = [
     ({"city": [{"\n" * 99: None}]}, r"'city' must hold single numbers or texts: got struct<\\n\\n"),
     ({"device": [5.5]}, "'device' must hold whole numbers or texts: got 5.5;"),
     ({"words": [[2**60 + 1, 0.5]]}, "'words' must hold whole numbers or texts: got 0.5;"),
+    ({"visitor": [0.5]}, "'visitor' must hold whole numbers or texts: got 0.5;"),
     ({"device": [[]]}, r"'device' must hold single numbers or texts: got list<item: null>;"),
     ({"tags": ["a"]}, "'tags' must hold a list of values per row: got 'a';"),
     ({"tags": pa.array(["a"])}, "'tags' must hold a list of values per row: got string"),

@@ -18,7 +18,7 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.config import TablesConfig
-from dlrm_torchrec.embeddings.tables import Tables, build_tables
+from dlrm_torchrec.embeddings.tables import Tables, build_sequence_tables, build_tables
 from dlrm_torchrec.models.dlrm_cat import DLRMCat
 from dlrm_torchrec.models.factorization_machine import DeepFM, FactorizationMachine
 from dlrm_torchrec.models.heads import add_heads
@@ -224,3 +224,18 @@ def test_embeddings_hold_the_parameters_and_mlps_the_compute() -> None:
     assert all(len(line) <= 120 for line in lines)
     assert lines[1].split()[:3] == ["tables", f"{26 * 64 * 10**7:,}", "66.6"]
     assert lines[-1] == ("tables hold 100.0% of the parameters, and the other parts do 99.7% of the multiply-adds")
+
+
+def test_tables_of_single_ids() -> None:
+    """They are read as pooled ones; two rows for each id of a product."""
+    data = spec(features=2)
+    config = TablesConfig(kind="quotient_remainder", threshold=0)
+    tables = build_sequence_tables(data.tables(DIM), config)
+    model = nn.ModuleDict({"history": tables, "top": nn.Linear(3, 2)})
+    summary = describe_model(model, model, data, sparse="adagrad", dense="adam")
+    held, top = summary.parts
+    assert held.name == "tables"
+    assert held.parameters == sum(weight.numel() for weight in tables.parameters())
+    assert held.moment_bytes == 4 * held.parameters
+    assert held.multiply_adds == 2 * DIM * sum(feature.pooling_factor for feature in data.sparse)
+    assert (top.name, top.moment_bytes) == ("top", 2 * 4 * (3 * 2 + 2))

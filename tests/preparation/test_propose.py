@@ -206,7 +206,21 @@ def test_missing_markers_and_marks_of_numbers_are_recognised_and_said() -> None:
 def test_many_ids_are_hashed_into_twice_as_many_rows() -> None:
     ids = np.random.default_rng(0).permutation(150_000)
     columns = {"label": [0, 1] * 75_000, "user": [f"u{i}" for i in [*ids[:-1], ids[0]]]}
-    assert features(by_column(columns)["user"]) == [SparseFeature(name="user", rows=1 << 19, encoding="hash")]
+    found = by_column(columns)["user"]
+    assert features(found) == [SparseFeature(name="user", rows=1 << 19, encoding="hash")]
+    assert found.change == "--managed user gives each value that training meets a row of its own"
+    managed = by_column(columns, roles={"user": "managed"})["user"]
+    assert features(managed) == [SparseFeature(name="user", rows=1 << 18, encoding="managed")]
+    assert managed.line.startswith("category, 262,144 rows for the values that training meets: 149,999 distinct values")
+    numbers = {"label": [0, 1] * 75_000, "user_id": [*ids[:-1], ids[0]], "seen": [[i, i + 1] for i in ids]}
+    roles: dict[str, Any] = {"user_id": "managed", "seen": "managed"}
+    assert [[each.encoding for each in features(by_column(numbers, roles=roles)[name])] for name in roles] == [
+        ["managed"],
+        ["managed"],
+    ]
+    assert by_column(numbers)["user_id"].change.endswith(
+        "a quantity; --managed user_id gives each value that training meets a row of its own"
+    )
 
 
 @pytest.mark.parametrize(

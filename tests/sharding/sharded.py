@@ -17,14 +17,15 @@ from torchrec.distributed.types import (
     ShardingPlan,
     ShardMetadata,
 )
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.optim import RowWiseAdagrad
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
+from dlrm_torchrec.embeddings.compositional.sequences import CompositionalEmbeddingCollection
 from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.sharding.modules.compositional import CompositionalEmbeddingBagCollectionSharder
+from dlrm_torchrec.sharding.modules.sequences.sharded import CompositionalEmbeddingCollectionSharder
 
 ARGUMENTS: dict[type[torch.optim.Optimizer], dict[str, Any]] = {
     torch.optim.SGD: {"lr": 0.03},
@@ -35,17 +36,15 @@ ARGUMENTS: dict[type[torch.optim.Optimizer], dict[str, Any]] = {
 class Wrapped(nn.Module):
     """The tables inside a model, as DistributedModelParallel wants them."""
 
-    def __init__(self, tables: EmbeddingBagCollection) -> None:
+    def __init__(self, tables: nn.Module) -> None:
         super().__init__()
         self.tables = tables
 
-    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+    def forward(self, features: KeyedJaggedTensor) -> Any:
         return self.tables(features)
 
 
-def hand_made_plan(
-    tables: EmbeddingBagCollection, kinds: Mapping[str, str], hosts: int = 1
-) -> EmbeddingModuleShardingPlan:
+def hand_made_plan(tables: nn.Module, kinds: Mapping[str, str], hosts: int = 1) -> EmbeddingModuleShardingPlan:
     """Tables of the sharding types ``kinds`` (by name), dealt to the ranks of ``hosts`` equal hosts.
 
     Columns are cut in three where the dim allows, so that there are more shards than ranks.
@@ -58,7 +57,7 @@ def hand_made_plan(
     )
 
 
-def _placed(config: EmbeddingBagConfig, kind: str, number: int, hosts: int) -> ParameterSharding:
+def _placed(config: BaseEmbeddingConfig, kind: str, number: int, hosts: int) -> ParameterSharding:
     """The plan of one table; ``number`` chooses where it begins."""
     ranks = list(range(dist.get_world_size()))
     per_host = len(ranks) // hosts
@@ -94,18 +93,23 @@ def _placed(config: EmbeddingBagConfig, kind: str, number: int, hosts: int) -> P
 
 
 def shard(
-    tables: CompositionalEmbeddingBagCollection,
+    tables: CompositionalEmbeddingBagCollection | CompositionalEmbeddingCollection,
     kinds: Mapping[str, str],
     optimizer: type[torch.optim.Optimizer] = torch.optim.SGD,
     qcomm_codecs_registry: dict[str, Any] | None = None,
     hosts: int = 1,
 ) -> DistributedModelParallel:
     """``tables`` sharded by ``kinds``, with the same weights and with ``optimizer`` in backward."""
-    sharded = CompositionalEmbeddingBagCollection(  # on meta: nothing of the values below comes from TorchRec's copy
-        logical_configs(tables), tables.is_weighted(), torch.device("meta")
-    )
+    meta = torch.device("meta")  # so that nothing of the values below comes from TorchRec's copy
+    sharder: Any
+    sharded: CompositionalEmbeddingBagCollection | CompositionalEmbeddingCollection
+    if isinstance(tables, CompositionalEmbeddingCollection):
+        sharded = CompositionalEmbeddingCollection(logical_configs(tables), meta, tables.need_indices())
+        sharder = CompositionalEmbeddingCollectionSharder(optimizer, qcomm_codecs_registry)
+    else:
+        sharded = CompositionalEmbeddingBagCollection(logical_configs(tables), tables.is_weighted(), meta)
+        sharder = CompositionalEmbeddingBagCollectionSharder(optimizer, qcomm_codecs_registry)
     apply_in_backward(optimizer, sharded.parameters(), dict(ARGUMENTS[optimizer]))
-    sharder = CompositionalEmbeddingBagCollectionSharder(optimizer, qcomm_codecs_registry)
     plan = hand_made_plan(sharded, kinds, hosts)
     model = DistributedModelParallel(
         Wrapped(sharded), device=torch.device("cpu"), plan=ShardingPlan({"tables": plan}), sharders=[sharder]
@@ -114,7 +118,9 @@ def shard(
     return model
 
 
-def logical_configs(tables: CompositionalEmbeddingBagCollection) -> list[EmbeddingBagConfig]:
+def logical_configs(
+    tables: CompositionalEmbeddingBagCollection | CompositionalEmbeddingCollection,
+) -> list[BaseEmbeddingConfig]:
     """The configs that a collection was made of."""
     return [getattr(config, "logical", config) for config in tables.physical_configs()]
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -404,7 +405,11 @@ def test_commands_do_not_wait_for_torch(tmp_path: Path) -> None:
 def test_arguments_that_do_not_fit_are_refused(kaggle_like: Path, tmp_path: Path) -> None:
     folder, profile, out = str(kaggle_like), str(kaggle_like / "profile.json"), str(tmp_path / "out")
     (tmp_path / "stats.txt").write_text(STATS)
+    manifest = Manifest.load(folder)
+    sparse = tuple(replace(f, encoding="managed") if f.name == "shop" else f for f in manifest.spec.sparse)
+    replace(manifest, spec=replace(manifest.spec, sparse=sparse)).save(str(tmp_path))
     for call, message in (
+        (lambda: fit(str(tmp_path), out), "ids of a trace must be rows of their table: got feature 'shop', whose"),
         (lambda: fit(folder, out, split="val"), f"split must be one of {folder} that has rows: got 'val' of"),
         (
             lambda: fit(folder, out, features=("user", "x")),

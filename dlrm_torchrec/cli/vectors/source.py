@@ -80,6 +80,10 @@ def open_source(folder: str, feature: str, *, step: Which, data: str, least_seen
         found, title = _named(spec, feature), f"{folder}, step {progress.step:,}"
         data, vocabulary = data or trained_data(folder), ""
         read = open_checkpoint(path, spec, found, progress.identity.get("tables", {}))
+    if found.encoding == "managed":
+        raise ValueError(
+            f"feature must have a limited number of values: got {found.name!r}, whose ids have no end; choose another"
+        )
     manifest = _manifest(data, spec, needed=found.encoding == "vocab" and not vocabulary)
     if manifest is not None and found.encoding == "vocab" and not vocabulary:
         vocabulary = vocabularies(data, spec)[found.name]

@@ -16,11 +16,13 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.embeddings.managed.collection import ManagedEmbeddingBagCollection
+from dlrm_torchrec.embeddings.managed.table_configs import ManagedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.tables import partition_of, read_tables, stored_config
 from dlrm_torchrec.recipe import restore
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature, Table
 from dlrm_torchrec.train.checkpoints.storage import IoPathReader
-from dlrm_torchrec.train.checkpoints.tables import SavedTable, read_table, saved_tables
+from dlrm_torchrec.train.checkpoints.tables import SavedTable, read_map, read_table, saved_tables
 
 
 def trained_data(run: str) -> str:
@@ -49,9 +51,16 @@ def open_checkpoint(
         )
     stored = saved[table.name]
     config = _config(replace(table, features=(feature.name,)), stored, restore(TablesConfig, dict(tables)))
-    collection = CompositionalEmbeddingBagCollection([config], device=torch.device("meta"))
+    kind = (
+        ManagedEmbeddingBagCollection
+        if isinstance(config, ManagedEmbeddingBagConfig)
+        else CompositionalEmbeddingBagCollection
+    )
+    collection = kind([config], device=torch.device("meta")).eval()
     weight = read_table(path, stored).float()  # rows of 16 bits are multiplied as numbers of 32, as in training
     collection.embedding_bags[table.name].weight = nn.Parameter(weight, requires_grad=False)
+    if isinstance(collection, ManagedEmbeddingBagCollection):
+        collection.maps[table.name].load_state_dict(read_map(path, stored), assign=True)
     projection = _projection(path, table.name)
 
     def read(ids: torch.Tensor) -> torch.Tensor:
@@ -68,7 +77,7 @@ def _config(table: Table, saved: SavedTable, tables: TablesConfig) -> EmbeddingB
     own = read_tables(tables.file, tables).get(table.name, tables) if tables.file else tables
     if own.kind == "mixed_dimension":
         own = TablesConfig(data_type=own.data_type)
-    plain = own.kind == "plain" or table.rows <= own.threshold
+    plain = own.kind in ("plain", "managed") or table.rows <= own.threshold
     pieces = 1 if plain else len(partition_of(own, table.rows).classes)
     for dim in (saved.dim * pieces, saved.dim):  # only concat has rows that are pieces of a vector
         config = stored_config(replace(table, dim=dim), own)

@@ -19,7 +19,7 @@ COMPARED = 20_000  # most frequent values among which a misspelt one is looked f
 
 @dataclass(frozen=True)
 class Values:
-    """The values of ``feature``; ``words`` are those of its vocabulary in the order of ids, most frequent first."""
+    """The values of ``feature``; ``words`` are those of its vocabulary in the order of ids, null for free ids."""
 
     feature: SparseFeature
     form: TextForm
@@ -38,7 +38,8 @@ class Values:
             return "(missing)"
         match feature.encoding:
             case "vocab":
-                return "(unseen)" if id == UNSEEN else str(self.words[id - FIRST].as_py())
+                word = None if id == UNSEEN else self.words[id - FIRST].as_py()
+                return "(unseen)" if id == UNSEEN else "(free)" if word is None else str(word)
             case "hash":
                 return f"bucket {id}"
             case "bucket":
@@ -64,9 +65,9 @@ class Values:
         word = str(categories.integers[0]) if categories.is_integer[0] else categories.texts[0].as_py()
         place = self._place(word)
         if place < 0:
+            known = len(self.words) - self.words.null_count
             raise ValueError(
-                f"value of feature {feature.name!r} must be one of its {feature.rows - FIRST:,}: got {text!r}; "
-                f"{self._advice(word)}"
+                f"value of feature {feature.name!r} must be one of its {known:,}: got {text!r}; {self._advice(word)}"
             )
         return FIRST + place
 
@@ -93,7 +94,7 @@ class Values:
         return place
 
     def _advice(self, word: str) -> str:
-        often = [str(each) for each in self.words[:COMPARED].to_pylist()]
+        often = [str(each) for each in self.words[:COMPARED].drop_null().to_pylist()]
         near = [each for each in often if word.lower() in each.lower()][:3] or difflib.get_close_matches(word, often)
         if near:
             return f"did you mean {' or '.join(map(repr, near))}?"

@@ -16,6 +16,7 @@ from iopath.common.file_io import g_pathmgr
 from dlrm_torchrec.checked_json import record
 from dlrm_torchrec.datasets.prepared.files import is_local, write_json
 from dlrm_torchrec.datasets.prepared.files import join as join  # readers of manifests need this name, too
+from dlrm_torchrec.datasets.prepared.lineage import Lineage
 from dlrm_torchrec.datasets.prepared.synthesis import MultiHot
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 
@@ -70,6 +71,7 @@ class Manifest:
     report: Mapping[str, Any] = field(default_factory=dict)  # counts of rows read, written and quarantined
     statistics: Mapping[str, AccessStatistics] = field(default_factory=dict)  # by sparse feature; empty if not profiled
     multi_hot: MultiHot | None = None  # how features that the files hold one-hot become bags while they are read
+    lineage: Lineage | None = None  # the place in a chain of folders that continue each other's vocabularies
 
     @property
     def stored_spec(self) -> DatasetSpec:
@@ -92,6 +94,8 @@ class Manifest:
             data["statistics"] = {name: statistics.to_json() for name, statistics in self.statistics.items()}
         if self.multi_hot is not None:
             data["multi_hot"] = self.multi_hot.to_json()
+        if self.lineage is not None:
+            data["lineage"] = self.lineage.to_json()
         write_json(folder, NAME, data, indent=1)
 
     @classmethod
@@ -122,6 +126,7 @@ class Manifest:
                     name: AccessStatistics.from_json(value) for name, value in data.get("statistics", {}).items()
                 },
                 multi_hot=MultiHot(**data["multi_hot"]) if "multi_hot" in data else None,
+                lineage=Lineage.from_json(data["lineage"]) if "lineage" in data else None,
             )
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             detail = f"no field {error}" if isinstance(error, KeyError) else error

@@ -14,12 +14,11 @@ from dlrm_torchrec.datasets.ahead import BATCHES_AHEAD, ahead
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.block import joined
 from dlrm_torchrec.datasets.jagged import to_batch
-from dlrm_torchrec.datasets.numpy_columns import Columns, IdLists
+from dlrm_torchrec.datasets.numpy_columns import Columns
 from dlrm_torchrec.datasets.random import counter
-from dlrm_torchrec.datasets.random.normal import normals
 from dlrm_torchrec.datasets.spec_checks import require
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.datasets.synthetic.kernels import fill_bags, fill_uniforms
+from dlrm_torchrec.datasets.synthetic.features import RowFeatures, uniforms
 from dlrm_torchrec.datasets.synthetic.teacher import Teacher
 from dlrm_torchrec.datasets.synthetic.zipf import Zipf
 from dlrm_torchrec.schema import DatasetSpec
@@ -62,8 +61,8 @@ class SyntheticStream:
         self.num_steps = -(-num_rows // global_batch_size)
         self._split: Split = split
         self._seed = seed
-        self._zipf = [Zipf(f.rows, exponent, by_frequency=f.encoding == "vocab") for f in spec.sparse]
-        self._max_lengths = [round(2 * f.pooling_factor) if f.multi_hot else None for f in spec.sparse]
+        zipf = [Zipf(f.rows, exponent, by_frequency=f.encoding == "vocab") for f in spec.sparse]
+        self._features = RowFeatures(spec, zipf)
         self._teacher = Teacher(spec, seed, positive_rate=positive_rate, logit_std=logit_std, grouped=grouped)
         self._teacher.calibrate(*self._features(_row_keys(seed, "calibration", 0, _BLOCK_ROWS)))
 
@@ -84,7 +83,7 @@ class SyntheticStream:
         """The rows ``first`` .. ``last - 1`` of the split, the same on every rank."""
         row_keys = _row_keys(self._seed, self._split, first, last)
         dense, sparse = self._features(row_keys)
-        labels = _uniforms(row_keys, 0) < self._teacher.probabilities(dense, sparse)
+        labels = uniforms(row_keys, 0) < self._teacher.probabilities(dense, sparse)
         return Columns(labels.astype(np.float32), dense, sparse)
 
     def probabilities(self) -> torch.Tensor:
@@ -113,33 +112,8 @@ class SyntheticStream:
             labels.append(rows.labels)
         return torch.from_numpy(np.concatenate(probabilities)), torch.from_numpy(np.concatenate(labels)).long()
 
-    def _features(self, row_keys: counter.Words) -> tuple[NDArray[np.float32], list[IdLists]]:
-        """The dense columns (n, D) and the F bags of the n rows with these keys."""
-        num_dense = len(self.spec.dense)
-        # Counters within a row: 0 is the label, then come the dense columns; sparse feature f starts at 2^32 (f + 1).
-        dense = normals(counter.words(row_keys[:, None], np.arange(1, 1 + -(-num_dense // 4))))
-        sparse = []
-        for index, (zipf, max_length) in enumerate(zip(self._zipf, self._max_lengths, strict=True)):
-            first = (index + 1) << 32
-            if max_length is None:
-                offsets, uniforms = None, _uniforms(row_keys, first + 1)
-            else:
-                lengths = (_uniforms(row_keys, first) * (max_length + 1)).astype(np.int64)
-                offsets = np.concatenate([[0], np.cumsum(lengths)])
-                uniforms = np.empty(offsets[-1])
-                fill_bags(row_keys, offsets, np.uint64(first + 1), uniforms)
-            sparse.append(IdLists(zipf.ids(uniforms), offsets))
-        return dense[:, :num_dense], sparse
-
 
 def _row_keys(seed: int, split: str, first: int, last: int) -> counter.Words:
     """The keys of the random numbers of the rows ``first`` .. ``last - 1``: (last - first,)."""
     split_key = counter.words(counter.words(seed, 1), _SPLITS.index(split))
     return counter.words(split_key, np.arange(first, last))
-
-
-def _uniforms(row_keys: counter.Words, number: int) -> NDArray[np.float64]:
-    """The number in [0, 1) with the same counter in each row."""
-    found = np.empty(len(row_keys))
-    fill_uniforms(row_keys, np.uint64(number), found)
-    return found

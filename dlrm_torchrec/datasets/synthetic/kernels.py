@@ -62,3 +62,16 @@ def add_effects(  # noqa: PLR0917  # numba's functions have no keywords
                 slope += common * normals[(bits >> _16) & _MASK]
         sums[0, bag] += effect * scale
         sums[1, bag] += slope * scale
+
+
+@compiled(read_only(int64), read_only(int64), float64[:, ::1], float64[:, ::1])
+def add_bags(places: Ids, offsets: Ids, effects: Floats, sums: Floats) -> None:
+    """Add each bag's columns of ``effects`` (2, places) to ``sums`` (2, bags); without offsets, a bag has one place."""
+    for bag in range(sums.shape[1]):
+        first, last = (offsets[bag], offsets[bag + 1]) if len(offsets) else (bag, bag + 1)
+        effect, slope = float64(0), float64(0)
+        for position in range(first, last):
+            effect += effects[0, places[position]]
+            slope += effects[1, places[position]]
+        sums[0, bag] += effect
+        sums[1, bag] += slope

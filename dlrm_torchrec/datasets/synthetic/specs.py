@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, Encoding, SparseFeature
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """How synthetic days differ from each other; see ``dlrm_torchrec.datasets.synthetic.drift``."""
+
+    replaced: float = 0.05
+    """Share of the living ids that a synthetic day replaces by new ones; 0 means none."""
+    speed: float = 0.05
+    """Mean angle by which the effects of ids turn per synthetic day, in radians; 0 means that they stay."""
+    living: float = 0.25
+    """Ids of a feature that live on a synthetic day, for each row of its table."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.replaced <= 1 or self.speed < 0:
+            raise ValueError(
+                f"replaced must be a share of ids, and speed at least 0: got {self.replaced} and {self.speed}; try .05"
+            )
+        if self.living <= 0:
+            raise ValueError(f"living ids per row must be more than 0: got {self.living}; try .25")
 
 
 def demo_spec(
@@ -28,6 +49,18 @@ def demo_spec(
                 for i, rows in enumerate(multi_hot)
             ),
         ),
+    )
+
+
+def drift_spec(
+    rows: Sequence[int] = (2_000, 4_000, 8_000, 20_000, 40_000), *, encoding: Encoding = "id"
+) -> DatasetSpec:
+    """A click log whose ids come and go: 8 dense columns, and features whose tables have ``rows`` rows."""
+    return DatasetSpec(
+        name="drift",
+        label="click",
+        dense=tuple(DenseFeature(name=f"dense_{i}") for i in range(8)),
+        sparse=tuple(SparseFeature(name=f"id_{i}", rows=count, encoding=encoding) for i, count in enumerate(rows)),
     )
 
 

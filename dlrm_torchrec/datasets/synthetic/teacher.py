@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +12,12 @@ from dlrm_torchrec.datasets.numpy_columns import IdLists
 from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.random.normal import NORMALS, normals
 from dlrm_torchrec.datasets.synthetic.kernels import GROUPS, add_effects
+from dlrm_torchrec.datasets.synthetic.logit import Logit
 from dlrm_torchrec.schema import DatasetSpec
 
 Floats = NDArray[np.float64]
 
-# Shares of the logit's variance: of the dense columns alone, the ids alone, and both together.
-_SHARES = np.array([0.30, 0.55, 0.15])
 _NONE = np.empty(0, np.int64)
-_TINY = np.finfo(np.float64).tiny
 
 
 class Teacher:
@@ -35,21 +34,14 @@ class Teacher:
     def __init__(
         self, spec: DatasetSpec, seed: int, *, positive_rate: float, logit_std: float, grouped: float = 0.0
     ) -> None:
-        if not 0 < positive_rate < 1:
-            raise ValueError(f"positive_rate must be in (0, 1): got {positive_rate}; 0.25 is usual for click logs")
-        if logit_std <= 0:
-            raise ValueError(f"logit_std must be positive: got {logit_std}; 1.75 gives an AUC of about 0.85")
         if not 0 <= grouped <= 1:
             raise ValueError(f"grouped must be a share of the ids' effects: got {grouped}; try .9, or 0 for no groups")
         self._grouped = grouped
-        self._positive_rate = positive_rate
-        self._logit_std = logit_std
+        self._logit_of = partial(Logit.of, positive_rate=positive_rate, logit_std=logit_std)
         *self._sparse_keys, dense_key = counter.words(counter.words(seed, 0), np.arange(len(spec.sparse) + 1))
         self._dense_weights = _weights(dense_key, np.arange(len(spec.dense))).astype(np.float64)
         self._bag_scale = [max(1.0, feature.pooling_factor) ** -0.5 for feature in spec.sparse]
-        self._mean = np.zeros((3, 1))
-        self._scale = np.ones((3, 1))
-        self._bias = 0.0
+        self._logit: Logit | None = None
 
     def groups(self, feature: int, rows: int) -> NDArray[np.int64]:
         """The hidden group of each of the ``rows`` ids of a sparse feature: (rows,), from 0 to 63."""
@@ -57,22 +49,12 @@ class Teacher:
 
     def calibrate(self, dense: NDArray[np.float32], sparse: Sequence[IdLists]) -> None:
         """Set the scales and the bias by these rows, a sample of the rows to be labelled."""
-        terms = self._terms(dense, sparse)
-        self._mean = terms.mean(axis=1, keepdims=True)
-        spread = terms.std(axis=1, keepdims=True)
-        # A constant term is left out, for example if there are no dense columns.
-        self._scale = np.where(spread > 0, _SHARES[:, None] ** 0.5 / np.maximum(spread, _TINY), 0.0)
-        self._scale *= self._logit_std / max(self._logits(terms).std(), _TINY)
-        self._bias = _bias_for_rate(self._logits(terms), self._positive_rate)
+        self._logit = self._logit_of(self._terms(dense, sparse))
 
     def probabilities(self, dense: NDArray[np.float32], sparse: Sequence[IdLists]) -> Floats:
         """P(label = 1) of every row: (n,), from dense (n, D) and F bags of n rows."""
-        return _sigmoid(self._logits(self._terms(dense, sparse)))
-
-    def _logits(self, terms: Floats) -> Floats:
-        scaled: Floats = self._scale * (terms - self._mean)
-        logits: Floats = self._bias + scaled.sum(axis=0)
-        return logits
+        assert self._logit is not None
+        return self._logit.probabilities(self._terms(dense, sparse))
 
     def _terms(self, dense: NDArray[np.float32], sparse: Sequence[IdLists]) -> Floats:
         """The three terms of the logit, unscaled: (3, n)."""
@@ -89,16 +71,3 @@ class Teacher:
 def _weights(key: np.uint64, ids: NDArray[np.integer]) -> NDArray[np.float32]:
     """The effect and the slope of every id, standard normal: (V,) gives (V, 2)."""
     return normals(counter.words(key, ids)[:, None])[:, :2]
-
-
-def _sigmoid(logits: Floats) -> Floats:
-    return 1 / (1 + np.exp(-logits))
-
-
-def _bias_for_rate(logits: Floats, rate: float) -> float:
-    """The shift that makes the mean probability equal to ``rate``, found by bisection."""
-    low, high = -50.0, 50.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _sigmoid(logits + middle).mean() < rate else (low, middle)
-    return (low + high) / 2

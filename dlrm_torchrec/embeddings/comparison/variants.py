@@ -14,9 +14,8 @@ import torch
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.embeddings.comparison.sweep import Sweep
-from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.config import TablesConfig
-from dlrm_torchrec.embeddings.tables import build_tables, physical_configs
+from dlrm_torchrec.embeddings.tables import build_tables, bytes_of_ids, physical_configs
 from dlrm_torchrec.schema import Table
 
 
@@ -71,11 +70,10 @@ def variants(sweep: Sweep, ways: Mapping[str, TablesConfig], tables: Sequence[Ta
 
 
 def stored_bytes(tables: Sequence[Table], config: TablesConfig) -> int:
-    """Bytes of the weights of all tables, of what they list per id, and of the projections of mixed dims."""
+    """Bytes of the weights of all tables, of what they keep of ids, and of the projections of mixed dims."""
     built = build_tables(tables, config, torch.device("meta"))
-    stacked = [each for each in physical_configs(built) if isinstance(each, StackedEmbeddingBagConfig)]
-    listed = sum(each.stack.partition.listed_bytes for each in stacked)
-    return int(listed + sum(weight.numel() * weight.element_size() for weight in built.parameters()))
+    kept = sum(bytes_of_ids(config) for config in physical_configs(built))
+    return int(kept + sum(weight.numel() * weight.element_size() for weight in built.parameters()))
 
 
 def _parameters(tables: Sequence[Table], config: TablesConfig) -> int:

@@ -63,22 +63,29 @@ class Operation(ABC):
         return weight
 
     @abstractmethod
-    def pooled(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
-        """The sum of the vectors of each bag's ids, weighted if there are weights: (bags, num_outputs * row dim).
+    def vectors(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
+        """The vector of each id (N, num_outputs * row dim).
 
-        ``bags`` has the bags of one feature of the group after another.
+        ``bags`` has the bags of one feature of the group after another. Weights are ignored.
         """
+
+    def pooled(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
+        """The sum of the vectors of each bag's ids, weighted if there are weights: (bags, num_outputs * row dim)."""
+        return pool(self.vectors(group, bags, look_up), bags)
 
 
 class Summed(Operation):
     """Operations whose result is a bag of rows, so that the look-up itself combines them."""
 
     def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:  # noqa: ARG002 (other operations use it)
-        return [InitialRows(stack.rows, center=0.0, limit=stack.partition.num_ids**-0.5)]
+        return [InitialRows(stack.rows, center=0.0, limit=stack.expected_ids**-0.5)]
 
     def pieces(self, source: int, rows: tuple[ClassRow, ...]) -> list[Piece]:
         """The bags of rows to look up, one piece for each output, where an id's classes have these ``rows``."""
         return [Piece(source, (row,)) for row in rows]
+
+    def vectors(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
+        return torch.cat(group.rows_of_classes(look_up, bags), dim=1)
 
     def pooled(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
         rows = group.summed(self.pieces)(bags)
@@ -111,10 +118,13 @@ class Add(Summed):
     """The sum of the k rows."""
 
     def initial_rows(self, stack: StackedRows, dim: int) -> list[InitialRows]:  # noqa: ARG002 (other operations use it)
-        return [InitialRows(stack.rows, center=0.0, limit=(len(stack.class_rows) * stack.partition.num_ids) ** -0.5)]
+        return [InitialRows(stack.rows, center=0.0, limit=(len(stack.class_rows) * stack.expected_ids) ** -0.5)]
 
     def pieces(self, source: int, rows: tuple[ClassRow, ...]) -> list[Piece]:
         return [Piece(source, rows)]
+
+    def vectors(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
+        return group.sums_of_classes(look_up, bags)
 
 
 @dataclass(frozen=True)
@@ -152,17 +162,12 @@ class Mult(Operation):
             parts.append(InitialRows(size - 1, center=self.center, limit=self.spread))
         return parts
 
+    def vectors(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
+        return reduce(torch.mul, group.rows_of_classes(look_up, bags))
+
     def pooled(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
-        if group.has_few_combinations(bags):
-            return self._pooled_by_class(group, bags, look_up)
-        rows, later = torch.split(
-            group.rows(bags._replace(weights=None)).values, [len(bags.values), (group.k - 1) * len(bags.values)]
-        )
-        vectors = group.read_rows(look_up, rows, later)
-        first, *others = torch.split(vectors, [len(bags.values)] * group.k)
-        for other in others:
-            first = first * other
-        return pool(first, bags)
+        few = group.has_few_combinations(bags)
+        return self._pooled_by_class(group, bags, look_up) if few else super().pooled(group, bags, look_up)
 
     def _pooled_by_class(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
         """The same sum by the distributive law: ids of a bag that share their later classes are summed first.
@@ -199,23 +204,29 @@ class Passed(Operation):
         """Into how many pieces a vector is cut that pass through the network of partition ``number`` one by one."""
         return 1
 
-    def pooled(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
+    def vectors(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
         if bags.values.device.type == "cpu":
             ids, places = group.distinct(bags)  # each id passes once
-            vectors = self._vectors(group, ids, look_up)
-            return functional.embedding_bag(
-                places,
-                vectors,
-                offsets_of(bags.lengths),
-                mode="sum",
-                per_sample_weights=None if bags.weights is None else bags.weights.to(vectors.dtype),
-                include_last_offset=True,
-            )
+            return functional.embedding(places, self._each(group, ids, look_up))
         # to find out how many distinct ids there are would mean waiting for the device
-        return pool(self._vectors(group, bags._replace(weights=None), look_up), bags)
+        return self._each(group, bags._replace(weights=None), look_up)
 
-    def _vectors(self, group: TableGroup, ids: Bags, look_up: LookUp) -> torch.Tensor:
-        """The vector of each id (N, dim)."""
+    def pooled(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
+        if bags.values.device.type != "cpu":
+            return super().pooled(group, bags, look_up)
+        ids, places = group.distinct(bags)
+        vectors = self._each(group, ids, look_up)
+        return functional.embedding_bag(
+            places,
+            vectors,
+            offsets_of(bags.lengths),
+            mode="sum",
+            per_sample_weights=None if bags.weights is None else bags.weights.to(vectors.dtype),
+            include_last_offset=True,
+        )
+
+    def _each(self, group: TableGroup, ids: Bags, look_up: LookUp) -> torch.Tensor:
+        """The vector (N, dim) of each id, passed on its own."""
         first, *later = group.networks(ids).values.view(group.k, len(ids.values))
         read = group.read_rows(look_up, first, group.later_rows(first.device))
         vectors, *parts = group.by_partition(read)
@@ -261,6 +272,11 @@ class Path(Passed):
         ]
         num_networks = sum(stack.partition.classes[1:])
         return [InitialRows(stack.sizes[0], center=0.0, limit=stack.partition.num_ids**-0.5), *network * num_networks]
+
+    def vectors(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
+        if group.k == 2 and bags.values.device.type == "cpu":
+            return pool_paths(group, bags._replace(weights=None), look_up, self._network_rows, single=True)
+        return super().vectors(group, bags, look_up)
 
     def pooled(self, group: TableGroup, bags: Bags, look_up: LookUp) -> torch.Tensor:
         learned = bags.weights is not None and bags.weights.requires_grad

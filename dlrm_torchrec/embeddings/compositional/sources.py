@@ -25,6 +25,14 @@ class Source(NamedTuple):
         """How many numbers ids have, which are more than the ids if some come first."""
         return self.num_ids + (0 if self.first_ids is None else len(self.first_ids))
 
+    def check(self, ids: torch.Tensor) -> None:
+        """Raises ValueError for an id outside of the range; a GPU asserts it instead, to avoid waiting."""
+        good = (ids >= 0) & (ids < self.num_ids)
+        if ids.device.type != "cpu":
+            torch._assert_async(good.all())
+        elif not good.all():
+            self.refuse(int(ids[~good][0]))
+
     def refuse(self, value: int) -> NoReturn:
         """ValueError for an id outside of the range."""
         raise ValueError(
@@ -47,11 +55,7 @@ class Renumbering:
         for number, source in enumerate(self._sources):
             if source.first_ids is not None:
                 ids = parts[number]
-                good = (ids >= 0) & (ids < source.num_ids)
-                if ids.device.type != "cpu":
-                    torch._assert_async(good.all())
-                elif not good.all():
-                    source.refuse(int(ids[~good][0]))
+                source.check(ids)
                 parts[number] = renumbered(ids, self._first_ids(number, source.first_ids, ids.device))
         return bags._replace(values=torch.cat(parts))
 

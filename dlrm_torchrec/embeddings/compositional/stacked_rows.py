@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.row_map import ClassRow
+from dlrm_torchrec.schema import MANAGED_IDS
 
 
 class InitialRows(NamedTuple):
@@ -40,6 +41,11 @@ class StackedRows:
     @cached_property
     def rows(self) -> int:
         return max(first + size for first, size in zip(self.first_rows, self.sizes, strict=True))
+
+    @property
+    def expected_ids(self) -> int:
+        """The ids to expect, by which initial weights go: all of them, or if they have no end, one for each row."""
+        return self.rows if self.partition.num_ids == MANAGED_IDS else self.partition.num_ids
 
     @cached_property
     def first_rows(self) -> list[int]:

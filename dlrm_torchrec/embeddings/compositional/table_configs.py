@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
+from typing import Any
 
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, EmbeddingConfig
 
-from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, Mult, Operation, Passed
+from dlrm_torchrec.embeddings.compositional.operations import Add, Concat, Mult, Operation, Passed, Summed
 from dlrm_torchrec.embeddings.compositional.partitions.base import Partition
 from dlrm_torchrec.embeddings.compositional.stacked_rows import InitialRows, StackedRows
 from dlrm_torchrec.embeddings.compositional.table_group import Member, TableGroup
 
 
 @dataclass(kw_only=True)
-class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
+class CompositionalTable(BaseEmbeddingConfig):
     """A table of ``num_embeddings`` ids; the vector of an id is composed of the rows of its classes.
 
     Raises ValueError when the partition has another number of ids, or when the dim is no multiple of the number of
@@ -50,6 +52,29 @@ class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
                 f"{self.embedding_dim}; change the dim, or choose mult"
             )
 
+    @property
+    def gives_one_vector(self) -> bool:
+        """Whether an id has one vector of the table's dim, and not k of them."""
+        k = len(self.partition.classes)
+        return self.operation.num_outputs(k) * self.operation.row_dim(self.embedding_dim, k) == int(self.embedding_dim)
+
+    def _physical(self, kind: type[BaseEmbeddingConfig]) -> dict[str, Any]:
+        """What the physical table is made of; it inherits all fields of ``kind`` that are not its own."""
+        k = len(self.partition.classes)
+        stack = StackedRows(self.partition, self.operation.class_rows(self.embedding_dim, k))
+        return {entry.name: getattr(self, entry.name) for entry in fields(kind)} | {
+            "num_embeddings": stack.rows,
+            "embedding_dim": self.operation.row_dim(self.embedding_dim, k),
+            "init_fn": partial(self.operation.draw, stack, self.embedding_dim),
+            "logical": self,
+            "stack": stack,
+        }
+
+
+@dataclass(kw_only=True)
+class CompositionalEmbeddingBagConfig(CompositionalTable, EmbeddingBagConfig):
+    """A compositional table whose vectors are pooled."""
+
     def model_config(self) -> EmbeddingBagConfig:
         """The table as a model sees it: rows and dim of a plain table, and one feature for each key of the output."""
         return EmbeddingBagConfig(
@@ -63,37 +88,50 @@ class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
 
     def keys(self) -> list[str]:
         """The keys of the output: one for each feature, or k for each feature with feature generation."""
-        k = len(self.partition.classes)
-        outputs = self.operation.num_outputs(k)
-        if outputs * self.operation.row_dim(self.embedding_dim, k) == self.embedding_dim:
+        if self.gives_one_vector:
             return list(self.feature_names)
+        outputs = self.operation.num_outputs(len(self.partition.classes))
         return [name for feature in self.feature_names for name in output_names(feature, outputs)]
 
     def stacked(self) -> StackedEmbeddingBagConfig:
         """The physical table: the one that is stored, sharded, counted by the planner and named in a checkpoint."""
-        k = len(self.partition.classes)
-        stack = StackedRows(self.partition, self.operation.class_rows(self.embedding_dim, k))
-        outputs = self.operation.num_outputs(k)
-        inherited = {entry.name: getattr(self, entry.name) for entry in fields(EmbeddingBagConfig)}
-        config = StackedEmbeddingBagConfig(
-            **inherited
-            | {
-                "num_embeddings": stack.rows,
-                "embedding_dim": self.operation.row_dim(self.embedding_dim, k),
-                "feature_names": [name for feature in self.feature_names for name in output_names(feature, outputs)],
-            },
-            logical=self,
-            stack=stack,
-        )
-        config.init_fn = partial(self.operation.draw, stack, self.embedding_dim)
-        return config
+        outputs = self.operation.num_outputs(len(self.partition.classes))
+        names = [name for feature in self.feature_names for name in output_names(feature, outputs)]
+        return StackedEmbeddingBagConfig(**self._physical(EmbeddingBagConfig) | {"feature_names": names})
 
 
 @dataclass(kw_only=True)
-class StackedEmbeddingBagConfig(EmbeddingBagConfig):
-    """The physical table of a compositional table; it repeats each feature of the logical table once per output."""
+class CompositionalEmbeddingConfig(CompositionalTable, EmbeddingConfig):
+    """A compositional table that gives a vector for every id; raises ValueError for feature generation, too."""
 
-    logical: CompositionalEmbeddingBagConfig
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.gives_one_vector:
+            raise ValueError(
+                f"operation of table {self.name!r} must give one vector for each id of a sequence: got "
+                f"{type(self.operation).__name__}, which gives {len(self.partition.classes)}; choose concat"
+            )
+
+    def model_config(self) -> EmbeddingConfig:
+        """The table as a model sees it: a plain one."""
+        return EmbeddingConfig(
+            num_embeddings=self.num_embeddings,
+            embedding_dim=self.embedding_dim,
+            name=self.name,
+            feature_names=list(self.feature_names),
+            data_type=self.data_type,
+        )
+
+    def stacked(self) -> StackedEmbeddingConfig:
+        """The physical table, as of pooled vectors."""
+        return StackedEmbeddingConfig(**self._physical(EmbeddingConfig))
+
+
+@dataclass(kw_only=True)
+class StackedTable(BaseEmbeddingConfig):
+    """The physical table of a compositional table."""
+
+    logical: CompositionalTable
     stack: StackedRows
 
     @cached_property
@@ -110,25 +148,58 @@ class StackedEmbeddingBagConfig(EmbeddingBagConfig):
             self._groups[feature] = TableGroup([Member(self.name, (feature,), self.stack)])
         return self._groups[feature]
 
-    def pooling_factors(self, ids_per_bag: Mapping[str, float], batch_size: int) -> list[float]:
-        """The rows that a bag of each physical feature looks up, for the planner: k per id plus its share of networks.
+    def initial_rows(self) -> list[InitialRows]:
+        """Initial weights of the table, part by part."""
+        return self.operation.initial_rows(self.stack, self.logical.embedding_dim)
+
+    def rows_per_bag(self, ids_per_bag: Mapping[str, float], batch_size: int) -> list[float]:
+        """The rows that a bag of each logical feature looks up: k per id plus its share of networks.
 
         Paths and tensor trains read networks once per batch and rank, for all features together.
         """
         num_bags = batch_size * len(self.logical.feature_names)
-        outputs = self.operation.num_outputs(len(self.stack.sizes))
-        factors = []
-        for feature in self.logical.feature_names:
-            rows = sum(
+        return [
+            sum(
                 size / num_bags if j and isinstance(self.operation, Passed) else ids_per_bag[feature]
                 for j, size in enumerate(self.stack.sizes)
             )
-            factors += [rows / outputs] * outputs
-        return factors
+            for feature in self.logical.feature_names
+        ]
 
-    def initial_rows(self) -> list[InitialRows]:
-        """Initial weights of the table, part by part."""
-        return self.operation.initial_rows(self.stack, self.logical.embedding_dim)
+    @property
+    @abstractmethod
+    def sums_rows(self) -> bool:
+        """Whether TorchRec's kernels do all the work, once ids were turned into rows; row-wise types send these."""
+
+    @abstractmethod
+    def pooling_factors(self, ids_per_bag: Mapping[str, float], batch_size: int) -> list[float]:
+        """The ids of a bag of each physical feature, for a planner that knows only plain tables."""
+
+
+@dataclass(kw_only=True)
+class StackedEmbeddingBagConfig(StackedTable, EmbeddingBagConfig):
+    """The physical table of pooled vectors; it repeats each feature of the logical table once per output."""
+
+    @property
+    def sums_rows(self) -> bool:
+        return isinstance(self.operation, Summed)
+
+    def pooling_factors(self, ids_per_bag: Mapping[str, float], batch_size: int) -> list[float]:
+        outputs = self.operation.num_outputs(len(self.stack.sizes))
+        return [rows / outputs for rows in self.rows_per_bag(ids_per_bag, batch_size) for _ in range(outputs)]
+
+
+@dataclass(kw_only=True)
+class StackedEmbeddingConfig(StackedTable, EmbeddingConfig):
+    """The physical table of a vector for every id."""
+
+    @property
+    def sums_rows(self) -> bool:
+        return False
+
+    def pooling_factors(self, ids_per_bag: Mapping[str, float], batch_size: int) -> list[float]:  # noqa: ARG002 (as above)
+        rows_per_vector = self.logical.embedding_dim // self.embedding_dim  # several with concat
+        return [rows_per_vector * ids_per_bag[feature] for feature in self.feature_names]
 
 
 def output_names(feature: str, outputs: int) -> list[str]:

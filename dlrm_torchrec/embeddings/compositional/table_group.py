@@ -54,6 +54,17 @@ class TableGroup:
         both = torch.cat([rows, later])
         return look_up(both, torch.arange(len(both) + 1, device=both.device), None)
 
+    def rows_of_classes(self, look_up: LookUp, bags: Bags) -> tuple[torch.Tensor, ...]:
+        """The rows (N, dim) of the first classes of all ids, those of their second classes, ..."""
+        count = len(bags.values)
+        first, later = torch.split(self.rows(bags._replace(weights=None)).values, [count, (self.k - 1) * count])
+        return torch.split(self.read_rows(look_up, first, later), [count] * self.k)
+
+    def sums_of_classes(self, look_up: LookUp, bags: Bags) -> torch.Tensor:
+        """The sum (N, dim) of the rows of each id's classes."""
+        rows = self.rows(bags._replace(weights=None)).values.view(self.k, len(bags.values)).T.flatten()
+        return look_up(rows, torch.arange(0, len(rows) + 1, self.k, device=rows.device), None)
+
     @cached_property
     def rows(self) -> RowMap:
         """A map from ids to the rows of their k classes."""

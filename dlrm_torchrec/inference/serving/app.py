@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -21,16 +21,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dlrm_torchrec.inference.encoder import Inputs
-from dlrm_torchrec.inference.loading import PackageError, load_package
+from dlrm_torchrec.inference.loading import PackageError
 from dlrm_torchrec.inference.predictor import Predictor
 from dlrm_torchrec.inference.serving.arrow_body import read_arrow, write_arrow
 from dlrm_torchrec.inference.serving.batcher import Batcher
 from dlrm_torchrec.inference.serving.client import read_body, unless_gone
 from dlrm_torchrec.inference.serving.json_body import read_json
 from dlrm_torchrec.inference.serving.limits import ServingConfig
+from dlrm_torchrec.inference.serving.models import Models, Served
 from dlrm_torchrec.inference.serving.prometheus import Counted, Metrics
 from dlrm_torchrec.inference.serving.quota import Quota, client_of
-from dlrm_torchrec.inference.serving.reload_guard import check_may_reload, read_token
+from dlrm_torchrec.inference.serving.reload_guard import check_is_inside, check_may_reload, read_path, read_token
 
 JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
 MAX_BODIES = 16  # how many request bodies of the largest size are held at once
@@ -47,7 +48,6 @@ class Service:
     def __init__(self, path: Path, config: ServingConfig) -> None:
         self.path = path
         self.config = config
-        self.predictor: Predictor | None = None  # until the package is loaded
         self.reload_token = read_token(config.reload_token_file)
         self.queued_rows = Quota(config.max_queued_rows, "rows", config.client_share)
         self.body_bytes = Quota(MAX_BODIES * config.max_request_bytes, "bytes", config.client_share)
@@ -59,12 +59,14 @@ class Service:
             threads=config.threads,
         )
         self._encoder, self._long_encoder = (ThreadPoolExecutor(1, name) for name in ("encode", "encode long"))
-        self._loading = asyncio.Lock()
+        self.models = Models(path, self.batcher, self.metrics)
 
     def app(self, lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]) -> Counted:
         routes = [
             Route("/predict", self.predict, methods=["POST"]),
             Route("/reload", self.reload, methods=["POST"]),
+            Route("/delta", self.delta, methods=["POST"]),
+            Route("/rollback", self.roll_back, methods=["POST"]),
             *(Route(path, self.package, methods=["GET"]) for path in ("/", "/package")),
             Route("/healthz", self.health, methods=["GET"]),
             Route("/readyz", self.readiness, methods=["GET"]),
@@ -75,27 +77,15 @@ class Service:
         app.router.redirect_slashes = False
         return Counted(app, self.metrics.requests, {route.path for route in routes})
 
-    async def load(self) -> Predictor:
-        """Starts to serve the folder's current package after a test run; PackageError, and no change, if that fails."""
-        async with self._loading:
-            try:
-                predictor = await asyncio.to_thread(load_package, self.path)
-            except PackageError:
-                self.metrics.loads.labels("failed").inc()
-                raise
-            self.metrics.loads.labels("done").inc()
-            self.metrics.serves(predictor.manifest)
-            self.predictor = predictor
-            return predictor
-
     async def predict(self, request: Request) -> Response:
         start = perf_counter()
         content_type = _content_type(request)
-        predictor = self._loaded()  # it encodes and answers this request even if another package is loaded meanwhile
+        self._loaded()
         client = client_of(request.client.host) if request.client else ""
         with self.body_bytes.holding(client) as hold_bytes, self.queued_rows.holding(client, 1) as hold_rows:
             body = await read_body(request, self.config.max_request_bytes, self.config.timeout_s, hold_bytes)
-            inputs, predictions = await unless_gone(request, self._answer(predictor, content_type, body, hold_rows))
+            answer = self._answer(content_type, body, hold_rows)
+            predictor, inputs, predictions = await unless_gone(request, answer)
         counts = zip(predictor.spec["sparse"], inputs.unseen.tolist(), strict=True)
         unseen = {feature["name"]: count for feature, count in counts if count}
         response = _written(content_type, predictor, predictions, unseen)
@@ -103,19 +93,24 @@ class Service:
         return response
 
     async def _answer(
-        self, predictor: Predictor, content_type: str, body: bytes, hold_rows: Callable[[int], None]
-    ) -> tuple[Inputs, Predictions]:
-        if len(body) <= SHORT_BODY_BYTES:
-            inputs = self.encoded(predictor, content_type, body)
-        else:
-            encoder = self._encoder if len(body) <= LONG_BODY_BYTES else self._long_encoder
-            work = partial(self.encoded, predictor, content_type, body)
-            inputs = await asyncio.get_running_loop().run_in_executor(encoder, work)
+        self, content_type: str, body: bytes, hold_rows: Callable[[int], None]
+    ) -> tuple[Predictor, Inputs, Predictions]:
+        """One predictor encodes the rows, predicts and answers, even if another package is loaded meanwhile."""
+        while True:
+            predictor = self._loaded()
+            if len(body) <= SHORT_BODY_BYTES:
+                inputs = self.encoded(predictor, content_type, body)
+            else:
+                encoder = self._encoder if len(body) <= LONG_BODY_BYTES else self._long_encoder
+                work = partial(self.encoded, predictor, content_type, body)
+                inputs = await asyncio.get_running_loop().run_in_executor(encoder, work)
+            if self.models.may_run(predictor):
+                break
         hold_rows(len(inputs) - 1)  # one row was held since the request began
         predictions = await self.batcher.submit(predictor, inputs)
         if not np.isfinite(predictions).all():
             raise HTTPException(422, "a row must give a finite prediction: got a row whose values overflow the model")
-        return inputs, predictions
+        return predictor, inputs, predictions
 
     def encoded(self, predictor: Predictor, content_type: str, body: bytes) -> Inputs:
         """The rows of a body. Raises HTTPException with the status of what is wrong with it."""
@@ -133,14 +128,31 @@ class Service:
 
     async def reload(self, request: Request) -> Response:
         check_may_reload(request, self.reload_token)
+        return await self._changed(self.models.load())
+
+    async def delta(self, request: Request) -> Response:
+        check_may_reload(request, self.reload_token)
+        with self.body_bytes.holding("") as hold_bytes:
+            body = await read_body(request, self.config.max_request_bytes, self.config.timeout_s, hold_bytes)
+        path = read_path(body)
+        if not self.reload_token:
+            check_is_inside(path, self.path)
+        return await self._changed(self.models.apply(path))
+
+    async def roll_back(self, request: Request) -> Response:
+        check_may_reload(request, self.reload_token)
+        return await self._changed(self.models.roll_back())
+
+    async def _changed(self, change: Awaitable[Served]) -> Response:
         try:
-            predictor = await self.load()
+            manifest = (await change).predictor.manifest
         except PackageError as error:
             raise HTTPException(409, f"{error} (the server keeps serving the previous package)") from error
-        return JSONResponse({"package": predictor.manifest["name"]})
+        return JSONResponse({"package": manifest["name"], "version": manifest["version"]})
 
     async def package(self, _: Request) -> Response:
-        return JSONResponse(self._loaded().manifest)
+        self._loaded()
+        return JSONResponse(self.models.description())
 
     async def health(self, _: Request) -> Response:
         return JSONResponse({"alive": True})
@@ -152,9 +164,9 @@ class Service:
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     def _loaded(self) -> Predictor:
-        if self.predictor is None:
+        if self.models.served is None:
             raise HTTPException(503, "the package must be loaded first: got none yet; try later", {"Retry-After": "1"})
-        return self.predictor
+        return self.models.served.predictor
 
 
 def _content_type(request: Request) -> str:
@@ -167,12 +179,14 @@ def _content_type(request: Request) -> str:
 
 
 def _written(content_type: str, predictor: Predictor, predictions: Predictions, unseen: Mapping[str, int]) -> Response:
-    package = predictor.manifest["name"]
+    manifest = predictor.manifest
+    package = manifest["name"]
+    headers = {"Package-Version": str(manifest["version"]), "Package-Fingerprint": manifest["fingerprint"]}
     if content_type == ARROW:
         names = ["probability"] if predictor.is_single_probability else predictor.labels
         columns = dict(zip(names, predictions.T, strict=True))
-        return Response(write_arrow(columns, unseen, package), media_type=ARROW)
-    return JSONResponse({**predictor.named(predictions), "unseen": unseen, "package": package})
+        return Response(write_arrow(columns, unseen, package), media_type=ARROW, headers=headers)
+    return JSONResponse({**predictor.named(predictions), "unseen": unseen, "package": package}, headers=headers)
 
 
 async def _refused(_: Request, error: Exception) -> Response:

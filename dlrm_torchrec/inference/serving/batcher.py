@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +33,14 @@ class Waiting:
     since: float
 
 
+@dataclass(frozen=True, eq=False)
+class Change:
+    """Work between two batches that changes what the model reads, with the future that tells its end."""
+
+    work: Callable[[], None]
+    done: asyncio.Future[None]
+
+
 class Batcher:
     """The queue of a model that runs in its own thread, one batch at a time."""
 
@@ -40,7 +48,7 @@ class Batcher:
         self.max_batch_rows = max_batch_rows
         self.max_delay_s = max_delay_s
         self.metrics = metrics
-        self._queue: deque[Waiting] = deque()
+        self._queue: deque[Waiting | Change] = deque()
         self._arrival = asyncio.Event()
         self._model = ThreadPoolExecutor(1, "model", initializer=torch.set_num_threads, initargs=(threads,))
 
@@ -51,22 +59,42 @@ class Batcher:
         self._arrival.set()
         return answer
 
+    def change(self, work: Callable[[], None]) -> asyncio.Future[None]:
+        """A future of the end of ``work``, which runs after all requests that wait now and before all later ones."""
+        done = asyncio.get_running_loop().create_future()
+        self._queue.append(Change(work, done))
+        self._arrival.set()
+        return done
+
     async def run(self) -> None:
         """Runs the model on waiting requests until this task is cancelled."""
         while True:
             if not self._queue:
                 self._arrival.clear()
                 await self._arrival.wait()
-            await self._wait_for_company()
+            head = self._queue[0]
+            if isinstance(head, Change):
+                self._queue.popleft()
+                await self._make(head)
+                continue
+            await self._wait_for_company(head.since + self.max_delay_s)
             if batch := self._next_batch():
                 await self._predict(batch)
 
-    async def _wait_for_company(self) -> None:
-        until = self._queue[0].since + self.max_delay_s
-        while (left := until - perf_counter()) > 0 and _num_rows(self._queue) < self.max_batch_rows:
+    async def _wait_for_company(self, until: float) -> None:
+        while (left := until - perf_counter()) > 0 and self._may_have_company():
             self._arrival.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._arrival.wait(), left)
+
+    def _may_have_company(self) -> bool:
+        """Whether more requests may join a batch of all that wait: no change waits, which none can pass."""
+        rows = 0
+        for each in self._queue:
+            if isinstance(each, Change):
+                return False
+            rows += len(each.inputs)
+        return rows < self.max_batch_rows
 
     def _next_batch(self) -> list[Waiting]:
         """The next batch from the head of the queue: at least one request, then more of the same predictor that fit."""
@@ -74,6 +102,8 @@ class Batcher:
         rows = 0
         while self._queue:
             head = self._queue[0]
+            if isinstance(head, Change):
+                break
             if not head.answer.cancelled():  # a cancelled request has lost its client
                 rows += len(head.inputs)
                 if batch and (rows > self.max_batch_rows or head.predictor is not batch[0].predictor):
@@ -81,6 +111,14 @@ class Batcher:
                 batch.append(head)
             self._queue.popleft()
         return batch
+
+    async def _make(self, change: Change) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._model, change.work)
+        except Exception as error:
+            change.done.set_exception(error)
+        else:
+            change.done.set_result(None)
 
     async def _predict(self, batch: list[Waiting]) -> None:
         start = perf_counter()
@@ -91,7 +129,7 @@ class Batcher:
                 if not each.answer.cancelled():
                     each.answer.set_exception(error)
             return
-        self.metrics.batch_rows.observe(_num_rows(batch))
+        self.metrics.batch_rows.observe(sum(len(each.inputs) for each in batch))
         self.metrics.model_s.observe(perf_counter() - start)
         for each, part in zip(batch, parts, strict=True):
             if not each.answer.cancelled():
@@ -104,7 +142,3 @@ def _predictions(batch: list[Waiting]) -> list[NDArray[np.float32]]:
     inputs = [each.inputs for each in batch]
     predictions = batch[0].predictor.run(Inputs.joined(inputs)).predictions
     return np.split(predictions, np.cumsum([len(each) for each in inputs])[:-1])
-
-
-def _num_rows(requests: Iterable[Waiting]) -> int:
-    return sum(len(each.inputs) for each in requests)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
+from time import time
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
@@ -41,12 +42,22 @@ class Metrics:
         )
         for outcome in ("done", "failed"):
             self.loads.labels(outcome)  # so that it shows 0 before the first count
+        self.deltas = Counter(
+            "dlrm_deltas", "How often a delta was applied, refused or rolled back", ["outcome"], **here
+        )
+        for outcome in ("applied", "refused", "rolled back"):
+            self.deltas.labels(outcome)
         self.package = Info("dlrm_package", "The served package", **here)
+        self.version = Gauge("dlrm_package_version", "The number of models before the served one", **here)
+        self.age = Gauge("dlrm_package_age_seconds", "Time since the end of the data it was trained on", **here)
 
-    def serves(self, manifest: Mapping[str, Any]) -> None:
-        """Note that another package is served from now on."""
+    def serves(self, manifest: Mapping[str, Any], trained_at: float) -> None:
+        """Note that another package is served from now on, which was trained at that time in seconds since 1970."""
         versions = {name: str(manifest["versions"].get(name, "")) for name in VERSIONS}
-        self.package.info({"name": manifest["name"], "model_sha256": manifest["files"]["model.pt"], **versions})
+        known = {"name": manifest["name"], "fingerprint": manifest["fingerprint"]}
+        self.package.info({**known, "model_sha256": manifest["files"]["model.pt"], **versions})
+        self.version.set(manifest["version"])
+        self.age.set_function(lambda: time() - trained_at)
 
     def answered(self, num_rows: int, unseen: Mapping[str, int], seconds: float) -> None:
         self.rows.inc(num_rows)

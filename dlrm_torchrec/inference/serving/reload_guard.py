@@ -1,8 +1,9 @@
-"""Who may tell a server to load its package again."""
+"""Who may tell a server to load its package again, or a delta."""
 
 from __future__ import annotations
 
 import hmac
+import json
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -45,6 +46,22 @@ def check_may_reload(request: Request, token: str) -> None:
     if not _is_here(client) or _name(headers.get("host", "")) not in HERE or any(name in headers for name in FORWARDED):
         raise HTTPException(
             403, "a reload must come from this machine: got another; start the server with --reload-token-file"
+        )
+
+
+def read_path(body: bytes) -> Path:
+    """The path of a delta in a request's body. HTTPException 400 if it is no object with a text ``path``."""
+    try:
+        return Path(json.loads(body)["path"])
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise HTTPException(400, f'body must be such as {{"path": "deltas/delta-0001"}}: got {error!r}') from error
+
+
+def check_is_inside(path: Path, folder: Path) -> None:
+    """HTTPException 403 unless ``path``, without links, lies in ``folder``; a delta is a program."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise HTTPException(
+            403, f"a delta must lie in the served folder: got {path}; start the server with --reload-token-file"
         )
 
 

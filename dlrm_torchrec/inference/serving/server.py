@@ -108,18 +108,18 @@ def serve(path: Path, config: ServingConfig) -> None:
     failures: list[BaseException] = []
 
     async def first_load() -> None:
-        predictor = await service.load()
+        served = await service.models.load()
         gc.collect()
         gc.freeze()  # else each collection looks at all that torch has imported, and nothing else is done meanwhile
-        print(f"serving {predictor.manifest['name']} at {url}", flush=True)
+        print(f"serving {served.name} at {url}", flush=True)
 
     async def reload() -> None:
         try:
-            predictor = await service.load()
+            served = await service.models.load()
         except PackageError as error:
             print(f"reload: {error} (the server keeps serving the previous package)", file=sys.stderr, flush=True)
         else:
-            print(f"reload: serving {predictor.manifest['name']}", flush=True)
+            print(f"reload: serving {served.name}", flush=True)
 
     def end_if_failed(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()):

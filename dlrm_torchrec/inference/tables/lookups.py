@@ -21,6 +21,8 @@ from dlrm_torchrec.embeddings.compositional.partitions.renumbered import renumbe
 from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.tables.types import packed
 
+ROW_ALIGNMENT = 1  # bytes
+
 
 class StoredTable(NamedTuple):
     """A table's weight (rows, dim), and the type in which its rows will be stored."""
@@ -97,31 +99,42 @@ class Classes(nn.Module):
 
 
 class RowLookup(nn.Module):
-    """Looks up rows for columns of ids: sums of bags (B, dims of all columns), or one row per id (ids, dim)."""
+    """Looks up rows for columns of ids: sums of bags (B, dims of all columns), or one row per id (ids, dim).
+
+    It calls the operator of FBGEMM's module rather than the module, whose branches for caches and pruning TorchScript
+    folds differently from time to time.
+    """
 
     features: torch.Tensor
     first_rows: torch.Tensor
+    weights: torch.Tensor
+    starts: torch.Tensor
+    table_of: torch.Tensor
+    types: torch.Tensor
+    ends: torch.Tensor
+    nowhere: torch.Tensor
+    placements: torch.Tensor
 
     def __init__(self, columns: Sequence[Column], mode: PoolingMode, num_features: int) -> None:
         super().__init__()
         by_name = {column.table.name: column.table for column in columns}
         names, tables = list(by_name), by_name.values()
-        self.tables = IntNBitTableBatchedEmbeddingBagsCodegen(
-            [(table.name, *table.weight.shape, SparseType(table.kind), EmbeddingLocation.HOST) for table in tables],
-            feature_table_map=[names.index(column.table.name) for column in columns],
-            device="cpu",
-            pooling_mode=mode,
-            output_dtype=SparseType.FP32,
-            bounds_check_mode=BoundsCheckMode.NONE,  # the served model checks every id itself
-            row_alignment=1,
-            indices_dtype=torch.int64,
-        )
-        self.tables.initialize_weights()
-        for table, (numbers, scales) in zip(tables, self.tables.split_embedding_weights(), strict=True):
-            new_numbers, new_scales = packed(table.weight, table.kind)
-            numbers.copy_(new_numbers)
-            if new_scales is not None:
-                scales.copy_(new_scales)
+        table_of = [names.index(column.table.name) for column in columns]
+        filled = _filled(list(tables), table_of, mode)
+        self.names, self.num_rows, self.row_bytes = names, [len(table.weight) for table in tables], list[int]()
+        for numbers, scales in filled.split_embedding_weights():
+            self.row_bytes.append(numbers.size(1) + (0 if scales is None else scales.size(1)))
+        self.register_buffer("weights", filled.weights_host)  # the rows of all tables
+        self.register_buffer("starts", filled.weights_offsets[[table_of.index(i) for i in range(len(names))]])
+        self.register_buffer("table_of", torch.tensor(table_of))
+        self.register_buffer("types", filled.weights_tys)
+        self.register_buffer("ends", filled.D_offsets)
+        self.register_buffer("nowhere", filled.weights_uvm)
+        self.register_buffer("placements", filled.weights_placements)
+        self.total_dim, self.mode = filled.total_D, int(mode)
+        self.output_type, self.row_alignment = SparseType.FP32.as_int(), ROW_ALIGNMENT
+        self.widest2, self.widest4, self.widest8 = filled.max_int2_D, filled.max_int4_D, filled.max_int8_D
+        self.widest16, self.widest32 = filled.max_float16_D, filled.max_float32_D
         self.sources = [column.source for column in columns]
         self.all_features = self.sources == list(range(num_features))
         self.ids_are_rows = all(column.reads_ids for column in columns)
@@ -139,8 +152,50 @@ class RowLookup(nn.Module):
             column = torch.repeat_interleave(lengths.sum(1))
             values = self.classes(values, column) + self.first_rows[column]
         offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths.flatten())
-        rows: torch.Tensor = self.tables(values, offsets, weights)
+        rows: torch.Tensor = torch.ops.fbgemm.int_nbit_split_embedding_codegen_lookup_function(
+            dev_weights=self.weights,
+            uvm_weights=self.nowhere,
+            weights_placements=self.placements,
+            weights_offsets=self.starts[self.table_of],
+            weights_tys=self.types,
+            D_offsets=self.ends,
+            total_D=self.total_dim,
+            max_int2_D=self.widest2,
+            max_int4_D=self.widest4,
+            max_int8_D=self.widest8,
+            max_float16_D=self.widest16,
+            max_float32_D=self.widest32,
+            indices=values,
+            offsets=offsets,
+            pooling_mode=self.mode,
+            indice_weights=weights,
+            output_dtype=self.output_type,
+            row_alignment=self.row_alignment,
+        )
         return rows
+
+
+def _filled(
+    tables: Sequence[StoredTable], table_of: list[int], mode: PoolingMode
+) -> IntNBitTableBatchedEmbeddingBagsCodegen:
+    """FBGEMM's tables with the rows of ``tables``, for columns that look up the tables of these numbers."""
+    filled = IntNBitTableBatchedEmbeddingBagsCodegen(
+        [(table.name, *table.weight.shape, SparseType(table.kind), EmbeddingLocation.HOST) for table in tables],
+        feature_table_map=table_of,
+        device="cpu",
+        pooling_mode=mode,
+        output_dtype=SparseType.FP32,
+        bounds_check_mode=BoundsCheckMode.NONE,  # the served model checks every id itself
+        row_alignment=ROW_ALIGNMENT,
+        indices_dtype=torch.int64,
+    )
+    filled.initialize_weights()
+    for table, (numbers, scales) in zip(tables, filled.split_embedding_weights(), strict=True):
+        new_numbers, new_scales = packed(table.weight, table.kind)
+        numbers.copy_(new_numbers)
+        if new_scales is not None:
+            scales.copy_(new_scales)
+    return filled
 
 
 class Sums(nn.Module):

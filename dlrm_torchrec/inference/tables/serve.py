@@ -11,22 +11,20 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from dlrm_torchrec.embeddings.compositional.operations import Add, FeatureGeneration, Mult, Passed
 from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.managed.table_configs import ManagedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
-from dlrm_torchrec.embeddings.tables import Tables, physical_configs
+from dlrm_torchrec.embeddings.tables import Tables, bytes_of_ids, physical_configs
 from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.tables.composed import Paths, Products
-from dlrm_torchrec.inference.tables.lookups import Column, StoredTable, Sums
+from dlrm_torchrec.inference.tables.lookups import Column, StoredTable, Sums, by_feature
+from dlrm_torchrec.inference.tables.maps import served_maps
 from dlrm_torchrec.inference.tables.types import check_type, row_bytes
+
+MAP_BYTES = 16  # of each row of a managed table: its id, and the order of rows by ids
 
 
 class ServedTables(nn.Module):
-    """Pooled vectors of every feature: those of the original collection of tables, except for rounding.
-
-    The module holds FBGEMM's inference tables. TorchScript can compile it, so a process with only FBGEMM can load it.
-    """
-
-    divided: list[tuple[int, int]]  # for each key that is a mean, its number and that of its feature
-    projected: list[int]  # the number of the key that each projection belongs to
+    """Pooled vectors of every feature: those of the original collection of tables, except for rounding."""
 
     def __init__(self, tables: Tables, types: Mapping[str, TableType], features: Sequence[str]) -> None:
         """Copies ``tables`` with the given ``types``, by table name, for inputs whose keys are ``features`` in order.
@@ -34,6 +32,25 @@ class ServedTables(nn.Module):
         Raises ValueError for a type that does not exist or does not fit its table, and for tables that cannot be
         served.
         """
+        super().__init__()
+        self.lookup = TableLookup(tables, types, features)
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        pooled: KeyedTensor = self.lookup(features.values(), features.lengths(), features.weights_or_none())
+        return pooled
+
+
+class TableLookup(nn.Module):
+    """The same from tensors: ids (N,), their lengths (F * B,) and, if the tables are weighted, their weights (N,).
+
+    The module holds FBGEMM's inference tables. TorchScript can compile it, so a process with only FBGEMM can load it.
+    """
+
+    divided: list[tuple[int, int]]  # for each key that is a mean, its number and that of its feature
+    projected: list[int]  # the number of the key that each projection belongs to
+    mapped: list[list[int]]  # the numbers of the features that each map is for
+
+    def __init__(self, tables: Tables, types: Mapping[str, TableType], features: Sequence[str]) -> None:
         super().__init__()
         check_types(tables, types)
         model_configs, weights = tables.embedding_bag_configs(), table_weights(tables)
@@ -71,6 +88,10 @@ class ServedTables(nn.Module):
             ]
             self.projected = [self.keys.index(key) for key in narrow]
             self.projections.extend(tables.projections[tables.projections.table_of[key]] for key in narrow)
+        maps = served_maps(tables)
+        self.maps = nn.ModuleList(maps.values())
+        named = {config.name: config.feature_names for config in model_configs}
+        self.mapped = [[list(features).index(feature) for feature in named[name]] for name in maps]
         self.num_features = len(features)
         self.weighted = bool(tables.is_weighted())
         # one lookup returns the output of all tables
@@ -79,11 +100,16 @@ class ServedTables(nn.Module):
         self.parts.extend(Products(list(part.values()), len(features)) for part in products.values())
         self.parts.extend(paths)
 
-    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        values, lengths, weights = features.values(), features.lengths(), features.weights_or_none()
+    def forward(self, values: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None) -> KeyedTensor:
         if not self.weighted:
             weights = None
         lengths = lengths.view(self.num_features, lengths.numel() // self.num_features)
+        if len(self.mapped) > 0:
+            parts = by_feature(values, lengths)
+            for number, of_table in enumerate(self.maps):
+                for source in self.mapped[number]:
+                    parts[source] = of_table(parts[source])
+            values = torch.cat(parts)
         made: list[torch.Tensor] = []
         for part in self.parts:
             made += part(values, lengths, weights)
@@ -121,17 +147,17 @@ def rounded_rows(config: EmbeddingBagConfig) -> int:
 
 
 def table_bytes(config: EmbeddingBagConfig, kind: TableType) -> int:
-    """Bytes of a served table, with the listed classes of its ids."""
+    """Bytes of a served table, with the listed classes or the map of its ids."""
     rows, dim = rounded_rows(config), int(config.embedding_dim)
     listed = config.stack.partition.listed_bytes if isinstance(config, StackedEmbeddingBagConfig) else 0
+    listed += MAP_BYTES * rows * isinstance(config, ManagedEmbeddingBagConfig)
     return rows * row_bytes(kind, dim) + (int(config.num_embeddings) - rows) * row_bytes("fp32", dim) + listed
 
 
 def trained_bytes(tables: Tables) -> int:
-    """Bytes of all tables as they were trained, with the listed classes of their ids."""
-    stacked = [each for each in physical_configs(tables) if isinstance(each, StackedEmbeddingBagConfig)]
-    listed = sum(each.stack.partition.listed_bytes for each in stacked)
-    return listed + sum(each.nbytes for each in table_weights(tables).values())
+    """Bytes of all tables as they were trained, with what is kept of their ids."""
+    kept = sum(bytes_of_ids(config) for config in physical_configs(tables))
+    return kept + sum(each.nbytes for each in table_weights(tables).values())
 
 
 def check_types(tables: Tables, types: Mapping[str, str]) -> None:

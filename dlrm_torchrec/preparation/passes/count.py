@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from dlrm_torchrec.datasets.prepared.files import NewFile, Stored, join
+from dlrm_torchrec.preparation.passes.continuing import Chain, task_result
 from dlrm_torchrec.preparation.passes.scales import Moments, boundaries, in_order
 from dlrm_torchrec.preparation.vocabularies.build import build_vocabulary, read_vocabulary
 from dlrm_torchrec.preparation.vocabularies.counting import ValueCounter
@@ -44,8 +45,12 @@ def measure(
     split: str,
     output: str,
     limit_bytes: int,
+    chain: Chain | None = None,
 ) -> tuple[DatasetSpec, dict[str, Vocabulary]]:
-    """The spec with what is measured in the rows of ``split`` of some units, and the vocabularies by table."""
+    """The spec with what is measured in the rows of ``split`` of some units, and the vocabularies by table.
+
+    They continue those of ``chain``, if there is one.
+    """
     features, to_bucket = vocabulary_features(spec), _to_bucket(spec)
     if not features and not to_bucket and not _to_standardise(spec):
         return spec, {}
@@ -59,7 +64,7 @@ def measure(
     counted = work.records(counting)
     making: dict[str, Task] = {}
     for i, (table, feature) in enumerate(features.items()):
-        make = partial(_make_vocabulary, feature, number=i, counted=counted, output=output, work=work)
+        make = partial(_make_vocabulary, feature, number=i, counted=counted, output=output, work=work, chain=chain)
         making[f"vocabulary-{i:05d}"] = work.task(f"vocabulary-{i:05d}", f"the vocabulary of {table}", 1, make)
     for i, feature in enumerate(to_bucket):
         find = partial(_find_boundaries, feature, counted=counted, output=output, scratch=work.scratch)
@@ -147,10 +152,22 @@ def _runs(counted: Iterable[Record], name: str, output: str) -> dict[str, list[R
 
 
 def _make_vocabulary(
-    feature: SparseFeature, report: Report, *, number: int, counted: Iterable[Record], output: str, work: RecordedWork
+    feature: SparseFeature,
+    report: Report,
+    *,
+    number: int,
+    counted: Iterable[Record],
+    output: str,
+    work: RecordedWork,
+    chain: Chain | None,
 ) -> tuple[list[Stored], dict[str, Any]]:
+    runs = _runs(counted, feature.table_name, output)
+    if chain is not None:
+        continued = chain.continued(feature, runs, report, number=number, output=output, scratch=work.scratch)
+        report(0, 1)
+        return continued.files, task_result(continued)
     rows, digest, files = build_vocabulary(
-        _runs(counted, feature.table_name, output),
+        runs,
         report,
         min_count=feature.min_count,
         folder=output,
@@ -190,11 +207,15 @@ def _find_boundaries(
 def _load(features: Iterable[str], work: RecordedWork, output: str) -> dict[str, Vocabulary]:
     """The vocabularies that tasks recorded, by table."""
     vocabularies = {}
-    for i, table in enumerate(features):
-        (record,) = work.records([f"vocabulary-{i:05d}"])
-        _, *files = record.files
-        vocabularies[table] = Vocabulary.load(**record.result, paths=[join(output, file.path) for file in files])
+    for table, record in vocabulary_records(features, work).items():
+        paths = [join(output, file.path) for file in record.files if file.path.startswith(f"{FOLDER}/")]
+        vocabularies[table] = Vocabulary.load(record.result["rows"], record.result["digest"], paths)
     return vocabularies
+
+
+def vocabulary_records(features: Iterable[str], work: RecordedWork) -> dict[str, Record]:
+    """What was recorded of the vocabulary of each table."""
+    return {table: work.records([f"vocabulary-{i:05d}"])[0] for i, table in enumerate(features)}
 
 
 def _standardised(spec: DatasetSpec, counted: Sequence[Record]) -> DatasetSpec:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from dlrm_torchrec.datasets.prepared.files import Stored, digest, join, write_json
+from dlrm_torchrec.datasets.prepared.lineage import Lineage
 from dlrm_torchrec.datasets.prepared.manifest import DataFile, Manifest, SourceFile, Split
 from dlrm_torchrec.preparation.passes.quarantine import join_quarantine
 from dlrm_torchrec.preparation.passes.tally import Tally, report, total
@@ -35,6 +36,7 @@ def finish(
     written: Sequence[Record],
     max_bad_share: float,
     one_class: Collection[str],
+    lineage: Lineage | None,
 ) -> Manifest:
     """The saved manifest of ``output``, made from the records of ``read_source`` and ``write_unit``.
 
@@ -71,6 +73,7 @@ def finish(
         },
         sources=tuple(SourceFile(**record.result) for record in read),
         report=counts,
+        lineage=lineage,
     )
     sweep(output)
     manifest.save(output)

@@ -15,7 +15,7 @@ from dlrm_torchrec.preparation.proposals.evidence import Comparison, compare, se
 from dlrm_torchrec.raw_values import TextForm, UnfitTypeError
 from dlrm_torchrec.schema import DenseFeature, SparseFeature
 
-Role = Literal["code", "number", "time", "out"]
+Role = Literal["code", "managed", "number", "time", "out"]
 Floats = npt.NDArray[np.float64]
 
 _CODE_WORDS = (
@@ -85,7 +85,7 @@ def propose_column(name: str, values: Any, sample: Sample) -> Proposal:
         return Proposal(column=name, reason="you said so")
     try:
         if raw_values.is_list(values.type) or _has_lists(values):
-            return _lists(name, values, sample.form)
+            return _lists(name, values, sample)
         raw_values.plain(values)
         numbers, seconds = _numbers(values, sample.form), _times(name, values, sample.form, wanted)
         if wanted in (None, "time") and seconds is not None:
@@ -99,14 +99,15 @@ def propose_column(name: str, values: Any, sample: Sample) -> Proposal:
         return Proposal(column=name, reason=f"a column of type {error} is no feature", change="convert it")
 
 
-def _lists(name: str, values: Any, form: TextForm) -> Proposal:
+def _lists(name: str, values: Any, sample: Sample) -> Proposal:
     flat = pc.split_pattern(values, "|").flatten() if raw_values.is_text(values.type) else raw_values.lists(values)[0]
-    found, bad = raw_values.categories(flat, form)
+    found, bad = raw_values.categories(flat, sample.form)
     distinct = len(pc.unique(found.drop_null()))
     if bad.any() or not distinct:
         return Proposal(column=name, reason="its lists hold no whole numbers or texts", change="convert them")
+    feature = _coded(name, distinct, sample, multi_hot=True)
     return Proposal(
-        column=name, sparse=(_coded(name, name, distinct, multi_hot=True),), reason=f"lists of {distinct:,} values"
+        column=name, sparse=(feature,), reason=f"lists of {distinct:,} values", change=_change_of_hash(feature)
     )
 
 
@@ -143,9 +144,9 @@ def _number(name: str, numbers: Floats, sample: Sample, wanted: Role | None) -> 
         if leak := _leak(numbers, sample):
             return Proposal(column=name, reason=leak, change=f"--numbers {name} keeps it")
         if whole and _is_code(name):
-            return _coded_number(name, numbers, distinct, "whole numbers with the name of a code")
+            return _coded_number(name, numbers, "whole numbers with the name of a code", sample)
         if whole and distinct <= _FEW:
-            return _coded_number(name, numbers, distinct, f"at most {_FEW} whole numbers")
+            return _coded_number(name, numbers, f"at most {_FEW} whole numbers", sample)
     known = ~np.isnan(sample.labels)
     told = compare(numbers[known], sample.labels[known])
     if wanted is None and whole and distinct == len(present) > _FEW and told.by_size < _SOME:
@@ -155,7 +156,7 @@ def _number(name: str, numbers: Floats, sample: Sample, wanted: Role | None) -> 
             change=f"--numbers {name} or --codes {name} keeps it",
         )
     if wanted is None and whole and told.errors > _SURE and told.by_value > _MORE * max(0.0, told.by_size):
-        return _coded_number(name, numbers, distinct, f"its order tells little of the label, {_told(told)}")
+        return _coded_number(name, numbers, f"its order tells little of the label, {_told(told)}", sample)
     low, high, mean = float(present.min()), float(present.max()), float(present.mean())
     skewed = low >= 0 and high > _SKEWED * mean
     scaled = np.log1p(present) if skewed else present
@@ -191,29 +192,46 @@ def _category(name: str, values: Any, sample: Sample, why: str) -> Proposal:
     if distinct <= _FEW and sample.roles.get(name) is None and (leak := _leak_of_classes(codes, sample)):
         return Proposal(column=name, reason=leak, change=f"--codes {name} keeps it")
     missing = f", {found.null_count / len(found):.1%} missing" if found.null_count else ""
+    feature = _coded(name, distinct, sample, rows=len(found))
     return Proposal(
         column=name,
-        sparse=(_coded(name, name, distinct, rows=len(found)),),
+        sparse=(feature,),
         reason=f"{distinct:,} distinct values in {len(found):,} rows{missing}{why}",
+        change=_change_of_hash(feature),
     )
 
 
-def _coded_number(name: str, numbers: Floats, distinct: int, why: str) -> Proposal:
+def _coded_number(name: str, numbers: Floats, why: str, sample: Sample) -> Proposal:
+    distinct = len(np.unique(numbers[~np.isnan(numbers)]))
+    feature = _coded(name, distinct, sample, rows=len(numbers))
+    changes = [f"--numbers {name} makes it a quantity", _change_of_hash(feature)]
     return Proposal(
         column=name,
-        sparse=(_coded(name, name, distinct, rows=len(numbers)),),
+        sparse=(feature,),
         reason=f"{why}; {distinct:,} distinct in {len(numbers):,} rows{_tail(numbers)}",
-        change=f"--numbers {name} makes it a quantity",
+        change="; ".join(filter(None, changes)),
     )
 
 
-def _coded(name: str, column: str, distinct: int, *, rows: int = 0, multi_hot: bool = False) -> SparseFeature:
-    raw = column if column != name else ""
+def _coded(name: str, distinct: int, sample: Sample, *, rows: int = 0, multi_hot: bool = False) -> SparseFeature:
+    """A feature of so many values: managed if a person says so, hashed if a vocabulary would be mostly rare values.
+
+    Hashed values get two to four times as many rows as the sample has values, because they meet in rows. Managed ones
+    get half of that, because they do not meet.
+    """
+    if sample.roles.get(name) == "managed":
+        return SparseFeature(name=name, rows=1 << distinct.bit_length(), encoding="managed", multi_hot=multi_hot)
     if distinct > _MANY:
-        hashed = 1 << (2 * distinct).bit_length()
-        return SparseFeature(name=name, column=raw, rows=hashed, encoding="hash", multi_hot=multi_hot)
+        return SparseFeature(name=name, rows=1 << (2 * distinct).bit_length(), encoding="hash", multi_hot=multi_hot)
     often = 2 if rows >= _OFTEN else 1
-    return SparseFeature(name=name, column=raw, rows=0, encoding="vocab", multi_hot=multi_hot, min_count=often)
+    return SparseFeature(name=name, rows=0, encoding="vocab", multi_hot=multi_hot, min_count=often)
+
+
+def _change_of_hash(feature: SparseFeature) -> str:
+    name = feature.name
+    return (
+        f"--managed {name} gives each value that training meets a row of its own" if feature.encoding == "hash" else ""
+    )
 
 
 def _exact(column: str, name: str, rows: int) -> SparseFeature:
@@ -320,4 +338,6 @@ def _sparse_kind(feature: SparseFeature) -> str:
     if feature.part in ("hour", "weekday"):
         return feature.part
     kind = "exact value" if feature.part == "number" else "lists" if feature.multi_hot else "category"
+    if feature.encoding == "managed":
+        return f"{kind}, {feature.rows:,} rows for the values that training meets"
     return f"{kind}, hashed into {feature.rows:,} rows" if feature.encoding == "hash" else kind

@@ -27,7 +27,8 @@ from dlrm_torchrec.preparation.work.workers import Report
 from dlrm_torchrec.raw_values import kinds, vocabulary_digest
 
 _SLICE_ROWS = 1 << 16
-_MAX_VALUES = 2**31 - FIRST  # ids are int32
+MAX_VALUES = 2**31 - FIRST  # ids are int32
+FREE = np.int32(-1)  # in place of the value of an id that has none
 
 
 def build_vocabulary(
@@ -55,19 +56,19 @@ def build_vocabulary(
                 often = table.filter(pc.greater_equal(table["count"], min_count))
                 values.append(often["value"].combine_chunks())
                 counts.append(often["count"].to_numpy())
-                how_many.update(_numbers(often["count"].to_numpy()))
+                how_many.update(occurrences(often["count"].to_numpy()))
         total = how_many.total()
-        if total > _MAX_VALUES:
-            raise ValueError(f"{list_path} must have at most {_MAX_VALUES} values: got {total}; hash this feature")
+        if total > MAX_VALUES:
+            raise ValueError(f"{list_path} must have at most {MAX_VALUES} values: got {total}; hash this feature")
         ids, order = (scratch.zeros(total, np.int32) for _ in range(2))
-        for first, part in _number(counts.array(), how_many):
+        ranks = Ranks(how_many)
+        for first, part in slices(counts.array()):
             report(0, 0)
-            ids[first : first + len(part)] = part
-            order[part - FIRST] = np.arange(first, first + len(part), dtype=np.int32)
-        with NewFile(folder, list_path) as file:
-            digest = _write_list(file, (numbers, texts), order, report)
-        arrays = [*numbers.table(ids[: len(numbers)]), *texts.table(ids[len(numbers) :])]
-        stored = [file.stored, *_write_table(arrays, folder, table_path)]
+            ids[first : first + len(part)] = FIRST + ranks.of(part)
+            order[ids[first : first + len(part)] - FIRST] = np.arange(first, first + len(part), dtype=np.int32)
+        digest, stored = write_vocabulary(
+            (numbers, texts), ids, order, report, folder=folder, list_path=list_path, table_path=table_path
+        )
     return FIRST + total, digest, stored
 
 
@@ -78,37 +79,62 @@ def read_vocabulary(
     with g_pathmgr.open(source, "rb") as stream:
         values = pq.read_table(stream)["value"].combine_chunks()
     with Scratch(None) as scratch:
-        numbers, texts = IntValues(scratch), TextValues(scratch)
+        both = numbers, texts = IntValues(scratch), TextValues(scratch)
         whole, words = kinds(values)
         ids = []
         for part, target in ((whole, numbers), (words, texts)):
             order = pc.array_sort_indices(part).slice(0, len(part) - part.null_count)
             target.append(part.take(order))
             ids.append((order.to_numpy() + FIRST).astype(np.int32))
-        place = np.argsort(np.concatenate(ids)).astype(np.int32)
-        with NewFile(folder, list_path) as file:
-            digest = _write_list(file, (numbers, texts), place, report)
-        stored = [file.stored, *_write_table([*numbers.table(ids[0]), *texts.table(ids[1])], folder, table_path)]
+        known = np.concatenate(ids)
+        places = np.full(len(values), FREE)
+        places[known - FIRST] = np.arange(len(known), dtype=np.int32)
+        digest, stored = write_vocabulary(
+            both, known, places, report, folder=folder, list_path=list_path, table_path=table_path
+        )
     return FIRST + len(values), digest, stored
 
 
-def _write_table(arrays: Sequence[npt.NDArray[Any]], folder: str, path: str) -> Iterator[Stored]:
-    """Write the arrays of ``Vocabulary.table``."""
-    for number, array in enumerate(arrays):
-        with NewFile(folder, f"{path}-{number}.npy") as file:
+def write_vocabulary(
+    values: tuple[IntValues, TextValues],
+    ids: Ids,
+    order: Ids,
+    report: Report,
+    *,
+    folder: str,
+    list_path: str,
+    table_path: str,
+) -> tuple[str, list[Stored]]:
+    """Digest and files, the list of values and the arrays of ``Vocabulary.table``, of whole numbers and then texts.
+
+    ``ids`` (N,) are those of the values, 0 for a value that has none. ``order`` has the place of the value of each id
+    from ``FIRST`` on, ``FREE`` for an id without a value.
+    """
+    numbers, texts = values
+    with NewFile(folder, list_path) as file:
+        digest = _write_list(file, values, order, report)
+    stored = [file.stored]
+    for number, array in enumerate([*numbers.table(ids[: len(numbers)]), *texts.table(ids[len(numbers) :])]):
+        with NewFile(folder, f"{table_path}-{number}.npy") as file:
             np.lib.format.write_array(file, array)
-        yield file.stored
+        stored.append(file.stored)
+    return digest, stored
+
+
+def slices(array: npt.NDArray[Any]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """Pieces of an array that fit the memory, each with the place of its beginning."""
+    for first in range(0, len(array), _SLICE_ROWS):
+        yield first, array[first : first + _SLICE_ROWS]
 
 
 def _write_list(file: NewFile, values: tuple[IntValues, TextValues], order: Ids, report: Report) -> str:
-    """Write the values at the places ``order``, of whole numbers and then of texts, as one column; their digest."""
+    """Write the values at the places ``order`` as one column, null where it is ``FREE``; their digest."""
     numbers, texts = values
-    kind = pa.string() if len(texts) else pa.int64()
+    kind = pa.string() if order.max(initial=FREE) >= len(numbers) else pa.int64()
 
     def pieces() -> Iterator[Any]:
-        for first in range(0, len(order), _SLICE_ROWS):
+        for _, places in slices(order):
             report(0, 0)
-            places = order[first : first + _SLICE_ROWS]
             is_text = places >= len(numbers)
             piece = numbers.take(places[~is_text]).cast(kind)
             if is_text.any():
@@ -121,30 +147,29 @@ def _write_list(file: NewFile, values: tuple[IntValues, TextValues], order: Ids,
         return vocabulary_digest(pieces())
 
 
-def _numbers(counts: npt.NDArray[np.int64]) -> dict[int, int]:
-    """How often each count occurs."""
-    each, numbers = np.unique(counts, return_counts=True)
+def occurrences(keys: npt.NDArray[np.int64]) -> dict[int, int]:
+    """How often each key occurs."""
+    each, numbers = np.unique(keys, return_counts=True)
     return dict(zip(each.tolist(), numbers.tolist(), strict=True))
 
 
-def _number(counts: npt.NDArray[np.int64], numbers: Counter[int]) -> Iterator[tuple[int, Ids]]:
-    """Slices of the ids of values in ascending order, each with its start; ``counts`` (N,) tells how often each occurs.
+class Ranks:
+    """The ranks of values by falling count, and within a count in their order; ``how_many`` values have each count."""
 
-    ``numbers`` tells how many values have each count. The smallest ids go to the highest counts, and within a count to
-    the smallest values.
-    """
-    next_id, at = {}, FIRST
-    for count in sorted(numbers, reverse=True):
-        next_id[count], at = at, at + numbers[count]
-    for first in range(0, len(counts), _SLICE_ROWS):
-        part = counts[first : first + _SLICE_ROWS]
-        order = np.argsort(part, kind="stable")
-        ids = np.empty(len(part), np.int32)
-        each, starts, lengths = np.unique(part[order], return_index=True, return_counts=True)
+    def __init__(self, how_many: Mapping[int, int]) -> None:
+        self._next, at = {}, 0
+        for count in sorted(how_many, reverse=True):
+            self._next[count], at = at, at + how_many[count]
+
+    def of(self, counts: npt.NDArray[np.int64]) -> Ids:
+        """The ranks (N,) from 0 on of the next N values, which occur ``counts`` times."""
+        order = np.argsort(counts, kind="stable")
+        ranks = np.empty(len(counts), np.int32)
+        each, starts, lengths = np.unique(counts[order], return_index=True, return_counts=True)
         for count, start, length in zip(each.tolist(), starts.tolist(), lengths.tolist(), strict=True):
-            ids[order[start : start + length]] = np.arange(next_id[count], next_id[count] + length)
-            next_id[count] += length
-        yield first, ids
+            ranks[order[start : start + length]] = np.arange(self._next[count], self._next[count] + length)
+            self._next[count] += length
+        return ranks
 
 
 class IntValues:
@@ -161,12 +186,14 @@ class IntValues:
         self._count += len(values)
 
     def take(self, places: Ids) -> Any:
-        """The values at some places, as an Arrow array."""
-        return pa.array(self._values.array()[places])
+        """The values at some places, as an Arrow array; null at the place ``FREE``."""
+        free = places == FREE
+        values = self._values.array()
+        return pa.array(values[places] if len(values) else np.zeros(len(places), np.int64), mask=free)
 
     def table(self, ids: Ids) -> tuple[npt.NDArray[Any], ...]:
-        """The hash table of the values with these ids (N,): keys and their ids."""
-        slots = int(len(ids) / LOAD) + 1
+        """The hash table of the values with these ids (N,), without those whose id is 0: keys and their ids."""
+        slots = int(np.count_nonzero(ids) / LOAD) + 1
         keys = self._scratch.zeros(slots, np.int64)
         slot_ids = self._scratch.zeros(slots, np.int32)
         insert_ids(self._values.array(), ids, keys, slot_ids)
@@ -199,5 +226,5 @@ class TextValues:
         return words.take(pa.array(places)).cast(pa.string())
 
     def table(self, ids: Ids) -> tuple[npt.NDArray[Any], ...]:
-        """The texts with these ids (N,): offsets, UTF-8 bytes, and the ids."""
+        """The texts with these ids (N,), 0 for those without one: offsets, UTF-8 bytes, and the ids."""
         return self._offsets.array(), self._bytes.array(), ids

@@ -100,13 +100,22 @@ class TextCounter:
 
 
 def sum_counts(table: pa.Table) -> pa.Table:
-    """The distinct values in ascending order (text by its UTF-8 bytes), each with the sum of its counts."""
+    """The distinct values in ascending order (text by its UTF-8 bytes), each with the sum of its counts.
+
+    Of any other column, which holds numbers, each value has its greatest entry.
+    """
+    how = {name: "sum" if name == "count" else "max" for name in table.column_names if name != "value"}
     if not pa.types.is_integer(table.schema.field("value").type):
-        summed = table.group_by("value", use_threads=False).aggregate([("count", "sum")])
-        renamed = summed.select(["value", "count_sum"]).rename_columns(["value", "count"])
-        return renamed.sort_by("value").combine_chunks()
-    values, counts = table["value"].to_numpy(), table["count"].to_numpy()
+        summed = table.group_by("value", use_threads=False).aggregate(list(how.items()))
+        renamed = summed.select(["value", *(f"{name}_{each}" for name, each in how.items())])
+        return renamed.rename_columns(["value", *how]).sort_by("value").combine_chunks()
+    values = table["value"].to_numpy()
     order = np.argsort(values, kind="stable")  # fast if the table consists of sorted runs
-    values, counts = values[order], counts[order]
+    values = values[order]
     first = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])[: len(values)])
-    return pa.table({"value": values[first], "count": np.add.reduceat(counts, first) if len(first) else counts})
+    columns = {"value": values[first]}
+    for name, each in how.items():
+        reduce = np.add if each == "sum" else np.maximum
+        numbers = table[name].to_numpy()[order]
+        columns[name] = reduce.reduceat(numbers, first) if len(first) else numbers
+    return pa.table(columns)

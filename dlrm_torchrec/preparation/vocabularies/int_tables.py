@@ -65,9 +65,11 @@ def move_counts(old_keys: Any, old_counts: Any, keys: Any, counts: Any) -> None:
 
 @compiled(read_only(int64), read_only(int32), int64[::1], int32[::1])
 def insert_ids(values: Any, new_ids: Any, keys: Any, ids: Any) -> None:
-    """Puts distinct values and their ids, which are not 0, into an empty table, whose ``ids`` (slots,) are 0."""
+    """Puts distinct values and their ids into an empty table, whose ``ids`` (slots,) are 0; the id 0 leaves one out."""
     slots = len(keys)
     for i in range(len(values)):
+        if not new_ids[i]:
+            continue
         slot = _slot(values[i], slots)
         while ids[slot]:
             slot = _next(slot, slots)

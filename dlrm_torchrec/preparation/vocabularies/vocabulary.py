@@ -27,8 +27,9 @@ Ids = npt.NDArray[np.int32]
 class Vocabulary:
     """Ids of canonical categories: 0 missing, 1 unseen, and from 2 the known ones by falling count, then by value.
 
-    ``table`` looks them up: keys and ids of a hash table of whole numbers, where id 0 marks a free slot; then all texts
-    in ascending order: offsets (N + 1), UTF-8 bytes, and ids (N,).
+    A vocabulary that continues an earlier one keeps the ids of that one instead. ``table`` looks them up: keys and ids
+    of a hash table of whole numbers, where id 0 marks a free slot; then texts in ascending order: offsets (N + 1),
+    UTF-8 bytes, and ids (N,), 0 for a text that has none.
     """
 
     rows: int
@@ -72,7 +73,8 @@ def _find_text(word_offsets: Any, words: Any, *, offsets: Any, values: Any, ids:
             while k < len(word) and k < len(value) and word[k] == value[k]:
                 k += 1
             if k == len(word) and k == len(value):
-                word_ids[i] = ids[middle]
+                if ids[middle]:
+                    word_ids[i] = ids[middle]
                 break
             if k < len(value) and (k == len(word) or word[k] < value[k]):
                 high = middle

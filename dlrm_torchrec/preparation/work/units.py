@@ -13,6 +13,7 @@ import numpy as np
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.prepared.files import Stored, digest
+from dlrm_torchrec.datasets.prepared.lineage import TrainedFile
 from dlrm_torchrec.preparation.readers.lines import count_lines
 from dlrm_torchrec.preparation.readers.rows import Reader, Rows
 from dlrm_torchrec.preparation.readers.spans import Span, cut, file_bytes, number
@@ -65,6 +66,18 @@ def check_distinct(identities: Sequence[dict[str, Any]]) -> None:
                     f"sources of different splits must be different files: got {each['path']}, a copy of "
                     f"{other['path']}; leave one of them out"
                 )
+
+
+def check_new(paths: Sequence[str], known: Sequence[TrainedFile]) -> None:
+    """Raises ValueError if a file with training rows is one of an earlier window, whatever its name is now."""
+    sizes = {file.bytes for file in known}
+    before = {file.sha256 for file in known}
+    for path in paths:
+        if file_bytes(path) in sizes and _has_rows(path) and digest(path, lambda _: None)[1] in before:
+            raise ValueError(
+                f"sources with training rows must be new in each window: got {path}, whose rows an earlier window of "
+                "the chain has; name the files of this window only"
+            )
 
 
 def _has_rows(path: str) -> bool:

@@ -17,17 +17,17 @@ from torchrec.modules.embedding_configs import PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.compositional.bags import Bags
-from dlrm_torchrec.embeddings.compositional.operations import Mult, Summed
+from dlrm_torchrec.embeddings.compositional.operations import Mult
 from dlrm_torchrec.embeddings.compositional.pooling import pool_group
-from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingConfig, StackedTable
 from dlrm_torchrec.embeddings.compositional.table_group import Member, TableGroup
 from dlrm_torchrec.sharding.modules.one_table import read_as_one_table
-from dlrm_torchrec.sharding.modules.products.products import Products
+from dlrm_torchrec.sharding.modules.products.products import Products, SingleProducts
 from dlrm_torchrec.sharding.modules.rows_of_features import map_features, rows_of_features, sources
 from dlrm_torchrec.sharding.modules.sorted_updates import SortedTables, can_sort, use_sorted_updates
 from dlrm_torchrec.sharding.modules.spread_group import SpreadGroup
 
-Stacked = dict[str, StackedEmbeddingBagConfig]  # by the name of the table
+Stacked = dict[str, StackedTable]  # by the name of the table
 
 
 class CompositionalLookup(GroupedPooledEmbeddingsLookup):
@@ -48,19 +48,23 @@ class CompositionalLookup(GroupedPooledEmbeddingsLookup):
             sum(len(sources(table, stacked)) for table in config.embedding_tables) for config in self.grouped_configs
         ]
 
+    def inputs(self) -> list[tuple[str, int]]:
+        """Each table, with how many features it is given, in the order of these features."""
+        return [
+            (table.name, len(sources(table, self._stacked)))
+            for config in self.grouped_configs
+            for table in config.embedding_tables
+        ]
+
     def _create_embedding_kernel(self, config: GroupedEmbeddingConfig, *args: Any, **kwargs: Any) -> torch.nn.Module:
         kernel: torch.nn.Module
         configs = [self._stacked.get(table.name) for table in config.embedding_tables]
-        if any(stacked is not None and not isinstance(stacked.operation, Summed) for stacked in configs):
+        if any(stacked is not None and not stacked.sums_rows for stacked in configs):
             device, pg = args[0], args[1]
-            dense = config.compute_kernel == EmbeddingComputeKernel.DENSE
-            composed = (ComposedDenseEmbeddingBag if dense else ComposedFusedEmbeddingBag)(
-                [stacked for stacked in configs if stacked is not None], config, pg, device
+            kernel = composed_kernel(
+                [stacked for stacked in configs if stacked is not None], config, pg, device, self._spread_over
             )
-            if self._spread_over is not None:
-                self.in_order = True
-                composed.group = SpreadGroup(config.embedding_tables, composed.configs, self._spread_over)
-            kernel = composed
+            self.in_order |= self._spread_over is not None
         elif any(configs):
             # means come with the rows, as weights
             kernel = super()._create_embedding_kernel(replace(config, pooling=PoolingType.SUM), *args, **kwargs)
@@ -75,9 +79,9 @@ class CompositionalLookup(GroupedPooledEmbeddingsLookup):
         return kernel
 
 
-def kernel_key(config: StackedEmbeddingBagConfig, compute_kernel: str) -> str | None:
+def kernel_key(config: StackedTable, compute_kernel: str) -> str | None:
     """What compositional tables must have in common to share a kernel; None if they share it with plain tables."""
-    if isinstance(config.operation, Summed):
+    if config.sums_rows:
         return "rows, mean" if config.pooling is PoolingType.MEAN else None
     return f"{config.operation}, {len(config.stack.sizes)} rows of {config.embedding_dim}, {compute_kernel}"
 
@@ -85,7 +89,7 @@ def kernel_key(config: StackedEmbeddingBagConfig, compute_kernel: str) -> str | 
 def equal_widths(config: GroupedEmbeddingConfig, stacked: Stacked) -> list[GroupedEmbeddingConfig]:
     """The config in pieces whose composing kernels have columns of one width."""
     first = stacked.get(config.embedding_tables[0].name)
-    if first is None or isinstance(first.operation, Summed):
+    if first is None or first.sums_rows:
         return [config]
     runs = groupby(config.embedding_tables, key=lambda table: table.local_cols)
     return [replace(config, embedding_tables=list(run)) for _, run in runs]
@@ -95,13 +99,15 @@ class _Composed:
     """``forward`` of a kernel that holds whole tables, or column shards of equal widths, of one operation."""
 
     group: TableGroup
-    configs: list[StackedEmbeddingBagConfig]
-    like: StackedEmbeddingBagConfig
+    like: StackedTable
     emb_module: torch.nn.Module
     products: Products | None = None
 
     def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
-        """Pooled vectors (B, features x columns), the features of one table or shard after another's."""
+        """Pooled vectors (B, features x columns), the features of one table or shard after another's.
+
+        Tables of unpooled vectors give one vector (N, columns) for each id.
+        """
         bags = Bags(
             features.values().long(),
             features.lengths().long(),
@@ -111,6 +117,8 @@ class _Composed:
         products, weights = self._products(), bags.weights
         if products is not None and (weights is None or not weights.requires_grad):
             return products(bags)
+        if isinstance(self.like, StackedEmbeddingConfig):
+            return self.like.operation.vectors(self.group, bags, self._sums)
         pooled = pool_group(self.group, self.like, bags, self._sums)
         return pooled.view(self.group.num_features, features.stride(), -1).transpose(0, 1).flatten(1)
 
@@ -121,16 +129,18 @@ class _Composed:
         if not whole or not isinstance(tables, SortedTables) or not isinstance(self.like.operation, Mult):
             return None
         if self.products is None or self.products.tables is not tables:
-            self.products = Products(self.group, tables, mean=self.like.pooling is PoolingType.MEAN)
+            single = isinstance(self.like, StackedEmbeddingConfig)
+            mean = not single and self.like.pooling is PoolingType.MEAN
+            self.products = SingleProducts(self.group, tables) if single else Products(self.group, tables, mean=mean)
         return self.products
 
     def _sums(self, rows: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
         sums: torch.Tensor = self.emb_module(indices=rows, offsets=offsets, per_sample_weights=weights)
         return sums
 
-    def _compose(self, configs: list[StackedEmbeddingBagConfig]) -> None:
+    def _compose(self, configs: list[StackedTable]) -> None:
         members = [Member(config.name, tuple(config.logical.feature_names), config.stack) for config in configs]
-        self.group, self.configs, self.like = TableGroup(members), configs, configs[0]
+        self.group, self.like = TableGroup(members), configs[0]
         read_as_one_table(self.emb_module)
         if isinstance(self.emb_module, SplitTableBatchedEmbeddingBagsCodegen) and can_sort(self.emb_module):
             use_sorted_updates(self.emb_module)
@@ -139,7 +149,7 @@ class _Composed:
 class ComposedFusedEmbeddingBag(_Composed, BatchedFusedEmbeddingBag):
     """A composing kernel with the optimizer in backward."""
 
-    def __init__(self, configs: list[StackedEmbeddingBagConfig], config: GroupedEmbeddingConfig, *args: Any) -> None:
+    def __init__(self, configs: list[StackedTable], config: GroupedEmbeddingConfig, *args: Any) -> None:
         super().__init__(_one_feature_each(config), *args)
         self._compose(configs)
 
@@ -147,9 +157,24 @@ class ComposedFusedEmbeddingBag(_Composed, BatchedFusedEmbeddingBag):
 class ComposedDenseEmbeddingBag(_Composed, BatchedDenseEmbeddingBag):
     """A composing kernel with dense gradients, for data-parallel tables."""
 
-    def __init__(self, configs: list[StackedEmbeddingBagConfig], config: GroupedEmbeddingConfig, *args: Any) -> None:
+    def __init__(self, configs: list[StackedTable], config: GroupedEmbeddingConfig, *args: Any) -> None:
         super().__init__(_one_feature_each(config), *args)
         self._compose(configs)
+
+
+def composed_kernel(  # noqa: PLR0917  # the last four are TorchRec's
+    configs: list[StackedTable],
+    config: GroupedEmbeddingConfig,
+    pg: dist.ProcessGroup | None,
+    device: torch.device | None,
+    spread_over: dist.ProcessGroup | None = None,
+) -> ComposedFusedEmbeddingBag | ComposedDenseEmbeddingBag:
+    """The kernel of tables of one operation; see ``SpreadGroup`` where the ranks ``spread_over`` share their rows."""
+    dense = config.compute_kernel == EmbeddingComputeKernel.DENSE
+    kernel = (ComposedDenseEmbeddingBag if dense else ComposedFusedEmbeddingBag)(configs, config, pg, device)
+    if spread_over is not None:
+        kernel.group = SpreadGroup(config.embedding_tables, configs, spread_over)
+    return kernel
 
 
 def _one_feature_each(config: GroupedEmbeddingConfig) -> GroupedEmbeddingConfig:

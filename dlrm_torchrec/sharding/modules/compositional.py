@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torchrec.distributed.embedding_sharding import EmbeddingSharding, EmbeddingShardingInfo
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionContext
 from torchrec.distributed.types import Awaitable, ParameterSharding, ShardingEnv
@@ -12,7 +14,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
-from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedTable
 from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.sharding.modules.composed_kernels import kernel_key
 from dlrm_torchrec.sharding.modules.composed_shardings import SHARDINGS, check_sharding
@@ -45,15 +47,7 @@ class ShardedCompositionalEmbeddingBagCollection(ConcurrentShardedEmbeddingBagCo
         cls, module: EmbeddingBagCollection, *args: Any, **kwargs: Any
     ) -> dict[str, list[EmbeddingShardingInfo]]:
         grouped: dict[str, list[EmbeddingShardingInfo]] = super().create_grouped_sharding_infos(module, *args, **kwargs)
-        stacked = stacked_tables(module)
-        for tables in grouped.values():
-            for table in tables:
-                config = stacked.get(table.embedding_config.name)
-                key = None if config is None else kernel_key(config, table.param_sharding.compute_kernel)
-                if key is not None:
-                    options = table.fused_params or {}
-                    # TorchRec puts tables with equal keys into one kernel
-                    table.fused_params = {**options, "_batch_key": f"{options.get('_batch_key')}: {key}"}
+        part_kernels(grouped, stacked_tables(module))
         return grouped
 
     def create_embedding_bag_sharding(  # noqa: PLR0917  # TorchRec's
@@ -70,7 +64,12 @@ class ShardedCompositionalEmbeddingBagCollection(ConcurrentShardedEmbeddingBagCo
             options["qcomm_codecs_registry"] = qcomm_codecs_registry
         if kind in ("column_wise", "table_column_wise"):
             options["permute_embeddings"] = permute_embeddings
-        return SHARDINGS[kind](self.stacked, sharding_infos, env, device, **options)
+        return self.sharding_class(kind)(self.stacked, sharding_infos, env, device, **options)
+
+    def sharding_class(self, kind: str) -> Callable[..., EmbeddingSharding]:
+        """What makes a sharding of a type, from compositional tables and TorchRec's arguments."""
+        found: type[EmbeddingSharding] = SHARDINGS[kind]
+        return found
 
     def input_dist(self, ctx: EmbeddingBagCollectionContext, features: KeyedJaggedTensor) -> Awaitable[Any]:
         if features.variable_stride_per_key():
@@ -115,6 +114,18 @@ class CompositionalEmbeddingBagCollectionSharder(ExactSharder):
         return ShardedCompositionalEmbeddingBagCollection
 
 
-def stacked_tables(module: EmbeddingBagCollection) -> dict[str, StackedEmbeddingBagConfig]:
+def stacked_tables(module: nn.Module) -> dict[str, StackedTable]:
     """The physical configs of a collection's compositional tables, by name."""
-    return {config.name: config for config in physical_configs(module) if isinstance(config, StackedEmbeddingBagConfig)}
+    return {config.name: config for config in physical_configs(module) if isinstance(config, StackedTable)}
+
+
+def part_kernels(grouped: dict[str, list[EmbeddingShardingInfo]], stacked: dict[str, StackedTable]) -> None:
+    """Let tables share a kernel only if they have what ``kernel_key`` names in common."""
+    for tables in grouped.values():
+        for table in tables:
+            config = stacked.get(table.embedding_config.name)
+            key = None if config is None else kernel_key(config, table.param_sharding.compute_kernel)
+            if key is not None:
+                options = table.fused_params or {}
+                # TorchRec puts tables with equal keys into one kernel
+                table.fused_params = {**options, "_batch_key": f"{options.get('_batch_key')}: {key}"}

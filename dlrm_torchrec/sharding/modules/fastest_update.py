@@ -22,9 +22,10 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     ComputeDevice,
     SplitTableBatchedEmbeddingBagsCodegen,
 )
+from torch import nn
 from torchrec.optim import RowWiseAdagrad
 
-from dlrm_torchrec.embeddings.tables import Tables
+from dlrm_torchrec.embeddings.tables import model_configs
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.modules.sharder import table_optimizer
 from dlrm_torchrec.sharding.modules.sorted_updates import use_sorted_updates
@@ -39,7 +40,7 @@ FBGEMM_NAMES = {  # of the optimizers that FBGEMM has for CPU
 }
 
 
-def sorting_pays(tables: Tables, spec: DatasetSpec, batch_size: int) -> bool:
+def sorting_pays(tables: nn.Module, spec: DatasetSpec, batch_size: int) -> bool:
     """Whether the lookup and the update of ``tables`` take less time over sorted ids than by FBGEMM on this machine.
 
     Measured are a few tables that get as many ids each as a table of this run does, of the mean number of rows.
@@ -51,7 +52,7 @@ def sorting_pays(tables: Tables, spec: DatasetSpec, batch_size: int) -> bool:
     optimizer = FBGEMM_NAMES.get(table_optimizer(tables))
     if optimizer is None:
         return True
-    configs = tables.embedding_bag_configs()
+    configs = model_configs(tables)
     features = sum(len(config.feature_names) for config in configs)
     dim = max(config.embedding_dim for config in configs)
     count = max(1, min(MOST_TABLES, features // torch.get_num_threads()))  # of the tables of a thread

@@ -15,20 +15,20 @@ from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import Naive
 from dlrm_torchrec.embeddings.compositional.partitions.base import INT64_MAX
 from dlrm_torchrec.embeddings.compositional.row_map import ClassRow, Piece, RowMap
 from dlrm_torchrec.embeddings.compositional.sources import Source
-from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedTable
 from dlrm_torchrec.embeddings.compositional.table_group import Member, TableGroup
 
 _AS_IT_IS = ClassRow(Naive(INT64_MAX), 0, 0)  # of a plain table: an id is a row
 
 
-def sources(table: EmbeddingTableConfig, stacked: Mapping[str, StackedEmbeddingBagConfig]) -> list[str]:
+def sources(table: EmbeddingTableConfig, stacked: Mapping[str, StackedTable]) -> list[str]:
     """The features whose ids ``table`` looks up; a compositional table may have several outputs for each feature."""
     config = stacked.get(table.name)
     return list(table.feature_names if config is None else config.logical.feature_names)
 
 
 def rows_of_features(
-    tables: Sequence[EmbeddingTableConfig], stacked: Mapping[str, StackedEmbeddingBagConfig], *, count: bool
+    tables: Sequence[EmbeddingTableConfig], stacked: Mapping[str, StackedTable], *, count: bool
 ) -> RowMap:
     """A map from the ids of all features of ``tables`` to bags of rows, one piece for each output.
 
@@ -65,7 +65,7 @@ def map_features(
 Parts = list[tuple[int, RowMap | TableGroup]]  # numbers of features, with their map to rows or to ordinals
 
 
-def parts_to_send(tables: Sequence[EmbeddingTableConfig], stacked: Mapping[str, StackedEmbeddingBagConfig]) -> Parts:
+def parts_to_send(tables: Sequence[EmbeddingTableConfig], stacked: Mapping[str, StackedTable]) -> Parts:
     """What maps the ids of the features of ``tables`` before they are sent to the ranks that share the tables' rows.
 
     Where rows are only summed, it is the rows that are sent. Otherwise it is the ordinal of the id.
@@ -74,7 +74,7 @@ def parts_to_send(tables: Sequence[EmbeddingTableConfig], stacked: Mapping[str, 
     def spread(table: EmbeddingTableConfig) -> int:
         """The number of partitions of a table whose rows are not just summed, otherwise 0."""
         config = stacked.get(table.name)
-        return 0 if config is None or isinstance(config.operation, Summed) else len(config.stack.sizes)
+        return 0 if config is None or config.sums_rows else len(config.stack.sizes)
 
     parts: Parts = []
     for k, run in groupby(tables, key=spread):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import nn
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.types import QuantizedCommCodecs
 from torchrec.optim import RowWiseAdagrad
 
-from dlrm_torchrec.sharding.modules.concurrent import ConcurrentSharder
+from dlrm_torchrec.sharding.modules.concurrent import BlankSharder, ConcurrentSharder
 
 ROW_TYPES = ["row_wise", "table_row_wise", "grid_shard"]
 COLUMN_TYPES = ["column_wise", "table_column_wise", "grid_shard"]
@@ -27,12 +29,14 @@ CHANGED_BY = {
 }
 
 
-class ExactSharder(ConcurrentSharder):
-    """TorchRec's sharder for any device, limited to sharding types that train the same model.
+class Exact(BlankSharder):
+    """A sharder for any device, limited to sharding types that train the same model.
 
-    Row-wise types also run on CPU with gloo, although TorchRec does not offer them there. On a GPU, the sharder also
-    offers kernels that keep tables in the host's memory; ``make_plan`` excludes them unless the user asks for them.
+    On a GPU, it also offers kernels that keep tables in the host's memory; ``make_plan`` excludes them unless the user
+    asks for them.
     """
+
+    more_types: ClassVar[list[str]] = []  # that TorchRec does not offer on every device
 
     def __init__(
         self,
@@ -45,8 +49,9 @@ class ExactSharder(ConcurrentSharder):
         self.optimizer = optimizer
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        types = super().sharding_types(compute_device_type)
-        types += [kind for kind in ROW_TYPES if kind not in types]
+        inherited: Any = super()
+        types: list[str] = inherited.sharding_types(compute_device_type)
+        types += [kind for kind in self.more_types if kind not in types]
         excluded, _ = CHANGED_BY.get(self.optimizer, ([], ""))
         return [kind for kind in types if kind not in excluded]
 
@@ -54,6 +59,12 @@ class ExactSharder(ConcurrentSharder):
         if sharding_type == "data_parallel":
             return [EmbeddingComputeKernel.DENSE.value]
         return [EmbeddingComputeKernel.FUSED.value, *(HOST_KERNELS if compute_device_type == "cuda" else [])]
+
+
+class ExactSharder(Exact, ConcurrentSharder):
+    """Shards an ``EmbeddingBagCollection``; row-wise types also on CPU, where TorchRec does not offer them."""
+
+    more_types = ROW_TYPES
 
 
 def table_optimizer(tables: nn.Module) -> type[torch.optim.Optimizer]:

@@ -7,6 +7,7 @@ in each step. So an id is sent once, to its owner, and the sums of the owners' b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -19,7 +20,7 @@ from torchrec.distributed.embedding_types import ShardedEmbeddingTable
 from dlrm_torchrec.embeddings.compositional.bags import Bags, LookUp, offsets_of, one_each
 from dlrm_torchrec.embeddings.compositional.partitions.base import Digit, Partition
 from dlrm_torchrec.embeddings.compositional.stacked_rows import StackedRows
-from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedTable
 from dlrm_torchrec.embeddings.compositional.table_group import Member, TableGroup
 
 
@@ -41,14 +42,14 @@ class Ordinals(Partition):
         return tuple(ids.long() // digit.divisor % digit.modulus for digit in self.digits)
 
 
-def all_ordinals(table: ShardedEmbeddingTable, config: StackedEmbeddingBagConfig) -> int:
+def all_ordinals(table: ShardedEmbeddingTable, config: StackedTable) -> int:
     """The number of ordinals for which TorchRec cuts equal blocks so that each rank gets those of its rows."""
     shards = table.global_metadata.shards_metadata
     ranks = len([shard for shard in shards if shard.shard_offsets[1] == shards[0].shard_offsets[1]])
     return ranks * prod(_local(table, config).classes)
 
 
-def _local(table: ShardedEmbeddingTable, config: StackedEmbeddingBagConfig) -> Ordinals:
+def _local(table: ShardedEmbeddingTable, config: StackedTable) -> Ordinals:
     """The ordinals of a rank's rows; all ranks but the last have equally many."""
     rows = int(table.global_metadata.shards_metadata[0].shard_sizes[0])
     return Ordinals((rows, *config.stack.partition.classes[1:]))
@@ -63,7 +64,7 @@ class SpreadGroup(TableGroup):
     def __init__(
         self,
         tables: Sequence[ShardedEmbeddingTable],
-        configs: Sequence[StackedEmbeddingBagConfig],
+        configs: Sequence[StackedTable],
         ranks: dist.ProcessGroup,
     ) -> None:
         both = list(zip(tables, configs, strict=True))
@@ -84,7 +85,7 @@ class SpreadGroup(TableGroup):
         self._own_rows = torch.cat([torch.empty(0, dtype=torch.int64), *(rows[here] for here, rows in owned)])
 
     def _owned(
-        self, number: int, table: ShardedEmbeddingTable, config: StackedEmbeddingBagConfig, j: int
+        self, number: int, table: ShardedEmbeddingTable, config: StackedTable, j: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Which rows of a later partition are on this rank, and their numbers in the kernel."""
         assert table.local_metadata is not None
@@ -114,6 +115,9 @@ class SpreadGroup(TableGroup):
 
     def read_rows(self, look_up: LookUp, rows: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
         return self.read(look_up, one_each(rows), later)
+
+    def sums_of_classes(self, look_up: LookUp, bags: Bags) -> torch.Tensor:
+        return reduce(torch.add, self.rows_of_classes(look_up, bags))
 
 
 class _SumOverRanks(torch.autograd.Function):

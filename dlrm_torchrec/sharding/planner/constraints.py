@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
+from torch import nn
 from torchrec.distributed.planner import Topology
+from torchrec.distributed.planner.constants import MIN_CW_DIM
 from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import CacheParams
-from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, DataType, EmbeddingConfig
 
-from dlrm_torchrec.embeddings.compositional.operations import Summed
-from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
-from dlrm_torchrec.embeddings.tables import Tables, physical_configs
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedTable
+from dlrm_torchrec.embeddings.managed.table_configs import ManagedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 from dlrm_torchrec.sharding.config import CommsConfig, ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.modules.composed_shardings import check_sharding, offered_types
@@ -28,14 +30,16 @@ CACHED_SHARE = 0.2  # share of the rows of a host-memory table that the device c
 class TableConstraints(ParameterConstraints):
     """The planner's constraints of a table, with what a compositional table sends in place of the rows it looks up."""
 
-    ids_per_row: float = 1.0  # ids that are sent for a row that is looked up
+    ids_per_row: float = 1.0  # ids that are sent for one that the pooling factors count
+    rows_per_id: float = 1.0  # rows that are looked up for one that the pooling factors count
     sends_rows: bool = False  # whether row-wise types send rows all the same
     shared_rows: int = 0  # rows of row-wise types that every rank gets in each step
     listed_bytes: int = 0  # listed classes of ids, which every rank with a shard keeps
+    map_bytes_per_row: float = 0.0  # of the map of a managed table, which lies with the rows
 
 
 def table_constraints(
-    tables: Tables,
+    tables: nn.Module,
     topology: Topology,
     config: ShardingConfig,
     *,
@@ -51,7 +55,6 @@ def table_constraints(
     stored, optimizer = physical_configs(tables), table_optimizer(tables)
     _check_names(config, stored)
     pooling = {feature.name: feature.pooling_factor for feature in spec.sparse}
-    excluded = [*without, *(ROW_TYPES if config.comms.int8 else [])]
     constraints = {}
     for table in stored:
         kind = config.of(table.name)
@@ -61,36 +64,41 @@ def table_constraints(
         _check_groups(table, kind, without)
         _check_comms(table, kind, config.comms)
         _check_replicas(table, kind)
+        _check_buckets(table, kind, topology.world_size)
         if kind != "auto":
             check_sharding(table, kind)
-        stacked = isinstance(table, StackedEmbeddingBagConfig)
-        offload = config.host_memory and not stacked
+        stacked = isinstance(table, StackedTable)
+        managed = isinstance(table, ManagedEmbeddingBagConfig)
+        offload = config.host_memory and not stacked and not managed
         factors = table.pooling_factors(pooling, batch_size) if stacked else [pooling[f] for f in table.feature_names]
         constraints[table.name] = TableConstraints(
-            sharding_types=_allowed(kind, topology, table, excluded),
+            sharding_types=_allowed(kind, topology, table, [*without, *_summing(table, config.comms)]),
             compute_kernels=["dense", "fused", *(HOST_KERNELS if offload else [])],
             cache_params=_cache(table, access, batch_size * topology.world_size) if offload else None,
-            min_partition=_shard_columns(table, topology.world_size) if kind in COLUMN_TYPES else None,
+            min_partition=_shard_columns(table, kind, topology.world_size),
             pooling_factors=factors,
-            **_sent(table, sum(factors), pooling),
+            map_bytes_per_row=table.map_bytes / table.num_embeddings if managed else 0.0,
+            **_sent(table, sum(factors), pooling, batch_size),
         )
     return constraints
 
 
-def _sent(table: EmbeddingBagConfig, rows: float, ids_per_bag: Mapping[str, float]) -> dict[str, Any]:
-    """What is sent for ``rows`` looked up by a bag of each feature of ``table``."""
-    if not isinstance(table, StackedEmbeddingBagConfig):
+def _sent(
+    table: BaseEmbeddingConfig, counted: float, ids_per_bag: Mapping[str, float], batch_size: int
+) -> dict[str, Any]:
+    """What ``table`` sends and looks up where pooling factors count ``counted`` ids for a bag of each feature."""
+    if not isinstance(table, StackedTable):
         return {}
-    summed = isinstance(table.operation, Summed)
     return {
-        "ids_per_row": sum(ids_per_bag[name] for name in table.logical.feature_names) / rows,
-        "sends_rows": summed,
-        "shared_rows": 0 if summed else sum(table.stack.sizes[1:]),
+        "ids_per_row": sum(ids_per_bag[name] for name in table.logical.feature_names) / counted,
+        "rows_per_id": sum(table.rows_per_bag(ids_per_bag, batch_size)) / counted,
+        "sends_rows": table.sums_rows,
+        "shared_rows": 0 if table.sums_rows else sum(table.stack.sizes[1:]),
         "listed_bytes": table.stack.partition.listed_bytes,
     }
 
 
-def _check_names(config: ShardingConfig, tables: Sequence[EmbeddingBagConfig]) -> None:
+def _check_names(config: ShardingConfig, tables: Sequence[BaseEmbeddingConfig]) -> None:
     """A misspelt table would be sharded like all others, and nobody would notice."""
     names = {table.name for table in tables}
     unknown = sorted(config.tables.keys() - names)
@@ -98,7 +106,7 @@ def _check_names(config: ShardingConfig, tables: Sequence[EmbeddingBagConfig]) -
         raise ValueError(f"sharded tables must be tables of the model: got {unknown}; the model has {sorted(names)}")
 
 
-def _check_kernel(table: EmbeddingBagConfig, optimizer: type[torch.optim.Optimizer], compute_device: str) -> None:
+def _check_kernel(table: BaseEmbeddingConfig, optimizer: type[torch.optim.Optimizer], compute_device: str) -> None:
     """FBGEMM has no fused Adam for CPUs, and ours is for float32."""
     if compute_device == "cpu" and optimizer is torch.optim.Adam and table.data_type is not DataType.FP32:
         raise ValueError(
@@ -107,7 +115,7 @@ def _check_kernel(table: EmbeddingBagConfig, optimizer: type[torch.optim.Optimiz
         )
 
 
-def _check_kind(table: EmbeddingBagConfig, kind: str) -> None:
+def _check_kind(table: BaseEmbeddingConfig, kind: str) -> None:
     """Python does not hold ``kind`` to its type, and TorchRec's error would not name the table."""
     if kind not in get_args(ShardingKind):
         raise ValueError(
@@ -115,7 +123,7 @@ def _check_kind(table: EmbeddingBagConfig, kind: str) -> None:
         )
 
 
-def _check_arithmetic(table: EmbeddingBagConfig, kind: str, optimizer: type[torch.optim.Optimizer]) -> None:
+def _check_arithmetic(table: BaseEmbeddingConfig, kind: str, optimizer: type[torch.optim.Optimizer]) -> None:
     """A plan decides how fast a model trains, never which model."""
     excluded, reason = CHANGED_BY.get(optimizer, ([], ""))
     if kind in excluded:
@@ -125,7 +133,7 @@ def _check_arithmetic(table: EmbeddingBagConfig, kind: str, optimizer: type[torc
         )
 
 
-def _check_groups(table: EmbeddingBagConfig, kind: str, without: Sequence[str]) -> None:
+def _check_groups(table: BaseEmbeddingConfig, kind: str, without: Sequence[str]) -> None:
     """Where a node has tables of its own, the process groups that TorchRec makes for some types are the wrong ones."""
     if kind in without:
         raise ValueError(
@@ -134,16 +142,20 @@ def _check_groups(table: EmbeddingBagConfig, kind: str, without: Sequence[str]) 
         )
 
 
-def _check_comms(table: EmbeddingBagConfig, kind: str, comms: CommsConfig) -> None:
-    """Int8 numbers cannot be summed on the wire."""
-    if kind in ROW_TYPES and comms.int8:
+def _check_comms(table: BaseEmbeddingConfig, kind: str, comms: CommsConfig) -> None:
+    if kind in _summing(table, comms):
         raise ValueError(
             f"sharding of table {table.name!r} must send whole vectors with int8 comms: got {kind!r}, which sums "
             "parts of vectors on the wire; choose another sharding, or fp16"
         )
 
 
-def _check_replicas(table: EmbeddingBagConfig, kind: str) -> None:
+def _summing(table: BaseEmbeddingConfig, comms: CommsConfig) -> list[str]:
+    """Sharding types that sum vectors on the wire, if these are int8 numbers, which cannot be summed."""
+    return ROW_TYPES if comms.int8 and not isinstance(table, EmbeddingConfig) else []
+
+
+def _check_replicas(table: BaseEmbeddingConfig, kind: str) -> None:
     """DDP averages gradients and updates weights in the type of the weights, and fp16 is not precise enough."""
     if kind == "data_parallel" and table.data_type is not DataType.FP32:
         raise ValueError(
@@ -152,26 +164,47 @@ def _check_replicas(table: EmbeddingBagConfig, kind: str) -> None:
         )
 
 
-def _allowed(kind: ShardingKind, topology: Topology, table: EmbeddingBagConfig, excluded: Sequence[str]) -> list[str]:
+def _check_buckets(table: BaseEmbeddingConfig, kind: str, world_size: int) -> None:
+    """A bucket of managed ids lies on one rank."""
+    if kind == "row_wise" and _cuts_buckets(table, world_size):
+        raise ValueError(
+            f"ranks of row-wise managed table {table.name!r} must divide its {table.buckets} buckets: got "
+            f"{world_size}; choose table_wise"
+        )
+
+
+def _cuts_buckets(table: BaseEmbeddingConfig, world_size: int) -> bool:
+    return isinstance(table, ManagedEmbeddingBagConfig) and table.buckets % world_size != 0
+
+
+def _allowed(kind: ShardingKind, topology: Topology, table: BaseEmbeddingConfig, excluded: Sequence[str]) -> list[str]:
     """Sharding types that the planner may choose from."""
     if kind != "auto":
         return [kind]
     if topology.world_size == 1:
         return ["table_wise"]  # a single rank shares nothing, and this type has the fused kernel
-    summed = not isinstance(table, StackedEmbeddingBagConfig) or isinstance(table.operation, Summed)
-    if topology.compute_device == "cpu" and not summed:
+    if topology.compute_device == "cpu" and isinstance(table, StackedTable) and not table.sums_rows:
         excluded = [*excluded, *ROW_TYPES]  # the fast kernels of products and paths want whole rows on one rank
+    if _cuts_buckets(table, topology.world_size):
+        excluded = [*excluded, "row_wise"]
     if table.data_type is not DataType.FP32:  # see _check_replicas
         excluded = [*excluded, "data_parallel"]
     return [offered for offered in offered_types(table) if offered not in excluded]
 
 
-def _shard_columns(table: EmbeddingBagConfig, world_size: int) -> int:
-    """Columns of a shard: as equal as the number of ranks allows, and a multiple of 4, which FBGEMM needs."""
-    return max(4, int(table.embedding_dim) // world_size // 4 * 4)
+def _shard_columns(table: BaseEmbeddingConfig, kind: str, world_size: int) -> int | None:
+    """Columns of a shard, a multiple of 4, which FBGEMM needs; None leaves them to the planner.
+
+    They are as equal as the number of ranks allows, and quite equal for vectors of single ids, as TorchRec demands.
+    """
+    dim, wanted = int(table.embedding_dim), kind in COLUMN_TYPES
+    if isinstance(table, EmbeddingConfig):
+        least = dim / world_size if wanted else MIN_CW_DIM
+        return min([width for width in range(4, dim, 4) if width >= least and dim % width == 0], default=dim)
+    return max(4, dim // world_size // 4 * 4) if wanted else None
 
 
-def _cache(table: EmbeddingBagConfig, access: Mapping[str, AccessStatistics], global_batch: int) -> CacheParams:
+def _cache(table: BaseEmbeddingConfig, access: Mapping[str, AccessStatistics], global_batch: int) -> CacheParams:
     measured = access.get(table.feature_names[0])
     stats = None
     if measured:

@@ -131,7 +131,7 @@ class Enumerator(EmbeddingEnumerator):
             option.shards = [PlannedShard(shard.size, shard.offset, *known[tuple(shard.size)]) for shard in every]
 
     def _estimates(self, option: ShardingOption, shard: Shard) -> tuple[Storage, StepPerf]:
-        """TorchRec's estimates of a shard, with the bytes of moments and classes of ids that it does not count.
+        """TorchRec's estimates of a shard, with the bytes of moments, classes and maps of ids that it does not count.
 
         The times are all that a step takes.
         """
@@ -141,13 +141,16 @@ class Enumerator(EmbeddingEnumerator):
         missing = int(uncounted * shard_optimizer_bytes(option, shard.size))
         on_device = self.on_gpu and option.compute_kernel == "fused"
         storage = shard.storage + (Storage(hbm=missing, ddr=0) if on_device else Storage(hbm=0, ddr=missing))
-        listed = self.constraints[option.name].listed_bytes
-        storage += Storage(hbm=listed, ddr=0) if self.on_gpu else Storage(hbm=0, ddr=listed)
+        of_table = self.constraints[option.name]
+        kept = of_table.listed_bytes + int(of_table.map_bytes_per_row * shard.size[0])
+        storage += Storage(hbm=kept, ddr=0) if self.on_gpu else Storage(hbm=0, ddr=kept)
         return storage, self._as_sent(StepPerf(**vars(shard.perf)), option, shard)
 
     def _as_sent(self, perf: StepPerf, option: ShardingOption, shard: Shard) -> StepPerf:
         """The times with what the table really sends."""
         sent, by_rows = self.constraints[option.name], option.sharding_type in ROW_TYPES
+        perf.fwd_compute *= (1 + sent.rows_per_id) / 2  # a lookup reads as many bytes as it writes
+        perf.bwd_compute *= (1 + sent.rows_per_id) / 2
         if not (by_rows and sent.sends_rows):
             perf.input_dist_comms *= sent.ids_per_row
         if by_rows and sent.shared_rows:

@@ -34,7 +34,7 @@ from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS
 from dlrm_torchrec.embeddings.compositional.partitions.hot_cold import HotCold
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
 from dlrm_torchrec.embeddings.config import TablesConfig
-from dlrm_torchrec.embeddings.tables import partition_of, stored_config
+from dlrm_torchrec.embeddings.tables import bytes_of_ids, partition_of, stored_config
 from dlrm_torchrec.schema import AccessStatistics, Table
 from dlrm_torchrec.sharding.planner.enumerator import optimizer_bytes
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
@@ -52,7 +52,7 @@ class Choice:
 
     config: TablesConfig
     rows: int  # stored rows
-    bytes: int  # bytes of weights and moments, and of listed classes of ids
+    bytes: int  # bytes of weights and moments, and of listed classes or maps of ids
     loss: float  # lookups per sample that read rows of other ids
 
 
@@ -67,7 +67,7 @@ def choices(
     """Ways to store ``table``: first plain, then compressed more and more; each choice is smaller than the one before.
 
     Three partitions replace two as soon as the second would be larger than the first. Clusters have one size, that of
-    their assignments, and count as classes of random ids.
+    their assignments, and count as classes of random ids. A table of ids without end stays as it is.
 
     Args:
         table: the table, not compressed
@@ -89,7 +89,7 @@ def choices(
             config = replace(base, collisions=collisions, max_rows=0, budget=0)
             ways.append(_choice(table, config, optimizer, pooling_factor * shared(table.rows, collisions, access)))
         return ways if ways[-1].bytes <= ways[0].bytes else ways[:1]
-    if table.rows <= base.threshold:
+    if table.rows <= base.threshold or table.managed:
         return ways
     for collisions in _strengths(table.rows):
         config, loss = replace(plain, kind=kind, collisions=collisions), shared(table.rows, collisions, access)
@@ -99,6 +99,8 @@ def choices(
                 break
             kind = "chinese_remainder" if found is None else kind
             config, loss = found or (replace(config, kind=kind), loss)
+        elif kind == "managed":  # all ids without a row share a few
+            loss = shared(table.rows, table.rows, access, num_hot=table.rows // collisions)
         if kind in ("chinese_remainder", "mixed_radix") and collisions**2 > table.rows:
             config = replace(config, partitions=3)
         choice = _choice(table, config, optimizer, pooling_factor * loss)
@@ -252,13 +254,12 @@ def _without_hot(access: AccessStatistics, num_hot: int) -> tuple[NDArray[np.flo
 
 
 def _choice(table: Table, config: TablesConfig, optimizer: type[torch.optim.Optimizer], loss: float) -> Choice:
-    stored, listed = stored_config(table, config), 0
+    stored = stored_config(table, config)
     if isinstance(stored, CompositionalEmbeddingBagConfig):
-        listed = stored.partition.listed_bytes
         stored = stored.stacked()
     rows, columns = int(stored.num_embeddings), int(stored.embedding_dim)
     weights = rows * columns * DATA_TYPE_NUM_BITS[stored.data_type] // 8
-    num_bytes = weights + optimizer_bytes(optimizer, (rows, columns)) + listed
+    num_bytes = weights + optimizer_bytes(optimizer, (rows, columns)) + bytes_of_ids(stored)
     return Choice(config=config, rows=rows, bytes=num_bytes, loss=loss)
 
 

@@ -11,10 +11,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from dlrm_torchrec.table_names import table_of
 from dlrm_torchrec.train.checkpoints.folder import check
 from dlrm_torchrec.train.checkpoints.storage import IoPathReader
 
-_TABLE = re.compile(r"model\..*\.?embedding_bags\.(?P<table>[^.]+)\.weight")
+_MAP = re.compile(r"model\..*\.?maps\.(?P<table>[^.]+)\.[a-z_]+")
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ def saved_tables(path: str) -> Iterator[SavedTable]:
     """
     check(path)
     for key, saved in IoPathReader(path).read_metadata().state_dict_metadata.items():
-        found = _TABLE.fullmatch(key)
-        if found:
+        table = table_of(key) if key.startswith("model.") else None
+        if table is not None:
             described: Any = saved  # always a tensor: see storage
             rows, dim = described.size
-            yield SavedTable(found["table"], rows, dim, described.properties.dtype, key)
+            yield SavedTable(table, rows, dim, described.properties.dtype, key)
 
 
 def read_table(path: str, table: SavedTable) -> torch.Tensor:
@@ -56,10 +57,18 @@ def read_moments(path: str, table: SavedTable) -> dict[str, torch.Tensor]:
     return _read(path, {name: name.removeprefix(start) for name in saved if name.startswith(start)})
 
 
-def read_dense(path: str) -> dict[str, torch.Tensor]:
-    """All parameters and buffers of the model that are not tables, by their names in it."""
+def read_map(path: str, table: SavedTable) -> dict[str, torch.Tensor]:
+    """The map of a managed table of the checkpoint in folder ``path``, by the names of its tensors; else nothing."""
+    start = f"{table.key.removesuffix(f'embedding_bags.{table.name}.weight')}maps.{table.name}."
     saved = IoPathReader(path).read_metadata().state_dict_metadata
-    names = [name for name in saved if name.startswith("model.") and not _TABLE.fullmatch(name)]
+    return _read(path, {name: name.removeprefix(start) for name in saved if name.startswith(start)})
+
+
+def read_dense(path: str) -> dict[str, torch.Tensor]:
+    """All parameters and buffers of the model that are no tables or maps of ids, by their names in it."""
+    saved = IoPathReader(path).read_metadata().state_dict_metadata
+    of_tables = {name for name in saved if table_of(name) is not None or _MAP.fullmatch(name)}
+    names = [name for name in saved if name.startswith("model.") and name not in of_tables]
     return _read(path, {name: name.removeprefix("model.") for name in names})
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from torchrec.distributed.types import ShardedTensor
 from torchrec.optim.keyed import CombinedOptimizer
 
+from dlrm_torchrec.table_names import table_of
 from dlrm_torchrec.train.checkpoints.state import run_tensors
 from dlrm_torchrec.train.task import Output, RankingBatch
 from dlrm_torchrec.train.timing.timed_step import TimedStep
@@ -118,7 +119,7 @@ def _allocated(tensors: dict[str, Any]) -> int:
     """Bytes of the distinct storages of the tables' tensors."""
     storages = {}
     for name, tensor in tensors.items():
-        if ".embedding_bags." in name:
+        if table_of(name):
             sharded = isinstance(tensor, ShardedTensor)
             for local in [shard.tensor for shard in tensor.local_shards()] if sharded else [tensor]:
                 storages[local.untyped_storage().data_ptr()] = local.untyped_storage().nbytes()

@@ -78,11 +78,10 @@ class TimedStep:
         looked_up = module.compute(context, features)
         views = [vectors.view_as(vectors) for vectors in looked_up]  # because output_dist may return the same tensor
         watch.meet("output_dist")
-        pooled = module.output_dist(context, views).wait()
+        arrived = module.output_dist(context, views).wait()
         watch.switch(before)
-
-        def output_dist_backward(_: torch.Tensor) -> None:
-            watch.meet("output_dist_backward")
+        parts = [each.values() for each in (arrived.values() if isinstance(arrived, dict) else [arrived])]
+        output_dist_backward = _Countdown(len(parts), lambda: watch.meet("output_dist_backward"))
 
         def lookup_backward(_: torch.Tensor) -> None:
             watch.switch("lookup_backward")
@@ -90,10 +89,10 @@ class TimedStep:
         nodes = _nodes_behind(views)
         lookup = _Countdown(len(nodes), lambda: watch.switch("dense_backward"))
         self._lookups.append(lookup)
-        self._hooks += [pooled.values().register_hook(output_dist_backward)]
+        self._hooks += [vectors.register_hook(output_dist_backward) for vectors in parts]
         self._hooks += [vectors.register_hook(lookup_backward) for vectors in looked_up]
         self._hooks += [node.register_hook(lookup) for node in nodes]
-        return pooled
+        return arrived
 
     def _time_all_reduces(self) -> None:
         lookups = [lookup for module in self._sharded for lookup in module._lookups]  # torch does not list them

@@ -113,7 +113,16 @@ def test_requests_that_wait_together_are_one_batch(strict: Server, predictor: Pr
 def test_what_is_served_is_told(plain: Server, package: Path) -> None:
     manifest = json.loads((package / "package.json").read_text())
     for path in ("/", "/package"):
-        assert json.loads(plain.ask("GET", path)[1]) == manifest
+        told = json.loads(plain.ask("GET", path)[1])
+        state = told.pop("serving")
+        assert told == manifest
+        assert state == {
+            "age_s": state["age_s"],
+            "loaded": manifest["fingerprint"],
+            "deltas": [],
+            "can_roll_back": False,
+        }
+        assert 0 <= state["age_s"] < 3600
     assert plain.ask("GET", "/healthz") == (200, b'{"alive":true}')
     assert plain.ask("GET", "/readyz") == (200, b'{"package":"first"}')
     (info,) = [name for name in plain.metrics() if name.startswith("dlrm_package_info")]
@@ -401,10 +410,10 @@ def test_reloads_under_load_drop_nothing(plain: Server, package: Path, predictor
         answers = clients.map(client, range(4))
         try:
             time.sleep(0.1)
-            assert plain.ask("POST", "/reload") == (200, b'{"package":"second"}')
+            assert plain.ask("POST", "/reload") == (200, b'{"package":"second","version":0}')
             time.sleep(0.1)
             write(package, "first", CITIES)
-            assert plain.ask("POST", "/reload") == (200, b'{"package":"first"}')
+            assert plain.ask("POST", "/reload") == (200, b'{"package":"first","version":0}')
             time.sleep(0.1)
         finally:
             going = False

@@ -32,6 +32,7 @@ from dlrm_torchrec.inference.serving.batcher import Batcher
 from dlrm_torchrec.inference.serving.json_body import read_json
 from dlrm_torchrec.inference.serving.json_shape import check_shape
 from dlrm_torchrec.inference.serving.limits import ServingConfig
+from dlrm_torchrec.inference.serving.models import Served
 from dlrm_torchrec.inference.serving.prometheus import Metrics
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, Label, SparseFeature
 from tests.inference.packages import scripted
@@ -216,8 +217,9 @@ def test_before_the_package_is_loaded_clients_are_told_to_try_later(package: Pat
 
 def test_a_model_that_fails_fails_the_request_and_tells_no_more(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service = Service(package, ServingConfig())
-    service.predictor = Predictor.load(package)
-    monkeypatch.setattr(service.predictor, "run", lambda _: 1 / 0)
+    predictor = Predictor.load(package)
+    monkeypatch.setattr(predictor, "run", lambda _: 1 / 0)
+    service.models.served = Served(predictor, 0.0, "")
     answer = called(service, "/predict", as_json(columns(0, 2)))
     assert answer == (500, {"error": "the server failed; its log says why"})
 
@@ -242,7 +244,7 @@ def test_several_labels_under_any_names(tmp_path: Path) -> None:
     logits = np.array([[first, 2 * first], [2.0, 4.0]])
     expected = 1 / (1 + np.exp(-logits))
     service = Service(tmp_path / "p", ServingConfig())
-    service.predictor = Predictor.load(tmp_path / "p")
+    service.models.served = Served(Predictor.load(tmp_path / "p"), 0.0, "")
     status, answer = called(service, "/predict", as_json(values))
     assert (status, answer["unseen"], answer["package"]) == (200, {feature: 1}, "log")
     assert list(answer["predictions"]) == ["click", label]
@@ -252,7 +254,7 @@ def test_several_labels_under_any_names(tmp_path: Path) -> None:
     assert [(sample.labels, sample.value) for sample in unseen] == [({"feature": feature}, 1.0)]
 
     service = Service(tmp_path / "p", ServingConfig())
-    service.predictor = Predictor.load(tmp_path / "p")
+    service.models.served = Served(Predictor.load(tmp_path / "p"), 0.0, "")
     values["when"] = pa.array([datetime(2026, 11, 29, 5, 30, tzinfo=UTC), None])
     status, stream = called(service, "/predict", as_arrow(pa.table(values)), ARROW)
     table = pa.ipc.open_stream(stream).read_all()

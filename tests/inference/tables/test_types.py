@@ -25,8 +25,8 @@ def collection(dim: int = 64) -> EmbeddingBagCollection:
 def test_sizes_at_dim_64_without_padding(kind: TableType, share: float) -> None:
     """int8 is below the 28.1 % of FBGEMM's older rows, as scale and offset are float16 here."""
     served = ServedTables(collection(), {"t": kind}, ["f"])
-    sums: Any = served.parts[0]
-    stored = sums.lookup.tables.weights_host.numel()
+    sums: Any = served.lookup.parts[0]
+    stored = sums.lookup.weights.numel()
     assert 0 <= stored - 1000 * row_bytes(kind, 64) < 128  # a table ends at a cache line
     assert row_bytes(kind, 64) / row_bytes("fp32", 64) == pytest.approx(share, abs=1e-4)
 

@@ -35,19 +35,24 @@ class Plan(NamedTuple):
 
     places: NDArray[np.int64]  # of each id's vector
     lengths: NDArray[np.int64]  # of the bags, of one feature after another
+    bag_counts: list[int]  # of each feature
     weights: Numbers  # of ids; empty if all are 1
     runs: NDArray[np.int64]  # feature, class, first vector, the one after the last
-    num_features: int
     num_vectors: int
     network_rows: list[int]  # rows of W1, b1, W2 and b2, or of one matrix
 
 
 def pool_paths(
-    group: TableGroup, bags: Bags, look_up: LookUp, network_rows: Callable[[int], list[int]]
+    group: TableGroup,
+    bags: Bags,
+    look_up: LookUp,
+    network_rows: Callable[[int], list[int]],
+    *,
+    single: bool = False,
 ) -> torch.Tensor:
     """The sums of the vectors of each bag's ids (bags, dim), whose weights have no gradient.
 
-    ``network_rows`` gives the numbers of rows of a network's parts for a dim.
+    ``network_rows`` gives the numbers of rows of a network's parts for a dim. With ``single``, every id is a bag.
     """
     counts = bags.lengths.view(group.num_features, -1).sum(1)
     found, counts_found, places = distinct_ids(bags.values.long().contiguous().numpy(), counts.numpy())
@@ -59,12 +64,13 @@ def pool_paths(
     read = group.read(look_up, rows, group.later_rows(first.device))
     read = read.to(torch.promote_types(read.dtype, torch.float32))
     weights = read.new_empty(0) if bags.weights is None else bags.weights.to(read.dtype)
+    lengths = torch.ones_like(bags.values, dtype=torch.int64) if single else bags.lengths.long().contiguous()
     plan = Plan(
         places,
-        bags.lengths.long().contiguous().numpy(),
+        lengths.numpy(),
+        counts.tolist() if single else [len(lengths) // group.num_features] * group.num_features,
         weights.contiguous().numpy(),
         runs,
-        group.num_features,
         len(found),
         network_rows(read.size(1)),
     )
@@ -131,13 +137,13 @@ class _Feature(NamedTuple):
 
 def _features(plan: Plan, dim: int) -> list[_Feature]:
     """The features of a plan."""
-    num_bags, hidden = len(plan.lengths) // plan.num_features, plan.network_rows[0]
+    hidden = plan.network_rows[0]
     ids = np.concatenate([[0], plan.lengths.cumsum()])
-    borders = np.searchsorted(plan.runs[:, 0], np.arange(plan.num_features + 1))
+    borders = np.searchsorted(plan.runs[:, 0], np.arange(len(plan.bag_counts) + 1))
     parts = []
-    for feature in range(plan.num_features):
+    for feature, (num_bags, end) in enumerate(zip(plan.bag_counts, accumulate(plan.bag_counts), strict=True)):
         runs = plan.runs[borders[feature] : borders[feature + 1]].tolist()
-        bags = slice(feature * num_bags, (feature + 1) * num_bags)
+        bags = slice(end - num_bags, end)
         first, last = (runs[0][2], runs[-1][3]) if runs else (0, 0)
         own = slice(ids[bags.start], ids[bags.stop])
         more_products = (num_bags * len(runs) - last + first) * hidden * dim

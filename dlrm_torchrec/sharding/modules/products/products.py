@@ -1,8 +1,9 @@
-"""Bags of products of rows without a vector per id: what ``Mult`` is on CPU, with the optimizer in backward."""
+"""Products of rows in one pass over the ids: what ``Mult`` is on CPU, with the optimizer in backward."""
 
 from __future__ import annotations
 
-from itertools import accumulate
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,45 @@ class Products:
         rule, numbers = self.tables.next_step()
         flat = gradient.float().contiguous().view(-1).numpy()
         update_products(self.layout, _numpy(rows, offsets, factors), numbers, rule, flat)
+
+
+class SingleProducts(Products):
+    """The products (N, dim) of the rows of single ids, which are bags of their own, table by table."""
+
+    def __init__(self, group: TableGroup, tables: SortedTables) -> None:
+        super().__init__(group, tables, mean=False)
+        self.layouts = [
+            ProductLayout(np.array([(0, 1, *line[2:])], np.int64), 1, self.layout.dim) for line in self.layout.tables
+        ]
+
+    def __call__(self, bags: Bags) -> torch.Tensor:
+        """The vectors of all ids; weights are ignored."""
+        rows = self.group.rows(bags._replace(weights=None)).values.view(self.group.k, len(bags.values))
+        ids = offsets_of(bags.lengths.view(self.group.num_features, -1).sum(1))
+        tables = ids[[0, *self.layout.tables[:, 1]]]  # where the ids of each table begin
+        products: torch.Tensor = _Products.apply(  # type: ignore[no-untyped-call]  # untyped in torch
+            self, rows, tables, torch.empty(0), self.tables.tables.weights_host
+        )
+        return products
+
+    def look_up(self, rows: torch.Tensor, offsets: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        output, weights = torch.empty(rows.size(1), self.layout.dim), self.tables.tables.weights_host.detach().numpy()
+        for layout, part, bags in self._parts(rows, offsets, factors):
+            look_up_products(layout, bags, weights, output[part].view(-1).numpy())
+        return output
+
+    def update(self, rows: torch.Tensor, offsets: torch.Tensor, factors: torch.Tensor, gradient: torch.Tensor) -> None:
+        (rule, numbers), gradient = self.tables.next_step(), gradient.float().contiguous()
+        for layout, part, bags in self._parts(rows, offsets, factors):
+            update_products(layout, bags, numbers, rule, gradient[part].view(-1).numpy())
+
+    def _parts(
+        self, rows: torch.Tensor, offsets: torch.Tensor, factors: torch.Tensor
+    ) -> Iterator[tuple[ProductLayout, slice, ProductBags]]:
+        """The layout of each table, where its ids are, and these as bags."""
+        for layout, (begin, end) in zip(self.layouts, pairwise(offsets.tolist()), strict=True):
+            part = slice(begin, end)
+            yield layout, part, _numpy(rows[:, part].contiguous(), torch.arange(end - begin + 1), factors)
 
 
 def _numpy(rows: torch.Tensor, offsets: torch.Tensor, factors: torch.Tensor) -> ProductBags:

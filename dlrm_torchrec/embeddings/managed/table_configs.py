@@ -1,0 +1,63 @@
+"""Configs of managed tables: any of so many ids may get one of the rows, and lose it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+
+from dlrm_torchrec.embeddings.config import Policy
+from dlrm_torchrec.embeddings.managed.buckets import LEAST_ROWS, num_buckets, whole_buckets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """Which ids get rows, and when they lose them."""
+
+    policy: Policy = "lru"
+    admit_after: int = 1  # sightings within one interval that an id needs
+    update_every: int = 20  # steps of an interval, after which rows are given to ids
+    max_age: int = 0  # steps without a sighting after which an id loses its row; 0 means never
+
+
+@dataclass(kw_only=True)
+class ManagedEmbeddingBagConfig(EmbeddingBagConfig):
+    """A table of ``num_embeddings`` rows for any of ``num_ids`` ids. The last row of each bucket is shared.
+
+    Ids without a row read the shared row of their bucket. Raises ValueError when rows are too few, or no whole buckets.
+    """
+
+    num_ids: int
+    rules: Rules
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.feature_names: list[str] = self.feature_names or [self.name]  # as TorchRec does
+        rows: int = self.num_embeddings
+        if rows < 2 or rows != whole_buckets(rows):
+            raise ValueError(
+                f"rows of managed table {self.name!r} must be at least 2 and a multiple of its {num_buckets(rows)} "
+                f"buckets: got {rows}; take {max(2, whole_buckets(rows))}"
+            )
+
+    @property
+    def buckets(self) -> int:
+        return num_buckets(self.num_embeddings)
+
+    @property
+    def places(self) -> int:
+        """Ids without a row that a bucket counts within an interval."""
+        rows: int = self.num_embeddings // self.buckets
+        return max(rows // 4, min(rows, LEAST_ROWS))
+
+    @property
+    def row_bytes(self) -> dict[str, int]:
+        """Bytes of the map for each row, by what is kept."""
+        counts = {"counts": 4} if self.rules.policy != "lru" else {}
+        return {"ids": 8, "last_seen": 4, **counts, "evicted": 1, "order": 8}
+
+    @property
+    def map_bytes(self) -> int:
+        """Bytes of the map of ids to rows: of each row, of the waiting room, and of what is counted of a bucket."""
+        of_rows: int = self.num_embeddings * sum(self.row_bytes.values())
+        return of_rows + self.buckets * (16 * self.places + 8 * 6)

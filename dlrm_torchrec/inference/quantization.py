@@ -1,0 +1,157 @@
+"""From a checkpoint to the program of a served model, and what that changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.datasets.stream import Stream
+from dlrm_torchrec.embeddings.tables import Tables, physical_configs
+from dlrm_torchrec.inference.config import QuantizationConfig, TableType
+from dlrm_torchrec.inference.mlps.quantize import mlp_bytes, quantize_mlps
+from dlrm_torchrec.inference.scoring import Scorer, script
+from dlrm_torchrec.inference.tables.choose import Errors, choose_types, logit_errors
+from dlrm_torchrec.inference.tables.serve import check_types, serve_tables, table_bytes, trained_bytes
+from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.train.checkpoints.checkpoint import load_unsharded
+from dlrm_torchrec.train.checkpoints.progress import Progress
+from dlrm_torchrec.train.metrics.labels import label_metrics
+from dlrm_torchrec.train.metrics.scores import Scores
+from dlrm_torchrec.train.task import RankingTask
+
+
+class Trained(NamedTuple):
+    """A trained model on the CPU, not sharded, with its tables."""
+
+    model: nn.Module
+    tables: Tables
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What quantising changed, on the rows of ``split``; bytes are by part, tables and MLPs."""
+
+    split: str
+    before: dict[str, float]
+    after: dict[str, float]
+    largest_change: float  # of a prediction
+    bytes_before: dict[str, int]
+    bytes_after: dict[str, int]
+
+    @property
+    def loss_of_quality(self) -> float:
+        """The largest fall of a label's AUC, or rise of its RMSE as a share of it."""
+        pairs = [(name.rpartition("/")[2], value, self.after[name]) for name, value in self.before.items()]
+        falls = [before - after for metric, before, after in pairs if metric == "auc"]
+        return max(falls or [after / before - 1 for metric, before, after in pairs if metric == "rmse"])
+
+
+class Quantized(NamedTuple):
+    """A served model's program, the types of its tables, and what quantising changed."""
+
+    program: torch.jit.ScriptModule
+    types: dict[str, TableType]
+    report: Report
+    errors: Errors  # of each type of each table, if types were chosen for a budget
+
+    def facts(self, how: QuantizationConfig) -> dict[str, Any]:
+        """What a package says of the model."""
+        return {"mlps": how.mlps, "bits": how.bits, "outliers": how.outliers, "tables": self.types}
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What a package says of the model's quality."""
+        return asdict(self.report)
+
+
+def load_trained(
+    build: Callable[..., tuple[RankingTask, Tables]], cfg: Any, spec: DatasetSpec, checkpoint: str
+) -> Trained:
+    """The model of a checkpoint, which a recipe's ``build`` makes for the config ``cfg``."""
+    task, tables = build(cfg, spec, 1, torch.device("cpu"))
+    tables.to_empty(device="cpu")
+    progress = load_unsharded(task, checkpoint)
+    return Trained(task.model.eval(), tables, progress)
+
+
+def quantize(
+    trained: Trained,
+    how: QuantizationConfig,
+    rows: Stream,
+    *,
+    split: str,
+    calibration: Iterable[Batch],
+) -> Quantized:
+    """The served model, measured before and after on ``rows`` of the split of this name.
+
+    Static ranges, and the types for a budget, are measured on the ``calibration`` batches, anew for each model: the
+    dense parts of a delta are whole anyway, and yesterday's ranges may saturate. The trained model is changed.
+
+    Raises ValueError when options do not fit the model.
+    """
+    model, tables, _ = trained
+    spec = rows.spec
+    configs = {config.name: config for config in physical_configs(tables)}
+    types = dict.fromkeys(configs, how.tables) | how.table_types
+    check_types(tables, types)
+    inputs: Sequence[tuple[torch.Tensor, KeyedJaggedTensor]] = [
+        (batch.dense_features, batch.sparse_features) for batch in calibration
+    ]
+    before = _predict(Scorer(model, spec), rows)
+    bytes_before = {"tables": trained_bytes(tables), "mlps": mlp_bytes(model)}
+    errors = Errors()
+    if how.budget_mib:
+        errors = logit_errors(lambda: torch.cat([model(*batch) for batch in inputs]), tables)
+        types = choose_types(tables, errors, int(how.budget_mib * 2**20))
+    model = serve_tables(model, tables, types, [feature.name for feature in spec.sparse])
+    if how.mlps != "fp32":
+        model = quantize_mlps(model, how.mlps, inputs, bits=how.bits, outliers=how.outliers)
+    program = script(Scorer(model, spec))
+    after = _predict(program, rows)
+    report = Report(
+        split=split,
+        before=_measure(before, spec),
+        after=_measure(after, spec),
+        largest_change=float((after.outputs - before.outputs).abs().max()),
+        bytes_before=bytes_before,
+        bytes_after={"tables": sum(table_bytes(configs[n], t) for n, t in types.items()), "mlps": mlp_bytes(model)},
+    )
+    return Quantized(program, types, report, errors)
+
+
+def check_quality(report: Report, most: float, spec: DatasetSpec) -> None:
+    """Raises ValueError when quality falls by more than ``most``."""
+    lost = report.loss_of_quality
+    if lost > most:
+        changed = "AUC must not fall" if spec.target == "binary" else "RMSE must not rise by a share"
+        raise ValueError(
+            f"{changed} by more than {most:g}: got {lost:.2g}, and nothing was written; give tables more bits, keep "
+            "outliers, or raise --max-auc-loss"
+        )
+
+
+@torch.inference_mode()
+def _predict(model: nn.Module, stream: Stream) -> Scores:
+    """Predictions (N, L) as float64, labels and weights of every row of a split."""
+    scores, labels, weights = [], [], []
+    for batch in stream.batches():
+        ids, real = batch.sparse_features, batch.num_rows
+        predictions, _ = model(batch.dense_features, ids.values(), ids.lengths(), ids.weights_or_none())
+        scores.append(predictions[:real])
+        labels.append(batch.labels[:real].view(real, -1))
+        if batch.weights is not None:
+            weights.append(batch.weights[:real])
+    return Scores(torch.cat(scores).double(), torch.cat(labels), torch.cat(weights) if weights else None)
+
+
+def _measure(scores: Scores, spec: DatasetSpec) -> dict[str, float]:
+    if spec.target == "binary":
+        scores = scores._replace(outputs=torch.logit(scores.outputs, 1e-12))
+    return label_metrics(scores, labels=[label.name for label in spec.labels], target=spec.target, learned=False)
