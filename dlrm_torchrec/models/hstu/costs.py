@@ -51,16 +51,56 @@ def multiply_adds(config: HSTUConfig, work: Work) -> dict[str, float]:
     """
     keys, values = config.heads * config.key_dim, config.heads * config.value_dim
     outputs = values if config.variant == "paper" else 3 * values
-    dim, hidden, rows = config.dim, config.hidden, work.features * work.table_dim
-    mlps = rows * hidden + config.action_dim * hidden + _mlps(work) * hidden * dim
-    head = (dim + 4) * dim + rows * hidden + 2 * hidden * dim + hidden
     return {
-        "tokens": work.tokens * mlps + work.samples * work.context * work.table_dim * dim,
-        "projections": config.layers * work.all_tokens * dim * 2 * (keys + values),
+        **_multiply_adds_of_ends(config, work),
+        "projections": config.layers * work.all_tokens * config.dim * 2 * (keys + values),
         "attention": config.layers * work.pairs * (keys + values),
-        "outputs": config.layers * work.all_tokens * outputs * dim,
-        "head": work.candidates * head,
+        "outputs": config.layers * work.all_tokens * outputs * config.dim,
     }
+
+
+def pooled_multiply_adds(config: HSTUConfig, work: Work) -> dict[str, float]:
+    """Those of the baseline that pools the history; candidates are spread evenly over samples."""
+    pooled = (work.tokens - work.candidates) * work.candidates / work.samples if work.samples else 0
+    return {
+        **_multiply_adds_of_ends(config, work),
+        "weights": pooled * (4 * config.dim * config.hidden + config.hidden + config.dim),
+        "user": work.candidates * (2 + work.context) * config.dim**2,
+    }
+
+
+def _multiply_adds_of_ends(config: HSTUConfig, work: Work) -> dict[str, float]:
+    """Those of the MLPs that make tokens, and of the ones that make logits."""
+    dim, hidden, rows = config.dim, config.hidden, work.features * work.table_dim
+    token = (rows + config.action_dim) * hidden + _mlps(work) * hidden * dim
+    context = work.context * work.table_dim * dim
+    return {
+        "tokens": work.tokens * token + work.samples * context,
+        "head": work.candidates * ((dim + 4) * dim + rows * hidden + 2 * hidden * dim + hidden),
+    }
+
+
+def moved_floats(config: HSTUConfig, work: Work) -> float:
+    """Numbers that products of HSTU read and write in the forward pass, without weights."""
+    keys, values = config.heads * config.key_dim, config.heads * config.value_dim
+    outputs = values if config.variant == "paper" else 3 * values
+    layer = 2 * config.dim + 4 * keys + 4 * values + outputs
+    return config.layers * work.all_tokens * layer + _moved_floats_of_ends(config, work)
+
+
+def pooled_moved_floats(config: HSTUConfig, work: Work) -> float:
+    """Those of the baseline that pools the history."""
+    pooled = (work.tokens - work.candidates) * work.candidates / work.samples if work.samples else 0
+    user = work.candidates * (3 + work.context) * config.dim
+    return pooled * (6 * config.dim + 2 * config.hidden + 1) + user + _moved_floats_of_ends(config, work)
+
+
+def _moved_floats_of_ends(config: HSTUConfig, work: Work) -> float:
+    rows, mlps = work.features * work.table_dim, _mlps(work)
+    token = rows + config.action_dim + mlps * (2 * config.hidden + config.dim)
+    context = work.context * (work.table_dim + config.dim)
+    candidate = rows + 4 * config.hidden + 4 * config.dim + 5
+    return work.tokens * token + work.samples * context + work.candidates * candidate
 
 
 def activation_bytes(config: HSTUConfig, work: Work, *, float_bytes: int = FLOAT_BYTES) -> int:

@@ -7,11 +7,11 @@ import random
 import pytest
 import torch
 
-from dlrm_torchrec.models.hstu import layout as layouts
-from dlrm_torchrec.models.hstu import tiles
-from dlrm_torchrec.models.hstu.attention import silu_attention
-from dlrm_torchrec.models.hstu.bias import TIME_BUCKETS, BiasTables, time_buckets
-from dlrm_torchrec.models.hstu.layout import Layout, make_layout
+from dlrm_torchrec.models.hstu.attention import layout as layouts
+from dlrm_torchrec.models.hstu.attention import tiles
+from dlrm_torchrec.models.hstu.attention.bias import TIME_BUCKETS, BiasTables, time_buckets
+from dlrm_torchrec.models.hstu.attention.layout import Layout, make_layout
+from dlrm_torchrec.models.hstu.attention.silu import silu_attention
 from tests.models.hstu import loops
 
 SHAPES = 200

@@ -9,13 +9,25 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from torchrec.distributed.planner import Topology
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
-from dlrm_torchrec.models.hstu import layout, tiles
+from dlrm_torchrec.embeddings.tables import build_sequence_tables
+from dlrm_torchrec.models.hstu.attention import layout, tiles
+from dlrm_torchrec.models.hstu.candidates import CandidateRanker
 from dlrm_torchrec.models.hstu.config import MLPERF, HSTUConfig, Variant
-from dlrm_torchrec.models.hstu.costs import Work, activation_bytes, multiply_adds
+from dlrm_torchrec.models.hstu.costs import Work, activation_bytes, multiply_adds, pooled_multiply_adds
+from dlrm_torchrec.models.hstu.model import SequenceRanker
+from dlrm_torchrec.models.hstu.pooled import PooledRanker
 from dlrm_torchrec.models.hstu.ranker import HSTURanker
 from dlrm_torchrec.models.hstu.tokens import Samples
+from dlrm_torchrec.models.summary import describe_model
+from dlrm_torchrec.schema import DatasetSpec, SparseFeature
+from dlrm_torchrec.sharding.config import ShardingConfig
+from dlrm_torchrec.sharding.estimate.planner_stats import EstimateStats
+from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.train.config import OptimizerConfig
+from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 
 CONFIG = HSTUConfig(dim=32, heads=2, key_dim=12, value_dim=20, hidden=24, most_tokens=512, layers=3)
 TABLE_DIM = 16
@@ -27,11 +39,11 @@ def work_of(samples: int, tokens: int, candidates: int, features: int, context: 
     )
 
 
-def forward(config: HSTUConfig, work: Work) -> torch.Tensor:
+def forward(config: HSTUConfig, work: Work, kind: type[CandidateRanker] = HSTURanker) -> torch.Tensor:
     """The logits of random samples of that work."""
     count, tokens, each = int(work.samples), int(work.tokens / work.samples), int(work.candidates / work.samples)
     events, context = ([f"{kind}{i}" for i in range(n)] for kind, n in (("e", work.features), ("c", work.context)))
-    ranker = HSTURanker(config, events, context, table_dim=TABLE_DIM, num_actions=2)
+    ranker = kind(config, events, context, table_dim=TABLE_DIM, num_actions=2)
     lengths = torch.full((count,), tokens)
     rows = {
         name: JaggedTensor(torch.randn(int(n.sum()), TABLE_DIM, requires_grad=True), lengths=n)
@@ -95,6 +107,45 @@ def test_multiply_adds_are_those_of_the_forward_pass(variant: Variant, monkeypat
         forward(config, work)
     itself = config.layers * work.candidates * 2 * config.heads * (config.key_dim + config.value_dim)
     assert counter.get_total_flops() + itself == pytest.approx(2 * sum(multiply_adds(config, work).values()))
+
+
+def test_multiply_adds_of_the_baseline_are_those_of_its_forward_pass() -> None:
+    work = work_of(3, 20, 2, 3, 2)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        forward(CONFIG, work, PooledRanker)
+    sums = 3 * 2 * 18 * CONFIG.dim  # weights times events, which are no matrix products
+    assert counter.get_total_flops() + 2 * sums == pytest.approx(2 * sum(pooled_multiply_adds(CONFIG, work).values()))
+
+
+def test_a_summary_counts_a_ranker_and_a_plan_its_activations() -> None:
+    spec = DatasetSpec(
+        name="x",
+        label="y",
+        dense=(),
+        sparse=tuple(
+            SparseFeature(name=name, rows=50, pooling_factor=mean) for name, mean in (("item", 30.0), ("user", 1.0))
+        ),
+    )
+    tables = build_sequence_tables(spec.tables(dim=TABLE_DIM))
+    ranker = HSTURanker(CONFIG, ["item"], ["user"], table_dim=TABLE_DIM, num_actions=2)
+    ranker.sample_tokens = 30.0
+    model = SequenceRanker(tables, ranker)
+    optimize_tables_in_backward(tables, OptimizerConfig(kind="sgd", lr=0.1))
+    summary, work = describe_model(model, tables, spec, sparse="sgd", dense="adam"), ranker.work(1)
+    assert work == work_of(1, 30, 1, 1, 1)
+    assert summary.uncounted == []
+    assert summary.parts[1].multiply_adds == pytest.approx(sum(multiply_adds(CONFIG, work).values()))
+
+    reserved = []
+    for batch_size in (100, 300):
+        stats = EstimateStats("x")
+        topology = Topology(world_size=2, local_world_size=2, compute_device="cpu", ddr_cap=10**12)
+        make_plan(model, tables, topology, ShardingConfig(), batch_size=batch_size, spec=spec, stats=stats)
+        assert stats.estimate is not None
+        reserved.append(stats.estimate.ddr_reserved[0])
+    parts = [activation_bytes(CONFIG, ranker.work(batch_size)) for batch_size in (100, 300)]
+    assert reserved[1] - reserved[0] > 0.99 * (parts[1] - parts[0])
 
 
 def of_baddbmm(_: Any, left: Sequence[int], right: Sequence[int], **__: Any) -> int:

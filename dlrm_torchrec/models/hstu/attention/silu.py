@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import silu
 
-from dlrm_torchrec.models.hstu.bias import BiasTables, time_buckets
-from dlrm_torchrec.models.hstu.layout import Layout
-from dlrm_torchrec.models.hstu.tiles import (
+from dlrm_torchrec.models.hstu.attention.bias import BiasTables, time_buckets
+from dlrm_torchrec.models.hstu.attention.layout import Layout
+from dlrm_torchrec.models.hstu.attention.tiles import (
     Distances,
     Indices,
     Tile,

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from dlrm_torchrec.models.hstu.bias import BiasTables, time_buckets
-from dlrm_torchrec.models.hstu.layout import BLOCK, Group
+from dlrm_torchrec.models.hstu.attention.bias import BiasTables, time_buckets
+from dlrm_torchrec.models.hstu.attention.layout import BLOCK, Group
 
 HIDDEN = -1e4  # added to a score, it makes SiLU and its derivative exactly 0: exp(1e4) is infinite
 
