@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout
 
+from dlrm_torchrec.models.hstu.attention.layout import make_layout
 from dlrm_torchrec.models.hstu.candidates import CandidateRanker
 from dlrm_torchrec.models.hstu.chunks import Rows
 from dlrm_torchrec.models.hstu.config import HSTUConfig
 from dlrm_torchrec.models.hstu.costs import activation_bytes
 from dlrm_torchrec.models.hstu.layer import HSTULayers
-from dlrm_torchrec.models.hstu.attention.layout import make_layout
 from dlrm_torchrec.models.hstu.tokens import Samples
 
 MINUTE_S = 60

@@ -13,7 +13,7 @@ from torchrec.distributed.planner import Topology
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from dlrm_torchrec.embeddings.tables import build_sequence_tables
-from dlrm_torchrec.models.hstu.attention import layout, tiles
+from dlrm_torchrec.models.hstu.attention.layout import BLOCKS
 from dlrm_torchrec.models.hstu.candidates import CandidateRanker
 from dlrm_torchrec.models.hstu.config import MLPERF, HSTUConfig, Variant
 from dlrm_torchrec.models.hstu.costs import Work, activation_bytes, multiply_adds, pooled_multiply_adds
@@ -99,8 +99,7 @@ def test_chunks_bound_what_is_kept() -> None:
 
 @pytest.mark.parametrize("variant", ["paper", "mlperf"])
 def test_multiply_adds_are_those_of_the_forward_pass(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (layout, tiles):
-        monkeypatch.setattr(module, "BLOCK", 1)  # no tile has hidden pairs
+    monkeypatch.setitem(BLOCKS, "cpu", 1)  # no tile has hidden pairs
     config, work = replace(CONFIG, variant=variant), work_of(3, 20, 2, 3, 2)
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: of_baddbmm})
     with torch.no_grad(), counter:
