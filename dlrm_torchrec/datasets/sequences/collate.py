@@ -83,8 +83,8 @@ class Collation:
             else:
                 ids = log.users[part][log.user_of[asked]]
             key = counter.words(key, ids)
-        ids: Ints = 1 + (key % np.uint64(rows - 1)).astype(np.int64)
-        return ids
+        crossed: Ints = 1 + (key % np.uint64(rows - 1)).astype(np.int64)
+        return crossed
 
     def _tensor(self, values: NDArray[Any], kind: type[np.generic]) -> torch.Tensor:
         tensor = torch.from_numpy(values.astype(kind, copy=False))
@@ -94,4 +94,5 @@ class Collation:
 def spans(firsts: Ints, counts: Ints) -> Ints:
     """The numbers ``first`` .. ``first + count - 1`` of each pair, one after the other."""
     places = np.arange(counts.sum())
-    return places + np.repeat(firsts - (np.cumsum(counts) - counts), counts)
+    numbers: Ints = places + np.repeat(firsts - (np.cumsum(counts) - counts), counts)
+    return numbers
