@@ -93,5 +93,6 @@ class Collation:
 
 def spans(firsts: Ints, counts: Ints) -> Ints:
     """The numbers ``first`` .. ``first + count - 1`` of each pair, one after the other."""
-    found: Ints = np.arange(counts.sum()) + np.repeat(firsts - (np.cumsum(counts) - counts), counts)
-    return found
+    places = np.arange(counts.sum())
+    numbers: Ints = places + np.repeat(firsts - (np.cumsum(counts) - counts), counts)
+    return numbers
