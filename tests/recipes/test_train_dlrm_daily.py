@@ -129,7 +129,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, whole: tuple[
     assert [record["step"] for record in days] == [STEPS, 2 * STEPS, 3 * STEPS]
 
 
-def test_days_may_come_one_after_another_on_other_ranks(tmp_path: Path, whole: tuple[Path, Metrics]) -> None:
+def test_days_may_come_one_after_another_on_other_ranks(tmp_path: Path) -> None:
     for days, ranks in ((1, 2), (2, 1), (3, 2)):
         metrics = train(tmp_path, days, ranks=ranks)
     expected = train(tmp_path / "two", 3, ranks=2)
