@@ -64,7 +64,7 @@ def others(value: Any, kind: Any) -> list[Any]:
     if isinstance(value, tuple):
         return [(*value[:-1], *others(value[-1], type(value[-1])))]
     if isinstance(value, str):
-        return [f"{value}x"]
+        return [f"{value}x", f"2{value}"]  # a text, or a length of time
     return [value + step for step in (1, -1, *((0.25,) if isinstance(value, float) else ()))]
 
 
