@@ -29,6 +29,7 @@ BESIDES = {
     "tables.max_rows": {"kind": "quotient_remainder"},
     "tables.budget": {"kind": "mixed_dimension"},
     "tables.assignments": {"file": "tables.json"},
+    "schedule.decay_steps": {"decay_start": 50},
 }
 
 
