@@ -114,7 +114,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
         seen = SeenIds(spec, world.control, beside=run_tensors)
         checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world, seen.tensors, say=log.say)
-        publish = WindowPublisher(cfg.publish, checkpoints, partial(load_trained, build, cfg, spec), run=run_dir)
+        publish = WindowPublisher(cfg.publish, checkpoints, partial(load_trained, build, cfg, spec))
 
         # build the model with its tables on meta, plan who holds which piece of them, and only then allocate them
         model, tables = build(cfg, spec, world.size, world.device)
