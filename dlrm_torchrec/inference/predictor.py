@@ -170,7 +170,7 @@ def check_files(path: Path, files: Mapping[str, str]) -> None:
 def load_program(path: Path, versions: Mapping[str, str]) -> Any:
     """The program model.pt of a folder, which torch and fbgemm_gpu of these ``versions`` wrote."""
     try:
-        import fbgemm_gpu  # noqa: F401  # registers the operators that the model calls
+        import fbgemm_gpu  # noqa: F401  # registers the operators that the program calls
 
         return torch.jit.load(str(path / MODEL), map_location="cpu").eval()
     except (ImportError, OSError, RuntimeError) as error:

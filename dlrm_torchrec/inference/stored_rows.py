@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from copy import copy
 from itertools import accumulate
 from operator import attrgetter
 from pathlib import Path
@@ -29,6 +30,8 @@ class StoredRows:
         """Reads the ``tables`` that a manifest lists from the folder ``path``."""
         self.rows: dict[str, np.ndarray[Any, Any]] = {}
         self._tensors: dict[str, torch.Tensor] = {}
+        self._order_of = {name: table["order"] for name, table in tables.items() if table["order"]}
+        self.orders: dict[str, torch.Tensor] = {}
         of_buffer = defaultdict[tuple[str, str], list[str]](list)
         for name, table in tables.items():
             of_buffer[table["buffer"], table["starts"]].append(name)
@@ -39,6 +42,21 @@ class StoredRows:
             else:
                 self.rows[names[0]] = np.array(files[0])
                 self._tensors[buffer] = torch.from_numpy(self.rows[names[0]])
+        self.orders = self._sorted(self.rows)
+
+    def reordered(self, changed: Mapping[str, np.ndarray[Any, Any]]) -> StoredRows:
+        """The same rows for programs that read them when some tables will be as in ``changed``."""
+        other = copy(self)
+        other.orders = self.orders | self._sorted(changed)
+        return other
+
+    def _sorted(self, rows: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, torch.Tensor]:
+        """The tensors that follow from ``rows``, by path."""
+        return {
+            path: torch.from_numpy(np.argsort(rows[name], kind="stable"))
+            for name, path in self._order_of.items()
+            if name in rows
+        }
 
     def _with_room(self, files: Mapping[str, np.ndarray[Any, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
         """The memory of tables that programs read as one tensor, and where each of them begins there."""
@@ -54,7 +72,7 @@ class StoredRows:
 
     def attach(self, program: torch.jit.ScriptModule) -> None:
         """Let ``program`` read these rows."""
-        for path, tensor in self._tensors.items():
+        for path, tensor in {**self._tensors, **self.orders}.items():
             set_tensor(program, path, tensor)
 
 

@@ -22,7 +22,7 @@ from dlrm_torchrec.train.config import OptimizerConfig
 from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 from tests.sharding.sharded import Wrapped
 
-ROWS, DIM = 100_096, 16  # 256 buckets of 391 rows
+ROWS, DIM = 100_096, 16  # 128 buckets of 782 rows
 SPEC = DatasetSpec(
     name="test",
     label="label",
@@ -63,7 +63,7 @@ def test_ranks_that_would_cut_buckets_do_not_share_rows() -> None:
     (found,) = plan(ShardingConfig(), 3).plan.values()
     assert isinstance(found, EmbeddingModuleShardingPlan)
     assert found["t_user"].sharding_type == "table_wise"
-    with pytest.raises(ValueError, match="ranks of row-wise managed table 't_user' must divide its 256 buckets: got 3"):
+    with pytest.raises(ValueError, match="ranks of row-wise managed table 't_user' must divide its 128 buckets: got 3"):
         plan(ShardingConfig(tables={"t_user": "row_wise"}), 3)
 
 

@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import torch
 
-LEAST_ROWS = 256  # of a bucket, so that buckets of ids that were dealt at random are about equally full
-MOST_BUCKETS = 1024  # more ranks could not share a table row-wise
+LEAST_ROWS = 512  # of a bucket, so that buckets of ids that were dealt at random are about equally full
 BITS = 63  # of an id
 EMPTY = 2**BITS - 1  # no id: those of ``schema.MANAGED_IDS`` are below
 
 
 def num_buckets(rows: int) -> int:
-    """The largest power of two that leaves each bucket at least 256 of the ``rows``; at most 1024.
+    """The largest power of two that leaves each bucket at least 512 of the ``rows``.
 
-    >>> num_buckets(511), num_buckets(2_000), num_buckets(10_000_000)
-    (1, 4, 1024)
+    >>> num_buckets(511), num_buckets(2_500), num_buckets(10_000_000)
+    (1, 4, 16384)
     """
-    return 1 << max(0, min(rows // LEAST_ROWS, MOST_BUCKETS).bit_length() - 1)
+    return 1 << max(0, (rows // LEAST_ROWS).bit_length() - 1)
 
 
 def whole_buckets(rows: int) -> int:
     """``rows``, or the next number that is a multiple of its number of buckets.
 
-    >>> whole_buckets(2_001)
-    2004
+    >>> whole_buckets(2_501)
+    2504
     """
     buckets = num_buckets(rows)
     return -(-rows // buckets) * buckets

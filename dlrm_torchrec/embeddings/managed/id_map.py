@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from dlrm_torchrec.embeddings.managed.buckets import EMPTY, bucket_of, dealt
+from dlrm_torchrec.embeddings.managed.places import Places
 from dlrm_torchrec.embeddings.managed.policies import replacements
 from dlrm_torchrec.embeddings.managed.table_configs import ManagedEmbeddingBagConfig
-from dlrm_torchrec.embeddings.managed.waiting_room import WaitingRoom
+from dlrm_torchrec.embeddings.managed.waiting_room import Waiting, WaitingRoom
 
 TALLIES = ("lookups", "without_row", "admitted", "evicted", "returned")  # since they were last reported
 
@@ -80,25 +81,28 @@ class IdMap(nn.Module):
             if name != "counts" or self._counts_sightings:
                 empty = EMPTY if dtype == torch.int64 and name.endswith("ids") else 0
                 self.register_buffer(name, torch.full(shape, empty, dtype=dtype, device=device))
-        self._order: torch.Tensor | None = None  # of rows by ids
+        self._places: Places | None = None  # of the ids, unless someone may have changed them
         self._seen: list[tuple[torch.Tensor, int]] = []  # ids without a row, to be counted in the waiting room
+        self._room_is_empty = False  # as far as we know
         self._now: int | None = None  # the clock, where the host knows it
         self.register_state_dict_pre_hook(_settle)  # type: ignore[no-untyped-call]  # untyped in torch
 
     def settle(self) -> None:
         """Make the buffers complete, and expect that they are overwritten, before someone gets them."""
-        self._room().add(self._seen, buckets=self.config.buckets, first_bucket=self.first_bucket)
-        self._seen, self._order, self._now = [], None, None
+        if self._seen:
+            self._room().hold(self._waiting())
+        self._seen, self._places, self._now, self._room_is_empty = [], None, None, False
 
     def find(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The row (n,) of each id (n,), counted from the map's first row, and whether the id has it for itself."""
-        if self._order is None:
-            self._order = torch.argsort(self.ids)
-        place = torch.searchsorted(self.ids, ids, sorter=self._order).clamp(max=self.rows - 1)
-        rows = self._order[place]
-        has_row = self.ids[rows] == ids
-        shared = (bucket_of(ids, self.config.buckets) - self.first_bucket + 1) * self.rows_per_bucket - 1
-        return torch.where(has_row, rows, shared), has_row
+        if self._places is None:
+            self._places = Places(
+                self.ids,
+                rows_per_bucket=self.rows_per_bucket,
+                buckets=self.config.buckets,
+                first_bucket=self.first_bucket,
+            )
+        return self._places.find(ids)
 
     @torch.no_grad()
     def train_step(self, ids: torch.Tensor) -> tuple[torch.Tensor, Admitted | None]:
@@ -115,7 +119,7 @@ class IdMap(nn.Module):
         if now % self.config.rules.update_every:
             return rows, None
         admitted = self._update(now)
-        return (rows if admitted is None else self.find(ids)[0]), admitted
+        return self.find(ids)[0], admitted
 
     def occupied(self) -> int:
         """How many rows belong to an id."""
@@ -125,39 +129,51 @@ class IdMap(nn.Module):
         parts = (self.waiting_ids, self.waiting_counts, self.waiting_last_seen)
         return WaitingRoom(*(part.view(self.buckets, -1) for part in parts))
 
-    def _update(self, now: int) -> Admitted | None:
-        """Forget old ids and give rows to those that wait."""
-        self._forget(now)
-        room = self._room()
-        room.add(self._seen, buckets=self.config.buckets, first_bucket=self.first_bucket)
-        waiting = room.admissible(self.config.rules.admit_after)
-        room.clear()
-        self._seen, self._order = [], None
-        if not bool((waiting.counts > 0).any()):
-            return None
-        rows, chosen = replacements(
-            self.config.rules.policy,
-            {"last_access_iter": self.last_seen, "counts": self.counts if self._counts_sightings else self.last_seen},
-            {"last_access_iter": waiting.last_seen.flatten(), "counts": waiting.counts.flatten().long()},
-            buckets=self.buckets,
-            now=now,
+    def _waiting(self) -> Waiting:
+        """The ids that were seen without a row since the last update."""
+        return self._room().waiting(
+            self._seen,
+            buckets=self.config.buckets,
+            first_bucket=self.first_bucket,
+            is_empty=self._room_is_empty,
         )
+
+    def _update(self, now: int) -> Admitted:
+        """Forget old ids and give rows to those that wait."""
+        changed = torch.zeros(self.buckets, dtype=torch.bool, device=self.ids.device)
+        changed[self._forget(now) // self.rows_per_bucket] = True
+        waiting = self._waiting()
+        waiting = waiting.at(waiting.counts >= self.config.rules.admit_after)
+        if not self._room_is_empty:
+            self._room().clear()
+        self._seen, self._room_is_empty = [], True
+        rows, chosen = waiting.buckets[:0], waiting.buckets[:0]
+        if len(waiting.ids):
+            last_seen = self.last_seen.view(self.buckets, -1)
+            counts = self.counts.view(self.buckets, -1) if self._counts_sightings else last_seen
+            rows, chosen = replacements(self.config.rules.policy, last_seen, counts, waiting, now=now)
         self._evict(rows)
-        ids = waiting.ids.flatten()[chosen]
-        self.ids[rows], self.last_seen[rows] = ids, waiting.last_seen.flatten()[chosen]
+        ids = waiting.ids[chosen]
+        self.ids[rows], self.last_seen[rows] = ids, waiting.last_seen[chosen]
         if self._counts_sightings:
-            self.counts[rows] = waiting.counts.flatten()[chosen]
+            self.counts[rows] = waiting.counts[chosen]
+        changed[rows // self.rows_per_bucket] = True
+        if self._places is not None:
+            self._places.update(changed)
         place, bits = self._traces(ids)
         self._tally(admitted=len(ids), returned=int((self.evicted[place] == bits).sum()))
         return Admitted(rows, ids)
 
-    def _forget(self, now: int) -> None:
+    def _forget(self, now: int) -> torch.Tensor:
+        """The rows that were freed."""
+        rows = self.ids.new_empty(0)
         if self.config.rules.max_age:
             rows = ((self.ids != EMPTY) & (self.last_seen < now - self.config.rules.max_age)).nonzero().view(-1)
             self._evict(rows)
             self.ids[rows], self.last_seen[rows] = EMPTY, 0
             if self._counts_sightings:
                 self.counts[rows] = 0
+        return rows
 
     def _evict(self, rows: torch.Tensor) -> None:
         """Keep traces of the ids of ``rows``, so that their return is noticed."""

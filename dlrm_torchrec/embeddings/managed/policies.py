@@ -13,6 +13,7 @@ from torchrec.modules.mc_modules import (
 )
 
 from dlrm_torchrec.embeddings.config import Policy
+from dlrm_torchrec.embeddings.managed.waiting_room import Waiting
 
 
 class _WithinBuckets(MCHEvictionPolicy):
@@ -23,15 +24,25 @@ class _WithinBuckets(MCHEvictionPolicy):
     def _compute_selected_eviction_and_replacement_indices(
         self, pivot: int, eviction_scores: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows, waiting = (part.view(self.buckets, -1) for part in eviction_scores.tensor_split([pivot]))
-        limits = torch.finfo if rows.is_floating_point() else torch.iinfo
-        rows[:, -1] = limits(rows.dtype).max  # the shared row
-        order = torch.argsort(torch.cat([rows, waiting], 1), dim=1, descending=True, stable=True)
-        size, first = rows.size(1), torch.arange(self.buckets, device=rows.device)[:, None]
-        kept, left = order[:, :size], order[:, size:]
-        evicted = (left + first * size)[left < size]
-        chosen = (kept - size + first * waiting.size(1))[kept >= size]
+        rows, waiting = (_ordinals(part).view(self.buckets, -1) for part in eviction_scores.tensor_split([pivot]))
+        most, size = waiting.size(1), rows.size(1)
+        first = torch.arange(self.buckets, device=rows.device)[:, None]
+        # the last row is the shared one; of rows with equal scores, the last one goes
+        keys = rows[:, :-1] * size - torch.arange(size - 1, device=rows.device)
+        _, leave = torch.topk(keys, min(most, size - 1), dim=1, largest=False)
+        score, come = torch.sort(waiting, dim=1, descending=True, stable=True)
+        replaced = score[:, : leave.size(1)] > rows.gather(1, leave)
+        evicted = (leave + first * size)[replaced]
+        chosen = (come[:, : leave.size(1)] + first * most)[replaced]
         return evicted, chosen
+
+
+def _ordinals(scores: torch.Tensor) -> torch.Tensor:
+    """Numbers of at most 32 bits in the same order as scores, which are float32, or counts."""
+    if scores.dtype != torch.float32:
+        return scores.clamp(max=2**31 - 1)
+    bits = scores.view(torch.int32)
+    return (bits ^ (bits >> 31 & 0x7FFFFFFF)).long()
 
 
 class _Lru(_WithinBuckets, LRU_EvictionPolicy):
@@ -50,26 +61,41 @@ _POLICIES: Mapping[Policy, type[_WithinBuckets]] = {"lru": _Lru, "lfu": _Lfu, "d
 
 
 def replacements(
-    policy: Policy, rows: Mapping[str, torch.Tensor], waiting: Mapping[str, torch.Tensor], *, buckets: int, now: int
+    policy: Policy, last_seen: torch.Tensor, counts: torch.Tensor, waiting: Waiting, *, now: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numbers of rows, and of as many waiting ids that replace theirs, by a policy of TorchRec.
+    """Numbers of rows, and of as many ids in ``waiting`` that replace theirs, by a policy of TorchRec.
 
-    ``rows`` and ``waiting`` have the ``last_access_iter`` and the ``counts`` of rows and of waiting ids, one bucket
-    after another; those of empty rows and places are 0. The last row of a bucket is never replaced. Of equal ids, an
-    earlier row stays, and an earlier waiting id comes first.
+    Of equal ids, one that has a row stays, or else the more frequent one goes first, then the one that came first.
+
+    Args:
+        policy: the policy
+        last_seen: the step at which the id of each row (buckets, rows) was seen; 0 for an empty row
+        counts: how often it was seen, likewise; any number for lru
+        waiting: the ids that may get rows, at most one row less than each bucket has: its last row is never replaced
+        now: the step
     """
+    waiting_order = waiting.by_count()
+    waiting = waiting.at(waiting_order)
+    affected, own = torch.unique_consecutive(waiting.buckets, return_inverse=True)
+    ranks = waiting.ranks()
+    most = int(ranks.max()) + 1
+    numbers, last, times = (ranks.new_zeros(len(affected), most) for _ in range(3))
+    place = (own, ranks)
+    numbers[place], last[place], times[place] = waiting_order, waiting.last_seen.long(), waiting.counts.long()
+
     chooser = _POLICIES[policy]()
-    chooser.buckets = buckets
-    counts = waiting["counts"]
+    chooser.buckets = len(affected)
+    rows = {"last_access_iter": last_seen[affected].flatten().long(), "counts": counts[affected].flatten().long()}
     infos = chooser.metadata_info
-    found: tuple[torch.Tensor, torch.Tensor] = chooser.update_metadata_and_generate_eviction_scores(
+    evicted, chosen = chooser.update_metadata_and_generate_eviction_scores(
         now,
-        len(rows["last_access_iter"]),
-        torch.arange(len(counts), device=counts.device),
-        counts,
-        torch.zeros_like(counts, dtype=torch.bool),  # none of them has a row
-        torch.empty(0, dtype=torch.int64, device=counts.device),
-        {info.metadata_name: rows[info.metadata_name].long() for info in infos if info.is_mch_metadata},
-        {info.metadata_name: waiting[info.metadata_name].long() for info in infos if info.is_history_metadata},
+        len(rows["counts"]),
+        torch.arange(times.numel(), device=times.device),
+        times.flatten(),
+        torch.zeros_like(times.flatten(), dtype=torch.bool),  # none of them has a row
+        times.new_empty(0),
+        {info.metadata_name: rows[info.metadata_name] for info in infos if info.is_mch_metadata},
+        {info.metadata_name: last.flatten() for info in infos if info.is_history_metadata},  # only last_access_iter
     )
-    return found
+    size = last_seen.size(1)
+    return affected[evicted // size] * size + evicted % size, numbers.flatten()[chosen]

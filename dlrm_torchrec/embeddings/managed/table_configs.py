@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from dlrm_torchrec.embeddings.config import Policy
-from dlrm_torchrec.embeddings.managed.buckets import LEAST_ROWS, num_buckets, whole_buckets
+from dlrm_torchrec.embeddings.managed.buckets import num_buckets, whole_buckets
+from dlrm_torchrec.embeddings.managed.places import BYTES_PER_ROW
+
+LEAST_PLACES = 256  # for ids without a row, in a bucket of as many rows or more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +51,13 @@ class ManagedEmbeddingBagConfig(EmbeddingBagConfig):
     def places(self) -> int:
         """Ids without a row that a bucket counts within an interval."""
         rows: int = self.num_embeddings // self.buckets
-        return max(rows // 4, min(rows, LEAST_ROWS))
+        return max(rows // 4, min(rows, LEAST_PLACES))
 
     @property
     def row_bytes(self) -> dict[str, int]:
         """Bytes of the map for each row, by what is kept."""
         counts = {"counts": 4} if self.rules.policy != "lru" else {}
-        return {"ids": 8, "last_seen": 4, **counts, "evicted": 1, "order": 8}
+        return {"ids": 8, "last_seen": 4, **counts, "evicted": 1, "places": BYTES_PER_ROW}
 
     @property
     def map_bytes(self) -> int:

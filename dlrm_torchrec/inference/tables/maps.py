@@ -1,11 +1,14 @@
 """Maps of managed tables in a form that TorchScript can compile."""
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
 from dlrm_torchrec.embeddings.managed.buckets import bucket_of
 from dlrm_torchrec.embeddings.managed.collection import ManagedEmbeddingBagCollection
 from dlrm_torchrec.embeddings.managed.id_map import IdMap
+from dlrm_torchrec.embeddings.managed.places import find_in_order
 from dlrm_torchrec.embeddings.tables import Tables
 
 
@@ -13,23 +16,23 @@ class ServedMap(nn.Module):
     """The row (n,) of each id (n,): its own, or the one that the ids of its bucket share.
 
     ``ids`` has the id of each row. ``order``, the rows in the order of their ids, follows from it: whoever changes
-    ``ids`` sets ``order`` to ``torch.argsort(ids)``.
+    ``ids`` sets ``order`` to ``torch.argsort(ids, stable=True)``.
     """
 
     ids: torch.Tensor
     order: torch.Tensor
+    ordered: ClassVar = ("ids", "order")  # packages store the first and sort it again
 
     def __init__(self, trained: IdMap) -> None:
         super().__init__()
         self.buckets, self.rows_per_bucket = trained.config.buckets, trained.rows_per_bucket
         self.register_buffer("ids", trained.ids.clone())
-        self.register_buffer("order", torch.argsort(trained.ids))
+        self.register_buffer("order", torch.argsort(trained.ids, stable=True))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        place = torch.searchsorted(self.ids, ids, sorter=self.order).clamp(max=self.ids.size(0) - 1)
-        rows = self.order[place]
         shared = (bucket_of(ids, self.buckets) + 1) * self.rows_per_bucket - 1
-        return torch.where(self.ids[rows] == ids, rows, shared)
+        rows, _ = find_in_order(ids, self.ids, self.order, shared)
+        return rows
 
 
 def served_maps(tables: Tables) -> dict[str, ServedMap]:

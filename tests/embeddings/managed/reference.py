@@ -73,7 +73,7 @@ class Reference:
         everyone.sort(key=lambda each: -each[0])
         kept, left = everyone[: len(bucket.rows)], everyone[len(bucket.rows) :]
         chosen = [number for _, number, _ in kept if number is not None]
-        freed = [place for _, number, place in left if number is None]
+        freed = [place for _, number, place in reversed(left) if number is None]  # the first goes first
         seen_of = {number: seen for number, *seen in come}
         for number, place in zip(chosen, freed, strict=True):
             if bucket.rows[place] is not None:

@@ -31,10 +31,10 @@ def test_buckets_are_the_highest_bits() -> None:
         assert bucket_of(ids, buckets).tolist() == [reference.bucket_of(number, buckets) for number in ids.tolist()]
 
 
-def test_a_table_has_whole_buckets_of_at_least_256_rows() -> None:
+def test_a_table_has_whole_buckets_of_at_least_512_rows() -> None:
     for rows in (1, 255, 512, 513, 99_999, 5_000_001):
         buckets = num_buckets(rows)
         assert whole_buckets(rows) % buckets == 0
         assert rows <= whole_buckets(rows) < rows + buckets
-        assert buckets == 1 or rows // buckets >= 256
+        assert buckets == 1 or rows // buckets >= 512
         assert num_buckets(whole_buckets(rows)) == buckets

@@ -28,7 +28,7 @@ def configs(**rules: Any) -> list[EmbeddingBagConfig]:
         EmbeddingBagConfig(name="plain", num_embeddings=40, embedding_dim=8, feature_names=["a"]),
         ManagedEmbeddingBagConfig(
             name="managed",
-            num_embeddings=516,
+            num_embeddings=1_026,
             embedding_dim=8,
             feature_names=["b", "c"],
             num_ids=2**40,
@@ -93,7 +93,7 @@ def test_a_row_that_changes_hands_begins_as_its_id_does_in_any_row() -> None:
         vectors.append(tables.embedding_bags["managed"].weight[rows])
     assert torch.equal(*vectors)
     assert len(vectors[0].unique()) == vectors[0].numel()
-    assert float(vectors[0].abs().max()) <= 516**-0.5
+    assert float(vectors[0].abs().max()) <= 1_026**-0.5
 
 
 def test_evaluation_neither_admits_nor_counts() -> None:
@@ -123,7 +123,7 @@ def endless(rows: int = 600) -> Table:
 
 def test_endless_ids_are_managed_by_default_and_others_above_the_threshold() -> None:
     others = [Table(name=f"t_{rows}", rows=rows, dim=8, features=(f"f{rows}",)) for rows in (100, 9_000)]
-    for kind, managed in (("plain", {"t_user": 600}), ("managed", {"t_user": 600, "t_9000": 2_256})):
+    for kind, managed in (("plain", {"t_user": 600}), ("managed", {"t_user": 600, "t_9000": 2_252})):
         config = TablesConfig(kind=kind, max_age=9)  # type: ignore[arg-type]  # a literal
         tables = build_tables([endless(), *others], config)
         assert isinstance(tables, ManagedEmbeddingBagCollection)

@@ -43,8 +43,8 @@ def drifting(steps: int, batch: int, *, seed: int) -> Iterator[list[int]]:
         (30, {"policy": "lru", "update_every": 3, "max_age": 7}),
         (30, {"policy": "lfu", "update_every": 4, "admit_after": 2}),
         (30, {"policy": "distance", "update_every": 2}),
-        (514, {"policy": "lru", "update_every": 5, "admit_after": 2}),
-        (514, {"policy": "distance", "update_every": 5, "max_age": 20}),
+        (1_026, {"policy": "lru", "update_every": 5, "admit_after": 2}),
+        (1_026, {"policy": "distance", "update_every": 5, "max_age": 20}),
     ],
 )
 def test_rows_and_tallies_equal_the_references(rows: int, rules: dict[str, Any]) -> None:
@@ -84,9 +84,9 @@ def test_a_full_waiting_room_counts_those_who_came_first() -> None:
 
 @pytest.mark.parametrize("policy", ["lru", "lfu", "distance"])
 def test_a_copy_of_the_buffers_at_any_step_goes_on_alike(policy: str) -> None:
-    config = managed(514, policy=policy, update_every=7, admit_after=2)
+    config = managed(1_026, policy=policy, update_every=7, admit_after=2)
     undisturbed, other = IdMap(config), IdMap(config)
-    for ids in drifting(60, 300, seed=torch.seed()):
+    for ids in drifting(60, 600, seed=torch.seed()):
         fresh = IdMap(config)
         fresh.load_state_dict(other.state_dict())
         other = fresh
@@ -97,16 +97,16 @@ def test_a_copy_of_the_buffers_at_any_step_goes_on_alike(policy: str) -> None:
 
 
 def test_shards_of_a_map_are_the_map() -> None:
-    config = managed(1024, policy="distance", update_every=3)
+    config = managed(2_048, policy="distance", update_every=3)
     assert config.buckets == 4
     whole = IdMap(config)
     halves = [IdMap(config, first_bucket=first, buckets=2) for first in (0, 2)]
-    for ids in drifting(40, 700, seed=torch.seed()):
+    for ids in drifting(40, 1_400, seed=torch.seed()):
         batch = torch.tensor(ids, dtype=torch.int64)
         rows = whole.train_step(batch)[0]
         for number, half in enumerate(halves):
-            own = rows // 512 == number
-            assert torch.equal(half.train_step(batch[own])[0], rows[own] - 512 * number)
+            own = rows // 1_024 == number
+            assert torch.equal(half.train_step(batch[own])[0], rows[own] - 1_024 * number)
     for name, value in whole.state_dict().items():
         parts = torch.cat([half.state_dict()[name] for half in halves])
         assert torch.equal(value.sum(0), parts.sum(0)) if name == "tallies" else torch.equal(value, parts), name
@@ -156,4 +156,4 @@ def test_rows_that_are_no_whole_buckets_are_refused() -> None:
     with pytest.raises(
         ValueError, match="rows of managed table 't' must be at least 2 and a multiple of its 2 buckets"
     ):
-        managed(513)
+        managed(1_025)

@@ -110,7 +110,7 @@ def moments_of_changed_rows() -> list[float]:
     """The moment of each id's row, after the id got it from another."""
     tables = ManagedEmbeddingBagCollection(configs(update_every=1))
     model = shard(tables, TABLE_WISE, RowWiseAdagrad)
-    seen = torch.arange(516)
+    seen = torch.arange(1_026)
     for ids in (seen[:300], seen[:300], seen[300:]):  # at first without a row
         bags = KeyedJaggedTensor(["a", "b", "c", "d"], ids, lengths=torch.tensor([0, len(ids), 0, 0]))
         (100 * model(bags).wait().values()).sum().backward()
@@ -136,7 +136,7 @@ def test_a_row_that_changes_hands_has_moments_of_0() -> None:
 
 def pretrained(folder: str) -> None:
     tables = ManagedEmbeddingBagCollection(configs())
-    write_table(folder, "managed", torch.zeros(516, 8), "safetensors")
+    write_table(folder, "managed", torch.zeros(1_026, 8), "safetensors")
     with pytest.raises(ValueError, match="managed table 'managed' must begin without ids: got a file of its rows in"):
         initialize_tables(shard(tables, TABLE_WISE, torch.optim.SGD), seed=0, pretrained=folder)
 
