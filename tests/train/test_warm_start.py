@@ -48,11 +48,15 @@ def tables(checkpoint: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     }
 
 
-@pytest.mark.parametrize(("ranks", "sharding"), [(1, "table_wise"), (2, "row_wise"), (2, "column_wise")])
-def test_rows_follow_their_values(tmp_path: Path, ranks: int, sharding: str) -> None:
-    old = train(tmp_path / "old", f"--data={write_data(tmp_path / 'a', OLD, 0)}", ranks=ranks)
-    frozen = [f"--data={write_data(tmp_path / 'b', NEW, 1)}", "--sparse.lr=0", "--dense.lr=0"]
-    frozen += ["--sharding.types", sharding] if ranks > 1 else []
+@pytest.mark.parametrize(
+    ("ranks", "sharding", "optimizer"),
+    [(1, "table_wise", "rowwise_adagrad"), (2, "row_wise", "rowwise_adagrad"), (2, "column_wise", "adagrad")],
+)
+def test_rows_follow_their_values(tmp_path: Path, ranks: int, sharding: str, optimizer: str) -> None:
+    kind = f"--sparse.kind={optimizer}"
+    old = train(tmp_path / "old", kind, f"--data={write_data(tmp_path / 'a', OLD, 0)}", ranks=ranks)
+    frozen = [kind, f"--data={write_data(tmp_path / 'b', NEW, 1)}", "--sparse.lr=0", "--dense.lr=0"]
+    frozen += ["--sharding.kind", sharding] if ranks > 1 else []
     new = train(tmp_path / "new", f"--start-from={old.parents[1]}", *frozen, ranks=ranks)
     fresh = train(tmp_path / "fresh", *frozen, ranks=ranks)
     (before, moments_before), (after, moments_after), (initial, _) = (

@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dlrm_torchrec.datasets.open import vocabularies
 from dlrm_torchrec.datasets.windows.folders import first_folder
+from dlrm_torchrec.datasets.windows.vocabulary_changes import compared
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
-
-_FIRST = 2  # id of the first value of a vocabulary, after missing and unseen ones
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,8 @@ def row_maps(old_spec: Any, old_data: str, spec: DatasetSpec, data: str) -> dict
         if earlier is None or names[feature.name] in found or _ids(earlier) == _ids(feature):
             continue
         if (earlier.encoding, feature.encoding) == ("vocab", "vocab"):
-            values = _by_value(_values(old_data, old, feature.name), _values(data, spec, feature.name))
-            found[names[feature.name]] = RowMap(earlier.rows, values)
+            changes = compared(_values(old_data, old, feature.name), _values(data, spec, feature.name))
+            found[names[feature.name]] = RowMap(earlier.rows, changes.origins)
         elif (earlier.encoding, feature.encoding) == ("id", "id"):
             rows = np.arange(feature.rows)
             found[names[feature.name]] = RowMap(earlier.rows, np.where(rows < earlier.rows, rows, -1))
@@ -66,11 +64,3 @@ def _values(data: str, spec: DatasetSpec, feature: str) -> pa.Array:
     """The values of the vocabulary of a feature in the folder ``data``, in the order of their ids."""
     with open(vocabularies(data, spec)[feature], "rb") as file:
         return pq.read_table(file)["value"].combine_chunks()
-
-
-def _by_value(old: pa.Array, new: pa.Array) -> NDArray[np.int64]:
-    """The old row of each new row: those of missing and unseen values are the same."""
-    if old.type != new.type:  # whole numbers are written as text where a vocabulary has any text
-        old, new = old.cast(pa.string()), new.cast(pa.string())
-    places = pc.index_in(new, value_set=old).cast(pa.int64()).fill_null(-1 - _FIRST).to_numpy()
-    return np.concatenate([np.arange(_FIRST), places + _FIRST])
