@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ NEW = [*reversed(OLD[5:25]), *(f"new {number}" for number in range(12))]  # 20 k
 
 
 def spec_of(values: list[str]) -> DatasetSpec:
-    item = SparseFeature(name="item", rows=2 + len(values), encoding="vocab", vocabulary=f"{len(values)} values")
+    item = SparseFeature(name="item", rows=2 + len(values), encoding="vocab", vocabulary="-".join(values)[:40])
     return replace(SPEC, sparse=(item, SPEC.sparse[1]))
 
 
@@ -81,8 +82,41 @@ def test_rows_follow_their_values(tmp_path: Path, ranks: int, sharding: str, opt
         assert torch.equal(weight, read_dense(str(old))[name]), name
 
 
+@pytest.mark.parametrize(("ranks", "sharding"), [(1, "table_wise"), (2, "row_wise"), (2, "data_parallel")])
+def test_rows_begin_anew_where_a_vocabulary_goes_on(tmp_path: Path, ranks: int, sharding: str) -> None:
+    data = write_data(tmp_path / "days", OLD, 0)
+    options = [f"--data={data}", "--checkpoint.keep=3", *(["--sharding.kind", sharding] if ranks > 1 else [])]
+    first = train(tmp_path / "run", *options, ranks=ranks)
+    anew = [5, 17]  # ids whose values others replaced
+    values = [f"other {place}" if place in anew else value for place, value in enumerate(OLD, 2)]
+    write_data(tmp_path / "more", values, 1)
+    file = tmp_path / "more/day-1/train/part-0.parquet"
+    rows = pq.read_table(file)
+    ids = rows["item"].to_numpy()
+    rows = rows.set_column(3, "item", pa.array(np.where(np.isin(ids, anew), 0, ids), pa.int32()))
+    pq.write_table(rows, file)  # nobody looks these ids up
+    shutil.move(tmp_path / "more/day-1", data / "day-2")
+    frozen = [*options, "--sparse.lr=0", "--dense.lr=0"]
+    train(tmp_path / "run", *frozen, ranks=ranks)
+    before, after = tables(first)["t_item"], tables(first.with_name("step-00000020"))["t_item"]
+    initial = tables(train(tmp_path / "fresh", *frozen, ranks=ranks))["t_item"][0]
+    kept = [row for row in range(30) if row not in anew]
+    assert torch.equal(after[0][kept], before[0][kept])
+    assert torch.equal(after[0][anew], initial[anew])
+    assert not torch.equal(before[0][anew], initial[anew])
+    assert before[1][anew].gt(0).all()
+    assert after[1][anew].eq(0).all()
+    assert (after[1][kept] >= before[1][kept]).all()
+    shuffled = [*reversed(OLD)]
+    shutil.move(write_data(tmp_path / "moved", shuffled, 2) / "day-1", data / "day-3")
+    with pytest.raises(
+        RuntimeError, match=r"values of feature 'item' must keep their ids from .*day-2 to .*day-3: got"
+    ):
+        train(tmp_path / "run", *frozen, ranks=ranks)
+
+
 def test_maps_of_plain_ids_and_unfit_features(tmp_path: Path) -> None:
-    data = {"old_data": str(tmp_path), "data": str(tmp_path)}
+    data = {"old_data": str(tmp_path), "last": "", "data": str(tmp_path)}
     larger = replace(SPEC, sparse=(replace(SPEC.sparse[0], rows=40), SPEC.sparse[1]))
     maps = row_maps(SPEC.to_json(), spec=larger, **data)
     assert list(maps) == ["t_item"]
