@@ -4,7 +4,7 @@
     torchrun --standalone --nproc_per_node 2 recipes/train_dlrm_daily.py demo
     python recipes/train_dlrm_daily.py demo --data days --publish.folder published   # a folder of prepared folders
 
-Expected: the demo takes about three minutes on 2 CPU cores, and its last day's AUC is near the best possible one.
+Expected: the demo takes about a minute on 2 CPU cores; on the last day, its AUC is within .03 of the best possible one.
 Run the same command again to resume in the middle of a day, or when another day has come. Copy this file and change it.
 """
 
@@ -70,6 +70,7 @@ from dlrm_torchrec.datasets.windows.open import agreed, list_windows, remaining
 from dlrm_torchrec.datasets.windows.row_maps import row_maps
 from dlrm_torchrec.datasets.windows.seen import SeenIds
 from dlrm_torchrec.embeddings.initialize import initialize_tables
+from dlrm_torchrec.embeddings.restart import restart_rows
 from dlrm_torchrec.embeddings.tables import Tables, build_tables
 from dlrm_torchrec.inference.quantization import load_trained
 from dlrm_torchrec.inference.window_publisher import WindowPublisher
@@ -137,8 +138,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         progress = checkpoints.load(model, optimizer, identity) or Progress(identity=identity, lanes=world.size)
         if progress.step == 0:
             initialize_tables(model, optimizer, seed=cfg.seed, pretrained=cfg.tables.pretrained, say=log.say)
-            maps = partial(row_maps, spec=spec, data=cfg.data)
-            warm_start(model, optimizer, cfg.start_from, maps, group=world.control, say=log.say)
+            warm_start(model, optimizer, cfg.start_from, partial(row_maps, spec=spec, data=cfg.data), log=log)
         progress = replace(progress, plan=plan_to_json(plan), speed=speed)
 
         # open the data at that step; what a rank reads is a function of the step alone
@@ -160,6 +160,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
 
             # at the start of each window: evaluate, with the model of the windows before
             if not progress.window_open:
+                restart_rows(model, optimizer, seen.forget(window.fresh_rows(progress.windows)), seed=cfg.seed)
                 with log.paused(), between_streams(pipeline) as detached:
                     rows = seen.watch(window.evaluation(ranks).batches())
                     metrics = evaluate(detached, rows, world, learned=cfg.schedule.settled(progress.step))

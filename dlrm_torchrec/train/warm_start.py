@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from iopath.common.file_io import g_pathmgr
 from torch import nn
@@ -21,6 +20,7 @@ from dlrm_torchrec.train.checkpoints.folder import check, checkpoint_path
 from dlrm_torchrec.train.checkpoints.marker import read_progress
 from dlrm_torchrec.train.checkpoints.state import materialise_state, run_tensors
 from dlrm_torchrec.train.checkpoints.storage import IoPathReader
+from dlrm_torchrec.train.log import RunLog
 
 
 class RowMap(Protocol):
@@ -37,7 +37,7 @@ class RowMap(Protocol):
 class RowMaps(Protocol):
     """Gives the maps from the rows of earlier data to those of the run, by table; see the same module."""
 
-    def __call__(self, old_spec: dict[str, Any], old_data: str) -> Mapping[str, RowMap]: ...
+    def __call__(self, old_spec: dict[str, Any], old_data: str, last: str) -> Mapping[str, RowMap]: ...
 
 
 def found_checkpoint(start_from: str) -> tuple[str, str]:
@@ -66,13 +66,12 @@ def warm_start(
     start_from: str,
     row_maps: RowMaps,
     *,
-    group: dist.ProcessGroup,
-    say: Callable[[str], None],
+    log: RunLog,
 ) -> None:
     """Set the model and the moments of its optimizer to those of another run; nothing if ``start_from`` is empty.
 
     Rows whose places have changed follow their values, with their moments; a row without an old one stays as it is,
-    and so do moments of another kind of optimizer, which ``say`` is told. All ranks call this. Raises ValueError,
+    and so do moments of another kind of optimizer, which ``log`` says. All ranks call this. Raises ValueError,
     before any tensor is touched, when the checkpoint has another model.
 
     Args:
@@ -80,13 +79,14 @@ def warm_start(
         optimizer: that of the whole model
         start_from: the folder of the run, or of one of its checkpoints
         row_maps: gives a map for each table whose rows have changed their places
-        group: all ranks
-        say: gets lines for people
+        log: that of the run
     """
     if not start_from:
         return
     path, data = found_checkpoint(start_from)
-    maps = row_maps(read_progress(path).identity["spec"], data)
+    progress = read_progress(path)
+    window = progress.windows[-1]["name"] if progress.windows else ""
+    maps = row_maps(progress.identity["spec"], data, window)
     materialise_state(optimizer)
     tensors = run_tensors(model, optimizer)
     saved = {
@@ -99,18 +99,20 @@ def warm_start(
     moments = [name for name in wanted if name.startswith("optimizer.")]
     fitting = {name for name in moments if saved.get(name) == _old_size(name, wanted[name], maps)}
     if len(fitting) < len(moments):
-        say(f"{path} has moments of another optimizer, so those of {len(moments) - len(fitting)} parameters begin at 0")
+        log.say(
+            f"{path} has moments of another optimizer, so those of {len(moments) - len(fitting)} parameters begin at 0"
+        )
     taken = {name: value for name, value in wanted.items() if name in fitting or not name.startswith("optimizer.")}
     moved = {name for name in taken if _table(name) in maps}
     same = {name: value for name, value in taken.items() if name not in moved}
-    dcp.load(same, storage_reader=IoPathReader(path), process_group=group)
+    dcp.load(same, storage_reader=IoPathReader(path), process_group=log.world.control)
     for name in sorted(moved):
         _take_rows(path, name, taken[name], maps[_table(name)])
     if fitting:
-        optimizer.set_optimizer_step(read_progress(path).step)
+        optimizer.set_optimizer_step(progress.step)
     fresh = {name: int((each.rows < 0).sum()) for name, each in maps.items()}
     told = "".join(f"; {name}: {count:,} of {len(maps[name].rows):,} rows are new" for name, count in fresh.items())
-    say(f"began with the model of {path}{told}")
+    log.say(f"began with the model of {path}{told}")
 
 
 def _check(

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from iopath.common.file_io import g_pathmgr
 from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.open import vocabularies
+from dlrm_torchrec.datasets.open import SYNTHETIC, vocabularies
+from dlrm_torchrec.datasets.prepared.manifest import join
 from dlrm_torchrec.datasets.windows.folders import first_folder
+from dlrm_torchrec.datasets.windows.vocabulary_changes import compared
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
-
-_FIRST = 2  # id of the first value of a vocabulary, after missing and unseen ones
 
 
 @dataclass(frozen=True)
@@ -26,25 +26,37 @@ class RowMap:
     rows: NDArray[np.int64]  # (new rows,)
 
 
-def row_maps(old_spec: Any, old_data: str, spec: DatasetSpec, data: str) -> dict[str, RowMap]:
+def row_maps(old_spec: Any, old_data: str, last: str, *, spec: DatasetSpec, data: str) -> dict[str, RowMap]:
     """A map for each table whose rows changed their places from the data ``old_data`` to ``data``, by its name.
 
-    Both are prepared folders, or folders of such folders; ``old_spec`` is a spec as JSON. Plain ids keep their places,
-    also in a table that became larger or smaller. Raises ValueError when the same feature now gives other ids to its
-    values, without a vocabulary that tells them.
+    Plain ids keep their places, also in a table that became larger or smaller. Raises ValueError when the same feature
+    now gives other ids to its values, without a vocabulary that tells them.
+
+    Args:
+        old_spec: the spec of the earlier data, as JSON
+        old_data: a prepared folder, or a folder of such folders
+        last: the name of the last folder that was trained on, whose vocabularies count; empty if there is but one
+        spec: the new spec
+        data: a prepared folder, or a folder of such folders, the first of which counts
     """
     old = DatasetSpec.from_json(old_spec)
-    old_data, data = first_folder(old_data), first_folder(data)
+    old_data = join(old_data, last) if last and g_pathmgr.isdir(join(old_data, last)) else first_folder(old_data)
+    data = first_folder(data)
     names = {feature: table.name for table in spec.tables(dim=1) for feature in table.features}
     before = {feature.name: feature for feature in old.sparse}
     found: dict[str, RowMap] = {}
     for feature in spec.sparse:
         earlier = before.get(feature.name)
-        if earlier is None or names[feature.name] in found or _ids(earlier) == _ids(feature):
+        if earlier is None or names[feature.name] in found:
+            continue
+        same = _ids(earlier) == _ids(feature)
+        told = feature.encoding != "vocab" or feature.vocabulary or data == SYNTHETIC  # by the spec alone
+        if same and told:
             continue
         if (earlier.encoding, feature.encoding) == ("vocab", "vocab"):
-            values = _by_value(_values(old_data, old, feature.name), _values(data, spec, feature.name))
-            found[names[feature.name]] = RowMap(earlier.rows, values)
+            changes = compared(_values(old_data, old, feature.name), _values(data, spec, feature.name))
+            if changes.rows != changes.rows_before or (changes.origins != np.arange(changes.rows)).any():
+                found[names[feature.name]] = RowMap(earlier.rows, changes.origins)
         elif (earlier.encoding, feature.encoding) == ("id", "id"):
             rows = np.arange(feature.rows)
             found[names[feature.name]] = RowMap(earlier.rows, np.where(rows < earlier.rows, rows, -1))
@@ -66,11 +78,3 @@ def _values(data: str, spec: DatasetSpec, feature: str) -> pa.Array:
     """The values of the vocabulary of a feature in the folder ``data``, in the order of their ids."""
     with open(vocabularies(data, spec)[feature], "rb") as file:
         return pq.read_table(file)["value"].combine_chunks()
-
-
-def _by_value(old: pa.Array, new: pa.Array) -> NDArray[np.int64]:
-    """The old row of each new row: those of missing and unseen values are the same."""
-    if old.type != new.type:  # whole numbers are written as text where a vocabulary has any text
-        old, new = old.cast(pa.string()), new.cast(pa.string())
-    places = pc.index_in(new, value_set=old).cast(pa.int64()).fill_null(-1 - _FIRST).to_numpy()
-    return np.concatenate([np.arange(_FIRST), places + _FIRST])

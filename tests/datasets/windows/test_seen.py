@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch.distributed as dist
 
@@ -62,3 +63,25 @@ def test_shares_are_those_of_plain_sets(encoding: str) -> None:
         assert found[0][day] == found[1][day]
         assert found[0][day] in (-1.0, pytest.approx(share, abs=1e-12))
         assert day == 0 or 0 < share < 0.5
+
+
+def _forgotten() -> list[float]:
+    spec = drift_spec((40, 300))
+    world = DriftingClicks(spec, Drift(replaced=0.0, living=1.0))
+    assert dist.group.WORLD is not None
+    seen, shares = SeenIds(spec, dist.group.WORLD, beside=_no_tensors), []
+    for ids in ([], [3, 8, 16]):
+        assert seen.forget({"t_id_0": np.array(ids, np.int64)} if ids else {}) is not None
+        for _ in range(1 + (not ids)):
+            for _ in seen.watch(DayStream(world, 0, num_rows=ROWS, ranks=Ranks(64, 0, 1)).batches()):
+                pass
+            shares.append(seen.end_window())
+    return shares
+
+
+def test_ids_that_mean_other_values_are_unseen_again() -> None:
+    ((first, again, after),) = run_ranks(1, _forgotten)
+    columns, _ = DriftingClicks(drift_spec((40, 300)), Drift(replaced=0.0, living=1.0)).rows(0, 0, ROWS)
+    share = np.isin(columns.sparse[0].values, [3, 8, 16]).sum() / (2 * ROWS)
+    assert (first, again) == (1.0, 0.0)
+    assert 0 < share == after
