@@ -100,6 +100,8 @@ def write_package(
             file = f"tables/{safe_name(tensor.name)}.npy"
             write_rows(new / file, rows)
             tables[tensor.name] = {"file": file, "buffer": tensor.buffer, "starts": tensor.starts}
+            if tensor.order:
+                tables[tensor.name]["order"] = tensor.order
         manifest = {
             "format": FORMAT,
             "name": spec.name,
@@ -160,6 +162,8 @@ def _stored_apart(model: torch.jit.ScriptModule) -> Iterator[list[tuple[StoredTe
             start = int(tensor_at(model, tensor.starts)[number])
             whole = whole[start : start + tensor.rows * tensor.row_bytes].view(tensor.rows, tensor.row_bytes)
         found.append((tensor, whole.numpy()))
+        if tensor.order:
+            kept[tensor.order] = tensor_at(model, tensor.order)
     try:
         for path, whole in kept.items():
             set_tensor(model, path, whole.new_empty(0))

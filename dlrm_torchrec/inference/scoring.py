@@ -59,7 +59,7 @@ def script(scorer: Scorer) -> torch.jit.ScriptModule:
     graph = torchrec.fx.Tracer(leaf_modules=whole).trace(scorer.eval())
     _unpack_bags(graph)
     module, stored = torch.fx.GraphModule(scorer, graph), stored_tensors(scorer)
-    kept = [path for tensor in stored for path in (tensor.buffer, tensor.starts) if path]
+    kept = [path for tensor in stored for path in (tensor.buffer, tensor.starts, tensor.order) if path]
     if stored:
         setattr(module, STORED, [tuple(tensor) for tensor in stored])
         kept.append(STORED)

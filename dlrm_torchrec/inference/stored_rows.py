@@ -23,11 +23,14 @@ class StoredRows:
     """The rows of all tables by name, in the tensors that programs read.
 
     ``rows[name]`` is uint8 (room, bytes of a row) of a table, and of any type for another tensor, without room to grow.
+    ``orders[name]`` are the places of such a tensor's numbers in ascending order, if programs search in them; they
+    follow every change of the numbers.
     """
 
     def __init__(self, path: Path, tables: Mapping[str, Mapping[str, Any]]) -> None:
         """Reads the ``tables`` that a manifest lists from the folder ``path``."""
         self.rows: dict[str, np.ndarray[Any, Any]] = {}
+        self.orders: dict[str, np.ndarray[Any, Any]] = {}
         self._tensors: dict[str, torch.Tensor] = {}
         of_buffer = defaultdict[tuple[str, str], list[str]](list)
         for name, table in tables.items():
@@ -39,6 +42,9 @@ class StoredRows:
             else:
                 self.rows[names[0]] = np.array(files[0])
                 self._tensors[buffer] = torch.from_numpy(self.rows[names[0]])
+                if order := tables[names[0]].get("order"):
+                    self.orders[names[0]] = np.argsort(self.rows[names[0]])
+                    self._tensors[order] = torch.from_numpy(self.orders[names[0]])
 
     def _with_room(self, files: Mapping[str, np.ndarray[Any, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
         """The memory of tables that programs read as one tensor, and where each of them begins there."""

@@ -58,7 +58,12 @@ def prepare_update(predictor: Predictor, path: Path) -> Update:
     try:
         if package["tables"] != predictor.manifest["tables"]:
             raise DeltaError("tables of a delta must be those of the package: got others; load a full package")
-        changes = tuple(_change(predictor, delta, name) for name in delta.facts["tables"])
+        changes = [_change(predictor, delta, name) for name in delta.facts["tables"]]
+        changes += [
+            _order(predictor, name, change)
+            for name, change in zip(delta.facts["tables"], changes, strict=True)
+            if name in predictor.stored.orders
+        ]
         program = load_program(path / WHOLE, package["versions"]) if MODEL in delta.facts["whole"] else None
         vocabularies = dict(predictor.vocabularies) | _vocabularies(predictor.vocabularies, delta)
         found = {file: vocabulary.digest for file, vocabulary in vocabularies.items()}
@@ -70,7 +75,7 @@ def prepare_update(predictor: Predictor, path: Path) -> Update:
         raise
     except Exception as error:  # libraries raise all kinds of errors for a damaged file
         raise DeltaError(f"delta {path} must give predictions: got {error!r}; make it again") from error
-    return Update(after, changes)
+    return Update(after, tuple(changes))
 
 
 def _change(predictor: Predictor, delta: Delta, name: str) -> Change:
@@ -84,6 +89,13 @@ def _change(predictor: Predictor, delta: Delta, name: str) -> Change:
         )
     items, numbers = _as_items(table), numbers.astype(np.int64)
     return Change(items, numbers, items[numbers], _as_items(rows))
+
+
+def _order(predictor: Predictor, name: str, change: Change) -> Change:
+    """How the order of numbers changes with them."""
+    numbers, order = predictor.stored.rows[name].copy(), predictor.stored.orders[name]
+    _as_items(numbers)[change.numbers] = change.new
+    return Change(order, np.arange(len(order)), order.copy(), np.argsort(numbers))
 
 
 def _as_items(rows: Array) -> Array:

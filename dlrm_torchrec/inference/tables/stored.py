@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dlrm_torchrec.inference.tables.lookups import RowLookup
+from dlrm_torchrec.inference.tables.maps import ServedMap
 
 LARGE_BYTES = 1 << 16  # smaller buffers stay in the program, where TorchScript folds them into constants
 STORED = "stored"  # attribute of a scripted model with its StoredTensors, as plain tuples
@@ -22,6 +23,7 @@ class StoredTensor(NamedTuple):
     starts: str  # the path of the bytes at which the tables in that tensor begin, in order; empty: it holds one alone
     rows: int
     row_bytes: int
+    order: str = ""  # the path of the places of these numbers in ascending order, which follow from them; empty: none
 
 
 def stored_tensors(model: nn.Module) -> list[StoredTensor]:
@@ -35,6 +37,9 @@ def stored_tensors(model: nn.Module) -> list[StoredTensor]:
                 paths = f"{inner}.weights", f"{inner}.starts"
                 tables = zip(module.names, module.num_rows, module.row_bytes, strict=True)
                 found += [StoredTensor(name, *paths, rows, row_bytes) for name, rows, row_bytes in tables]
+            elif isinstance(module, ServedMap) and module.ids.nbytes >= LARGE_BYTES:
+                ids = f"{inner}.ids"
+                found.append(StoredTensor(ids, ids, "", len(module.ids), module.ids.itemsize, f"{inner}.order"))
             else:
                 for name, buffer in module.named_buffers(recurse=False):
                     if buffer.nbytes >= LARGE_BYTES:
