@@ -24,9 +24,9 @@ import torch
 import tyro
 from torch import nn
 
+from dlrm_torchrec.models.hstu.attention.layout import make_layout
 from dlrm_torchrec.models.hstu.config import HSTUConfig, Variant
 from dlrm_torchrec.models.hstu.layer import HSTULayers
-from dlrm_torchrec.models.hstu.layout import make_layout
 
 MOST = 4096  # tokens of a history
 

@@ -42,7 +42,7 @@ def _value(kind: Any, value: Any, what: str) -> Any:
         if get_origin(option) is tuple and isinstance(value, (list, tuple)):
             element = get_args(option)[0]
             return tuple(_value(element, each, f"entry {i} of {what}") for i, each in enumerate(value))
-        if dataclasses.is_dataclass(option):
+        if dataclasses.is_dataclass(option) and not (value is None and NoneType in options):
             assert isinstance(option, type)
             return record(option, value, f"{what} {_name_of(value)}".strip())
         if _fits(option, value):

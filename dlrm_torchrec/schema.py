@@ -17,6 +17,8 @@ from typing import Any, Literal, get_args
 from urllib.parse import quote
 
 from dlrm_torchrec.checked_json import record
+from dlrm_torchrec.sequence_schema import Cross as Cross  # specs are written with these names, too
+from dlrm_torchrec.sequence_schema import History as History
 
 Encoding = Literal["id", "vocab", "hash", "bucket", "managed"]
 MANAGED_IDS = 2**63 - 1  # the range of ids without a vocabulary, too large for two values to meet
@@ -196,6 +198,7 @@ class DatasetSpec:
     target: Literal["binary", "number"] = "binary"  # what labels are: 0 or 1, or any number (regression)
     more_labels: tuple[Label, ...] = ()  # further columns to predict from the same rows
     weight: str = ""  # column with the weight of each row in loss and metrics; empty means 1 for all
+    history: History | None = None  # what users did, if each row is a user and the label is that of an event
     # how raw text is written
     missing: tuple[str, ...] = MISSING_MARKERS  # texts that mean a missing value, blanks around them apart
     decimal: Literal[".", ","] = "."  # mark before the fraction of a number
@@ -219,6 +222,8 @@ class DatasetSpec:
                 f"positive_label of {marked[0]!r} must not mean a missing value: got one of {list(self.missing)}; "
                 "correct it, or take it out of 'missing'"
             )
+        if self.history is not None:
+            self.history.check([feature.name for feature in self.sparse])
         for table, features in self._by_table().items():
             kinds = {(f.rows, f.encoding, f.dim, f.min_count, f.vocabulary) for f in features}
             if len(kinds) > 1:

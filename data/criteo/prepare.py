@@ -48,6 +48,7 @@ class Config:
     val_share: float | None = None  # Share of rows of --input for 'val'; default: Criteo's last day, 0.1 of a table.
     test_share: float = 0.0  # Share of rows of --input for 'test'.
     time: str = ""  # For table: column of times; the shares are then the latest rows, not random ones.
+    keep_time: str = ""  # For table: column of times that the files keep, for training on windows of time.
     group: str = ""  # For table: column such as the user; rows with the same value are then in the same split.
     encoding: Literal["vocab", "hash", "managed"] = "vocab"  # For kaggle and 1tb: number the values, or hash them.
     min_count: int = 1  # For vocab of kaggle and 1tb: a value seen less often in training is unseen.
@@ -100,7 +101,7 @@ def reader(cfg: Config, spec: DatasetSpec, path: str, *, labelled: bool) -> Read
     if cfg.kind != "table":
         folded = ind_range(cfg) if cfg.encoding == "vocab" else 1 << 32
         return CriteoReader(labelled=labelled, max_ind_range=folded)
-    also = (cfg.time or cfg.group,) if labelled and (cfg.time or cfg.group) else ()
+    also = tuple(dict.fromkeys(each for each in (cfg.time or cfg.group, cfg.keep_time) if each)) if labelled else ()
     wanted = Columns(spec=spec, negative_label=cfg.negative_label, labelled=labelled, also=also)
     form = Form(separator=cfg.separator, names=cfg.columns)
     if cfg.labels and labelled:
@@ -111,6 +112,11 @@ def reader(cfg: Config, spec: DatasetSpec, path: str, *, labelled: bool) -> Read
 def assignments(cfg: Config, spec: DatasetSpec) -> list[tuple[str, Assignment | LastPart]]:
     """Each labelled file of --input in time order, and the split of its rows; the last day is 'val' and 'test'."""
     paths = [path for each in sorted(cfg.input, key=natural) for path in files_of(each)]
+    if cfg.keep_time and (cfg.kind != "table" or cfg.unlabelled):
+        raise ValueError(
+            f"--keep_time must go with table, and with labelled files only: got {cfg.kind} and --unlabelled "
+            f"{cfg.unlabelled}; leave it out"
+        )
     shares = tuple((name, share) for name, share in (("val", cfg.val_share), ("test", cfg.test_share)) if share)
     if (cfg.time or cfg.group) and (cfg.kind != "table" or not shares or (cfg.time and cfg.group)):
         raise ValueError(
@@ -187,6 +193,7 @@ def main(cfg: Config) -> None:
         row_group_rows=cfg.row_group_rows,
         shuffle_window_rows=cfg.shuffle_window,
         seed=cfg.seed,
+        time=cfg.keep_time,
         workers=cfg.workers,
         memory_bytes=int(cfg.memory_gib * 2**30),
         rank_timeout_s=cfg.rank_timeout_s,

@@ -100,8 +100,8 @@ def _copy(bags: IdLists, order: NDArray[np.int64] | None, target: Values) -> Non
     if order is None:
         target[:] = values
     elif (size := bags.size) is not None:
-        rows = (len(order), size)
-        np.take(values.reshape(rows), order, axis=0, out=target.reshape(rows), mode="clip")  # mode "raise" would buffer
+        source, rows = values.reshape(len(bags.lengths), size), (len(order), size)
+        np.take(source, order, axis=0, out=target.reshape(rows), mode="clip")  # mode "raise" would buffer
     else:
         _GATHER[target.dtype](values, bags.offsets, order, target)
 

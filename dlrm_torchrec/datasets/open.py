@@ -97,14 +97,14 @@ def open_streams(
     ``rows`` is the length of a synthetic epoch; prepared data has its own. ``lanes`` is explained in ``order``, and
     ``grouped``, for synthetic rows, in ``Teacher``.
     """
-    held_out_batch = _held_out_batch(ranks)
+    held_out = held_out_batch(ranks)
     if data == SYNTHETIC:
         return {
             split: SyntheticStream(
                 spec,
                 split=split,
                 num_rows=rows * epochs if split == "train" else _HELD_OUT_ROWS,
-                global_batch_size=ranks.global_batch_size if split == "train" else held_out_batch,
+                global_batch_size=ranks.global_batch_size if split == "train" else held_out,
                 rank=ranks.rank,
                 world_size=ranks.world_size,
                 seed=seed,
@@ -116,7 +116,7 @@ def open_streams(
         split: ParquetStream(
             data,
             split,
-            global_batch_size=ranks.global_batch_size if split == "train" else held_out_batch,
+            global_batch_size=ranks.global_batch_size if split == "train" else held_out,
             rank=ranks.rank,
             world_size=ranks.world_size,
             seed=seed,
@@ -146,7 +146,7 @@ def open_interactions(
     data must have its own negatives.
     """
     if data == SYNTHETIC:
-        held_out = replace(ranks, global_batch_size=_held_out_batch(ranks))
+        held_out = replace(ranks, global_batch_size=held_out_batch(ranks))
         return {
             "train": InteractionStream(spec, num_rows=rows * epochs, negatives=negatives, ranks=ranks, seed=seed),
             "val": InteractionStream(spec, split="val", ranks=held_out, seed=seed),
@@ -169,6 +169,6 @@ def _splits(data: str) -> Mapping[str, Split]:
     return splits
 
 
-def _held_out_batch(ranks: Ranks) -> int:
+def held_out_batch(ranks: Ranks) -> int:
     """The batch size for evaluation: the least multiple of the training batch that is large enough."""
     return ranks.global_batch_size * -(-_EVALUATION_BATCH // ranks.global_batch_size)

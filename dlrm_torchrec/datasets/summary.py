@@ -56,10 +56,10 @@ def summarise(data: str, shape: DatasetSpec, *, positives_only: bool = False) ->
             )
     entries = (file for split in manifest.splits.values() for file in split.files)
     files = tuple(dict.fromkeys((file.location(data), file.sha256) for file in entries))
-    return Summary(spec=manifest.spec, rows=rows, positives=positives, digest=_digest(manifest), files=files)
+    return Summary(spec=manifest.spec, rows=rows, positives=positives, digest=digest(manifest), files=files)
 
 
-def _digest(manifest: Manifest) -> str:
+def digest(manifest: Manifest) -> str:
     """Equal for two folders with the same rows in the same files and in the same order, wherever they lie.
 
     A manifest that was written by hand has no checksums; then the number of rows of each file decides.

@@ -99,9 +99,8 @@ def write_package(
         for tensor, rows in stored:
             file = f"tables/{safe_name(tensor.name)}.npy"
             write_rows(new / file, rows)
-            tables[tensor.name] = {"file": file, "buffer": tensor.buffer, "starts": tensor.starts}
-            if tensor.order:
-                tables[tensor.name]["order"] = tensor.order
+            paths = {name: getattr(tensor, name) for name in ("buffer", "starts", "order")}
+            tables[tensor.name] = {"file": file, **paths}
         manifest = {
             "format": FORMAT,
             "name": spec.name,
@@ -161,9 +160,9 @@ def _stored_apart(model: torch.jit.ScriptModule) -> Iterator[list[tuple[StoredTe
             number = sum(each.buffer == tensor.buffer for each, _ in found)
             start = int(tensor_at(model, tensor.starts)[number])
             whole = whole[start : start + tensor.rows * tensor.row_bytes].view(tensor.rows, tensor.row_bytes)
-        found.append((tensor, whole.numpy()))
         if tensor.order:
             kept[tensor.order] = tensor_at(model, tensor.order)
+        found.append((tensor, whole.numpy()))
     try:
         for path, whole in kept.items():
             set_tensor(model, path, whole.new_empty(0))

@@ -6,7 +6,8 @@ A package holds a copy of this file, which needs only numpy and torch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from copy import copy
 from itertools import accumulate
 from operator import attrgetter
 from pathlib import Path
@@ -23,15 +24,14 @@ class StoredRows:
     """The rows of all tables by name, in the tensors that programs read.
 
     ``rows[name]`` is uint8 (room, bytes of a row) of a table, and of any type for another tensor, without room to grow.
-    ``orders[name]`` are the places of such a tensor's numbers in ascending order, if programs search in them; they
-    follow every change of the numbers.
     """
 
     def __init__(self, path: Path, tables: Mapping[str, Mapping[str, Any]]) -> None:
         """Reads the ``tables`` that a manifest lists from the folder ``path``."""
         self.rows: dict[str, np.ndarray[Any, Any]] = {}
-        self.orders: dict[str, np.ndarray[Any, Any]] = {}
         self._tensors: dict[str, torch.Tensor] = {}
+        self._order_of = {name: table["order"] for name, table in tables.items() if table["order"]}
+        self._orders: dict[str, torch.Tensor] = {}
         of_buffer = defaultdict[tuple[str, str], list[str]](list)
         for name, table in tables.items():
             of_buffer[table["buffer"], table["starts"]].append(name)
@@ -42,9 +42,21 @@ class StoredRows:
             else:
                 self.rows[names[0]] = np.array(files[0])
                 self._tensors[buffer] = torch.from_numpy(self.rows[names[0]])
-                if order := tables[names[0]].get("order"):
-                    self.orders[names[0]] = np.argsort(self.rows[names[0]])
-                    self._tensors[order] = torch.from_numpy(self.orders[names[0]])
+        self._orders = self._sorted(self.rows)
+
+    def reordered(self, changed: Mapping[str, np.ndarray[Any, Any]]) -> StoredRows:
+        """The same rows for programs that read them when some tables will be as in ``changed``."""
+        other = copy(self)
+        other._orders = self._orders | self._sorted(changed)
+        return other
+
+    def _sorted(self, rows: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, torch.Tensor]:
+        """The tensors that follow from ``rows``, by path."""
+        return {
+            path: torch.from_numpy(np.argsort(rows[name], kind="stable"))
+            for name, path in self._order_of.items()
+            if name in rows
+        }
 
     def _with_room(self, files: Mapping[str, np.ndarray[Any, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
         """The memory of tables that programs read as one tensor, and where each of them begins there."""
@@ -60,8 +72,15 @@ class StoredRows:
 
     def attach(self, program: torch.jit.ScriptModule) -> None:
         """Let ``program`` read these rows."""
-        for path, tensor in self._tensors.items():
+        for path, tensor in {**self._tensors, **self._orders}.items():
             set_tensor(program, path, tensor)
+
+
+def freeze(program: torch.jit.ScriptModule, tables: Iterable[Mapping[str, Any]]) -> torch.jit.ScriptModule:
+    """``program`` in a form that runs faster, whose ``tables``, listed as in a manifest, can still be set."""
+    kept = [table[part] for table in tables for part in ("buffer", "starts", "order") if table[part]]
+    frozen: torch.jit.ScriptModule = torch.jit.freeze(program.eval(), [*dict.fromkeys(kept)])
+    return frozen
 
 
 def set_tensor(program: torch.jit.ScriptModule, path: str, tensor: torch.Tensor) -> None:

@@ -17,6 +17,9 @@ from dlrm_torchrec.embeddings.compositional.table_configs import StackedTable
 from dlrm_torchrec.embeddings.mixed_dimensions import Projections
 from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.models.factorization_machine import DenseRows, Pairs
+from dlrm_torchrec.models.hstu.costs import moved_floats, multiply_adds, pooled_moved_floats, pooled_multiply_adds
+from dlrm_torchrec.models.hstu.pooled import PooledRanker
+from dlrm_torchrec.models.hstu.ranker import HSTURanker
 from dlrm_torchrec.models.matrix_factorization import MatrixFactorization
 from dlrm_torchrec.models.neumf import NeuMF
 
@@ -106,6 +109,18 @@ def _(module: MatrixFactorization, sample: Sample) -> Cost:  # noqa: ARG001 (it 
 @cost.register
 def _(module: NeuMF, sample: Sample) -> Cost:
     return _products(module.gmf_dim, 3 * module.gmf_dim) + cost(module.mlp, sample) + cost(module.output, sample)
+
+
+@cost.register
+def _(module: HSTURanker, sample: Sample) -> Cost:  # noqa: ARG001 (a ranker knows the sizes of samples)
+    config, work = module.config, module.work(1)
+    return _products(sum(multiply_adds(config, work).values()), moved_floats(config, work))
+
+
+@cost.register
+def _(module: PooledRanker, sample: Sample) -> Cost:  # noqa: ARG001 (likewise)
+    config, work = module.config, module.work(1)
+    return _products(sum(pooled_multiply_adds(config, work).values()), pooled_moved_floats(config, work))
 
 
 @cost.register

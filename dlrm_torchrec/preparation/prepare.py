@@ -53,6 +53,7 @@ def prepare(
     row_group_rows: int = ROW_GROUP_ROWS,
     shuffle_window_rows: int = 0,
     seed: int = 0,
+    time: str = "",
     workers: int | None = None,
     memory_bytes: int = MEMORY_BYTES,
     unit_bytes: int | None = None,
@@ -67,6 +68,7 @@ def prepare(
     0, the training rows of a unit are shuffled within windows of that size. A unit is about ``unit_bytes`` of a plain
     text or Parquet file, or a whole gzip file. ``workers`` processes (default: one per core) use about ``memory_bytes``
     together. Malformed rows go to ``quarantine.tsv`` and are counted in ``report.json``.
+    With ``time``, a raw column that the readers give beside those of the spec, the files keep the time of each row.
 
     If it is started as several ranks (RANK and WORLD_SIZE of the environment), all with the same arguments and a shared
     folder, each rank prepares its part of the units. A rank that is silent for ``rank_timeout_s`` ends the others.
@@ -80,6 +82,11 @@ def prepare(
     _check_numbers(unit_bytes=(unit_bytes, 1), shuffle_window_rows=(shuffle_window_rows, 0), seed=(seed, 0))
     _check_numbers(workers=(workers, 1), memory_bytes=(memory_bytes, 1))
     _check(sources)
+    if time in spec.prepared_names:
+        raise ValueError(
+            f"the column of times must have a name that no prepared column has: got {time!r}; rename the feature, and "
+            "keep the raw name in 'column'"
+        )
     identities = [source.identity() for source in sources]
     check_distinct(identities)
     chain = Chain(window) if window else None
@@ -87,7 +94,8 @@ def prepare(
         check_new([source.path for source in sources if _trains(source)], chain.known_sources)
     raw_bytes = sum(identity["bytes"] for identity in identities)
     budget = Budget.of(memory_bytes, workers=workers, raw_bytes=raw_bytes)
-    layout = Layout(row_group_rows=row_group_rows, shuffled=TRAIN, window_rows=shuffle_window_rows, seed=seed)
+    window_rows = shuffle_window_rows
+    layout = Layout(row_group_rows=row_group_rows, shuffled=TRAIN, window_rows=window_rows, seed=seed, time=time)
     _check_window(spec, layout, budget)
     unit_bytes = unit_bytes or span_bytes(raw_bytes)
     before = earlier or (window.after if window else "")

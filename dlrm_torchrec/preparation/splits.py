@@ -111,12 +111,7 @@ class ByTime:
 
     def times(self, rows: Rows) -> tuple[Ints, Mask]:
         """The microseconds since 1970 (B,) of rows, and which of them are known."""
-        try:
-            seconds, _ = raw_values.times(rows.also[self.column], self.form)
-        except UnfitTypeError as error:
-            raise ValueError(f"time {self.column!r} must hold times: got {error}; name another column") from error
-        known = ~np.isnan(seconds)
-        return np.where(known, np.round(seconds * 1e6), 0).astype(np.int64), known
+        return times_of(rows, self.column, self.form)
 
     def starting(self, times: Ints, counts: Ints) -> ByTime:
         """The assignment for rows with these distinct, ascending times, each with the number of its rows.
@@ -138,6 +133,16 @@ class ByTime:
             last = first + int(np.argmin(np.abs(from_here[first:last] - rows)))
             starts.append(int(times[last]))
         return replace(self, starts=tuple(reversed(starts)))
+
+
+def times_of(rows: Rows, column: str, form: TextForm) -> tuple[Ints, Mask]:
+    """The microseconds since 1970 (B,) in a further raw column of rows, and which of them are known."""
+    try:
+        seconds, _ = raw_values.times(rows.also[column], form)
+    except UnfitTypeError as error:
+        raise ValueError(f"time {column!r} must hold times: got {error}; name another column") from error
+    known = ~np.isnan(seconds)
+    return np.where(known, np.round(seconds * 1e6), 0).astype(np.int64), known
 
 
 def _uniform(text: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch.distributed as dist
 from torch import nn
@@ -111,7 +112,7 @@ def _search(
     group: dist.ProcessGroup | None,
     stats: Stats | None,
 ) -> ShardingPlan:
-    enumerator, reservation = Enumerator(topology, batch_size, constraints=constraints), _reservation(model)
+    enumerator, reservation = Enumerator(topology, batch_size, constraints=constraints), _reservation(model, batch_size)
     planner = EmbeddingShardingPlanner(
         topology=topology,
         batch_size=batch_size,
@@ -132,9 +133,23 @@ def _search(
         ) from error
 
 
-def _reservation(model: nn.Module) -> HeuristicalStorageReservation:
-    """Reserves 15 % of the memory, and room for dense parameters, their gradients and at most two moments."""
+@runtime_checkable
+class CountsActivations(Protocol):
+    """A module whose activations are too large for the margin that every plan leaves."""
+
+    def activation_bytes(self, num_samples: int) -> int:
+        """Bytes that it holds at most in one step of a rank with so many samples."""
+
+
+def _reservation(model: nn.Module, batch_size: int) -> HeuristicalStorageReservation:
+    """Reserves 15 % of the memory, and room for dense parameters, their gradients and at most two moments.
+
+    Also reserves the activations of modules that count them.
+    """
     dense_bytes = 4 * sum(p.numel() * p.element_size() for p in model.parameters() if not p.is_meta)
+    dense_bytes += sum(
+        module.activation_bytes(batch_size) for module in model.modules() if isinstance(module, CountsActivations)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # it warns about a missing estimate, which is given here
         return HeuristicalStorageReservation(percentage=0.15, dense_tensor_estimate=dense_bytes)

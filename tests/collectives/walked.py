@@ -47,7 +47,7 @@ def walk_recipe(
 
     with (
         patch.object(data, "_HELD_OUT_ROWS", HELD_OUT_ROWS),
-        patch.object(data, "_held_out_batch", lambda _: 64),
+        patch.object(data, "held_out_batch", lambda _: 64),
         patch.object(recipe, "join_world", joined),
     ):
         return walk(size, main, local_size=PER_HOST, device=device)

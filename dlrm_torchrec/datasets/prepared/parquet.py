@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from iopath.common.file_io import g_pathmgr
+from numpy.typing import NDArray
 
 from dlrm_torchrec.datasets.ahead import BATCHES_AHEAD, ahead
 from dlrm_torchrec.datasets.batch import Batch
@@ -31,17 +32,24 @@ ROW_GROUPS_AHEAD = 4
 _FOOTERS = 16  # that are kept in memory, parsed; 2 MB each for 64 row groups of 40 columns
 
 
+Rows = NDArray[np.int64]
+# By place and number of the row groups that are read: numbers of rows within the row group, ascending, or None for all.
+Selection = Mapping[tuple[str, int], Rows | None]
+
+
 class RowGroup(NamedTuple):
     path: str
     number: int  # of the row group in its file
     rows: int
+    chosen: Rows | None = None  # in ascending order, those that are read; None means all
 
 
 class ParquetStream:
     """Batches of one split of a prepared folder, with every row once per epoch, and a seeded order for each epoch.
 
     ``lanes`` decides which rows each global batch has (see ``order``). It must not change when a run resumes. A new run
-    is fastest with as many lanes as ranks, and the default is ``world_size``.
+    is fastest with as many lanes as ranks, and the default is ``world_size``. With a ``selection``, the split is
+    as if it had no other rows.
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class ParquetStream:
         shuffle: bool,
         epochs: int = 1,
         lanes: int | None = None,
+        selection: Selection | None = None,
     ) -> None:
         manifest = Manifest.load(folder)
         splits = manifest.splits
@@ -66,7 +75,9 @@ class ParquetStream:
         self._expander = Expander(manifest, folder)
         self._footer = lru_cache(_FOOTERS)(_read_footer)
         with ThreadPoolExecutor(_FOOTERS, thread_name_prefix="open") as threads:  # opening a remote file takes long
-            files = list(threads.map(lambda file: self._row_groups(file.location(folder), file), splits[split].files))
+            places = None if selection is None else {place for place, _ in selection}
+            wanted = [file for file in splits[split].files if places is None or file.location(folder) in places]
+            files = list(threads.map(partial(self._row_groups, folder, selection), wanted))
         self._groups = [group for groups in files for group in groups]
         self._order = Order(
             group_rows=np.array([group.rows for group in self._groups], dtype=np.int64),
@@ -128,22 +139,29 @@ class ParquetStream:
             before = {piece.visit for piece in pieces}
 
     def _decode(self, visit: Visit) -> Block:
-        path, number, _ = self._groups[visit.group]
+        path, number, _, chosen = self._groups[visit.group]
         footer = self._footer(path)
         with _named(path), g_pathmgr.open(path, "rb") as raw:
             columns = read_row_group(pq.ParquetFile(raw, metadata=footer), number, self._stored_spec, path)
-        return self._expander.block(joined(columns, self._id_type, self._order.rows(visit)))
+        order = self._order.rows(visit)
+        if chosen is not None:
+            order = chosen if order is None else chosen[order]
+        return self._expander.block(joined(columns, self._id_type, order))
 
-    def _row_groups(self, path: str, file: DataFile) -> list[RowGroup]:
-        path = random_access(path)
+    def _row_groups(self, folder: str, selection: Selection | None, file: DataFile) -> list[RowGroup]:
+        place = file.location(folder)
+        path = random_access(place)
         footer = self._footer(path)
         check_schema(footer.schema.to_arrow_schema(), self._stored_spec, path)
         if footer.num_rows != file.rows:
             raise ValueError(
                 f"file {path} must have the {file.rows} rows of its manifest: got {footer.num_rows}; prepare it again"
             )
-        groups = range(footer.num_row_groups)
-        return [RowGroup(path, number, footer.row_group(number).num_rows) for number in groups]
+        groups = [RowGroup(path, number, footer.row_group(number).num_rows) for number in range(footer.num_row_groups)]
+        if selection is None:
+            return groups
+        chosen = [(group, selection[place, group.number]) for group in groups if (place, group.number) in selection]
+        return [group if rows is None else group._replace(rows=len(rows), chosen=rows) for group, rows in chosen]
 
 
 def _cores() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 
@@ -17,10 +18,21 @@ FILE_ROW_GROUPS = 64
 class SplitWriter:
     """Writes the rows of a unit that go to one split as ``<split>/part-<unit>-<n>.parquet``.
 
-    Every row group except the last has ``row_group_rows`` rows. An error leaves no incomplete file.
+    Every row group except the last has ``row_group_rows`` rows, and tells the ends of the columns ``bounded``. An error
+    leaves no incomplete file.
     """
 
-    def __init__(self, folder: str, split: str, *, unit: int, schema: pa.Schema, row_group_rows: int) -> None:
+    def __init__(
+        self,
+        folder: str,
+        split: str,
+        *,
+        unit: int,
+        schema: pa.Schema,
+        row_group_rows: int,
+        bounded: Sequence[str] = (),
+    ) -> None:
+        self._bounded = bounded
         self._folder, self._prefix, self._schema = folder, f"{split}/part-{unit:05d}", schema
         self._row_group_rows = row_group_rows
         self._waiting: list[pa.Table] = []
@@ -53,7 +65,9 @@ class SplitWriter:
 
     def _write_group(self, rows: pa.Table) -> None:
         if self._part is None:
-            self._part = _Part(self._folder, f"{self._prefix}-{len(self.files):03d}.parquet", self._schema)
+            self._part = _Part(
+                self._folder, f"{self._prefix}-{len(self.files):03d}.parquet", self._schema, self._bounded
+            )
         self._part.write(rows)
         if self._part.row_groups == FILE_ROW_GROUPS:
             self._close_part()
@@ -67,7 +81,7 @@ class SplitWriter:
 class _Part:
     """One Parquet file."""
 
-    def __init__(self, folder: str, name: str, schema: pa.Schema) -> None:
+    def __init__(self, folder: str, name: str, schema: pa.Schema, bounded: Sequence[str]) -> None:
         self._rows, self.row_groups = 0, 0
         self.file = NewFile(folder, name)
         try:
@@ -79,7 +93,7 @@ class _Part:
                 compression="lz4",
                 use_dictionary=False,
                 column_encoding="BYTE_STREAM_SPLIT",
-                write_statistics=False,
+                write_statistics=list(bounded),
             )
         except BaseException:
             self.file.discard()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dlrm_torchrec.schema import DatasetSpec, DenseFeature, Encoding, SparseFeature
+from dlrm_torchrec.schema import DatasetSpec, DenseFeature, Encoding, History, SparseFeature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,4 +71,19 @@ def interactions_spec(users: int = 2_048, items: int = 1_024) -> DatasetSpec:
         label="label",
         dense=(),
         sparse=(SparseFeature(name="user", rows=users), SparseFeature(name="movie", rows=items)),
+    )
+
+
+def interests_spec(items: int = 2_000) -> DatasetSpec:
+    """Users who like or skip items, as ``datasets.sequences.synthetic`` makes them; a sample has about 45 events."""
+    return DatasetSpec(
+        name="interests",
+        label="like",
+        dense=(),
+        sparse=(
+            SparseFeature(name="segment", rows=10),
+            SparseFeature(name="item", rows=items, multi_hot=True, pooling_factor=45),
+            SparseFeature(name="category", rows=32, multi_hot=True, pooling_factor=45),
+        ),
+        history=History(events=("item", "category"), actions=("skip", "like"), positive=("like",)),
     )

@@ -14,7 +14,7 @@ from dlrm_torchrec.inference.deltas.contents import WHOLE
 from dlrm_torchrec.inference.deltas.delta import Delta, DeltaError
 from dlrm_torchrec.inference.loading import try_out
 from dlrm_torchrec.inference.lookups import Vocabulary
-from dlrm_torchrec.inference.predictor import MODEL, Predictor, load_program
+from dlrm_torchrec.inference.predictor import Predictor, load_program
 
 
 @dataclass(frozen=True)
@@ -58,24 +58,26 @@ def prepare_update(predictor: Predictor, path: Path) -> Update:
     try:
         if package["tables"] != predictor.manifest["tables"]:
             raise DeltaError("tables of a delta must be those of the package: got others; load a full package")
-        changes = [_change(predictor, delta, name) for name in delta.facts["tables"]]
-        changes += [
-            _order(predictor, name, change)
-            for name, change in zip(delta.facts["tables"], changes, strict=True)
-            if name in predictor.stored.orders
-        ]
-        program = load_program(path / WHOLE, package["versions"]) if MODEL in delta.facts["whole"] else None
+        changes = {name: _change(predictor, delta, name) for name in delta.facts["tables"]}
+        program = load_program(path / WHOLE, package)
         vocabularies = dict(predictor.vocabularies) | _vocabularies(predictor.vocabularies, delta)
         found = {file: vocabulary.digest for file, vocabulary in vocabularies.items()}
         if found != package["digests"]:
             raise DeltaError(f"vocabularies must have digests {package['digests']}: got {found}; make the delta again")
-        after = Predictor(package, vocabularies, program or predictor.program, predictor.stored)
+        stored = predictor.stored.reordered(
+            {
+                name: _after(predictor, name, change)
+                for name, change in changes.items()
+                if package["tables"][name]["order"]
+            }
+        )
+        after = Predictor(package, vocabularies, program, stored)
         try_out(after, path)
     except DeltaError:
         raise
     except Exception as error:  # libraries raise all kinds of errors for a damaged file
         raise DeltaError(f"delta {path} must give predictions: got {error!r}; make it again") from error
-    return Update(after, tuple(changes))
+    return Update(after, tuple(changes.values()))
 
 
 def _change(predictor: Predictor, delta: Delta, name: str) -> Change:
@@ -91,11 +93,11 @@ def _change(predictor: Predictor, delta: Delta, name: str) -> Change:
     return Change(items, numbers, items[numbers], _as_items(rows))
 
 
-def _order(predictor: Predictor, name: str, change: Change) -> Change:
-    """How the order of numbers changes with them."""
-    numbers, order = predictor.stored.rows[name].copy(), predictor.stored.orders[name]
-    _as_items(numbers)[change.numbers] = change.new
-    return Change(order, np.arange(len(order)), order.copy(), np.argsort(numbers))
+def _after(predictor: Predictor, name: str, change: Change) -> Array:
+    """The rows of a table after a change that is still to come."""
+    rows = predictor.stored.rows[name].copy()
+    _as_items(rows)[change.numbers] = change.new
+    return rows
 
 
 def _as_items(rows: Array) -> Array:

@@ -17,6 +17,7 @@ from dlrm_torchrec.inference.deltas.contents import WHOLE, Contents
 from dlrm_torchrec.inference.deltas.delta import DELTA, FORMAT, Delta
 from dlrm_torchrec.inference.new_folder import new_folder
 from dlrm_torchrec.inference.package import sha256_of
+from dlrm_torchrec.inference.predictor import MODEL
 from dlrm_torchrec.schema import safe_name
 
 
@@ -41,8 +42,8 @@ def apply_deltas(package: Path, deltas: Sequence[Path], output: Path) -> None:
 def write_delta(old: Contents, new: Contents, output: Path, *, base: str) -> Delta:
     """Write the delta from ``old`` to ``new`` to the folder ``output``, which appears whole.
 
-    It holds the rows of tables whose bytes differ, the values of vocabularies that differ, and whole all other files
-    that differ, such as the program with the dense parts. ``base`` is the fingerprint of the package that the chain of
+    It holds the rows of tables whose bytes differ, the values of vocabularies that differ, and whole the program with
+    the dense parts and all other files that differ. ``base`` is the fingerprint of the package that the chain of
     deltas begins with. Raises ValueError when ``output`` exists without a delta, or when the packages have other tables
     or tables of other types.
     """
@@ -69,7 +70,8 @@ def write_delta(old: Contents, new: Contents, output: Path, *, base: str) -> Del
             if len(places) or len(values) != len(old.vocabularies[file]):
                 pq.write_table(pa.table({"place": places, "value": values.take(places)}), folder / file)
                 vocabularies[file] = {"values": file, "changed": len(places), "total": len(values)}
-        whole = [name for name in new.others if package["files"][name] != old.manifest["files"].get(name)]
+        known = old.manifest["files"]
+        whole = [name for name in new.others if name == MODEL or package["files"][name] != known.get(name)]
         (folder / WHOLE).mkdir()
         for name in whole:
             shutil.copyfile(new.others[name], folder / WHOLE / name)

@@ -49,7 +49,7 @@ class Models:
         """Whether inputs that ``predictor`` encoded may still be run: no later version has overwritten its rows."""
         assert self.served is not None
         current = self.served.predictor
-        return predictor is current or predictor.stored is not current.stored
+        return predictor is current or predictor.stored.rows is not current.stored.rows
 
     async def load(self) -> Served:
         """Serve what lies in the folder now: by the deltas that are new there, or by loading a full package.

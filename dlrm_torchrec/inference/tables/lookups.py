@@ -101,8 +101,8 @@ class Classes(nn.Module):
 class RowLookup(nn.Module):
     """Looks up rows for columns of ids: sums of bags (B, dims of all columns), or one row per id (ids, dim).
 
-    It calls the operator of FBGEMM's module rather than the module, whose branches for caches and pruning TorchScript
-    folds differently from time to time.
+    It calls the operator of FBGEMM's module rather than the module, whose branches for caches and pruning make programs
+    slow to load.
     """
 
     features: torch.Tensor

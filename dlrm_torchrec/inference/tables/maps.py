@@ -1,5 +1,7 @@
 """Maps of managed tables in a form that TorchScript can compile."""
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -14,17 +16,18 @@ class ServedMap(nn.Module):
     """The row (n,) of each id (n,): its own, or the one that the ids of its bucket share.
 
     ``ids`` has the id of each row. ``order``, the rows in the order of their ids, follows from it: whoever changes
-    ``ids`` sets ``order`` to ``torch.argsort(ids)``.
+    ``ids`` sets ``order`` to ``torch.argsort(ids, stable=True)``.
     """
 
     ids: torch.Tensor
     order: torch.Tensor
+    ordered: ClassVar = ("ids", "order")  # packages store the first and sort it again
 
     def __init__(self, trained: IdMap) -> None:
         super().__init__()
         self.buckets, self.rows_per_bucket = trained.config.buckets, trained.rows_per_bucket
         self.register_buffer("ids", trained.ids.clone())
-        self.register_buffer("order", torch.argsort(trained.ids))
+        self.register_buffer("order", torch.argsort(trained.ids, stable=True))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         shared = (bucket_of(ids, self.buckets) + 1) * self.rows_per_bucket - 1

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from dlrm_torchrec.inference.tables.lookups import RowLookup
-from dlrm_torchrec.inference.tables.maps import ServedMap
 
-LARGE_BYTES = 1 << 16  # smaller buffers stay in the program, where TorchScript folds them into constants
+LARGE_BYTES = 1 << 16  # smaller buffers stay in the program
 STORED = "stored"  # attribute of a scripted model with its StoredTensors, as plain tuples
 
 
@@ -21,9 +20,9 @@ class StoredTensor(NamedTuple):
     name: str
     buffer: str  # the path of the tensor that holds it
     starts: str  # the path of the bytes at which the tables in that tensor begin, in order; empty: it holds one alone
+    order: str  # the path of a tensor that follows from this one, its places in ascending order; empty: there is none
     rows: int
     row_bytes: int
-    order: str = ""  # the path of the places of these numbers in ascending order, which follow from them; empty: none
 
 
 def stored_tensors(model: nn.Module) -> list[StoredTensor]:
@@ -34,17 +33,15 @@ def stored_tensors(model: nn.Module) -> list[StoredTensor]:
             continue
         for inner, module in part.named_modules(prefix=path):
             if isinstance(module, RowLookup):
-                paths = f"{inner}.weights", f"{inner}.starts"
+                paths = f"{inner}.weights", f"{inner}.starts", ""
                 tables = zip(module.names, module.num_rows, module.row_bytes, strict=True)
                 found += [StoredTensor(name, *paths, rows, row_bytes) for name, rows, row_bytes in tables]
-            elif isinstance(module, ServedMap) and module.ids.nbytes >= LARGE_BYTES:
-                ids = f"{inner}.ids"
-                found.append(StoredTensor(ids, ids, "", len(module.ids), module.ids.itemsize, f"{inner}.order"))
             else:
+                source, order = getattr(module, "ordered", ("", ""))
                 for name, buffer in module.named_buffers(recurse=False):
-                    if buffer.nbytes >= LARGE_BYTES:
-                        of = f"{inner}.{name}"
-                        found.append(StoredTensor(of, of, "", buffer.size(0), buffer.nbytes // buffer.size(0)))
+                    if buffer.nbytes >= LARGE_BYTES and name != order:
+                        of, follows = f"{inner}.{name}", f"{inner}.{order}" if name == source else ""
+                        found.append(StoredTensor(of, of, "", follows, len(buffer), buffer.nbytes // len(buffer)))
     return found
 
 

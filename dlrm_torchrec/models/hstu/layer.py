@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout, silu
 
-from dlrm_torchrec.models.hstu.attention import silu_attention
-from dlrm_torchrec.models.hstu.bias import RelativeBias
+from dlrm_torchrec.models.hstu.attention.bias import RelativeBias
+from dlrm_torchrec.models.hstu.attention.layout import Layout
+from dlrm_torchrec.models.hstu.attention.silu import silu_attention
 from dlrm_torchrec.models.hstu.blocks import glorot
 from dlrm_torchrec.models.hstu.config import HSTUConfig
-from dlrm_torchrec.models.hstu.layout import Layout
 
 EPS = 1e-6  # of the norms inside a layer
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout, normalize
 
+from dlrm_torchrec.models.hstu.attention.layout import make_layout
 from dlrm_torchrec.models.hstu.config import HSTUConfig
 from dlrm_torchrec.models.hstu.layer import HSTULayers
-from dlrm_torchrec.models.hstu.layout import make_layout
 from dlrm_torchrec.models.hstu.tokens import Samples
 
 NORM_EPS = 1e-6

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn.functional import dropout
-from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from dlrm_torchrec.models.hstu.blocks import swish_mlp
-from dlrm_torchrec.models.hstu.chunks import Rows, score_in_chunks
+from dlrm_torchrec.models.hstu.candidates import CandidateRanker
+from dlrm_torchrec.models.hstu.chunks import Rows
 from dlrm_torchrec.models.hstu.config import HSTUConfig
-from dlrm_torchrec.models.hstu.heads import CandidateHead
-from dlrm_torchrec.models.hstu.tokens import Contents, Context, Samples, values_of
+from dlrm_torchrec.models.hstu.tokens import Samples
 
 
-class PooledRanker(nn.Module):
-    """Logits (C, labels) of candidates, each of which pools the events of its history (DIN, arXiv 1706.06978).
+class PooledRanker(CandidateRanker):
+    """Each candidate pools the events of its history (DIN, arXiv 1706.06978).
 
     An MLP of the candidate's token c and an event's token e, [c ‖ e ‖ c - e ‖ c * e], gives the event's weight, and the
     history is the weighted sum of its events, without softmax as in DIN. It knows items and actions, but neither the
@@ -35,26 +34,14 @@ class PooledRanker(nn.Module):
         num_labels: int = 1,
         device: torch.device | None = None,
     ) -> None:
-        """A ranker for rows of tables; the arguments are those of ``HSTURanker``."""
-        super().__init__()
-        self.config, self.features = config, (tuple(events), tuple(context))
+        """The arguments are those of ``CandidateRanker``."""
+        sizes = {"table_dim": table_dim, "num_actions": num_actions, "num_labels": num_labels}
+        super().__init__(config, events, context, **sizes, device=device)
         dim = config.dim
-        self.contents = Contents(config, events, table_dim=table_dim, num_actions=num_actions, device=device)
-        self.context = Context(config, context, table_dim=table_dim, device=device) if context else None
         self.weight = swish_mlp((4 * dim, config.hidden, 1), norm=False, device=device)
         self.user = nn.Linear((2 + len(context)) * dim, dim, device=device)
-        self.head = CandidateHead(config, events, table_dim=table_dim, num_labels=num_labels, device=device)
-
-    def forward(self, rows: Mapping[str, JaggedTensor], samples: Samples) -> torch.Tensor:
-        """Logits of candidates, sample after sample.
-
-        Raises ValueError unless events have a row for each token, and context one for each sample that has tokens.
-        """
-        values = values_of(rows, samples, *self.features)
-        return score_in_chunks(self.score, values, samples, self.config.chunk_tokens)
 
     def score(self, rows: Rows, samples: Samples) -> torch.Tensor:
-        """Logits of candidates from the rows of all their samples."""
         times, actions, lengths, num_candidates = samples
         histories = lengths - num_candidates
         owners = samples.owners()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.functional import dropout
-from torchrec.sparse.jagged_tensor import JaggedTensor
 
-from dlrm_torchrec.models.hstu.chunks import Rows, score_in_chunks
+from dlrm_torchrec.models.hstu.attention.layout import make_layout
+from dlrm_torchrec.models.hstu.candidates import CandidateRanker
+from dlrm_torchrec.models.hstu.chunks import Rows
 from dlrm_torchrec.models.hstu.config import HSTUConfig
-from dlrm_torchrec.models.hstu.heads import CandidateHead
+from dlrm_torchrec.models.hstu.costs import activation_bytes
 from dlrm_torchrec.models.hstu.layer import HSTULayers
-from dlrm_torchrec.models.hstu.layout import make_layout
-from dlrm_torchrec.models.hstu.tokens import Contents, Context, Samples, values_of
+from dlrm_torchrec.models.hstu.tokens import Samples
 
 MINUTE_S = 60
 
@@ -60,11 +60,10 @@ class Sequences(NamedTuple):
     indices: torch.Tensor  # (T,) of the events and candidates
 
 
-class HSTURanker(nn.Module):
-    """Logits (C, labels) of the candidates of samples, from unpooled rows of tables.
+class HSTURanker(CandidateRanker):
+    """A sequence is the sample's context, the events of its history, and its candidates.
 
-    A sequence is the sample's context, the events of its history, and its candidates. A candidate sees all of the
-    history and never another candidate.
+    A candidate sees all of the history and never another candidate.
     """
 
     def __init__(
@@ -78,35 +77,17 @@ class HSTURanker(nn.Module):
         num_labels: int = 1,
         device: torch.device | None = None,
     ) -> None:
-        """A ranker for rows of tables.
-
-        Args:
-            config: the sizes
-            events: the features that have a row for each token, the item first
-            context: the features that have a row for each sample
-            table_dim: numbers of a table's row
-            num_actions: actions that an event may have
-            num_labels: labels of a candidate
-            device: of the parameters
-        """
-        super().__init__()
-        self.config, self.features = config, (tuple(events), tuple(context))
-        self.contents = Contents(config, events, table_dim=table_dim, num_actions=num_actions, device=device)
-        self.context = Context(config, context, table_dim=table_dim, device=device) if context else None
+        """The arguments are those of ``CandidateRanker``."""
+        sizes = {"table_dim": table_dim, "num_actions": num_actions, "num_labels": num_labels}
+        super().__init__(config, events, context, **sizes, device=device)
         self.encoding = Encoding(config, len(context), device)
         self.layers = HSTULayers(config, device)
-        self.head = CandidateHead(config, events, table_dim=table_dim, num_labels=num_labels, device=device)
 
-    def forward(self, rows: Mapping[str, JaggedTensor], samples: Samples) -> torch.Tensor:
-        """Logits of candidates, sample after sample.
-
-        Raises ValueError unless events have a row for each token, and context one for each sample that has tokens.
-        """
-        values = values_of(rows, samples, *self.features)
-        return score_in_chunks(self.score, values, samples, self.config.chunk_tokens)
+    def activation_bytes(self, num_samples: int) -> int:
+        """Bytes that one step of a rank with so many samples holds at most, for plans; an upper bound in bfloat16."""
+        return activation_bytes(self.config, self.work(num_samples))
 
     def score(self, rows: Rows, samples: Samples) -> torch.Tensor:
-        """Logits of candidates from the rows of all their samples."""
         times, actions, lengths, num_candidates = samples
         histories = lengths - num_candidates
         owners = samples.owners()

@@ -14,21 +14,24 @@ from torchrec.models.dlrm import DLRM
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.compositional.operations import Mult
 from dlrm_torchrec.embeddings.compositional.partitions.arithmetic import QuotientRemainder
 from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
 from dlrm_torchrec.embeddings.compositional.table_configs import CompositionalEmbeddingBagConfig
+from dlrm_torchrec.embeddings.managed.collection import ManagedEmbeddingBagCollection
+from dlrm_torchrec.embeddings.managed.id_map import IdMap
+from dlrm_torchrec.embeddings.managed.table_configs import ManagedEmbeddingBagConfig, Rules
 from dlrm_torchrec.inference.config import TableType
+from dlrm_torchrec.inference.lookups import Categories, hashed_ids
 from dlrm_torchrec.inference.mlps.quantize import quantize_mlps
 from dlrm_torchrec.inference.package import Release, write_package
 from dlrm_torchrec.inference.scoring import Scorer, script
 from dlrm_torchrec.inference.tables.serve import serve_tables, table_weights
 from dlrm_torchrec.raw_values import vocabulary_digest
-from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
+from dlrm_torchrec.schema import MANAGED_IDS, DatasetSpec, DenseFeature, SparseFeature
 
-DIM, PLACES, SHOPS, CODED = 8, 300, 90, 20_000
-TYPES: dict[str, TableType] = {"word": "int8", "place": "int4", "shop": "fp16", "coded": "int8"}
+DIM, PLACES, SHOPS, CODED, VISITORS = 8, 300, 90, 20_000, 8_320
+TYPES: dict[str, TableType] = {"word": "int8", "place": "int4", "shop": "fp16", "coded": "int8", "visitor": "int8"}
 
 
 class Evolving:
@@ -41,6 +44,13 @@ class Evolving:
         self.generator = torch.Generator().manual_seed(seed)
         self.day, self.words = 0, [f"w{i}" for i in range(words)]
         self.order = self.random.permutation(CODED)  # codes of ids
+        rules = Rules(update_every=2)
+        self.map = IdMap(
+            ManagedEmbeddingBagConfig(
+                num_embeddings=VISITORS, embedding_dim=DIM, name="visitor", num_ids=MANAGED_IDS, rules=rules
+            )
+        )
+        self._visits()
         torch.manual_seed(seed)
         self.rows: dict[str, torch.Tensor] = {}
         self.dense = DLRM(self._tables(), 2, [64, DIM], [64, 64, 1]).state_dict()
@@ -50,26 +60,39 @@ class Evolving:
     def _sizes(self) -> dict[str, int]:
         return {name: len(weight) for name, weight in table_weights(self._tables()).items()}
 
-    def _tables(self) -> CompositionalEmbeddingBagCollection:
+    def _tables(self) -> ManagedEmbeddingBagCollection:
         def config(name: str, rows: int) -> dict[str, Any]:
             return {"name": name, "num_embeddings": rows, "embedding_dim": DIM, "feature_names": [name]}
 
         codes = [torch.from_numpy(code) for code in np.divmod(self.order, 150)]
-        tables = CompositionalEmbeddingBagCollection(
+        tables = ManagedEmbeddingBagCollection(
             [
                 EmbeddingBagConfig(**config("word", len(self.words) + 2)),
                 EmbeddingBagConfig(**config("place", PLACES)),
                 CompositionalEmbeddingBagConfig(
                     **config("shop", SHOPS), partition=QuotientRemainder(SHOPS, 9), operation=Mult()
                 ),
+                ManagedEmbeddingBagConfig(
+                    **config("visitor", VISITORS), num_ids=MANAGED_IDS, rules=Rules(update_every=2)
+                ),
                 CompositionalEmbeddingBagConfig(**config("coded", CODED), partition=Assigned(codes), operation=Mult()),
             ]
         )
         tables.to_empty(device="cpu")
+        tables.maps["visitor"] = self.map
         return tables
+
+    def _visits(self) -> None:
+        """Some visitors of the day get rows, in place of older ones."""
+        values = Categories.of(pa.array(range(self.day * 300, self.day * 300 + 3000)))
+        (ids,) = hashed_ids([(values, MANAGED_IDS)])
+        for _ in range(2):
+            self.map.train_step(torch.from_numpy(ids))
+        self.map.settle()
 
     def next_day(self) -> None:
         self.day += 1
+        self._visits()
         for rows in self.rows.values():
             some = torch.from_numpy(self.random.permutation(len(rows))[: self.random.integers(len(rows) // 4)])
             rows[some] = torch.randn(len(some), DIM, generator=self.generator)
@@ -91,7 +114,7 @@ class Evolving:
         self.rows["word"] = word
 
     def spec(self) -> DatasetSpec:
-        sizes = {"word": len(self.words) + 2, "place": PLACES, "shop": SHOPS, "coded": CODED}
+        sizes = {"word": len(self.words) + 2, "place": PLACES, "shop": SHOPS, "coded": CODED, "visitor": VISITORS}
         digest = vocabulary_digest([pa.array(self.words)])
         return DatasetSpec(
             name="evolving",
@@ -101,7 +124,7 @@ class Evolving:
                 SparseFeature(
                     name=name,
                     rows=rows,
-                    encoding="vocab" if name == "word" else "id",
+                    encoding="vocab" if name == "word" else "managed" if name == "visitor" else "id",
                     vocabulary=digest if name == "word" else "",
                     multi_hot=name == "place",
                 )
@@ -148,4 +171,5 @@ class Evolving:
             "place": [random.integers(PLACES, size=size).tolist() for size in random.integers(4, size=rows)],
             "shop": random.integers(SHOPS, size=rows).tolist(),
             "coded": random.integers(CODED, size=rows).tolist(),
+            "visitor": (self.day * 300 + random.integers(-900, 3000, size=rows)).tolist(),
         }

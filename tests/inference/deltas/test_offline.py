@@ -15,6 +15,7 @@ from dlrm_torchrec.inference.deltas.changes import changed_rows, changed_values,
 from dlrm_torchrec.inference.deltas.delta import Delta, DeltaError
 from dlrm_torchrec.inference.deltas.offline import apply_deltas, make_delta
 from dlrm_torchrec.inference.predictor import Predictor
+from dlrm_torchrec.inference.program import program_bytes
 from tests.inference.deltas.evolving import Evolving
 
 DAYS = 7
@@ -57,6 +58,12 @@ def test_a_delta_holds_what_changed_and_nothing_else(days: Path) -> None:
             assert found == expected
         assert delta.facts["whole"] == ["model.pt"]
         assert (delta.predecessor, delta.result) == (old.manifest["fingerprint"], new.manifest["fingerprint"])
+
+
+def test_a_program_has_the_same_bytes_each_time() -> None:
+    """TorchScript numbers classes by what it compiled before, and simplifies frozen programs more or less."""
+    model = Evolving(3)
+    assert len({program_bytes(model.program()) for _ in range(12)}) == 1
 
 
 def test_a_package_has_the_same_bytes_each_time_and_its_fingerprint_tells_its_contents(tmp_path: Path) -> None:

@@ -7,11 +7,9 @@ import random
 import pytest
 import torch
 
-from dlrm_torchrec.models.hstu import layout as layouts
-from dlrm_torchrec.models.hstu import tiles
-from dlrm_torchrec.models.hstu.attention import silu_attention
-from dlrm_torchrec.models.hstu.bias import TIME_BUCKETS, BiasTables, time_buckets
-from dlrm_torchrec.models.hstu.layout import Layout, make_layout
+from dlrm_torchrec.models.hstu.attention.bias import TIME_BUCKETS, BiasTables, time_buckets
+from dlrm_torchrec.models.hstu.attention.layout import BLOCKS, Layout, make_layout
+from dlrm_torchrec.models.hstu.attention.silu import silu_attention
 from tests.models.hstu import loops
 
 SHAPES = 200
@@ -20,8 +18,7 @@ SHAPES = 200
 @pytest.fixture(params=[2, 3, 128], ids="blocks of {}".format, autouse=True)
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Small blocks have many tiles, on and off the diagonal, in sequences that a loop can follow."""
-    for module in (layouts, tiles):
-        monkeypatch.setattr(module, "BLOCK", request.param)
+    monkeypatch.setitem(BLOCKS, "cpu", request.param)
     return int(request.param)
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dlrm_torchrec.models.hstu.attention.layout import make_layout
 from dlrm_torchrec.models.hstu.config import HSTUConfig, Variant
 from dlrm_torchrec.models.hstu.layer import EPS, HSTULayer, HSTULayers
-from dlrm_torchrec.models.hstu.layout import make_layout
 from tests.models.hstu import loops
 
 COUNTS = [(5, 1), (0, 0), (1, 0), (0, 2), (9, 3), (1, 1)]  # visible tokens and candidates

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import silu
 
-from dlrm_torchrec.models.hstu.bias import BiasTables, time_buckets
-from dlrm_torchrec.models.hstu.layout import Layout
-from dlrm_torchrec.models.hstu.tiles import (
+from dlrm_torchrec.models.hstu.attention.bias import BiasTables, time_buckets
+from dlrm_torchrec.models.hstu.attention.layout import Layout
+from dlrm_torchrec.models.hstu.attention.tiles import (
     Distances,
     Indices,
     Tile,
@@ -38,8 +38,9 @@ def silu_attention(
     """Σ_j SiLU(scale <q_i, k_j> + bias_ij) / divisor v_j over the tokens j that i attends to.
 
     The result is (tokens, heads, value dim). This is arXiv 2402.17152, equation 2, with candidates after the history.
-    It works on tiles of ``BLOCK`` queries by ``BLOCK`` keys of sequences of about equal length, and computes them again
-    in the backward pass: what is kept for it are the inputs. Products of bfloat16 are summed in float32.
+    It works on tiles of queries and keys of sequences of about equal length, and computes them again in the backward
+    pass: what is kept for it are the inputs. Products of bfloat16 are summed in float32. GPUs get the same with larger
+    tiles, because torch's flex_attention always takes a softmax, and FBGEMM's wheels have no kernel of HSTU.
 
     Args:
         queries: (tokens, heads, key dim)
@@ -69,6 +70,7 @@ class _Equation(NamedTuple):
 
     scale: float
     divisor: float
+    block: int  # of its tiles
     distances: Distances | None
 
     def scores(self, q: torch.Tensor, k: torch.Tensor, tile: Tile) -> tuple[torch.Tensor, Indices | None]:
@@ -92,9 +94,11 @@ class _ToVisibleTokens(torch.autograd.Function):
         result = torch.zeros_like(given)
         for group in layout.groups:
             q, k, v = read(asking, group.queries), read(asked, group.keys), read(given, group.keys)
-            equation = _Equation(scale, divisor, None if bias[0] is None else Distances(group, BiasTables(*bias)))
+            equation = _Equation(
+                scale, divisor, layout.block, None if bias[0] is None else Distances(group, BiasTables(*bias))
+            )
             total = wide(q).new_zeros(*q.shape[:2], v.shape[2])
-            for tile in tiles(q.shape[1], k.shape[1], total):
+            for tile in tiles((q.shape[1], k.shape[1]), equation.block, total):
                 scores, _ = equation.scores(q, k, tile)
                 weights = silu(scores, inplace=True).to(v.dtype)
                 add_product(total[:, tile.rows], weights, v[:, tile.columns], 1 / divisor)
@@ -110,7 +114,7 @@ class _ToVisibleTokens(torch.autograd.Function):
         for group in ctx.layout.groups:
             distances = None if bias[0] is None else Distances(group, BiasTables(*bias))
             rows = (read(asking, group.queries), read(asked, group.keys), read(given, group.keys))
-            equation = _Equation(ctx.scale, ctx.divisor, distances)
+            equation = _Equation(ctx.scale, ctx.divisor, ctx.layout.block, distances)
             of_group = _gradients(equation, rows, read(grad, group.queries), table_grads)
             for result, index, each in zip(results, (group.queries, group.keys, group.keys), of_group, strict=True):
                 write(result, index, each)
@@ -123,7 +127,7 @@ def _gradients(
     """Gradients of a group's queries, keys and values; those of the tables are added to ``table_grads``."""
     q, k, v = rows
     q_grad, k_grad, v_grad = totals = [torch.zeros_like(wide(each)) for each in rows]
-    for tile in tiles(q.shape[1], k.shape[1], q_grad):
+    for tile in tiles((q.shape[1], k.shape[1]), equation.block, q_grad):
         down, across = tile.rows, tile.columns
         scores, places = equation.scores(q, k, tile)
         weights = silu(scores).to(v.dtype)

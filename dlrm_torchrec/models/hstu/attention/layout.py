@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-BLOCK = 128  # queries, and keys, of one tile of scores
-TILE_SCORES = {"cpu": 2**16, "cuda": 2**22}  # most scores of a head in one tile: a CPU's should stay in its cache
+BLOCKS = {"cpu": 128, "cuda": 512}  # queries, and keys, of one tile of scores
+TILE_SCORES = {"cpu": 2**16, "cuda": 2**24}  # most scores of a head in one tile: a CPU's should stay in its cache
 LEAST_FILLED = 0.85  # of the longest sequence of a group, the length of any other; shorter ones begin a new group
 ALWAYS_TOGETHER = 8  # tokens by which lengths may always differ in a group
 
@@ -29,6 +29,7 @@ class Layout:
     """
 
     tokens: int
+    block: int  # queries, and keys, of one tile of scores
     groups: list[Group]
     candidates: torch.Tensor  # (candidates,) indices of tokens
 
@@ -56,27 +57,30 @@ def make_layout(visible: torch.Tensor, candidates: torch.Tensor) -> Layout:
     seen, lengths, tokens = counts[0], counts.sum(0), int(counts.sum())
     starts = lengths.cumsum(0) - lengths
     order = lengths.argsort(descending=True, stable=True)
-    device, most = visible.device, TILE_SCORES["cpu" if visible.device.type == "cpu" else "cuda"]
+    device = visible.device
+    kind = "cpu" if device.type == "cpu" else "cuda"
+    block, most = BLOCKS[kind], TILE_SCORES[kind]
     groups = []
-    for first, last in _cuts(lengths[order].tolist(), most):
+    for first, last in _cuts(lengths[order].tolist(), block, most):
         users = order[first:last]
         groups.append(_group(starts[users], seen[users], lengths[users], tokens))
     owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     is_candidate = torch.arange(tokens) - starts[owner] >= seen[owner]
     return Layout(
         tokens=tokens,
+        block=block,
         groups=[Group(*(each.to(device) for each in group)) for group in groups],
         candidates=is_candidate.nonzero().squeeze(1).to(device),
     )
 
 
-def _cuts(lengths: list[int], most: int) -> list[tuple[int, int]]:
+def _cuts(lengths: list[int], block: int, most: int) -> list[tuple[int, int]]:
     """First and last place of each group of ``lengths``, which descend; sequences without tokens are in none."""
     cuts, first = [], 0
     while first < len(lengths) and lengths[first]:
         longest = lengths[first]
         least = max(1, min(int(LEAST_FILLED * longest), longest - ALWAYS_TOGETHER))
-        side = min(longest, BLOCK)
+        side = min(longest, block)
         last = first + 1
         while last < len(lengths) and lengths[last] >= least and (last - first + 1) * side * side <= most:
             last += 1

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from dlrm_torchrec.models.hstu.bias import BiasTables, time_buckets
-from dlrm_torchrec.models.hstu.layout import BLOCK, Group
+from dlrm_torchrec.models.hstu.attention.bias import BiasTables, time_buckets
+from dlrm_torchrec.models.hstu.attention.layout import Group
 
 HIDDEN = -1e4  # added to a score, it makes SiLU and its derivative exactly 0: exp(1e4) is infinite
 
@@ -26,12 +26,16 @@ class Tile(NamedTuple):
     mask: torch.Tensor | None  # (rows, columns), to be added to the scores; None if all columns are visible
 
 
-def tiles(rows: int, columns: int, like: torch.Tensor) -> Iterator[Tile]:
-    """The tiles in which a row sees columns: those up to its own place, of the device and type of ``like``."""
-    for first in range(0, rows, BLOCK):
-        last = min(first + BLOCK, rows)
-        for begin in range(0, min(last, columns), BLOCK):
-            end = min(begin + BLOCK, last, columns)
+def tiles(scores: tuple[int, int], block: int, like: torch.Tensor) -> Iterator[Tile]:
+    """The tiles of scores (rows, columns) in which a row sees columns: those up to its own place.
+
+    A tile has at most ``block`` rows and columns. Masks have the device and type of ``like``.
+    """
+    rows, columns = scores
+    for first in range(0, rows, block):
+        last = min(first + block, rows)
+        for begin in range(0, min(last, columns), block):
+            end = min(begin + block, last, columns)
             mask = None
             if end - 1 > first:
                 mask = torch.full((last - first, end - begin), HIDDEN, dtype=like.dtype, device=like.device)

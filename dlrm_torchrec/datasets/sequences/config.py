@@ -1,0 +1,55 @@
+"""How histories are cut into samples. No torch, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """Which events are candidates, and how much of the history before them the model sees."""
+
+    history: int = 64
+    """Events of a history at most; the latest ones are kept."""
+    candidates: int = 1
+    """Candidates of a sample at most: the user's next events, which share the history before the first of them."""
+    least: int = 1
+    """Earlier events that a user must have for an event to be a candidate."""
+    within: int = 0
+    """Events before the candidates that a history is taken from; 0 means all."""
+    pools: tuple[str, ...] = ()
+    """Actions that a history keeps, each with an equal part of its events; none means all actions together."""
+    anchors: tuple[str, ...] = ()
+    """Actions of the events that may be candidates; none means all."""
+    held_out: Literal["time", "last"] = "time"
+    """Evaluate on the latest candidates of all users together, or on the last event of each user."""
+    batch_by: Literal["tokens", "rows"] = "tokens"
+    """Cut batches of equally many events and candidates together, or of equally many samples."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("history", self.history, max(1, len(self.pools))),
+            ("candidates", self.candidates, 1),
+            ("least", self.least, 0),
+            ("within", self.within, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} of samples must be at least {least}: got {value}; raise it")
+        if self.held_out == "last" and (self.candidates > 1 or self.anchors):
+            raise ValueError(
+                "samples of each user's last events must have one candidate of any action: got "
+                f"{self.candidates} candidates and anchors {list(self.anchors)}; use held_out time"
+            )
+
+    def check(self, actions: Sequence[str]) -> None:
+        """Raises ValueError unless pools and anchors are among the ``actions`` of the data."""
+        unknown = [action for action in (*self.pools, *self.anchors) if action not in actions]
+        if unknown:
+            raise ValueError(f"pools and anchors must be actions of the data: got {unknown[0]!r}; name {list(actions)}")
+
+    @property
+    def tokens(self) -> int:
+        """Events and candidates of the longest sample."""
+        return self.history + self.candidates

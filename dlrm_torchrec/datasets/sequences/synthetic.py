@@ -1,0 +1,166 @@
+"""Synthetic users whose interests change while they are watched, with a known best possible AUC.
+
+A user is interested in one of ``INTERESTS`` things at a time, which nobody sees. An interest lasts ``LASTS_S`` seconds
+on average, and then another one begins, any of them equally likely: a Markov chain in continuous time. Items are shown
+at random, whatever the interest is. A user likes an item with a probability whose logit is the sum of a quality of the
+item, an effect of the user's segment, and how well the item's category fits the interest.
+
+So what a user will like depends on the latest likes and skips, and old ones tell nothing: a model that reads the order
+and the times of events can find the interest of the moment, and one that pools them all cannot. No model can expect a
+better ranking than the probability of a like given the history, which the forward algorithm computes exactly (L. R.
+Rabiner, "A tutorial on hidden Markov models", Proceedings of the IEEE 77(2), 1989, section III.A).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numba import float64, int64, uint8
+from numpy.typing import NDArray
+
+from dlrm_torchrec.compiled import compiled
+from dlrm_torchrec.datasets.random import counter
+from dlrm_torchrec.datasets.random.normal import normals
+from dlrm_torchrec.datasets.sequences.collate import spans
+from dlrm_torchrec.datasets.sequences.log import EventLog, Ints, history_of
+from dlrm_torchrec.datasets.sequences.samples import Samples, labels_of
+from dlrm_torchrec.datasets.synthetic.zipf import Zipf
+from dlrm_torchrec.schema import DatasetSpec
+
+Floats = NDArray[np.float64]
+
+INTERESTS = 8
+LASTS_S = 2 * 86_400
+VISIT_EVENTS, VISIT_GAP_S, GAP_S = 10, 86_400, 60  # events of a visit, and the time to the next visit and event: means
+LEAST_EVENTS, MOST_EVENTS, TAIL = 10, 400, 1.3  # of a user: a Pareto distribution with this exponent
+BEGINS_S, STARTS_WITHIN_S = 1_700_000_000, 60 * 86_400  # when users begin
+FIT, QUALITY, SEGMENT, BIAS = 2.0, 0.5, 0.5, -0.5  # deviations of the parts of the logit, and its constant
+_SKIP, _LIKE = 1, 2  # ids of actions
+
+
+@dataclass(frozen=True)
+class Interests:
+    """The users of a spec with the features item, category and segment; everything follows from ``seed``."""
+
+    spec: DatasetSpec
+    users: int
+    seed: int
+
+    def log(self) -> EventLog:
+        """All events of all users."""
+        rows = self._rows()
+        user_keys = counter.words(self._key(0), np.arange(self.users))
+        tail = (1 - counter.uniforms(counter.words(user_keys, 0))) ** (-1 / TAIL)
+        counts = np.minimum(LEAST_EVENTS * tail, MOST_EVENTS).astype(np.int64)
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        keys = counter.words(user_keys.repeat(counts), 2 + spans(np.zeros_like(counts), counts))
+        draws = [counter.uniforms(counter.words(keys, number)) for number in range(6)]
+
+        is_first = np.zeros(starts[-1], bool)
+        is_first[starts[:-1]] = True
+        means = np.where(draws[0] * VISIT_EVENTS < 1, VISIT_GAP_S, GAP_S)
+        gaps = (1 - means * np.log1p(-draws[1])).astype(np.int64)
+        begins = BEGINS_S + (counter.uniforms(counter.words(user_keys, 1)) * STARTS_WITHIN_S).astype(np.int64)
+        gaps[is_first] = 0
+        times = np.cumsum(gaps)
+        times += (begins - times[starts[:-1]]).repeat(counts)
+        changes = is_first | (draws[2] >= np.exp(-gaps / LASTS_S))
+        latest = np.maximum.accumulate(np.where(changes, np.arange(len(changes)), 0))
+        interests = (draws[3] * INTERESTS).astype(np.int64)[latest]
+
+        items = Zipf(rows["item"], 1.1).ids(draws[4])
+        segments = np.arange(self.users) % rows["segment"]
+        logits = self._logits(items, segments.repeat(counts))[np.arange(len(items)), interests]
+        likes = draws[5] < 1 / (1 + np.exp(-logits))
+        return EventLog(
+            starts=starts,
+            times=times,
+            actions=np.where(likes, _LIKE, _SKIP).astype(np.uint8),
+            events={"item": items.astype(np.int32), "category": (items % rows["category"]).astype(np.int32)},
+            users={"segment": segments.astype(np.int32)},
+        )
+
+    def probabilities(self, samples: Samples, *, use_history: bool = True) -> Floats:
+        """P(like) of every candidate, given the history of its sample if ``use_history``: (C,)."""
+        log = samples.log
+        which = np.arange(len(samples))
+        events, lengths = samples.history(which)
+        if not use_history:
+            events, lengths = events[:0], np.zeros_like(lengths)
+        segments = log.users["segment"]
+        found = np.empty(len(samples.candidates))
+        _filter(
+            events,
+            np.concatenate([[0], np.cumsum(lengths)]),
+            samples.candidates,
+            samples.bounds,
+            log.times,
+            log.actions,
+            self._chances(log, log.user_of, segments),
+            found,
+        )
+        return found
+
+    def best_auc(self, samples: Samples, *, use_history: bool = True) -> float:
+        """The AUC of ``probabilities``."""
+        from torchmetrics.functional.classification import binary_auroc  # half a second, which no step needs
+
+        labels = labels_of(samples.log.actions[samples.candidates], history_of(self.spec))
+        found = torch.from_numpy(self.probabilities(samples, use_history=use_history))
+        return binary_auroc(found, torch.from_numpy(labels).long(), validate_args=False).item()
+
+    def _chances(self, log: EventLog, user_of: NDArray[np.int32], segments: NDArray[Any]) -> Floats:
+        """P(like) of every event under each interest: (E, INTERESTS)."""
+        chances: Floats = 1 / (1 + np.exp(-self._logits(log.events["item"].astype(np.int64), segments[user_of])))
+        return chances
+
+    def _logits(self, items: Ints, segments: NDArray[Any]) -> Floats:
+        """The logits of likes of these items by users of these segments, under each interest: (n, INTERESTS)."""
+        rows = self._rows()
+        fits = FIT * self._normals(1, rows["category"] * INTERESTS).reshape(-1, INTERESTS)
+        known = QUALITY * self._normals(2, rows["item"])[items] + SEGMENT * self._normals(3, rows["segment"])[segments]
+        logits: Floats = fits[items % rows["category"]] + (BIAS + known)[:, None]
+        return logits
+
+    def _normals(self, purpose: int, count: int) -> Floats:
+        words = counter.words(self._key(purpose), np.arange(-(-count // 4)))
+        return normals(words).reshape(-1)[:count].astype(np.float64)
+
+    def _key(self, purpose: int) -> counter.Words:
+        return counter.words(counter.words(self.seed, 4), purpose)
+
+    def _rows(self) -> dict[str, int]:
+        return {feature.name: feature.rows for feature in self.spec.sparse}
+
+
+@compiled(int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], uint8[::1], float64[:, ::1], float64[::1])
+def _filter(  # noqa: PLR0917  # numba's functions have no keywords
+    events: Ints,
+    ends: Ints,
+    candidates: Ints,
+    bounds: Ints,
+    times: Ints,
+    actions: NDArray[np.uint8],
+    chances: Floats,
+    found: Floats,
+) -> None:
+    """Fill ``found`` with the chance of each candidate under the belief that its history leaves."""
+    interests = chances.shape[1]
+    belief = np.empty(interests)
+    for sample in range(len(bounds) - 1):
+        belief[:] = 1 / interests
+        last = -1
+        for place in events[ends[sample] : ends[sample + 1]]:
+            if last >= 0:
+                lasts = np.exp(-(times[place] - times[last]) / LASTS_S)
+                belief = lasts * belief + (1 - lasts) / interests
+            belief = belief * (chances[place] if actions[place] == _LIKE else 1 - chances[place])
+            belief /= belief.sum()
+            last = place
+        for number in range(bounds[sample], bounds[sample + 1]):
+            place = candidates[number]
+            lasts = np.exp(-(times[place] - times[last]) / LASTS_S) if last >= 0 else 0.0
+            found[number] = ((lasts * belief + (1 - lasts) / interests) * chances[place]).sum()
