@@ -6,7 +6,7 @@ A package holds a copy of this file, which needs only numpy and torch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import copy
 from itertools import accumulate
 from operator import attrgetter
@@ -74,13 +74,6 @@ class StoredRows:
         """Let ``program`` read these rows."""
         for path, tensor in {**self._tensors, **self._orders}.items():
             set_tensor(program, path, tensor)
-
-
-def freeze(program: torch.jit.ScriptModule, tables: Iterable[Mapping[str, Any]]) -> torch.jit.ScriptModule:
-    """``program`` in a form that runs faster, whose ``tables``, listed as in a manifest, can still be set."""
-    kept = [table[part] for table in tables for part in ("buffer", "starts", "order") if table[part]]
-    frozen: torch.jit.ScriptModule = torch.jit.freeze(program.eval(), [*dict.fromkeys(kept)])
-    return frozen
 
 
 def set_tensor(program: torch.jit.ScriptModule, path: str, tensor: torch.Tensor) -> None:
