@@ -17,7 +17,7 @@ LEAST_PLACES = 256  # for ids without a row, in a bucket of as many rows or more
 class Rules:
     """Which ids get rows, and when they lose them."""
 
-    policy: Policy = "lru"
+    policy: Policy = "distance"
     admit_after: int = 1  # sightings within one interval that an id needs
     update_every: int = 20  # steps of an interval, after which rows are given to ids
     max_age: int = 0  # steps without a sighting after which an id loses its row; 0 means never
