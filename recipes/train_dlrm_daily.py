@@ -38,9 +38,9 @@ class Config:
     seed: int = 0  # Seed of the initial weights, the synthetic rows and the order of rows.
     clip_norm: float = 0.0  # Maximum norm of the dense gradients; 0 means no limit.
     speed: Speed = ("auto",)  # Auto measures what is faster, exact is float32; or any of tf32, bf16, compile, sorted.
+    tables: TablesConfig = TablesConfig()  # How tables are stored: plain, managed, compositional, or of mixed dims.
     windows: WindowsConfig = WindowsConfig()  # Which rows a window holds, and what happens when one is missing.
     publish: PublishConfig = PublishConfig()  # How the model is published after each window.
-    tables: TablesConfig = TablesConfig()  # How tables are stored: plain, managed, compositional, or of mixed dims.
     sparse: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.1)  # The optimizer of the tables.
     dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.002)  # The optimizer of all other parameters.
     schedule: Schedule = Schedule(warmup_steps=50)  # Warm-up and decay.
@@ -114,7 +114,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
         seen = SeenIds(spec, world.control, beside=run_tensors)
         checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world, seen.tensors, say=log.say)
-        publish = WindowPublisher(cfg.publish, checkpoints, partial(load_trained, build, cfg, spec), run=run_dir)
+        publish = WindowPublisher(cfg.publish, checkpoints, partial(load_trained, build, cfg, spec))
 
         # build the model with its tables on meta, plan who holds which piece of them, and only then allocate them
         model, tables = build(cfg, spec, world.size, world.device)

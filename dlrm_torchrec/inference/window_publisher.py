@@ -35,13 +35,10 @@ class WindowPublisher:
         config: the folder, and how the served model differs from the trained one
         checkpoints: those of the run
         load: gives the model of the checkpoint in a folder, on the CPU
-        run: the folder of the run
     """
 
-    def __init__(
-        self, config: PublishConfig, checkpoints: Checkpoints, load: Callable[[str], Trained], *, run: str
-    ) -> None:
-        self._config, self._checkpoints, self._load, self._run = config, checkpoints, load, run
+    def __init__(self, config: PublishConfig, checkpoints: Checkpoints, load: Callable[[str], Trained]) -> None:
+        self._config, self._checkpoints, self._load = config, checkpoints, load
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if config.folder else None
 
     def __call__(self, progress: Progress, window: Window) -> None:
@@ -82,7 +79,7 @@ class WindowPublisher:
             quantized.program,
             rows.spec,
             vocabularies=vocabularies(window.folder, rows.spec),
-            model_facts={"run": self._run, "steps": trained.progress.step, **quantized.facts(how)},
+            model_facts={"steps": trained.progress.step, **quantized.facts(how)},
             metrics=quantized.metrics,
             window=window.name,
             trained_until=window.until,

@@ -61,7 +61,7 @@ class Shares:
     def __post_init__(self) -> None:
         if min(self.val, self.test) < 0 or not 0 < self.val + self.test < 1 or not self.val or self.gap_s < 0:
             raise ValueError(
-                "shares must be above 0 for val and at least 0 for test, sum to less than 1, and the gap be at least 0: "
+                "shares must be above 0 for val and at least 0 for test, sum below 1, and the gap be at least 0: "
                 f"got {self.val}, {self.test} and {self.gap_s} s; correct them"
             )
 
