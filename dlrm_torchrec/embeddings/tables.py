@@ -386,5 +386,5 @@ def physical_configs(tables: nn.Module) -> list[BaseEmbeddingConfig]:
 def bytes_of_ids(config: BaseEmbeddingConfig) -> int:
     """Bytes that a stored table has besides its weights: the listed classes of ids, or the map of managed ones."""
     if isinstance(config, ManagedEmbeddingBagConfig):
-        return config.map_bytes
+        return config.map_bytes()
     return config.stack.partition.listed_bytes if isinstance(config, StackedTable) else 0
