@@ -120,6 +120,15 @@ def test_a_chain_of_deltas_is_the_package_bit_for_bit(days: Days, tmp_path: Path
             assert (tmp_path / "made" / file).read_bytes() == (days.folder / "base-3" / file).read_bytes(), file
 
 
+def test_a_delta_of_a_map_has_the_ids_that_changed_and_not_their_order(days: Days) -> None:
+    predictor = Predictor.load(days.folder / "base-1")
+    (name,) = [name for name, table in predictor.manifest["tables"].items() if table["order"]]
+    changed = {path.name: len(np.load(path)) for path in (days.folder / "delta-1" / "tables").glob("*numbers*")}
+    (ids,) = [count for file, count in changed.items() if "ids" in file]
+    assert 0 < ids < len(predictor.stored.rows[name]) / 4
+    assert len(changed) <= 3
+
+
 def test_a_server_follows_and_goes_back(days: Days) -> None:
     predictor, columns = Predictor.load(days.folder / "base-0"), days.columns(2, 400, seed=5)
     answers = [Predictor.load(days.folder / f"base-{day}")(columns).predictions for day in range(4)]
