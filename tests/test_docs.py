@@ -207,7 +207,7 @@ def test_table_of_presets_is_what_one_would_type(name: str, pages: dict[str, str
     first, *others = presets
     if not others:
         return
-    _, _, *table = rows(pages[f"recipes/{name}.md"], "Presets")
+    table = rows(pages[f"recipes/{name}.md"], "Presets")[2:]  # nothing where only shapes differ
     for column, preset in enumerate(presets, start=1):
         arguments = [word for row in table if row[0].startswith("--") for word in as_typed(row[0], row[column])]
         _, config = parse(presets, [first, *arguments])

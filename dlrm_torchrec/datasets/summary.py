@@ -33,7 +33,8 @@ def summarise(data: str, shape: DatasetSpec, *, positives_only: bool = False) ->
 
     Raises ValueError when the folder cannot be trained on or judged: without a split ``train`` or ``val``, without
     rows in them, or when all rows of one of them have the same binary label. With ``positives_only``, the rows of
-    ``train`` may all be positives, for a recipe that draws its negatives.
+    ``train`` may all be positives, for a recipe that draws its negatives. The rows of histories are users, who are in
+    all splits.
     """
     if data == SYNTHETIC:
         return Summary(spec=shape)
@@ -41,7 +42,7 @@ def summarise(data: str, shape: DatasetSpec, *, positives_only: bool = False) ->
     rows = {name: split.rows for name, split in manifest.splits.items()}
     counted = manifest.report.get("splits", {}) if manifest.spec.target == "binary" else {}
     positives = {name: int(counts["positives"]) for name, counts in counted.items() if name in rows}
-    for name in ("train", "val"):
+    for name in ("train", "val") if manifest.spec.history is None else ():
         if not rows.get(name):
             raise ValueError(
                 f"prepared data must have rows in a {name!r} split to train with: got {rows} in {data}; "
@@ -69,4 +70,6 @@ def digest(manifest: Manifest) -> str:
     }
     if manifest.multi_hot is not None:  # which ids a row gets beside those in the files
         content = {"splits": content, "multi_hot": manifest.multi_hot.to_json()}
+    if manifest.windows:
+        content = {"splits": content, "windows": {name: list(times) for name, times in manifest.windows.items()}}
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

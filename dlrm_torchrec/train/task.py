@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -16,9 +16,8 @@ Output = tuple[torch.Tensor, torch.Tensor, int]
 
 
 class RankingBatch(Protocol):
-    """The fields of a batch that the task reads; see ``dlrm_torchrec.datasets.batch.Batch``."""
+    """The fields that all batches have; those of rows also have ``dense_features`` (see ``datasets.batch``)."""
 
-    dense_features: torch.Tensor
     sparse_features: KeyedJaggedTensor
     labels: torch.Tensor
     num_rows: int
@@ -69,11 +68,16 @@ class RankingTask(nn.Module):
         """The loss to run backward on, and (loss, outputs, rows of the global batch)."""
         device_type = next(self.model.parameters()).device.type
         with torch.autocast(device_type, dtype=self.autocast, enabled=self.autocast is not None):
-            outputs = self.model(batch.dense_features, batch.sparse_features)
+            outputs = self.outputs(batch)
         outputs = outputs.squeeze(-1).float()
         loss = self.loss(outputs[: batch.num_rows], real_labels(batch), loss_weights(batch))
         loss = loss * (self.world_size / batch.global_rows)
         return loss, (loss.detach(), outputs.detach(), batch.global_rows)
+
+    def outputs(self, batch: Any) -> torch.Tensor:
+        """The model's outputs of one batch, which has the inputs that the model takes."""
+        found: torch.Tensor = self.model(batch.dense_features, batch.sparse_features)
+        return found
 
     def loss(self, outputs: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
         """The sum of the losses of outputs and labels of one shape, times the weights of that shape."""
@@ -87,6 +91,14 @@ class BinaryRankingTask(RankingTask):
 
     def loss(self, outputs: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
         return binary_cross_entropy_with_logits(outputs, labels, weights, reduction="sum")
+
+
+class CandidateTask(BinaryRankingTask):
+    """``BinaryRankingTask`` of the candidates of sequences, for a model that maps a whole batch to logits (C, 1)."""
+
+    def outputs(self, batch: Any) -> torch.Tensor:
+        found: torch.Tensor = self.model(batch)
+        return found
 
 
 class RegressionTask(RankingTask):

@@ -72,6 +72,8 @@ class Manifest:
     statistics: Mapping[str, AccessStatistics] = field(default_factory=dict)  # by sparse feature; empty if not profiled
     multi_hot: MultiHot | None = None  # how features that the files hold one-hot become bags while they are read
     lineage: Lineage | None = None  # the place in a chain of folders that continue each other's vocabularies
+    # Of histories: from which second on, and before which, the candidates of each split lie; empty for other data.
+    windows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def stored_spec(self) -> DatasetSpec:
@@ -96,6 +98,8 @@ class Manifest:
             data["multi_hot"] = self.multi_hot.to_json()
         if self.lineage is not None:
             data["lineage"] = self.lineage.to_json()
+        if self.windows:
+            data["windows"] = {name: list(times) for name, times in self.windows.items()}
         write_json(folder, NAME, data, indent=1)
 
     @classmethod
@@ -127,6 +131,7 @@ class Manifest:
                 },
                 multi_hot=MultiHot(**data["multi_hot"]) if "multi_hot" in data else None,
                 lineage=Lineage.from_json(data["lineage"]) if "lineage" in data else None,
+                windows={name: _window(name, times) for name, times in data.get("windows", {}).items()},
             )
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             detail = f"no field {error}" if isinstance(error, KeyError) else error
@@ -135,6 +140,12 @@ class Manifest:
             raise ValueError(
                 f"{path} must be a manifest that this version reads: got {detail}; prepare the folder again"
             ) from error
+
+
+def _window(name: str, times: Any) -> tuple[int, int]:
+    if not isinstance(times, list) or [type(each) for each in times] != [int, int] or times[0] >= times[1]:
+        raise ValueError(f"window {name!r} must be a first second and a later one that is the end: got {times}")
+    return times[0], times[1]
 
 
 def _split(name: str, data: dict[str, Any]) -> Split:

@@ -27,6 +27,8 @@ class SamplesConfig:
     """Evaluate on the latest candidates of all users together, or on the last event of each user."""
     batch_by: Literal["tokens", "rows"] = "tokens"
     """Cut batches of equally many events and candidates together, or of equally many samples."""
+    shuffle: bool = True
+    """Train on the samples in random order, and not in the order of their times."""
 
     def __post_init__(self) -> None:
         for name, value, least in (

@@ -27,6 +27,8 @@ from dlrm_torchrec.datasets.random.normal import normals
 from dlrm_torchrec.datasets.sequences.collate import spans
 from dlrm_torchrec.datasets.sequences.log import EventLog, Ints, history_of
 from dlrm_torchrec.datasets.sequences.samples import Samples, labels_of
+from dlrm_torchrec.datasets.sequences.stream import SequenceStream
+from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.zipf import Zipf
 from dlrm_torchrec.schema import DatasetSpec
 
@@ -134,6 +136,18 @@ class Interests:
 
     def _rows(self) -> dict[str, int]:
         return {feature.name: feature.rows for feature in self.spec.sparse}
+
+
+class InterestStream(SequenceStream):
+    """The samples of synthetic users."""
+
+    def __init__(self, interests: Interests, samples: Samples, ranks: Ranks, **options: Any) -> None:
+        super().__init__(interests.spec, samples, ranks, **options)
+        self.interests = interests
+
+    def best_auc(self) -> float:
+        """The AUC of the chances that the histories of the samples leave; no model can expect a better one."""
+        return self.interests.best_auc(self.samples)
 
 
 @compiled(int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], uint8[::1], float64[:, ::1], float64[::1])

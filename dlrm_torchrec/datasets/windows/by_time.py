@@ -47,6 +47,8 @@ def time_windows(folder: str, column: str, microseconds: int) -> tuple[DatasetSp
             day=number * microseconds / DAY_MICROSECONDS,
             rows=sum(count for *_, count in parts[number]),
             digest=_digest(parts[number]),
+            folder=folder,
+            until=_iso((number + 1) * microseconds),
             files=tuple(dict.fromkeys((place, checksum) for place, _, checksum, _, _ in parts[number])),
             open=partial(
                 open_prepared, folder, selection={(place, group): rows for place, group, _, rows, _ in parts[number]}
@@ -99,6 +101,10 @@ def _microseconds(times: Any) -> NDArray[np.int64]:
     """Microseconds since 1970, rounded down: (n,)."""
     found: NDArray[np.int64] = times.to_numpy(zero_copy_only=False).astype("datetime64[us]").astype(np.int64)
     return found
+
+
+def _iso(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds // 1_000_000, UTC).isoformat()
 
 
 def _name(microseconds: int) -> str:

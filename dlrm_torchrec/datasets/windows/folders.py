@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from iopath.common.file_io import g_pathmgr
 
+from dlrm_torchrec.datasets.open import SYNTHETIC
 from dlrm_torchrec.datasets.prepared.manifest import NAME, Manifest, join
 from dlrm_torchrec.datasets.spec_checks import check_same_meaning
 from dlrm_torchrec.datasets.summary import digest
@@ -22,14 +23,13 @@ def folder_windows(parent: str) -> tuple[DatasetSpec, list[Window]]:
     A folder without a dataset.json is not whole yet, and is left for later. Raises ValueError when there is none that
     is whole, when a name tells no time, or when the ids or numbers of two folders do not mean the same.
     """
-    names = [name.rstrip("/") for name in g_pathmgr.ls(parent)] if g_pathmgr.isdir(parent) else []
-    days = {name: day_of(name, parent) for name in names if g_pathmgr.exists(join(parent, name, NAME))}
+    days = _days(parent)
     if not days:
         raise ValueError(
             f"data must be a folder of prepared folders, one for each window: got {parent!r} without any; prepare the "
             "first day below it, or name the column of times of one prepared folder in --windows.time"
         )
-    ordered = sorted(days, key=lambda name: days[name])
+    ordered = list(days)
     for earlier, later in pairwise(ordered):
         if days[earlier] == days[later]:
             raise ValueError(
@@ -41,6 +41,19 @@ def folder_windows(parent: str) -> tuple[DatasetSpec, list[Window]]:
         check_only_training_rows(manifests[name], join(parent, name))
         check_same_meaning(spec, manifests[name].spec, join(parent, name))
     return spec, [_window(parent, name, days[name], manifests[name]) for name in ordered]
+
+
+def first_folder(data: str) -> str:
+    """The earliest prepared folder in ``data``, or ``data`` itself if it is one, or holds none."""
+    inside = [] if data == SYNTHETIC or g_pathmgr.exists(join(data, NAME)) else list(_days(data))
+    return join(data, inside[0]) if inside else data
+
+
+def _days(parent: str) -> dict[str, float]:
+    """The times of the prepared folders in ``parent``, by name, the earliest first."""
+    names = [name.rstrip("/") for name in g_pathmgr.ls(parent)] if g_pathmgr.isdir(parent) else []
+    days = {name: day_of(name, parent) for name in names if g_pathmgr.exists(join(parent, name, NAME))}
+    return dict(sorted(days.items(), key=lambda item: item[1]))
 
 
 def day_of(name: str, parent: str) -> float:
@@ -62,6 +75,5 @@ def _window(parent: str, name: str, day: float, manifest: Manifest) -> Window:
     folder = join(parent, name)
     files = tuple((file.location(folder), file.sha256) for file in manifest.splits["train"].files)
     rows = manifest.splits["train"].rows
-    return Window(
-        name=name, day=day, rows=rows, digest=digest(manifest), files=files, open=partial(open_prepared, folder)
-    )
+    read = partial(open_prepared, folder)
+    return Window(name=name, day=day, rows=rows, digest=digest(manifest), open=read, folder=folder, files=files)

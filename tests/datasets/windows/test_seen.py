@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -23,20 +24,25 @@ SPECS = {
 DAYS, ROWS = 5, 700
 
 
+def _no_tensors(*_: object) -> dict[str, dict[str, Any]]:
+    return {}
+
+
 def _shares(encoding: str) -> list[float]:
     world = DriftingClicks(SPECS[encoding], Drift(replaced=0.2))
     ranks = Ranks(64, dist.get_rank(), dist.get_world_size())
     assert dist.group.WORLD is not None
-    seen, found = SeenIds(world.spec, dist.group.WORLD), []
+    seen, found = SeenIds(world.spec, dist.group.WORLD, beside=_no_tensors), []
     for day in range(DAYS):
         for _ in seen.watch(DayStream(world, day, num_rows=ROWS, ranks=ranks).batches()):
             pass
         if day == 2:  # a run resumes here
-            after = SeenIds(world.spec, dist.group.WORLD)
+            after = SeenIds(world.spec, dist.group.WORLD, beside=_no_tensors)
             before, seen = seen, after
             before.end_window()
-            for name, bits in after.tensors.items():
-                bits.copy_(before.tensors[name])
+            saved, loaded = (each.tensors(None, None)["seen"] for each in (before, after))
+            for name, bits in loaded.items():
+                bits.copy_(saved[name])
             found.append(-1.0)
         else:
             found.append(seen.end_window())

@@ -1,0 +1,67 @@
+"""The streams of a run that reads sequences: prepared histories, or synthetic users."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from dlrm_torchrec.datasets.open import SYNTHETIC
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
+from dlrm_torchrec.datasets.sequences.config import SamplesConfig
+from dlrm_torchrec.datasets.sequences.log import history_of
+from dlrm_torchrec.datasets.sequences.samples import LAST, Window, find_samples
+from dlrm_torchrec.datasets.sequences.stored import read_log, read_windows
+from dlrm_torchrec.datasets.sequences.stream import SequenceStream
+from dlrm_torchrec.datasets.sequences.synthetic import Interests, InterestStream
+from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.schema import DatasetSpec
+
+_TRAINED_SHARE = 0.9  # of the events of synthetic users
+_END_S = 1 << 62
+
+
+def open_sequences(
+    data: str,
+    spec: DatasetSpec,
+    ranks: Ranks,
+    config: SamplesConfig,
+    *,
+    users: int,
+    epochs: int,
+    seed: int,
+) -> dict[str, SequenceStream]:
+    """One stream per split, always with ``train`` and ``val``; only ``train`` is shuffled and repeated.
+
+    Args:
+        data: a prepared folder of histories, or ``synthetic``
+        spec: of the data
+        ranks: the global batch, in samples on average, and this rank's part of it
+        config: how histories are cut into samples
+        users: the number of synthetic users
+        epochs: passes over the samples of ``train``
+        seed: of synthetic users, and of the order of samples
+    """
+    history = history_of(spec)
+    interests: Interests | None = None
+    if data == SYNTHETIC:
+        interests = Interests(spec, users, seed)
+        log = interests.log()
+        middle = int(np.quantile(log.times, _TRAINED_SHARE))
+        windows = {"train": Window(0, middle), "val": Window(middle, _END_S)}
+    else:
+        manifest = Manifest.load(data)
+        log = read_log(manifest, data)
+        windows = read_windows(manifest, data) if config.held_out == "time" else dict.fromkeys(LAST, Window(0, _END_S))
+    kind = partial(SequenceStream, spec) if interests is None else partial(InterestStream, interests)
+    return {
+        split: kind(
+            find_samples(log, history, config, split=split, window=window),
+            ranks,
+            batch_by=config.batch_by,
+            shuffle=config.shuffle and split == "train",
+            epochs=epochs if split == "train" else 1,
+            seed=seed,
+        )
+        for split, window in windows.items()
+    }

@@ -1,0 +1,76 @@
+"""Which row of an earlier data set's tables holds the value of each row of another one's tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dlrm_torchrec.datasets.open import vocabularies
+from dlrm_torchrec.datasets.windows.folders import first_folder
+from dlrm_torchrec.schema import DatasetSpec, SparseFeature
+
+_FIRST = 2  # id of the first value of a vocabulary, after missing and unseen ones
+
+
+@dataclass(frozen=True)
+class RowMap:
+    """For each row of a table, the row of the same value in a table of ``old_rows`` rows; -1 where there is none."""
+
+    old_rows: int
+    rows: NDArray[np.int64]  # (new rows,)
+
+
+def row_maps(old_spec: Any, old_data: str, spec: DatasetSpec, data: str) -> dict[str, RowMap]:
+    """A map for each table whose rows changed their places from the data ``old_data`` to ``data``, by its name.
+
+    Both are prepared folders, or folders of such folders; ``old_spec`` is a spec as JSON. Plain ids keep their places,
+    also in a table that became larger or smaller. Raises ValueError when the same feature now gives other ids to its
+    values, without a vocabulary that tells them.
+    """
+    old = DatasetSpec.from_json(old_spec)
+    old_data, data = first_folder(old_data), first_folder(data)
+    names = {feature: table.name for table in spec.tables(dim=1) for feature in table.features}
+    before = {feature.name: feature for feature in old.sparse}
+    found: dict[str, RowMap] = {}
+    for feature in spec.sparse:
+        earlier = before.get(feature.name)
+        if earlier is None or names[feature.name] in found or _ids(earlier) == _ids(feature):
+            continue
+        if (earlier.encoding, feature.encoding) == ("vocab", "vocab"):
+            values = _by_value(_values(old_data, old, feature.name), _values(data, spec, feature.name))
+            found[names[feature.name]] = RowMap(earlier.rows, values)
+        elif (earlier.encoding, feature.encoding) == ("id", "id"):
+            rows = np.arange(feature.rows)
+            found[names[feature.name]] = RowMap(earlier.rows, np.where(rows < earlier.rows, rows, -1))
+        else:
+            raise ValueError(
+                f"feature {feature.name!r} must give its values the ids that they had in {old_data}: got "
+                f"{feature.encoding} with {feature.rows} rows after {earlier.encoding} with {earlier.rows}; prepare "
+                "the data with its encoding, rows and boundaries"
+            )
+    return found
+
+
+def _ids(feature: SparseFeature) -> tuple[object, ...]:
+    """Equal for two features that give the same ids to the same values."""
+    return feature.encoding, feature.rows, feature.boundaries, feature.vocabulary, feature.part
+
+
+def _values(data: str, spec: DatasetSpec, feature: str) -> pa.Array:
+    """The values of the vocabulary of a feature in the folder ``data``, in the order of their ids."""
+    with open(vocabularies(data, spec)[feature], "rb") as file:
+        return pq.read_table(file)["value"].combine_chunks()
+
+
+def _by_value(old: pa.Array, new: pa.Array) -> NDArray[np.int64]:
+    """The old row of each new row: those of missing and unseen values are the same."""
+    if old.type != new.type:  # whole numbers are written as text where a vocabulary has any text
+        old, new = old.cast(pa.string()), new.cast(pa.string())
+    places = pc.index_in(new, value_set=old).cast(pa.int64()).fill_null(-1 - _FIRST).to_numpy()
+    return np.concatenate([np.arange(_FIRST), places + _FIRST])

@@ -1,0 +1,214 @@
+"""Turns logs of events, a row for each, into a prepared folder of histories, a row for each user.
+
+First the events are prepared as any other rows: streaming, with vocabularies and a quarantine, in a folder beside the
+output. Then they are gathered by user. Memory is bounded for any number of events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow.parquet as pq
+from iopath.common.file_io import g_pathmgr
+
+from dlrm_torchrec.datasets.prepared.files import NewFile, chunks, join, remove
+from dlrm_torchrec.datasets.prepared.manifest import NAME, DataFile, Manifest, Split
+from dlrm_torchrec.datasets.sequences.stored import USERS
+from dlrm_torchrec.preparation.passes.gather import Gathered, gather
+from dlrm_torchrec.preparation.prepare import MEMORY_BYTES, Source, prepare
+from dlrm_torchrec.preparation.readers.events import LABEL, MOST_MICROS, EventColumns
+from dlrm_torchrec.preparation.readers.paths import files_of
+from dlrm_torchrec.preparation.readers.tables import Form, head, table_reader
+from dlrm_torchrec.preparation.splits import Whole
+from dlrm_torchrec.preparation.work import output_folder
+from dlrm_torchrec.preparation.work.recorded_work import FOLDER
+from dlrm_torchrec.raw_values import TextForm, numbers, times
+from dlrm_torchrec.schema import MISSING_MARKERS, DatasetSpec, History, SparseFeature, vocabulary_path
+from dlrm_torchrec.sequence_schema import ACTION, TIME
+
+_PROBED_ROWS = 1_000  # of a log, by which the kind of its times is told
+_MOST_ACTIONS = 255
+_END_S = 1 << 62  # later than all times
+_FORM = TextForm(missing=MISSING_MARKERS, decimal=".", thousands="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogColumns:
+    """The raw columns of a log of events."""
+
+    user: str
+    item: str
+    time: str
+    action: str = ""  # empty means that all events are alike
+    events: tuple[str, ...] = ()  # further categories of an event
+    users: tuple[str, ...] = ()  # categories of a user; that of the first event counts
+
+    @property
+    def all(self) -> list[str]:
+        return [self.user, *self.users, self.item, *self.events, *([self.action] if self.action else []), self.time]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """How the events are cut into windows by time."""
+
+    val: float = 0.1  # the latest events but for those of ``test``
+    test: float = 0.0  # the latest events
+    gap_s: int = 0  # seconds before each window but the first, whose events are no candidates
+
+    def __post_init__(self) -> None:
+        if min(self.val, self.test) < 0 or not 0 < self.val + self.test < 1 or not self.val or self.gap_s < 0:
+            raise ValueError(
+                "shares must be above 0 for val and at least 0 for test, sum below 1, and the gap be at least 0: "
+                f"got {self.val}, {self.test} and {self.gap_s} s; correct them"
+            )
+
+
+def prepare_histories(
+    paths: Sequence[str],
+    columns: LogColumns,
+    output: str,
+    *,
+    form: Form,
+    name: str,
+    positive: tuple[str, ...],
+    shares: Shares,
+    min_count: int = 1,
+    max_bad_share: float = 0.01,
+    overwrite: bool = False,
+    memory_bytes: int = MEMORY_BYTES,
+) -> Manifest:
+    """The manifest of ``output``, which then holds the histories of all users in the logs ``paths``.
+
+    Users, items, actions and all other categories become vocabularies over all events. Times are dates, counts since
+    1970, or any whole numbers, told by the first rows. Rows that lack a value or have no time are malformed.
+
+    Raises ValueError and OSError as ``prepare`` does, and if an action of ``positive`` does not occur.
+
+    Args:
+        paths: files, folders or patterns
+        columns: the raw columns
+        output: the folder to prepare
+        form: of text
+        name: of the data
+        positive: the values of the action that make the label 1
+        shares: of the windows
+        min_count: an item seen less often is unseen
+        max_bad_share: the largest share of malformed rows
+        overwrite: whether to replace a folder that is prepared already
+        memory_bytes: memory to use, about
+    """
+    command = {"columns": repr(columns), "positive": list(positive), "shares": repr(shares), "min_count": min_count}
+    output_folder.check(output, command, overwrite=overwrite)
+    files = [file for path in paths for file in files_of(path)]
+    spec = _spec_of_events(columns, name, min_count)
+    wanted = EventColumns(spec=spec, time=columns.time, counted=_counted(files[0], form, columns.time))
+    sources = [Source(path=f, reader=table_reader(f, wanted, form), assignment=Whole("train")) for f in files]
+    beside = f"{output.rstrip('/')}.events"
+    events = prepare(
+        spec, sources, beside, one_class={"train"}, max_bad_share=max_bad_share, memory_bytes=memory_bytes,
+        overwrite=overwrite or g_pathmgr.exists(join(beside, NAME)),
+    )  # fmt: skip
+    output_folder.begin(output, command)
+    history = _spec_of_histories(events, beside, columns, positive)
+    gathered = gather(events, beside, columns.user, history, output=output, memory_bytes=memory_bytes)
+    for feature in history.sparse:
+        _copy(beside, output, vocabulary_path(feature))
+    for report in (output_folder.QUARANTINE, output_folder.REPORT):
+        _copy(beside, output, report)
+    users = sum(rows for _, rows in gathered.files)
+    per_user = gathered.events / max(1, users)
+    sparse = tuple(replace(f, pooling_factor=per_user) if f.multi_hot else f for f in history.sparse)
+    stored = tuple(DataFile(path=file.path, rows=rows, sha256=file.sha256) for file, rows in gathered.files)
+    manifest = Manifest(
+        spec=replace(history, sparse=sparse),
+        splits={USERS: Split(files=stored)},
+        sources=events.sources,
+        report={**events.report, "events": gathered.events, "users": users},
+        windows=_windows(gathered, shares),
+    )
+    manifest.save(output)
+    remove(join(output, FOLDER))
+    remove(beside)
+    return manifest
+
+
+def _spec_of_events(columns: LogColumns, name: str, min_count: int) -> DatasetSpec:
+    """The spec of the rows of a log."""
+    categories = [each for each in columns.all if each not in (columns.time, columns.action)]
+    unfit = {each for each in categories if categories.count(each) > 1} | ({TIME, ACTION, LABEL} & {*categories})
+    if unfit:
+        raise ValueError(
+            f"columns of a log must be distinct, and categories not be called {TIME!r}, {ACTION!r} or {LABEL!r}: got "
+            f"{sorted(unfit)}; rename or leave them out"
+        )
+    features = [
+        SparseFeature(name=each, rows=0, encoding="vocab", min_count=min_count if each == columns.item else 1)
+        for each in categories
+    ]
+    if columns.action:
+        features.append(SparseFeature(name=ACTION, column=columns.action, rows=0, encoding="vocab"))
+    features.append(SparseFeature(name=TIME, column=columns.time, rows=MOST_MICROS))
+    return DatasetSpec(name=name, label=LABEL, dense=(), sparse=tuple(features))
+
+
+def _spec_of_histories(events: Manifest, folder: str, columns: LogColumns, positive: tuple[str, ...]) -> DatasetSpec:
+    features = {feature.name: feature for feature in events.spec.sparse}
+    actions: tuple[str, ...] = ("event",)
+    if columns.action:
+        with g_pathmgr.open(join(folder, vocabulary_path(features[ACTION])), "rb") as file:
+            actions = tuple(str(value) for value in pq.read_table(file)["value"].to_pylist())
+    if len(actions) > _MOST_ACTIONS:
+        raise ValueError(
+            f"column {columns.action!r} must have at most {_MOST_ACTIONS} actions: got {len(actions)}; name the column "
+            "of the action"
+        )
+    missing = [action for action in positive if action not in actions]
+    if missing:
+        raise ValueError(f"positive actions must occur in the log: got {missing[0]!r}; name some of {list(actions)}")
+    of_events = (columns.item, *columns.events)
+    return replace(
+        events.spec,
+        label=positive[0] if len(positive) == 1 else "positive",
+        sparse=(
+            *(features[name] for name in (columns.user, *columns.users)),
+            *(replace(features[name], multi_hot=True) for name in of_events),
+        ),
+        history=History(events=of_events, actions=actions, positive=positive),
+    )
+
+
+def _windows(gathered: Gathered, shares: Shares) -> dict[str, tuple[int, int]]:
+    """The windows of time that have these shares of the events, by a sample of their times."""
+    found, end = {}, _END_S
+    for name, share in (("test", shares.test), ("val", shares.val)):
+        if share:
+            later = (shares.test if name == "val" else 0.0) + share
+            first = int(gathered.times[int(np.ceil((1 - later) * len(gathered.times)))])
+            found[name] = (first, end)
+            end = first - shares.gap_s
+    found["train"] = (min(int(gathered.times[0]), end - 1), end)
+    empty = [name for name, (first, last) in found.items() if first >= last]
+    if empty:
+        raise ValueError(
+            f"windows must have times: got none for {empty[0]!r} with shares {shares.val} and {shares.test}; lower the "
+            "shares or the gap, or look at the column of times"
+        )
+    return {name: found[name] for name in ("train", "val", "test") if name in found}
+
+
+def _counted(path: str, form: Form, time: str) -> bool:
+    """Whether the times of a log are numbers of which some are no times since 1970, so that only their order counts."""
+    values = head(path, form, _PROBED_ROWS)
+    if time not in values:
+        raise ValueError(f"{path} must have the column of times {time!r}: got {list(values)}; name it")
+    bad_times, bad_numbers = (read(values[time], _FORM)[1] for read in (times, numbers))
+    return bool(bad_times.any() and bad_numbers.mean() < bad_times.mean())
+
+
+def _copy(source: str, target: str, path: str) -> None:
+    with NewFile(target, path) as file:
+        for chunk in chunks(join(source, path)):
+            file.write(chunk)
