@@ -14,13 +14,13 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "drawings"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "kit"))
+MODULES = {name: importlib.import_module(f"drawings.{name}") for name in NAMES}
 
 
 def drawn(name: str) -> str:
     """The SVG file of a module of docs/drawings."""
     code = (FOLDER / "kit.py").read_bytes() + (FOLDER / f"{name}.py").read_bytes()
-    picture = importlib.import_module(f"drawings.{name}").draw()
-    svg: str = picture.svg(f"docs/drawings/{name}.py, {hashlib.sha256(code).hexdigest()[:16]}")
+    svg: str = MODULES[name].draw().svg(f"docs/drawings/{name}.py, {hashlib.sha256(code).hexdigest()[:16]}")
     return svg
 
 
