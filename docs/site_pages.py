@@ -20,7 +20,15 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 RECIPES = ROOT / "recipes"
 GUIDES = ["from_laptop_to_16_gpus", "bring_your_data", "prepare_at_scale", "labels_and_weights", "compress", "serving"]
-GUIDES += ["see_runs", "see_embeddings", "how_a_batch_travels", "four_bottlenecks", "glossary"]
+GUIDES += [
+    "keep_a_model_fresh",
+    "see_runs",
+    "see_embeddings",
+    "how_a_batch_travels",
+    "four_bottlenecks",
+    "gpu",
+    "glossary",
+]
 DEEP_DIVE = ["index", "why", "architecture", "embeddings", "matrix_factorization", "factorization_machine", "mlp"]
 DEEP_DIVE += ["operators", "production", "capacity", "bandwidth", "communication", "compute", "outlook", "claims"]
 SCHEDULERS = ["local", "slurm", "aws_batch", "kubernetes"]
