@@ -39,6 +39,22 @@ def test_a_drawing_is_what_its_code_draws(name: str) -> None:
     assert any(f"drawings/{name}.svg)" in page for page in PAGES.values())
 
 
+@pytest.mark.parametrize("name", script("figures").FIGURES)
+def test_a_figure_shows_what_is_measured_now(name: str) -> None:
+    figures = script("figures")
+    signed = figures.signature(figures.FOLDER / name)
+    assert signed == figures.source(name), f"docs/figures/{name} is stale: run python docs/figures.py {name}"
+
+
+def test_the_source_of_a_figure_is_what_its_command_reached() -> None:
+    measured = script("figures").measured
+    assert ".8196 ± .0006, .8196 ± .0008, .8184 ± .0004" in measured("python recipes/compare_embeddings.py frontier")
+    assert len(measured("python recipes/compare_embeddings.py frontier")) >= 5  # also those of 'likewise'
+    (shares,) = measured("python benchmarks/production_shapes.py --plot operator_shares.svg")
+    assert "FC 86 %" in shares
+    assert measured("python benchmarks/production_shapes.py less") == []
+
+
 def test_a_text_that_leaves_its_drawing_is_refused() -> None:
     kit = script("drawings.kit")
     picture = kit.Drawing(100, "nothing")
