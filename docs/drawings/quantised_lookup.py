@@ -15,13 +15,13 @@ def draw() -> Drawing:
     picture.cells((14, 32), [f"{value:.2f}" for value in ROW], width=52, height=26, kind="table")
     picture.text((236, 50), "16 bytes", look="soft")
     picture.arrow((118, 58), (118, 84))
-    picture.text((14, 104), "stored: 1 byte a number, and 8 for the row", look="strong", size=12)
+    picture.text((14, 104), "stored: 1 byte a number, and 4 for the row", look="strong", size=12)
     picture.cells((14, 114), [f"{level}" for level in levels], width=34, height=26, kind="ids")
     picture.cells(
         (150, 114), [f"x {scale:.4f}", f"+ {low:.2f}".replace("+ -", "- ")], width=70, height=26, kind="plain"
     )
-    picture.text((300, 132), "12 bytes", look="soft")
-    picture.text((14, 160), "of dim 64: 72 bytes in place of 256", look="soft")
+    picture.text((300, 132), "8 bytes", look="soft")
+    picture.text((14, 160), "of dim 64: 68 bytes in place of 256", look="soft")
     picture.arrow((118, 170), (118, 194))
     picture.text((14, 214), "looked up: level x scale + offset", look="strong")
     back = [level * scale + low for level in levels]
