@@ -25,7 +25,7 @@ from tests.recipe import ROOT
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("train_*.py"))
 # What must be set besides, because other values of the field are refused.
-BESIDES = {
+BESIDES: dict[str, dict[str, Any]] = {
     "tables.max_rows": {"kind": "quotient_remainder"},
     "tables.budget": {"kind": "mixed_dimension"},
     "tables.assignments": {"file": "tables.json"},
