@@ -49,6 +49,10 @@ FIGURES = {
         "python recipes/compare_embeddings.py frontier",
         "runs/compare_embeddings/frontier/quality.png",
     ),
+    "staleness.svg": (
+        "python benchmarks/staleness.py --plot staleness.svg",
+        "staleness.svg",
+    ),
     "all_to_all.svg": (
         "torchrun --standalone --nproc_per_node 4 benchmarks/all_to_all.py --output all_to_all.svg",
         "all_to_all.svg",
