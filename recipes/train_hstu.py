@@ -23,6 +23,9 @@ from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed
 
+SAMPLES = SamplesConfig(history=64, candidates=4)
+SIZES = HSTUConfig(input_dropout=0, dropout=0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -33,8 +36,8 @@ class Config:
     batch_size: int = 256  # Samples of a global batch on average, over all ranks together.
     dim: int = 32  # Numbers of a row of a table.
     history: Literal["hstu", "pooled"] = "hstu"  # Read the history as a sequence, or as a bag of events.
-    samples: SamplesConfig = SamplesConfig(history=64, candidates=4)  # How histories are cut into samples.
-    hstu: HSTUConfig = HSTUConfig(input_dropout=0, dropout=0)  # The sizes of the dense part.
+    samples: SamplesConfig = SAMPLES  # How histories are cut into samples.
+    hstu: HSTUConfig = SIZES  # The sizes of the dense part.
     eval_every: int = 200  # Steps between evaluations; 0 means only at the end.
     run_dir: str = "runs/train_hstu"  # Folder of runs; the preset's name is appended.
     baseline: str = ""  # Folder of a finished run, whose metrics are shown beside this run's; empty means none.

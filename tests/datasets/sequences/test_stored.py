@@ -83,7 +83,8 @@ def test_runs_open_prepared_histories(tmp_path: Path) -> None:
 
 
 def first_rows(log: EventLog, name: str) -> list[list[int]]:
-    values: np.ndarray = {"time": log.times, "action": log.actions, **log.events}[name]
+    columns: dict[str, np.ndarray] = {"time": log.times, "action": log.actions, **log.events}
+    values = columns[name]
     return [values[log.starts[user] : log.starts[user + 1]].tolist() for user in range(log.num_users // 2)]
 
 
@@ -144,5 +145,5 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
         read_log(replace(manifest, spec=replace(SPEC, history=None)), "data")
     text = (tmp_path / "data/dataset.json").read_text()
     (tmp_path / "data/dataset.json").write_text(text.replace("1000", "100"))
-    with pytest.raises(ValueError, match=r"window 'val' must be a first second and a later one that is the end: got \[200"):
+    with pytest.raises(ValueError, match=r"window 'val' must be a first second and a later one that .*: got \[200"):
         Manifest.load(str(tmp_path / "data"))
