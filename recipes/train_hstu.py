@@ -23,30 +23,30 @@ from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed
 
-SAMPLES = SamplesConfig(history=64, candidates=4)
-SIZES = HSTUConfig(input_dropout=0, dropout=0)
+SAMPLES = SamplesConfig(history=32, candidates=8)
+SIZES = HSTUConfig(most_tokens=64, positions=64, input_dropout=0, dropout=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     data: str = "synthetic"  # A prepared folder of histories, or 'synthetic' for users with changing interests.
     shape: Suppress[DatasetSpec] = field(default_factory=interests_spec)  # Shape of the synthetic histories.
-    rows: int = 40_000  # Number of synthetic users; a prepared folder has its own.
+    rows: int = 60_000  # Number of synthetic users; a prepared folder has its own.
     epochs: int = 1  # Number of passes over the training samples.
-    batch_size: int = 256  # Samples of a global batch on average, over all ranks together.
+    batch_size: int = 128  # Samples of a global batch on average, over all ranks together.
     dim: int = 32  # Numbers of a row of a table.
     history: Literal["hstu", "pooled"] = "hstu"  # Read the history as a sequence, or as a bag of events.
     samples: SamplesConfig = SAMPLES  # How histories are cut into samples.
     hstu: HSTUConfig = SIZES  # The sizes of the dense part.
-    eval_every: int = 200  # Steps between evaluations; 0 means only at the end.
+    eval_every: int = 600  # Steps between evaluations; 0 means only at the end.
     run_dir: str = "runs/train_hstu"  # Folder of runs; the preset's name is appended.
     baseline: str = ""  # Folder of a finished run, whose metrics are shown beside this run's; empty means none.
     seed: int = 0  # Seed of the initial weights, the synthetic rows and the order of rows.
     clip_norm: float = 0.0  # Maximum norm of the dense gradients; 0 means no limit.
     speed: Speed = ("auto",)  # Auto measures what is faster, exact is float32; or any of tf32, bf16, compile, sorted.
     tables: TablesConfig = TablesConfig()  # How tables are stored: plain, compositional, or of mixed dims.
-    sparse: OptimizerConfig = OptimizerConfig(kind="rowwise_adagrad", lr=0.1)  # The optimizer of the tables.
-    dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # The optimizer of all other parameters.
+    sparse: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # The optimizer of the tables.
+    dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.004)  # The optimizer of all other parameters.
     schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # Warm-up and decay.
     sharding: ShardingConfig = ShardingConfig()  # Which rank holds which piece of which table.
     checkpoint: CheckpointConfig = CheckpointConfig()  # When the run is saved, and how.
