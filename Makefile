@@ -112,6 +112,7 @@ docs: $(SITE)
 
 # the pictures in docs/figures, drawn again by the commands that its pages name: some ten minutes
 figures: setup
+	.venv/bin/python docs/draw.py
 	.venv/bin/python docs/figures.py
 
 # the hashes in all locks, again, after a version in one of them was changed by hand

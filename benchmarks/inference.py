@@ -38,9 +38,7 @@ from dlrm_torchrec.embeddings.tables import Tables, build_tables
 from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.mlps.quantize import quantize_mlps
 from dlrm_torchrec.inference.scoring import Scorer, script
-from dlrm_torchrec.inference.stored_rows import freeze
 from dlrm_torchrec.inference.tables.serve import serve_tables, table_weights
-from dlrm_torchrec.inference.tables.stored import StoredTensor
 from dlrm_torchrec.recipe import load_training_recipe
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
@@ -91,18 +89,12 @@ def contenders(name: str, rows_share: float) -> tuple[DatasetSpec, dict[str, Mod
     for kind in kinds:
         own = copy.deepcopy(model, {id(tables): tables})  # copies everything except the tables
         served = serve_tables(own, tables, dict.fromkeys(table_weights(tables), kind), features)
-        found[f"{kind} tables"] = as_served(Scorer(served, spec))
+        found[f"{kind} tables"] = script(Scorer(served, spec))
         if kind == "int8":
             dense, ids, lengths = inputs(spec, 1024)
             real = [(dense, KeyedJaggedTensor(keys=features, values=ids, lengths=lengths))]
-            found[FULL] = as_served(Scorer(quantize_mlps(served, "static", real), spec))
+            found[FULL] = script(Scorer(quantize_mlps(served, "static", real), spec))
     return spec, found
-
-
-def as_served(scorer: Scorer) -> Model:
-    """The program in the form in which a server runs it."""
-    program = script(scorer)
-    return freeze(program, [StoredTensor(*fields)._asdict() for fields in program.stored])
 
 
 def seconds(model: Model, given: Inputs) -> float:

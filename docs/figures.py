@@ -4,13 +4,15 @@
     python docs/figures.py plan.png       # one
 
 plan.png and runs.png are pictures of pages and need chromium. The pictures are small and committed, so that every
-reader of a guide sees them.
+reader of a guide sees them. Each carries the hash of what it shows; a test finds those that show something else by now.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,9 +20,11 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "figures"
+PLANS = ROOT / "tests" / "recipes" / "printed_plans"  # which tests compare with those that the planner prints
 MAX_BYTES = 100_000
 # The commands of each picture, and where they leave it.
 FIGURES = {
@@ -56,6 +60,44 @@ FIGURES = {
 }
 
 
+def source(name: str) -> str:
+    """The hash of what a picture shows: its commands, what they reached by RESULTS.md, and printed plans."""
+    *commands, _ = FIGURES[name]
+    shown = [*commands, *(reached for command in commands for reached in measured(command))]
+    if name == "plan.png":
+        shown += [path.read_text() for path in sorted(PLANS.glob("*.txt"))]
+    return hashlib.sha256("\n".join(shown).encode()).hexdigest()[:16]
+
+
+def measured(command: str) -> list[str]:
+    """What the command reached, by the rows of RESULTS.md that name it with fewer options or the same ones."""
+    reached, named = [], ""
+    for row in (ROOT / "RESULTS.md").read_text().splitlines():
+        cells = row.strip("| ").split(" | ")
+        if cells[-1] != "likewise":
+            named = cells[-1].strip("`").removeprefix("OMP_NUM_THREADS=1 ")
+        if row.startswith("| ") and named and re.fullmatch(rf"{re.escape(named)}( --.*)?", command):
+            reached.append(cells[1])
+    return reached
+
+
+def sign(picture: Path, text: str) -> None:
+    """Writes a short text into a PNG, which is also made small, or into an SVG."""
+    if picture.suffix == ".png":
+        info = PngInfo()
+        info.add_text("source", text)
+        Image.open(picture).convert("RGB").quantize(64).save(picture, optimize=True, pnginfo=info)
+    else:
+        picture.write_text(f"{picture.read_text()}<!-- source: {text} -->\n")
+
+
+def signature(picture: Path) -> str:
+    """The text that ``sign`` wrote."""
+    if picture.suffix == ".png":
+        return str(Image.open(picture).info.get("source", ""))
+    return "".join(re.findall(r"<!-- source: (\w+) -->\n$", picture.read_text()))
+
+
 def draw(name: str, folder: Path) -> None:
     """Writes the picture into docs/figures. Raises ValueError when it is too large to be committed."""
     *commands, made = FIGURES[name]
@@ -65,8 +107,7 @@ def draw(name: str, folder: Path) -> None:
         print(command, flush=True)
         subprocess.run(command, shell=True, cwd=folder, env=environment, check=True)
     picture = folder / made
-    if picture.suffix == ".png":
-        Image.open(picture).convert("RGB").quantize(64).save(picture, optimize=True)
+    sign(picture, source(name))
     if picture.stat().st_size > MAX_BYTES:
         raise ValueError(f"{name} must have at most {MAX_BYTES:,} bytes: got {picture.stat().st_size:,}; draw less")
     FOLDER.mkdir(exist_ok=True)

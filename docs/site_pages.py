@@ -20,7 +20,17 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 RECIPES = ROOT / "recipes"
 GUIDES = ["from_laptop_to_16_gpus", "bring_your_data", "prepare_at_scale", "labels_and_weights", "compress", "serving"]
-GUIDES += ["see_runs", "see_embeddings", "how_a_batch_travels", "four_bottlenecks", "glossary"]
+GUIDES += [
+    "keep_a_model_fresh",
+    "see_runs",
+    "see_embeddings",
+    "how_a_batch_travels",
+    "four_bottlenecks",
+    "gpu",
+    "glossary",
+]
+DEEP_DIVE = ["index", "why", "architecture", "embeddings", "matrix_factorization", "factorization_machine", "mlp"]
+DEEP_DIVE += ["operators", "production", "capacity", "bandwidth", "communication", "compute", "outlook", "claims"]
 SCHEDULERS = ["local", "slurm", "aws_batch", "kubernetes"]
 DOCUMENTS = {"RESULTS.md": "results.md", "LOG.md": "log.md", "CONTRIBUTING.md": "contributing.md"}
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
@@ -60,6 +70,7 @@ def navigation(pages: dict[str, str]) -> str:
     recipes = sorted(page for page in pages if page.startswith("recipes/") and page != f"recipes/{OPTIONS_PAGE}")
     parts = {
         "Guides": GUIDES,
+        "The deep dive": [f"deep_dive/{name}" for name in DEEP_DIVE],
         "Launching": [f"schedulers/{name}.md" for name in SCHEDULERS],
         "Recipes": ["recipes/index", *recipes, f"recipes/{OPTIONS_PAGE}"],
         "Data sets": sorted(page for page in pages if page.startswith("data/")),

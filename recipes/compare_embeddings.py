@@ -3,6 +3,7 @@
     python recipes/compare_embeddings.py                                            # the demo, on synthetic rows
     torchrun --standalone --nproc_per_node 2 recipes/compare_embeddings.py sweep    # every way, size and threshold
     python recipes/compare_embeddings.py frontier     # equal bytes, from 2 to 10,000 times fewer, in half an hour
+    python recipes/compare_embeddings.py drift        # ids that come and go: managed tables and hashes at equal bytes
     python recipes/compare_embeddings.py criteo-kaggle --data synthetic --count     # sizes alone, of a preset's shape
 
 It writes results.md, quality.png and results.jsonl; the same command resumes from results.jsonl.
@@ -21,9 +22,10 @@ from tyro.conf import Suppress
 
 from dlrm_torchrec.command_line import parse
 from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
-from dlrm_torchrec.datasets.synthetic.specs import demo_spec
+from dlrm_torchrec.datasets.synthetic.specs import Drift, demo_spec, drift_spec
+from dlrm_torchrec.datasets.windows.config import WindowsConfig
 from dlrm_torchrec.embeddings.comparison.sweep import Sweep
-from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.embeddings.comparison.ways import ENDLESS, FRONTIER, PAPERS, WAYS
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule
@@ -40,7 +42,9 @@ class Config:
     shape: Suppress[DatasetSpec] = field(default_factory=STAGE)  # Shape of the synthetic rows.
     data_seed: int = 0  # Seed of the synthetic rows and of the model that labels them, or of the order of rows.
     grouped: float = 0.0  # Share of synthetic ids' effects that ids of a hidden group have in common; 0 means none.
-    rows: int = 819_200  # Number of synthetic training rows per epoch; a prepared folder has its own.
+    days: int = 0  # Synthetic days, each judged by the model of the days before it; 0 means one set of rows.
+    drift: Drift = Drift()  # How synthetic days differ from each other.
+    rows: int = 819_200  # Number of synthetic training rows per epoch and day; a prepared folder has its own.
     epochs: int = 1  # Number of passes over the training rows.
     batch_size: int = 2048  # Rows of a global batch, over all ranks together.
     bottom: tuple[int, ...] = (64, 16)  # Widths of the bottom MLP's layers; the last one is the dim of the tables.
@@ -56,31 +60,6 @@ class Config:
     debug: bool = False  # Show the call stack of every error.
 
 
-QR = partial(TablesConfig, kind="quotient_remainder")
-PAPERS = {  # the ways of the two papers
-    "plain": TablesConfig(),
-    "hash": TablesConfig(kind="hash"),
-    "qr-concat": QR(operation="concat"),
-    "qr-add": QR(operation="add"),
-    "qr-mult": QR(operation="mult"),
-    "qr-features": QR(operation="feature_generation"),
-    "crt-mult": TablesConfig(kind="chinese_remainder", partitions=0),
-    "radix3-mult": TablesConfig(kind="mixed_radix", partitions=3),
-    **{f"path-{hidden}": QR(operation="path", hidden=hidden) for hidden in (0, 16, 32, 64, 128)},
-    "mixed-dims": TablesConfig(kind="mixed_dimension"),
-}
-WAYS = PAPERS | {
-    "hot-cold": TablesConfig(kind="hot_cold"),
-    "hot-hash": TablesConfig(kind="hot_cold", tail="hash"),
-    "hot-concat": TablesConfig(kind="hot_cold", tail="hashes", partitions=4, operation="concat"),
-    "hashes-add": TablesConfig(kind="hashes", operation="add"),  # arXiv 1709.03933
-    "hashes-concat": TablesConfig(kind="hashes", partitions=4, operation="concat"),  # arXiv 2108.02191
-    "tensor-train": TablesConfig(kind="mixed_radix", partitions=3, operation="tensor_train"),  # arXiv 2101.11714
-}
-FRONTIER = (
-    "plain", "hash", "hashes-add", "hashes-concat", "qr-mult", "path-16", "crt-mult", "mixed-dims", "hot-hash",
-    "hot-concat", "hot-cold",
-)  # fmt: skip
 SWEEP = Sweep(
     ways=tuple(PAPERS), collisions=(2, 3, 4, 5, 6, 7, 60), thresholds=(20, 200, 2000, 20_000),
     alphas=(0.05, 0.1, 0.2, 0.3),
@@ -90,6 +69,10 @@ PRESETS = {
     "demo": Config(sweep=Sweep(ways=tuple(way for way in PAPERS if way == "path-64" or "path" not in way))),
     "sweep": Config(sweep=SWEEP),
     "frontier": Config(shape=LARGE(), rows=1_638_400, sweep=Sweep(ways=FRONTIER, ratios=(2, 10, 30, 100, 1000, 10000))),
+    "drift": Config(  # ids that come and go, and have no end
+        shape=drift_spec(encoding="managed"), days=15, rows=102_400, batch_size=512,
+        dense=OptimizerConfig(kind="adam", lr=0.002), schedule=Schedule(warmup_steps=50),
+        sweep=Sweep(ways=ENDLESS, ratios=(2, 4, 8))),
     "criteo-kaggle": Config(  # arXiv 1909.02107, section 5
         data="prepared/criteo-kaggle", shape=criteo_kaggle_spec(), batch_size=128, bottom=(512, 256, 64, 16),
         top=(512, 256, 1), sparse=ADAGRAD, dense=ADAGRAD, schedule=Schedule(), sweep=SWEEP, seeds=(0, 1, 2, 3, 4)),
@@ -98,7 +81,7 @@ PRESETS = {
 if __name__ == "__main__":
     COMMAND_LINE = parse(PRESETS)  # before torch is imported, so that --help and mistakes are answered at once
 
-from itertools import product
+from itertools import pairwise, product
 from statistics import mean
 
 import torch
@@ -109,6 +92,8 @@ from dlrm_torchrec.datasets.open import load_spec, open_streams
 from dlrm_torchrec.datasets.spec_checks import require
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
+from dlrm_torchrec.datasets.synthetic.drift import DayStream
+from dlrm_torchrec.datasets.windows.open import list_windows
 from dlrm_torchrec.embeddings.comparison.report import to_markdown, write_report
 from dlrm_torchrec.embeddings.comparison.variants import Runs, Variant, variants
 from dlrm_torchrec.embeddings.initialize import initialize_tables
@@ -122,7 +107,7 @@ from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.log import RunLog, prefixed
 from dlrm_torchrec.train.metrics.labels import evaluate
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
-from dlrm_torchrec.train.pipeline import train_pipeline
+from dlrm_torchrec.train.pipeline import between_streams, train_pipeline
 from dlrm_torchrec.train.schedule import ScheduledLearningRate
 from dlrm_torchrec.train.task import BinaryRankingTask
 from dlrm_torchrec.train.world import World, join_world
@@ -146,26 +131,41 @@ def train(
     optimizer = build_optimizer(model, cfg.sparse, cfg.dense)
 
     ranks = Ranks(cfg.batch_size, world.rank, world.size)
-    streams = open_streams(
-        cfg.data, spec, ranks, rows=cfg.rows, epochs=cfg.epochs, seed=cfg.data_seed, lanes=world.size,
-        grouped=cfg.grouped,
-    )  # fmt: skip
-    stream, val = streams["train"], streams["val"]
-    learning_rate = ScheduledLearningRate(optimizer, cfg.schedule, stream.num_steps)
-    pipeline, batches = train_pipeline(model, optimizer, world), stream.batches()
-    log.start(0, stream.num_steps)
-    for step in range(stream.num_steps):
-        learning_rate.set(step)
-        loss, _, global_rows = pipeline.progress(batches)
-        log.step(step + 1, loss, global_rows)
-    log.stop(stream.num_steps, is_over=True)
+    if cfg.days:
+        shape = WindowsConfig(days=cfg.days, drift=cfg.drift)
+        _, days = list_windows(cfg.data, spec, shape, rows=cfg.rows, seed=cfg.data_seed)
+        parts = [
+            (day.train(ranks, epochs=cfg.epochs, seed=cfg.data_seed, lanes=world.size), after.evaluation(ranks))
+            for day, after in pairwise(days)
+        ]
+    else:
+        streams = open_streams(
+            cfg.data, spec, ranks, rows=cfg.rows, epochs=cfg.epochs, seed=cfg.data_seed, lanes=world.size,
+            grouped=cfg.grouped,
+        )  # fmt: skip
+        parts = [(streams["train"], streams["val"])]
+    num_steps, step, found = sum(stream.num_steps for stream, _ in parts), 0, []
+    learning_rate, pipeline = (
+        ScheduledLearningRate(optimizer, cfg.schedule, num_steps),
+        train_pipeline(model, optimizer, world),
+    )
+    log.start(0, num_steps)
+    for stream, val in parts:
+        batches = stream.batches()
+        for _ in range(stream.num_steps):
+            learning_rate.set(step)
+            loss, _, global_rows = pipeline.progress(batches)
+            step += 1
+            log.step(step, loss, global_rows)
+        with log.paused(), between_streams(pipeline) as detached:
+            scores = evaluate(detached, val.batches(), world, learned=cfg.schedule.settled(step))
+        best = {"teacher/auc": val.best_auc()} if isinstance(val, SyntheticStream | DayStream) else {}
+        found.append(prefixed("val/", scores) | best)
+    log.stop(num_steps, is_over=True)
     if cfg.save:
-        end = Progress(identity={}, lanes=world.size, step=stream.num_steps)
+        end = Progress(identity={}, lanes=world.size, step=num_steps)
         Checkpoints(f"{log.folder}/checkpoints", CheckpointConfig(), world, say=log.say).finish(model, optimizer, end)
-    found = evaluate(pipeline.detach(), val.batches(), world, learned=cfg.schedule.settled(stream.num_steps))
-    metrics = {**prefixed("val/", found), "steps": stream.num_steps}
-    if isinstance(val, SyntheticStream):
-        metrics["teacher/auc"] = val.best_auc()
+    metrics = {name: mean(each[name] for each in found) for name in found[0]} | {"steps": num_steps}
     return log.finish(metrics)
 
 

@@ -37,7 +37,7 @@ from tests.recipe import ROOT
 
 DOCS = ROOT / "docs"
 PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
-GUIDES = [name for name in PAGES if "/" not in name]  # tests/launch/ has the schedulers
+GUIDES = [name for name in PAGES if not name.startswith("schedulers/")]  # tests/launch/ has the schedulers
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 DATA_SETS = sorted(path.parent.name for path in (ROOT / "data").glob("*/prepare.py"))
 CLUSTER = "# on the cluster"  # a command with this comment needs machines: its options are checked, it is not executed
@@ -62,7 +62,7 @@ def commands(text: str) -> list[str]:
 
 
 def images(text: str) -> list[str]:
-    return re.findall(r"!\[[^\]]+\]\(figures/([^)]+)\)", text)
+    return re.findall(r"!\[[^\]]+\]\((?:\.\./)?figures/([^)]+)\)", text)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_pages_link_to_every_term_of_the_glossary() -> None:
 
 def test_every_quoted_number_stands_in_results() -> None:
     results = (ROOT / "RESULTS.md").read_text()
-    quoted = [text for page in PAGES.values() for text in re.findall(r"\[([^\]]+)\]\(\.\./RESULTS\.md#", page)]
+    quoted = [text for page in PAGES.values() for text in re.findall(r"\[([^\]]+)\]\((?:\.\./)+RESULTS\.md#", page)]
     assert len(quoted) >= 10
     assert [text for text in quoted if text not in results] == []
 
@@ -207,7 +207,7 @@ def test_table_of_presets_is_what_one_would_type(name: str, pages: dict[str, str
     first, *others = presets
     if not others:
         return
-    _, _, *table = rows(pages[f"recipes/{name}.md"], "Presets")
+    table = rows(pages[f"recipes/{name}.md"], "Presets")[2:]  # nothing where only shapes differ
     for column, preset in enumerate(presets, start=1):
         arguments = [word for row in table if row[0].startswith("--") for word in as_typed(row[0], row[column])]
         _, config = parse(presets, [first, *arguments])

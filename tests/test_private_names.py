@@ -24,7 +24,7 @@ import dlrm_torchrec
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("dlrm_torchrec", "recipes", "data", "torchx_components", "benchmarks", "docs", "requirements", "tests")
-DOCUMENTED = {"_exit", "_replace"}  # of os, of named tuples
+DOCUMENTED = {"_exit", "_replace", "_asdict"}  # of os, of named tuples
 
 
 class Private(NamedTuple):

@@ -18,7 +18,7 @@ import argcomplete
 from argcomplete.completers import FilesCompleter
 from argcomplete.shell_integration import shellcode
 
-from dlrm_torchrec.cli import predict, serve, show
+from dlrm_torchrec.cli import delta, predict, serve, show
 from dlrm_torchrec.cli.compare import compare
 from dlrm_torchrec.cli.doctor import CHECKS, doctor
 from dlrm_torchrec.cli.launch import launch, script_of
@@ -182,6 +182,9 @@ def command_line() -> argparse.ArgumentParser:
     serve.add_options(verb("serve", serve.serve, about))
     about = "score all rows of a Parquet or CSV file; after an interruption, the same command goes on"
     predict.add_options(verb("predict", predict.predict, about))
+
+    about = "make, apply or show a delta, which turns one package into the next"
+    delta.add_options(verb("delta", delta.delta, about))
 
     show.add_options(verb("show", show.show, "draw the metrics of runs against steps, as a web page"))
     about = "print the values of a feature whose vectors are nearest to that of a value"

@@ -26,7 +26,14 @@ _READING_ORDER = (
         "train_neumf",
         "train_rmc",
     ),
-    *("train_dlrm_compositional", "train_dlrm_local_embeddings", "compare_embeddings", "plan_sharding", "evaluate"),
+    *(
+        "train_dlrm_compositional",
+        "train_dlrm_local_embeddings",
+        "train_dlrm_daily",
+        "compare_embeddings",
+        "plan_sharding",
+        "evaluate",
+    ),
     *("export_tables", "cluster_tables", "quantize_dlrm", "secret_shared_layer"),
 )
 

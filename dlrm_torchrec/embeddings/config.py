@@ -48,7 +48,7 @@ class TablesConfig:
     """Hidden units of the path operation's networks; 0 makes them linear."""
     rank: int = 4
     """Rank of the tensor_train operation's cores, from three partitions on; max_rows may lower it."""
-    policy: Policy = "lru"
+    policy: Policy = "distance"
     """Which id of a full managed table gives up its row: seen longest ago, least often, or of both (distance)."""
     admit_after: int = 1
     """Sightings between two updates of a managed table after which an id gets a row; 1 means at once."""

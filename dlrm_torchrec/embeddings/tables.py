@@ -120,7 +120,8 @@ def stored_config(table: Table, config: TablesConfig) -> EmbeddingBagConfig:
     _check_managed(table, config)
     plain = _plain(table, config)
     if is_managed(table, config):
-        wanted = table.rows if table.managed else config.max_rows or -(-table.rows // config.collisions)
+        wanted = config.max_rows or -(-table.rows // config.collisions)
+        wanted = min(table.rows, config.max_rows or table.rows) if table.managed else wanted
         return ManagedEmbeddingBagConfig(
             **plain | {"num_embeddings": whole_buckets(max(2, wanted))},
             num_ids=MANAGED_IDS if table.managed else table.rows,
@@ -385,5 +386,5 @@ def physical_configs(tables: nn.Module) -> list[BaseEmbeddingConfig]:
 def bytes_of_ids(config: BaseEmbeddingConfig) -> int:
     """Bytes that a stored table has besides its weights: the listed classes of ids, or the map of managed ones."""
     if isinstance(config, ManagedEmbeddingBagConfig):
-        return config.map_bytes
+        return config.map_bytes()
     return config.stack.partition.listed_bytes if isinstance(config, StackedTable) else 0

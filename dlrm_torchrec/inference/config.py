@@ -20,3 +20,12 @@ class QuantizationConfig:
     bits: int = 7  # Bits of the MLPs' weights.
     outliers: float = 0  # Share of the MLPs' weights, the largest ones, that stay float in a sparse matrix.
     max_auc_loss: float = 1e-3  # Maximum fall of AUC, or rise of RMSE by this share; else nothing is written.
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishConfig:
+    """How a run over windows publishes its model after each of them."""
+
+    folder: str = ""  # Folder that gets a full package first, then a delta after each window; empty means none.
+    full_every: int = 0  # Windows between further full packages; 0 means none.
+    quantization: QuantizationConfig = QuantizationConfig()  # How the served model differs from the trained one.

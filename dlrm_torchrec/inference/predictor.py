@@ -28,7 +28,7 @@ import torch
 
 from dlrm_torchrec.inference.encoder import Encoder, Inputs
 from dlrm_torchrec.inference.lookups import Vocabulary
-from dlrm_torchrec.inference.stored_rows import StoredRows, freeze
+from dlrm_torchrec.inference.stored_rows import StoredRows
 
 MANIFEST, MODEL = "package.json", "model.pt"
 FORMAT = 3  # 1 hashed texts of whole numbers as texts, and had a single label; 2 had the tables in model.pt
@@ -82,7 +82,7 @@ class Predictor:
         path = Path(path)
         manifest = checked_manifest(path)
         found = {file: _vocabulary(path / file) for file in dict.fromkeys(manifest["vocabularies"].values())}
-        program = load_program(path, manifest)
+        program = load_program(path, manifest["versions"])
         return cls(manifest, found, program, StoredRows(path, manifest["tables"]))
 
     def __call__(self, columns: Mapping[str, Any]) -> Prediction:
@@ -167,14 +167,12 @@ def check_files(path: Path, files: Mapping[str, str]) -> None:
             raise ValueError(f"{path / name} must have sha256 {sha256}: got {found}; copy the package again")
 
 
-def load_program(path: Path, manifest: Mapping[str, Any]) -> Any:
-    """The program model.pt of a folder, for the package of this manifest."""
-    versions = manifest["versions"]
+def load_program(path: Path, versions: Mapping[str, str]) -> Any:
+    """The program model.pt of a folder, which torch and fbgemm_gpu of these ``versions`` wrote."""
     try:
         import fbgemm_gpu  # noqa: F401  # registers the operators that the program calls
 
-        program = torch.jit.load(str(path / MODEL), map_location="cpu").eval()
-        return freeze(program, manifest["tables"].values()) if manifest["tables"] else program
+        return torch.jit.load(str(path / MODEL), map_location="cpu").eval()
     except (ImportError, OSError, RuntimeError) as error:
         found, wanted = str(error).strip().splitlines()[0], f"{versions['torch']} and {versions['fbgemm_gpu']}"
         raise ValueError(f"model of {path} must load: got {found!r}; install torch and fbgemm_gpu {wanted}") from error

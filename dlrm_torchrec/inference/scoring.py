@@ -53,20 +53,32 @@ class Scorer(nn.Module):
 def script(scorer: Scorer) -> torch.jit.ScriptModule:
     """The same function as TorchScript, which a process without this library can load and run.
 
-    It is not frozen, because freezing simplifies the same program now more and now less, and then its bytes differ:
-    ``freeze`` of ``stored_rows`` does so where it is served. Its attribute ``stored`` lists the tensors whose rows are
-    stored and changed apart from it.
+    Its tables stay attributes, so that their rows can be stored and changed apart from it; the attribute ``stored``
+    lists them. Equal models have equal code.
     """
     whole = ["TableLookup", "DynamicLinear", "StaticLinear", "SparseProduct", "ColumnScales"]
     graph = torchrec.fx.Tracer(leaf_modules=whole).trace(scorer.eval())
     _unpack_bags(graph)
     module, stored = torch.fx.GraphModule(scorer, graph), stored_tensors(scorer)
+    kept = [path for tensor in stored for path in (tensor.buffer, tensor.starts, tensor.order) if path]
     if stored:
         setattr(module, STORED, [tuple(tensor) for tensor in stored])
+        kept.append(STORED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of FBGEMM's annotations and of TorchScript's age; LOG.md says why it is used
-        scripted: torch.jit.ScriptModule = torch.jit.script(module)
-    return scripted
+        return _frozen(torch.jit.script(module), [*dict.fromkeys(kept)])
+
+
+def _frozen(program: torch.jit.ScriptModule, kept: list[str]) -> torch.jit.ScriptModule:
+    """``program`` with all attributes but ``kept`` as constants, simplified until nothing changes.
+
+    Freezing once simplifies the same program now more and now less, because TorchScript orders some sets by addresses.
+    """
+    code = ""
+    while program.code != code:
+        code = program.code
+        program = torch.jit.freeze(program.eval(), kept)
+    return program
 
 
 def _unpack_bags(graph: torch.fx.Graph) -> None:

@@ -6,7 +6,7 @@ A package holds a copy of this file, which needs only numpy and torch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import copy
 from itertools import accumulate
 from operator import attrgetter
@@ -31,7 +31,7 @@ class StoredRows:
         self.rows: dict[str, np.ndarray[Any, Any]] = {}
         self._tensors: dict[str, torch.Tensor] = {}
         self._order_of = {name: table["order"] for name, table in tables.items() if table["order"]}
-        self._orders: dict[str, torch.Tensor] = {}
+        self.orders: dict[str, torch.Tensor] = {}
         of_buffer = defaultdict[tuple[str, str], list[str]](list)
         for name, table in tables.items():
             of_buffer[table["buffer"], table["starts"]].append(name)
@@ -42,12 +42,12 @@ class StoredRows:
             else:
                 self.rows[names[0]] = np.array(files[0])
                 self._tensors[buffer] = torch.from_numpy(self.rows[names[0]])
-        self._orders = self._sorted(self.rows)
+        self.orders = self._sorted(self.rows)
 
     def reordered(self, changed: Mapping[str, np.ndarray[Any, Any]]) -> StoredRows:
         """The same rows for programs that read them when some tables will be as in ``changed``."""
         other = copy(self)
-        other._orders = self._orders | self._sorted(changed)
+        other.orders = self.orders | self._sorted(changed)
         return other
 
     def _sorted(self, rows: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, torch.Tensor]:
@@ -72,15 +72,8 @@ class StoredRows:
 
     def attach(self, program: torch.jit.ScriptModule) -> None:
         """Let ``program`` read these rows."""
-        for path, tensor in {**self._tensors, **self._orders}.items():
+        for path, tensor in {**self._tensors, **self.orders}.items():
             set_tensor(program, path, tensor)
-
-
-def freeze(program: torch.jit.ScriptModule, tables: Iterable[Mapping[str, Any]]) -> torch.jit.ScriptModule:
-    """``program`` in a form that runs faster, whose ``tables``, listed as in a manifest, can still be set."""
-    kept = [table[part] for table in tables for part in ("buffer", "starts", "order") if table[part]]
-    frozen: torch.jit.ScriptModule = torch.jit.freeze(program.eval(), [*dict.fromkeys(kept)])
-    return frozen
 
 
 def set_tensor(program: torch.jit.ScriptModule, path: str, tensor: torch.Tensor) -> None:

@@ -50,7 +50,7 @@ class RunLog:
         self._profiler: torch.profiler.profile | None = None
         self._clock: float | None = None
         self._begun = time.perf_counter()
-        self._tracker, self._num_steps = Tracker(), 0
+        self._tracker, self._num_steps, self._first_step = Tracker(), 0, 0
         check_tracker(config.track)
         if not world.is_main:
             return
@@ -63,10 +63,13 @@ class RunLog:
         """Write ``value`` into config.json in place of the setting ``name``, which the run has decided on."""
         self._run[name] = value
 
-    def start(self, step: int, num_steps: int, watch: Watch | None = None) -> None:
+    def start(
+        self, step: int, num_steps: int, watch: Watch | None = None, *, more: str = "train on with more --epochs"
+    ) -> None:
         """Begin at ``step``: write config.json, and drop records of later steps that an interrupted run wrote.
 
-        ``watch`` says what is trained on, and from then on warns of what it sees in the records.
+        ``watch`` says what is trained on, and from then on warns of what it sees in the records. ``more`` is what a
+        person may do with a run that is over.
         Raises ValueError when the config asks to time steps after the last one.
         """
         if self.config.timed is not None and self.config.timed[1] > num_steps:
@@ -83,12 +86,16 @@ class RunLog:
         if step >= num_steps:
             self.say(
                 f"{self.folder} holds a finished run of {step} steps; choose another --run-dir to train again, or "
-                "train on with more --epochs"
+                f"{more}"
             )
         elif watch is not None:
             self._watch = watch
             watch.start(step, num_steps)
         self._pace = Pace(step, num_steps)
+
+    def restart_rates(self, step: int, num_steps: int) -> None:
+        """Record the learning rates from ``step`` on as those of a run of ``num_steps`` that begins there."""
+        self._first_step, self._num_steps = step, num_steps
 
     def timing(self, progress: Progress) -> Timing | None:
         """The argument ``timing`` of ``train_pipeline``; None when no steps are left to time after ``progress``."""
@@ -131,7 +138,7 @@ class RunLog:
         total, *held = sums.tolist()
         check_loss(total, step - window + 1, step)
         loss = total / window / self.world.size
-        rates = learning_rates(self._run, step, self._num_steps)
+        rates = learning_rates(self._run, step - self._first_step, self._num_steps)
         held_bytes = {"bytes/fullest_rank": max(held), "bytes/emptiest_rank": min(held)}
         self.write(step, {"train/loss": loss, "samples_per_s": self.samples_per_s()}, {**rates, **held_bytes})
         if self._watch is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,6 +35,14 @@ def train_pipeline(
         kind = CachePipeline
     pipeline = kind(model, optimizer, world.device)
     return pipeline if timing is None else TimedPipeline(pipeline, model, optimizer, world, timing=timing)
+
+
+@contextmanager
+def between_streams(pipeline: Any) -> Iterator[nn.Module]:
+    """The model with its own forward; afterwards ``pipeline`` takes another stream than the one that has ended."""
+    yield pipeline.detach()
+    pipeline.reset()
+    pipeline.attach()
 
 
 class SingleRankPipeline(TrainPipelineBase):

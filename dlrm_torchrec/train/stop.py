@@ -97,6 +97,16 @@ class StopRequest:
         self._hear()
         self._verify()
 
+    def verify(self, files: Files) -> None:
+        """Wait until ``files``, which the run reads from now on in place of others, are verified, or a signal comes.
+
+        Raises ValueError like ``agreed``.
+        """
+        if self._files is not None:
+            self._files.close()
+        self._files = files
+        self.settle()
+
     def end(self) -> None:
         """Restore the signal handlers and, after a stop, say so; call it when the run is saved, or never."""
         self._restore()

@@ -16,7 +16,7 @@ Output = tuple[torch.Tensor, torch.Tensor, int]
 
 
 class RankingBatch(Protocol):
-    """The fields that all batches have; those of rows have ``dense_features``, too (``datasets.batch``)."""
+    """The fields that all batches have; those of rows also have ``dense_features`` (see ``datasets.batch``)."""
 
     sparse_features: KeyedJaggedTensor
     labels: torch.Tensor

@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
+from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.datasets.windows.by_time import time_windows
 from tests.data import load_script
 from tests.preparation.prepared_folders import contents
 
@@ -290,3 +292,24 @@ def test_days_go_on_from_folder_to_folder(tmp_path: Path, prepare: Prepare, caps
     ):
         with pytest.raises(ValueError, match=refusal):
             prepare("3.csv", output="refused", **options)
+
+
+def test_times_that_are_kept_cut_a_folder_into_windows(tmp_path: Path, prepare: Prepare) -> None:
+    hours = [i * 7 % 60 for i in range(300)]
+    lines = [f"{i % 2},{i},{i // 10},2024-01-{1 + hour // 24:02}T{hour % 24:02}:30:00" for i, hour in enumerate(hours)]
+    (tmp_path / "log").write_text("\n".join(["label,price,city,at", *lines]) + "\n")
+    prepare("log", keep_time="at", row_group_rows=40)
+    _, windows = time_windows(str(tmp_path / "out"), "at", 86_400_000_000)
+    assert [window.name for window in windows] == ["2024-01-01", "2024-01-02", "2024-01-03"]
+    for day, window in enumerate(windows):
+        batches = window.evaluation(Ranks(32, 0, 1)).batches()
+        prices = [value for batch in batches for value in batch.dense_features[: batch.num_rows, 0].tolist()]
+        assert prices == [i for i, hour in enumerate(hours) if hour // 24 == day]
+    with pytest.raises(
+        ValueError, match=r"the column of times must have a name that no prepared column has: got 'price'"
+    ):
+        prepare("log", keep_time="price", output="other")
+    with pytest.raises(
+        ValueError, match=r"--keep_time must go with table, and with labelled files only: got table and"
+    ):
+        prepare("log", keep_time="at", output="other", unlabelled=(str(tmp_path / "log"),))

@@ -164,3 +164,19 @@ def test_qr_mult_beats_hash_at_equal_parameters_by_more_than_the_spread(tmp_path
         assert abs(mean(quality["qr-mult"]) - mean(quality["hash"])) > 5 * spread
     assert mean(auc["qr-mult"]) - mean(auc["hash"]) > 0.01  # of .819 with plain tables, .792 hashed
     assert mean(auc["plain"]) > mean(auc["qr-mult"])
+
+
+def test_days_judge_managed_tables_and_hashes_of_at_most_equal_bytes(tmp_path: Path) -> None:
+    options = ["--sweep.ratios=4", "--sweep.ways", "hash", "managed-lru", "--seeds=0"]
+    arguments = ["drift", "--days=3", "--rows=2048", "--batch-size=128", f"--run-dir={tmp_path}"]
+    metrics = run_recipe("compare_embeddings", [*arguments, *options], 1)
+    recipe = load_recipe("compare_embeddings")
+    _, cfg = parse(recipe.PRESETS, [*arguments, *options])
+    hashed, managed = recipe.variants(cfg.sweep, recipe.WAYS, cfg.shape.tables(dim=16))
+    assert set(metrics) == {hashed.name, managed.name}
+    assert managed.parameters < hashed.parameters  # the map takes the rest
+    assert 0.95 < managed.bytes / hashed.bytes < 1.02
+    lines = [json.loads(line)["metrics"] for line in (tmp_path / "drift" / "results.jsonl").read_text().splitlines()]
+    for found in lines:
+        assert found["steps"] == 2 * 16  # the last day is only judged
+        assert 0.5 < found["val/auc"] < found["teacher/auc"]

@@ -10,6 +10,7 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan
 from torchrec.optim import RowWiseAdagrad
 
 from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.embeddings.managed.table_configs import ManagedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.tables import build_tables, bytes_of_ids, physical_configs
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 from dlrm_torchrec.sharding.config import ShardingConfig
@@ -48,8 +49,9 @@ def test_maps_are_counted_with_the_rows(kind: Any, device: str) -> None:
         name: sum(shard.storage.hbm + shard.storage.ddr for shard in option.shards) for name, option in by_name.items()
     }
     user = next(config for config in physical_configs(tables) if config.name == "t_user")
-    assert totals["t_user"] - totals["t_site"] == pytest.approx(bytes_of_ids(user), abs=2)
-    assert bytes_of_ids(user) > 20 * ROWS
+    assert isinstance(user, ManagedEmbeddingBagConfig)
+    assert totals["t_user"] - totals["t_site"] == pytest.approx(user.map_bytes(device), abs=2)
+    assert user.map_bytes("cuda") == user.map_bytes("cpu") + 4 * ROWS > 20 * ROWS
 
 
 def plan(config: ShardingConfig, world_size: int) -> Plan:

@@ -11,7 +11,9 @@ from dlrm_torchrec.pages.lines import Chart, Series
 
 COLOURS, DASHES = 8, 3
 MOST_RUNS = COLOURS * DASHES  # that a chart can show apart
-NOT_DRAWN = ("positives", "samples")  # last parts of names of metrics that are the same at every step
+# Last parts of names of metrics that are the same at nearly every step, or tell only how long a window is.
+NOT_DRAWN = ("positives", "samples", "age", "lookups", "admitted")
+BEST = "teacher/auc"  # that of each window, in a run over windows
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ METRICS = {
     "val/ne": Metric("Normalised entropy", "validation", ("base rate", 1.0)),
     "val/calibration": Metric("Calibration", "validation, predicted / observed", ("calibrated", 1.0)),
     "val/rmse": Metric("RMSE", "validation"),
+    "val/unseen": Metric("Unseen ids", "share of a window's lookups whose ids no earlier window had"),
     "lr/tables": Metric("Learning rate of the tables"),
     "lr/dense": Metric("Learning rate of the dense layers"),
     "samples_per_s": Metric("Speed", "samples/s, mean since the process started"),
@@ -51,15 +54,27 @@ def kind_of(number: int) -> str:
 
 def charts_of(runs: Sequence[Run]) -> dict[str, Chart]:
     """A chart for each metric that any run has recorded with a finite number, the known metrics first."""
-    recorded = dict.fromkeys(name for run in runs for _, numbers in run.records for name in numbers)
+    recorded = dict.fromkeys(name for run in runs for _, numbers in run.records for name in numbers if name != BEST)
     names = [*(name for name in METRICS if name in recorded), *(name for name in recorded if name not in METRICS)]
-    best = max((run.final["teacher/auc"] for run in runs if "teacher/auc" in run.final), default=None)
     found = {}
     for name in names:
         metric = METRICS.get(name) or Metric(name)
-        level = ("best possible", best) if name == "val/auc" and best is not None else metric.level
         series = [Series(run.name, kind_of(number), run.points(name)) for number, run in enumerate(runs)]
+        level = metric.level
+        if name == "val/auc":
+            best, level = _best_possible(runs)
+            series += best
         finite = any(math.isfinite(value) for each in series for _, value in each.points)
         if finite and name.rpartition("/")[2] not in NOT_DRAWN:
             found[name] = Chart(metric.title, metric.note, series, last=max(run.step for run in runs), level=level)
     return found
+
+
+def _best_possible(runs: Sequence[Run]) -> tuple[list[Series], tuple[str, float] | None]:
+    """The best AUC as a line where it was recorded for each window, or else as a level; neither if nobody knows it."""
+    name = "best possible"
+    by_window = next(filter(None, (run.points(BEST) for run in runs)), None)
+    if by_window:
+        return [Series(name, kind_of(len(runs) % MOST_RUNS), by_window)], None
+    best = max((run.final[BEST] for run in runs if BEST in run.final), default=None)
+    return [], None if best is None else (name, best)

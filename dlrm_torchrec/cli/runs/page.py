@@ -20,13 +20,22 @@ TEMPLATE = Path(__file__).with_name("runs.html")
 NAMED = 2  # runs that the title names
 HEADLINES = ("val/auc", "val/ne", "val/calibration", "val/logloss", "val/rmse", "val/hr@10", "samples_per_s")
 
+WINDOW_METRICS = {  # titles of the metrics of a window
+    "val/auc": "AUC before training",
+    "teacher/auc": "Best possible",
+    "val/ne": "Normalised entropy",
+    "val/rmse": "RMSE",
+    "val/unseen": "Unseen ids",
+    "val/age": "Age of the model, days",
+}
+
 
 def page(runs: Sequence[Run]) -> str:
     """One HTML document of 1 to 24 runs without other files or scripts; ValueError for more."""
     if len(runs) > MOST_RUNS:
         raise ValueError(f"a page must show at most {MOST_RUNS} runs: got {len(runs)}; show them in parts")
     newest = [run.newest() for run in runs]
-    reached = list(dict.fromkeys(name for numbers in newest for name in numbers))
+    reached = list(dict.fromkeys(name for numbers in newest for name in numbers if not name.startswith("windows/")))
     return render(
         TEMPLATE,
         title=" and ".join(run.name for run in runs) if len(runs) <= NAMED else f"{len(runs)} runs",
@@ -40,11 +49,26 @@ def page(runs: Sequence[Run]) -> str:
         differences=differences([run.config for run in runs]),
         models=[(run.name, model_rows(run.model)) for run in _of_distinct_models(runs)],
         ranks=[(number, rows) for number, run in enumerate(runs) if (rows := rank_rows(run))],
+        windows=[(run.name, found) for run in runs if (found := window_rows(run))],
+        window_metrics=WINDOW_METRICS,
         saved=[(number, saved) for number, run in enumerate(runs) for saved in run.checkpoints],
         main_metric=next((name for name in DECISIVE if any(name in each.metrics for each in _saved(runs))), ""),
         number_text=number_text,
         size=size,
     )
+
+
+def window_rows(run: Run) -> list[list[str]]:
+    """Name, steps and metrics of each window that the newest checkpoint has begun."""
+    windows = run.checkpoints[-1].windows if run.checkpoints else []
+    return [
+        [
+            str(window["name"]),
+            f"{window['steps']:,}",
+            *(number_text(window["metrics"][name]) if name in window["metrics"] else "" for name in WINDOW_METRICS),
+        ]
+        for window in windows
+    ]
 
 
 def _texts(numbers: Sequence[dict[str, float]], name: str) -> list[str]:

@@ -36,8 +36,8 @@ def draw(runs: Sequence[Run], path: str) -> None:
     numbers = {run.name: number for number, run in enumerate(runs)}
     for chart, place in zip(charts, places, strict=False):
         for series in chart.series:
-            number = numbers[series.name]
-            paint, stroke = PAINTS[number % COLOURS], STROKES[number // COLOURS]
+            number = numbers.get(series.name, len(runs))  # the best possible one is no run's
+            paint, stroke = PAINTS[number % COLOURS], STROKES[number // COLOURS % len(STROKES)]
             dots = "o" if len(series.points) == 1 else ""
             steps, values = zip(*series.points, strict=True)
             place.plot(steps, values, color=paint, linestyle=stroke, marker=dots, label=series.name)

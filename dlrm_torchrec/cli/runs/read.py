@@ -23,6 +23,9 @@ class SavedStep:
     is_best: bool  # whether no evaluation of the run was better
     plan: dict[str, Any]
     num_bytes: int  # of its files; 0 if it does not say
+    windows: list[
+        dict[str, Any]
+    ]  # those begun, each with name, steps and metrics; empty unless it is a run over windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +130,7 @@ def _checkpoints(folder: str) -> list[SavedStep]:
             metrics=_numbers(whole[name].get("last") or {}),
             is_best=whole[name]["step"] == best_step,
             plan=whole[name].get("plan") or {},
+            windows=whole[name].get("windows") or [],
             num_bytes=sum(file["num_bytes"] for file in whole[name].get("files", {}).values()),
         )
         for name in ordered

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fbgemm_gpu  # noqa: F401  # registers the operators that programs call
 import torch
 
-from dlrm_torchrec.inference.predictor import MODEL, checked_manifest
-from dlrm_torchrec.inference.stored_rows import StoredRows
+from dlrm_torchrec.inference.predictor import Predictor
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 
 BATCH_IDS = 1 << 12  # the model makes vectors of all features for each
@@ -23,41 +21,51 @@ def open_package(path: Path) -> tuple[DatasetSpec, dict[str, str], Callable[[Spa
 
     Raises ValueError when it is no package, or when a file has changed.
     """
-    manifest = checked_manifest(path)
+    manifest = Predictor.load(path).manifest
     words = {name: str(path / file) for name, file in manifest["vocabularies"].items()}
     spec = DatasetSpec.from_json(manifest["spec"])
 
     def opened(feature: SparseFeature) -> Reader:
-        lookup, columns = _lookup(path, manifest, feature.name)
+        model, columns = _lookup(path, feature.name)
         place = spec.sparse.index(feature)
 
         def read(ids: torch.Tensor) -> torch.Tensor:
-            return torch.cat([_read(lookup, spec, place, part)[:, columns] for part in ids.split(BATCH_IDS)])
+            return torch.cat([_read(model, spec, place, part)[:, columns] for part in ids.split(BATCH_IDS)])
 
         return read
 
     return spec, words, opened
 
 
-def _read(lookup: torch.jit.ScriptModule, spec: DatasetSpec, place: int, ids: torch.Tensor) -> torch.Tensor:
+def _read(model: torch.jit.ScriptModule, spec: DatasetSpec, place: int, ids: torch.Tensor) -> torch.Tensor:
     """Vectors of all features for samples of which each has one id, of the feature at ``place``."""
     lengths = torch.zeros(len(spec.sparse), len(ids), dtype=torch.int32)
     lengths[place] = 1
+    weights = [torch.ones(len(ids))] if spec.weighted_ids else []
     with torch.inference_mode():
-        found = lookup(ids, lengths.view(-1), torch.ones(len(ids)) if spec.weighted_ids else None)
-        vectors: torch.Tensor = found.values()
+        vectors: torch.Tensor = model(torch.zeros(len(ids), len(spec.dense)), ids, lengths.view(-1), *weights)[0]
     return vectors
 
 
-def _lookup(path: Path, manifest: Mapping[str, Any], feature: str) -> tuple[torch.jit.ScriptModule, slice]:
-    """What looks up the vectors of all features in a package, and a feature's columns of them."""
-    program = torch.jit.load(str(path / MODEL), map_location="cpu").eval()
-    StoredRows(path, manifest["tables"]).attach(program)
-    lookups = [module for module in program.modules() if module.original_name == "TableLookup"]
-    if not lookups:
+def _lookup(path: Path, feature: str) -> tuple[torch.jit.ScriptModule, slice]:
+    """The model of a package with the vectors of all features in place of its predictions, and a feature's columns.
+
+    The frozen model is one function without the modules that it was made of, so its first result becomes the tensor
+    from which it made the KeyedTensor of its tables.
+    """
+    predictor = Predictor.load(path)
+    model = predictor.program
+    made: dict[str, Any] = {}
+    for node in model.graph.nodes():
+        if node.kind() == "prim::SetAttr":
+            holder, value = node.inputs()
+            if str(holder.type()).endswith(".KeyedTensor"):
+                made.setdefault(node.s("name"), value)
+    if not {"_keys", "_length_per_key", "_values"} <= made.keys():
         raise ValueError(f"model of package {path} must look vectors up in tables: got none; write the package again")
-    (lookup,) = lookups
-    own = [place for place, key in enumerate(lookup.keys) if re.fullmatch(rf"{re.escape(feature)}(#\d+)?", key)]
+    next(model.graph.outputs()).node().replaceInput(0, made["_values"])
+    keys, dims = ([each.toIValue() for each in made[name].node().inputs()] for name in ("_keys", "_length_per_key"))
+    own = [place for place, key in enumerate(keys) if re.fullmatch(rf"{re.escape(feature)}(#\d+)?", key)]
     if not own:
-        raise ValueError(f"feature must have a table in {path}: got {feature!r}; choose of {', '.join(lookup.keys)}")
-    return lookup, slice(sum(lookup.dims[: own[0]]), sum(lookup.dims[: own[-1] + 1]))
+        raise ValueError(f"feature must have a table in {path}: got {feature!r}; choose of {', '.join(keys)}")
+    return model, slice(sum(dims[: own[0]]), sum(dims[: own[-1] + 1]))

@@ -46,7 +46,9 @@ def time_windows(folder: str, column: str, microseconds: int) -> tuple[DatasetSp
             name=_name(number * microseconds),
             day=number * microseconds / DAY_MICROSECONDS,
             rows=sum(count for *_, count in parts[number]),
-            digest=_digest(parts[number]),
+            digest=_digest(number, parts[number]),
+            folder=folder,
+            until=_iso((number + 1) * microseconds),
             files=tuple(dict.fromkeys((place, checksum) for place, _, checksum, _, _ in parts[number])),
             open=partial(
                 open_prepared, folder, selection={(place, group): rows for place, group, _, rows, _ in parts[number]}
@@ -101,6 +103,10 @@ def _microseconds(times: Any) -> NDArray[np.int64]:
     return found
 
 
+def _iso(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds // 1_000_000, UTC).isoformat()
+
+
 def _name(microseconds: int) -> str:
     """The time as people write it, without the parts that are 0: 2026-01-31, 2026-01-31T06, 2026-01-31T06:30."""
     time = datetime.fromtimestamp(microseconds // 1_000_000, UTC)
@@ -110,10 +116,11 @@ def _name(microseconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def _digest(parts: list[Part]) -> str:
-    """Equal for the same rows of the same files, wherever these lie."""
+def _digest(number: int, parts: list[Part]) -> str:
+    """Equal for the same rows of the same files in the same window, wherever the files lie."""
     return digest_of(
-        [
+        [number]
+        + [
             (group, checksum, count, None if rows is None else sha256(rows.tobytes()).hexdigest())
             for _, group, checksum, rows, count in parts
         ]

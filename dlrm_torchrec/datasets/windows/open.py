@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
+import torch.distributed as dist
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.open import SYNTHETIC
@@ -42,6 +43,20 @@ def list_windows(
             "or name a folder with one prepared folder for each window"
         )
     return folder_windows(data)
+
+
+class Ranked(Protocol):
+    """All ranks; see ``dlrm_torchrec.train.world``."""
+
+    @property
+    def control(self) -> dist.ProcessGroup: ...
+
+
+def agreed(windows: Sequence[Window], world: Ranked) -> list[Window]:
+    """The windows that every rank has listed, where one may have been prepared while the ranks looked."""
+    names: list[list[str]] = [[]] * world.control.size()
+    dist.all_gather_object(names, [window.name for window in windows], group=world.control)
+    return [window for window in windows if all(window.name in each for each in names)]
 
 
 def _synthetic(spec: DatasetSpec, config: WindowsConfig, *, rows: int, seed: int) -> list[Window]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,10 @@ from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 EXACT_IDS = 1 << 31  # the largest range with a bit for each id
 FOLDED_BITS = 1 << 24  # for larger ranges, in which each id has two bits by its hash
 
+_NONE = np.empty(0, np.int64)
+
 Bits = NDArray[np.uint8]
+Tensors = Callable[[Any, Any], dict[str, dict[str, Any]]]  # of a model and its optimizer
 
 
 class SeenIds:
@@ -33,16 +36,25 @@ class SeenIds:
     seen one with a probability of 0.2 % after 400,000 distinct ids, and of 1.3 % after a million.
     """
 
-    def __init__(self, spec: DatasetSpec, group: dist.ProcessGroup) -> None:
-        self._features, self._group = spec.sparse, group
+    def __init__(self, spec: DatasetSpec, group: dist.ProcessGroup, *, beside: Tensors) -> None:
+        """Nothing is seen yet; ``beside`` gives the other tensors of a checkpoint, see ``tensors``."""
+        self._features, self._group, self._beside = spec.sparse, group, beside
         self._seen = {feature.name: torch.zeros(_num_bytes(feature), dtype=torch.uint8) for feature in spec.sparse}
         self._new = {name: bits.clone() for name, bits in self._seen.items()}
+        self._tables = {feature: table.name for table in spec.tables(dim=1) for feature in table.features}
         self._counts = torch.zeros(2, dtype=torch.int64)  # lookups that are unseen, and all
 
-    @property
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The bits by feature, equal on all ranks; load into them to go on."""
-        return self._seen
+    def tensors(self, model: Any, optimizer: Any) -> dict[str, dict[str, Any]]:
+        """The bits, and what ``beside`` gives of a model and its optimizer."""
+        return self._beside(model, optimizer) | {"seen": self._seen}
+
+    def forget(self, fresh: Mapping[str, NDArray[np.int64]]) -> Mapping[str, NDArray[np.int64]]:
+        """Ids that mean other values now are unseen again: those of the rows ``fresh`` by table, which are returned."""
+        for feature in self._features:
+            ids = fresh.get(self._tables[feature.name], _NONE)
+            bits = self._seen[feature.name].numpy()
+            np.bitwise_and.at(bits, ids >> 3, ~(1 << (ids & 7)).astype(np.uint8))
+        return fresh
 
     def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches of a whole window, whose ids are counted, and become seen when ``end_window`` is called."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
-from dlrm_torchrec.datasets.open import held_out_batch
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrm_torchrec.datasets.open import SYNTHETIC, held_out_batch
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.parquet import ParquetStream, Selection
 from dlrm_torchrec.datasets.stream import Ranks, Stream
@@ -36,8 +39,20 @@ class Window:
     rows: int
     digest: str  # equal only for the same rows
     open: Open
+    folder: str = SYNTHETIC  # the prepared folder with its vocabularies
+    until: str = ""  # when it ends, in ISO 8601; empty means that nobody knows
     files: tuple[tuple[str, str | None], ...] = ()  # place and SHA-256 of each file that holds some of its rows
+    # by table, after the window of this name: the rows whose ids mean values that have none
+    fresh_after: Callable[[str], Mapping[str, NDArray[np.int64]]] = lambda _: {}
     best_auc: Callable[[], float] | None = None  # which no model can expect to exceed; None where nobody knows it
+
+    def fresh_rows(self, begun: Sequence[Mapping[str, Any]]) -> Mapping[str, NDArray[np.int64]]:
+        """By table, the rows of ids that mean other values than after the last window of ``begun``; none at first."""
+        return self.fresh_after(begun[-1]["name"]) if begun else {}
+
+    def steps(self, batch_size: int, *, epochs: int) -> int:
+        """The global batches of so many epochs."""
+        return epochs * -(-self.rows // batch_size)
 
     def train(self, ranks: Ranks, *, epochs: int, seed: int, lanes: int) -> Stream:
         """The rows in a seeded order, ``epochs`` times."""

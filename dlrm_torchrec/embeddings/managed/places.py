@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import boolean, int32, int64, types, uint64
+from numba import boolean, int16, int64, types, uint64
 from numpy.typing import NDArray
 
 from dlrm_torchrec.compiled import compiled, read_only
 from dlrm_torchrec.embeddings.managed.buckets import BITS, EMPTY, bucket_of
 
-BYTES_PER_ROW = 8  # two slots of four bytes, or the number of a row
-_SLOTS = 2  # of a row, so that half of them are free
+BYTES_PER_ROW = {"cpu": 4, "cuda": 8}  # two slots of two bytes, or the number of a row
+_SLOTS = 2  # of a row, so that half of them are free; they hold numbers within a bucket, which has few rows
 
 
 class Places:
@@ -25,7 +25,7 @@ class Places:
     def __init__(self, ids: torch.Tensor, *, rows_per_bucket: int, buckets: int, first_bucket: int) -> None:
         self._ids, self._size, self._buckets, self._first = ids, rows_per_bucket, buckets, first_bucket
         self._bits = BITS - (buckets.bit_length() - 1)  # below those of the bucket
-        self._slots = np.empty(_SLOTS * len(ids) if ids.device.type == "cpu" else 0, np.int32)
+        self._slots = np.empty(_SLOTS * len(ids) if ids.device.type == "cpu" else 0, np.int16)
         self._order = torch.empty(0)
         self.update(torch.ones(len(ids) // rows_per_bucket, dtype=torch.bool))
 
@@ -76,8 +76,8 @@ def _slot(dealt: np.uint64, slots: int) -> Any:
     return int64((dealt & uint64(0xFFFFFFFF)) * uint64(slots) >> uint64(32))
 
 
-@compiled(read_only(int64), int32[::1], read_only(boolean), int64)
-def _fill(ids: NDArray[np.int64], slots: NDArray[np.int32], changed: NDArray[np.bool_], size: int) -> None:
+@compiled(read_only(int64), int16[::1], read_only(boolean), int64)
+def _fill(ids: NDArray[np.int64], slots: NDArray[np.int16], changed: NDArray[np.bool_], size: int) -> None:
     """Write the rows of all ids of the changed buckets, counted within the bucket, into its slots; -1 is a free one."""
     count = _SLOTS * size
     for bucket in range(len(changed)):
@@ -94,12 +94,12 @@ def _fill(ids: NDArray[np.int64], slots: NDArray[np.int32], changed: NDArray[np.
 
 
 @compiled(
-    read_only(int64), read_only(int64), read_only(int32), int64, int64, int64, int64[::1], types.Array(boolean, 1, "C")
+    read_only(int64), read_only(int64), read_only(int16), int64, int64, int64, int64[::1], types.Array(boolean, 1, "C")
 )
 def _find(  # noqa: PLR0917  # compiled functions take no keywords
     ids: NDArray[np.int64],
     ids_of_rows: NDArray[np.int64],
-    slots: NDArray[np.int32],
+    slots: NDArray[np.int16],
     size: int,
     first_bucket: int,
     bits: int,

@@ -17,7 +17,7 @@ LEAST_PLACES = 256  # for ids without a row, in a bucket of as many rows or more
 class Rules:
     """Which ids get rows, and when they lose them."""
 
-    policy: Policy = "lru"
+    policy: Policy = "distance"
     admit_after: int = 1  # sightings within one interval that an id needs
     update_every: int = 20  # steps of an interval, after which rows are given to ids
     max_age: int = 0  # steps without a sighting after which an id loses its row; 0 means never
@@ -53,14 +53,11 @@ class ManagedEmbeddingBagConfig(EmbeddingBagConfig):
         rows: int = self.num_embeddings // self.buckets
         return max(rows // 4, min(rows, LEAST_PLACES))
 
-    @property
-    def row_bytes(self) -> dict[str, int]:
-        """Bytes of the map for each row, by what is kept."""
-        counts = {"counts": 4} if self.rules.policy != "lru" else {}
-        return {"ids": 8, "last_seen": 4, **counts, "evicted": 1, "places": BYTES_PER_ROW}
+    def map_bytes(self, device: str = "cpu") -> int:
+        """Bytes of the map of ids to rows on a device, cpu or cuda.
 
-    @property
-    def map_bytes(self) -> int:
-        """Bytes of the map of ids to rows: of each row, of the waiting room, and of what is counted of a bucket."""
-        of_rows: int = self.num_embeddings * sum(self.row_bytes.values())
-        return of_rows + self.buckets * (16 * self.places + 8 * 6)
+        A row has an id, the step at which it was seen, a trace of an evicted id, where it is found, and for most
+        policies a count of sightings. A bucket has a waiting room, a clock and five tallies.
+        """
+        of_row = 8 + 4 + 1 + BYTES_PER_ROW[device] + (4 if self.rules.policy != "lru" else 0)
+        return int(self.num_embeddings) * of_row + self.buckets * (16 * self.places + 8 * 6)

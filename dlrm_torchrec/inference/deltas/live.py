@@ -59,7 +59,7 @@ def prepare_update(predictor: Predictor, path: Path) -> Update:
         if package["tables"] != predictor.manifest["tables"]:
             raise DeltaError("tables of a delta must be those of the package: got others; load a full package")
         changes = {name: _change(predictor, delta, name) for name in delta.facts["tables"]}
-        program = load_program(path / WHOLE, package)
+        program = load_program(path / WHOLE, package["versions"])
         vocabularies = dict(predictor.vocabularies) | _vocabularies(predictor.vocabularies, delta)
         found = {file: vocabulary.digest for file, vocabulary in vocabularies.items()}
         if found != package["digests"]:

@@ -21,16 +21,20 @@ MINUTE_S = 60
 
 
 class Encoding(nn.Module):
-    """Tokens times the root of their dim, plus a row for their place and one for their age.
+    """Tokens plus a row for their place and one for their age.
 
     The place of an event counts back from the candidates, which all have the same; context has the first rows. The age
     of an event is the time until the sample's first candidate; its bucket is the root of its minutes. Context has the
     last bucket, after those of events.
+
+    The variant ``mlperf`` multiplies tokens by the root of their dim first, as the published code does. Rows are then
+    small beside tokens, and learn slowly; the variant ``paper`` leaves that out.
     """
 
     def __init__(self, config: HSTUConfig, num_context: int, device: torch.device | None = None) -> None:
         super().__init__()
         self.num_context = num_context
+        self.factor = config.dim**0.5 if config.variant == "mlperf" else 1.0
         self.places = nn.Embedding(max(config.positions, num_context + 1), config.dim, device=device)
         self.ages = nn.Embedding(config.time_buckets + 1, config.dim, device=device)
         for table in (self.places, self.ages):
@@ -42,13 +46,13 @@ class Encoding(nn.Module):
         places = (self.num_context + to_candidates).clamp(max=self.places.num_embeddings - 1)
         minutes = ages_s.clamp(min=0).to(torch.float32) / MINUTE_S
         buckets = minutes.sqrt().long().clamp(max=self.ages.num_embeddings - 2)
-        result: torch.Tensor = tokens * tokens.shape[1] ** 0.5 + self.places(places) + self.ages(buckets)
+        result: torch.Tensor = tokens * self.factor + self.places(places) + self.ages(buckets)
         return result
 
     def context(self, tokens: torch.Tensor) -> torch.Tensor:
         """Encoded tokens (samples, context, dim)."""
         rows = self.places.weight[: self.num_context] + self.ages.weight[-1]
-        result: torch.Tensor = tokens * tokens.shape[2] ** 0.5 + rows
+        result: torch.Tensor = tokens * self.factor + rows
         return result
 
 

@@ -77,7 +77,7 @@ def table_constraints(
             cache_params=_cache(table, access, batch_size * topology.world_size) if offload else None,
             min_partition=_shard_columns(table, kind, topology.world_size),
             pooling_factors=factors,
-            map_bytes_per_row=table.map_bytes / table.num_embeddings if managed else 0.0,
+            map_bytes_per_row=table.map_bytes(topology.compute_device) / table.num_embeddings if managed else 0.0,
             **_sent(table, sum(factors), pooling, batch_size),
         )
     return constraints

@@ -15,6 +15,10 @@ MAY_CHANGE = (
     "sparse.lr",
     "dense.lr",
     "schedule",
+    "restart_rates",
+    "windows.days",  # the windows that a run has trained on are kept with it, and compared
+    "windows.missing",
+    "publish",
     "clip_norm",
     "speed",
     "sharding",  # a checkpoint is resharded when it is loaded

@@ -23,6 +23,33 @@ class Progress:
     without_gain: int = 0  # validations since then
     plan: Any = None  # the sharding plan as JSON, for people and for the dry run
     speed: Any = None  # what makes steps faster here, as JSON, chosen when the run began
+    windows: list[dict[str, Any]] = field(default_factory=list)  # those begun, of a run over windows; see ``opened``
+
+    @property
+    def steps_begun(self) -> int:
+        """The steps of all windows that the run has begun."""
+        return sum(window["steps"] for window in self.windows)
+
+    @property
+    def window_start(self) -> int:
+        """The step at which the open window began; without one, that at which the next window begins."""
+        return self.steps_begun - self.windows[-1]["steps"] if self.window_open else self.steps_begun
+
+    @property
+    def window_open(self) -> bool:
+        """Whether steps of the last window are left."""
+        return self.step < self.steps_begun
+
+    def opened(self, *, steps: int, metrics: dict[str, float], **told: Any) -> Progress:
+        """This progress with one more window, whose first step comes next.
+
+        Args:
+            steps: the steps in the window
+            metrics: those of the window's rows, by the model of the windows before
+            told: what else to keep of the window, as JSON: its name, day and digest
+        """
+        assert not self.window_open
+        return replace(self, windows=[*self.windows, {**told, "steps": steps, "metrics": metrics}])
 
     def validated(self, metrics: dict[str, float]) -> Progress:
         """This progress with the validation metrics of its step.

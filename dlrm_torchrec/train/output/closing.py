@@ -12,6 +12,7 @@ from dlrm_torchrec.train.checkpoints.folder import complete_steps, step_path
 from dlrm_torchrec.train.checkpoints.progress import DECISIVE
 
 RANKS_ITEMS = "hr@10"  # a run with this metric has no rows with labels to evaluate
+OF_WINDOWS = "windows/"  # a run with metrics of this prefix judges, and publishes, window after window itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,8 @@ def _took(ended: Ended) -> str:
 def _next(ended: Ended, metrics: Mapping[str, float]) -> list[str]:
     if main_metric(metrics) == RANKS_ITEMS:
         lines = [(commands.start("export_tables", ended.folder, "--output", f"{ended.folder}/tables"), "vectors")]
+    elif any(name.startswith(OF_WINDOWS) for name in metrics):
+        lines = []
     else:
         of_run = (commands.this_recipe(), ended.folder)
         lines = [

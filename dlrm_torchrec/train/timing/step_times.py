@@ -60,6 +60,11 @@ class TimedPipeline:
         """Continue training."""
         self._pipeline.attach()
 
+    def reset(self) -> None:
+        """Go on with another stream, after all batches of the one before."""
+        self._untimed = None
+        self._pipeline.reset()
+
     def progress(self, batches: Iterator[RankingBatch]) -> Output:
         """Train one step, and return the model's output without the loss to run backward on."""
         self._step += 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -126,6 +128,10 @@ def write_days(parent: Path, *names: str) -> None:
     for number, name in enumerate(names):
         (parent / name).mkdir(parents=True)
         write_folder(parent / name, [[20 + number]])
+        manifest = json.loads((parent / name / "dataset.json").read_text())
+        for file in manifest["splits"]["train"]["files"]:
+            file["sha256"] = sha256((parent / name / file["path"]).read_bytes()).hexdigest()
+        (parent / name / "dataset.json").write_text(json.dumps(manifest))
 
 
 def of_folders(parent: Path) -> list[Window]:
@@ -239,6 +245,14 @@ def test_a_window_given_twice_or_changed_is_refused(tmp_path: Path) -> None:
         ValueError, match=r"window 2026-01-01 must hold the rows that the run was trained on: got others"
     ):
         remaining(trained, days[:2], WindowsConfig(), is_open=False)
+
+
+def test_days_without_checksums_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    for name in ("day-1", "day-2"):
+        (tmp_path / name).mkdir()
+        write_folder(tmp_path / name, [[20]])
+    days = of_folders(tmp_path)
+    assert remaining([], days, WindowsConfig(), is_open=False) == days
 
 
 def test_synthetic_days_are_told_by_all_that_their_rows_depend_on() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dlrm_torchrec.inference.deltas.offline import apply_deltas
 from dlrm_torchrec.inference.deltas.published import Published
@@ -18,14 +19,16 @@ from tests.inference.deltas.evolving import Evolving
 from tests.inference.deltas.test_offline import files
 
 
-def publish_day(folder: Path, model: Evolving, parts: Path, **options: Any) -> Path:
+def publish_day(
+    folder: Path, model: Evolving, parts: Path, program: torch.jit.ScriptModule | None = None, **options: Any
+) -> Path:
     """The published version of this day, of which every second is full."""
     day: dict[str, Any] = {
         "window": f"day {model.day}",
         "trained_until": "2024-05-01",
         "full_every": 2,
     }
-    return publish(folder, model.program(), model.spec(), **model.parts(parts), **(day | options))
+    return publish(folder, program or model.program(), model.spec(), **model.parts(parts), **(day | options))
 
 
 class Killed(BaseException):
@@ -51,6 +54,7 @@ class Steps:
 def test_any_kill_and_a_repeated_call_leave_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Evolving(3)
     for day in range(4):
+        program = model.program()
         written = publish_day(tmp_path / "whole", model, tmp_path)
         assert written.name == (f"delta-{day:04}" if day else "base-0000")
         for left in count():  # killed at the first step that changes the disk, then at the second, until none is left
@@ -59,7 +63,7 @@ def test_any_kill_and_a_repeated_call_leave_the_same_bytes(tmp_path: Path, monke
                 for of, name in ((Path, "rename"), (shutil, "copyfile"), (shutil, "rmtree"), (np, "save")):
                     patch.setattr(of, name, steps.counting(getattr(of, name)))
                 try:
-                    publish_day(tmp_path / "killed", model, tmp_path)
+                    publish_day(tmp_path / "killed", model, tmp_path, program)
                 except Killed:
                     continue
             break

@@ -136,13 +136,14 @@ def test_context_of_another_number_of_samples_is_refused(kind: str) -> None:
         build(kind)(rows, samples)
 
 
-def test_places_count_back_from_the_candidates_and_ages_are_roots_of_minutes() -> None:
-    encoding = Encoding(CONFIG, num_context=2)
+@pytest.mark.parametrize(("variant", "factor"), [("paper", 1), ("mlperf", 8**0.5)])
+def test_places_count_back_from_the_candidates_and_ages_are_roots_of_minutes(variant: Variant, factor: float) -> None:
+    encoding = Encoding(replace(CONFIG, variant=variant), num_context=2)
     tokens, far, ages = torch.randn(4, 8), torch.tensor([0, 1, 6, 50]), torch.tensor([0, 240, 3599, 10**9])
     places, buckets = encoding.places.weight[[2, 3, 8, 8]], encoding.ages.weight[[0, 2, 7, 15]]
-    torch.testing.assert_close(encoding.events(tokens, far, ages), tokens * 8**0.5 + places + buckets)
+    torch.testing.assert_close(encoding.events(tokens, far, ages), tokens * factor + places + buckets)
     context = torch.randn(3, 2, 8)
-    expected = context * 8**0.5 + encoding.places.weight[:2] + encoding.ages.weight[16]
+    expected = context * factor + encoding.places.weight[:2] + encoding.ages.weight[16]
     torch.testing.assert_close(encoding.context(context), expected)
 
 

@@ -25,10 +25,11 @@ from tests.recipe import ROOT
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("train_*.py"))
 # What must be set besides, because other values of the field are refused.
-BESIDES = {
+BESIDES: dict[str, dict[str, Any]] = {
     "tables.max_rows": {"kind": "quotient_remainder"},
     "tables.budget": {"kind": "mixed_dimension"},
     "tables.assignments": {"file": "tables.json"},
+    "schedule.decay_steps": {"decay_start": 50},
 }
 
 
@@ -64,7 +65,7 @@ def others(value: Any, kind: Any) -> list[Any]:
     if isinstance(value, tuple):
         return [(*value[:-1], *others(value[-1], type(value[-1])))]
     if isinstance(value, str):
-        return [f"{value}x"]
+        return [f"{value}x", f"2{value}"]  # a text, or a length of time
     return [value + step for step in (1, -1, *((0.25,) if isinstance(value, float) else ()))]
 
 

@@ -15,7 +15,7 @@ from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.train.metrics.binary import ranking_metrics
 from dlrm_torchrec.train.metrics.gates import TrainingError
 from dlrm_torchrec.train.metrics.labels import evaluate
-from dlrm_torchrec.train.task import BinaryRankingTask, RankingBatch
+from dlrm_torchrec.train.task import BinaryRankingTask
 from tests.distributed import here, run_ranks
 
 
@@ -61,7 +61,7 @@ def test_saturated_logits_keep_their_order() -> None:
 class Echo(BinaryRankingTask):
     """A task whose logits are the dense column of the batch."""
 
-    def forward(self, batch: RankingBatch) -> Any:
+    def forward(self, batch: Any) -> Any:
         return torch.zeros(()), (torch.zeros(()), batch.dense_features[:, 0], batch.num_rows)
 
 

@@ -17,7 +17,7 @@ from dlrm_torchrec.train.metrics.labels import evaluate, label_metrics
 from dlrm_torchrec.train.metrics.regression import regression_metrics
 from dlrm_torchrec.train.metrics.reliability import calibration_bins, expected_calibration_error
 from dlrm_torchrec.train.metrics.scores import Scores
-from dlrm_torchrec.train.task import BinaryRankingTask, RankingBatch
+from dlrm_torchrec.train.task import BinaryRankingTask
 from tests.distributed import here, run_ranks
 
 ROWS = 400
@@ -106,7 +106,7 @@ def test_errors_of_numbers_equal_their_definitions() -> None:
 class Echo(BinaryRankingTask):
     """A task whose outputs are the dense columns of the batch."""
 
-    def forward(self, batch: RankingBatch) -> Any:
+    def forward(self, batch: Any) -> Any:
         return torch.zeros(()), (torch.zeros(()), batch.dense_features, batch.num_rows)
 
 

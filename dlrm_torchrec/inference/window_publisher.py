@@ -1,0 +1,99 @@
+"""Publishes the model of a run after each of its windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.datasets.open import vocabularies
+from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.datasets.windows.window import Window
+from dlrm_torchrec.inference.config import PublishConfig
+from dlrm_torchrec.inference.publishing import publish
+from dlrm_torchrec.inference.quantization import Trained, check_quality, quantize
+from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
+from dlrm_torchrec.train.checkpoints.folder import step_path
+from dlrm_torchrec.train.checkpoints.progress import Progress
+
+_BATCHES, _CALIBRATION_BATCHES = 8, 2  # of a window, on which a served model is measured
+_PATIENCE = timedelta(days=1)  # of the other ranks
+
+
+class WindowPublisher:
+    """Publishes a run's checkpoints at the ends of windows, on rank 0 while the other ranks wait.
+
+    It does nothing if ``config`` names no folder.
+
+    Args:
+        config: the folder, and how the served model differs from the trained one
+        checkpoints: those of the run
+        load: gives the model of the checkpoint in a folder, on the CPU
+    """
+
+    def __init__(self, config: PublishConfig, checkpoints: Checkpoints, load: Callable[[str], Trained]) -> None:
+        self._config, self._checkpoints, self._load = config, checkpoints, load
+        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if config.folder else None
+
+    def __call__(self, progress: Progress, window: Window) -> None:
+        """Publish the model of the checkpoint at ``progress``, once it is whole, unless ``window`` is still open.
+
+        Raises ValueError on all ranks when the served model is much worse than the trained one, or when the folder
+        cannot take it.
+        """
+        if self._group is None or progress.window_open:
+            return
+        self._checkpoints.wait()
+        failure: list[Exception | None] = [None]
+        if self._checkpoints.world.is_main:
+            try:
+                self._publish(step_path(self._checkpoints.folder, progress.step), window)
+            except (ValueError, OSError) as error:
+                failure = [error]
+        dist.broadcast_object_list(failure, src=0, group=self._group)
+        if failure[0] is not None:
+            raise failure[0]
+
+    def again(self, progress: Progress, windows: Iterable[Window]) -> None:
+        """Publish the window that ends at ``progress``, if it is among ``windows``: a kill may have left half of it."""
+        for window in windows:
+            if progress.windows and progress.windows[-1]["name"] == window.name:
+                self(progress, window)
+
+    def _publish(self, checkpoint: str, window: Window) -> None:
+        how = self._config.quantization
+        with torch.random.fork_rng([]):  # building the model draws weights, which training does not notice
+            trained = self._load(checkpoint)
+        rows = _Sample(window)
+        calibration = islice(rows.batches(), _CALIBRATION_BATCHES)
+        quantized = quantize(trained, how, rows, split=window.name, calibration=calibration)
+        check_quality(quantized.report, how.max_auc_loss, rows.spec)
+        publish(
+            Path(self._config.folder),
+            quantized.program,
+            rows.spec,
+            vocabularies=vocabularies(window.folder, rows.spec),
+            model_facts={"steps": trained.progress.step, **quantized.facts(how)},
+            metrics=quantized.metrics,
+            window=window.name,
+            trained_until=window.until,
+            full_every=self._config.full_every,
+        )
+
+
+class _Sample:
+    """The first batches of a window, as a stream."""
+
+    def __init__(self, window: Window) -> None:
+        self._stream = window.evaluation(Ranks(1, 0, 1))
+        self.spec: DatasetSpec = self._stream.spec
+        self.num_steps = min(_BATCHES, self._stream.num_steps)
+
+    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+        return islice(self._stream.batches(start_step), self.num_steps - start_step)

@@ -1,0 +1,204 @@
+"""recipes/train_dlrm_daily.py: what it reaches, and that its days come in order, once, and whole after any kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
+from dlrm_torchrec.inference import publishing
+from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
+from dlrm_torchrec.train.checkpoints.marker import read_progress
+from dlrm_torchrec.train.metrics import labels
+from dlrm_torchrec.train.schedule import ScheduledLearningRate
+from tests.distributed import run_ranks
+from tests.prepared import write_prepared
+from tests.recipe import _run, records, run_recipe
+
+ROWS, BATCH = 4_000, 256
+STEPS = 16  # of a day
+Metrics = dict[str, float]
+
+
+def arguments(folder: Path, days: int, *options: str) -> list[str]:
+    return [
+        "demo", f"--rows={ROWS}", f"--batch-size={BATCH}", f"--windows.days={days}", f"--run-dir={folder}/run",
+        "--bottom", "16", "8", "--top", "16", "1", "--log.every=8", *options,
+    ]  # fmt: skip
+
+
+def without_speed(metrics: Metrics) -> Metrics:
+    return {name: value for name, value in metrics.items() if name != "samples_per_s"}
+
+
+def train(folder: Path, days: int, *options: str, ranks: int = 1) -> Metrics:
+    return without_speed(run_recipe("train_dlrm_daily", arguments(folder, days, *options), ranks))
+
+
+def test_days_are_judged_before_they_are_trained_on(tmp_path: Path) -> None:
+    options = ["demo", "--rows=40960", "--windows.days=4", f"--run-dir={tmp_path}"]
+    metrics = run_recipe("train_dlrm_daily", options, 2)
+    gains = [
+        (metrics[f"windows/day-{day:04d}/val/auc"] - 0.5) / (metrics[f"windows/day-{day:04d}/teacher/auc"] - 0.5)
+        for day in (1, 2, 3)
+    ]
+    assert gains[0] > 0.7
+    assert gains[2] > 0.82
+    assert "windows/day-0000/val/auc" not in metrics  # nobody had learned anything
+    unseen = [metrics[f"windows/day-{day:04d}/val/unseen"] for day in range(4)]
+    assert unseen[0] == 1
+    assert all(0.01 < each < 0.15 for each in unseen[1:])
+    assert metrics["progressive/auc"] == pytest.approx(
+        np.mean([metrics[f"windows/day-{day:04d}/val/auc"] for day in (1, 2, 3)])
+    )
+    assert metrics["val/age"] == 1
+    lines = [record for record in records(tmp_path / "demo") if "val/unseen" in record]
+    assert [line["step"] for line in lines] == [80, 160, 240, 320]
+    assert [line["val/unseen"] for line in lines] == unseen
+    assert [line["teacher/auc"] for line in lines] == [
+        metrics[f"windows/day-{day:04d}/teacher/auc"] for day in range(4)
+    ]
+    newest = read_progress(str(tmp_path / "demo/checkpoints/step-00000320"))
+    assert [window["name"] for window in newest.windows] == [f"day-{day:04d}" for day in range(4)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Metrics]:
+    """An undisturbed run of three days, which publishes each of them, and its final metrics."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(folder, 3, *published(folder))
+
+
+def published(folder: Path) -> list[str]:
+    return ["--publish.folder", f"{folder}/published", "--publish.quantization.max-auc-loss=1"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# Before which call of a function a process is killed: in the middle of a day or a save, in an evaluation, while a
+# package is written, and before a delta gets its name.
+MOMENTS: list[tuple[Any, str, int]] = [
+    (ScheduledLearningRate, "set", STEPS + 7),
+    (Checkpoints, "_commit", 3),
+    (labels, "label_metrics", 3),
+    (publishing, "write_package", 2),
+    (publishing, "write_delta", 1),
+]
+
+
+def _die(folder: Path, moment: int) -> None:
+    place, name, calls = MOMENTS[moment]
+    real: Callable[..., Any] = getattr(place, name)
+    left = [calls]
+
+    def or_die(*given: Any, **named: Any) -> Any:
+        left[0] -= 1
+        if not left[0]:
+            os._exit(9)
+        return real(*given, **named)
+
+    with patch.object(place, name, or_die):
+        _run("train_dlrm_daily", arguments(folder, 3, *published(folder), "--checkpoint.every=5"))
+
+
+@pytest.mark.parametrize("moment", range(len(MOMENTS)))
+def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, whole: tuple[Path, Metrics], moment: int) -> None:
+    with pytest.raises(RuntimeError, match="exit code 9"):
+        run_ranks(1, _die, tmp_path, moment, join=False)
+    folder, metrics = whole
+    assert train(tmp_path, 3, *published(tmp_path), "--checkpoint.every=5") == metrics
+    assert files(tmp_path / "published") == files(folder / "published")
+    assert {path.partition("/")[0] for path in files(tmp_path / "published")} == {
+        "base-0000",
+        "delta-0001",
+        "delta-0002",
+    }
+    days = [record for record in records(tmp_path / "run/demo") if "val/unseen" in record]
+    assert [record["step"] for record in days] == [STEPS, 2 * STEPS, 3 * STEPS]
+
+
+def test_days_may_come_one_after_another_on_other_ranks(tmp_path: Path) -> None:
+    for days, ranks in ((1, 2), (2, 1), (3, 2)):
+        metrics = train(tmp_path, days, ranks=ranks)
+    expected = train(tmp_path / "two", 3, ranks=2)
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(value, abs=2e-4), name
+
+
+def test_learning_rates_go_on_or_begin_again(tmp_path: Path) -> None:
+    options = ["--schedule.warmup-steps=4", "--schedule.decay-start=4", "--schedule.decay-steps=-1", "--log.every=1"]
+    rates = {}
+    for restart in (False, True):
+        folder = tmp_path / str(restart)
+        train(folder, 2, *options, *(["--restart-rates"] if restart else []))
+        rates[restart] = [each["lr/dense"] for each in records(folder / "run/demo") if "lr/dense" in each]
+    assert len(rates[True]) == 2 * STEPS
+    assert rates[True][:STEPS] == rates[True][STEPS:]
+    assert rates[False][STEPS] < rates[False][STEPS - 1]
+    assert len(set(rates[False][4:])) == 2 * STEPS - 4
+
+
+DAYS = [f"2026-01-0{day}" for day in range(1, 5)]
+
+
+def write_day(parent: Path, number: int) -> Path:
+    """A prepared folder of a day, with checksums."""
+    folder = write_prepared(parent / DAYS[number], {"train": [[300], [200, 100]]}, seed=number)
+    manifest = Manifest.load(str(folder))
+    sums = [replace(each, sha256=_sha256(folder / each.path)) for each in manifest.splits["train"].files]
+    replace(manifest, splits={"train": replace(manifest.splits["train"], files=tuple(sums))}).save(str(folder))
+    return folder
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def train_folders(folder: Path, *options: str) -> Metrics:
+    return train(folder, 1, f"--data={folder}/days", "--batch-size=64", *options)
+
+
+def test_folders_that_appear_are_trained_on_once_and_in_order(tmp_path: Path) -> None:
+    for number in (0, 1):
+        write_day(tmp_path / "days", number)
+    assert train_folders(tmp_path)["steps"] == 20
+    assert train_folders(tmp_path)["steps"] == 20  # nothing new
+    write_day(tmp_path / "days", 3)
+    with pytest.raises(RuntimeError, match=r"without a gap: got 2026-01-04 after 2026-01-02; bring what is between"):
+        train_folders(tmp_path)
+    damaged = write_day(tmp_path / "days", 2) / "train/part-1.parquet"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + b"x")
+    with pytest.raises(RuntimeError, match=r"part-1.parquet must have the SHA-256 of dataset.json"):
+        train_folders(tmp_path)
+    damaged.write_bytes(content)
+    metrics = train_folders(tmp_path)
+    assert metrics["steps"] == 40
+    whole = train(tmp_path / "whole", 1, f"--data={tmp_path}/days", "--batch-size=64")
+    assert whole == metrics
+    shutil.copytree(tmp_path / "days" / DAYS[1], tmp_path / "days/2026-01-05")
+    with pytest.raises(RuntimeError, match=r"rows must be given once: got those of window 2026-01-02 again"):
+        train_folders(tmp_path)
+
+
+def test_a_run_may_begin_with_another_one_s_model(tmp_path: Path) -> None:
+    train(tmp_path / "first", 3)
+    metrics = train(tmp_path / "next", 1, f"--start-from={tmp_path}/first/run/demo", "--seed=0")
+    alone = train(tmp_path / "alone", 1)
+    assert "val/auc" not in alone
+    assert metrics["val/auc"] > 0.58  # a model that has learned nothing has .5
+    assert json.loads((tmp_path / "next/run/demo/config.json").read_text())["start_from"]
+    with pytest.raises(RuntimeError, match=r"must hold model\..* of shape .*; begin with a run of the same model"):
+        train(tmp_path / "wider", 1, f"--start-from={tmp_path}/first/run/demo", "--bottom", "16", "4")
