@@ -24,6 +24,8 @@ class RankingBatch(Protocol):
     global_rows: int
     weights: torch.Tensor | None
 
+    def ids_of_rows(self, feature: str) -> torch.Tensor: ...
+
     def to(self, device: torch.device, non_blocking: bool = False) -> RankingBatch: ...  # noqa: FBT001, FBT002  # TorchRec's
 
 

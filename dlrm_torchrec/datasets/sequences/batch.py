@@ -33,6 +33,19 @@ class SequenceBatch(Pipelineable):
     global_rows: int  # candidates over all ranks
     weights: torch.Tensor | None = None  # (C,) float32; None means that all are 1
 
+    def ids_of_rows(self, feature: str) -> torch.Tensor:
+        """The id of a feature of each candidate, (num_rows,) on the CPU: its own, or its user's."""
+        bags, num_candidates = self.sparse_features[feature], self.num_candidates
+        counts, ids = bags.lengths().long(), bags.values()
+        if bool((counts == self.lengths).all()):  # of all tokens, the candidates of a sample last
+            sample = torch.arange(len(counts), device=ids.device).repeat_interleave(counts)
+            place = torch.arange(len(ids), device=ids.device) - (counts.cumsum(0) - counts)[sample]
+            ids = ids[place >= (counts - num_candidates)[sample]]
+        elif bool((counts != num_candidates).any()):  # of users
+            ids = ids.repeat_interleave(num_candidates[counts > 0])
+        found: torch.Tensor = ids.cpu()
+        return found
+
     def to(self, device: torch.device, non_blocking: bool = False) -> SequenceBatch:  # noqa: FBT001, FBT002  # TorchRec's
         return self._with(lambda part: part.to(device, non_blocking=non_blocking))
 
