@@ -25,7 +25,7 @@ from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerCon
 from dlrm_torchrec.train.fit import fit_to_rows
 
 SAMPLES = SamplesConfig(history=32, candidates=8)
-SIZES = HSTUConfig(most_tokens=64, positions=64, input_dropout=0, dropout=0)
+SIZES = HSTUConfig(most_tokens=64, positions=64, input_dropout=0.0, dropout=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         optimizer = build_optimizer(model, cfg.sparse, cfg.dense, clip_norm=cfg.clip_norm)
 
         # resume from the newest checkpoint of this run, or begin at step 0
-        identity = identity_of(cfg, spec.to_json(), data_digest=data.digest)
+        identity = identity_of(cfg, spec.to_json(), data_digest=data.digest, users=cfg.rows)
         progress = checkpoints.load(model, optimizer, identity) or Progress(identity=identity, lanes=world.size)
         if progress.step == 0:
             initialize_tables(model, optimizer, seed=cfg.seed, pretrained=cfg.tables.pretrained, say=log.say)
