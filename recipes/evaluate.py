@@ -35,7 +35,7 @@ class Config:
     batch_size: int = 0  # Rows, or samples of histories, of a global batch; 0 means 8192, or as many as in training.
     bins: int = 20  # Number of bins of the calibration curve.
     plot: str = ""  # File for a picture of the calibration curve; empty means none.
-    gauc: str = ""  # Feature, such as the user, for the mean of the AUCs of its ids' rows; empty means none.
+    gauc: str = ""  # Feature for the mean of the AUCs of its ids' rows; empty means none, or the users of histories.
     ablation: bool = False  # Also evaluate without each feature.
     sharding: ShardingConfig = ShardingConfig()  # Which rank holds which piece of which table.
     debug: bool = False  # Show the call stack of every error.
@@ -104,11 +104,12 @@ def main(cfg: Config) -> dict[str, float]:
 
         # metrics, and the calibration of the main label; each rank keeps the scores of its rows
         ids: list[torch.Tensor] = []  # of the feature that groups rows
-        batches = noting_ids(stream.batches(), cfg.gauc, ids) if cfg.gauc else stream.batches()
+        grouped = bool(cfg.gauc) or spec.history is not None
+        batches = noting_ids(stream.batches(), cfg.gauc, ids) if grouped else stream.batches()
         scores = predict(model, batches, world)
         metrics = measure(scores)
         result: dict[str, Any] = {"step": progress.step, "split": cfg.split, "metrics": metrics}
-        if cfg.gauc:
+        if grouped:
             metrics |= grouped_auc(scores, torch.cat(ids))
         if spec.target == "binary":
             bins = calibration_bins(*scores.of_label(0), count=cfg.bins)

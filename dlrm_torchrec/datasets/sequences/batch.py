@@ -28,13 +28,19 @@ class SequenceBatch(Pipelineable):
     actions: torch.Tensor  # (T,) int64, ids of the events' actions from 1 on; 0 for candidates
     lengths: torch.Tensor  # (B,) int64, tokens of each sample
     num_candidates: torch.Tensor  # (B,) int64
+    users: torch.Tensor  # (B,) int64, the number of each sample's user in the log; 0 for padding
     labels: torch.Tensor  # (C,) float32, 0 or 1
     num_rows: int  # candidates on this rank, C
     global_rows: int  # candidates over all ranks
     weights: torch.Tensor | None = None  # (C,) float32; None means that all are 1
 
     def ids_of_rows(self, feature: str) -> torch.Tensor:
-        """The id of a feature of each candidate, (num_rows,) on the CPU: its own, or its user's."""
+        """The id of a feature of each candidate, (num_rows,) on the CPU: its own, or its user's.
+
+        Without a feature, it is the number of its user.
+        """
+        if not feature:
+            return self.users.repeat_interleave(self.num_candidates).cpu()
         bags, num_candidates = self.sparse_features[feature], self.num_candidates
         counts, ids = bags.lengths().long(), bags.values()
         if bool((counts == self.lengths).all()):  # of all tokens, the candidates of a sample last
