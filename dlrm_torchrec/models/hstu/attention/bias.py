@@ -20,7 +20,7 @@ def time_buckets(differences: torch.Tensor) -> torch.Tensor:
     # this function, too, which is why its numbers stand here.
     after_half_octave = 22  # bits of a float32 after those that tell 2**k from 1.5 * 2**k
     one = 0x3F800000 >> after_half_octave  # the bucket of a float32 1.0, before it becomes bucket 1
-    bits = differences.to(torch.float32).view(torch.int32)
+    bits = differences.to(torch.float32).view(dtype=torch.int32)
     return ((bits >> after_half_octave) - (one - 1)).clamp_(min=0)
 
 
