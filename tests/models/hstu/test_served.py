@@ -6,6 +6,7 @@ import torchrec.fx
 from torch import nn
 
 from dlrm_torchrec.models.hstu.attention import served
+from dlrm_torchrec.models.hstu.attention.bias import time_buckets
 from dlrm_torchrec.models.hstu.pooled import PooledRanker
 from dlrm_torchrec.models.hstu.ranker import HSTURanker
 from dlrm_torchrec.models.hstu.tokens import Samples
@@ -31,6 +32,12 @@ def scripted(ranker: HSTURanker | PooledRanker) -> torch.jit.ScriptModule:
     module = OfTensors(ranker).eval()
     graph = torchrec.fx.Tracer(leaf_modules=["ServedAttention"]).trace(module)
     return torch.jit.script(torch.fx.GraphModule(module, graph))
+
+
+def test_times_have_the_buckets_of_training() -> None:
+    powers = 2 ** torch.arange(62)
+    differences = torch.cat([torch.arange(-10, 2000), powers - 1, powers, powers + 1, powers // 2 * 3, -powers])
+    assert torch.equal(served.time_buckets(differences), time_buckets(differences))
 
 
 @KINDS

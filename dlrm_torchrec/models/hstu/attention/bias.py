@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 TIME_BUCKETS = 128  # more than 2**62 seconds need
+_HALF_OCTAVES = 22  # bits of a float32 after those that tell 2**k from 1.5 * 2**k
+_ONE = 0x3F800000 >> _HALF_OCTAVES  # the bucket of a float32 1.0, before it becomes bucket 1
 
 
 def time_buckets(differences: torch.Tensor) -> torch.Tensor:
@@ -16,12 +18,9 @@ def time_buckets(differences: torch.Tensor) -> torch.Tensor:
     >>> time_buckets(torch.tensor([-5, 0, 1, 2, 3, 4, 5, 6, 8, 3600])).tolist()
     [0, 0, 1, 3, 4, 5, 5, 6, 7, 24]
     """
-    # The leading bits of a floating-point number are its logarithm, rounded down to half octaves. TorchScript compiles
-    # this function, too, which is why its numbers stand here.
-    after_half_octave = 22  # bits of a float32 after those that tell 2**k from 1.5 * 2**k
-    one = 0x3F800000 >> after_half_octave  # the bucket of a float32 1.0, before it becomes bucket 1
-    bits = differences.to(torch.float32).view(dtype=torch.int32)
-    return ((bits >> after_half_octave) - (one - 1)).clamp_(min=0)
+    # The leading bits of a floating-point number are its logarithm, rounded down to half octaves.
+    bits = differences.to(torch.float32).view(torch.int32)
+    return ((bits >> _HALF_OCTAVES) - (_ONE - 1)).clamp_(min=0)
 
 
 class BiasTables(NamedTuple):

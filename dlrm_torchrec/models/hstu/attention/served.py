@@ -4,9 +4,15 @@ import torch
 from torch import nn
 from torch.nn.functional import silu
 
-from dlrm_torchrec.models.hstu.attention.bias import RelativeBias, time_buckets
+from dlrm_torchrec.models.hstu.attention.bias import RelativeBias
 
 BLOCK = 512  # queries that attend at once, so that memory is linear in the tokens of a sequence
+
+
+def time_buckets(differences: torch.Tensor) -> torch.Tensor:
+    """The same as ``bias.time_buckets``; TorchScript cannot read the bits of a number as another type."""
+    mantissas, exponents = torch.frexp(differences.clamp(min=0).to(torch.float32))
+    return (2 * exponents - 1 + (mantissas >= 0.75).int()).clamp(min=0)
 
 
 class ServedAttention(nn.Module):
