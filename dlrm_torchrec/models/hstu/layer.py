@@ -79,7 +79,7 @@ class HSTULayer(nn.Module):
         gated = self.norm_attended(attended) * u
         if not paper:
             gated = torch.cat([u, attended, gated], dim=1)
-        result: torch.Tensor = x + self.output(dropout(gated, config.dropout, self.training))
+        result: torch.Tensor = x + self.output(dropout(gated, float(config.dropout), self.training))
         return result
 
 
