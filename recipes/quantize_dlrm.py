@@ -14,7 +14,7 @@ Expected: the demo's tables take 31 % of their bytes and its AUC stays within 1e
 import json
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from tyro.conf import Positional
@@ -97,7 +97,11 @@ def main(cfg: Config) -> dict[str, float]:
     check_quality(report, how.max_auc_loss, spec)
     facts = {"recipe": cfg.recipe, "run": cfg.run, "steps": steps, **quantized.facts(how)}
     output = cfg.output or f"{cfg.run}/package"
-    write_package(output, quantized.program, spec, vocabularies=words, model_facts=facts, metrics=quantized.metrics)
+    samples = None if spec.history is None else asdict(trained.samples)
+    write_package(
+        output, quantized.program, spec, vocabularies=words, model_facts=facts, metrics=quantized.metrics,
+        samples=samples,
+    )  # fmt: skip
     say_closing(wrote=[output], next=[shlex.join(["dlrm-recipes", "serve", output])])
     final = prefixed(f"{cfg.split}/", report.after) | prefixed(f"before/{cfg.split}/", report.before)
     final |= {"largest_change": report.largest_change, "steps": steps}
