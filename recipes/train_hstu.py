@@ -37,15 +37,15 @@ class Config:
     batch_size: int = 128  # Samples of a global batch on average, over all ranks together.
     dim: int = 32  # Numbers of a row of a table.
     history: Literal["hstu", "pooled"] = "hstu"  # Read the history as a sequence, or as a bag of events.
-    samples: SamplesConfig = SAMPLES  # How histories are cut into samples.
-    hstu: HSTUConfig = SIZES  # The sizes of the dense part.
     eval_every: int = 800  # Steps between evaluations; 0 means only at the end.
     run_dir: str = "runs/train_hstu"  # Folder of runs; the preset's name is appended.
     baseline: str = ""  # Folder of a finished run, whose metrics are shown beside this run's; empty means none.
     seed: int = 0  # Seed of the initial weights, the synthetic rows and the order of rows.
     clip_norm: float = 0.0  # Maximum norm of the dense gradients; 0 means no limit.
     speed: Speed = ("auto",)  # Auto measures what is faster, exact is float32; or any of tf32, bf16, compile, sorted.
-    tables: TablesConfig = TablesConfig()  # How tables are stored: plain, compositional, or of mixed dims.
+    tables: TablesConfig = TablesConfig()  # How tables are stored: plain or compositional.
+    samples: SamplesConfig = SAMPLES  # How histories are cut into samples.
+    hstu: HSTUConfig = SIZES  # The sizes of the dense part.
     sparse: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # The optimizer of the tables.
     dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.004)  # The optimizer of all other parameters.
     schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # Warm-up and decay.
