@@ -1,8 +1,8 @@
 """A recipe from the outside: what other programs need of its file, and the config of a run that it made.
 
 A recipe is a Python file. ``plan_sharding`` and the launcher take any ``TrainingRecipe``; ``evaluate``,
-``quantize_dlrm`` and ``secret_shared_layer`` take any ``RankingRecipe``. A copy that keeps these names works with all
-of them, whatever else is changed in it.
+``quantize_dlrm`` and ``secret_shared_layer`` take any ``RankingRecipe``, and the first two any ``SequenceRecipe``. A
+copy that keeps these names works with all of them, whatever else is changed in it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, Union, cast,
 
 from iopath.common.file_io import g_pathmgr
 
+from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
@@ -27,6 +28,7 @@ from dlrm_torchrec.train.config import CheckpointConfig, OptimizerConfig, Speed
 if TYPE_CHECKING:  # torch, which the command line does without
     import torch
 
+    from dlrm_torchrec.datasets.sequences.stream import SequenceStream
     from dlrm_torchrec.datasets.stream import Ranks, Stream
     from dlrm_torchrec.embeddings.tables import Tables
     from dlrm_torchrec.train.task import RankingTask
@@ -76,14 +78,66 @@ class RankingRecipe(TrainingRecipe, Protocol):
         """A stream of labelled rows per split."""
 
 
+class SequencesConfig(TrainingConfig, Protocol):
+    """The fields that other programs read of the ``Config`` of a recipe of sequences."""
+
+    samples: SamplesConfig
+
+
+class SequenceRecipe(TrainingRecipe, Protocol):
+    """The names that a file must define to be evaluated and quantised if it reads histories.
+
+    ``from dlrm_torchrec.datasets.sequences.open import open_sequences`` is enough for the last one.
+    """
+
+    def open_sequences(
+        self,
+        data: str,
+        spec: DatasetSpec,
+        ranks: Ranks,
+        config: SamplesConfig,
+        *,
+        users: int,
+        epochs: int,
+        seed: int,
+    ) -> dict[str, SequenceStream]:
+        """A stream of samples per split."""
+
+
 def load_training_recipe(name: str) -> TrainingRecipe:
     """The recipe of that name, or in that file. Raises ValueError when it is not a ``TrainingRecipe``."""
-    return cast(TrainingRecipe, _checked(name, TrainingRecipe))
+    return cast(TrainingRecipe, _checked(load_recipe(name), name, TrainingRecipe))
 
 
 def load_ranking_recipe(name: str) -> RankingRecipe:
     """The recipe of that name, or in that file. Raises ValueError when it is not a ``RankingRecipe``."""
-    return cast(RankingRecipe, _checked(name, RankingRecipe))
+    return cast(RankingRecipe, _checked(load_recipe(name), name, RankingRecipe))
+
+
+def load_scoring_recipe(name: str) -> RankingRecipe | SequenceRecipe:
+    """The recipe of that name, or in that file: of sequences if it defines ``open_sequences``, else of rows.
+
+    Raises ValueError when it is not one.
+    """
+    module = load_recipe(name)
+    if _reads_sequences(module):
+        return cast(SequenceRecipe, _checked(module, name, SequenceRecipe, SequencesConfig))
+    return cast(RankingRecipe, _checked(module, name, RankingRecipe))
+
+
+def open_splits(
+    recipe: RankingRecipe | SequenceRecipe, cfg: Any, ranks: Ranks, *, data: str, spec: DatasetSpec, epochs: int = 1
+) -> Mapping[str, Stream | SequenceStream]:
+    """A stream per split, as the run of the config ``cfg`` reads them, but of ``data`` that ``spec`` describes."""
+    if _reads_sequences(recipe):
+        opened = cast(SequenceRecipe, recipe).open_sequences
+        return opened(data, spec, ranks, cfg.samples, users=cfg.rows, epochs=epochs, seed=cfg.seed)
+    opened_rows = cast(RankingRecipe, recipe).open_streams
+    return opened_rows(data, spec, ranks, rows=cfg.rows, epochs=epochs, seed=cfg.seed, lanes=ranks.world_size)
+
+
+def _reads_sequences(recipe: object) -> bool:
+    return hasattr(recipe, "open_sequences")
 
 
 def load_recipe(name: str) -> ModuleType:
@@ -156,9 +210,8 @@ def _restored(kind: Any, record: Any) -> Any:
     return record
 
 
-def _checked(name: str, contract: type) -> ModuleType:
-    """The recipe ``name`` if it defines what the Protocol ``contract`` has, and the fields of ``TrainingConfig``."""
-    module = load_recipe(name)
+def _checked(module: ModuleType, name: str, contract: type, fields: type = TrainingConfig) -> ModuleType:
+    """The recipe ``name`` if it defines what the Protocol ``contract`` has, and the ``fields`` of that Protocol."""
     advice = f"{contract.__name__} in dlrm_torchrec/recipe.py says what it is for; copy it from train_dlrm"
     defined = vars(module)
     functions = {each: call for each, call in inspect.getmembers(contract, inspect.isfunction) if each[0] != "_"}
@@ -173,7 +226,7 @@ def _checked(name: str, contract: type) -> ModuleType:
             )
     config, presets = defined["Config"], defined["PRESETS"]
     types = get_type_hints(config) if dataclasses.is_dataclass(config) else {}
-    for field, wanted in get_type_hints(TrainingConfig).items():
+    for field, wanted in get_type_hints(fields).items():
         if field[0] != "_" and types.get(field) != wanted:
             shown = inspect.formatannotation(types[field]) if field in types else "none"
             raise ValueError(

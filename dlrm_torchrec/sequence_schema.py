@@ -30,6 +30,7 @@ class History:
     actions: tuple[str, ...]  # what users do with items, as the raw data call it
     positive: tuple[str, ...]  # the actions that make an event's label 1; every other action makes it 0
     crosses: tuple[Cross, ...] = ()
+    counted: bool = False  # whether times are numbers from any start, and not dates or since 1970
 
     def __post_init__(self) -> None:
         if not self.events or not self.actions:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from dlrm_torchrec.command_line import read_options
-from dlrm_torchrec.recipe import load_ranking_recipe, read_config
+from dlrm_torchrec.recipe import load_scoring_recipe, open_splits, read_config
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 
@@ -32,10 +32,10 @@ class Config:
     step: int | Literal["best"] | None = None  # Step of the checkpoint, or best by validation; None means the newest.
     data: str = ""  # Another prepared folder with the same features; empty means the run's own data.
     split: str = "val"  # The split whose rows are evaluated.
-    batch_size: int = 8192  # Rows of a global batch, over all ranks together.
+    batch_size: int = 0  # Rows, or samples of histories, of a global batch; 0 means 8192, or as many as in training.
     bins: int = 20  # Number of bins of the calibration curve.
     plot: str = ""  # File for a picture of the calibration curve; empty means none.
-    gauc: str = ""  # Feature, such as the user, for the mean of the AUCs of its ids' rows; empty means none.
+    gauc: str = ""  # Feature for the mean of the AUCs of its ids' rows; empty means none, or the users of histories.
     ablation: bool = False  # Also evaluate without each feature.
     sharding: ShardingConfig = ShardingConfig()  # Which rank holds which piece of which table.
     debug: bool = False  # Show the call stack of every error.
@@ -71,7 +71,7 @@ from dlrm_torchrec.train.world import World, join_world
 
 
 def main(cfg: Config) -> dict[str, float]:
-    recipe = load_ranking_recipe(cfg.recipe)
+    recipe = load_scoring_recipe(cfg.recipe)
     trained = read_config(recipe, cfg.run)
     data = cfg.data or trained.data
     spec = load_spec(data, trained.shape)
@@ -87,7 +87,8 @@ def main(cfg: Config) -> dict[str, float]:
         model, tables = recipe.build(trained, spec, world.size, world.device)
         use_speed(model, trained.speed, compiled=False)
         topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
-        share = cfg.batch_size // world.size  # rows of one rank
+        batch_size = cfg.batch_size or (8192 if spec.history is None else trained.batch_size)
+        share = batch_size // world.size  # rows of one rank
         plan = make_plan(model, tables, topology, cfg.sharding, batch_size=share, spec=spec, group=world.control)
         model = DistributedModelParallel(
             model, device=world.device, plan=plan, sharders=plan.sharders, init_data_parallel=world.needs_ddp
@@ -95,21 +96,20 @@ def main(cfg: Config) -> dict[str, float]:
         Checkpoints(f"{cfg.run}/checkpoints", trained.checkpoint, world).load_model(model, progress.step)
 
         # the rows to evaluate
-        ranks = Ranks(cfg.batch_size, world.rank, world.size)
-        streams = recipe.open_streams(
-            data, spec, ranks, rows=trained.rows, epochs=trained.epochs, seed=trained.seed, lanes=world.size
-        )
+        ranks = Ranks(batch_size, world.rank, world.size)
+        streams = open_splits(recipe, trained, ranks, data=data, spec=spec, epochs=trained.epochs)
         if cfg.split not in streams:
             raise ValueError(f"split must be one of {data}: got {cfg.split!r}; name one of {sorted(streams)}")
         stream = streams[cfg.split]
 
         # metrics, and the calibration of the main label; each rank keeps the scores of its rows
         ids: list[torch.Tensor] = []  # of the feature that groups rows
-        batches = noting_ids(stream.batches(), cfg.gauc, ids) if cfg.gauc else stream.batches()
+        grouped = bool(cfg.gauc) or spec.history is not None
+        batches = noting_ids(stream.batches(), cfg.gauc, ids) if grouped else stream.batches()
         scores = predict(model, batches, world)
         metrics = measure(scores)
         result: dict[str, Any] = {"step": progress.step, "split": cfg.split, "metrics": metrics}
-        if cfg.gauc:
+        if grouped:
             metrics |= grouped_auc(scores, torch.cat(ids))
         if spec.target == "binary":
             bins = calibration_bins(*scores.of_label(0), count=cfg.bins)

@@ -14,14 +14,14 @@ Expected: the demo's tables take 31 % of their bytes and its AUC stays within 1e
 import json
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from tyro.conf import Positional
 
 from dlrm_torchrec.command_line import read_options
 from dlrm_torchrec.inference.config import MlpType, TableType
-from dlrm_torchrec.recipe import load_ranking_recipe, read_config
+from dlrm_torchrec.recipe import load_scoring_recipe, open_splits, read_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Config:
     step: int | Literal["best"] | None = None  # Step of the checkpoint, or best by validation; None means the newest.
     data: str = ""  # Another prepared folder with the same features; empty means the run's own data.
     split: str = "val"  # The split whose rows the metrics are measured on.
-    batch_size: int = 8192  # Rows that are scored at a time.
+    batch_size: int = 0  # Rows, or samples of histories, at a time; 0 means 8192, or as many as in training.
     tables: TableType = "int8"  # Number format of the tables' rows.
     table_types: dict[str, TableType] = field(default_factory=dict)  # Formats of single tables: name and format each.
     budget_mib: float = 0  # Maximum size of all tables in MiB, for which their formats are chosen; 0 means no choice.
@@ -65,7 +65,7 @@ from dlrm_torchrec.train.log import prefixed
 
 
 def main(cfg: Config) -> dict[str, float]:
-    recipe = load_ranking_recipe(cfg.recipe)
+    recipe = load_scoring_recipe(cfg.recipe)
     trained = read_config(recipe, cfg.run)
     data = cfg.data or trained.data
     spec = load_spec(data, trained.shape)
@@ -74,8 +74,8 @@ def main(cfg: Config) -> dict[str, float]:
 
     # the trained model, unsharded, and rows to measure on: some of training, and a whole split
     trained_model = load_trained(recipe.build, trained, spec, checkpoint)
-    ranks = Ranks(cfg.batch_size, 0, 1)
-    streams = recipe.open_streams(data, spec, ranks, rows=trained.rows, epochs=1, seed=trained.seed, lanes=1)
+    batch_size = cfg.batch_size or (8192 if spec.history is None else trained.batch_size)
+    streams = open_splits(recipe, trained, Ranks(batch_size, 0, 1), data=data, spec=spec)
     if cfg.split not in streams:
         raise ValueError(f"split must be one of {data}: got {cfg.split!r}; name one of {sorted(streams)}")
     words = vocabularies(data, spec)
@@ -97,7 +97,11 @@ def main(cfg: Config) -> dict[str, float]:
     check_quality(report, how.max_auc_loss, spec)
     facts = {"recipe": cfg.recipe, "run": cfg.run, "steps": steps, **quantized.facts(how)}
     output = cfg.output or f"{cfg.run}/package"
-    write_package(output, quantized.program, spec, vocabularies=words, model_facts=facts, metrics=quantized.metrics)
+    samples = None if spec.history is None else asdict(trained.samples)
+    write_package(
+        output, quantized.program, spec, vocabularies=words, model_facts=facts, metrics=quantized.metrics,
+        samples=samples,
+    )  # fmt: skip
     say_closing(wrote=[output], next=[shlex.join(["dlrm-recipes", "serve", output])])
     final = prefixed(f"{cfg.split}/", report.after) | prefixed(f"before/{cfg.split}/", report.before)
     final |= {"largest_change": report.largest_change, "steps": steps}

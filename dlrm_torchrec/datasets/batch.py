@@ -25,6 +25,21 @@ class Batch(Pipelineable):
     global_rows: int  # real rows over all ranks
     weights: torch.Tensor | None = None  # (B,) float32, of the rows; None means that all are 1
 
+    def ids_of_rows(self, feature: str) -> torch.Tensor:
+        """The id of a sparse feature in each real row, (num_rows,) on the CPU.
+
+        Raises ValueError when a row has none or several.
+        """
+        bags = self.sparse_features[feature]
+        lengths = bags.lengths()[: self.num_rows]
+        if not bool((lengths == 1).all()):
+            raise ValueError(
+                f"feature {feature!r} must have one id in every row to group rows by: got a row with "
+                f"{int(lengths[lengths != 1][0])}; name another feature"
+            )
+        ids: torch.Tensor = bags.values()[: self.num_rows].cpu()
+        return ids
+
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:  # noqa: FBT001, FBT002  # TorchRec's
         return Batch(
             dense_features=self.dense_features.to(device, non_blocking=non_blocking),

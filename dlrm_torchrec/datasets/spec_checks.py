@@ -63,7 +63,7 @@ def check_same_meaning(trained: DatasetSpec, found: DatasetSpec, data: str) -> N
                 f"data in {data} must have the features that the run was trained on: got {len(after)} of these "
                 f"{len(before)}, which differ by {extra.name!r}; prepare them with the spec of the run"
             )
-    for field in ("labels", "target", "weight"):
+    for field in ("labels", "target", "weight", "history"):
         wanted, got = getattr(trained, field), getattr(found, field)
         if wanted != got:
             raise ValueError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import reprlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NoReturn
@@ -68,8 +68,23 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.dense)
 
+    @property
+    def groups(self) -> None:
+        """A row has one prediction for each label."""
+        return
+
+    @property
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        """The arguments of the model's program."""
+        weights = [np.concatenate(self.weights)] if self.weights else []
+        return [self.dense, np.concatenate(self.ids), self.lengths.reshape(-1), *weights]
+
+    def pieces(self) -> Iterator[Inputs]:
+        """All rows at once."""
+        yield self
+
     @staticmethod
-    def joined(several: Sequence[Inputs]) -> Inputs:
+    def joined(several: Sequence[Any]) -> Inputs:
         """The rows of one or more requests, in order."""
         return Inputs(
             dense=np.concatenate([inputs.dense for inputs in several]),
@@ -214,6 +229,13 @@ class Encoder:
                 _refuse(name, "finite float32 numbers and none that is missing", wrong[0].item())
             weights.append(values.astype(np.float32))
         return tuple(weights)
+
+
+def read_flat(column: Any, key: Key, read: Reader, form: TextForm) -> tuple[tuple[Any, ...], Any]:
+    """What ``read`` makes of the values of a column, one after the other, and the number of values of each row."""
+    name, _ = key
+    flat = _flat(_column(column, name), key)
+    return _read({key: flat}, read, form)[key], flat.lengths
 
 
 def _place(feature: Mapping[str, Any]) -> tuple[Reader, Key]:

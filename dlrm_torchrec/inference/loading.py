@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dlrm_torchrec.inference.predictor import Predictor
+from dlrm_torchrec.inference.sequences.history_encoder import ACTION, ASKED, CANDIDATES, TIME
 from dlrm_torchrec.schema import DatasetSpec
 
 WARM_UP_RUNS = 3  # TorchScript observes the first runs of a model and compiles it in the next ones
@@ -36,15 +38,33 @@ def try_out(predictor: Predictor, path: Path) -> None:
     TorchScript has compiled the program afterwards.
     """
     spec = DatasetSpec.from_json(predictor.manifest["spec"])
-    nulls = {column: [None] for column in predictor.columns}
-    for row in (nulls, _row(spec, text=False), _row(spec, text=True)):
+    nulls: dict[str, list[Any]] = {column: [None] for column in predictor.columns}
+    rows = [nulls, _row(spec, text=False), _row(spec, text=True)]
+    if spec.history is not None:
+        rows = [with_history(row, spec, nulls) for row in rows]
+    for row in rows:
         inputs = predictor.encode(row)
         for _ in range(WARM_UP_RUNS):
             predictions = predictor.run(inputs).predictions
-        if predictions.shape != (1, len(predictor.labels)) or not np.isfinite(predictions).all():
+        if predictions.shape != (len(inputs), len(predictor.labels)) or not np.isfinite(predictions).all():
             raise PackageError(
                 f"package {path} must give a number for each row and label: got {predictions}; export it again"
             )
+
+
+def with_history(row: Mapping[str, list[Any]], spec: DatasetSpec, columns: Collection[str]) -> dict[str, list[Any]]:
+    """A user with as many events as ``row`` has values in its lists, and two candidates."""
+    history = spec.history
+    assert history is not None
+    features = {feature.name: feature for feature in spec.sparse}
+    users = [features[name].raw for name in history.users(list(features))]
+    made = {column: row[column] for column in users}
+    for feature in (features[name] for name in history.events):
+        made[feature.raw] = row[feature.raw]
+        made[f"{CANDIDATES}{feature.raw}"] = [(row[feature.raw][0] or [None])[:1] * 2]
+    count = len(row[features[history.item].raw][0] or [])
+    made |= {TIME: [[_TIME] * count], ACTION: [[history.actions[0]] * count], ASKED: [_TIME + 1]}
+    return {name: values for name, values in made.items() if name in columns}
 
 
 def _row(spec: DatasetSpec, *, text: bool) -> dict[str, list[Any]]:

@@ -142,7 +142,11 @@ def hashes(values: Categories) -> npt.NDArray[np.uint64]:
     state = values.integers.astype(np.uint64)
     if values.is_text.any():
         state = np.where(values.is_text, _fnv1a(values.texts), state)
-    state = state + np.uint64(0x9E3779B97F4A7C15)
+    return finalised(state + np.uint64(0x9E3779B97F4A7C15))
+
+
+def finalised(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """SplitMix64's finaliser (N,) of 64 bits (N,)."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))

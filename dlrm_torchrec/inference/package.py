@@ -24,12 +24,20 @@ from dlrm_torchrec.inference.lookups import FIRST
 from dlrm_torchrec.inference.new_folder import new_folder
 from dlrm_torchrec.inference.predictor import FORMAT, MANIFEST, MODEL
 from dlrm_torchrec.inference.program import program_bytes
+from dlrm_torchrec.inference.sequences import history_encoder
 from dlrm_torchrec.inference.stored_rows import set_tensor
 from dlrm_torchrec.inference.tables.stored import STORED, StoredTensor, tensor_at
 from dlrm_torchrec.raw_values import vocabulary_digest
 from dlrm_torchrec.schema import DatasetSpec, safe_name, vocabulary_path
 
-_CODE = (predictor, encoder, lookups, stored_rows, raw_values)  # what a package needs to load without this library
+_CODE = (
+    predictor,
+    encoder,
+    history_encoder,
+    lookups,
+    stored_rows,
+    raw_values,
+)  # what a package needs to load without this library
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +66,7 @@ def write_package(
     vocabularies: Mapping[str, str],
     model_facts: Mapping[str, Any],
     metrics: Mapping[str, Any],
+    samples: Mapping[str, Any] | None = None,
     release: Release = Release(),
 ) -> None:
     """Write the package of a model to ``path``; an old package there stays until the new one is complete.
@@ -68,11 +77,13 @@ def write_package(
         path: the folder of the package
         model: takes dense (B, D), ids (N,), lengths (F * B,) and, if a feature of ``spec`` has weights, weights (N,),
             with features in the order of ``spec``; returns predictions (B, L) for the L labels of ``spec`` and the
-            number of ids of each feature that are outside its table (F,)
+            number of ids of each feature that are outside its table (F,); ``SequenceScorer`` says what the model of
+            histories takes and returns
         spec: the data set that the model was trained on, as preparation measured it
         vocabularies: for each feature with encoding vocab, the Parquet file that preparation wrote
         model_facts: facts about the model, which are stored but not used
         metrics: metrics of the model, which are stored but not used
+        samples: for a model of histories, the fields of the SamplesConfig by which they were cut
         release: its place among the models that follow each other; a package of the same model, data and release has
             the same bytes
     """
@@ -115,6 +126,7 @@ def write_package(
             "vocabularies": files,
             "digests": digests,
             "tables": tables,
+            "samples": dict(samples or {}),
             "model": dict(model_facts),
             "metrics": dict(metrics),
             "files": {str(each.relative_to(new)): sha256_of(each) for each in sorted(new.rglob("*")) if each.is_file()},
@@ -129,6 +141,8 @@ def fingerprint_of(manifest: Mapping[str, Any]) -> str:
     """
     contents = [MODEL, *sorted(table["file"] for table in manifest["tables"].values())]
     what = {name: manifest[name] for name in ("spec", "vocabularies", "digests", "tables")}
+    if manifest.get("samples"):
+        what["samples"] = manifest["samples"]
     what["files"] = {name: manifest["files"][name] for name in contents}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 

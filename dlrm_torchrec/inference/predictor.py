@@ -23,28 +23,41 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from dlrm_torchrec.inference.encoder import Encoder, Inputs
 from dlrm_torchrec.inference.lookups import Vocabulary
+from dlrm_torchrec.inference.sequences.history_encoder import HistoryEncoder, HistoryInputs
 from dlrm_torchrec.inference.stored_rows import StoredRows
 
 MANIFEST, MODEL = "package.json", "model.pt"
 FORMAT = 3  # 1 hashed texts of whole numbers as texts, and had a single label; 2 had the tables in model.pt
 _SINCE_3: dict[str, Any] = {"version": 0, "window": "", "trained_until": "", "fingerprint": "", "tables": {}}
+_LATER: dict[str, Any] = {"samples": {}}  # fields that packages of format 3 have had since models of histories
 _FIELDS = {"name": str, "spec": dict, "versions": dict, "vocabularies": dict, "files": dict} | {
-    name: type(value) for name, value in _SINCE_3.items()
+    name: type(value) for name, value in (_SINCE_3 | _LATER).items()
 }  # of the manifest
+AnyInputs = Inputs | HistoryInputs
 _HOLDS = {str: "a text", dict: "an object", int: "a whole number"}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predictions of B rows for L labels: probabilities, or numbers of a regression."""
+    """Predictions of B rows, or candidates, for L labels: probabilities, or numbers of a regression."""
 
     predictions: npt.NDArray[np.float32]  # (B, L)
     unseen: dict[str, int]  # the number of unknown raw values, for each feature that has any
+    groups: npt.NDArray[np.int64] | None = None  # the number of candidates of each user; None for a model of rows
+
+    def columns(self) -> list[Any]:
+        """Arrow arrays of the predictions of each label: numbers, or a list of them for each user."""
+        columns = [pa.array(column) for column in self.predictions.T]
+        if self.groups is None:
+            return columns
+        offsets = pa.array(np.append(0, self.groups.cumsum()).astype(np.int32))
+        return [pa.ListArray.from_arrays(offsets, column) for column in columns]
 
     @property
     def probabilities(self) -> npt.NDArray[np.float32]:
@@ -71,7 +84,12 @@ class Predictor:
                     f"vocabulary of feature {feature['name']!r} must have digest {feature['vocabulary']}: got "
                     f"{digest}; write the package again"
                 )
-        self.encode = Encoder(self.spec, {name: vocabularies[file].lookup for name, file in files.items()})
+        lookups = {name: vocabularies[file].lookup for name, file in files.items()}
+        self.encode: Encoder | HistoryEncoder = (
+            HistoryEncoder(self.spec, lookups, manifest["samples"])
+            if self.spec.get("history")
+            else Encoder(self.spec, lookups)
+        )
         self.columns = self.encode.columns  # that a request names
         self.program = program
         stored.attach(program)
@@ -89,28 +107,32 @@ class Predictor:
         """Predictions for rows of raw values; see ``Encoder`` for their form."""
         return self.run(self.encode(columns))
 
-    def run(self, inputs: Inputs) -> Prediction:
+    def run(self, inputs: AnyInputs) -> Prediction:
         """Predictions for encoded rows."""
         if not len(inputs):
-            return Prediction(np.empty((0, len(self.labels)), np.float32), {})
-        arrays = [inputs.dense, np.concatenate(inputs.ids), inputs.lengths.reshape(-1)]
-        if inputs.weights:
-            arrays.append(np.concatenate(inputs.weights))
+            return Prediction(np.empty((0, len(self.labels)), np.float32), {}, inputs.groups)
         with torch.inference_mode():
-            predictions, unseen = self.program(*map(torch.from_numpy, arrays))
-        counts = zip(self.spec["sparse"], (inputs.unseen + unseen.numpy()).tolist(), strict=True)
-        return Prediction(predictions.numpy(), {feature["name"]: count for feature, count in counts if count})
+            found = [self.program(*map(torch.from_numpy, piece.arrays)) for piece in inputs.pieces()]
+        predictions, outside = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+        totals = (inputs.unseen + outside.reshape(len(found), -1).sum(0)).tolist()
+        counts = zip(self.spec["sparse"], totals, strict=True)
+        unseen = {feature["name"]: count for feature, count in counts if count}
+        return Prediction(predictions, unseen, inputs.groups)
 
     @property
     def is_single_probability(self) -> bool:
         """Whether there is one label, of 0 and 1."""
         return not self.labels[1:] and self.spec["target"] == "binary"
 
-    def named(self, predictions: npt.NDArray[np.float32]) -> dict[str, Any]:
-        """Predictions (B, L) as JSON: "probabilities" of a single label of 0 and 1, else "predictions" by label."""
+    def named(self, found: Prediction) -> dict[str, Any]:
+        """Predictions as JSON: "probabilities" of a single label of 0 and 1, else "predictions" by label.
+
+        They are a list, or one for each user if there are candidates.
+        """
+        columns = [column.to_pylist() for column in found.columns()]
         if self.is_single_probability:
-            return {"probabilities": predictions[:, 0].tolist()}
-        return {"predictions": dict(zip(self.labels, predictions.T.tolist(), strict=True))}
+            return {"probabilities": columns[0]}
+        return {"predictions": dict(zip(self.labels, columns, strict=True))}
 
 
 def _vocabulary(path: Path) -> Vocabulary:
@@ -125,6 +147,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         form = manifest["format"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"folder {path} must hold a {MANIFEST}: got {error!r}; name a package's folder") from error
+    manifest = _LATER | manifest
     if form == 2:
         manifest = _SINCE_3 | manifest
     elif form != FORMAT:
@@ -191,7 +214,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"error: {arguments[0]} must be a list of objects with the same names: got {error!r}; correct it")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(json.dumps({**predictor.named(prediction.predictions), "unseen": prediction.unseen}))
+    print(json.dumps({**predictor.named(prediction), "unseen": prediction.unseen}))
 
 
 if __name__ == "__main__":

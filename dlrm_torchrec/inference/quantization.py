@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.modules.embedding_modules import EmbeddingCollection
 
-from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.datasets.sequences.stream import SequenceStream
 from dlrm_torchrec.datasets.stream import Stream
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
 from dlrm_torchrec.inference.config import QuantizationConfig, TableType
 from dlrm_torchrec.inference.mlps.quantize import mlp_bytes, quantize_mlps
 from dlrm_torchrec.inference.scoring import Scorer, script
+from dlrm_torchrec.inference.sequences.scorer import SequenceScorer, arguments
 from dlrm_torchrec.inference.tables.choose import Errors, choose_types, logit_errors
+from dlrm_torchrec.inference.tables.ids import serve_id_tables
 from dlrm_torchrec.inference.tables.serve import check_types, serve_tables, table_bytes, trained_bytes
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.train.checkpoints.checkpoint import load_unsharded
@@ -30,7 +32,7 @@ class Trained(NamedTuple):
     """A trained model on the CPU, not sharded, with its tables."""
 
     model: nn.Module
-    tables: Tables
+    tables: Tables | EmbeddingCollection
     progress: Progress
 
 
@@ -53,6 +55,29 @@ class Report:
         return max(falls or [after / before - 1 for metric, before, after in pairs if metric == "rmse"])
 
 
+class Form(NamedTuple):
+    """How a model of rows, or one of histories, is called and served."""
+
+    inputs: Callable[[Any], tuple[Any, ...]]  # of the model, from a batch
+    arguments: Callable[[Any], tuple[Any, ...]]  # of its program
+    serve_tables: Callable[..., nn.Module]
+    scorer: Callable[[nn.Module, DatasetSpec], nn.Module]
+
+
+ROWS = Form(
+    lambda batch: (batch.dense_features, batch.sparse_features),
+    lambda batch: (
+        batch.dense_features,
+        batch.sparse_features.values(),
+        batch.sparse_features.lengths(),
+        batch.sparse_features.weights_or_none(),
+    ),
+    serve_tables,
+    Scorer,
+)
+SEQUENCES = Form(lambda batch: (batch,), arguments, serve_id_tables, SequenceScorer)
+
+
 class Quantized(NamedTuple):
     """A served model's program, the types of its tables, and what quantising changed."""
 
@@ -72,7 +97,7 @@ class Quantized(NamedTuple):
 
 
 def load_trained(
-    build: Callable[..., tuple[RankingTask, Tables]], cfg: Any, spec: DatasetSpec, checkpoint: str
+    build: Callable[..., tuple[RankingTask, Tables | EmbeddingCollection]], cfg: Any, spec: DatasetSpec, checkpoint: str
 ) -> Trained:
     """The model of a checkpoint, which a recipe's ``build`` makes for the config ``cfg``."""
     task, tables = build(cfg, spec, 1, torch.device("cpu"))
@@ -84,10 +109,10 @@ def load_trained(
 def quantize(
     trained: Trained,
     how: QuantizationConfig,
-    rows: Stream,
+    rows: Stream | SequenceStream,
     *,
     split: str,
-    calibration: Iterable[Batch],
+    calibration: Iterable[Any],
 ) -> Quantized:
     """The served model, measured before and after on ``rows`` of the split of this name.
 
@@ -101,20 +126,19 @@ def quantize(
     configs = {config.name: config for config in physical_configs(tables)}
     types = dict.fromkeys(configs, how.tables) | how.table_types
     check_types(tables, types)
-    inputs: Sequence[tuple[torch.Tensor, KeyedJaggedTensor]] = [
-        (batch.dense_features, batch.sparse_features) for batch in calibration
-    ]
-    before = _predict(Scorer(model, spec), rows)
+    form = ROWS if spec.history is None else SEQUENCES
+    inputs = [form.inputs(batch) for batch in calibration]
+    before = _predict(lambda batch: _outputs(model, form.inputs(batch), spec), rows)
     bytes_before = {"tables": trained_bytes(tables), "mlps": mlp_bytes(model)}
     errors = Errors()
     if how.budget_mib:
         errors = logit_errors(lambda: torch.cat([model(*batch) for batch in inputs]), tables)
         types = choose_types(tables, errors, int(how.budget_mib * 2**20))
-    model = serve_tables(model, tables, types, [feature.name for feature in spec.sparse])
+    model = form.serve_tables(model, tables, types, [feature.name for feature in spec.sparse])
     if how.mlps != "fp32":
         model = quantize_mlps(model, how.mlps, inputs, bits=how.bits, outliers=how.outliers)
-    program = script(Scorer(model, spec))
-    after = _predict(program, rows)
+    program = script(form.scorer(model, spec))
+    after = _predict(lambda batch: program(*form.arguments(batch))[0], rows)
     report = Report(
         split=split,
         before=_measure(before, spec),
@@ -137,14 +161,19 @@ def check_quality(report: Report, most: float, spec: DatasetSpec) -> None:
         )
 
 
+def _outputs(model: nn.Module, inputs: tuple[Any, ...], spec: DatasetSpec) -> torch.Tensor:
+    """The trained model's predictions (B, L)."""
+    outputs = model(*inputs).reshape(-1, len(spec.labels))
+    return torch.sigmoid(outputs) if spec.target == "binary" else outputs
+
+
 @torch.inference_mode()
-def _predict(model: nn.Module, stream: Stream) -> Scores:
+def _predict(predict: Callable[[Any], torch.Tensor], stream: Stream | SequenceStream) -> Scores:
     """Predictions (N, L) as float64, labels and weights of every row of a split."""
     scores, labels, weights = [], [], []
     for batch in stream.batches():
-        ids, real = batch.sparse_features, batch.num_rows
-        predictions, _ = model(batch.dense_features, ids.values(), ids.lengths(), ids.weights_or_none())
-        scores.append(predictions[:real])
+        real = batch.num_rows
+        scores.append(predict(batch)[:real])
         labels.append(batch.labels[:real].view(real, -1))
         if batch.weights is not None:
             weights.append(batch.weights[:real])

@@ -50,13 +50,14 @@ class Scorer(nn.Module):
         return torch.sigmoid(predictions) if self.binary else predictions, unseen
 
 
-def script(scorer: Scorer) -> torch.jit.ScriptModule:
+def script(scorer: nn.Module) -> torch.jit.ScriptModule:
     """The same function as TorchScript, which a process without this library can load and run.
 
     Its tables stay attributes, so that their rows can be stored and changed apart from it; the attribute ``stored``
     lists them. Equal models have equal code.
     """
     whole = ["TableLookup", "DynamicLinear", "StaticLinear", "SparseProduct", "ColumnScales"]
+    whole += ["IdLookup", "ServedAttention"]  # of models of histories
     graph = torchrec.fx.Tracer(leaf_modules=whole).trace(scorer.eval())
     _unpack_bags(graph)
     module, stored = torch.fx.GraphModule(scorer, graph), stored_tensors(scorer)

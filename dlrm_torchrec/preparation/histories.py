@@ -112,7 +112,7 @@ def prepare_histories(
         overwrite=overwrite or g_pathmgr.exists(join(beside, NAME)),
     )  # fmt: skip
     output_folder.begin(output, command)
-    history = _spec_of_histories(events, beside, columns, positive)
+    history = _spec_of_histories(events, beside, columns, positive, counted=wanted.counted)
     gathered = gather(events, beside, columns.user, history, output=output, memory_bytes=memory_bytes)
     for feature in history.sparse:
         _copy(beside, output, vocabulary_path(feature))
@@ -154,7 +154,9 @@ def _spec_of_events(columns: LogColumns, name: str, min_count: int) -> DatasetSp
     return DatasetSpec(name=name, label=LABEL, dense=(), sparse=tuple(features))
 
 
-def _spec_of_histories(events: Manifest, folder: str, columns: LogColumns, positive: tuple[str, ...]) -> DatasetSpec:
+def _spec_of_histories(
+    events: Manifest, folder: str, columns: LogColumns, positive: tuple[str, ...], *, counted: bool
+) -> DatasetSpec:
     features = {feature.name: feature for feature in events.spec.sparse}
     actions: tuple[str, ...] = ("event",)
     if columns.action:
@@ -176,7 +178,7 @@ def _spec_of_histories(events: Manifest, folder: str, columns: LogColumns, posit
             *(features[name] for name in (columns.user, *columns.users)),
             *(replace(features[name], multi_hot=True) for name in of_events),
         ),
-        history=History(events=of_events, actions=actions, positive=positive),
+        history=History(events=of_events, actions=actions, positive=positive, counted=counted),
     )
 
 

@@ -7,8 +7,11 @@ import torch
 
 from dlrm_torchrec.datasets.ablation import without
 from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.datasets.sequences.config import SamplesConfig
+from dlrm_torchrec.datasets.sequences.open import open_sequences
+from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.clicks import SyntheticStream
-from dlrm_torchrec.datasets.synthetic.specs import demo_spec
+from dlrm_torchrec.datasets.synthetic.specs import demo_spec, interests_spec
 
 SPEC = demo_spec()
 
@@ -35,6 +38,20 @@ def test_one_feature_is_the_same_in_all_rows_and_the_others_are_as_before(name: 
         else:
             assert torch.equal(ids.values(), ids_before.values())
             assert torch.equal(ids.lengths(), ids_before.lengths())
+
+
+@pytest.mark.parametrize("name", ["segment", "item", "category"])
+def test_events_stay_as_many_without_a_feature(name: str) -> None:
+    spec, ranks = interests_spec(), Ranks(16, 0, 1)
+    streams = open_sequences("synthetic", spec, ranks, SamplesConfig(), users=60, epochs=1, seed=3)
+    before = next(iter(streams["val"].batches()))
+    after = without(before, name, spec)
+    assert torch.equal(after.times, before.times)
+    assert before.sparse_features[name].values().any()
+    for feature in spec.sparse:
+        found, was = after.sparse_features[feature.name], before.sparse_features[feature.name]
+        assert torch.equal(found.lengths(), was.lengths())
+        assert torch.equal(found.values(), was.values() * (feature.name != name))
 
 
 def test_an_unknown_feature_is_refused() -> None:

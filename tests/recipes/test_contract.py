@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from dlrm_torchrec.recipe import load_ranking_recipe, load_training_recipe, read_config
+from dlrm_torchrec.recipe import load_ranking_recipe, load_scoring_recipe, load_training_recipe, read_config
 from tests.recipe import ROOT
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("train_*.py"))
 WITHOUT_STREAMS = {"train_mf", "train_neumf", "train_dlrm_daily"}  # of rows that evaluate and quantize_dlrm read
+OF_SEQUENCES = {"train_hstu"}
 ADVICE = r"Recipe in dlrm_torchrec/recipe.py says what it is for; copy it from train_dlrm$"
 
 
@@ -31,7 +32,11 @@ def test_ours_keep_it(recipe: str) -> None:
             ValueError, match=rf"^recipe must define open_streams: got '{recipe}', which does.*{ADVICE}"
         ):
             load_ranking_recipe(recipe)
+    elif recipe in OF_SEQUENCES:
+        opened = vars(load_scoring_recipe(recipe))["open_sequences"]
+        assert opened.__module__ == "dlrm_torchrec.datasets.sequences.open"
     else:
+        assert load_scoring_recipe(recipe)
         assert load_ranking_recipe(recipe).open_streams.__module__ == "dlrm_torchrec.datasets.open"
 
 
@@ -71,6 +76,15 @@ def test_a_copy_that_keeps_the_names_keeps_it(tmp_path: Path) -> None:
 def test_a_copy_that_breaks_it_gets_one_sentence(tmp_path: Path, before: str, after: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"{message}.*{ADVICE}"):
         load_training_recipe(copy(tmp_path, before, after))
+
+
+def test_a_recipe_of_sequences_says_how_they_are_cut(tmp_path: Path) -> None:
+    text = (ROOT / "recipes" / "train_hstu.py").read_text()
+    path = tmp_path / "mine.py"
+    path.write_text(text.replace("    samples: SamplesConfig = ", "    cut: SamplesConfig = "))
+    message = r"^Config of recipe '.*' must have a field samples of type .*SamplesConfig: got none; SequenceRecipe in"
+    with pytest.raises(ValueError, match=message):
+        load_scoring_recipe(str(path))
 
 
 def test_tools_are_no_training_recipes() -> None:

@@ -28,10 +28,29 @@ class SequenceBatch(Pipelineable):
     actions: torch.Tensor  # (T,) int64, ids of the events' actions from 1 on; 0 for candidates
     lengths: torch.Tensor  # (B,) int64, tokens of each sample
     num_candidates: torch.Tensor  # (B,) int64
+    users: torch.Tensor  # (B,) int64, the number of each sample's user in the log; 0 for padding
     labels: torch.Tensor  # (C,) float32, 0 or 1
     num_rows: int  # candidates on this rank, C
     global_rows: int  # candidates over all ranks
     weights: torch.Tensor | None = None  # (C,) float32; None means that all are 1
+
+    def ids_of_rows(self, feature: str) -> torch.Tensor:
+        """The id of a feature of each candidate, (num_rows,) on the CPU: its own, or its user's.
+
+        Without a feature, it is the number of its user.
+        """
+        if not feature:
+            return self.users.repeat_interleave(self.num_candidates).cpu()
+        bags, num_candidates = self.sparse_features[feature], self.num_candidates
+        counts, ids = bags.lengths().long(), bags.values()
+        if bool((counts == self.lengths).all()):  # of all tokens, the candidates of a sample last
+            sample = torch.arange(len(counts), device=ids.device).repeat_interleave(counts)
+            place = torch.arange(len(ids), device=ids.device) - (counts.cumsum(0) - counts)[sample]
+            ids = ids[place >= (counts - num_candidates)[sample]]
+        elif bool((counts != num_candidates).any()):  # of users
+            ids = ids.repeat_interleave(num_candidates[counts > 0])
+        found: torch.Tensor = ids.cpu()
+        return found
 
     def to(self, device: torch.device, non_blocking: bool = False) -> SequenceBatch:  # noqa: FBT001, FBT002  # TorchRec's
         return self._with(lambda part: part.to(device, non_blocking=non_blocking))

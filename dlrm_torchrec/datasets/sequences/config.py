@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from dlrm_torchrec.schema import DatasetSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,3 +57,14 @@ class SamplesConfig:
     def tokens(self) -> int:
         """Events and candidates of the longest sample."""
         return self.history + self.candidates
+
+    def of(self, spec: DatasetSpec) -> DatasetSpec:
+        """The spec with at most as many ids per sample, which the planner counts, as a sample can have."""
+        history = spec.history
+        most = {} if history is None else dict.fromkeys(history.events, self.tokens)
+        most |= {} if history is None else dict.fromkeys(history.cross_names, self.candidates)
+        features = (
+            replace(feature, pooling_factor=min(feature.pooling_factor, most.get(feature.name, 1)))
+            for feature in spec.sparse
+        )
+        return replace(spec, sparse=tuple(features))

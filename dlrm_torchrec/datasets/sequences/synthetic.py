@@ -1,9 +1,10 @@
 """Synthetic users whose interests change while they are watched, with a known best possible AUC.
 
 A user is interested in one of ``INTERESTS`` things at a time, which nobody sees. An interest lasts ``LASTS_S`` seconds
-on average, and then another one begins, any of them equally likely: a Markov chain in continuous time. Items are shown
-at random, whatever the interest is. A user likes an item with a probability whose logit is the sum of a quality of the
-item, an effect of the user's segment, and how well the item's category fits the interest.
+on average, and then another one begins, any of them equally likely: a Markov chain in continuous time. Events come in
+visits, which mostly are farther apart. Items are shown at random, whatever the interest is. Each category of items
+belongs to one interest. The logit of a like is the sum of a quality of the item, an effect of the user's segment, and
+a large number, which is positive if the item's category belongs to the user's interest, and negative if not.
 
 So what a user will like depends on the latest likes and skips, and old ones tell nothing: a model that reads the order
 and the times of events can find the interest of the moment, and one that pools them all cannot. No model can expect a
@@ -34,12 +35,13 @@ from dlrm_torchrec.schema import DatasetSpec
 
 Floats = NDArray[np.float64]
 
-INTERESTS = 8
-LASTS_S = 2 * 86_400
-VISIT_EVENTS, VISIT_GAP_S, GAP_S = 10, 86_400, 60  # events of a visit, and the time to the next visit and event: means
+INTERESTS = 4
+LASTS_S = 86_400
+VISIT_EVENTS, VISIT_GAP_S, GAP_S = 16, 3 * 86_400, 60  # events of a visit, seconds to the next visit and event: means
 LEAST_EVENTS, MOST_EVENTS, TAIL = 10, 400, 1.3  # of a user: a Pareto distribution with this exponent
 BEGINS_S, STARTS_WITHIN_S = 1_700_000_000, 60 * 86_400  # when users begin
-FIT, QUALITY, SEGMENT, BIAS = 2.0, 0.5, 0.5, -0.5  # deviations of the parts of the logit, and its constant
+FITS, FITS_NOT, BIAS = 2.5, -1.25, -0.5  # parts of the logit
+QUALITY, SEGMENT = 0.5, 0.5  # deviations of further parts
 _SKIP, _LIKE = 1, 2  # ids of actions
 
 
@@ -122,9 +124,9 @@ class Interests:
     def _logits(self, items: Ints, segments: NDArray[Any]) -> Floats:
         """The logits of likes of these items by users of these segments, under each interest: (n, INTERESTS)."""
         rows = self._rows()
-        fits = FIT * self._normals(1, rows["category"] * INTERESTS).reshape(-1, INTERESTS)
-        known = QUALITY * self._normals(2, rows["item"])[items] + SEGMENT * self._normals(3, rows["segment"])[segments]
-        logits: Floats = fits[items % rows["category"]] + (BIAS + known)[:, None]
+        belongs = (items % rows["category"])[:, None] % INTERESTS == np.arange(INTERESTS)
+        known = QUALITY * self._normals(1, rows["item"])[items] + SEGMENT * self._normals(2, rows["segment"])[segments]
+        logits: Floats = np.where(belongs, FITS, FITS_NOT) + (BIAS + known)[:, None]
         return logits
 
     def _normals(self, purpose: int, count: int) -> Floats:

@@ -97,10 +97,12 @@ class Parts:
 def score(predictor: Predictor, rows: Rows, parts: Parts, scored: Scored) -> dict[str, int]:
     """Writes a row of predictions for each row, in their order; the number of unseen values of each feature.
 
-    The output has the column "probability" for a single label of 0 and 1, and else one for each label, float32.
+    The output has the column "probability" for a single label of 0 and 1, and else one for each label, float32. If a
+    row is a user, it has a list of predictions there, one for each candidate.
     """
     names = ["probability"] if predictor.is_single_probability else list(predictor.labels)
-    schema = pa.schema(dict.fromkeys(names, pa.float32()))
+    kind = pa.list_(pa.float32()) if predictor.spec.get("history") else pa.float32()
+    schema = pa.schema(dict.fromkeys(names, kind))
     done = parts.num_rows()
     scored(done)
     if done == parts.count * PART_ROWS:  # else the last part was the end
@@ -114,17 +116,18 @@ def score(predictor: Predictor, rows: Rows, parts: Parts, scored: Scored) -> dic
                     raise _of_row(predictor, batch, first + start) or error from error
                 overflows = ~np.isfinite(found.predictions).all(axis=1)
                 if overflows.any():
-                    row = first + start + int(overflows.argmax())
+                    place = int(overflows.argmax())
+                    if found.groups is not None:
+                        place = int(found.groups.cumsum().searchsorted(place, side="right"))
+                    row = first + start + place
                     raise ValueError(
                         f"row {row} of the input, counted from 0, must give a finite prediction: got values that "
                         "overflow the model; correct it"
                     )
-                predictions.append(found.predictions)
+                predictions.append(pa.table(found.columns(), schema=schema))
                 unseen.update(found.unseen)
                 scored(first + start + batch.num_rows)
-            columns = np.concatenate(predictions).T
-            described = schema.with_metadata({"unseen": json.dumps(unseen)})
-            parts.add(pa.Table.from_arrays([pa.array(column) for column in columns], schema=described))
+            parts.add(pa.concat_tables(predictions).replace_schema_metadata({"unseen": json.dumps(unseen)}))
     total = Counter[str]()
     for each in parts.schemas():
         total.update(json.loads(each.metadata[b"unseen"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -20,9 +20,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dlrm_torchrec.inference.encoder import Inputs
 from dlrm_torchrec.inference.loading import PackageError
-from dlrm_torchrec.inference.predictor import Predictor
+from dlrm_torchrec.inference.predictor import AnyInputs, Prediction, Predictor
 from dlrm_torchrec.inference.serving.arrow_body import read_arrow, write_arrow
 from dlrm_torchrec.inference.serving.batcher import Batcher
 from dlrm_torchrec.inference.serving.client import read_body, unless_gone
@@ -88,13 +87,13 @@ class Service:
             predictor, inputs, predictions = await unless_gone(request, answer)
         counts = zip(predictor.spec["sparse"], inputs.unseen.tolist(), strict=True)
         unseen = {feature["name"]: count for feature, count in counts if count}
-        response = _written(content_type, predictor, predictions, unseen)
+        response = _written(content_type, predictor, Prediction(predictions, unseen, inputs.groups))
         self.metrics.answered(len(inputs), unseen, perf_counter() - start)
         return response
 
     async def _answer(
         self, content_type: str, body: bytes, hold_rows: Callable[[int], None]
-    ) -> tuple[Predictor, Inputs, Predictions]:
+    ) -> tuple[Predictor, AnyInputs, Predictions]:
         """One predictor encodes the rows, predicts and answers, even if another package is loaded meanwhile."""
         while True:
             predictor = self._loaded()
@@ -112,7 +111,7 @@ class Service:
             raise HTTPException(422, "a row must give a finite prediction: got a row whose values overflow the model")
         return predictor, inputs, predictions
 
-    def encoded(self, predictor: Predictor, content_type: str, body: bytes) -> Inputs:
+    def encoded(self, predictor: Predictor, content_type: str, body: bytes) -> AnyInputs:
         """The rows of a body. Raises HTTPException with the status of what is wrong with it."""
         if content_type == ARROW:
             columns = read_arrow(body, self.config, predictor.encode.known)
@@ -124,6 +123,9 @@ class Service:
             raise HTTPException(422, str(error)) from error
         if len(inputs) == 0:
             raise HTTPException(422, "a request must have rows: got none")
+        if len(inputs) > self.config.max_rows:  # several for a user
+            most = f"at most {self.config.max_rows}: got {len(inputs)}; split the request"
+            raise HTTPException(413, f"candidates of all users must be {most}")
         return inputs
 
     async def reload(self, request: Request) -> Response:
@@ -178,15 +180,15 @@ def _content_type(request: Request) -> str:
     return content_type
 
 
-def _written(content_type: str, predictor: Predictor, predictions: Predictions, unseen: Mapping[str, int]) -> Response:
+def _written(content_type: str, predictor: Predictor, found: Prediction) -> Response:
     manifest = predictor.manifest
     package = manifest["name"]
     headers = {"Package-Version": str(manifest["version"]), "Package-Fingerprint": manifest["fingerprint"]}
     if content_type == ARROW:
         names = ["probability"] if predictor.is_single_probability else predictor.labels
-        columns = dict(zip(names, predictions.T, strict=True))
-        return Response(write_arrow(columns, unseen, package), media_type=ARROW, headers=headers)
-    return JSONResponse({**predictor.named(predictions), "unseen": unseen, "package": package}, headers=headers)
+        columns = dict(zip(names, found.columns(), strict=True))
+        return Response(write_arrow(columns, found.unseen, package), media_type=ARROW, headers=headers)
+    return JSONResponse({**predictor.named(found), "unseen": found.unseen, "package": package}, headers=headers)
 
 
 async def _refused(_: Request, error: Exception) -> Response:

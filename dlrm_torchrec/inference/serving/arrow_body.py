@@ -12,10 +12,8 @@ import struct
 from collections.abc import Mapping, Set
 from itertools import islice
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from pyarrow import types
 from starlette.exceptions import HTTPException
 
@@ -119,13 +117,13 @@ def _may_expand(message: pa.ipc.Message) -> bool:
     return bool(find(root, CUSTOM_METADATA) or find(header + read("<I", header), COMPRESSION))
 
 
-def write_arrow(columns: Mapping[str, NDArray[np.float32]], unseen: Mapping[str, int], package: str) -> bytes:
+def write_arrow(columns: Mapping[str, pa.Array], unseen: Mapping[str, int], package: str) -> bytes:
     """A stream of the predictions of each label (B,); the schema's metadata holds the rest of the answer."""
     schema = pa.schema(
-        dict.fromkeys(columns, pa.float32()),
+        {name: values.type for name, values in columns.items()},
         metadata={"package": package, "unseen": json.dumps(unseen, ensure_ascii=False)},
     )
     output = pa.BufferOutputStream()
     with pa.ipc.new_stream(output, schema) as stream:
-        stream.write(pa.record_batch([pa.array(values) for values in columns.values()], schema))
+        stream.write(pa.record_batch(list(columns.values()), schema))
     return bytes(output.getvalue())

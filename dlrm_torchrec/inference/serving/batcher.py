@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlrm_torchrec.inference.encoder import Inputs
-from dlrm_torchrec.inference.predictor import Predictor
+from dlrm_torchrec.inference.predictor import AnyInputs, Predictor
 from dlrm_torchrec.inference.serving.prometheus import Metrics
 
 
@@ -28,7 +27,7 @@ class Waiting:
     """A request in the queue, with the future that receives its rows' predictions."""
 
     predictor: Predictor  # it encoded the inputs; ids of another package mean other values
-    inputs: Inputs
+    inputs: AnyInputs
     answer: asyncio.Future[NDArray[np.float32]]
     since: float
 
@@ -52,7 +51,7 @@ class Batcher:
         self._arrival = asyncio.Event()
         self._model = ThreadPoolExecutor(1, "model", initializer=torch.set_num_threads, initargs=(threads,))
 
-    def submit(self, predictor: Predictor, inputs: Inputs) -> asyncio.Future[NDArray[np.float32]]:
+    def submit(self, predictor: Predictor, inputs: AnyInputs) -> asyncio.Future[NDArray[np.float32]]:
         """A future of the predictions (rows, L); cancelling it removes the rows from the queue."""
         answer = asyncio.get_running_loop().create_future()
         self._queue.append(Waiting(predictor, inputs, answer, perf_counter()))
@@ -140,5 +139,5 @@ class Batcher:
 def _predictions(batch: list[Waiting]) -> list[NDArray[np.float32]]:
     """The predictions for each request."""
     inputs = [each.inputs for each in batch]
-    predictions = batch[0].predictor.run(Inputs.joined(inputs)).predictions
+    predictions = batch[0].predictor.run(inputs[0].joined(inputs)).predictions
     return np.split(predictions, np.cumsum([len(each) for each in inputs])[:-1])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 import torch
+from torchrec.modules.embedding_modules import EmbeddingCollection
 
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
 from dlrm_torchrec.inference.config import TableType
@@ -18,7 +19,7 @@ Errors = dict[str, dict[TableType, float]]
 
 
 @torch.no_grad()
-def logit_errors(predict: Callable[[], torch.Tensor], tables: Tables) -> Errors:
+def logit_errors(predict: Callable[[], torch.Tensor], tables: Tables | EmbeddingCollection) -> Errors:
     """Mean squared change of ``predict``'s logits when only one table is stored as a type, for each table and type.
 
     ``predict`` must run the model of ``tables`` on the same rows at every call. The weights are restored at the end.
@@ -38,7 +39,9 @@ def logit_errors(predict: Callable[[], torch.Tensor], tables: Tables) -> Errors:
     return errors
 
 
-def choose_types(tables: Tables, errors: Mapping[str, Mapping[TableType, float]], budget: int) -> dict[str, TableType]:
+def choose_types(
+    tables: Tables | EmbeddingCollection, errors: Mapping[str, Mapping[TableType, float]], budget: int
+) -> dict[str, TableType]:
     """The type of each table with the least sum of ``errors``, such that all tables need at most ``budget`` bytes.
 
     This solves a multiple-choice knapsack problem by dynamic programming over ``_UNITS`` parts of the budget; bytes are

@@ -95,12 +95,17 @@ class Paths(nn.Module):
             for number, (networks, rows) in enumerate(zip(later, stack.class_rows[1:], strict=True), start=1)
         ]
 
-    def forward(self, values: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None) -> list[torch.Tensor]:
+    def vectors(self, values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """The vector of each id (ids, dim), key by key."""
         ids = selected(values, lengths, self.sources)
-        vectors = self.lookup(values, lengths)
+        vectors: torch.Tensor = self.lookup(values, lengths)
         for number, layers in enumerate(self.networks):
             classes = self.classes(ids, torch.full_like(ids, number))
             vectors = _through(vectors, classes, layers)
+        return vectors
+
+    def forward(self, values: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None) -> list[torch.Tensor]:
+        vectors = self.vectors(values, lengths)
         if weights is not None:
             vectors = vectors * selected(weights, lengths, self.sources).unsqueeze(1)
         return pooled(vectors, lengths[self.features])

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import get_embedding_names_by_table
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingCollection, get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from dlrm_torchrec.embeddings.compositional.operations import Add, FeatureGeneration, Mult, Passed
-from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig
+from dlrm_torchrec.embeddings.compositional.table_configs import StackedEmbeddingBagConfig, StackedTable
 from dlrm_torchrec.embeddings.managed.table_configs import ManagedEmbeddingBagConfig
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import Tables, bytes_of_ids, physical_configs
@@ -63,7 +63,7 @@ class TableLookup(nn.Module):
         for config, keys in zip(physical_configs(tables), names_by_table, strict=True):
             table = StoredTable(config.name, weights[config.name], types[config.name])
             operation = config.operation if isinstance(config, StackedEmbeddingBagConfig) else None
-            columns = _columns(config, table, list(features))
+            columns = columns_of(config, table, list(features))
             sources += [of[0].source for of in columns]
             if isinstance(operation, Mult):
                 products[config.embedding_dim, len(columns[0])].update(zip(keys, columns, strict=True))
@@ -133,36 +133,39 @@ def serve_tables(
     return model
 
 
-def table_weights(tables: Tables) -> dict[str, torch.Tensor]:
+def table_weights(tables: Tables | EmbeddingCollection) -> dict[str, torch.Tensor]:
     """The stored weight (rows, dim) of every table, by name."""
+    if isinstance(tables, EmbeddingCollection):
+        return {name: table.weight for name, table in tables.embeddings.items()}
     stored = tables.tables if isinstance(tables, MixedDimensionEmbeddingBagCollection) else tables
     return {name: bag.weight for name, bag in stored.embedding_bags.items()}
 
 
-def rounded_rows(config: EmbeddingBagConfig) -> int:
+def rounded_rows(config: BaseEmbeddingConfig) -> int:
     """The number of rows of a stored table that are rounded: the first rows; networks and cores stay float32."""
-    if isinstance(config, StackedEmbeddingBagConfig) and isinstance(config.operation, Passed):
+    if isinstance(config, StackedTable) and isinstance(config.operation, Passed):
         return config.stack.sizes[0]
     return int(config.num_embeddings)
 
 
-def table_bytes(config: EmbeddingBagConfig, kind: TableType) -> int:
+def table_bytes(config: BaseEmbeddingConfig, kind: TableType) -> int:
     """Bytes of a served table, with the listed classes or the map of its ids."""
     rows, dim = rounded_rows(config), int(config.embedding_dim)
-    listed = config.stack.partition.listed_bytes if isinstance(config, StackedEmbeddingBagConfig) else 0
+    listed = config.stack.partition.listed_bytes if isinstance(config, StackedTable) else 0
     listed += MAP_BYTES * rows * isinstance(config, ManagedEmbeddingBagConfig)
     return rows * row_bytes(kind, dim) + (int(config.num_embeddings) - rows) * row_bytes("fp32", dim) + listed
 
 
-def trained_bytes(tables: Tables) -> int:
+def trained_bytes(tables: Tables | EmbeddingCollection) -> int:
     """Bytes of all tables as they were trained, with what is kept of their ids."""
     kept = sum(bytes_of_ids(config) for config in physical_configs(tables))
     return kept + sum(each.nbytes for each in table_weights(tables).values())
 
 
-def check_types(tables: Tables, types: Mapping[str, str]) -> None:
+def check_types(tables: Tables | EmbeddingCollection, types: Mapping[str, str]) -> None:
     """Raises ValueError unless every table has a type that fits it, and all tables can be served."""
-    if tables.is_weighted() and any(config.pooling is PoolingType.MEAN for config in tables.embedding_bag_configs()):
+    bags = [] if isinstance(tables, EmbeddingCollection) else tables.embedding_bag_configs()
+    if bags and tables.is_weighted() and any(config.pooling is PoolingType.MEAN for config in bags):
         raise ValueError("weighted tables must add up rows to be served: got a mean; train them with sums")
     configs = {config.name: config for config in physical_configs(tables)}
     if set(types) != set(configs):
@@ -172,9 +175,9 @@ def check_types(tables: Tables, types: Mapping[str, str]) -> None:
         check_type(name, types[name], config.embedding_dim)
 
 
-def _columns(config: EmbeddingBagConfig, table: StoredTable, features: list[str]) -> list[list[Column]]:
+def columns_of(config: BaseEmbeddingConfig, table: StoredTable, features: list[str]) -> list[list[Column]]:
     """The columns that make each output of a table: k columns, or one with feature generation."""
-    if not isinstance(config, StackedEmbeddingBagConfig):
+    if not isinstance(config, StackedTable):
         return [[Column(table, features.index(name))] for name in config.feature_names]
     partition = config.stack.partition
     classes = list(zip(partition.digits, partition.codes, config.stack.first_rows, strict=True))

@@ -26,10 +26,10 @@ class StoredTensor(NamedTuple):
 
 
 def stored_tensors(model: nn.Module) -> list[StoredTensor]:
-    """Those of all ``TableLookup`` in ``model``, with the tables of a buffer in their order there."""
+    """Those of all ``TableLookup`` and ``IdLookup`` in ``model``, with the tables of a buffer in their order there."""
     found: list[StoredTensor] = []
     for path, part in model.named_modules():
-        if type(part).__name__ != "TableLookup":
+        if type(part).__name__ not in ("TableLookup", "IdLookup"):
             continue
         for inner, module in part.named_modules(prefix=path):
             if isinstance(module, RowLookup):

@@ -62,6 +62,13 @@ class CandidateRanker(nn.Module):
     def score(self, rows: Rows, samples: Samples) -> torch.Tensor:
         """Logits of candidates from the rows of all their samples."""
 
+    @abstractmethod
+    def served(self) -> nn.Module:
+        """A module that maps the arguments of ``score`` to the same logits, where each sample has a candidate.
+
+        ``torchrec.fx`` traces it and TorchScript compiles it. It has the parts of this module.
+        """
+
     def work(self, num_samples: int) -> Work:
         """The work of so many samples."""
         return Work.of_equal_samples(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn.functional import dropout, silu
 
 from dlrm_torchrec.models.hstu.attention.bias import RelativeBias
 from dlrm_torchrec.models.hstu.attention.layout import Layout
+from dlrm_torchrec.models.hstu.attention.served import ServedAttention
 from dlrm_torchrec.models.hstu.attention.silu import silu_attention
 from dlrm_torchrec.models.hstu.blocks import glorot
 from dlrm_torchrec.models.hstu.config import HSTUConfig
 
 EPS = 1e-6  # of the norms inside a layer
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # of queries, keys and values by head
 
 
 class HSTULayer(nn.Module):
@@ -31,6 +36,7 @@ class HSTULayer(nn.Module):
         keys, values = config.heads * config.key_dim, config.heads * config.value_dim
         self.widths = (values, values, keys, keys)
         paper = config.variant == "paper"
+        self.scale = 1 if paper else config.key_dim**-0.5  # of the products of queries and keys
         self.norm_input = nn.LayerNorm(config.dim, eps=EPS, device=device)
         self.project = glorot(nn.Linear(config.dim, sum(self.widths), device=device))
         self.norm_attended = nn.LayerNorm(values, eps=EPS, device=device)
@@ -48,24 +54,48 @@ class HSTULayer(nn.Module):
             query_times: (tokens,) int64 seconds, when each token asks
             key_times: (tokens,) int64 seconds, when each token happened
         """
+        return self.around(
+            x,
+            partial(
+                silu_attention,
+                layout=layout,
+                scale=self.scale,
+                divisor=self.config.most_tokens,
+                bias=self.bias(query_times, key_times) if self.bias is not None else None,
+            ),
+        )
+
+    def around(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
+        """Tokens (tokens, dim) of tokens (tokens, dim) that attend to each other by ``attention``."""
         config, paper = self.config, self.config.variant == "paper"
         projected = self.project(self.norm_input(x))
         u, v, q, k = (silu(projected) if paper else projected).split(self.widths, dim=1)
         u = u if paper else silu(u)
-        attended = silu_attention(
+        attended = attention(
             q.unflatten(1, (config.heads, config.key_dim)),
             k.unflatten(1, (config.heads, config.key_dim)),
             v.unflatten(1, (config.heads, config.value_dim)),
-            layout,
-            scale=1 if paper else config.key_dim**-0.5,
-            divisor=config.most_tokens,
-            bias=self.bias(query_times, key_times) if self.bias is not None else None,
         ).flatten(1)
         gated = self.norm_attended(attended) * u
         if not paper:
             gated = torch.cat([u, attended, gated], dim=1)
-        result: torch.Tensor = x + self.output(dropout(gated, config.dropout, self.training))
+        result: torch.Tensor = x + self.output(dropout(gated, float(config.dropout), self.training))
         return result
+
+
+class ServedLayer(nn.Module):
+    """A layer without gradients, in a form that ``torchrec.fx`` traces."""
+
+    def __init__(self, trained: HSTULayer) -> None:
+        super().__init__()
+        self.trained = trained
+        self.attention = ServedAttention(scale=trained.scale, divisor=trained.config.most_tokens, bias=trained.bias)
+
+    def forward(
+        self, x: torch.Tensor, times: torch.Tensor, visible: torch.Tensor, candidates: torch.Tensor
+    ) -> torch.Tensor:
+        """Tokens (tokens, dim) of tokens; the other arguments are those of ``ServedAttention``."""
+        return self.trained.around(x, partial(self.attention, times=times, visible=visible, candidates=candidates))
 
 
 class HSTULayers(nn.ModuleList):
@@ -81,3 +111,7 @@ class HSTULayers(nn.ModuleList):
         for layer in self:
             x = layer(x, layout, query_times, key_times)
         return x
+
+    def served(self) -> list[ServedLayer]:
+        """The layers for serving."""
+        return [ServedLayer(layer) for layer in self if isinstance(layer, HSTULayer)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -12,7 +13,17 @@ from dlrm_torchrec.models.hstu.blocks import swish_mlp
 from dlrm_torchrec.models.hstu.candidates import CandidateRanker
 from dlrm_torchrec.models.hstu.chunks import Rows
 from dlrm_torchrec.models.hstu.config import HSTUConfig
+from dlrm_torchrec.models.hstu.places import histories_of, to_first_candidates
 from dlrm_torchrec.models.hstu.tokens import Samples
+
+
+class Pairs(NamedTuple):
+    """C candidates, and P pairs of a candidate and an event of its history."""
+
+    which: torch.Tensor  # (C,) the candidates among all tokens
+    users: torch.Tensor  # (C,) the sample of each among those that are real
+    asker: torch.Tensor  # (P,) the candidate's number
+    events: torch.Tensor  # (P,) the event among all tokens
 
 
 class PooledRanker(CandidateRanker):
@@ -42,25 +53,41 @@ class PooledRanker(CandidateRanker):
         self.user = nn.Linear((2 + len(context)) * dim, dim, device=device)
 
     def score(self, rows: Rows, samples: Samples) -> torch.Tensor:
-        times, actions, lengths, num_candidates = samples
-        histories = lengths - num_candidates
+        histories = samples.lengths - samples.num_candidates
         owners = samples.owners()
         which = (samples.places(owners) >= histories[owners]).nonzero().squeeze(1)
-        tokens = dropout(self.contents(rows, actions), self.config.input_dropout, self.training)
-        candidates = tokens[which]
+        asker, events = histories_of(owners[which], samples.lengths, histories)
+        users = ((samples.lengths > 0).cumsum(0) - 1)[owners[which]]
+        return self.of_pairs(rows, samples, Pairs(which, users, asker, events))
 
-        counts = histories[owners[which]]  # events that each candidate pools
-        asker = torch.arange(len(which), device=which.device).repeat_interleave(counts)
-        starts = (lengths.cumsum(0) - lengths)[owners[which]]
-        place = torch.arange(len(asker), device=which.device) - (counts.cumsum(0) - counts)[asker]
-        event, candidate = tokens[starts[asker] + place], candidates[asker]
+    def of_pairs(self, rows: Rows, samples: Samples, pairs: Pairs) -> torch.Tensor:
+        """Logits of candidates that pool events, each by its pairs with them."""
+        which, users, asker, events = pairs
+        tokens = dropout(self.contents(rows, samples.actions), self.config.input_dropout, self.training)
+        candidates = tokens[which]
+        event, candidate = tokens[events], candidates[asker]
         weights = self.weight(torch.cat([candidate, event, candidate - event, candidate * event], dim=1))
         pooled = torch.zeros_like(candidates).index_add(0, asker, (weights * event).to(candidates.dtype))
 
         known = [candidates, pooled]
         if self.context is not None:
-            real = lengths > 0
-            of_sample = (real.cumsum(0) - 1)[owners[which]]
-            known.append(self.context(rows).flatten(1)[of_sample])
-        logits: torch.Tensor = self.head(self.user(torch.cat(known, dim=1)), times[which], rows, which)
+            known.append(self.context(rows).flatten(1)[users])
+        logits: torch.Tensor = self.head(self.user(torch.cat(known, dim=1)), samples.times[which], rows, which)
         return logits
+
+    def served(self) -> nn.Module:
+        return ServedPooled(self)
+
+
+class ServedPooled(nn.Module):
+    """``PooledRanker.score`` without gradients, in a form that ``torchrec.fx`` traces and TorchScript compiles."""
+
+    def __init__(self, trained: PooledRanker) -> None:
+        super().__init__()
+        self.trained = trained
+
+    def forward(self, rows: Rows, samples: Samples) -> torch.Tensor:
+        visible, owners = samples.lengths - samples.num_candidates, torch.repeat_interleave(samples.lengths)
+        which = (to_first_candidates(owners, samples.lengths, visible) <= 0).nonzero().squeeze(1)
+        asker, events = histories_of(owners[which], samples.lengths, visible)
+        return self.trained.of_pairs(rows, samples, Pairs(which, owners[which], asker, events))

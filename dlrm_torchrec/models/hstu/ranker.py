@@ -15,6 +15,7 @@ from dlrm_torchrec.models.hstu.chunks import Rows
 from dlrm_torchrec.models.hstu.config import HSTUConfig
 from dlrm_torchrec.models.hstu.costs import activation_bytes
 from dlrm_torchrec.models.hstu.layer import HSTULayers
+from dlrm_torchrec.models.hstu.places import after_context, to_first_candidates
 from dlrm_torchrec.models.hstu.tokens import Samples
 
 MINUTE_S = 60
@@ -91,6 +92,9 @@ class HSTURanker(CandidateRanker):
         """Bytes that one step of a rank with so many samples holds at most, for plans; an upper bound in bfloat16."""
         return activation_bytes(self.config, self.work(num_samples))
 
+    def served(self) -> nn.Module:
+        return ServedHSTU(self)
+
     def score(self, rows: Rows, samples: Samples) -> torch.Tensor:
         times, actions, lengths, num_candidates = samples
         histories = lengths - num_candidates
@@ -110,6 +114,35 @@ class HSTURanker(CandidateRanker):
         layout = make_layout(histories, num_candidates)
         tokens = self.layers(dropout(tokens, self.config.input_dropout, self.training), layout, times, times)
         logits: torch.Tensor = self.head(tokens[indices[which]], samples.times[which], rows, which)
+        return logits
+
+
+class ServedHSTU(nn.Module):
+    """``HSTURanker.score`` without gradients, in a form that ``torchrec.fx`` traces and TorchScript compiles."""
+
+    def __init__(self, trained: HSTURanker) -> None:
+        super().__init__()
+        self.trained, self.num_context = trained, len(trained.context_features)
+        self.layers = nn.ModuleList(trained.layers.served())
+
+    def forward(self, rows: Rows, samples: Samples) -> torch.Tensor:
+        trained, (times, actions, lengths, num_candidates) = self.trained, samples
+        visible, owners = lengths - num_candidates, torch.repeat_interleave(lengths)
+        to_candidates = to_first_candidates(owners, lengths, visible)
+        which = (to_candidates <= 0).nonzero().squeeze(1)
+        ages = times[(lengths.cumsum(0) - num_candidates)[owners]] - times
+        tokens = trained.encoding.events(trained.contents(rows, actions), to_candidates.clamp(min=0), ages)
+        asked, happened = which, times
+        if trained.context is not None:
+            context = trained.encoding.context(trained.context(rows))
+            order, indices = after_context(owners, lengths, self.num_context)
+            tokens = torch.cat([context.flatten(0, 1), tokens])[order]
+            first = times[lengths.cumsum(0) - lengths]
+            happened = torch.cat([first.repeat_interleave(self.num_context), times])[order]
+            visible, asked = visible + self.num_context, indices[which]
+        for layer in self.layers:
+            tokens = layer(tokens, happened, visible, num_candidates)
+        logits: torch.Tensor = trained.head(tokens[asked], times[which], rows, which)
         return logits
 
 

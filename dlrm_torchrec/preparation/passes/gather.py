@@ -102,7 +102,10 @@ def _by_user(table: pa.Table, user: str, kind: pa.Schema) -> pa.Table:
     change: dict[str, Callable[[Any], Any]] = {TIME: lambda micros: micros // MICROS, ACTION: lambda ids: ids - 1}
     columns = []
     for field in kind:
-        values = table[field.name].to_numpy()[order]
+        if field.name not in table.column_names:  # the actions of a log that has none: all events are alike
+            values = np.full(len(order), 2)
+        else:
+            values = table[field.name].to_numpy()[order]
         if not pa.types.is_list(field.type):
             columns.append(pa.array(values[starts], field.type))
             continue

@@ -17,20 +17,8 @@ def noting_ids(batches: Iterable[RankingBatch], feature: str, noted: list[torch.
     Raises ValueError when a row has none or several.
     """
     for batch in batches:
-        noted.append(_row_ids(batch, feature))
+        noted.append(batch.ids_of_rows(feature))
         yield batch
-
-
-def _row_ids(batch: RankingBatch, feature: str) -> torch.Tensor:
-    bags = batch.sparse_features[feature]
-    lengths = bags.lengths()[: batch.num_rows]
-    if not bool((lengths == 1).all()):
-        raise ValueError(
-            f"feature {feature!r} must have one id in every row to group rows by: got a row with "
-            f"{int(lengths[lengths != 1][0])}; name another feature"
-        )
-    ids: torch.Tensor = bags.values()[: batch.num_rows].cpu()
-    return ids
 
 
 def grouped_auc(scores: Scores, ids: torch.Tensor) -> dict[str, float]:

@@ -1,0 +1,261 @@
+"""Turns what users did, and the candidates to score for them, into the inputs of a model, exactly as in training.
+
+A package holds a copy of this file, which needs only numpy and pyarrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from dlrm_torchrec.inference.encoder import Encoder, Inputs, Key, read_flat
+from dlrm_torchrec.inference.lookups import FIRST, Lookup, Vocabulary, finalised
+from dlrm_torchrec.raw_values import numbers, times
+
+Ids = npt.NDArray[np.int64]
+
+TIME, ACTION, CANDIDATES = "time", "action", "candidates."  # columns of a request, and how those of candidates begin
+ASKED = f"{CANDIDATES}{TIME}"  # the column that says when the candidates of a row are shown
+MOST_TOKENS = 65_536  # that a model gets at once, or those of one sample
+_HOUR_S, _MICROS = 3600, 10**6
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class HistoryInputs:
+    """B samples with T tokens, the events of a history and then its C candidates, in the form that the model takes."""
+
+    ids: tuple[Ids, ...]  # of each feature: one for each token, for each candidate (crosses), or for each sample
+    kinds: tuple[str, ...]  # of each feature: what it has an id for, "token", "candidate" or "sample"
+    times: Ids  # (T,) seconds
+    actions: Ids  # (T,) from 1 on; 0 for candidates
+    lengths: Ids  # (B,) tokens
+    groups: Ids  # (B,) candidates
+    unseen: Ids  # (F,) number of unknown raw values
+
+    def __len__(self) -> int:
+        """The number of predictions, one for each candidate."""
+        return int(self.groups.sum())
+
+    @property
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        """The arguments of the model's program."""
+        return [np.concatenate(self.ids), self.times, self.actions, self.lengths, self.groups]
+
+    @staticmethod
+    def joined(several: Sequence[Any]) -> HistoryInputs:
+        """The samples of one or more requests, in order."""
+        parts = {name: [getattr(each, name) for each in several] for name in ("times", "actions", "lengths", "groups")}
+        return HistoryInputs(
+            ids=tuple(np.concatenate(ids) for ids in zip(*(each.ids for each in several), strict=True)),
+            kinds=several[0].kinds,
+            unseen=np.sum([each.unseen for each in several], axis=0),
+            **{name: np.concatenate(part) for name, part in parts.items()},
+        )
+
+    def pieces(self) -> Iterator[HistoryInputs]:
+        """The same samples, a few at a time, so that the memory of a model has a limit; only the first has unseen."""
+        piece = (self.lengths.cumsum() - 1) // MOST_TOKENS
+        cuts = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), len(piece)]
+        ends = {
+            "token": np.append(0, self.lengths.cumsum()),
+            "candidate": np.append(0, self.groups.cumsum()),
+            "sample": np.arange(len(piece) + 1),
+        }
+        for first, last in pairwise(cuts):
+            span = {kind: slice(end[first], end[last]) for kind, end in ends.items()}
+            yield HistoryInputs(
+                ids=tuple(ids[span[kind]] for ids, kind in zip(self.ids, self.kinds, strict=True)),
+                kinds=self.kinds,
+                times=self.times[span["token"]],
+                actions=self.actions[span["token"]],
+                lengths=self.lengths[first:last],
+                groups=self.groups[first:last],
+                unseen=self.unseen if first == 0 else np.zeros_like(self.unseen),
+            )
+
+
+class HistoryEncoder:
+    """Maps raw columns of users to ``HistoryInputs``; threads may share it.
+
+    A row is a user: one value for each feature of users; lists, with an entry for each event in the order of their
+    times, for each feature of events, ``action`` and ``time``; lists with an entry for each candidate in
+    ``candidates.<column>`` for each feature of events; and in ``candidates.time`` the time when they are shown. A log
+    with a single action has no column for it.
+    """
+
+    def __init__(self, spec: Mapping[str, Any], vocabularies: Mapping[str, Lookup], samples: Mapping[str, Any]) -> None:
+        """``samples`` are the fields of the SamplesConfig of training; the others are those of ``Encoder``."""
+        history = spec["history"]
+        self.events, self.crosses = history["events"], {cross["name"]: cross["of"] for cross in history["crosses"]}
+        self.actions: list[str] = history["actions"]
+        self.sparse, self.samples = spec["sparse"], samples
+        self.read_times = numbers if history["counted"] else times
+        own = [feature for feature in self.sparse if feature["name"] not in self.crosses]
+        asked = [_of_candidates(feature) for feature in own if feature["name"] in self.events]
+        lookups = dict(vocabularies)
+        lookups |= {f"{CANDIDATES}{name}": found for name, found in vocabularies.items() if name in self.events}
+        if len(self.actions) > 1:
+            lookups[ACTION] = Vocabulary.of(pa.array(self.actions)).lookup
+            asked.append(own[0] | {"name": ACTION, "column": ACTION, "encoding": "vocab", "rows": 0, "part": "value"})
+            asked[-1]["multi_hot"] = True
+        self.features = {feature["name"]: place for place, feature in enumerate([*own, *asked])}
+        self.rows = Encoder(dict(spec) | {"dense": [], "sparse": [*own, *asked]}, lookups)
+        self.keys: dict[Key, None] = self.rows.keys | {(TIME, True): None, (ASKED, False): None}
+        self.columns = (*self.rows.columns, TIME, ASKED)
+        self.known = self.rows.known | {TIME, ASKED}
+        self.kinds = tuple(
+            "token" if each["name"] in self.events else "candidate" if each["name"] in self.crosses else "sample"
+            for each in self.sparse
+        )
+
+    def __call__(self, columns: Mapping[str, Any]) -> HistoryInputs:
+        """B samples, from a list, NumPy array or Arrow array of B values or lists per column.
+
+        Of a history, the events are kept that training would have kept. Raises ValueError for what ``Encoder`` refuses,
+        for lists of different lengths, for times that are missing or descend, for an unknown action, and for a row
+        without candidates.
+        """
+        found = self.rows({name: column for name, column in columns.items() if name not in (TIME, ASKED)})
+        absent = [name for name in (TIME, ASKED) if name not in columns]
+        if absent:
+            raise ValueError(f"columns must have {absent[0]!r}: got none; send the time of each event, and of asking")
+        happened, counts = self._times(columns[TIME], TIME, listed=True)
+        now, rows = self._times(columns[ASKED], ASKED, listed=False)
+        for name, size in ((TIME, len(counts)), (ASKED, len(rows))):
+            if size != found.lengths.shape[1]:
+                raise ValueError(
+                    f"columns must have one value per row: got {size} of {name!r} for {found.lengths.shape[1]} rows; "
+                    "send a list, or a time, for each user"
+                )
+        groups = found.lengths[self.features[f"{CANDIDATES}{self.events[0]}"]].astype(np.int64)
+        self._check_lengths(found, counts, groups)
+        owners, asking = np.repeat(np.arange(len(counts)), counts), np.repeat(np.arange(len(groups)), groups)
+        _check_order(happened, owners, now)
+        actions = self._actions(found, columns)
+        kept = self._kept(actions, counts, owners)
+        owner_of_token = np.append(owners[kept], asking)
+        order = np.argsort(owner_of_token, kind="stable")
+        ids, unseen = list[Ids](), list[int]()
+        for feature in self.sparse:
+            name = feature["name"]
+            if name in self.crosses:
+                ids.append(self._crossed(feature, found, now, asking))
+                unseen.append(0)
+                continue
+            place = self.features[name]
+            ids.append(found.ids[place])
+            unseen.append(int(found.unseen[place]))
+            if name in self.events:
+                place = self.features[f"{CANDIDATES}{name}"]
+                ids[-1] = np.append(ids[-1][kept], found.ids[place])[order]
+                unseen[-1] += int(found.unseen[place])
+        return HistoryInputs(
+            ids=tuple(ids),
+            kinds=self.kinds,
+            times=np.append(happened[kept], now[asking])[order],
+            actions=np.append(actions[kept], np.zeros_like(asking))[order],
+            lengths=np.bincount(owner_of_token, minlength=len(groups)),
+            groups=groups,
+            unseen=np.array(unseen, np.int64),
+        )
+
+    def _times(self, column: Any, name: str, *, listed: bool) -> tuple[Ids, Ids]:
+        """Whole seconds of all values, and how many there are in each row."""
+        (seconds,), lengths = read_flat(column, (name, listed), self.read_times, self.rows.form)
+        if np.isnan(seconds).any():
+            raise ValueError(f"column {name!r} must have no missing times: got one; leave out events without a time")
+        rounded: Ids = np.round(seconds * _MICROS).astype(np.int64) // _MICROS
+        return rounded, np.ones(len(rounded), np.int64) if not listed else lengths
+
+    def _check_lengths(self, found: Inputs, counts: Ids, groups: Ids) -> None:
+        if not groups.all():
+            raise ValueError(
+                f"a row must have candidates: got none in row {int(np.flatnonzero(groups == 0)[0])}; send those to be "
+                f"scored in {CANDIDATES}{self.events[0]!s}"
+            )
+        wanted = {name: counts for name in (*self.events, ACTION) if name in self.features}
+        wanted |= {f"{CANDIDATES}{name}": groups for name in self.events}
+        for name, lengths in wanted.items():
+            unequal = np.flatnonzero(found.lengths[self.features[name]] != lengths)
+            if len(unequal):
+                row, what = unequal[0], "candidate" if name.startswith(CANDIDATES) else "event"
+                raise ValueError(
+                    f"column {name!r} must have a value for each {what}: got {found.lengths[self.features[name]][row]} "
+                    f"for {lengths[row]} {what}s in row {row}; send lists of the same lengths"
+                )
+
+    def _actions(self, found: Inputs, columns: Mapping[str, Any]) -> Ids:
+        """The action of each event, from 1 on."""
+        if ACTION not in self.features:
+            return np.ones(len(found.ids[self.features[self.events[0]]]), np.int64)
+        place = self.features[ACTION]
+        actions: Ids = found.ids[place] - (FIRST - 1)
+        unknown = np.flatnonzero(actions < 1)
+        if len(unknown):
+            row = int(found.lengths[place].cumsum().searchsorted(unknown[0], side="right"))
+            value = columns[ACTION][row][int(unknown[0] - found.lengths[place][:row].sum())]
+            value = value.as_py() if isinstance(value, pa.Scalar) else value
+            raise ValueError(
+                f"column {ACTION!r} must hold the actions of the training data: got {value!r:.60} in row {row}; send "
+                f"some of {self.actions}"
+            )
+        return actions
+
+    def _kept(self, actions: Ids, counts: Ids, owners: Ids) -> npt.NDArray[np.bool_]:
+        """Which events a history keeps, (E,)."""
+        until_end = counts.cumsum()[owners] - np.arange(len(owners))  # 1 for the last event of a row
+        within, most, pools = self.samples["within"], self.samples["history"], self.samples["pools"]
+        kept: npt.NDArray[np.bool_] = until_end <= within if within else np.ones(len(owners), bool)
+        if not pools:
+            kept &= until_end <= most
+            return kept
+        found = np.zeros_like(kept)
+        for pool in pools:
+            own = kept & (actions == 1 + self.actions.index(pool))
+            seen = np.append(0, own.cumsum())
+            to_come = seen[counts.cumsum()[owners]] - seen[:-1]  # of the pool, this event among them
+            found |= own & (to_come <= most // len(pools))
+        return found
+
+    def _crossed(self, feature: Mapping[str, Any], found: Inputs, now: Ids, asking: Ids) -> Ids:
+        """The ids of a cross, as ``datasets.sequences.collate`` computes them."""
+        key = np.zeros(len(asking), np.uint64)
+        for part in self.crosses[feature["name"]]:
+            if part == "hour":
+                ids = (now // _HOUR_S % 24)[asking]
+            elif part in self.events:
+                ids = found.ids[self.features[f"{CANDIDATES}{part}"]]
+            else:
+                ids = found.ids[self.features[part]][asking]
+            key = finalised(key + (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+        crossed: Ids = 1 + (key % np.uint64(feature["rows"] - 1)).astype(np.int64)
+        return crossed
+
+
+def _of_candidates(feature: Mapping[str, Any]) -> dict[str, Any]:
+    """The same feature of the events that are to be predicted."""
+    column = feature["column"] or feature["name"]
+    return dict(feature) | {"name": f"{CANDIDATES}{feature['name']}", "column": f"{CANDIDATES}{column}"}
+
+
+def _check_order(happened: Ids, owners: Ids, now: Ids) -> None:
+    descends = np.flatnonzero((happened[1:] < happened[:-1]) & (owners[1:] == owners[:-1]))
+    if len(descends):
+        place = descends[0]
+        raise ValueError(
+            f"column {TIME!r} must ascend within a row: got {happened[place + 1]} after {happened[place]} in row "
+            f"{owners[place]}; sort the events of each user"
+        )
+    late = np.flatnonzero(happened > now[owners])
+    if len(late):
+        raise ValueError(
+            f"column {ASKED!r} must not be before the events of its row: got {now[owners[late[0]]]} after "
+            f"{happened[late[0]]} in row {owners[late[0]]}; leave out later events"
+        )

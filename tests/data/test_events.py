@@ -1,0 +1,214 @@
+"""data/events/prepare.py on logs of text and Parquet, with bad rows, and on a folder in the format of MovieLens."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dlrm_torchrec.datasets.prepared.manifest import Manifest
+from dlrm_torchrec.datasets.sequences.stored import read_log
+from dlrm_torchrec.preparation.histories import LogColumns, Shares, prepare_histories
+from dlrm_torchrec.preparation.readers.tables import Form
+from dlrm_torchrec.sequence_schema import ACTION, TIME
+from tests.recipe import ROOT
+from tests.scripts import run_python
+
+COLUMNS = LogColumns(user="user", item="item", action="action", time="time", events=("artist",), users=("country",))
+SHARES = Shares(val=0.2, test=0.1, gap_s=50)
+
+
+def random_rows(seed: int, count: int = 3_000) -> list[dict[str, Any]]:
+    """Events in any order; many have equal times."""
+    random = np.random.default_rng(seed)
+    return [
+        {
+            "user": f"u{user}",
+            "item": f"song {item}",
+            "artist": f"a{item % 7}",
+            "country": "DE" if user % 2 else "FR",
+            "action": ("skip", "listen", "like")[action],
+            "time": 1_700_000_000 + second,
+        }
+        for user, item, action, second in zip(
+            random.integers(0, 50, count),
+            random.zipf(1.5, count) % 40,
+            random.integers(0, 3, count),
+            random.integers(0, 800, count).tolist(),
+            strict=True,
+        )
+    ]
+
+
+def naive_histories(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, str, str, str]]]:
+    """Time, item, artist and action of the events of each user, sorted by time, equal times as they come."""
+    found = defaultdict(list)
+    for row in rows:
+        found[row["user"]].append((row["time"], row["item"], row["artist"], row["action"]))
+    return {user: sorted(events, key=lambda event: event[0]) for user, events in found.items()}
+
+
+def read_back(folder: Path) -> tuple[dict[str, list[tuple[int, str, str, str]]], dict[str, str]]:
+    """The histories in a prepared folder as the raw values of the log, and the country of each user."""
+    manifest = Manifest.load(str(folder))
+    history = manifest.spec.history
+    assert history is not None
+    words = {
+        feature.name: [None, None, *pq.read_table(folder / f"vocab/{feature.name}.parquet")["value"].to_pylist()]
+        for feature in manifest.spec.sparse
+    }
+    found, countries = {}, {}
+    for file in manifest.splits["users"].files:
+        for row in pq.read_table(folder / file.path).to_pylist():
+            user = words["user"][row["user"]]
+            countries[user] = words["country"][row["country"]]
+            found[user] = [
+                (time, words["item"][item], words["artist"][artist], history.actions[action - 1])
+                for time, item, artist, action in zip(row[TIME], row["item"], row["artist"], row[ACTION], strict=True)
+            ]
+    return found, countries
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]], bad: dict[int, str] | None = None) -> Path:
+    """A log with lines ``bad`` before the rows of these numbers."""
+    lines = [",".join(rows[0])]
+    for number, row in enumerate(rows):
+        if bad and number in bad:
+            lines.append(bad[number])
+        lines.append(",".join(map(str, row.values())))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def prepare(paths: list[Path], output: Path, **options: Any) -> Manifest:
+    return prepare_histories(
+        [str(path) for path in paths],
+        options.pop("columns", COLUMNS),
+        str(output),
+        **{"form": Form(), "name": "songs", "positive": ("listen", "like"), "shares": SHARES, **options},
+    )
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("memory_bytes", [2 << 30, 400_000])
+def test_histories_are_those_of_a_plain_loop(tmp_path: Path, kind: str, memory_bytes: int) -> None:
+    rows = random_rows(1)
+    path = tmp_path / f"log.{kind}"
+    if kind == "csv":
+        write_csv(path, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=500)
+    manifest = prepare([path], tmp_path / "data", memory_bytes=memory_bytes)
+    found, countries = read_back(tmp_path / "data")
+    assert found == naive_histories(rows)
+    assert countries == {user: "DE" if int(user[1:]) % 2 else "FR" for user in found}
+    assert len(manifest.splits["users"].files) == (1 if memory_bytes > 1 << 30 else 3)
+    assert manifest.spec.label == "positive"
+    read_log(manifest, str(tmp_path / "data"))
+    assert not (tmp_path / "data.events").exists()
+
+
+def test_windows_have_the_shares_that_are_asked_for(tmp_path: Path) -> None:
+    rows = random_rows(2)
+    manifest = prepare([write_csv(tmp_path / "log.csv", rows)], tmp_path / "data")
+    times = np.array([row["time"] for row in rows])
+    windows = {name: (times >= first) & (times < end) for name, (first, end) in manifest.windows.items()}
+    assert [*windows] == ["train", "val", "test"]
+    assert windows["test"].mean() == pytest.approx(0.1, abs=0.01)
+    assert manifest.windows["val"][1] == manifest.windows["test"][0] - 50
+    assert manifest.windows["train"][1] == manifest.windows["val"][0] - 50
+    assert windows["train"].mean() == pytest.approx(0.7 - 50 / 800, abs=0.02)
+
+
+def test_malformed_rows_go_to_quarantine(tmp_path: Path) -> None:
+    rows, bad = random_rows(3, 900), {}
+    bad[5] = "u1,,a1,DE,like,1700000001"
+    bad[17] = "u1,song 1,a1,DE,like,yesterday"
+    bad[90] = "u1,song 1,a1,DE,like"
+    bad[400] = ",song 1,a1,DE,like,1700000001"
+    bad[401] = "u1,song 1,a1,DE,NA,1700000001"
+    bad[700] = "u1,song 1,a1,DE,like,-1700000001"
+    path = write_csv(tmp_path / "log.csv", rows, bad)
+    manifest = prepare([path], tmp_path / "data")
+    assert read_back(tmp_path / "data")[0] == naive_histories(rows)
+    lines = [line.split("\t") for line in (tmp_path / "data/quarantine.tsv").read_text().splitlines()[1:]]
+    text = path.read_text().splitlines()
+    assert [line[3] for line in lines] == list(bad.values())
+    assert [text[int(line[1]) - 1] for line in lines] == list(bad.values())
+    reasons = [line[2] for line in lines]
+    assert reasons[0] == "item is missing"
+    assert reasons[1] == reasons[5] == "time is not a time from 1970 on"
+    assert reasons[3:5] == ["user is missing", "action is missing"]
+    assert (
+        manifest.report["rows_quarantined"]
+        == json.loads((tmp_path / "data/report.json").read_text())["rows_quarantined"]
+    )
+    with pytest.raises(ValueError, match=r"malformed rows must be at most 0.10% of all: got 6 of 906"):
+        prepare([path], tmp_path / "strict", max_bad_share=0.001)
+
+
+def test_times_may_be_dates_parts_of_seconds_or_any_numbers(tmp_path: Path) -> None:
+    rows = random_rows(4, 400)
+    dated = [{**row, "time": f"{np.datetime64(row['time'], 's')}Z"} for row in rows]
+    counted = [{**row, "time": row["time"] - 1_700_000_000} for row in rows]
+    fine = [{**row, "time": f"{row['time']}.{999 - i:03}"} for i, row in enumerate(rows)]
+    for name, each, expected in (
+        ("dated", dated, naive_histories(rows)),
+        ("counted", counted, naive_histories(counted)),
+    ):
+        prepare([write_csv(tmp_path / f"{name}.csv", each)], tmp_path / name)
+        assert read_back(tmp_path / name)[0] == expected
+    prepare([write_csv(tmp_path / "fine.csv", fine)], tmp_path / "fine")
+    backwards = naive_histories(rows[::-1])  # later rows are earlier within their second
+    assert read_back(tmp_path / "fine")[0] == backwards
+
+
+def test_other_folders_and_actions_are_refused(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "log.csv", random_rows(5, 300))
+    with pytest.raises(ValueError, match="positive actions must occur in the log: got 'buy'; name some of"):
+        prepare([path], tmp_path / "data", positive=("buy",))
+    prepare([path], tmp_path / "data")
+    with pytest.raises(ValueError, match="must not be prepared already"):
+        prepare([path], tmp_path / "data")
+    prepare([path], tmp_path / "data", overwrite=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/only_copy.parquet").write_bytes(b"precious")
+    with pytest.raises(ValueError, match="must be empty or made by a preparation"):
+        prepare([path], tmp_path / "mine", overwrite=True)
+    with pytest.raises(ValueError, match=r"columns of a log must be distinct.*got \['item'\]"):
+        prepare([path], tmp_path / "twice", columns=LogColumns(user="user", item="item", time="time", users=("item",)))
+    with pytest.raises(ValueError, match=r"shares must be above 0 for val"):
+        Shares(val=0.0)
+
+
+def test_the_command_finds_usual_names_and_movielens(tmp_path: Path) -> None:
+    rows = random_rows(6, 500)
+    log = write_csv(
+        tmp_path / "log.csv", [{"user_id": r["user"], "itemId": r["item"], "timestamp": r["time"]} for r in rows]
+    )
+    script = str(ROOT / "data/events/prepare.py")
+    done = run_python([script, "--input", str(log), "--output", "plain"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"plain: 500 events of {len({r['user'] for r in rows})} users; 0 malformed\n"
+    history = Manifest.load(str(tmp_path / "plain")).spec.history
+    assert history is not None
+    assert (history.events, history.actions, history.positive) == (("itemId",), ("event",), ())
+
+    (tmp_path / "ml-1m").mkdir()
+    ratings = "".join(f"{r['user'][1:]}::{r['item'][5:]}::{i % 5 + 1}::{r['time']}\n" for i, r in enumerate(rows))
+    (tmp_path / "ml-1m/ratings.dat").write_text(ratings)
+    done = run_python([script, "--input", "ml-1m", "--positive", "4", "5", "--output", "movies"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    manifest = Manifest.load(str(tmp_path / "movies"))
+    assert manifest.spec.history is not None
+    assert sorted(manifest.spec.history.actions) == ["1", "2", "3", "4", "5"]
+    assert read_log(manifest, str(tmp_path / "movies")).num_users == len({r["user"] for r in rows})
+    done = run_python([script, "--input", str(log), "--output", "x", "--user", "nobody"], tmp_path)
+    assert done.returncode != 0
+    assert "must have a column of the user: got ['user_id', 'itemId', 'timestamp']; name it with --user" in done.stderr
