@@ -16,7 +16,6 @@ from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.preparation.stratified import stratified_parts
 from dlrm_torchrec.raw_values import squared_logs
 from tests.data import bars_files, load_script
-from tests.scripts import run_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,12 +47,10 @@ def test_squared_logs_by_hand() -> None:
     assert squared_logs(values).to_pylist() == [0, -2, 0, 1, 2, 1, 1, 2, 9, 10, 287]
 
 
-def test_x4_from_criteos_file(tmp_path: Path) -> None:
+def test_x4_from_criteos_file(tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     lines = bars_files.write_train_txt(tmp_path / "train.txt", 3_001, seed=1)
     out = tmp_path / "out"
-    words = ["x4", "--input", str(tmp_path / "train.txt"), "--output", str(out), "--workers", "2"]
-    done = run_python(["data/criteo/prepare.py", *words], ROOT)
-    assert done.returncode == 0, done.stderr
+    script.main(script.Config(kind="x4", input=(str(tmp_path / "train.txt"),), output=str(out), workers=1))
     parts = stratified_parts(np.array([fields[0] == "1" for fields in lines]), 10, 2018)
     numbers = {"test": [0], "val": [1], "train": list(range(2, 10))}
     ids = bars_files.x4_ids(lines, [int(i) for i in np.flatnonzero(parts > 1)])
@@ -68,7 +65,7 @@ def test_x4_from_criteos_file(tmp_path: Path) -> None:
         assert abs(sum(table["Label"].to_pylist()) - positive * len(chosen) / 10) <= len(chosen)
     csv = [",".join(("Label", *BARS_COLUMNS)), *(",".join(lines[i]) for i in np.flatnonzero(parts == 0))]
     md5 = hashlib.md5("".join(f"{line}\n" for line in csv).encode(), usedforsecurity=False).hexdigest()
-    assert f"test: the MD5 of its rows as a CSV file is {md5}, not that of BARS' test.csv" in done.stdout
+    assert f"test: the MD5 of its rows as a CSV file is {md5}, not that of BARS' test.csv" in capsys.readouterr().out
 
 
 def test_x4_from_files_that_are_split_already(tmp_path: Path, script: ModuleType) -> None:
