@@ -233,6 +233,15 @@ def number_categories(values: npt.NDArray[np.float64]) -> Any:
     )
 
 
+def squared_logs(values: npt.NDArray[np.float64]) -> Any:
+    """floor(ln(x)²) of each number x above 2, the whole part of others, as int64 categories (B,); NaN counts as 0.
+
+    Source: BARS' ``convert_to_bucket`` for Criteo_x4, after the winner of Criteo's challenge; 3 and 4 share 1 with 1.
+    """
+    numbers = np.nan_to_num(values)
+    return _whole_numbers(np.where(numbers > 2, np.floor(np.log(np.maximum(numbers, 2)) ** 2), np.trunc(numbers)))
+
+
 def buckets(values: npt.NDArray[np.float64], boundaries: Sequence[float]) -> npt.NDArray[np.int64]:
     """Ids (B,): 0 for NaN, else 1 + the number of boundaries at or below the value."""
     return np.where(np.isnan(values), 0, 1 + np.searchsorted(np.asarray(boundaries, np.float64), values, side="right"))

@@ -101,8 +101,9 @@ class SparseFeature:
     min_count: int = 1  # a value seen less often than this gets the id of unseen values (vocab only)
     pooling_factor: float = 1.0  # mean ids per row, measured on the data; the planner and synthetic data use it
     column: str = ""  # the raw column; empty means the column of this name
-    # the value as it is; as a number, so that 2.50 and 2.5 are one; or the hour or weekday (0 is Monday) of a time, UTC
-    part: Literal["value", "number", "hour", "weekday"] = "value"
+    # the value as it is; as a number, so that 2.50 and 2.5 are one; floor(ln(x)²) of a number x above 2, and the whole
+    # part of others, where a missing one counts as 0; or the hour or weekday (0 is Monday) of a time, UTC
+    part: Literal["value", "number", "squared_log", "hour", "weekday"] = "value"
     weights: str = ""  # raw column with a weight for each id of a multi-hot feature; empty means that all are 1
     table: str = ""  # features with the same text share a table; empty means a table of its own
     dim: int = 0  # width of its table; 0 means the model's
@@ -112,7 +113,7 @@ class SparseFeature:
     def __post_init__(self) -> None:
         name = self.name
         _check_choice(f"encoding of feature {name!r}", self.encoding, get_args(Encoding))
-        _check_choice(f"part of feature {name!r}", self.part, ("value", "number", "hour", "weekday"))
+        _check_choice(f"part of feature {name!r}", self.part, ("value", "number", "squared_log", "hour", "weekday"))
         least = {"vocab": 0, "hash": 2, "bucket": 3, "id": 1, "managed": 2}[self.encoding]
         if self.rows < least:
             why = {

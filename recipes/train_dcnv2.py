@@ -17,6 +17,7 @@ from dlrm_torchrec.command_line import parse
 from dlrm_torchrec.datasets.criteo import criteo_1tb_multi_hot_spec
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.protocols import bars
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed
@@ -57,6 +58,10 @@ PRESETS = {
         sparse=OptimizerConfig(kind="adagrad", lr=0.004), dense=OptimizerConfig(kind="adagrad", lr=0.004),
         schedule=Schedule(),
         eval_every=3200, checkpoint=CheckpointConfig(every=3200, asynchronous=True)),
+    "criteo-x1": Config(  # BARS, dim 10, cross and deep layers side by side: AUC 0.8142, log-loss 0.4378
+        **bars("x1", "DCNv2"), bottom=(12,), top=(500, 500, 500, 1), cross_layers=3, cross_rank=324),
+    "criteo-x4": Config(  # BARS, cross and deep layers side by side: AUC 0.8145, log-loss 0.4376
+        **bars("x4", "DCNv2"), bottom=(16,), top=(1000, 1000, 1000, 1000, 1000, 1), cross_layers=3, cross_rank=640),
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from functools import partial
 from tyro.conf import Suppress
 
 from dlrm_torchrec.command_line import parse
-from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.protocols import bars, criteo_kaggle_spec
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed
@@ -58,6 +58,8 @@ PRESETS = {
         data="prepared/criteo-kaggle", shape=criteo_kaggle_spec(), batch_size=4096,
         sparse=OptimizerConfig(kind="rowwise_adagrad", lr=0.02), dense=OptimizerConfig(kind="adam", lr=0.001),
         eval_every=2048, checkpoint=CheckpointConfig(every=2048)),
+    "criteo-x1": Config(**bars("x1", "FM"), dim=12),  # BARS, 10 factors for these 11: AUC 0.8022, log-loss 0.4491
+    "criteo-x4": Config(**bars("x4", "FM"), dim=16),  # BARS, 16 factors for these 15: AUC 0.8086, log-loss 0.4431
 }  # fmt: skip
 
 if __name__ == "__main__":

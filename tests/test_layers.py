@@ -25,6 +25,7 @@ ALLOWED = {
     "table_names": set[str](),
     "terminal": set[str](),
     "command_line": {"terminal"},
+    "protocols": {"datasets", "train"},
     "recipe": {"datasets", "embeddings", "schema", "sharding", "train"},
     "train": {"sharding", "table_names", "terminal"},
     "datasets": {"checked_json", "compiled", "schema", "sequence_schema"},

@@ -2,8 +2,11 @@
 
     python data/criteo/prepare.py kaggle --input train.txt --output prepared/criteo-kaggle
     python data/criteo/prepare.py 1tb --input day_*.gz --output prepared/criteo-1tb
+    python data/criteo/prepare.py x1 --input train.csv --val valid.csv --test test.csv --output prepared/criteo-x1
+    python data/criteo/prepare.py x4 --input train.txt --output prepared/criteo-x4
     python data/criteo/prepare.py table --spec spec.json --input log.csv --val_share 0.1 --output prepared/log
 
+x1 and x4 are the data sets of BARS: x1 from its files, x4 from Criteo Kaggle's file, or from those of BARS like x1.
 A table is text with any separator, libsvm lines or Parquet; a name may be a file, a folder or a pattern. Files may be
 compressed. Malformed rows go to quarantine.tsv in the output folder, and report.json counts them. Run the same command
 again to resume after an interruption. Under torchrun or `torchx run dist.ddp`, the ranks share the work.
@@ -19,7 +22,15 @@ from typing import Literal
 import tyro
 from iopath.common.file_io import g_pathmgr
 
-from dlrm_torchrec.datasets.criteo import KAGGLE_ROWS, MAX_IND_RANGE, TERABYTE_ROWS, criteo_raw_spec
+from dlrm_torchrec.datasets.criteo import (
+    BARS_COLUMNS,
+    KAGGLE_ROWS,
+    MAX_IND_RANGE,
+    TERABYTE_ROWS,
+    criteo_raw_spec,
+    criteo_x1_spec,
+    criteo_x4_spec,
+)
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.prepared.writer import ROW_GROUP_ROWS
 from dlrm_torchrec.preparation.prepare import Source, Window, prepare
@@ -31,15 +42,18 @@ from dlrm_torchrec.preparation.readers.rows import Reader
 from dlrm_torchrec.preparation.readers.tables import Form, table_reader
 from dlrm_torchrec.preparation.readers.text.reader import TextReader
 from dlrm_torchrec.preparation.splits import Assignment, ByHash, ByTime, LastPart, Whole
+from dlrm_torchrec.preparation.stratified import Stratified, csv_digest
 from dlrm_torchrec.schema import DatasetSpec
 
 DAYS_OF_KAGGLE = 7
 TABLE_VAL_SHARE = 0.1
+BARS_SPECS = {"x1": criteo_x1_spec, "x4": criteo_x4_spec}
+X4_TEST_MD5 = "cfc37da0d75c4d2d8778e76997df2976"  # of test.csv, as BARS published it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    kind: tyro.conf.Positional[Literal["kaggle", "1tb", "table"]]  # Format of the input.
+    kind: tyro.conf.Positional[Literal["kaggle", "1tb", "x1", "x4", "table"]]  # Format of the input.
     input: tuple[str, ...]  # Labelled files, folders or patterns: train.txt, day_0 to day_23, or tables.
     output: str  # Folder to prepare, new or empty.
     val: tuple[str, ...] = ()  # Files of split 'val'; with --val or --test, all of --input is training data.
@@ -76,6 +90,8 @@ class Config:
 
 def spec_of(cfg: Config) -> DatasetSpec:
     """The spec to prepare; vocabularies are still to be counted."""
+    if cfg.kind in BARS_SPECS:
+        return BARS_SPECS[cfg.kind](raw=True)
     if cfg.kind == "table":
         if (cfg.vocabularies or cfg.after) and not cfg.spec:
             return Manifest.load(cfg.vocabularies or cfg.after).stored_spec
@@ -98,15 +114,22 @@ def ind_range(cfg: Config) -> int:
 
 
 def reader(cfg: Config, spec: DatasetSpec, path: str, *, labelled: bool) -> Reader:
-    if cfg.kind != "table":
+    if cfg.kind in ("kaggle", "1tb"):
         folded = ind_range(cfg) if cfg.encoding == "vocab" else 1 << 32
         return CriteoReader(labelled=labelled, max_ind_range=folded)
     also = tuple(dict.fromkeys(each for each in (cfg.time or cfg.group, cfg.keep_time) if each)) if labelled else ()
     wanted = Columns(spec=spec, negative_label=cfg.negative_label, labelled=labelled, also=also)
     form = Form(separator=cfg.separator, names=cfg.columns)
+    if is_raw_x4(cfg):
+        form = Form(separator="\t", names=(spec.label, *BARS_COLUMNS))
     if cfg.labels and labelled:
         wanted = with_labels(wanted, cfg.labels, path, form, key=cfg.label_key)
     return table_reader(path, wanted, form)
+
+
+def is_raw_x4(cfg: Config) -> bool:
+    """Whether the rows of x4 come from Criteo's own file, which is still to be split."""
+    return cfg.kind == "x4" and not cfg.val
 
 
 def assignments(cfg: Config, spec: DatasetSpec) -> list[tuple[str, Assignment | LastPart]]:
@@ -123,6 +146,15 @@ def assignments(cfg: Config, spec: DatasetSpec) -> list[tuple[str, Assignment | 
             "--time or --group, one of them, must go with table and a share of rows: got "
             f"{cfg.kind}, {dict(shares)}, --time {cfg.time!r} and --group {cfg.group!r}; correct the options"
         )
+    if cfg.kind in BARS_SPECS and (shares or bool(cfg.val) != bool(cfg.test) or (cfg.kind == "x1" and not cfg.val)):
+        raise ValueError(
+            f"--val and --test must name the published files of {cfg.kind}, whose split is part of it: got "
+            f"{cfg.val} and {cfg.test}; name both, or for x4 give Criteo's train.txt as --input alone"
+        )
+    if is_raw_x4(cfg) and len(paths) > 1:
+        raise ValueError(f"--input must be one file for x4: got {paths}; name train.txt only, or add --val and --test")
+    if is_raw_x4(cfg):
+        return [(paths[0], Stratified(paths[0]))]
     form = Columns(spec=spec).form
     if cfg.time:
         return [(path, ByTime("train", shares, cfg.time, form)) for path in paths]
@@ -202,6 +234,10 @@ def main(cfg: Config) -> None:
         return
     rows = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())
     print(f"{cfg.output}: {rows} rows; {manifest.report['rows_quarantined']:,} malformed rows in quarantine.tsv")
+    if is_raw_x4(cfg):
+        found = csv_digest(sources[0].path, 0, (spec.label, *BARS_COLUMNS))
+        known = "that of" if found == X4_TEST_MD5 else "not that of"
+        print(f"test: the MD5 of its rows as a CSV file is {found}, {known} BARS' test.csv")
     for line in manifest.lineage.lines() if manifest.lineage else ():
         print(line)
     for name, counts in manifest.report["splits"].items():

@@ -34,6 +34,7 @@ from dlrm_torchrec.raw_values import (
     numbers,
     plain,
     scaled,
+    squared_logs,
     times,
     weekdays,
 )
@@ -49,7 +50,12 @@ _FLOAT32_END = 2.0**128 - 2.0**103  # numbers below this become a finite float32
 _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), type(None): pa.null()}
 _PLAIN = set(_TYPES.values())
 _HOLDS: dict[Any, str] = {numbers: "numbers", times: "times", read_categories: "whole numbers or texts"}
-_CATEGORIES: dict[str, Callable[..., Any]] = {"number": number_categories, "hour": hours, "weekday": weekdays}
+_CATEGORIES: dict[str, Callable[..., Any]] = {
+    "number": number_categories,
+    "squared_log": squared_logs,
+    "hour": hours,
+    "weekday": weekdays,
+}
 _SINGLE = "single numbers or texts"
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring, _short.maxother = 2, 60, 60

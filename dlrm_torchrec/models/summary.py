@@ -18,7 +18,8 @@ from dlrm_torchrec.table_names import table_of
 TABLES = "tables"
 NAMES = {"dense_arch": "bottom MLP", "inter_arch": "interaction", "over_arch": "top MLP"}  # of the parts of a DLRM
 MOMENT_BYTES = 4
-PER_ELEMENT = {"adagrad": 1, "adam": 2}  # moments that an optimizer keeps for each element of a parameter
+# Moments that an optimizer keeps for each element of a parameter.
+PER_ELEMENT = {"adagrad": 1, "adam": 2, "dense_adam": 2}
 PER_ROW = {"rowwise_adagrad": 1}
 
 

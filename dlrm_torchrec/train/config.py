@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
 
-OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
+OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "dense_adam"]
 # How a run computes: auto measures what is faster here, exact is float32 without a compiler, with FBGEMM's updates; the
 # others are parts that can be combined. On a CPU, tf32 changes nothing.
 Speed = tuple[Literal["auto", "exact", "tf32", "bf16", "compile", "sorted"], ...]
@@ -21,7 +21,7 @@ class OptimizerConfig:
     """One optimizer; ``eps`` means the same for fused and dense kernels."""
 
     kind: OptimizerKind
-    """The update rule; rowwise_adagrad keeps one moment per row."""
+    """The update rule; rowwise_adagrad keeps one moment per row, dense_adam also moves rows that a batch lacks."""
     lr: float
     """Learning rate after the warm-up; 0 means by the number of rows."""
     eps: float = 1e-8
@@ -29,7 +29,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     """Strength of the L2 penalty; 0 means none, -1 by the number of rows."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of adam's two moments; other optimizers do not use them."""
+    """Decay rates of the two moments of adam and dense_adam; other optimizers do not use them."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(OptimizerKind):
@@ -54,12 +54,18 @@ class Schedule:
     """Length of the decay in steps; 0 means no decay, -1 means until the end of the run."""
     power: float = 2.0
     """Exponent of the decay; 1 is a straight line down to 0."""
+    falls: tuple[int, ...] = ()
+    """Steps from which the learning rate is a tenth of what it was before; none means that it does not fall."""
 
     def __post_init__(self) -> None:
         if self.decay_steps != 0 and -1 < self.decay_start < self.warmup_steps:
             raise ValueError(
                 f"decay_start must not lie inside the warm-up of {self.warmup_steps} steps: got {self.decay_start}; "
                 "raise it or shorten the warm-up"
+            )
+        if any(fall < 1 for fall in self.falls):
+            raise ValueError(
+                f"steps at which the learning rate falls must be at least 1: got {self.falls}; name later steps"
             )
 
     def factor(self, step: int, num_steps: int) -> float:
@@ -68,12 +74,13 @@ class Schedule:
         >>> [Schedule(warmup_steps=4, decay_start=4, decay_steps=2, power=1).factor(s, 9) for s in range(7)]
         [0.25, 0.5, 0.75, 1.0, 1.0, 0.5, 0.0]
         """
+        fallen = 0.1 ** sum(step >= fall for fall in self.falls)
         if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+            return fallen * (step + 1) / self.warmup_steps
         if self.decay_steps != 0 and step >= self.decay_start:
             decay_steps = num_steps - self.decay_start if self.decay_steps < 0 else self.decay_steps
-            return float(max(0.0, 1.0 - (step - self.decay_start) / decay_steps) ** self.power)
-        return 1.0
+            return fallen * float(max(0.0, 1.0 - (step - self.decay_start) / decay_steps) ** self.power)
+        return fallen
 
     def settled(self, step: int) -> bool:
         """True once a model must have learned something: even a slow start is away from AUC 0.5 by then."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_in_backward
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -14,22 +15,25 @@ from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
+from dlrm_torchrec.sharding.modules.sharder import DenseAdam
 from dlrm_torchrec.table_names import table_of
 from dlrm_torchrec.train.config import OptimizerConfig, OptimizerKind
 
+ADAMS = ("adam", "dense_adam")
 REPLICATED = "replicated"  # the key of the optimizer of data-parallel tables
 CLASSES: dict[OptimizerKind, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adagrad": torch.optim.Adagrad,
     "rowwise_adagrad": RowWiseAdagrad,
     "adam": torch.optim.Adam,
+    "dense_adam": DenseAdam,
 }
 
 
 def arguments_of(config: OptimizerConfig) -> dict[str, Any]:
     """Keyword arguments of the class of this optimizer."""
     arguments: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    if config.kind == "adam":
+    if config.kind in ADAMS:
         arguments["betas"] = config.betas
     return arguments if config.kind == "sgd" else {**arguments, "eps": config.eps}
 
@@ -44,6 +48,8 @@ def optimize_tables_in_backward(tables: nn.Module, config: OptimizerConfig) -> N
     apply_in_backward(CLASSES[config.kind], weights, arguments)
     if "betas" in arguments:  # the mark keeps this dictionary object, and FBGEMM has other names than torch.optim
         arguments["beta1"], arguments["beta2"] = arguments.pop("betas")
+    if config.kind == "dense_adam":
+        arguments["optimizer"] = EmbOptimType.ADAM  # which TorchRec cannot tell from the class; no table uses it
 
 
 def build_optimizer(
@@ -70,7 +76,7 @@ def build_optimizer(
 
 def _keyed(parameters: dict[str, nn.Parameter], config: OptimizerConfig) -> KeyedOptimizer:
     arguments = arguments_of(config)
-    if config.kind == "adam" and any(parameter.is_cuda for parameter in parameters.values()):
+    if config.kind in ADAMS and any(parameter.is_cuda for parameter in parameters.values()):
         arguments["fused"] = True  # one kernel for all parameters; by default, torch launches one for each operation
 
     def build(values: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

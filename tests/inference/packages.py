@@ -84,6 +84,7 @@ SPEC = DatasetSpec(
         SparseFeature(name="towns", column="visited", rows=0, encoding="vocab", table="towns", multi_hot=True),
         SparseFeature(name="price range", column="price", rows=8, encoding="bucket"),
         SparseFeature(name="height as a code", column="height", part="number", rows=0, encoding="vocab"),
+        SparseFeature(name="height squared", column="height", part="squared_log", rows=0, encoding="vocab"),
         SparseFeature(name="hour", column="when", part="hour", rows=24),
         SparseFeature(name="weekday", column="when", part="weekday", rows=50, encoding="hash"),
         SparseFeature(name="scored", rows=0, encoding="vocab", multi_hot=True, weights="scores"),

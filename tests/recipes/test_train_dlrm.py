@@ -156,7 +156,7 @@ def test_every_preset_has_its_published_shape(recipe: str) -> None:
     module = load_recipe(recipe)
     shapes = {}
     for name, cfg in module.PRESETS.items():
-        if name not in ("demo", "census"):
+        if name not in ("demo", "census") and not name.startswith("criteo-x"):  # test_protocols.py has those of BARS
             rows = sum(feature.rows for feature in cfg.shape.sparse)
             ids = sum(feature.pooling_factor for feature in cfg.shape.sparse)
             shapes[name] = (rows, ids, cfg.bottom, cfg.top)

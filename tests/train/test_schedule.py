@@ -46,3 +46,14 @@ def test_every_group_keeps_its_own_base() -> None:
 def test_settled_only_after_the_warm_up() -> None:
     schedule = Schedule(warmup_steps=100)
     assert [schedule.settled(step) for step in (100, 299, 300)] == [False, False, True]
+
+
+def test_falls_to_a_tenth_at_each_step_that_is_named() -> None:
+    schedule = Schedule(warmup_steps=2, falls=(10, 30))
+    assert [schedule.factor(step, 50) for step in (0, 2, 9, 10, 29, 30, 49)] == pytest.approx(
+        [0.5, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+    with pytest.raises(
+        ValueError, match=r"steps at which the learning rate falls must be at least 1: got \(0,\); name"
+    ):
+        Schedule(falls=(0,))

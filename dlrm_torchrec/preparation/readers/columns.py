@@ -159,7 +159,7 @@ def _problem(feature: SparseFeature) -> str:
 
 
 def _is_numeric(feature: SparseFeature) -> bool:
-    return feature.encoding == "bucket" or feature.part == "number"
+    return feature.encoding == "bucket" or feature.part in ("number", "squared_log")
 
 
 def _values(column: Any, feature: SparseFeature, form: TextForm) -> tuple[Any, Mask]:
@@ -172,7 +172,8 @@ def _values(column: Any, feature: SparseFeature, form: TextForm) -> tuple[Any, M
         numbers, bad = _read(raw_values.numbers, column, name, wanted="numbers", form=form)
         if feature.encoding == "bucket":
             return pa.array(numbers, from_pandas=True), bad
-        return raw_values.number_categories(numbers), bad
+        as_categories = raw_values.squared_logs if feature.part == "squared_log" else raw_values.number_categories
+        return as_categories(numbers), bad
     values, bad = _read(raw_values.categories, column, name, wanted="categories", form=form)
     if feature.encoding == "id":
         values, texts = raw_values.kinds(values)

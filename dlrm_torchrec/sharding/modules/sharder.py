@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import nn
@@ -10,11 +10,17 @@ from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.types import QuantizedCommCodecs
 from torchrec.optim import RowWiseAdagrad
 
+from dlrm_torchrec.sharding.config import ShardingType
 from dlrm_torchrec.sharding.modules.concurrent import BlankSharder, ConcurrentSharder
 
 ROW_TYPES = ["row_wise", "table_row_wise", "grid_shard"]
 COLUMN_TYPES = ["column_wise", "table_column_wise", "grid_shard"]
 HOST_KERNELS = [EmbeddingComputeKernel.FUSED_UVM_CACHING.value, EmbeddingComputeKernel.FUSED_UVM.value]
+
+
+class DenseAdam(torch.optim.Adam):
+    """Torch's own Adam on whole tables: every row moves in every step, by its moments and by the L2 penalty."""
+
 
 # A sharding type that would change the arithmetic of an optimizer is not offered for that optimizer.
 CHANGED_BY = {
@@ -25,6 +31,10 @@ CHANGED_BY = {
     torch.optim.Adam: (
         ["data_parallel"],
         "the moments of rows that a batch does not touch would decay, unlike in a fused table",
+    ),
+    DenseAdam: (
+        [kind for kind in get_args(ShardingType) if kind != "data_parallel"],
+        "rows that a batch does not touch would not move, unlike in a replicated table",
     ),
 }
 

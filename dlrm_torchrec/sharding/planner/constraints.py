@@ -20,7 +20,14 @@ from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.schema import AccessStatistics, DatasetSpec
 from dlrm_torchrec.sharding.config import CommsConfig, ShardingConfig, ShardingKind
 from dlrm_torchrec.sharding.modules.composed_shardings import check_sharding, offered_types
-from dlrm_torchrec.sharding.modules.sharder import CHANGED_BY, COLUMN_TYPES, HOST_KERNELS, ROW_TYPES, table_optimizer
+from dlrm_torchrec.sharding.modules.sharder import (
+    CHANGED_BY,
+    COLUMN_TYPES,
+    HOST_KERNELS,
+    ROW_TYPES,
+    DenseAdam,
+    table_optimizer,
+)
 from dlrm_torchrec.sharding.planner.access import MeasuredAccess
 
 CACHED_SHARE = 0.2  # share of the rows of a host-memory table that the device caches; TorchRec's default
@@ -58,6 +65,8 @@ def table_constraints(
     constraints = {}
     for table in stored:
         kind = config.of(table.name)
+        if kind == "auto" and optimizer is DenseAdam:
+            kind = "data_parallel"  # the one type that keeps its arithmetic
         _check_kind(table, kind)
         _check_kernel(table, optimizer, topology.compute_device)
         _check_arithmetic(table, kind, optimizer)

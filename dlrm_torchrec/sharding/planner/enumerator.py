@@ -23,7 +23,7 @@ from torchrec.distributed.types import ModuleSharder
 from torchrec.optim import RowWiseAdagrad
 
 from dlrm_torchrec.sharding.config import ShardingType
-from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES
+from dlrm_torchrec.sharding.modules.sharder import ROW_TYPES, DenseAdam
 from dlrm_torchrec.sharding.planner.constraints import TableConstraints
 
 SHARDING_TYPES: tuple[str, ...] = get_args(ShardingType)
@@ -39,6 +39,7 @@ def optimizer_bytes(optimizer: type[torch.optim.Optimizer], size: Sequence[int])
         RowWiseAdagrad: size[0],
         torch.optim.Adagrad: prod(size),
         torch.optim.Adam: 2 * prod(size),
+        DenseAdam: 2 * prod(size),
     }
     return MOMENT_BYTES * moments[optimizer]
 
