@@ -189,6 +189,7 @@ LIST = [
         ["_int_mm"],
         [
             "benchmarks/int64_gemm.py",
+            "benchmarks/int8_gemm.py",
             "dlrm_torchrec/inference/integers/int64_matmul.py",
             "tests/inference/integers/test_int64_matmul.py",
         ],
