@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import doctest
 import functools
 import importlib
 import inspect
+import os
 import posixpath
 import re
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -359,6 +362,17 @@ def test_guide_as_typed(page: str, project: Path) -> None:
     for made in ("prepared", "runs"):  # by another guide
         shutil.rmtree(project / made, ignore_errors=True)
     shutil.copytree(ROOT / "benchmarks", project / "benchmarks", dirs_exist_ok=True)
+    (project / "serve.pid").unlink(missing_ok=True)
+    try:
+        follow(page, project)
+    except BaseException:
+        if (project / "serve.pid").exists():  # of a server that the guide did not come to end
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int((project / "serve.pid").read_text()), signal.SIGKILL)
+        raise
+
+
+def follow(page: str, project: Path) -> None:
     output = ""
     for language, block in blocks(PAGES[page]):
         if language == "sh":
