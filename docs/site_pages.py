@@ -19,7 +19,15 @@ from recipe_pages import OPTIONS_PAGE, recipe_pages
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 RECIPES = ROOT / "recipes"
-GUIDES = ["from_laptop_to_16_gpus", "bring_your_data", "prepare_at_scale", "labels_and_weights", "compress", "serving"]
+GUIDES = [
+    "tutorial",
+    "from_laptop_to_16_gpus",
+    "bring_your_data",
+    "prepare_at_scale",
+    "labels_and_weights",
+    "compress",
+    "serving",
+]
 GUIDES += [
     "keep_a_model_fresh",
     "see_runs",
