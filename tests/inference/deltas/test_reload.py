@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlrm_torchrec.inference.deltas.delta import DeltaError
 from dlrm_torchrec.inference.encoder import Inputs
+from dlrm_torchrec.inference.loading import PackageError
 from dlrm_torchrec.inference.predictor import Predictor
 from dlrm_torchrec.inference.serving.app import SHORT_BODY_BYTES, Service
 from dlrm_torchrec.inference.serving.limits import ServingConfig
@@ -69,7 +69,7 @@ async def outcome(change: Awaitable[Served]) -> int | str:
     """The version that a change led to, or why it was refused."""
     try:
         return version(await change)
-    except DeltaError as error:
+    except PackageError as error:
         return str(error)
 
 
