@@ -6,11 +6,17 @@ The tables are those of the demo with as many times more rows as make ``--gigaby
 dense parameters and ``--touched`` of the rows of every table. Then a server in its own process serves the day before,
 ``--clients`` clients ask for 10 rows at a time, and the delta is applied and taken back ``--rounds`` times. Latencies
 are those of requests that overlap with an application, and those of the same clients before. All share the machine.
+
+Then the same parts of a server run in this process without clients, and a task of its event loop looks every
+millisecond how long it had to wait while a delta was applied. A wait counts as long as it lasted, or as much processor
+time as this process took meanwhile, whichever is less, because another process may have the core.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import gc
 import http.client
 import json
 import re
@@ -32,10 +38,14 @@ from dlrm_torchrec.embeddings.tables import build_tables
 from dlrm_torchrec.inference.deltas.offline import make_delta
 from dlrm_torchrec.inference.package import write_package
 from dlrm_torchrec.inference.scoring import Scorer, script
+from dlrm_torchrec.inference.serving.batcher import Batcher
+from dlrm_torchrec.inference.serving.models import Models
+from dlrm_torchrec.inference.serving.prometheus import Metrics
+from dlrm_torchrec.inference.serving.server import SWITCH_S
 from dlrm_torchrec.inference.tables.serve import serve_tables, table_weights
 from dlrm_torchrec.schema import DatasetSpec
 
-DIM, ROW_BYTES, ROWS, PAUSE_S = 16, 20, 10, 0.004
+DIM, ROW_BYTES, ROWS, PAUSE_S, LOOK_S = 16, 20, 10, 0.004, 0.001
 
 
 class Asked(NamedTuple):
@@ -120,6 +130,36 @@ def bodies_of(spec: DatasetSpec) -> list[bytes]:
     ]
 
 
+async def longest_waits(package: Path, delta: Path, rounds: int) -> dict[str, list[float]]:
+    """The longest wait of an event loop in each round, in seconds, by what was done meanwhile."""
+    metrics, waits = Metrics(lambda: 0), list[float]()
+    batcher = Batcher(metrics, max_batch_rows=1024, max_delay_s=0, threads=1)
+    models = Models(package, batcher, metrics)
+
+    async def look() -> None:
+        while True:
+            begin, used = time.perf_counter(), time.process_time()
+            await asyncio.sleep(LOOK_S)
+            waits.append(min(time.perf_counter() - begin - LOOK_S, time.process_time() - used))
+
+    tasks = [asyncio.create_task(each) for each in (batcher.run(), look())]
+    await models.load()
+    gc.collect()
+    gc.freeze()  # as the server does
+    longest: dict[str, list[float]] = {"nothing": [], "a delta": [], "a rollback": []}
+    await asyncio.sleep(0.5)  # or the first wait would be that for the garbage collection
+    for _ in range(rounds):
+        changes = {"nothing": asyncio.sleep(0.5), "a delta": models.apply(delta), "a rollback": models.roll_back()}
+        for name, change in changes.items():
+            waits.clear()
+            await change
+            await asyncio.sleep(2 * LOOK_S)
+            longest[name].append(max(waits))
+    for task in tasks:
+        task.cancel()
+    return longest
+
+
 def told(name: str, requests: list[Asked]) -> str:
     p50, p99, most = np.quantile([1e3 * (each.end - each.start) for each in requests], [0.5, 0.99, 1])
     return f"{name}: {len(requests):,} requests, p50 {p50:.1f}, p99 {p99:.1f}, worst {most:.1f} ms"
@@ -173,6 +213,15 @@ def main() -> None:
     meanwhile = [each for each in asked if any(each.start < span.end and each.end > span.start for span in spans)]
     print(told("before", asked[before // 3 : before]))
     print(told("while a delta is applied", meanwhile))
+
+    sys.setswitchinterval(SWITCH_S)
+    for name, waits in asyncio.run(
+        longest_waits(args.folder / "yesterday", args.folder / "delta", args.rounds)
+    ).items():
+        print(
+            f"longest wait of the event loop during {name}: median {1e3 * float(np.median(waits)):.1f}, worst of "
+            f"{len(waits)} {1e3 * max(waits):.1f} ms"
+        )
 
 
 if __name__ == "__main__":

@@ -3,16 +3,19 @@
     python recipes/evaluate.py train_dlrm runs/train_dlrm/demo
     torchrun --standalone --nproc_per_node 2 recipes/evaluate.py train_dlrm runs/train_dlrm/demo --ablation
     python recipes/evaluate.py my_copy.py runs/my_copy/census --split test --plot calibration.png
+    python recipes/evaluate.py train_dlrm_daily runs/train_dlrm_daily/demo --split day-0029
 
 The first argument is the recipe that trained the run, the second is the run's folder. ``--ablation`` evaluates once
 more for every feature, with 0 in its place in every row: the AUC (of numbers, the R²) that is lost is what this model
-gains by the feature. Data that mean something else than those of the training are refused.
+gains by the feature. Data that mean something else than those of the training are refused. For a run over windows,
+``--split`` names a window, and without it, the newest one is taken; the model may have trained on its rows.
 The result is written to evaluation.json in the run's folder.
 Expected: the metrics that the run printed last, on any number of ranks.
 """
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -20,7 +23,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from dlrm_torchrec.command_line import read_options
-from dlrm_torchrec.recipe import load_scoring_recipe, open_splits, read_config
+from dlrm_torchrec.recipe import load_scoring_recipe, load_training_recipe, open_splits, read_config
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 
@@ -31,7 +34,7 @@ class Config:
     run: Positional[str]  # The run's folder, with config.json and checkpoints.
     step: int | Literal["best"] | None = None  # Step of the checkpoint, or best by validation; None means the newest.
     data: str = ""  # Another prepared folder with the same features; empty means the run's own data.
-    split: str = "val"  # The split whose rows are evaluated.
+    split: str = "val"  # The split whose rows are evaluated, or a window's name; val is also the newest window.
     batch_size: int = 0  # Rows, or samples of histories, of a global batch; 0 means 8192, or as many as in training.
     bins: int = 20  # Number of bins of the calibration curve.
     plot: str = ""  # File for a picture of the calibration curve; empty means none.
@@ -52,6 +55,8 @@ from dlrm_torchrec.datasets.ablation import without
 from dlrm_torchrec.datasets.open import load_spec
 from dlrm_torchrec.datasets.spec_checks import check_same_meaning
 from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.datasets.windows.judging import judging_windows
+from dlrm_torchrec.datasets.windows.open import list_windows
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.terminal import commands
@@ -60,6 +65,7 @@ from dlrm_torchrec.terminal.failure import run
 from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
 from dlrm_torchrec.train.checkpoints.folder import checkpoint_path
 from dlrm_torchrec.train.checkpoints.marker import read_progress
+from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.log import prefixed
 from dlrm_torchrec.train.metrics.grouped_auc import grouped_auc, noting_ids
 from dlrm_torchrec.train.metrics.labels import label_metrics
@@ -71,11 +77,13 @@ from dlrm_torchrec.train.world import World, join_world
 
 
 def main(cfg: Config) -> dict[str, float]:
-    recipe = load_scoring_recipe(cfg.recipe)
+    over_windows = hasattr(load_training_recipe(cfg.recipe).Config, "windows")
+    recipe = load_training_recipe(cfg.recipe) if over_windows else load_scoring_recipe(cfg.recipe)
     trained = read_config(recipe, cfg.run)
     data = cfg.data or trained.data
-    spec = load_spec(data, trained.shape)
     progress = read_progress(checkpoint_path(f"{cfg.run}/checkpoints", cfg.step))
+    open_rows = windows_of if over_windows else splits_of
+    spec, open_streams = open_rows(recipe, trained, data, progress)
     check_same_meaning(DatasetSpec.from_json(progress.identity["spec"]), spec, data)
     if (cfg.plot or cfg.gauc) and spec.target == "number":
         raise ValueError(f"plot and gauc must be for labels 0 or 1: got numbers in {data}; leave them out")
@@ -97,7 +105,7 @@ def main(cfg: Config) -> dict[str, float]:
 
         # the rows to evaluate
         ranks = Ranks(batch_size, world.rank, world.size)
-        streams = open_splits(recipe, trained, ranks, data=data, spec=spec, epochs=trained.epochs)
+        streams = open_streams(ranks)
         if cfg.split not in streams:
             raise ValueError(f"split must be one of {data}: got {cfg.split!r}; name one of {sorted(streams)}")
         stream = streams[cfg.split]
@@ -127,10 +135,26 @@ def main(cfg: Config) -> dict[str, float]:
                 worse = measure(changed)
                 lost[feature] = {name: metrics[name] - worse[name] for name in (first, second)}
             result["ablation"] = dict(sorted(lost.items(), key=lambda each: -each[1][first]))
-        return report(cfg, result, world)
+        return report(cfg, result, world, over_windows=over_windows)
 
 
-def report(cfg: Config, result: dict[str, Any], world: World) -> dict[str, float]:
+Rows = tuple[DatasetSpec, Callable[[Ranks], Mapping[str, Any]]]  # their spec, and what opens their streams by name
+
+
+def splits_of(recipe: Any, trained: Any, data: str, _: Progress) -> Rows:
+    """The splits of the data."""
+    spec = load_spec(data, trained.shape)
+    return spec, lambda ranks: open_splits(recipe, trained, ranks, data=data, spec=spec, epochs=trained.epochs)
+
+
+def windows_of(_: Any, trained: Any, data: str, progress: Progress) -> Rows:
+    """The windows of the data by which this model can be judged."""
+    spec, listed = list_windows(data, trained.shape, trained.windows, rows=trained.rows, seed=trained.seed)
+    windows = judging_windows(listed, progress.windows)
+    return spec, lambda ranks: {name: window.evaluation(ranks) for name, window in windows.items()}
+
+
+def report(cfg: Config, result: dict[str, Any], world: World, *, over_windows: bool) -> dict[str, float]:
     """Write and print the result of rank 0; the last line is one JSON object."""
     if not world.is_main:
         return {}
@@ -142,10 +166,11 @@ def report(cfg: Config, result: dict[str, Any], world: World) -> dict[str, float
     final = prefixed(f"{cfg.split}/", result["metrics"]) | {"steps": result["step"]}
     name = main_metric(final, f"{cfg.split}/")
     more = [] if cfg.ablation else [commands.start("evaluate", cfg.recipe, cfg.run, "--ablation")]
+    serve = [] if over_windows else [commands.start("quantize_dlrm", cfg.recipe, cfg.run)]  # windows are published
     say_closing(
         reached=f"{cfg.split}/{name} {final[f'{cfg.split}/{name}']:.4f} at step {result['step']:,}",
         wrote=[path for path in (f"{cfg.run}/evaluation.json", cfg.plot) if path],
-        next=[*more, commands.start("quantize_dlrm", cfg.recipe, cfg.run), commands.show(cfg.run)],
+        next=[*more, *serve, commands.show(cfg.run)],
     )
     print(json.dumps(final), flush=True)
     return final

@@ -212,7 +212,8 @@ def _trained() -> Iterator[Trained]:
         yield Trained(path.stem, spec, {"tables": TablesConfig()})
         yield Trained(path.stem, spec, {"tables": mult})
     for kind in get_args(TablesKind):
-        if kind not in ("plain", "quotient_remainder", "clusters", "managed"):  # files list clusters; maps read clocks
+        # files list clusters, and maps need a real process group
+        if kind not in ("plain", "quotient_remainder", "clusters", "managed"):
             vocabularies = tuple(replace(feature, encoding="vocab") for feature in CLICKS.sparse)  # hot_cold needs them
             yield Trained(
                 "train_dlrm",

@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.profile import main as profile
 from dlrm_torchrec.datasets.windows.chain import check_follows, fingerprint
 from dlrm_torchrec.datasets.windows.chain import main as check_chain
+from dlrm_torchrec.datasets.windows.folders import fresh_rows
 from dlrm_torchrec.datasets.windows.vocabulary_changes import vocabulary_changes
 from dlrm_torchrec.preparation.prepare import Source, Window, prepare
 from dlrm_torchrec.preparation.readers.columns import Columns
@@ -144,6 +145,23 @@ def test_a_value_keeps_its_id_and_the_report_says_what_changed(days: Path) -> No
             }
         assert len(after.lineage.lines()) == 3
     assert told == {"added", "returned", "evicted_by_age", "evicted_by_count"}
+
+
+def test_rows_begin_anew_where_days_are_left_out(days: Path) -> None:
+    """A value that lost its id in between and has another one now does not find its row again."""
+    stable = set[bool]()
+    for before, after in combinations(range(1, 6), 2):
+        folders = str(days / f"out-{after}"), str(days / f"out-{before}")
+        found = fresh_rows(*folders)
+        for feature in VOCABULARIES:
+            old, new = (words(days / f"out-{day}", feature) for day in (before, after))
+            differ = [i for i, value in enumerate(new) if i > 1 and value is not None and value != old[i]]
+            assert found.get(f"t_{feature.table_name}", np.array([])).tolist() == differ
+            stable.add(all(old.index(value) == i for i, value in enumerate(new) if value in old and value is not None))
+        if not all(change.stable for change in vocabulary_changes(*reversed(folders)).values()):
+            with pytest.raises(ValueError, match=r"must keep their ids from .* to .*: got others, or another number"):
+                fresh_rows(*reversed(folders))
+    assert stable == {True, False}
 
 
 def test_profiling_a_folder_does_not_break_its_chain(days: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ SMALL = ["demo", "--rows=40960", "--batch-size=1024", "--eval-every=0", "--check
 
 def evaluate(run: Path, options: dict[str, Any]) -> dict[str, float]:
     recipe = load_recipe("evaluate")
-    return recipe.main(recipe.Config(recipe="train_dlrm", run=str(run), **options))
+    return recipe.main(recipe.Config(**{"recipe": "train_dlrm", "run": str(run), **options}))
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,23 @@ def test_an_earlier_step_its_plot_and_what_features_are_worth(
     assert len(lost) == 18
     assert list(lost) == sorted(lost, key=lambda name: -lost[name]["auc"])
     assert max(each["auc"] for each in lost.values()) > 0.005
+
+
+def test_windows_are_judged_as_when_they_came(tmp_path: Path) -> None:
+    small = ["demo", "--rows=3000", "--batch-size=300", "--windows.days=3", "--checkpoint.keep=3"]
+    metrics = run_recipe("train_dlrm_daily", [*small, f"--run-dir={tmp_path}"], 1)
+    for day in (1, 2):
+        options = {"recipe": "train_dlrm_daily", "step": 10 * day, "split": f"day-{day:04d}"}
+        found = run_ranks(1, evaluate, tmp_path / "demo", options, join=False)[0]
+        for name in ("auc", "ne"):
+            expected = metrics[f"windows/day-{day:04d}/val/{name}"]
+            assert found[f"day-{day:04d}/{name}"] == pytest.approx(expected, rel=1e-5)
+    newest = run_ranks(1, evaluate, tmp_path / "demo", {"recipe": "train_dlrm_daily"}, join=False)[0]
+    assert newest["val/auc"] > metrics["val/auc"] + 0.01  # the model has seen these rows now
+    with pytest.raises(
+        RuntimeError, match=r"split must be one of synthetic: got 'day-0003'; name one of \['day-0000',"
+    ):
+        run_ranks(1, evaluate, tmp_path / "demo", {"recipe": "train_dlrm_daily", "split": "day-0003"}, join=False)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.inference import publishing
+from dlrm_torchrec.inference.deltas.offline import apply_deltas
 from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
 from dlrm_torchrec.train.checkpoints.marker import read_progress
 from dlrm_torchrec.train.metrics import labels
@@ -30,9 +31,9 @@ STEPS = 16  # of a day
 Metrics = dict[str, float]
 
 
-def arguments(folder: Path, days: int, *options: str) -> list[str]:
+def arguments(folder: Path, days: int, *options: str, preset: str = "demo") -> list[str]:
     return [
-        "demo", f"--rows={ROWS}", f"--batch-size={BATCH}", f"--windows.days={days}", f"--run-dir={folder}/run",
+        preset, f"--rows={ROWS}", f"--batch-size={BATCH}", f"--windows.days={days}", f"--run-dir={folder}/run",
         "--bottom", "16", "8", "--top", "16", "1", "--log.every=8", *options,
     ]  # fmt: skip
 
@@ -41,8 +42,8 @@ def without_speed(metrics: Metrics) -> Metrics:
     return {name: value for name, value in metrics.items() if name != "samples_per_s"}
 
 
-def train(folder: Path, days: int, *options: str, ranks: int = 1) -> Metrics:
-    return without_speed(run_recipe("train_dlrm_daily", arguments(folder, days, *options), ranks))
+def train(folder: Path, days: int, *options: str, ranks: int = 1, preset: str = "demo") -> Metrics:
+    return without_speed(run_recipe("train_dlrm_daily", arguments(folder, days, *options, preset=preset), ranks))
 
 
 def test_days_are_judged_before_they_are_trained_on(tmp_path: Path) -> None:
@@ -129,12 +130,21 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, whole: tuple[
     assert [record["step"] for record in days] == [STEPS, 2 * STEPS, 3 * STEPS]
 
 
-def test_days_may_come_one_after_another_on_other_ranks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["demo", "managed"])
+def test_days_may_come_one_after_another_on_other_ranks(tmp_path: Path, preset: str) -> None:
     for days, ranks in ((1, 2), (2, 1), (3, 2)):
-        metrics = train(tmp_path, days, ranks=ranks)
-    expected = train(tmp_path / "two", 3, ranks=2)
+        metrics = train(tmp_path, days, *published(tmp_path), ranks=ranks, preset=preset)
+    expected = train(tmp_path / "two", 3, ranks=2, preset=preset)
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, abs=2e-4), name
+    folder = tmp_path / "published"
+    assert {path.name for path in folder.iterdir()} == {"base-0000", "delta-0001", "delta-0002"}
+    apply_deltas(folder / "base-0000", [folder / "delta-0001", folder / "delta-0002"], tmp_path / "made")
+    again = f"--publish.folder={tmp_path}/again"  # the model of the last checkpoint, as a first version
+    assert train(tmp_path, 3, *published(tmp_path), again, preset=preset) == metrics
+    made, whole = files(tmp_path / "made"), files(tmp_path / "again/base-0000")
+    assert made.keys() == whole.keys()
+    assert [name for name in made if made[name] != whole[name]] == ["package.json"]  # which has the version
 
 
 def test_learning_rates_go_on_or_begin_again(tmp_path: Path) -> None:

@@ -42,6 +42,12 @@ def check_follows(later: Manifest, earlier: Manifest, folders: tuple[str, str]) 
         )
 
 
+def comes_after(later: Manifest, earlier: Manifest) -> bool:
+    """Whether ``later`` is a window of the chain of ``earlier`` after it, with other windows between them or none."""
+    new, old = later.lineage, earlier.lineage
+    return bool(new and old and new.window > old.window and {*new.sources} >= {*old.sources})
+
+
 def main(folders: tyro.conf.Positional[tuple[str, ...]]) -> None:
     """Check that each prepared folder continues the one before, and print what each of them changed.
 

@@ -16,6 +16,7 @@ from dlrm_torchrec.datasets.open import SYNTHETIC
 from dlrm_torchrec.datasets.prepared.manifest import NAME, Manifest, join
 from dlrm_torchrec.datasets.spec_checks import check_same_meaning
 from dlrm_torchrec.datasets.summary import digest
+from dlrm_torchrec.datasets.windows.chain import comes_after
 from dlrm_torchrec.datasets.windows.vocabulary_changes import vocabulary_changes
 from dlrm_torchrec.datasets.windows.window import Window, check_only_training_rows, digest_of, open_prepared
 from dlrm_torchrec.schema import DatasetSpec
@@ -77,22 +78,26 @@ def day_of(name: str, parent: str) -> float:
 
 
 def fresh_rows(folder: str, before: str) -> dict[str, NDArray[np.int64]]:
-    """The rows that begin anew in a prepared folder after the one ``before`` it, by table: ids of values that are new.
+    """The rows that begin anew in a prepared folder after the one ``before`` it, by table: ids that mean other values.
 
-    Raises ValueError when a value has another id than before, or when the folder before is not there any more.
+    Where windows between them are left out, a value may have lost its id there and got another one. Raises ValueError
+    when values have other ids although the folders are not of one chain, or when the folder before is not there any
+    more.
     """
-    specs = [Manifest.load(each).spec for each in (before, folder)] if _has_vocabulary(folder) else []
+    manifests = [Manifest.load(each) for each in (before, folder)] if _has_vocabulary(folder) else []
+    specs = [each.spec for each in manifests]
     if not specs or specs[0].sparse == specs[1].sparse:
         return {}
     found = vocabulary_changes(before, folder)
     tables = {feature: table.name for table in specs[1].tables(dim=1) for feature in table.features}
     for feature, changes in found.items():
-        if not changes.stable or changes.rows != changes.rows_before:
+        moved = not changes.stable and not comes_after(manifests[1], manifests[0])
+        if moved or changes.rows != changes.rows_before:
             raise ValueError(
                 f"values of feature {feature!r} must keep their ids from {before} to {folder}: got others, or another "
                 "number of rows; prepare it with --after, or begin a new run with --start-from"
             )
-    return {tables[feature]: changes.fresh for feature, changes in found.items() if len(changes.fresh)}
+    return {tables[feature]: changes.changed for feature, changes in found.items() if len(changes.changed)}
 
 
 def _has_vocabulary(folder: str) -> bool:

@@ -43,7 +43,12 @@ class VocabularyChanges:
     @property
     def fresh(self) -> Ids:
         """The ids whose value had no row: those for which nothing was trained."""
-        return np.setdiff1d(np.union1d(self.added, self.replaced), np.flatnonzero(self.origins != _NONE))
+        return np.setdiff1d(self.changed, np.flatnonzero(self.origins != _NONE))
+
+    @property
+    def changed(self) -> Ids:
+        """The ids that mean another value than before, also one that had another row."""
+        return np.union1d(self.added, self.replaced)
 
     @property
     def stable(self) -> bool:

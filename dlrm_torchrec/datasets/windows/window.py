@@ -42,7 +42,7 @@ class Window:
     folder: str = SYNTHETIC  # the prepared folder with its vocabularies
     until: str = ""  # when it ends, in ISO 8601; empty means that nobody knows
     files: tuple[tuple[str, str | None], ...] = ()  # place and SHA-256 of each file that holds some of its rows
-    # by table, after the window of this name: the rows whose ids mean values that have none
+    # by table, after the window of this name: the rows whose ids mean other values
     fresh_after: Callable[[str], Mapping[str, NDArray[np.int64]]] = lambda _: {}
     best_auc: Callable[[], float] | None = None  # which no model can expect to exceed; None where nobody knows it
 

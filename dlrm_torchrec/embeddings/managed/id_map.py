@@ -82,7 +82,8 @@ class IdMap(nn.Module):
                 empty = EMPTY if dtype == torch.int64 and name.endswith("ids") else 0
                 self.register_buffer(name, torch.full(shape, empty, dtype=dtype, device=device))
         self._places: Places | None = None  # of the ids, unless someone may have changed them
-        self._seen: list[tuple[torch.Tensor, int]] = []  # ids without a row, to be counted in the waiting room
+        # ids without a row, to be counted in the waiting room, and on a GPU EMPTY in place of the others
+        self._seen: list[tuple[torch.Tensor, int]] = []
         self._room_is_empty = False  # as far as we know
         self._now: int | None = None  # the clock, where the host knows it
         self.register_state_dict_pre_hook(_settle)  # type: ignore[no-untyped-call]  # untyped in torch
@@ -110,12 +111,14 @@ class IdMap(nn.Module):
         now = self._now = (int(self.clock[0]) if self._now is None else self._now) + 1
         self.clock.fill_(now)
         rows, has_row = self.find(ids)
-        own, missing = rows[has_row], ids[~has_row]
-        self.last_seen[own] = now
+        # every id takes part, because a host waits for a GPU until it knows how many have a row
+        sightings = has_row.to(torch.int32)
+        self.last_seen.scatter_reduce_(0, rows, sightings * now, "amax")
         if self._counts_sightings:
-            self.counts.index_add_(0, own, torch.ones_like(own, dtype=torch.int32))
-        self._tally(lookups=len(ids), without_row=len(missing))
-        self._seen.append((missing, now))
+            self.counts.index_add_(0, rows, sightings)
+        self._tally(lookups=len(ids), without_row=(~has_row).sum())
+        on_cpu = ids.device.type == "cpu"
+        self._seen.append((ids[~has_row] if on_cpu else ids.masked_fill(has_row, EMPTY), now))
         if now % self.config.rules.update_every:
             return rows, None
         admitted = self._update(now)
@@ -161,7 +164,7 @@ class IdMap(nn.Module):
         if self._places is not None:
             self._places.update(changed)
         place, bits = self._traces(ids)
-        self._tally(admitted=len(ids), returned=int((self.evicted[place] == bits).sum()))
+        self._tally(admitted=len(ids), returned=(self.evicted[place] == bits).sum())
         return Admitted(rows, ids)
 
     def _forget(self, now: int) -> torch.Tensor:
@@ -191,7 +194,7 @@ class IdMap(nn.Module):
         place = bucket * self.rows_per_bucket + (numbers >> 8) % self.rows_per_bucket
         return place, (numbers % 255 + 1).to(torch.uint8)
 
-    def _tally(self, **counts: int) -> None:
+    def _tally(self, **counts: int | torch.Tensor) -> None:
         for name, count in counts.items():
             self.tallies[0, TALLIES.index(name)] += count
 

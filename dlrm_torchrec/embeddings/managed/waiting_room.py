@@ -52,7 +52,7 @@ class WaitingRoom(NamedTuple):
         no difference whether sightings go through the room step by step or come together.
 
         Args:
-            sightings: ids (n,) with the step at which they were seen
+            sightings: ids (n,) with the step at which they were seen; EMPTY is none
             buckets: of the whole table
             first_bucket: the first bucket of this room
             is_empty: whether nobody needs to look into the room
@@ -71,6 +71,7 @@ class WaitingRoom(NamedTuple):
         last_seen = nothing.scatter_reduce(0, inverse, steps, "amax", include_self=False)
         counts = nothing.scatter_add(0, inverse, times)
         found = Waiting(bucket_of(ids, buckets) - first_bucket, ids, counts, last_seen)
+        arrival, found = arrival[ids != EMPTY], found.at(ids != EMPTY)
         order = torch.argsort(arrival, stable=True)
         found = found.at(order[torch.argsort(found.buckets[order], stable=True)])
         return found.at(found.ranks() < places)

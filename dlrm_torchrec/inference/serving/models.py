@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import time
 from typing import Any
+from weakref import WeakSet
 
 from dlrm_torchrec.inference.deltas.delta import DELTA, DeltaError
 from dlrm_torchrec.inference.deltas.live import Update, prepare_update
@@ -42,14 +43,13 @@ class Models:
         self.path = path  # of a package, or of a published folder
         self.served: Served | None = None  # until a package is loaded
         self._before: tuple[Served, Update] | None = None
+        self._overwritten = WeakSet[Predictor]()  # their rows are those of another version
         self._batcher, self._metrics = batcher, metrics
         self._changing = asyncio.Lock()
 
     def may_run(self, predictor: Predictor) -> bool:
-        """Whether inputs that ``predictor`` encoded may still be run: no later version has overwritten its rows."""
-        assert self.served is not None
-        current = self.served.predictor
-        return predictor is current or predictor.stored.rows is not current.stored.rows
+        """Whether inputs that ``predictor`` encoded may still be run: no other version has overwritten its rows."""
+        return predictor not in self._overwritten
 
     async def load(self) -> Served:
         """Serve what lies in the folder now: by the deltas that are new there, or by loading a full package.
@@ -153,6 +153,9 @@ class Models:
         Requests in the queue run before it. Later ones are encoded by the new version, from this moment on.
         """
         done = self._batcher.change(work)
+        assert self.served is not None
+        self._overwritten.add(self.served.predictor)
+        self._overwritten.discard(served.predictor)
         self._replace(served)
         await done
 

@@ -21,6 +21,7 @@ from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.specs import Drift, drift_spec
 from dlrm_torchrec.datasets.windows.by_time import time_windows
 from dlrm_torchrec.datasets.windows.config import WindowsConfig
+from dlrm_torchrec.datasets.windows.judging import judging_windows
 from dlrm_torchrec.datasets.windows.open import list_windows, remaining
 from dlrm_torchrec.datasets.windows.window import Window
 from tests.datasets.batches import Row, rows_of
@@ -275,3 +276,19 @@ def test_synthetic_days_are_told_by_all_that_their_rows_depend_on() -> None:
 def test_options_that_make_no_windows_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         WindowsConfig(**options)  # type: ignore[arg-type]  # that is the point
+
+
+def test_windows_whose_ids_mean_other_values_judge_no_model() -> None:
+    def moved(_: str) -> dict[str, Any]:
+        raise ValueError("values of feature 'x' must keep their ids")
+
+    def window(name: str, fresh_after: Any) -> Window:
+        return Window(
+            name=name, day=0.0, rows=1, digest=name, open=lambda *_: pytest.fail("opened"), fresh_after=fresh_after
+        )
+
+    same, fresh = (lambda _: {"t": np.array([], np.int64)}), (lambda _: {"t": np.array([3])})
+    windows = [window(name, each) for name, each in (("a", moved), ("b", same), ("c", same), ("d", fresh))]
+    found = judging_windows(windows, [{"name": "b"}])
+    assert {name: each.name for name, each in found.items()} == {"b": "b", "c": "c", "val": "c"}
+    assert judging_windows(windows[3:], [{"name": "b"}]) == {}

@@ -28,29 +28,31 @@ DAYS, REQUESTS = 50, 6
 class Days:
     """Published versions of a model, the answers of each to the same requests, and what asks for them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, days: int = DAYS, full_every: int = 25) -> None:
         model = Evolving(8, words=60, static=False)
         self.folder = folder / "all"
         self.values = [model.columns(seed, 1 + 7 * seed) for seed in range(REQUESTS)]
-        for _ in range(DAYS + 1):
+        for _ in range(days + 1):
             parts = model.parts(folder) | {
                 "window": f"day {model.day}",
                 "trained_until": "2024-05-01",
                 "full_every": 10,
             }
             publish(self.folder, model.program(), model.spec(), **parts)
-            if model.day % 25 == 0:
+            if model.day % full_every == 0:
                 model.write(folder / f"full-{model.day}")
             model.next_day()
         predictor = Predictor.load(self.folder / "base-0000")
         self.expected, self.fingerprints = [self._answers(predictor)], [predictor.manifest["fingerprint"]]
-        for day in range(1, DAYS + 1):
+        for day in range(1, days + 1):
             update = prepare_update(predictor, self.delta(day))
             update.write()
             predictor = update.predictor
             self.expected.append(self._answers(predictor))
             self.fingerprints.append(predictor.manifest["fingerprint"])
-            if day % 25 == 0:  # rows in place are those of the full package, and undo brings the rows before back
+            if (
+                day % full_every == 0
+            ):  # rows in place are those of the full package, and undo brings the rows before back
                 full = self._answers(Predictor.load(folder / f"full-{day}"))
                 assert all(map(np.array_equal, full, self.expected[day]))
 

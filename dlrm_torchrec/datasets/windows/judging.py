@@ -1,0 +1,25 @@
+"""The windows by which the model of a checkpoint can be judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from dlrm_torchrec.datasets.windows.window import Window
+
+NEWEST = "val"
+
+
+def judging_windows(listed: Sequence[Window], begun: Sequence[Mapping[str, Any]]) -> dict[str, Window]:
+    """Those of the windows ``listed`` whose ids mean what they mean to the model, by name, and the newest as "val".
+
+    ``begun`` are the windows that the model was trained on. A window with other values in a row of a table would be
+    judged by vectors of values that it does not have.
+    """
+    fitting = {}
+    for window in listed:
+        with suppress(ValueError):  # values have other ids there
+            if not any(map(len, window.fresh_rows(begun).values())):
+                fitting[window.name] = window
+    return fitting | ({NEWEST: next(reversed(fitting.values()))} if fitting else {})
