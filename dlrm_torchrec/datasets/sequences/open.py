@@ -9,6 +9,7 @@ import numpy as np
 from dlrm_torchrec.datasets.open import SYNTHETIC
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
+from dlrm_torchrec.datasets.sequences.crossed import CrossedInterests
 from dlrm_torchrec.datasets.sequences.log import history_of
 from dlrm_torchrec.datasets.sequences.samples import LAST, Window, find_samples
 from dlrm_torchrec.datasets.sequences.stored import read_log, read_windows
@@ -45,7 +46,7 @@ def open_sequences(
     history = history_of(spec)
     interests: Interests | None = None
     if data == SYNTHETIC:
-        interests = Interests(spec, users, seed)
+        interests = (CrossedInterests if history.crosses else Interests)(spec, users, seed)
         log = interests.log()
         middle = int(np.quantile(log.times, _TRAINED_SHARE))
         windows = {"train": Window(0, middle), "val": Window(middle, _END_S)}

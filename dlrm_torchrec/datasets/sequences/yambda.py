@@ -1,10 +1,12 @@
-"""Yambda-5b as MLPerf Training v6.1 trains on it in dlrm_v4_hstu: its tables, and how histories are cut.
+"""Yambda-5b as MLPerf Training v6.1 trains on it in dlrm_v4_hstu: tables, and how histories are cut; and a small twin.
 
 Sources: README.MD and yambda_5b.gin in the folder ``recommendation`` of mlcommons/training, read in November 2026; the
 data are those of arXiv 2505.22238. No torch, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.schema import Cross, DatasetSpec, History, SparseFeature
@@ -35,38 +37,50 @@ YAMBDA_SAMPLES = SamplesConfig(
 )  # fmt: skip
 
 
+# The twin has a ten thousandth of the rows of each table, and a 128th of the events of a history.
+TWIN_ROWS, TWIN_EVENTS = 10_000, 128
+TWIN_SAMPLES = SamplesConfig(
+    history=round(4086 / TWIN_EVENTS), candidates=1, least=round(4086 / TWIN_EVENTS), batch_by="rows", shuffle=False
+)
+
+
 def yambda_spec() -> DatasetSpec:
     """The spec of MLPerf's dlrm_v4_hstu: 293,051,712 rows.
 
-    The mean number of events of a history is published for likes alone, 105 of 1,362. So the ids per sample are those of
-    the longest history, as in the reference's own count of operations: an upper bound of memory and of time.
+    The mean number of events of a history is published for likes alone, 105 of 1,362. So the ids per sample are those
+    of the longest history, as in the reference's own count of operations: an upper bound of memory and of time.
     """
-    tokens = float(YAMBDA_SAMPLES.tokens)
-    crosses = tuple(
-        Cross(name=name, of=tuple(PARTS.get(part, part) for part in name.split("_x_")))
-        for name in ROWS
-        if "_x_" in name
-    )
-    crossed = {cross.name for cross in crosses}
+    actions = (LISTENED, LIKED, SKIPPED, "dislike", "unlike", "undislike")
+    return _spec("yambda-5b", ROWS, YAMBDA_SAMPLES, actions)
+
+
+def yambda_twin_spec() -> DatasetSpec:
+    """The spec of the twin, for the synthetic users of ``crossed``; they press no like, which are 2 % of the events."""
+    rows = {name: round(count / TWIN_ROWS) for name, count in ROWS.items()}
+    return _spec("yambda-twin", rows, TWIN_SAMPLES, (SKIPPED, LISTENED))
+
+
+def _spec(name: str, rows: Mapping[str, int], samples: SamplesConfig, actions: tuple[str, ...]) -> DatasetSpec:
+    crosses = {each: tuple(PARTS.get(part, part) for part in each.split("_x_")) for each in rows if "_x_" in each}
     return DatasetSpec(
-        name="yambda-5b",
+        name=name,
         label=LISTENED,
         dense=(),
         sparse=tuple(
             SparseFeature(
-                name=name,
-                rows=rows,
-                encoding="hash" if name in crossed else "id",
-                multi_hot=name in EVENTS,
-                pooling_factor=tokens if name in EVENTS else 1.0,
+                name=feature,
+                rows=count,
+                encoding="hash" if feature in crosses else "id",
+                multi_hot=feature in EVENTS,
+                pooling_factor=float(samples.tokens) if feature in EVENTS else 1.0,
             )
-            for name, rows in ROWS.items()
+            for feature, count in rows.items()
         ),
         history=History(
             events=EVENTS,
             marks=("is_organic",),
-            actions=(LISTENED, LIKED, SKIPPED, "dislike", "unlike", "undislike"),
+            actions=actions,
             positive=(LISTENED,),
-            crosses=crosses,
+            crosses=tuple(Cross(name=each, of=of) for each, of in crosses.items()),
         ),
     )
