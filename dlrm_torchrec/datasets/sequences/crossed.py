@@ -26,8 +26,9 @@ QUALITY, TASTE, CROSSED = 0.5, 0.5, 0.7  # deviations of the effects of items, u
 class CrossedInterests(Interests):
     """The users of a spec with the features item, artist, album and uid, the mark is_organic, and crosses."""
 
-    least_events: ClassVar[int] = 1_200
-    most_events: ClassVar[int] = 1_200
+    least_events: ClassVar[int] = 4_763  # Yambda's mean
+    most_events: ClassVar[int] = 4_763
+    visit_gap_s: ClassVar[int] = 86_400  # so that 300 days go by, as in Yambda
 
     def _events(self, keys: counter.Words) -> dict[str, Ids]:
         rows = self._rows()

@@ -51,6 +51,7 @@ class Interests:
 
     least_events: ClassVar[int] = LEAST_EVENTS
     most_events: ClassVar[int] = MOST_EVENTS
+    visit_gap_s: ClassVar[int] = VISIT_GAP_S
     spec: DatasetSpec
     users: int
     seed: int
@@ -66,7 +67,7 @@ class Interests:
 
         is_first = np.zeros(starts[-1], bool)
         is_first[starts[:-1]] = True
-        means = np.where(draws[0] * VISIT_EVENTS < 1, VISIT_GAP_S, GAP_S)
+        means = np.where(draws[0] * VISIT_EVENTS < 1, self.visit_gap_s, GAP_S)
         gaps = (1 - means * np.log1p(-draws[1])).astype(np.int64)
         begins = BEGINS_S + (counter.uniforms(counter.words(user_keys, 1)) * STARTS_WITHIN_S).astype(np.int64)
         gaps[is_first] = 0
