@@ -1,4 +1,4 @@
-"""recipes/plan_sharding.py for recipes of sequences: MLPerf's dlrm_v4_hstu, its memory counted again, and a small twin."""
+"""recipes/plan_sharding.py for recipes of sequences: MLPerf's dlrm_v4_hstu, its memory counted again, and a twin."""
 
 from __future__ import annotations
 
