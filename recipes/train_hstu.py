@@ -23,29 +23,30 @@ from dlrm_torchrec.models.hstu.config import MLPERF, MLPERF_TWIN, HSTUConfig
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed
+from dlrm_torchrec.train.fit import fit_to_rows
 
 SAMPLES = SamplesConfig(history=32, candidates=8)
-SIZES = HSTUConfig(most_tokens=64, positions=64, input_dropout=0, dropout=0)
+SIZES = HSTUConfig(most_tokens=64, positions=64, input_dropout=0.0, dropout=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     data: str = "synthetic"  # A prepared folder of histories, or 'synthetic' for users with changing interests.
     shape: Suppress[DatasetSpec] = field(default_factory=interests_spec)  # Shape of the synthetic histories.
-    rows: int = 60_000  # Number of synthetic users; a prepared folder has its own.
+    rows: int = 50_000  # Number of synthetic users; a prepared folder has its own.
     epochs: int = 1  # Number of passes over the training samples.
     batch_size: int = 128  # Samples of a global batch on average, over all ranks together.
     dim: int = 32  # Numbers of a row of a table.
     history: Literal["hstu", "pooled"] = "hstu"  # Read the history as a sequence, or as a bag of events.
-    samples: SamplesConfig = SAMPLES  # How histories are cut into samples.
-    hstu: HSTUConfig = SIZES  # The sizes of the dense part.
-    eval_every: int = 600  # Steps between evaluations; 0 means only at the end.
+    eval_every: int = 800  # Steps between evaluations; 0 means only at the end.
     run_dir: str = "runs/train_hstu"  # Folder of runs; the preset's name is appended.
     baseline: str = ""  # Folder of a finished run, whose metrics are shown beside this run's; empty means none.
     seed: int = 0  # Seed of the initial weights, the synthetic rows and the order of rows.
     clip_norm: float = 0.0  # Maximum norm of the dense gradients; 0 means no limit.
     speed: Speed = ("auto",)  # Auto measures what is faster, exact is float32; or any of tf32, bf16, compile, sorted.
-    tables: TablesConfig = TablesConfig()  # How tables are stored: plain, compositional, or of mixed dims.
+    tables: TablesConfig = TablesConfig()  # How tables are stored: plain or compositional.
+    samples: SamplesConfig = SAMPLES  # How histories are cut into samples.
+    hstu: HSTUConfig = SIZES  # The sizes of the dense part.
     sparse: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # The optimizer of the tables.
     dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.004)  # The optimizer of all other parameters.
     schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # Warm-up and decay.
@@ -94,7 +95,7 @@ from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
 from dlrm_torchrec.train.checkpoints.identity import identity_of
 from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.log import RunLog, prefixed
-from dlrm_torchrec.train.metrics.labels import evaluate
+from dlrm_torchrec.train.metrics.candidates import evaluate
 from dlrm_torchrec.train.metrics.watch import Watch
 from dlrm_torchrec.train.optimizers import build_optimizer, optimize_tables_in_backward
 from dlrm_torchrec.train.pipeline import train_pipeline
@@ -117,20 +118,19 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
 
 def main(preset: str, cfg: Config) -> dict[str, float]:
     data = summarise(cfg.data, cfg.shape)  # refuses data that cannot be trained on or judged
-    spec, run_dir, baseline = (
-        cfg.samples.of(data.spec),
-        f"{cfg.run_dir}/{preset}",
-        read_baseline(cfg.baseline, data.digest),
-    )
+    data = replace(data, spec=cfg.samples.of(data.spec))  # whose samples have fewer ids than all that users did
+    cfg, reasons = fit_to_rows(cfg, data)
+    spec, run_dir, baseline = data.spec, f"{cfg.run_dir}/{preset}", read_baseline(cfg.baseline, data.digest)
     with join_world(cfg.seed) as world:
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
+        log.say(reasons)
         checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world, say=log.say)
 
         # build the model with its tables on meta, plan who holds which piece of them, and only then allocate them
         model, tables = build(cfg, spec, world.size, world.device)
         share = cfg.batch_size // world.size  # rows of one rank
         log.model(describe_model(model, tables, spec, sparse=cfg.sparse.kind, dense=cfg.dense.kind))
-        speed = set_speed(cfg, model, log, data, kept=checkpoints.newest(), sorting_pays=lambda: False)
+        speed = set_speed(cfg, model, log, data, kept=checkpoints.newest(), sorting_pays=lambda: True)
         topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
         plan = make_plan(
             model, tables, topology, cfg.sharding, speed=speed, batch_size=share, spec=spec, group=world.control
@@ -142,7 +142,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         optimizer = build_optimizer(model, cfg.sparse, cfg.dense, clip_norm=cfg.clip_norm)
 
         # resume from the newest checkpoint of this run, or begin at step 0
-        identity = identity_of(cfg, spec.to_json(), data_digest=data.digest)
+        identity = identity_of(cfg, spec.to_json(), data_digest=data.digest, users=cfg.rows)
         progress = checkpoints.load(model, optimizer, identity) or Progress(identity=identity, lanes=world.size)
         if progress.step == 0:
             initialize_tables(model, optimizer, seed=cfg.seed, pretrained=cfg.tables.pretrained, say=log.say)

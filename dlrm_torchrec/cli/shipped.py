@@ -25,6 +25,7 @@ _READING_ORDER = (
         "train_mf",
         "train_neumf",
         "train_rmc",
+        "train_hstu",
     ),
     *(
         "train_dlrm_compositional",

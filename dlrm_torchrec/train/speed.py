@@ -27,7 +27,7 @@ from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.compile import compile_dense
 from dlrm_torchrec.train.config import Speed
 from dlrm_torchrec.train.log import RunLog
-from dlrm_torchrec.train.task import CandidateTask, RankingTask
+from dlrm_torchrec.train.task import CandidateTask, NextItemTask, RankingTask
 from dlrm_torchrec.train.world import World
 
 ROUNDS = 7
@@ -140,7 +140,7 @@ def use_speed(model: RankingTask, speed: Speed, *, compiled: bool = True) -> Non
 def _measured(
     config: Config, model: RankingTask, world: World, data: Data, *, sorting_pays: Callable[[], bool]
 ) -> tuple[Speed, str]:
-    if isinstance(model, CandidateTask):
+    if isinstance(model, CandidateTask | NextItemTask):
         return ("exact",), "speed exact: models of sequences are not measured; name bf16 for their dense parts"
     parts, reasons = [], []
     batch_size, num_dense = config.batch_size // world.size, len(data.dense_names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from dlrm_torchrec.datasets.summary import summarise
 from dlrm_torchrec.train.fit import fit_to_rows
 from tests.recipe import ROOT, load_recipe
 
+TABLE = re.compile(r"\.embedding_bags\.|\.tables\.embeddings\.")
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
@@ -24,7 +26,7 @@ def test_a_device_gets_the_weights_that_the_cpu_draws(name: str) -> None:
         torch.manual_seed(7)
         task, _ = recipe.build(cfg, cfg.shape, 1, device)
         drawn[device] = torch.get_rng_state()  # a device with a generator of its own would leave the CPU's alone
-        places = {value.device for key, value in task.named_parameters() if ".embedding_bags." not in key}
+        places = {value.device for key, value in task.named_parameters() if not TABLE.search(key)}
         places |= {value.device for value in task.buffers()} - {META}
         assert places == {device}
     assert drawn[CPU].equal(drawn[META])

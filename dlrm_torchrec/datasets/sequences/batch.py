@@ -28,6 +28,7 @@ class SequenceBatch(Pipelineable):
     actions: torch.Tensor  # (T,) int64, ids of the events' actions from 1 on; 0 for candidates
     lengths: torch.Tensor  # (B,) int64, tokens of each sample
     num_candidates: torch.Tensor  # (B,) int64
+    users: torch.Tensor  # (B,) int64, the number of each sample's user in the log; 0 for padding
     labels: torch.Tensor  # (C,) float32, 0 or 1
     num_rows: int  # candidates on this rank, C
     global_rows: int  # candidates over all ranks

@@ -67,6 +67,7 @@ class Collation:
             actions=self._tensor(np.where(is_candidate, 0, log.actions[places]), np.int64),
             lengths=self._tensor(tokens, np.int64),
             num_candidates=self._tensor(counts, np.int64),
+            users=self._tensor(np.append(users, padding), np.int64),
             labels=self._tensor(labels_of(log.actions[asked], history), np.float32),
             num_rows=len(asked),
             global_rows=global_rows,

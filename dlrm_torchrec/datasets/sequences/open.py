@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from dlrm_torchrec.datasets.open import SYNTHETIC
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
+from dlrm_torchrec.datasets.sequences.browsing import Browsing, BrowsingStream
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.datasets.sequences.crossed import CrossedInterests
 from dlrm_torchrec.datasets.sequences.log import history_of
+from dlrm_torchrec.datasets.sequences.next_items import NextItemStream
 from dlrm_torchrec.datasets.sequences.samples import LAST, Window, find_samples
 from dlrm_torchrec.datasets.sequences.stored import read_log, read_windows
 from dlrm_torchrec.datasets.sequences.stream import SequenceStream
@@ -59,6 +63,55 @@ def open_sequences(
         split: kind(
             find_samples(log, history, config, split=split, window=window),
             ranks,
+            batch_by=config.batch_by,
+            shuffle=config.shuffle and split == "train",
+            epochs=epochs if split == "train" else 1,
+            seed=seed,
+        )
+        for split, window in windows.items()
+    }
+
+
+def open_next_items(
+    data: str,
+    spec: DatasetSpec,
+    ranks: Ranks,
+    config: SamplesConfig,
+    *,
+    draws: int,
+    users: int,
+    epochs: int,
+    seed: int,
+) -> dict[str, NextItemStream]:
+    """One stream per split, always with ``train`` and ``val``; only ``train`` is shuffled and repeated.
+
+    Args:
+        data: a prepared folder of histories, or ``synthetic``
+        spec: that of ``next_item_spec``
+        ranks: the global batch, in samples on average, and this rank's part of it
+        config: how histories are cut into samples, of one candidate each; synthetic users hold out their last events
+        draws: items that those of a training batch are told from; 0 means all
+        users: the number of synthetic users
+        epochs: passes over the samples of ``train``
+        seed: of synthetic users, of the order of samples, and of the drawn items
+    """
+    if config.candidates > 1:
+        raise ValueError(f"samples of next items must have one candidate: got {config.candidates}; set it to 1")
+    windows = dict.fromkeys(LAST, Window(0, _END_S))
+    kind: Callable[..., NextItemStream] = partial(NextItemStream, spec)
+    if data == SYNTHETIC:
+        browsing = Browsing(spec, users, seed)
+        log, config, kind = browsing.log(), replace(config, held_out="last"), partial(BrowsingStream, browsing)
+    else:
+        manifest = Manifest.load(data)
+        log = read_log(manifest, data)
+        windows = read_windows(manifest, data) if config.held_out == "time" else windows
+    return {
+        split: kind(
+            find_samples(log, history_of(spec), config, split=split, window=window),
+            ranks,
+            training=split == "train",
+            draws=draws,
             batch_by=config.batch_by,
             shuffle=config.shuffle and split == "train",
             epochs=epochs if split == "train" else 1,

@@ -36,6 +36,7 @@ class SequenceStream:
     ) -> None:
         self.spec, self.samples = spec, samples
         tokens = samples.tokens()
+        self.rows = np.diff(samples.bounds)  # of each sample: its candidates
         self._order = SampleOrder(
             tokens=tokens,
             weights=tokens if batch_by == "tokens" else np.ones_like(tokens),
@@ -57,10 +58,7 @@ class SequenceStream:
 
     def _batches(self, start_step: int) -> Generator[SequenceBatch, None, None]:
         collation = Collation(self.spec, self.samples, pin_memory=torch.cuda.is_available())
-        candidates = np.diff(self.samples.bounds)
         for together, mine in self._order.steps(start_step):
             yield collation.batch(
-                mine,
-                padded_rows=self._order.padded_rows(together),
-                global_rows=int(candidates[together].sum()),
+                mine, padded_rows=self._order.padded_rows(together), global_rows=int(self.rows[together].sum())
             )

@@ -75,7 +75,7 @@ def interactions_spec(users: int = 2_048, items: int = 1_024) -> DatasetSpec:
 
 
 def interests_spec(items: int = 500) -> DatasetSpec:
-    """Users who like or skip items, as ``datasets.sequences.synthetic`` makes them; a sample has 26 events on average."""
+    """Users who like or skip items, as ``datasets.sequences.synthetic`` makes them; a sample has about 26 events."""
     return DatasetSpec(
         name="interests",
         label="like",
@@ -86,4 +86,15 @@ def interests_spec(items: int = 500) -> DatasetSpec:
             SparseFeature(name="category", rows=8, multi_hot=True, pooling_factor=26),
         ),
         history=History(events=("item", "category"), actions=("skip", "like"), positive=("like",)),
+    )
+
+
+def browsing_spec(items: int = 510) -> DatasetSpec:
+    """Users who take items, as ``datasets.sequences.browsing`` makes them; MovieLens-1M has 3,706 items."""
+    return DatasetSpec(
+        name="browsing",
+        label="taken",
+        dense=(),
+        sparse=(SparseFeature(name="item", rows=items, multi_hot=True, pooling_factor=100),),
+        history=History(events=("item",), actions=("taken",), positive=()),
     )

@@ -30,6 +30,7 @@ BESIDES: dict[str, dict[str, Any]] = {
     "tables.budget": {"kind": "mixed_dimension"},
     "tables.assignments": {"file": "tables.json"},
     "schedule.decay_steps": {"decay_start": 50},
+    "samples.held_out": {"candidates": 1},
 }
 
 
@@ -62,6 +63,8 @@ def others(value: Any, kind: Any) -> list[Any]:
         return [{**value, "another": "table_wise"}]
     if value is None:
         return [(1, 2)]
+    if value == ():
+        return [("another",)]
     if isinstance(value, tuple):
         return [(*value[:-1], *others(value[-1], type(value[-1])))]
     if isinstance(value, str):
