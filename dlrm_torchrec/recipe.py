@@ -15,7 +15,19 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, UnionType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Protocol,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
 
 from iopath.common.file_io import g_pathmgr
 
@@ -51,6 +63,15 @@ class TrainingConfig(Protocol):
     checkpoint: CheckpointConfig
     run_dir: str  # of runs
     seed: int
+
+
+@runtime_checkable
+class SequenceConfig(Protocol):
+    """The ``Config`` of a recipe whose rows are histories: it plans, and trains, the spec that ``samples`` leaves."""
+
+    @property
+    def samples(self) -> SamplesConfig:
+        """How histories are cut; ``samples.of`` gives the spec of samples."""
 
 
 class TrainingRecipe(Protocol):

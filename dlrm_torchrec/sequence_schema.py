@@ -14,16 +14,16 @@ class Cross:
     """A sparse feature of candidates that no file holds: the hash of some of their ids together."""
 
     name: str  # of the feature, whose encoding is 'hash'
-    of: tuple[str, ...]  # features of events, which are then the candidate's, or of users; or 'hour'
+    of: tuple[str, ...]  # features or marks of events, which are then the candidate's, features of users, or 'hour'
 
 
 @dataclass(frozen=True, kw_only=True)
 class History:
     """What the rows of a spec are: a user each, with lists of events in the order of their times.
 
-    A prepared file then has, per user, a list of ids for each feature of ``events``, the lists ``time`` (seconds) and
-    ``action`` (1 + the place of an action in ``actions``), and one id for each feature that is neither among ``events``
-    nor among ``crosses``: these say something about the user.
+    A prepared file then has, per user, a list of ids for each feature of ``events`` and each of ``marks``, the lists
+    ``time`` (seconds) and ``action`` (1 + the place of an action in ``actions``), and one id for each feature that is
+    neither among ``events`` nor among ``crosses``: these say something about the user.
     """
 
     events: tuple[str, ...]  # sparse features with an id for each event; the first one is the item
@@ -31,6 +31,7 @@ class History:
     positive: tuple[str, ...]  # the actions that make an event's label 1; every other action makes it 0
     crosses: tuple[Cross, ...] = ()
     counted: bool = False  # whether times are numbers from any start, and not dates or since 1970
+    marks: tuple[str, ...] = ()  # ids of events without a table, which only crosses read
 
     def __post_init__(self) -> None:
         if not self.events or not self.actions:
@@ -63,12 +64,13 @@ class History:
         """Raises ValueError unless the sparse ``features`` of the spec fit."""
         named = [*self.events, *self.cross_names]
         unfit = [name for name in named if named.count(name) > 1 or name not in features]
-        if unfit or {TIME, ACTION} & {*features}:
+        others = [TIME, ACTION, *self.marks]
+        if unfit or {*others} & {*features} or len({*others, HOUR}) <= len(others):
             raise ValueError(
-                f"features of events and crosses must be sparse features, each named once, and none may be called "
-                f"{TIME!r} or {ACTION!r}: got {unfit or list(features)}; correct the history of the spec"
+                f"features of events and crosses must be sparse features, each named once, and none be one of the "
+                f"distinct columns {others}: got {unfit or list(features)}; correct the history of the spec"
             )
-        parts = {*self.events, *self.users(features), HOUR}
+        parts = {*self.events, *self.marks, *self.users(features), HOUR}
         for cross in self.crosses:
             if len(cross.of) < 2 or not {*cross.of} <= parts:
                 raise ValueError(

@@ -24,7 +24,7 @@ import tyro
 from tyro.conf import Positional
 
 from dlrm_torchrec.command_line import parse
-from dlrm_torchrec.recipe import load_training_recipe
+from dlrm_torchrec.recipe import SequenceConfig, load_training_recipe
 
 FITS, BAD_ARGUMENTS, DOES_NOT_FIT = 0, 2, 3
 
@@ -79,7 +79,9 @@ def main(cfg: Config, options: list[str]) -> int:
         raise ValueError(f"tables must be fitted to one topology at a time: got {list(clusters)}; name one")
     prepared = g_pathmgr.exists(f"{trained.data}/dataset.json")
     data = summarise(trained.data, trained.shape) if prepared else Summary(spec=trained.shape)
-    spec, (trained, _) = data.spec, fit_to_rows(trained, data)
+    (trained, _), spec = fit_to_rows(trained, data), data.spec
+    if isinstance(trained, SequenceConfig):
+        spec = trained.samples.of(spec)
     access = load_statistics(trained.data) if prepared else {}
     known = f"as prepared, {len(access)} features profiled" if prepared else "not prepared here: published sizes"
     print(f"{cfg.recipe} {preset}: {spec.name}, {known}")

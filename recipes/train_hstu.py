@@ -16,9 +16,10 @@ from tyro.conf import Suppress
 
 from dlrm_torchrec.command_line import parse
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
+from dlrm_torchrec.datasets.sequences.yambda import TWIN_SAMPLES, YAMBDA_SAMPLES, yambda_spec, yambda_twin_spec
 from dlrm_torchrec.datasets.synthetic.specs import interests_spec
 from dlrm_torchrec.embeddings.config import TablesConfig
-from dlrm_torchrec.models.hstu.config import HSTUConfig
+from dlrm_torchrec.models.hstu.config import MLPERF, MLPERF_TWIN, HSTUConfig
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed
@@ -56,7 +57,15 @@ class Config:
 
 PRESETS = {
     "demo": Config(),
-}
+    "mlperf": Config(  # dlrm_v4_hstu of MLPerf training v6.1: AUC 0.75 on a later day; rates in proportion to batches
+        data="prepared/yambda-5b", shape=yambda_spec(), batch_size=8192, dim=512, samples=YAMBDA_SAMPLES, hstu=MLPERF,
+        clip_norm=1.0, sparse=OptimizerConfig(kind="rowwise_adagrad", lr=1e-6, eps=1e-8),
+        dense=OptimizerConfig(kind="adam", lr=1e-6, eps=1e-8, betas=(0.95, 0.999)),
+        schedule=Schedule(warmup_steps=24_000), speed=("bf16",)),
+    "mlperf-twin": Config(  # 1 / 10,000 of its rows, histories of 1 / 128, widths of 1 / 16; two minutes on 2 CPU cores
+        shape=yambda_twin_spec(), rows=100, batch_size=256, samples=TWIN_SAMPLES, hstu=MLPERF_TWIN, eval_every=0,
+        sparse=OptimizerConfig(kind="rowwise_adagrad", lr=0.1)),
+}  # fmt: skip
 
 if __name__ == "__main__":
     COMMAND_LINE = parse(PRESETS)  # before torch is imported, so that --help and mistakes are answered at once

@@ -18,7 +18,7 @@ from dlrm_torchrec.sharding.estimate.estimate import Estimate
 from dlrm_torchrec.sharding.estimate.planner_stats import EstimateStats
 from dlrm_torchrec.sharding.modules.sharder import table_optimizer
 from dlrm_torchrec.sharding.node_local import OF_THE_WORLD
-from dlrm_torchrec.sharding.plan import make_plan
+from dlrm_torchrec.sharding.plan import activation_bytes, make_plan
 from dlrm_torchrec.sharding.planner.fit import Choice, best, choices, fit
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
 
@@ -82,20 +82,21 @@ class DryRun:
         model, tables = self.build(config, self.spec, cluster.world_size, torch.device("cpu"))
         ranks = config.node_size if isinstance(config, NodeLocalConfig) else cluster.world_size
         alone = ranks < cluster.world_size
+        share = config.batch_size // cluster.world_size
         stats = EstimateStats((name or str(cluster)) + (f", a node of {ranks}" if alone else ""))
         make_plan(
             model,
             tables,
             cluster.node(ranks).topology(),
             config.sharding,
-            batch_size=config.batch_size // cluster.world_size,
+            batch_size=share,
             spec=self.spec,
             stats=stats,
             access=self.access,
             without=OF_THE_WORLD if alone else (),
         )
         assert stats.estimate is not None
-        return stats.estimate
+        return replace(stats.estimate, activation_bytes=activation_bytes(model, share))
 
     def fit(
         self, config: PlannedConfig, cluster: Cluster, attempt: Callable[[dict[str, Choice]], Estimate], budget: int = 0
@@ -132,6 +133,7 @@ class DryRun:
         """Single changes that make ``config`` fit ``cluster``, as text; each of them was planned."""
         changes: list[tuple[str, Iterator[tuple[str, PlannedConfig, Cluster]]]] = [
             ("more ranks", _more_ranks(config, cluster)),
+            ("a smaller batch", _smaller_batches(config, cluster, counted=self._counts_activations(config))),
             ("a smaller optimizer", _smaller_optimizer(config, cluster)),
             ("weights of half the bytes", _half_precision(config, cluster)),
             ("the host's memory", _host_memory(config, cluster)),
@@ -146,10 +148,14 @@ class DryRun:
                 yield f"{what} ({options}): {_headline(estimate)}"
                 break
 
+    def _counts_activations(self, config: PlannedConfig) -> bool:
+        """Whether a plan counts activations of the model, of which a smaller batch has fewer."""
+        return activation_bytes(self.build(config, self.spec, 1, torch.device("cpu"))[0], 1) > 0
+
 
 def _headline(estimate: Estimate) -> str:
     used, capacity = max(
-        zip(estimate.rank_bytes(estimate.memory), estimate.capacity(estimate.memory), strict=True),
+        zip(estimate.used_bytes(estimate.memory), estimate.capacity(estimate.memory), strict=True),
         key=lambda each: each[0],
     )
     milliseconds = sum(estimate.rank_milliseconds()[estimate.critical_rank()].values())
@@ -168,6 +174,13 @@ def _more_ranks(config: Config, cluster: Cluster) -> Iterator[tuple[str, Config,
             return
         if config.batch_size % larger.world_size == 0:
             yield f"--topology {larger}", config, larger
+
+
+def _smaller_batches(config: Config, cluster: Cluster, *, counted: bool) -> Iterator[tuple[str, Config, Cluster]]:
+    batch_size = config.batch_size // 2 if counted else 0
+    while batch_size >= cluster.world_size and batch_size % cluster.world_size == 0:
+        yield f"--batch-size {batch_size}", replace(config, batch_size=batch_size), cluster
+        batch_size //= 2
 
 
 def _smaller_optimizer(config: Config, cluster: Cluster) -> Iterator[tuple[str, Config, Cluster]]:

@@ -112,7 +112,8 @@ def _search(
     group: dist.ProcessGroup | None,
     stats: Stats | None,
 ) -> ShardingPlan:
-    enumerator, reservation = Enumerator(topology, batch_size, constraints=constraints), _reservation(model, batch_size)
+    enumerator = Enumerator(topology, batch_size, constraints=constraints)
+    reservation = _reservation(model, activation_bytes(model, batch_size))
     planner = EmbeddingShardingPlanner(
         topology=topology,
         batch_size=batch_size,
@@ -141,15 +142,16 @@ class CountsActivations(Protocol):
         """Bytes that it holds at most in one step of a rank with so many samples."""
 
 
-def _reservation(model: nn.Module, batch_size: int) -> HeuristicalStorageReservation:
-    """Reserves 15 % of the memory, and room for dense parameters, their gradients and at most two moments.
-
-    Also reserves the activations of modules that count them.
-    """
-    dense_bytes = 4 * sum(p.numel() * p.element_size() for p in model.parameters() if not p.is_meta)
-    dense_bytes += sum(
+def activation_bytes(model: nn.Module, batch_size: int) -> int:
+    """Bytes of the activations of those modules of ``model`` that count them, in a step of ``batch_size`` samples."""
+    return sum(
         module.activation_bytes(batch_size) for module in model.modules() if isinstance(module, CountsActivations)
     )
+
+
+def _reservation(model: nn.Module, activations: int) -> HeuristicalStorageReservation:
+    """Reserves 15 % of the memory, and room for dense parameters, their gradients, two moments and activations."""
+    dense_bytes = 4 * sum(p.numel() * p.element_size() for p in model.parameters() if not p.is_meta) + activations
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # it warns about a missing estimate, which is given here
         return HeuristicalStorageReservation(percentage=0.15, dense_tensor_estimate=dense_bytes)

@@ -12,7 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.sequences.batch import SequenceBatch
-from dlrm_torchrec.datasets.sequences.log import Ints, history_of
+from dlrm_torchrec.datasets.sequences.log import EventLog, Ints, history_of
 from dlrm_torchrec.datasets.sequences.samples import Samples, labels_of
 from dlrm_torchrec.schema import Cross, DatasetSpec
 from dlrm_torchrec.sequence_schema import HOUR
@@ -75,21 +75,26 @@ class Collation:
 
     def _crossed(self, cross: Cross, rows: int, asked: Ints) -> Ints:
         """The ids of a cross for some candidates: hashes of the ids of its parts, in [1, rows)."""
-        log, key = self.samples.log, np.zeros(len(asked), np.uint64)
-        for part in cross.of:
-            if part == HOUR:
-                ids = log.times[asked] // _HOUR_S % 24
-            elif part in log.events:
-                ids = log.events[part][asked]
-            else:
-                ids = log.users[part][log.user_of[asked]]
-            key = counter.words(key, ids)
-        crossed: Ints = 1 + (key % np.uint64(rows - 1)).astype(np.int64)
+        crossed: Ints = 1 + (hashes(cross, self.samples.log, asked) % np.uint64(rows - 1)).astype(np.int64)
         return crossed
 
     def _tensor(self, values: NDArray[Any], kind: type[np.generic]) -> torch.Tensor:
         tensor = torch.from_numpy(values.astype(kind, copy=False))
         return tensor.pin_memory() if self.pin_memory else tensor
+
+
+def hashes(cross: Cross, log: EventLog, places: Ints) -> counter.Words:
+    """64 bits of the ids of a cross's parts together, for each of some events."""
+    found = np.zeros(len(places), np.uint64)
+    for part in cross.of:
+        if part == HOUR:
+            ids = log.times[places] // _HOUR_S % 24
+        elif part in log.events:
+            ids = log.events[part][places]
+        else:
+            ids = log.users[part][log.user_of[places]]
+        found = counter.words(found, ids)
+    return found
 
 
 def spans(firsts: Ints, counts: Ints) -> Ints:

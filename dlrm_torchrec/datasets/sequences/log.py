@@ -23,7 +23,7 @@ class EventLog:
     starts: Ints  # (U + 1,)
     times: Ints  # (E,) seconds, ascending within a user
     actions: NDArray[np.uint8]  # (E,), 1 + the place of the action in the history's actions
-    events: Mapping[str, Ids]  # (E,) by feature of events
+    events: Mapping[str, Ids]  # (E,) by feature or mark of events
     users: Mapping[str, Ids]  # (U,) by feature of users
 
     def __len__(self) -> int:

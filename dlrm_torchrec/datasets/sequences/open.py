@@ -12,6 +12,7 @@ from dlrm_torchrec.datasets.open import SYNTHETIC
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.sequences.browsing import Browsing, BrowsingStream
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
+from dlrm_torchrec.datasets.sequences.crossed import CrossedInterests
 from dlrm_torchrec.datasets.sequences.log import history_of
 from dlrm_torchrec.datasets.sequences.next_items import NextItemStream
 from dlrm_torchrec.datasets.sequences.samples import LAST, Window, find_samples
@@ -49,7 +50,7 @@ def open_sequences(
     history = history_of(spec)
     interests: Interests | None = None
     if data == SYNTHETIC:
-        interests = Interests(spec, users, seed)
+        interests = (CrossedInterests if history.crosses else Interests)(spec, users, seed)
         log = interests.log()
         middle = int(np.quantile(log.times, _TRAINED_SHARE))
         windows = {"train": Window(0, middle), "val": Window(middle, _END_S)}

@@ -22,10 +22,11 @@ USERS = "users"  # the one split of such a folder: splits of samples are windows
 
 
 def stored_schema(spec: DatasetSpec) -> pa.Schema:
-    """An id per feature of users; a list per feature of events, and the lists of times and of actions; never null."""
+    """An id per feature of users; a list per feature and mark of events, of times and of actions; never null."""
     history = history_of(spec)
     ids = {feature.name: pa.int32() if feature.ids <= 1 << 31 else pa.int64() for feature in spec.sparse}
     lists = {TIME: pa.int64(), ACTION: pa.uint8(), **{name: ids[name] for name in history.events}}
+    lists |= dict.fromkeys(history.marks, pa.int32())
     fields = [(name, ids[name]) for name in history.users(list(ids))]
     fields += [(name, pa.list_(pa.field("element", kind, nullable=False))) for name, kind in lists.items()]
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
@@ -63,7 +64,7 @@ def read_log(manifest: Manifest, folder: str) -> EventLog:
         starts=starts,
         times=columns[TIME],
         actions=columns[ACTION],
-        events={name: columns[name] for name in history.events},
+        events={name: columns[name] for name in (*history.events, *history.marks)},
         users={name: columns[name] for name in history.users([feature.name for feature in manifest.spec.sparse])},
     )
 

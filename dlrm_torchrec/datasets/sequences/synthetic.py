@@ -14,8 +14,8 @@ Rabiner, "A tutorial on hidden Markov models", Proceedings of the IEEE 77(2), 19
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from dlrm_torchrec.compiled import compiled
 from dlrm_torchrec.datasets.random import counter
 from dlrm_torchrec.datasets.random.normal import normals
 from dlrm_torchrec.datasets.sequences.collate import spans
-from dlrm_torchrec.datasets.sequences.log import EventLog, Ints, history_of
+from dlrm_torchrec.datasets.sequences.log import EventLog, Ids, Ints, history_of
 from dlrm_torchrec.datasets.sequences.samples import Samples, labels_of
 from dlrm_torchrec.datasets.sequences.stream import SequenceStream
 from dlrm_torchrec.datasets.stream import Ranks
@@ -49,23 +49,25 @@ _SKIP, _LIKE = 1, 2  # ids of actions
 class Interests:
     """The users of a spec with the features item, category and segment; everything follows from ``seed``."""
 
+    least_events: ClassVar[int] = LEAST_EVENTS
+    most_events: ClassVar[int] = MOST_EVENTS
+    visit_gap_s: ClassVar[int] = VISIT_GAP_S
     spec: DatasetSpec
     users: int
     seed: int
 
     def log(self) -> EventLog:
         """All events of all users."""
-        rows = self._rows()
         user_keys = counter.words(self._key(0), np.arange(self.users))
         tail = (1 - counter.uniforms(counter.words(user_keys, 0))) ** (-1 / TAIL)
-        counts = np.minimum(LEAST_EVENTS * tail, MOST_EVENTS).astype(np.int64)
+        counts = np.minimum(self.least_events * tail, self.most_events).astype(np.int64)
         starts = np.concatenate([[0], np.cumsum(counts)])
         keys = counter.words(user_keys.repeat(counts), 2 + spans(np.zeros_like(counts), counts))
-        draws = [counter.uniforms(counter.words(keys, number)) for number in range(6)]
+        draws = [counter.uniforms(counter.words(keys, number)) for number in (0, 1, 2, 3, 5)]
 
         is_first = np.zeros(starts[-1], bool)
         is_first[starts[:-1]] = True
-        means = np.where(draws[0] * VISIT_EVENTS < 1, VISIT_GAP_S, GAP_S)
+        means = np.where(draws[0] * VISIT_EVENTS < 1, self.visit_gap_s, GAP_S)
         gaps = (1 - means * np.log1p(-draws[1])).astype(np.int64)
         begins = BEGINS_S + (counter.uniforms(counter.words(user_keys, 1)) * STARTS_WITHIN_S).astype(np.int64)
         gaps[is_first] = 0
@@ -75,17 +77,20 @@ class Interests:
         latest = np.maximum.accumulate(np.where(changes, np.arange(len(changes)), 0))
         interests = (draws[3] * INTERESTS).astype(np.int64)[latest]
 
-        items = Zipf(rows["item"], 1.1).ids(draws[4])
-        segments = np.arange(self.users) % rows["segment"]
-        logits = self._logits(items, segments.repeat(counts))[np.arange(len(items)), interests]
-        likes = draws[5] < 1 / (1 + np.exp(-logits))
-        return EventLog(
-            starts=starts,
-            times=times,
-            actions=np.where(likes, _LIKE, _SKIP).astype(np.uint8),
-            events={"item": items.astype(np.int32), "category": (items % rows["category"]).astype(np.int32)},
-            users={"segment": segments.astype(np.int32)},
-        )
+        no_actions = np.zeros(len(times), np.uint8)
+        shown = EventLog(starts, times, no_actions, self._events(keys), self._users())
+        likes = draws[4] < self.chances(shown)[np.arange(len(shown)), interests]
+        return replace(shown, actions=np.where(likes, _LIKE, _SKIP).astype(np.uint8))
+
+    def _events(self, keys: counter.Words) -> dict[str, Ids]:
+        """The ids of what is shown in each event, by column."""
+        rows = self._rows()
+        items = Zipf(rows["item"], 1.1).ids(counter.uniforms(counter.words(keys, 4)))
+        return {"item": items.astype(np.int32), "category": (items % rows["category"]).astype(np.int32)}
+
+    def _users(self) -> dict[str, Ids]:
+        """What is known of each user, by column."""
+        return {"segment": (np.arange(self.users) % self._rows()["segment"]).astype(np.int32)}
 
     def probabilities(self, samples: Samples, *, use_history: bool = True) -> Floats:
         """P(like) of every candidate, given the history of its sample if ``use_history``: (C,)."""
@@ -94,7 +99,6 @@ class Interests:
         events, lengths = samples.history(which)
         if not use_history:
             events, lengths = events[:0], np.zeros_like(lengths)
-        segments = log.users["segment"]
         found = np.empty(len(samples.candidates))
         _filter(
             events,
@@ -103,7 +107,7 @@ class Interests:
             samples.bounds,
             log.times,
             log.actions,
-            self._chances(log, log.user_of, segments),
+            self.chances(log),
             found,
         )
         return found
@@ -116,15 +120,15 @@ class Interests:
         found = torch.from_numpy(self.probabilities(samples, use_history=use_history))
         return binary_auroc(found, torch.from_numpy(labels).long(), validate_args=False).item()
 
-    def _chances(self, log: EventLog, user_of: NDArray[np.int32], segments: NDArray[Any]) -> Floats:
+    def chances(self, log: EventLog) -> Floats:
         """P(like) of every event under each interest: (E, INTERESTS)."""
-        chances: Floats = 1 / (1 + np.exp(-self._logits(log.events["item"].astype(np.int64), segments[user_of])))
-        return chances
+        found: Floats = 1 / (1 + np.exp(-self._logits(log)))
+        return found
 
-    def _logits(self, items: Ints, segments: NDArray[Any]) -> Floats:
-        """The logits of likes of these items by users of these segments, under each interest: (n, INTERESTS)."""
-        rows = self._rows()
-        belongs = (items % rows["category"])[:, None] % INTERESTS == np.arange(INTERESTS)
+    def _logits(self, log: EventLog) -> Floats:
+        """The logits of likes of events under each interest: (E, INTERESTS)."""
+        rows, items, segments = self._rows(), log.events["item"], log.users["segment"][log.user_of]
+        belongs = log.events["category"][:, None] % INTERESTS == np.arange(INTERESTS)
         known = QUALITY * self._normals(1, rows["item"])[items] + SEGMENT * self._normals(2, rows["segment"])[segments]
         logits: Floats = np.where(belongs, FITS, FITS_NOT) + (BIAS + known)[:, None]
         return logits

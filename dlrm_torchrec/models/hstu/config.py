@@ -53,9 +53,14 @@ class HSTUConfig:
                 raise ValueError(f"{field.name} of HSTU must be at least 0 and below 1: got {size}; 0 means none")
 
 
+# The reference has hidden layers of 256 in the MLPs that make tokens, and of 512 elsewhere; here all have one width.
 MLPERF = HSTUConfig(  # dlrm_v4_hstu of MLPerf Training v6.1: 8 entries of context, 4,086 events, 1 candidate
     variant="mlperf", dim=512, layers=3, heads=4, key_dim=128, value_dim=128, hidden=512, most_tokens=4096,
     positions=8192, time_buckets=2048, input_dropout=0.2, dropout=0.1, chunk_tokens=65_536,
+)  # fmt: skip
+MLPERF_TWIN = HSTUConfig(  # its widths by 16 and its lengths by 128: 8 entries of context, 32 events, 1 candidate
+    variant="mlperf", dim=32, layers=2, heads=2, key_dim=16, value_dim=16, hidden=32, most_tokens=41, positions=64,
+    time_buckets=256, input_dropout=0, dropout=0,
 )  # fmt: skip
 ML_1M = HSTUConfig(  # HSTU-large of the paper's table on MovieLens-1M; the vectors of items have as many numbers
     variant="paper", dim=50, layers=8, heads=2, key_dim=25, value_dim=25, most_tokens=211, positions=211,

@@ -64,6 +64,7 @@ class Estimate:
     hbm_reserved: tuple[int, ...]  # bytes of the capacity for everything that is not sharded, and a margin
     ddr_reserved: tuple[int, ...]
     tables: tuple[TableEstimate, ...]
+    activation_bytes: int = 0  # those of the reserved bytes that the rest of the model needs for its activations
 
     @property
     def world_size(self) -> int:
@@ -84,6 +85,11 @@ class Estimate:
         for shard in self._shards():
             total[shard.rank] += shard.hbm_bytes if memory == "hbm" else shard.ddr_bytes
         return total
+
+    def used_bytes(self, memory: str) -> list[int]:
+        """Bytes of tables and of activations on each rank; ``memory`` is hbm or ddr."""
+        activations = self.activation_bytes if memory == self.memory else 0
+        return [of_tables + activations for of_tables in self.rank_bytes(memory)]
 
     def rank_milliseconds(self) -> list[dict[str, float]]:
         """Milliseconds that each rank spends on its shards in a step, by part."""
@@ -155,6 +161,7 @@ def _read_estimate(plan: dict[str, Any]) -> Estimate:
         hbm_reserved=tuple(plan["hbm_reserved"]),
         ddr_reserved=tuple(plan["ddr_reserved"]),
         tables=tuple(map(_read_table, plan["tables"])),
+        activation_bytes=plan.get("activation_bytes", 0),  # earlier releases did not write it
     )
 
 

@@ -36,22 +36,27 @@ def describe_ranks(estimate: Estimate, *, all_ranks: bool = False) -> str:
 
     Equal ranks share a line. If there are more than 16 lines, only the slowest 16 are shown, unless ``all_ranks``. The
     columns of bytes are weights, moments, and everything that tables need including buffers, next to what a rank has.
+    If the model counts its activations, they have a column, too, and are part of what is used.
     """
     ranks = estimate.rank_milliseconds()
     parts = [part for part in PARTS if any(milliseconds[part] for milliseconds in ranks)]
     memories = [memory for memory in ("hbm", "ddr") if any(estimate.capacity(memory))]
+    used = {memory: estimate.used_bytes(memory) for memory in memories}
+    activations = [f"{estimate.activation_bytes / 1e9:>14.3f}"] if estimate.activation_bytes else []
     held: list[Counter[str]] = [Counter() for _ in ranks]
     for table in estimate.tables:
         for shard in table.shards:
-            held[shard.rank].update(
-                {name: getattr(shard, f"{name}_bytes") for name in ("weight", "optimizer", *memories)}
-            )
+            held[shard.rank].update({name: getattr(shard, f"{name}_bytes") for name in ("weight", "optimizer")})
     alike: dict[str, list[int]] = {}  # ranks by what their line says
     for rank, (milliseconds, own) in enumerate(zip(ranks, held, strict=True)):
         cells = [
             f"{own['weight'] / 1e9:>10.3f}",
             f"{own['optimizer'] / 1e9:>10.3f}",
-            *(f"{own[memory] / 1e9:>7.3f} / {estimate.capacity(memory)[rank] / 1e9:>6.1f}" for memory in memories),
+            *activations,
+            *(
+                f"{used[memory][rank] / 1e9:>7.3f} / {estimate.capacity(memory)[rank] / 1e9:>6.1f}"
+                for memory in memories
+            ),
             f"{sum(milliseconds.values()):>8.3f}",
             *(f"{milliseconds[part]:>{max(8, len(part))}.3f}" for part in parts),
         ]
@@ -63,6 +68,7 @@ def describe_ranks(estimate: Estimate, *, all_ranks: bool = False) -> str:
     names = [_ranks(same) for _, same in shown]
     width = max(4, *map(len, names))
     head = [f"{'rank':>{width}}", f"{'weights GB':>10}", f"{'moments GB':>10}"]
+    head += ["activations GB"] * len(activations)
     head += [f"{memory.upper() + ' GB used / of':>16}" for memory in memories]
     lines = ["  ".join([*head, f"{'ms':>8}", *(f"{part:>8}" for part in parts)])]
     critical = estimate.critical_rank()
@@ -83,7 +89,7 @@ def compare(estimates: list[Estimate]) -> str:
     lines = [f"{'topology':<20}  {'ranks':>5}  {'GB, fullest':>11}  {'of':>6}  {'ms, slowest':>11}  rows/s of tables"]
     for estimate in estimates:
         milliseconds = sum(estimate.rank_milliseconds()[estimate.critical_rank()].values())
-        fullest = max(estimate.rank_bytes(estimate.memory))
+        fullest = max(estimate.used_bytes(estimate.memory))
         lines.append(
             f"{estimate.topology:<20}  {estimate.world_size:>5}  {fullest / 1e9:>11.3f}  "
             f"{max(estimate.capacity(estimate.memory)) / 1e9:>6.1f}  {milliseconds:>11.3f}  "
@@ -162,7 +168,7 @@ def _diff(before: Estimate, after: Estimate) -> str:
         if cuts[0] != cuts[1]:
             lines.append(f"{name}: {cuts[0]} -> {cuts[1]}")
     steps = [max(sum(parts.values()) for parts in estimate.rank_milliseconds()) for estimate in (before, after)]
-    fullest = [max(estimate.rank_bytes(estimate.memory)) / 1e9 for estimate in (before, after)]
+    fullest = [max(estimate.used_bytes(estimate.memory)) / 1e9 for estimate in (before, after)]
     if lines or steps[0] != steps[1]:
         lines.append(
             f"slowest rank: {steps[0]:.3f} -> {steps[1]:.3f} ms; fullest: {fullest[0]:.3f} -> {fullest[1]:.3f} GB"

@@ -43,8 +43,7 @@ def test_probabilities_are_those_of_all_paths(monkeypatch: pytest.MonkeyPatch) -
     log = world.log()
     samples = samples_of(log, history=5, candidates=2, least=0)
     found = world.probabilities(samples)
-    items, segments = log.events["item"].astype(np.int64), log.users["segment"][log.user_of]
-    chances = 1 / (1 + np.exp(-world._logits(items, segments)))
+    chances = world.chances(log)
     for sample in np.random.default_rng(0).permutation(len(samples))[:40]:
         history, _ = samples.history(np.array([sample]))
         for number in range(samples.bounds[sample], samples.bounds[sample + 1]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,7 +14,7 @@ from tests.pages.elements import Element, Tree
 from tests.sharding.estimate.estimates import made_up_estimate
 
 NAMES = [f"t_{number}" for number in range(12)]
-KINDS = ("weights", "optimizer", "buffers", "free", "reserved")
+KINDS = ("weights", "optimizer", "buffers", "activations", "free", "reserved")
 COMPUTE = ("prefetch_compute", "fwd_compute", "bwd_compute")
 COMMS = ("input_dist_comms", "fwd_comms", "bwd_comms")
 
@@ -51,7 +52,7 @@ def rank_rows(elements: list[Element]) -> dict[int, Element]:
 
 
 def held(estimate: Estimate, memory: str) -> list[dict[str, int]]:
-    """Bytes of every rank by what they are, one shard at a time."""
+    """Bytes of every rank by what they are, one shard at a time; activations if the model counts them."""
     ranks = [dict.fromkeys(KINDS, 0) for _ in range(estimate.world_size)]
     for table in estimate.tables:
         for shard in table.shards:
@@ -63,8 +64,12 @@ def held(estimate: Estimate, memory: str) -> list[dict[str, int]]:
                 rank["optimizer"] += shard.optimizer_bytes
             rank["buffers"] += here - of_table
     for number, rank in enumerate(ranks):
-        rank["reserved"] = getattr(estimate, f"{memory}_reserved")[number]
+        in_it = (memory == "hbm") == any(estimate.hbm_capacity)
+        rank["activations"] = estimate.activation_bytes if in_it else 0
+        rank["reserved"] = getattr(estimate, f"{memory}_reserved")[number] - rank["activations"]
         rank["free"] = getattr(estimate, f"{memory}_capacity")[number] - sum(rank.values())
+        if not estimate.activation_bytes:
+            del rank["activations"]
     return ranks
 
 
@@ -82,8 +87,10 @@ def segments(bar: Element) -> dict[str, float]:
         (made_up_estimate(6, NAMES, offloaded=True), ["hbm", "ddr"]),
         (made_up_estimate(40, NAMES), ["hbm"]),
         (made_up_estimate(64, NAMES[:3], distinct=False), ["hbm"]),
+        (replace(made_up_estimate(5, NAMES, offloaded=True), activation_bytes=7 * 10**9), ["hbm", "ddr"]),
+        (replace(made_up_estimate(3, NAMES, devices=False), activation_bytes=7 * 10**9), ["ddr"]),
     ],
-    ids=["devices", "one rank", "hosts", "offloaded", "unfolded", "alike"],
+    ids=["devices", "one rank", "hosts", "offloaded", "unfolded", "alike", "activations", "activations on hosts"],
 )
 def test_memory_per_rank(made_up: Estimate, drawn: list[str]) -> None:
     parts = section(read(made_up))
@@ -327,7 +334,7 @@ def test_it_can_be_read_without_seeing_it(document: str) -> None:
     style = root.all("style")[0].text
     kinds = {kind for each in root.walk() for kind in each.classes if "style" in each.attributes}
     assert not [kind for kind in kinds if not re.search(rf"\.{kind}[ ,]", style)]
-    assert {*KINDS, *PARTS} <= kinds
+    assert {*KINDS, *PARTS} - {"activations"} <= kinds
 
 
 def test_names_are_text_and_not_tags() -> None:

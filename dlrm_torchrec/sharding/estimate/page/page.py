@@ -19,7 +19,13 @@ from dlrm_torchrec.sharding.estimate.page.ranks import (
     rank_memory,
     time_view,
 )
-from dlrm_torchrec.sharding.estimate.page.segments import MEMORY, Segment, memory_segments, part_name, time_segments
+from dlrm_torchrec.sharding.estimate.page.segments import (
+    Segment,
+    memory_names,
+    memory_segments,
+    part_name,
+    time_segments,
+)
 from dlrm_torchrec.sharding.estimate.page.tables import PlacementView, placement_view
 
 TEMPLATE = Path(__file__).with_name("plan.html")
@@ -30,7 +36,12 @@ def page(estimates: Sequence[Estimate], title: str) -> str:
     topologies = [Topology(estimate) for estimate in estimates]
     longest = max(topology.slowest_ms for topology in topologies)
     return render(
-        TEMPLATE, title=title, topologies=topologies, longest=longest, memory_names=MEMORY, part_name=part_name
+        TEMPLATE,
+        title=title,
+        topologies=topologies,
+        longest=longest,
+        memory_names=memory_names(estimates),
+        part_name=part_name,
     )
 
 

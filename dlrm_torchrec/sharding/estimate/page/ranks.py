@@ -9,9 +9,9 @@ from dlrm_torchrec.pages.quantities import Quantity, share, size, time
 from dlrm_torchrec.sharding.estimate.estimate import PARTS, Estimate
 from dlrm_torchrec.sharding.estimate.page.segments import (
     FAMILIES,
-    MEMORY,
     Segment,
     alike,
+    memory_names,
     memory_segments,
     part_name,
     ranks_text,
@@ -56,15 +56,18 @@ def rank_memory(estimate: Estimate, memory: str) -> list[dict[str, int]]:
     on_device = memory == "hbm"
     capacity = estimate.capacity(memory)
     reserved = estimate.hbm_reserved if on_device else estimate.ddr_reserved
-    ranks = [dict.fromkeys(MEMORY, 0) for _ in range(estimate.world_size)]
+    activations = estimate.activation_bytes if memory == estimate.memory else 0
+    ranks = [dict.fromkeys(memory_names([estimate]), 0) for _ in range(estimate.world_size)]
     for shard in (shard for each in estimate.tables for shard in each.shards):
         if on_device != (0 < shard.weight_bytes + shard.optimizer_bytes <= shard.ddr_bytes):
             ranks[shard.rank]["weights"] += shard.weight_bytes
             ranks[shard.rank]["optimizer"] += shard.optimizer_bytes
     for rank, (held, used) in enumerate(zip(ranks, estimate.rank_bytes(memory), strict=True)):
         held["buffers"] = used - held["weights"] - held["optimizer"]
+        if estimate.activation_bytes:
+            held["activations"] = activations
         held["free"] = capacity[rank] - reserved[rank] - used
-        held["reserved"] = reserved[rank]
+        held["reserved"] = reserved[rank] - activations
     return ranks
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dlrm_torchrec.pages.quantities import size, time
 from dlrm_torchrec.sharding.cluster.rank_ranges import runs
-from dlrm_torchrec.sharding.estimate.estimate import PARTS
+from dlrm_torchrec.sharding.estimate.estimate import PARTS, Estimate
 
 STAGES = {"input_dist": "input", "prefetch": "prefetch", "fwd": "forward", "bwd": "backward"}
 LISTED_RUNS = 4  # runs of ranks that are listed; the other ranks are only counted
@@ -18,6 +18,7 @@ MEMORY = {
     "weights": "weights",
     "optimizer": "optimizer state",
     "buffers": "buffers",
+    "activations": "activations",
     "free": "free",
     "reserved": "reserved",
 }
@@ -51,6 +52,12 @@ def time_segments(parts: Mapping[str, float]) -> list[Segment]:
 def memory_segments(held: Mapping[str, int]) -> list[Segment]:
     """The bytes that ``rank_memory`` returns for a rank."""
     return [Segment(kind, MEMORY[kind], count, str(size(count))) for kind, count in held.items()]
+
+
+def memory_names(estimates: Sequence[Estimate]) -> dict[str, str]:
+    """The kinds of bytes that estimates have, and their names: activations only if models count them."""
+    counted = any(estimate.activation_bytes for estimate in estimates)
+    return {kind: name for kind, name in MEMORY.items() if counted or kind != "activations"}
 
 
 def alike(keys: Sequence[Hashable]) -> list[list[int]]:
