@@ -21,8 +21,13 @@ SHOW_EVERY_S = {True: 0.5, False: 30.0}  # on a terminal, and elsewhere
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("package", metavar="PACKAGE", type=Path, help="folder of a package; load only your own")
     parser.add_argument(
-        "input", metavar="ROWS", type=Path, help="Parquet file, or CSV file with a header, of raw values"
+        "input",
+        metavar="ROWS",
+        type=Path,
+        help="Parquet file, CSV file with a header, or JSON lines (.jsonl) of raw values; or a prepared folder of "
+        "histories, whose candidates are scored",
     )
+    parser.add_argument("--split", default="val", metavar="X", help="of a prepared folder (%(default)s)")
     parser.add_argument("--output", required=True, metavar="FILE", type=Path, help="new file, .parquet or .csv")
     parser.add_argument("--separator", default=",", metavar="X", help="between the columns of CSV (%(default)s)")
     parser.add_argument("--list-separator", default="|", metavar="X", help="between values of a list (%(default)s)")
@@ -56,6 +61,16 @@ def predict(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     start = time.monotonic()
     predictor = load_package(args.package)
+    if args.input.is_dir():
+        from dlrm_torchrec.inference.batch.histories import score_histories
+
+        shown = Progress(None)
+        count = score_histories(predictor, str(args.input), args.output, split=args.split, scored=shown)
+        shown.end()
+        print(json.dumps({"output": str(args.output), "rows": count, "seconds": round(time.monotonic() - start, 1)}))
+        return 0
+    if predictor.spec.get("history") and args.output.suffix == ".csv":
+        raise ValueError(f"output must be Parquet for a list of predictions per user: got {args.output}; rename it")
     form = CsvForm(separator=args.separator, list_separator=args.list_separator)
     lists = [name for name, is_list in predictor.encode.keys if is_list]
     try:
@@ -79,7 +94,7 @@ def predict(args: argparse.Namespace) -> int:
 class Progress:
     """Prints how many rows are scored, how many there are, about if need be, and how long the others will take."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows | None) -> None:
         self.rows = rows
         self.done = 0
         self._first: int | None = None  # row of this start
@@ -103,7 +118,7 @@ class Progress:
     def _show(self, now: float) -> None:
         rate = (self.done - (self._first or 0)) / max(now - self._start, 1e-9)
         text = f"{self.done:,} rows scored, {rate:,.0f} per second"
-        if self.rows.num_rows is not None:
+        if self.rows is not None and self.rows.num_rows is not None:
             of = f"about {self.rows.num_rows:,}" if self.rows.is_estimated else f"{self.rows.num_rows:,}"
             text = f"{self.done:,} of {of} rows scored, {rate:,.0f} per second"
             text += f", {max(0, self.rows.num_rows - self.done) / rate:,.0f} s left" if rate else ""

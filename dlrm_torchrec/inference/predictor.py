@@ -147,7 +147,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         form = manifest["format"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"folder {path} must hold a {MANIFEST}: got {error!r}; name a package's folder") from error
-    manifest = _LATER | manifest
+    manifest |= {name: value for name, value in _LATER.items() if name not in manifest}
     if form == 2:
         manifest = _SINCE_3 | manifest
     elif form != FORMAT:

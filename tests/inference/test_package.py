@@ -61,7 +61,7 @@ def package(tmp_path: Path) -> Path:
 def test_a_package_tells_what_is_in_it(package: Path) -> None:
     predictor = Predictor.load(package)
     files = {str(file.relative_to(package)) for file in package.rglob("*") if file.is_file()}
-    code = {"predictor.py", "encoder.py", "lookups.py", "stored_rows.py", "raw_values.py"}
+    code = {"predictor.py", "encoder.py", "history_encoder.py", "lookups.py", "stored_rows.py", "raw_values.py"}
     assert files == {"package.json", "model.pt", "vocab/city.parquet", *code}
     assert set(predictor.manifest["files"]) == files - {"package.json"}
     assert predictor.manifest["name"] == "small"
@@ -380,7 +380,7 @@ def test_any_names_several_labels_and_a_shared_vocabulary(tmp_path: Path) -> Non
     sums = np.array([2.5 + 0 + cosines[0], 0 + 1 + cosines[1]])
     np.testing.assert_allclose(found.predictions, np.stack([sums, 2 * sums], axis=1), rtol=1e-6)
     assert found.unseen == {"user.city": 1}
-    assert predictor.named(found.predictions) == {
+    assert predictor.named(found) == {
         "predictions": {"kliknięcie": found.predictions[:, 0].tolist(), "zakup.2": found.predictions[:, 1].tolist()}
     }
     assert predictor({name: [] for name in columns}).predictions.shape == (0, 2)

@@ -1,9 +1,11 @@
-"""The raw columns of a Parquet or CSV file, part by part, from any row on."""
+"""The raw columns of a Parquet, CSV or JSON file, part by part, from any row on."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -12,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-READ_ROWS = 8192  # of Parquet at once
+READ_ROWS = 8192  # of Parquet or JSON at once
+JSON_LINES = (".jsonl", ".ndjson")
 BLOCK_BYTES = 4 << 20  # of CSV at once
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # of CSV, by the end of a name
 
@@ -36,11 +39,13 @@ class CsvForm:
 
 
 def open_rows(path: Path, columns: Sequence[str], lists: Collection[str], form: CsvForm) -> Rows:
-    """The rows of a Parquet file, or of a CSV file with a header.
+    """The rows of a Parquet file, of JSON lines (.jsonl, .ndjson), or of a CSV file with a header.
 
-    Raises ValueError when the file is neither, or lacks one of ``columns``. In CSV, all values are texts, and a value
-    of one of ``lists`` is a list.
+    Raises ValueError when the file is none of them, or lacks one of ``columns``. In CSV, all values are texts, and a
+    value of one of ``lists`` is a list.
     """
+    if path.suffix in JSON_LINES:
+        return JsonRows(path, columns)
     with path.open("rb") as file:
         is_parquet = file.read(4) == b"PAR1"
     try:
@@ -80,6 +85,44 @@ class ParquetRows:
                 if skip < batch.num_rows:
                     yield batch[skip:].select(self.columns)
                 skip = max(0, skip - batch.num_rows)
+
+
+class JsonRows:
+    """The rows of a file with a JSON object on each line; those before a later row are read again to reach it."""
+
+    is_estimated = False
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.path, self.columns = path, list(columns)
+        self.num_rows: int | None = None
+
+    def batches(self, start: int) -> Iterator[pa.RecordBatch]:
+        number = 0
+        with self.path.open(encoding="utf-8") as file:
+            while lines := list(islice(file, READ_ROWS)):
+                rows = [self._row(line, number + place) for place, line in enumerate(lines)]
+                skip, number = max(0, start - number), number + len(rows)
+                if skip < len(rows):
+                    values = [pa.array([row[name] for row in rows[skip:]]) for name in self.columns]
+                    yield pa.record_batch(values, self.columns)
+        self.num_rows = number
+
+    def _row(self, line: str, number: int) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+            absent = [name for name in self.columns if name not in row]
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{self.path} must have a JSON object on each line: got {error!r} in row {number}, counted from 0; "
+                "correct it"
+            ) from error
+        if absent:
+            raise ValueError(
+                f"{self.path} must have each column of the package: got none of {absent[0]!r} in row {number}, counted "
+                "from 0; add it, with null for a missing value"
+            )
+        found: dict[str, Any] = row
+        return found
 
 
 class CsvRows:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
@@ -75,15 +75,7 @@ class Parts:
 
     def join(self, schema: pa.Schema) -> None:
         """Writes the output, CSV if it is named so, and removes the parts."""
-
-        def write(path: Path) -> None:
-            is_csv = self.output.suffix == ".csv"
-            writer: Any = pacsv.CSVWriter(path, schema) if is_csv else pq.ParquetWriter(path, schema)
-            with writer:
-                for table in self:
-                    writer.write_table(table.replace_schema_metadata())
-
-        _write_whole(self.output, write)
+        _write_tables(self.output, self, schema)
         shutil.rmtree(self.folder)
 
     def close(self) -> None:
@@ -189,6 +181,22 @@ def _locked(folder: Path) -> IO[bytes]:
             "name another output"
         ) from None
     return file
+
+
+def write_table(output: Path, table: pa.Table) -> None:
+    """Writes the whole table, as CSV if it is named so."""
+    _write_tables(output, [table], table.schema)
+
+
+def _write_tables(output: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    def write(path: Path) -> None:
+        is_csv = output.suffix == ".csv"
+        writer: Any = pacsv.CSVWriter(path, schema) if is_csv else pq.ParquetWriter(path, schema)
+        with writer:
+            for table in tables:
+                writer.write_table(table.replace_schema_metadata())
+
+    _write_whole(output, write)
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:

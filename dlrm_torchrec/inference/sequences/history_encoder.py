@@ -36,7 +36,8 @@ class HistoryInputs:
     times: Ids  # (T,) seconds
     actions: Ids  # (T,) from 1 on; 0 for candidates
     lengths: Ids  # (B,) tokens
-    groups: Ids  # (B,) candidates
+    num_candidates: Ids  # (B,)
+    groups: Ids  # (users,) candidates: a user has one sample, or one for each candidate
     unseen: Ids  # (F,) number of unknown raw values
 
     def __len__(self) -> int:
@@ -46,12 +47,13 @@ class HistoryInputs:
     @property
     def arrays(self) -> list[npt.NDArray[Any]]:
         """The arguments of the model's program."""
-        return [np.concatenate(self.ids), self.times, self.actions, self.lengths, self.groups]
+        return [np.concatenate(self.ids), self.times, self.actions, self.lengths, self.num_candidates]
 
     @staticmethod
     def joined(several: Sequence[Any]) -> HistoryInputs:
         """The samples of one or more requests, in order."""
-        parts = {name: [getattr(each, name) for each in several] for name in ("times", "actions", "lengths", "groups")}
+        names = ("times", "actions", "lengths", "num_candidates", "groups")
+        parts = {name: [getattr(each, name) for each in several] for name in names}
         return HistoryInputs(
             ids=tuple(np.concatenate(ids) for ids in zip(*(each.ids for each in several), strict=True)),
             kinds=several[0].kinds,
@@ -65,7 +67,7 @@ class HistoryInputs:
         cuts = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), len(piece)]
         ends = {
             "token": np.append(0, self.lengths.cumsum()),
-            "candidate": np.append(0, self.groups.cumsum()),
+            "candidate": np.append(0, self.num_candidates.cumsum()),
             "sample": np.arange(len(piece) + 1),
         }
         for first, last in pairwise(cuts):
@@ -76,7 +78,8 @@ class HistoryInputs:
                 times=self.times[span["token"]],
                 actions=self.actions[span["token"]],
                 lengths=self.lengths[first:last],
-                groups=self.groups[first:last],
+                num_candidates=self.num_candidates[first:last],
+                groups=self.num_candidates[first:last],
                 unseen=self.unseen if first == 0 else np.zeros_like(self.unseen),
             )
 
@@ -88,6 +91,9 @@ class HistoryEncoder:
     times, for each feature of events, ``action`` and ``time``; lists with an entry for each candidate in
     ``candidates.<column>`` for each feature of events; and in ``candidates.time`` the time when they are shown. A log
     with a single action has no column for it.
+
+    A row becomes one sample, so that its history is read once; with crosses, which are context of a single candidate,
+    it becomes one for each candidate.
     """
 
     def __init__(self, spec: Mapping[str, Any], vocabularies: Mapping[str, Lookup], samples: Mapping[str, Any]) -> None:
@@ -116,13 +122,14 @@ class HistoryEncoder:
         )
 
     def __call__(self, columns: Mapping[str, Any]) -> HistoryInputs:
-        """B samples, from a list, NumPy array or Arrow array of B values or lists per column.
+        """The samples of users, from a list, NumPy array or Arrow array of a value or list for each of them per column.
 
         Of a history, the events are kept that training would have kept. Raises ValueError for what ``Encoder`` refuses,
         for lists of different lengths, for times that are missing or descend, for an unknown action, and for a row
         without candidates.
         """
-        found = self.rows({name: column for name, column in columns.items() if name not in (TIME, ASKED)})
+        plain = isinstance(columns, Mapping)
+        found = self.rows({k: v for k, v in columns.items() if k not in (TIME, ASKED)} if plain else columns)
         absent = [name for name in (TIME, ASKED) if name not in columns]
         if absent:
             raise ValueError(f"columns must have {absent[0]!r}: got none; send the time of each event, and of asking")
@@ -139,8 +146,13 @@ class HistoryEncoder:
         owners, asking = np.repeat(np.arange(len(counts)), counts), np.repeat(np.arange(len(groups)), groups)
         _check_order(happened, owners, now)
         actions = self._actions(found, columns)
-        kept = self._kept(actions, counts, owners)
-        owner_of_token = np.append(owners[kept], asking)
+        kept = np.flatnonzero(self._kept(actions, counts, owners))
+        user = asking if self.crosses else np.arange(len(groups))  # of each sample
+        num_candidates = np.ones_like(asking) if self.crosses else groups
+        num_events = np.bincount(owners[kept], minlength=len(groups))
+        events = kept[_spans((num_events.cumsum() - num_events)[user], num_events[user])]
+        samples = np.arange(len(user))
+        owner_of_token = np.append(np.repeat(samples, num_events[user]), np.repeat(samples, num_candidates))
         order = np.argsort(owner_of_token, kind="stable")
         ids, unseen = list[Ids](), list[int]()
         for feature in self.sparse:
@@ -154,14 +166,17 @@ class HistoryEncoder:
             unseen.append(int(found.unseen[place]))
             if name in self.events:
                 place = self.features[f"{CANDIDATES}{name}"]
-                ids[-1] = np.append(ids[-1][kept], found.ids[place])[order]
+                ids[-1] = np.append(ids[-1][events], found.ids[place])[order]
                 unseen[-1] += int(found.unseen[place])
+            else:
+                ids[-1] = ids[-1][user]
         return HistoryInputs(
             ids=tuple(ids),
             kinds=self.kinds,
-            times=np.append(happened[kept], now[asking])[order],
-            actions=np.append(actions[kept], np.zeros_like(asking))[order],
-            lengths=np.bincount(owner_of_token, minlength=len(groups)),
+            times=np.append(happened[events], now[asking])[order],
+            actions=np.append(actions[events], np.zeros_like(asking))[order],
+            lengths=np.bincount(owner_of_token, minlength=len(user)),
+            num_candidates=num_candidates,
             groups=groups,
             unseen=np.array(unseen, np.int64),
         )
@@ -237,6 +252,12 @@ class HistoryEncoder:
             key = finalised(key + (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
         crossed: Ids = 1 + (key % np.uint64(feature["rows"] - 1)).astype(np.int64)
         return crossed
+
+
+def _spans(firsts: Ids, counts: Ids) -> Ids:
+    """The numbers ``first`` .. ``first + count - 1`` of each pair, one after the other."""
+    numbers: Ids = np.arange(counts.sum()) + np.repeat(firsts - (counts.cumsum() - counts), counts)
+    return numbers
 
 
 def _of_candidates(feature: Mapping[str, Any]) -> dict[str, Any]:

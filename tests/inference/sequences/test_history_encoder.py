@@ -1,0 +1,144 @@
+"""Raw histories and candidates become what training reads of the same events."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dlrm_torchrec.datasets.sequences.config import SamplesConfig
+from dlrm_torchrec.inference.sequences import history_encoder
+from dlrm_torchrec.inference.sequences.history_encoder import HistoryInputs
+from dlrm_torchrec.schema import DatasetSpec
+from tests.inference.sequences.histories import PLAIN, SPEC, batch_of, columns, draw, encoder
+
+CUTS = [
+    SamplesConfig(history=100),
+    SamplesConfig(history=4),
+    SamplesConfig(history=5, within=3),
+    SamplesConfig(history=4, pools=("like", "5")),
+    SamplesConfig(history=6, pools=("5", "skip"), within=7),
+]
+
+
+def check_equal(
+    found: HistoryInputs, rows: list[dict[str, Any]], samples: SamplesConfig, spec: DatasetSpec = SPEC
+) -> None:
+    """Raises AssertionError unless ``found`` is what training makes of these rows."""
+    expected = batch_of(rows, samples, spec)
+    jagged = expected.sparse_features.to_dict()
+    for feature, ids in zip(spec.sparse, found.ids, strict=True):
+        assert ids.tolist() == jagged[feature.name].values().tolist(), feature.name
+    assert found.times.tolist() == expected.times.tolist()
+    assert found.actions.tolist() == expected.actions.tolist()
+    assert found.lengths.tolist() == expected.lengths.tolist()
+    assert found.num_candidates.tolist() == expected.num_candidates.tolist()
+    assert found.groups.tolist() == [len(row["candidates.track"]) for row in rows]
+    assert len(found) == expected.num_rows
+    assert {array.dtype for array in found.arrays} == {np.dtype(np.int64)}
+
+
+@pytest.mark.parametrize("samples", CUTS, ids=str)
+@pytest.mark.parametrize("spec", [PLAIN, SPEC], ids=["plain", "crosses"])
+def test_inputs_are_those_of_training(samples: SamplesConfig, spec: DatasetSpec) -> None:
+    for seed in range(5):
+        rows = draw(9, seed)
+        check_equal(encoder(samples, spec)(columns(rows)), rows, samples, spec)
+
+
+def test_columns_may_be_arrow_and_dates() -> None:
+    rows, samples = draw(6, 7), CUTS[1]
+    table = pa.Table.from_pylist(rows)
+    for name in ("time", "candidates.time"):
+        kind = pa.timestamp("s")
+        table = table.set_column(
+            table.column_names.index(name), name, table[name].cast(pa.list_(kind) if name == "time" else kind)
+        )
+    check_equal(encoder(samples)({name: table[name] for name in table.column_names}), rows, samples)
+    dated = [row | {"candidates.time": str(np.datetime64(row["candidates.time"], "s"))} for row in rows]
+    check_equal(encoder(samples)(columns(dated)), rows, samples)
+
+
+@pytest.mark.parametrize("spec", [PLAIN, SPEC], ids=["plain", "crosses"])
+def test_pieces_are_the_same_samples(spec: DatasetSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, samples = draw(12, 3), CUTS[0]
+    whole = encoder(samples, spec)(columns(rows))
+    monkeypatch.setattr(history_encoder, "MOST_TOKENS", 20)
+    pieces = list(whole.pieces())
+    assert len(pieces) > 3
+    assert max(int(piece.lengths.sum()) for piece in pieces) < 20 + int(whole.lengths.max())
+    joined = HistoryInputs.joined(pieces)
+    assert all(np.array_equal(one, other) for one, other in zip(joined.arrays, whole.arrays, strict=True))
+    requests = [encoder(samples, spec)(columns(rows[first : first + 5])) for first in (0, 5, 10)]
+    check_equal(HistoryInputs.joined(requests), rows, samples, spec)
+
+
+def test_what_training_has_not_seen_is_counted() -> None:
+    (row,) = draw(2, 1)[1:]
+    row |= {"city": "Łódź", "artist": [12, *row["artist"][1:]], "candidates.track": ["i999"] * 2}
+    found = encoder(CUTS[0], PLAIN)(columns([row | {"candidates.artist": [1, None]}]))
+    unseen = dict(zip((feature.name for feature in PLAIN.sparse), found.unseen.tolist(), strict=True))
+    assert unseen == {"city": 1, "item": 2, "artist": 1, "segment": 0}
+    assert found.ids[1][-2:].tolist() == [1, 1]
+    assert found.ids[2][0] == 0
+
+
+def test_a_log_of_one_action_has_no_column_for_it() -> None:
+    assert PLAIN.history is not None
+    spec = replace(PLAIN, history=replace(PLAIN.history, actions=("event",), positive=(), counted=True))
+    (row,) = draw(2, 1)[1:]
+    count = len(row["track"])
+    row |= {"time": list(range(count)), "candidates.time": count}
+    del row["action"]
+    found = encoder(CUTS[0], spec)(columns([row]))
+    assert found.actions.tolist() == [1] * count + [0] * len(row["candidates.track"])
+    assert found.times.tolist() == [*range(count), *[count] * len(row["candidates.track"])]
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"action": ["like", "buy"]}, r"column 'action' must hold the actions of the .*: got 'buy' in row 1; send some of"),
+    ({"action": ["like", None]}, r"column 'action' must hold the actions of the training data: got None in row 1;"),
+    (
+        {"time": [1_700_000_009, 1_700_000_003]},
+        r"column 'time' must ascend within a row: got 1700000003 after .*; sort",
+    ),
+    ({"time": [1_700_000_009, None]}, r"column 'time' must have no missing times: got one; leave out events without"),
+    ({"time": [1_700_000_009, "soon"]}, r"column 'time' must hold times: got 'soon'"),
+    ({"candidates.time": 1_600_000_000}, r"column 'candidates.time' must not be before the events of its row: got 16"),
+    ({"candidates.time": None}, r"column 'candidates.time' must have no missing times: got one"),
+    ({"candidates.track": [], "candidates.artist": []}, r"a row must have candidates: got none in row 1; send those"),
+    ({"artist": [1]}, r"column 'artist' must have a value for each event: got 1 for 2 events in row 1; send lists of"),
+    ({"action": []}, r"column 'action' must have a value for each event: got 0 for 2 events in row 1"),
+    ({"candidates.artist": [1]}, r"column 'candidates.artist' must have a value for each candidate: got 1 for 3 cand"),
+    ({"track": "i1"}, r"column 'track' must hold a list of values per row: got 'i1'"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD)
+def test_what_a_row_must_not_hold_is_said(change: dict[str, Any], message: str) -> None:
+    row = draw(2, 1)[1]
+    row |= {name: row[name][:2] for name in ("track", "artist", "action", "time")}
+    row |= {"candidates.track": ["i1", "i2", "i3"], "candidates.artist": [1, 2, 3]}
+    encode = encoder(CUTS[0])
+    assert len(encode(columns([row, row]))) == 6
+    with pytest.raises(ValueError, match=message):
+        encode(columns([row, row | change]))
+
+
+def test_columns_are_those_of_the_spec() -> None:
+    rows = columns(draw(3, 1))
+    encode = encoder(CUTS[0])
+    assert set(encode.columns) == encode.known - {"like"} == set(rows)
+    assert {name for name, listed in encode.keys if not listed} == {"city", "segment", "candidates.time"}
+    with pytest.raises(ValueError, match=r"columns must be the raw ones of 'log': got no \['track'\] and unknown"):
+        encode({name: values for name, values in rows.items() if name != "track"})
+    with pytest.raises(ValueError, match=r"columns must have 'candidates.time': got none; send the time of each event"):
+        encode({name: values for name, values in rows.items() if name != "candidates.time"})
+    with pytest.raises(ValueError, match=r"columns must have one value per row: got 2 of 'time' for 3 rows; send a"):
+        encode(rows | {"time": rows["time"][:2]})
+    with pytest.raises(ValueError, match=r"columns must be an object: got \[\]; send the values of each column"):
+        encode([])  # type: ignore[arg-type]  # what is refused
+    assert len(encode({name: [] for name in rows})) == 0
