@@ -1,8 +1,9 @@
-"""The site: guides, a page per recipe, and the project's own documents, gathered and built by `make docs`.
+"""The site: tutorials, how-to guides, explanation and reference, gathered and built by `make docs`.
 
     python docs/site_pages.py --output build/docs
 
-The links of the pages lead to files of the repository; this script turns them into links of the site.
+Recipes, commands and the library document themselves: their pages are made of docstrings and options. The links of the
+pages lead to files of the repository; this script turns them into links of the site.
 """
 
 from __future__ import annotations
@@ -15,28 +16,15 @@ import sys
 from pathlib import Path
 
 from recipe_pages import OPTIONS_PAGE, recipe_pages
+from reference_pages import command_page, library_pages
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 RECIPES = ROOT / "recipes"
-GUIDES = [
-    "tutorial",
-    "from_laptop_to_16_gpus",
-    "bring_your_data",
-    "prepare_at_scale",
-    "labels_and_weights",
-    "compress",
-    "serving",
-]
-GUIDES += [
-    "keep_a_model_fresh",
-    "see_runs",
-    "see_embeddings",
-    "how_a_batch_travels",
-    "four_bottlenecks",
-    "gpu",
-    "glossary",
-]
+TUTORIALS = ["tutorial", "from_laptop_to_16_gpus"]
+HOW_TO = ["bring_your_data", "labels_and_weights", "prepare_at_scale", "keep_a_model_fresh", "compress", "serving"]
+HOW_TO += ["see_runs", "see_embeddings", "shard_your_own_module", "gpu"]
+EXPLANATION = ["four_bottlenecks", "how_a_batch_travels"]
 DEEP_DIVE = ["index", "why", "architecture", "embeddings", "matrix_factorization", "factorization_machine", "mlp"]
 DEEP_DIVE += ["operators", "production", "capacity", "bandwidth", "communication", "compute", "outlook", "claims"]
 SCHEDULERS = ["local", "slurm", "aws_batch", "kubernetes"]
@@ -58,6 +46,7 @@ def gather() -> tuple[dict[str, str], dict[str, Path]]:
     """Markdown by its path in the site, and the files of the repository that it shows or offers, likewise."""
     shown = site_map()
     pages = {f"recipes/{name}": text for name, text in recipe_pages(RECIPES).items()}
+    pages |= {f"library/{name}": text for name, text in library_pages().items()} | {"commands.md": command_page()}
     files = {f"recipes/source/{path.name}": path for path in RECIPES.glob("*.py")}
     for name in (name for name in shown if name.endswith(".md")):
 
@@ -76,12 +65,16 @@ def gather() -> tuple[dict[str, str], dict[str, Path]]:
 def navigation(pages: dict[str, str]) -> str:
     """The table of contents beside every page."""
     recipes = sorted(page for page in pages if page.startswith("recipes/") and page != f"recipes/{OPTIONS_PAGE}")
+    library = sorted(page for page in pages if page.startswith("library/"))
     parts = {
-        "Guides": GUIDES,
-        "The deep dive": [f"deep_dive/{name}" for name in DEEP_DIVE],
-        "Launching": [f"schedulers/{name}.md" for name in SCHEDULERS],
-        "Recipes": ["recipes/index", *recipes, f"recipes/{OPTIONS_PAGE}"],
-        "Data sets": sorted(page for page in pages if page.startswith("data/")),
+        "Tutorials": TUTORIALS,
+        "How to": HOW_TO,
+        "How to launch": [f"schedulers/{name}.md" for name in SCHEDULERS],
+        "Explanation": [*EXPLANATION, *(f"deep_dive/{name}" for name in DEEP_DIVE)],
+        "Reference: recipes": ["recipes/index", *recipes, f"recipes/{OPTIONS_PAGE}"],
+        "Reference: commands and terms": ["commands", "glossary"],
+        "Reference: library": ["library/index", *library],
+        "Reference: data sets": sorted(page for page in pages if page.startswith("data/")),
         "What was measured": ["results", "log"],
         "Taking part": ["contributing"],
     }

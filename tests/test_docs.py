@@ -227,6 +227,24 @@ def as_typed(option: str, value: str) -> list[str]:
     return [option, *shlex.split(value)]
 
 
+def test_reference_has_every_command_and_every_module(pages: dict[str, str]) -> None:
+    for verb in ("serve", "delta make", "neighbours"):
+        code = "import sys; from dlrm_torchrec.cli.main import main; sys.exit(main())"
+        told = [sys.executable, "-c", code, *verb.split(), "--help"]
+        done = subprocess.run(told, cwd=ROOT, capture_output=True, text=True)
+        options = set(re.findall(r"^  (--[\w-]+)", done.stdout, re.MULTILINE))
+        assert options
+        part = pages["commands.md"].split(f"\n### dlrm-recipes {verb}\n")[1].split("\n### ")[0]
+        assert options == set(re.findall(r"^\| `(--[\w-]+)", part, re.MULTILINE)), verb
+    scripts = {f"python data/{name}/prepare.py" for name in DATA_SETS}
+    assert scripts <= set(re.findall(r"^### (.+)$", pages["commands.md"], re.MULTILINE))
+    library = "".join(text for name, text in pages.items() if name.startswith("library/"))
+    modules = set(re.findall(r"automodule:: ([\w.]+)$", library, re.MULTILINE))
+    assert {"dlrm_torchrec.schema", "dlrm_torchrec.sharding.modules.compositional"} <= modules
+    for part in (path.parent.name for path in (ROOT / "dlrm_torchrec").glob("*/__init__.py")):
+        assert f"[{part}]({part}.md)" in pages["library/index.md"]
+
+
 # Commands -------------------------------------------------------------------------------------------------------------
 
 

@@ -78,7 +78,7 @@ class DenseRows(nn.Module):
 
 
 class Pairs(nn.Module):
-    """Logits (B, 1) from the rows (B, n, dim) of n features, by Σ_{i<j} <a_i, a_j> = ½ (|Σ a_i|² - Σ |a_i|²).
+    """Logits (B, 1) from the rows (B, n, dim) of n features, by ``Σ_{i<j} <a_i, a_j> = ½ (|Σ a_i|² - Σ |a_i|²)``.
 
     The cost is linear in n (Rendle 2010, lemma 3.1).
     """
