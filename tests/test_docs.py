@@ -49,6 +49,10 @@ COPIES = {"my_copy.py": "recipes/train_dlrm.py"}  # that guides make, and what t
 SHORT = {
     r"python recipes/compare_embeddings.py frontier": " --rows 40960 --seeds 0 --sweep.ways plain --run-dir runs/short",
     r"python benchmarks/production_shapes.py": " --shapes rmc3 --sizes 1 --seconds 0.1",
+    r"python benchmarks/roofline.py": " --shapes rmc3 --sizes 1 --rounds 1 --rows-share 1e-3",
+    r"python benchmarks/colocation.py": " --shapes rmc3 --forms int8 --rows-share 1e-3 --seconds 0.1 --rounds 1",
+    r"python benchmarks/memory_traffic.py": " --shapes rmc3 --rows-share 1e-3 --lookups 1 --rounds 1",
+    r"python benchmarks/int8_gemm.py": " --shapes rmc1 --sizes 1 --rounds 1",
     r".*recipes/train_\w+.py(?!.*(--help|--rows|--data|--dryrun))": " --rows 163840",
 }
 TRAINED = {"tutorial.md"}  # pages that show the digits of trained models, which depend on the processor
