@@ -231,6 +231,17 @@ def as_typed(option: str, value: str) -> list[str]:
     return [option, *shlex.split(value)]
 
 
+def test_navigation_leads_to_every_page(pages: dict[str, str]) -> None:
+    listed = re.findall(
+        r"^([\w/]+)$", "".join(re.findall(r":caption:.*?```", pages["index.md"], re.DOTALL)), re.MULTILINE
+    )
+    assert sorted(listed) == sorted({name.removesuffix(".md") for name in pages} - {"index"})
+    parts = script("site_pages").sections()
+    assert parts["Learn it"][0] == "tutorial.md"
+    assert "shard_your_own_module.md" in parts["Do it"]
+    assert parts["Understand it"][:2] == ["deep_dive/index.md", "deep_dive/why.md"]
+
+
 def test_reference_has_every_command_and_every_module(pages: dict[str, str]) -> None:
     for verb in ("serve", "delta make", "neighbours"):
         code = "import sys; from dlrm_torchrec.cli.main import main; sys.exit(main())"
