@@ -31,11 +31,11 @@ SIZES = HSTUConfig(dim=32, most_tokens=51, positions=51, input_dropout=0.1, drop
 class Config:
     data: str = "synthetic"  # A prepared folder of histories, or 'synthetic' for users who browse shelves.
     shape: Suppress[DatasetSpec] = field(default_factory=browsing_spec)  # Shape of the synthetic histories.
-    rows: int = 2_000  # Number of synthetic users; a prepared folder has its own.
-    epochs: int = 20  # Number of passes over the training samples, one of each user.
-    batch_size: int = 64  # Samples of a global batch, over all ranks together.
+    rows: int = 10_000  # Number of synthetic users; a prepared folder has its own.
+    epochs: int = 12  # Number of passes over the training samples, one of each user.
+    batch_size: int = 128  # Samples of a global batch, over all ranks together.
     draws: int = 0  # Items drawn for a batch, from which its next items are told; 0 means that all items are taken.
-    eval_every: int = 320  # Steps between evaluations; 0 means only at the end.
+    eval_every: int = 400  # Steps between evaluations; 0 means only at the end.
     run_dir: str = "runs/train_hstu_next_item"  # Folder of runs; the preset's name is appended.
     baseline: str = ""  # Folder of a finished run, whose metrics are shown beside this run's; empty means none.
     seed: int = 0  # Seed of the initial weights, the synthetic rows and the order of rows.
@@ -56,7 +56,7 @@ PRESETS = {
     "demo": Config(),
     # MovieLens is not ours to hand on: its 6,040 users and 3,706 items are synthetic unless you name it with --data.
     "ml-1m": Config(  # HSTU-large of the paper's table 4, 101 epochs: HR@10 .3294 and NDCG@10 .1893 on the real data
-        shape=browsing_spec(items=3_706), rows=6_040, epochs=101, batch_size=128, draws=512, hstu=ML_1M,
+        shape=browsing_spec(items=3_706), rows=6_040, epochs=101, draws=512, hstu=ML_1M,
         samples=SamplesConfig(history=200, held_out="last", batch_by="rows"), eval_every=480,
         sparse=OptimizerConfig(kind="adam", lr=0.001), dense=OptimizerConfig(kind="adam", lr=0.001),
         schedule=Schedule()),
@@ -102,7 +102,8 @@ from dlrm_torchrec.train.world import join_world
 
 def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device) -> tuple[RankingTask, nn.Module]:
     spec = next_item_spec(spec)
-    tables = build_sequence_tables(spec.tables(dim=cfg.hstu.dim), cfg.tables)
+    dim = -(-cfg.hstu.dim // 4) * 4  # FBGEMM's rows have a multiple of 4 numbers; the model leaves out those beyond
+    tables = build_sequence_tables(spec.tables(dim=dim), cfg.tables)
     score = NextItemScores(HSTUNextItem(cfg.hstu), *(feature.name for feature in spec.sparse))
     optimize_tables_in_backward(tables, cfg.sparse)
     return NextItemTask(NextItemModel(tables, score), world_size, spec.label_names, device=device), tables

@@ -26,6 +26,7 @@ _READING_ORDER = (
         "train_neumf",
         "train_rmc",
         "train_hstu",
+        "train_hstu_next_item",
     ),
     *(
         "train_dlrm_compositional",

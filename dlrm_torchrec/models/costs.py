@@ -17,7 +17,16 @@ from dlrm_torchrec.embeddings.compositional.table_configs import StackedTable
 from dlrm_torchrec.embeddings.mixed_dimensions import Projections
 from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.models.factorization_machine import DenseRows, Pairs
-from dlrm_torchrec.models.hstu.costs import moved_floats, multiply_adds, pooled_moved_floats, pooled_multiply_adds
+from dlrm_torchrec.models.hstu.costs import (
+    Work,
+    layer_moved_floats,
+    layer_multiply_adds,
+    moved_floats,
+    multiply_adds,
+    pooled_moved_floats,
+    pooled_multiply_adds,
+)
+from dlrm_torchrec.models.hstu.next_item_model import NextItemScores
 from dlrm_torchrec.models.hstu.pooled import PooledRanker
 from dlrm_torchrec.models.hstu.ranker import HSTURanker
 from dlrm_torchrec.models.matrix_factorization import MatrixFactorization
@@ -121,6 +130,15 @@ def _(module: HSTURanker, sample: Sample) -> Cost:  # noqa: ARG001 (a ranker kno
 def _(module: PooledRanker, sample: Sample) -> Cost:  # noqa: ARG001 (likewise)
     config, work = module.config, module.work(1)
     return _products(sum(pooled_multiply_adds(config, work).values()), pooled_moved_floats(config, work))
+
+
+@cost.register
+def _(module: NextItemScores, sample: Sample) -> Cost:
+    """Without the products with items, of which a batch has some for all of its samples."""
+    config = module.next_item.config
+    events = sample.ids[module.item]
+    work = Work.of_equal_samples(1, events, candidates=0, features=1, context=0, table_dim=config.dim)
+    return _products(sum(layer_multiply_adds(config, work).values()), layer_moved_floats(config, work))
 
 
 @cost.register

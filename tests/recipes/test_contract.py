@@ -10,12 +10,7 @@ from dlrm_torchrec.recipe import load_ranking_recipe, load_scoring_recipe, load_
 from tests.recipe import ROOT
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("train_*.py"))
-WITHOUT_STREAMS = {
-    "train_mf",
-    "train_neumf",
-    "train_hstu_next_item",
-    "train_dlrm_daily",
-}  # which evaluate and others read
+WITHOUT_STREAMS = {"train_mf", "train_neumf", "train_hstu_next_item", "train_dlrm_daily"}  # whose rows are not scored
 OF_SEQUENCES = {"train_hstu"}
 ADVICE = r"Recipe in dlrm_torchrec/recipe.py says what it is for; copy it from train_dlrm$"
 

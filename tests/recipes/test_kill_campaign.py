@@ -29,6 +29,8 @@ LIMIT_S = 200.0
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("train_*.py"))
 OPTIONS = {  # at which a recipe does what it alone does
     "train_dlrm_local_embeddings": ["--average-every=7"],
+    "train_hstu": ["--rows=2200"],  # users, who have some ten samples each
+    "train_hstu_next_item": ["--rows=1000"],
 }
 
 

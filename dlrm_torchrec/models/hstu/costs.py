@@ -49,10 +49,14 @@ def multiply_adds(config: HSTUConfig, work: Work) -> dict[str, float]:
 
     The backward pass needs twice as many, and in attention 2.5 times as many, because scores are computed again.
     """
+    return {**_multiply_adds_of_ends(config, work), **layer_multiply_adds(config, work)}
+
+
+def layer_multiply_adds(config: HSTUConfig, work: Work) -> dict[str, float]:
+    """Those of all layers."""
     keys, values = config.heads * config.key_dim, config.heads * config.value_dim
     outputs = values if config.variant == "paper" else 3 * values
     return {
-        **_multiply_adds_of_ends(config, work),
         "projections": config.layers * work.all_tokens * config.dim * 2 * (keys + values),
         "attention": config.layers * work.pairs * (keys + values),
         "outputs": config.layers * work.all_tokens * outputs * config.dim,
@@ -82,10 +86,15 @@ def _multiply_adds_of_ends(config: HSTUConfig, work: Work) -> dict[str, float]:
 
 def moved_floats(config: HSTUConfig, work: Work) -> float:
     """Numbers that products of HSTU read and write in the forward pass, without weights."""
+    return layer_moved_floats(config, work) + _moved_floats_of_ends(config, work)
+
+
+def layer_moved_floats(config: HSTUConfig, work: Work) -> float:
+    """Those of all layers."""
     keys, values = config.heads * config.key_dim, config.heads * config.value_dim
     outputs = values if config.variant == "paper" else 3 * values
     layer = 2 * config.dim + 4 * keys + 4 * values + outputs
-    return config.layers * work.all_tokens * layer + _moved_floats_of_ends(config, work)
+    return config.layers * work.all_tokens * layer
 
 
 def pooled_moved_floats(config: HSTUConfig, work: Work) -> float:

@@ -28,8 +28,12 @@ class NextItemScores(nn.Module):
         self.next_item, self.item, self.drawn = next_item, item, drawn
 
     def forward(self, rows: Mapping[str, JaggedTensor], batch: SequenceInputs) -> torch.Tensor:
-        """Logits (R, 1 + N): that of the item that comes, and those of N others; -inf for what is no other answer."""
-        items, others = (rows[name].values() for name in (self.item, self.drawn))
+        """Logits (R, 1 + N): that of the item that comes, and those of N others; -inf for what is no other answer.
+
+        Rows may have more numbers than the model's dim, which are left out.
+        """
+        dim = self.next_item.config.dim
+        items, others = (rows[name].values()[:, :dim] for name in (self.item, self.drawn))
         ids, other_ids = (batch.sparse_features[name].values() for name in (self.item, self.drawn))
         samples = Samples(batch.times, batch.actions, batch.lengths, batch.num_candidates)
         owners = samples.owners()

@@ -31,6 +31,8 @@ BESIDES: dict[str, dict[str, Any]] = {
     "tables.assignments": {"file": "tables.json"},
     "schedule.decay_steps": {"decay_start": 50},
     "samples.held_out": {"candidates": 1},
+    "samples.candidates": {"held_out": "time"},
+    "samples.anchors": {"held_out": "time"},
 }
 
 

@@ -1,0 +1,76 @@
+"""Batches for next items: which rows they have, and that the drawn items follow from the step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dlrm_torchrec.datasets.sequences.config import SamplesConfig
+from dlrm_torchrec.datasets.sequences.next_items import NextItemStream, next_item_spec
+from dlrm_torchrec.datasets.sequences.open import open_next_items
+from dlrm_torchrec.datasets.sequences.samples import find_samples
+from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.datasets.synthetic.specs import browsing_spec
+from tests.datasets.sequences.logs import HISTORY, SPEC, random_log
+
+LOG = random_log(5, users=90)
+ITEMS = next_item_spec(SPEC)
+
+
+def stream(rank: int = 0, size: int = 1, *, training: bool = True, draws: int = 20) -> NextItemStream:
+    samples = find_samples(LOG, HISTORY, SamplesConfig(history=9, held_out="last"), split="train")
+    return NextItemStream(
+        ITEMS, samples, Ranks(16, rank, size), training=training, draws=draws, batch_by="rows", shuffle=True, epochs=2,
+        seed=3,
+    )  # fmt: skip
+
+
+def test_the_spec_has_the_item_twice_in_one_table_and_nothing_else() -> None:
+    assert [feature.name for feature in ITEMS.sparse] == ["song", "song drawn"]
+    (table,) = ITEMS.tables(dim=4)
+    assert (table.rows, table.features) == (50, ("song", "song drawn"))
+    assert next_item_spec(ITEMS) == ITEMS
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_rows_are_all_events_but_the_first_or_the_candidates(*, training: bool) -> None:
+    for step, batch in enumerate(stream(training=training).batches()):
+        expected = (batch.lengths - 1 if training else batch.num_candidates).sum()
+        parts = [next(stream(rank, 2, training=training).batches(step)) for rank in range(2)]
+        assert batch.num_rows == batch.global_rows == expected == sum(part.num_rows for part in parts)
+        assert {part.global_rows for part in parts} == {batch.global_rows}
+        assert batch.labels.tolist() == [1.0] * batch.num_rows
+        assert len(batch.sparse_features["song"].values()) == len(batch.times)
+
+
+def test_drawn_items_are_those_of_the_step_on_every_rank_and_spread_over_all() -> None:
+    whole = [batch.sparse_features["song drawn"].values() for batch in stream().batches()]
+    for step, drawn in enumerate(whole):
+        assert len(drawn) == 20
+        for rank in range(2):
+            share = next(stream(rank, 2).batches(step)).sparse_features["song drawn"]
+            assert torch.equal(share.values(), drawn)
+            assert share.lengths()[0] == 20
+    counts = torch.cat(whole).bincount(minlength=50)
+    assert len(counts) == 50
+    assert int(counts.max()) < 4 * 20 * len(whole) / 50
+    assert not torch.equal(whole[0], whole[1])
+
+
+def test_all_items_are_those_that_have_a_value_of_their_own() -> None:
+    for told in (stream(training=False), stream(draws=0)):
+        assert next(told.batches()).sparse_features["song drawn"].values().tolist() == list(range(50))
+    spec = browsing_spec(items=68)
+    streams = open_next_items(
+        "synthetic", next_item_spec(spec), Ranks(8, 0, 1), SamplesConfig(held_out="last"), draws=5, users=20,
+        epochs=1, seed=0,
+    )  # fmt: skip
+    assert [len(each.samples) for each in streams.values()] == [20] * 3
+    moments = np.stack([streams[split].samples.moments for split in ("train", "val", "test")])
+    assert (np.diff(moments, axis=0) == 1).all()
+    with pytest.raises(ValueError, match="samples of next items must have one candidate: got 2; set it to 1"):
+        open_next_items(
+            "synthetic", next_item_spec(spec), Ranks(8, 0, 1), SamplesConfig(candidates=2), draws=5, users=20,
+            epochs=1, seed=0,
+        )  # fmt: skip

@@ -1,0 +1,99 @@
+"""recipes/train_hstu.py: what it reaches beside a bag of events; ranks, tables and a resume do not change it."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from dlrm_torchrec.datasets.sequences.synthetic import Interests
+from dlrm_torchrec.datasets.synthetic.specs import interests_spec
+from dlrm_torchrec.preparation.histories import LogColumns, Shares, prepare_histories
+from dlrm_torchrec.preparation.readers.tables import Form
+from tests.recipe import records, run_recipe
+
+SMALL = [
+    "demo", "--rows=300", "--batch-size=64", "--eval-every=0", "--log.every=1", "--hstu.layers=1",
+    "--schedule.warmup-steps=0", "--schedule.decay-steps=0", "--sparse.kind=adagrad", "--dense.kind=sgd",
+]  # fmt: skip
+TABLES = {
+    "hash": ["--tables.kind=hash", "--tables.threshold=100", "--sharding.kind=row_wise"],
+    "quotient_remainder": ["--tables.kind=quotient_remainder", "--tables.threshold=100", "--sharding.kind=table_wise"],
+}
+
+
+def losses(run: Path) -> list[float]:
+    return [record["train/loss"] for record in records(run / "demo") if "train/loss" in record]
+
+
+def test_it_ends_alike_after_a_resume_and_on_two_ranks(tmp_path: Path) -> None:
+    def run(name: str, epochs: int, ranks: int) -> dict[str, float]:
+        return run_recipe("train_hstu", [*SMALL, f"--epochs={epochs}", f"--run-dir={tmp_path}/{name}"], ranks)
+
+    whole = run("whole", 2, 1)
+    run("parts", 1, 1)
+    parts, two = run("parts", 2, 1), run("two", 2, 2)
+    one = losses(tmp_path / "whole")
+    assert len(one) == whole["steps"] > 20
+    assert losses(tmp_path / "parts") == one
+    assert {**parts, "samples_per_s": 0.0} == {**whole, "samples_per_s": 0.0}
+    assert losses(tmp_path / "two") == pytest.approx(one, rel=1e-4)
+    assert {name: two[name] for name in ("val/auc", "val/gauc", "val/ne", "teacher/auc")} == pytest.approx(
+        {name: whole[name] for name in ("val/auc", "val/gauc", "val/ne", "teacher/auc")}, rel=1e-3
+    )
+    with pytest.raises(RuntimeError, match=r"users must be what the checkpoint .* was trained with, 300: got 400"):
+        run_recipe("train_hstu", [*SMALL, "--rows=400", f"--run-dir={tmp_path}/parts"], 1)
+
+
+@pytest.mark.parametrize("tables", TABLES)
+def test_compressed_tables_train_alike_on_one_and_two_ranks(tmp_path: Path, tables: str) -> None:
+    found = []
+    for ranks in (1, 2):
+        run_recipe("train_hstu", [*SMALL, *TABLES[tables], f"--run-dir={tmp_path}/{ranks}"], ranks)
+        found.append(losses(tmp_path / str(ranks)))
+    one, two = found
+    assert two == pytest.approx(one, rel=1e-4)
+    assert sum(one[-5:]) < sum(one[:5])
+
+
+def test_a_sequence_tells_more_than_a_bag_of_events(tmp_path: Path) -> None:
+    options = ["demo", "--rows=3000", "--batch-size=32", "--eval-every=0"]
+    sequence, bag = (
+        run_recipe("train_hstu", [*options, f"--history={history}", f"--run-dir={tmp_path}/{history}"], 1)
+        for history in ("hstu", "pooled")
+    )
+    assert 0.55 < bag["val/auc"] < sequence["val/auc"] - 0.02 < sequence["teacher/auc"] - 0.02
+
+
+def test_it_trains_on_a_prepared_log(tmp_path: Path) -> None:
+    log = Interests(interests_spec(), users=200, seed=0).log()
+    with (tmp_path / "log.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["user", "item", "category", "action", "time"])
+        actions = [("skip", "like")[action - 1] for action in log.actions]
+        writer.writerows(zip(log.user_of, log.events["item"], log.events["category"], actions, log.times, strict=True))
+    manifest = prepare_histories(
+        [str(tmp_path / "log.csv")],
+        LogColumns(user="user", item="item", action="action", time="time", events=("category",)),
+        str(tmp_path / "log"),
+        form=Form(),
+        name="likes",
+        positive=("like",),
+        shares=Shares(val=0.1, test=0.1),
+    )
+    assert manifest.report["events"] == len(log)
+    found = run_recipe("train_hstu", [*SMALL, f"--data={tmp_path}/log", f"--run-dir={tmp_path}/runs"], 2)
+    for split in ("val", "test"):
+        assert found[f"{split}/samples"] == pytest.approx(0.1 * len(log), rel=0.1)
+        assert found[f"{split}/ne"] < 1.2
+        assert 0 < found[f"{split}/gauc"] < 1
+    assert "teacher/auc" not in found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("seed", "ranks"), [(0, 1), (1, 2), (2, 1)])
+def test_demo_reaches_its_value(tmp_path: Path, seed: int, ranks: int) -> None:
+    metrics = run_recipe("train_hstu", ["demo", f"--seed={seed}", f"--run-dir={tmp_path}"], ranks, timeout_s=800)
+    assert (metrics["val/auc"] - 0.5) / (metrics["teacher/auc"] - 0.5) >= 0.95
