@@ -91,10 +91,11 @@ def fit(
     *,
     world: World,
 ) -> Fitted:
-    """What the model of a recipe reaches with one step for each batch, from the weights of the config's seed.
+    """What the model of a recipe reaches on one thread with one step for each batch, from the weights of its seed.
 
     ``config.shape`` is the spec of all batches.
     """
+    torch.set_num_threads(1)  # the models are so small that threads would mostly wait for each other
     torch.manual_seed(config.seed)
     task, tables = load_training_recipe(recipe).build(config, config.shape, world.size, world.device)
     sizes = [sum(each.numel() for each in module.parameters()) for module in (tables, task)]
@@ -111,7 +112,7 @@ def fit(
         learning_rate.set(step)
         pipeline.progress(batches)
     seconds = time.perf_counter() - start
-    found = {name: auc(predict(pipeline.detach(), rows, world)) for name, rows in judged.items()}
+    found = {name: auc(predict(pipeline.detach(), each, world)) for name, each in judged.items()}
     return Fitted(found, sizes[0], sizes[1] - sizes[0], sum(batch.num_rows for batch in train) / seconds)
 
 
