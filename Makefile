@@ -100,6 +100,7 @@ check: setup
 
 bench: setup
 	@set -e; for benchmark in $(filter-out benchmarks/gpu_proof.py,$(wildcard benchmarks/*.py)); do echo "== $$benchmark"; .venv/bin/python $$benchmark; done
+	@set -e; for name in family unseen_pairs width_and_depth; do echo "== $$name"; .venv/bin/python -m benchmarks.quality.$$name; done
 
 # The generator of the site is added to .venv when it is first needed.
 $(SITE): requirements/docs.txt $(STAMP)
