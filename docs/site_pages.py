@@ -26,6 +26,7 @@ GUIDES += [
     "see_embeddings",
     "how_a_batch_travels",
     "four_bottlenecks",
+    "reproduce",
     "gpu",
     "glossary",
 ]

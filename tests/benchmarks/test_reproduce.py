@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,12 +51,11 @@ def test_a_stale_command_is_found(command: str) -> None:
 
 
 @pytest.mark.parametrize("check", script.CHECKS, ids=lambda check: f"{check.row[:24]} {check.number}")
-def test_every_check_has_its_row(check: object) -> None:
-    row = getattr(check, "row")  # noqa: B009  # of a script, which is no package
-    (found,) = [each for each in ROWS if each.what.startswith(row)]
-    check_command(getattr(check, "command") or found.command)  # noqa: B009  # likewise
-    if getattr(check, "read"):  # noqa: B009  # likewise
-        script.published(found.reached, getattr(check, "after"), getattr(check, "number"))  # noqa: B009  # likewise
+def test_every_check_has_its_row(check: Any) -> None:
+    (row,) = [each for each in ROWS if each.what.startswith(check.row)]
+    check_command(check.command or row.command)
+    if check.read:
+        script.published(row.reached, check.after, check.number)
 
 
 def test_numbers_and_their_spread_are_read() -> None:
