@@ -155,6 +155,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         log.start(progress.step, train.num_steps, watch)
         while not progress.ended(train.num_steps, cfg.checkpoint.early_stop) and not stop.agreed():
             learning_rate.set(progress.step)
+            world.seed_step(cfg.seed, progress.step)  # for dropout
             loss, _, global_rows = pipeline.progress(batches)
             step = progress.step + 1
             progress = replace(progress, step=step)

@@ -14,7 +14,7 @@ from dlrm_torchrec.preparation.readers.tables import Form
 from tests.recipe import records, run_recipe
 
 SMALL = [
-    "demo", "--rows=300", "--batch-size=64", "--eval-every=0", "--log.every=1", "--hstu.layers=1",
+    "demo", "--rows=300", "--batch-size=64", "--eval-every=10", "--log.every=1", "--hstu.layers=1",
     "--schedule.warmup-steps=0", "--schedule.decay-steps=0", "--sparse.kind=adagrad", "--dense.kind=sgd",
 ]  # fmt: skip
 TABLES = {

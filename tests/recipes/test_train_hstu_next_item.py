@@ -13,7 +13,7 @@ from tests.recipe import ROOT, load_recipe, records, run_recipe
 from tests.scripts import run_python
 
 SMALL = [
-    "demo", "--rows=500", "--epochs=2", "--batch-size=50", "--draws=100", "--eval-every=0", "--log.every=1",
+    "demo", "--rows=500", "--epochs=2", "--batch-size=50", "--draws=100", "--eval-every=7", "--log.every=1",
     "--hstu.layers=1", "--hstu.dropout=0", "--hstu.input-dropout=0", "--schedule.warmup-steps=0",
     "--schedule.decay-steps=0", "--sparse.kind=adagrad", "--dense.kind=sgd",
 ]  # fmt: skip
