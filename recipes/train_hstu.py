@@ -5,7 +5,8 @@
     python recipes/train_hstu.py demo --history pooled                    # the floor: the history as a bag of events
     python recipes/train_hstu.py demo --data prepared/log                 # of data/events/prepare.py
 
-Expected: the demo takes two minutes on 2 CPU cores and reaches at least 95 % of the best possible gain over AUC 0.5.
+Expected: the demo takes a minute and a half on 2 CPU cores and reaches 97.4 % (seeds 0 to 2: 96.8 to 97.7) of the best
+possible gain over AUC 0.5; the history as a bag of events reaches 64.7 %.
 What differs from train_dlrm.py: the samples, the model, the tables of single ids, and the presets.
 """
 
@@ -163,6 +164,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         log.start(progress.step, train.num_steps, watch)
         while not progress.ended(train.num_steps, cfg.checkpoint.early_stop) and not stop.agreed():
             learning_rate.set(progress.step)
+            world.seed_step(cfg.seed, progress.step)  # for dropout
             loss, _, global_rows = pipeline.progress(batches)
             step = progress.step + 1
             progress = replace(progress, step=step)
