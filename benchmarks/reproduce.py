@@ -126,7 +126,7 @@ CHECKS = (
     Check(row="a step of `train_dlrm` without further options", minutes=3, read=printed(r"bare loop: median ([\d.]+)")),
     Check(row="demo with quantised", minutes=6, read=printed(r"^fp16 .* ([\d.]+) +[\d.]+$"), after="fp16"),
     Check(row="exact int64 product", minutes=1, read=printed(r"^\| 2 \| int64_matmul \|.* ([\d.]+) \|$")),
-    Check(row="a step of `train_dlrm` criteo-kaggle", minutes=1, read=printed(r"([\d.]+)% of it waiting")),
+    Check(row="a step of `train_dlrm` criteo-kaggle", minutes=10, read=printed(r"([\d.]+)% of it waiting")),
     Check(row="initial weights of 4 GB", minutes=3, number=1, read=printed(r"threads, ([\d.]+) of the")),
     Check(row="saving 2 GB of tables", minutes=4, read=printed(r"^peak memory of saving over training: ([\d.]+)")),
     Check(row="loading and verifying", minutes=4, read=printed(r"^peak memory of loading over training: ([\d.]+)")),
@@ -199,7 +199,8 @@ def workshop(folder: Path) -> None:
 def run(command: str, folder: Path) -> tuple[int, str]:
     """The exit status of a command, and what it printed."""
     paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PATH": paths}
+    environment = {**os.environ, "PATH": paths}
+    environment.pop("OMP_NUM_THREADS", None)  # a row says so where it wants one thread
     try:
         done = subprocess.run(
             command, shell=True, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
