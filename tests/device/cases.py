@@ -201,7 +201,7 @@ class Trained(NamedTuple):
 
 
 def trained() -> list[Trained]:
-    """Every training recipe of rows with plain and compositional tables, and train_dlrm with every kind of tables and data."""
+    """Every recipe that trains on rows with plain and compositional tables; train_dlrm with every kind and data."""
     return list(_trained())
 
 
