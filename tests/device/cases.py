@@ -201,7 +201,7 @@ class Trained(NamedTuple):
 
 
 def trained() -> list[Trained]:
-    """Every training recipe of rows with plain and compositional tables; train_dlrm with all kinds of tables and data."""
+    """Every recipe that trains on rows with plain and compositional tables; train_dlrm with every kind and data."""
     return list(_trained())
 
 
@@ -212,8 +212,7 @@ def _trained() -> Iterator[Trained]:
         yield Trained(path.stem, spec, {"tables": TablesConfig()})
         yield Trained(path.stem, spec, {"tables": mult})
     for kind in get_args(TablesKind):
-        # files list clusters, and maps need a real process group
-        if kind not in ("plain", "quotient_remainder", "clusters", "managed"):
+        if kind not in ("plain", "quotient_remainder", "clusters", "managed"):  # files list clusters; maps read clocks
             vocabularies = tuple(replace(feature, encoding="vocab") for feature in CLICKS.sparse)  # hot_cold needs them
             yield Trained(
                 "train_dlrm",
