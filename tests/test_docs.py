@@ -46,7 +46,7 @@ COPIES = {"my_copy.py": "recipes/train_dlrm.py"}  # that guides make, and what t
 SHORT = {
     r"python recipes/compare_embeddings.py frontier": " --rows 40960 --seeds 0 --sweep.ways plain --run-dir runs/short",
     r"python benchmarks/production_shapes.py": " --shapes rmc3 --sizes 1 --seconds 0.1",
-    r"python benchmarks/fm_pairs.py": " --features 8 16 --rounds 2",
+    r"python benchmarks/fm_pairs.py": " --features 8 16 32 64 --rounds 2",
     r"python -m benchmarks.quality.(unseen_pairs|width_and_depth)": " --rows 4096 --judged 2000 --seeds 0",
     r"python -m benchmarks.quality.family": " --events 30 --epochs 1 --seeds 0 --contenders MF DLRM",
     r".*recipes/train_\w+.py(?!.*(--help|--rows|--data|--dryrun))": " --rows 163840",
