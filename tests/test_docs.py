@@ -53,7 +53,7 @@ SHORT = {
     r"python benchmarks/colocation.py": " --shapes rmc3 --forms int8 --rows-share 1e-3 --seconds 0.1 --rounds 1",
     r"python benchmarks/memory_traffic.py": " --shapes rmc3 --rows-share 1e-3 --lookups 1 --rounds 1",
     r"python benchmarks/int8_gemm.py": " --shapes rmc1 --sizes 1 --rounds 1",
-    r"python benchmarks/fm_pairs.py": " --features 8 16 --rounds 2",
+    r"python benchmarks/fm_pairs.py": " --features 8 16 32 64 --rounds 2",
     r"python -m benchmarks.quality.(unseen_pairs|width_and_depth)": " --rows 4096 --judged 2000 --seeds 0",
     r"python -m benchmarks.quality.family": " --events 30 --epochs 1 --seeds 0 --contenders MF DLRM",
     r".*recipes/train_\w+.py(?!.*(--help|--rows|--data|--dryrun))": " --rows 163840",
