@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from dlrm_torchrec.inference.encoder import Inputs
-from dlrm_torchrec.inference.sequences.history_encoder import HistoryInputs
 from dlrm_torchrec.inference.loading import PackageError
 from dlrm_torchrec.inference.predictor import Predictor
+from dlrm_torchrec.inference.sequences.history_encoder import HistoryInputs
 from dlrm_torchrec.inference.serving.app import SHORT_BODY_BYTES, Service
 from dlrm_torchrec.inference.serving.limits import ServingConfig
 from dlrm_torchrec.inference.serving.models import Models, Served
