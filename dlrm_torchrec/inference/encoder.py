@@ -16,14 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dlrm_torchrec.inference.lookups import (
-    MANAGED_IDS,
-    Categories,
-    Lookup,
-    hashed_ids,
-    id_lookup,
-    read_categories,
-)
+from dlrm_torchrec.inference.lookups import MANAGED_IDS, Categories, Lookup, hashed_ids, id_lookup, read_categories
 from dlrm_torchrec.raw_values import (
     TextForm,
     UnfitTypeError,
