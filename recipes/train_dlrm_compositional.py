@@ -16,9 +16,9 @@ from typing import Literal
 from tyro.conf import Suppress
 
 from dlrm_torchrec.command_line import parse
-from dlrm_torchrec.datasets.criteo import criteo_1tb_spec, criteo_kaggle_spec
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.protocols import criteo_1tb_spec, criteo_kaggle_spec
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed
@@ -57,11 +57,10 @@ PRESETS = {
         data="prepared/criteo-kaggle", shape=criteo_kaggle_spec(), batch_size=128, bottom=(512, 256, 64, 16),
         top=(512, 256, 1), sparse=SGD(lr=0.1), dense=SGD(lr=0.1), schedule=Schedule(), eval_every=10_240,
         checkpoint=CheckpointConfig(every=10_240)),
-    "criteo-1tb": Config(  # 6.5 billion parameters for 26
-        data="prepared/criteo-1tb", shape=criteo_1tb_spec(), batch_size=55_296, bottom=(512, 256, 128),
-        top=(1024, 1024, 512, 256, 1), sparse=SGD(lr=24.0), dense=SGD(lr=24.0),
-        schedule=Schedule(warmup_steps=2750, decay_start=49_315, decay_steps=27_772),
-        eval_every=3793, checkpoint=CheckpointConfig(every=3793, asynchronous=True)),
+    "criteo-1tb": Config(data="prepared/criteo-1tb",  # 6.5 billion parameters for 26
+        shape=criteo_1tb_spec(), batch_size=55_296, bottom=(512, 256, 128), top=(1024, 1024, 512, 256, 1),
+        sparse=SGD(lr=24.0), dense=SGD(lr=24.0), checkpoint=CheckpointConfig(every=3793, asynchronous=True),
+        schedule=Schedule(warmup_steps=2750, decay_start=49_315, decay_steps=27_772), eval_every=3793),
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from typing import Literal
 from tyro.conf import Suppress
 
 from dlrm_torchrec.command_line import parse
-from dlrm_torchrec.datasets.criteo import criteo_kaggle_spec
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.embeddings.config import TablesConfig
+from dlrm_torchrec.protocols import criteo_kaggle_spec
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed

@@ -49,6 +49,7 @@ COPIES = {"my_copy.py": "recipes/train_dlrm.py"}  # that guides make, and what t
 SHORT = {
     r"python recipes/compare_embeddings.py frontier": " --rows 40960 --seeds 0 --sweep.ways plain --run-dir runs/short",
     r"python benchmarks/production_shapes.py": " --shapes rmc3 --sizes 1 --seconds 0.1",
+    r"python benchmarks/staleness.py": " --days 10 --rows 5120 --scratch-every 9",
     r"python benchmarks/roofline.py": " --shapes rmc3 --sizes 1 --rounds 1 --rows-share 1e-3",
     r"python benchmarks/colocation.py": " --shapes rmc3 --forms int8 --rows-share 1e-3 --seconds 0.1 --rounds 1",
     r"python benchmarks/memory_traffic.py": " --shapes rmc3 --rows-share 1e-3 --lookups 1 --rounds 1",

@@ -159,7 +159,7 @@ def test_a_fitted_model_is_planned_and_trained(tmp_path: Path) -> None:
         ),
         (
             ["train_dlrm", "--preset=criteo"],
-            "preset must be one of demo, census, criteo-kaggle, criteo-1tb: got 'criteo'",
+            "preset must be one of demo, census, criteo-kaggle, criteo-1tb, criteo-x1: got 'criteo'",
         ),
         (["train_dlrm", "--topology", "1x8:h1000"], "h1000"),
         (

@@ -132,7 +132,10 @@ def test_ids_out_of_range_stop_the_run(tmp_path: Path) -> None:
 
 
 REFUSED = [
-    (["nothing"], "preset must be one of demo, census, criteo-kaggle, criteo-1tb: got 'nothing'; name one of them"),
+    (
+        ["nothing"],
+        "preset must be one of demo, census, criteo-kaggle, criteo-1tb, criteo-x1: got 'nothing'; name",
+    ),
     (["demo", "--data=nowhere"], "folder 'nowhere' must hold a dataset.json: got none; prepare it first"),
     (["demo", "--batch-size=2047"], "global_batch_size must be a positive multiple of world_size 2: got 2047; choose"),
     (

@@ -50,7 +50,7 @@ def open_sequences(
     history = history_of(spec)
     interests: Interests | None = None
     if data == SYNTHETIC:
-        interests = (CrossedInterests if history.crosses else Interests)(spec, users, seed)
+        interests = (CrossedInterests if history.marks else Interests)(spec, users, seed)
         log = interests.log()
         middle = int(np.quantile(log.times, _TRAINED_SHARE))
         windows = {"train": Window(0, middle), "val": Window(middle, _END_S)}
