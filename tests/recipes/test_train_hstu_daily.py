@@ -5,19 +5,26 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from dlrm_torchrec.datasets.sequences.synthetic import Interests
 from dlrm_torchrec.datasets.synthetic.specs import interests_spec
 from dlrm_torchrec.inference import publishing
 from dlrm_torchrec.inference.deltas.offline import apply_deltas
+from dlrm_torchrec.inference.lookups import FIRST
+from dlrm_torchrec.inference.quantization import load_trained
 from dlrm_torchrec.preparation.histories import LogColumns, Shares, prepare_histories
 from dlrm_torchrec.preparation.readers.tables import Form
+from dlrm_torchrec.recipe import load_training_recipe, read_config
+from dlrm_torchrec.schema import vocabulary_path
+from dlrm_torchrec.train.checkpoints.folder import checkpoint_path
 from dlrm_torchrec.train.checkpoints.marker import read_progress
 from dlrm_torchrec.train.schedule import ScheduledLearningRate
 from tests.cli.runs.test_page import read, table
@@ -148,8 +155,22 @@ WEEK_S = 7 * 86_400
 Events = list[list[Any]]
 
 
+def weeks(number: int) -> Events:
+    """The events of the first whole weeks of some users."""
+    log = Interests(interests_spec(items=20), users=100, seed=0).log()
+    actions = [("skip", "like")[action - 1] for action in log.actions]
+    columns = (log.user_of, log.events["item"], log.events["category"], actions, log.times)
+    first = _week(log.times.min()) + 1
+    return [list(event) for event in zip(*columns, strict=True) if 0 <= _week(event[-1]) - first < number]
+
+
+def _week(time: int) -> int:
+    return int(time) // WEEK_S
+
+
 def write_log(folder: Path, events: Events) -> Path:
     """A prepared folder of these events."""
+    folder.mkdir(exist_ok=True)
     with (folder / "log.csv").open("w", newline="") as file:
         csv.writer(file).writerows([HEAD, *events])
     prepare_histories(
@@ -166,11 +187,7 @@ def write_log(folder: Path, events: Events) -> Path:
 
 
 def test_a_prepared_log_is_cut_by_time_and_may_not_change(tmp_path: Path) -> None:
-    log = Interests(interests_spec(items=20), users=100, seed=0).log()
-    actions = [("skip", "like")[action - 1] for action in log.actions]
-    columns = (log.user_of, log.events["item"], log.events["category"], actions, log.times)
-    first = int(log.times.min()) // WEEK_S + 1  # the first whole week
-    events = [list(event) for event in zip(*columns, strict=True) if 0 <= event[-1] // WEEK_S - first < 4]
+    events = weeks(4)
     options = ["--windows.length=1w", f"--data={write_log(tmp_path, events)}"]
     metrics = train(tmp_path, 1, *options, *published(tmp_path), ranks=2)
     assert len([name for name in metrics if name.endswith("val/gauc") and name.startswith("windows/")]) == 3
@@ -182,13 +199,50 @@ def test_a_prepared_log_is_cut_by_time_and_may_not_change(tmp_path: Path) -> Non
     assert train(tmp_path, 1, *options) == pytest.approx(metrics)  # nothing new
 
     # another action of one event, and a week that is given again as the one after the last
-    liked = next(event for event in events if event[-1] // WEEK_S == first)
+    first = min(_week(event[4]) for event in events)
+    liked = next(event for event in events if _week(event[4]) == first)
     changed = [[*event[:3], "like" if event[3] == "skip" else "skip", event[4]] if event is liked else event
                for event in events]  # fmt: skip
     write_log(tmp_path, changed)
     with pytest.raises(RuntimeError, match=r"must hold the rows that the run was trained on: got others"):
         train(tmp_path, 1, *options)
-    again = [[*event[:4], event[4] + 4 * WEEK_S] for event in events if event[4] // WEEK_S == first]
+    again = [[*event[:4], event[4] + 4 * WEEK_S] for event in events if _week(event[4]) == first]
     write_log(tmp_path, [*events, *again])
     with pytest.raises(RuntimeError, match=r"rows must be given once: got those of window .* again as window"):
         train(tmp_path / "new", 1, *options)
+
+
+def test_a_log_with_more_days_goes_on_with_the_model(tmp_path: Path) -> None:
+    logs = {number: write_log(tmp_path / str(number), weeks(number)) for number in (2, 3)}
+    train(tmp_path / "first", 1, "--windows.length=1w", f"--data={logs[2]}")
+    last = f"{datetime.fromtimestamp(max(_week(event[4]) for event in weeks(3)) * WEEK_S, UTC):%Y-%m-%d}"
+    more = [f"--start-from={tmp_path}/first/run/demo", f"--windows.since={last}", "--sparse.lr=1e-30"]
+    metrics = train(tmp_path / "more", 1, "--windows.length=1w", f"--data={logs[3]}", *more)
+    assert {name.split("/")[1] for name in metrics if name.startswith("windows/")} == {last}
+    assert 0 < metrics["val/auc"] < 1  # of the first run's model
+    before, after = (rows_by_value(tmp_path / name, logs[number]) for name, number in (("first", 2), ("more", 3)))
+    for feature in ("user", "item", "category"):
+        assert len(before[feature]) >= 8
+        assert all((after[feature][value] == row).all() for value, row in before[feature].items()), feature
+    assert len(after["user"]) > len(before["user"])
+
+
+def rows_by_value(folder: Path, log: Path) -> dict[str, dict[str, Any]]:
+    """The trained row of each value of each feature of a run on a prepared log."""
+    recipe = load_training_recipe("train_hstu_daily")
+    cfg = read_config(recipe, f"{folder}/run/demo")
+    tables = load_trained(recipe.build, cfg, cfg.shape, checkpoint_path(f"{folder}/run/demo/checkpoints")).tables
+    found = {}
+    for feature in cfg.shape.sparse:
+        values = pq.read_table(log / vocabulary_path(feature))["value"].to_pylist()
+        weights = tables.embeddings[f"t_{feature.name}"].weight.detach().numpy()
+        found[feature.name] = dict(zip(values, weights[FIRST:], strict=True))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_demo_reaches_its_value(tmp_path: Path) -> None:
+    metrics = run_recipe("train_hstu_daily", ["demo", f"--run-dir={tmp_path}"], 1, timeout_s=800)
+    assert metrics["val/auc"] > metrics["teacher/auc"] - 0.02
+    assert metrics["windows/2023-11-22/val/auc"] < metrics["val/auc"] - 0.02  # it goes on learning

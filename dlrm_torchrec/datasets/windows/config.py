@@ -46,6 +46,14 @@ class TimesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SequenceWindowsConfig(TimesConfig):
+    """Which windows of histories there are, and what happens when one is missing."""
+
+    since: str = ""
+    """Name of the first window; what happened before it is read in histories. Empty means the earliest."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WindowsConfig(TimesConfig):
     """Which rows a window holds, and what happens when one is missing."""
 

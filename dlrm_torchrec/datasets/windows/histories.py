@@ -18,7 +18,7 @@ from dlrm_torchrec.datasets.sequences.samples import Window as Times
 from dlrm_torchrec.datasets.sequences.stream import SequenceStream
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.windows.by_time import DAY_MICROSECONDS, iso, name_of
-from dlrm_torchrec.datasets.windows.config import TimesConfig
+from dlrm_torchrec.datasets.windows.config import SequenceWindowsConfig
 from dlrm_torchrec.schema import DatasetSpec
 
 _ALWAYS = Times(-(1 << 62), 1 << 62)
@@ -58,18 +58,19 @@ class SequenceWindow:
 
 
 def sequence_windows(
-    data: str, shape: DatasetSpec, samples: SamplesConfig, config: TimesConfig, *, users: int, seed: int
+    data: str, shape: DatasetSpec, samples: SamplesConfig, config: SequenceWindowsConfig, *, users: int, seed: int
 ) -> tuple[DatasetSpec, list[SequenceWindow]]:
     """The spec of the samples, and a window for each span of time that has candidates, from the earliest on.
 
     Window k has the candidates whose time is in [k, k + 1) x ``config.length`` since 1970. The splits of a prepared
-    folder do not matter. Raises ValueError when samples are not cut by time, or when there are none.
+    folder do not matter. Raises ValueError when samples are not cut by time, when there are none, or when there is no
+    window ``config.since``.
 
     Args:
         data: a prepared folder of histories, or 'synthetic' for users of the spec ``shape`` with changing interests
         shape: of synthetic users
         samples: how histories are cut
-        config: how long windows are, and the number of synthetic days
+        config: how long windows are, which is the first, and the number of synthetic days
         users: the number of synthetic users
         seed: of synthetic users
     """
@@ -103,7 +104,10 @@ def sequence_windows(
     if interests is not None:
         begin = -(-int(log.times.min()) * 1_000_000 // DAY_MICROSECONDS)  # the first whole day
         windows = [window for window in windows if begin <= window.day < begin + config.days]
-    return spec, windows
+    names = [window.name for window in windows]
+    if config.since and config.since not in names:
+        raise ValueError(f"since must be the name of a window: got {config.since!r}; name one of {names}")
+    return spec, windows[names.index(config.since) if config.since else 0 :]
 
 
 def _by_window(log: EventLog, places: Ints | None, length_s: int) -> Iterator[tuple[int, Ints]]:

@@ -17,14 +17,14 @@ from dlrm_torchrec.datasets.sequences.samples import Window
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.specs import interests_spec
 from dlrm_torchrec.datasets.windows import histories
-from dlrm_torchrec.datasets.windows.config import TimesConfig
+from dlrm_torchrec.datasets.windows.config import SequenceWindowsConfig
 from dlrm_torchrec.datasets.windows.histories import SequenceWindow, sequence_windows
 from dlrm_torchrec.datasets.windows.open import remaining
 from tests.datasets.sequences.logs import SPEC, Read, naive_read, naive_samples, random_log, read_batch
 
 SAMPLES = SamplesConfig(history=6, candidates=3, anchors=("listen", "like"), batch_by="rows")
 LENGTH_S = 100
-HUNDRED_S = TimesConfig(length=f"{LENGTH_S}s")
+HUNDRED_S = SequenceWindowsConfig(length=f"{LENGTH_S}s")
 ALONE = Ranks(8, 0, 1)
 
 
@@ -129,18 +129,18 @@ def _with_one_change(log: EventLog, name: str) -> EventLog:
     while name == "times" and log.times[place] == log.times[place + 1]:
         place += 1
     if name == "country":
-        users = log.users | {name: log.users[name] + (np.arange(log.num_users) == log.user_of[place])}
+        users = {**log.users, name: log.users[name] + (np.arange(log.num_users) == log.user_of[place])}
         return replace(log, users=users)
     change = (np.arange(len(log)) == place).astype(np.int64)
     if name == "song":
-        return replace(log, events=log.events | {name: (log.events[name] + change) % 50})
+        return replace(log, events={**log.events, name: (log.events[name] + change) % 50})
     if name == "actions":
         return replace(log, actions=(log.actions % 3 * change + log.actions * (1 - change) + change).astype(np.uint8))
     return replace(log, times=log.times + change)
 
 
 def test_days_of_synthetic_users_have_a_best_auc() -> None:
-    config = TimesConfig(days=5)
+    config = SequenceWindowsConfig(days=5)
     spec, windows = sequence_windows("synthetic", interests_spec(), SAMPLES_OF_USERS, config, users=400, seed=1)
     assert [window.name for window in windows] == [f"2023-11-{day}" for day in range(16, 21)]  # whole ones
     assert windows[0].until == "2023-11-17T00:00:00+00:00"
@@ -148,7 +148,13 @@ def test_days_of_synthetic_users_have_a_best_auc() -> None:
     found = [window.best_auc() for window in windows if window.best_auc is not None]
     assert len(found) == 5
     assert all(0.55 < auc < 0.95 for auc in found)
-    longer = sequence_windows("synthetic", spec, SAMPLES_OF_USERS, TimesConfig(days=7), users=400, seed=1)[1]
+    since = replace(config, since="2023-11-18")
+    later = sequence_windows("synthetic", spec, SAMPLES_OF_USERS, since, users=400, seed=1)[1]
+    assert begun(later) == begun(windows[2:])
+    since = replace(config, since="monday")
+    with pytest.raises(ValueError, match=r"must be the name of a window: got 'monday'; name one of \['2023-11-16"):
+        sequence_windows("synthetic", spec, SAMPLES_OF_USERS, since, users=400, seed=1)
+    longer = sequence_windows("synthetic", spec, SAMPLES_OF_USERS, SequenceWindowsConfig(days=7), users=400, seed=1)[1]
     assert begun(longer[:5]) == begun(windows)
 
 
@@ -157,4 +163,4 @@ SAMPLES_OF_USERS = SamplesConfig(history=6, candidates=2)
 
 def test_samples_of_each_user_s_last_event_make_no_windows() -> None:
     with pytest.raises(ValueError, match=r"samples of windows must be held out by time: got 'last'; leave out"):
-        sequence_windows("synthetic", SPEC, SamplesConfig(held_out="last"), TimesConfig(), users=5, seed=0)
+        sequence_windows("synthetic", SPEC, SamplesConfig(held_out="last"), SequenceWindowsConfig(), users=5, seed=0)
