@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -148,6 +149,8 @@ def test_days_may_come_one_after_another_on_other_ranks(tmp_path: Path, whole: t
     made, last = files(tmp_path / "made"), files(tmp_path / "again/base-0000")
     assert made.keys() == last.keys()
     assert [name for name in made if made[name] != last[name]] == ["package.json"]  # which has the version
+    samples = json.loads(made["package.json"])["samples"]  # by which a server cuts the histories of its requests
+    assert samples == json.loads((tmp_path / "run/demo/config.json").read_text())["samples"]
 
 
 HEAD = ["user", "item", "category", "action", "time"]
