@@ -68,7 +68,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Metrics]:
 
 
 # Before which call of a function a process is killed: in the middle of the second day, and when its delta is written.
-MOMENTS: list[tuple[Any, str, int]] = [(ScheduledLearningRate, "set", 19), (publishing, "write_delta", 1)]
+MOMENTS: list[tuple[Any, str, int]] = [(ScheduledLearningRate, "set", 10), (publishing, "write_delta", 1)]
 
 
 def _die(folder: Path, moment: int) -> None:
