@@ -25,7 +25,8 @@ else
 $(error STACK must be lock or one of $(STACKS): got $(STACK); name one of these)
 endif
 
-.PHONY: setup train test test-stack test-slow test-gpu gpu-proof test-machines check bench docs figures lock audit
+.PHONY: setup train test test-stack test-slow test-gpu gpu-proof test-machines check bench reproduce reproduce-quick docs \
+	figures lock audit
 
 setup: $(STAMP)
 
@@ -99,7 +100,15 @@ check: setup
 	.venv/bin/mypy
 
 bench: setup
-	@set -e; for benchmark in $(filter-out benchmarks/gpu_proof.py,$(wildcard benchmarks/*.py)); do echo "== $$benchmark"; .venv/bin/python $$benchmark; done
+	@set -e; for benchmark in $(filter-out benchmarks/gpu_proof.py benchmarks/reproduce.py,$(wildcard benchmarks/*.py)); do echo "== $$benchmark"; .venv/bin/python $$benchmark; done
+	@set -e; for name in family unseen_pairs width_and_depth; do echo "== $$name"; .venv/bin/python -m benchmarks.quality.$$name; done
+
+# rows of RESULTS.md again, published beside now: those that a program can read, or as many as take 20 minutes
+reproduce: setup
+	.venv/bin/python benchmarks/reproduce.py
+
+reproduce-quick: setup
+	.venv/bin/python benchmarks/reproduce.py --minutes 20
 
 # The generator of the site is added to .venv when it is first needed.
 $(SITE): requirements/docs.txt $(STAMP)

@@ -1,8 +1,7 @@
-"""How few bits change a model's latency and throughput on one CPU core: alone, next to other processes, under load.
+"""How few bits change a model's latency and throughput on one CPU core: alone, and under load.
 
     python benchmarks/inference.py latency --plot latency.png       # every model and batch size, as it is served
     python benchmarks/inference.py latency --models dlrm --sizes 64 --rounds 200
-    python benchmarks/inference.py colocation                       # 1 to 4 processes that share the machine
     python benchmarks/inference.py load                             # queries per second at a p95 of 25 ms
 
 The contenders take turns in one process with one thread: the float32 model as it is trained (eager); the scripted model
@@ -19,17 +18,14 @@ import argparse
 import copy
 import queue
 import statistics
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import nn
 from torchrec.models.dlrm import DLRM
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -158,60 +154,6 @@ def plot(rows: Sequence[tuple[str, int, str, float, float, float]], path: str) -
     figure.savefig(path, dpi=150)
 
 
-def neighbour(path: str, given: Inputs, *, duration_s: float, ready: Any, start: Any, found: Any) -> None:
-    """One of several processes: runs batches for ``duration_s`` and puts their milliseconds into ``found``."""
-    torch.set_num_threads(1)
-    model = torch.jit.load(path)
-    with torch.inference_mode():
-        for _ in range(10):
-            model(*given)
-        ready.release()
-        start.wait()
-        end, values = time.perf_counter() + duration_s, []
-        while time.perf_counter() < end:
-            values.append(1e3 * seconds(model, given))
-    found.put(values)
-
-
-def colocation(args: argparse.Namespace) -> None:
-    context = multiprocessing.get_context("spawn")
-    print(
-        "| model | processes | contender | p50 ms | p95 | p99 | items/s, all | p50 over that of one process |\n"
-        + "|---" * 8
-        + "|"
-    )
-    for name in args.models:
-        spec, models = contenders(name, args.rows_share)
-        given = inputs(spec, args.batch_size)
-        alone: dict[str, float] = {}
-        with tempfile.TemporaryDirectory() as folder:
-            for label in ("fp16 tables", FULL):
-                path = str(Path(folder) / f"{label}.pt")
-                torch.jit.save(models[label], path)
-                for processes in range(1, args.processes + 1):
-                    ready, start, found = context.Semaphore(0), context.Event(), context.Queue()
-                    shared = {"duration_s": args.seconds, "ready": ready, "start": start, "found": found}
-                    workers = [
-                        context.Process(target=neighbour, args=(path, given), kwargs=shared) for _ in range(processes)
-                    ]
-                    for worker in workers:
-                        worker.start()
-                    for _ in workers:
-                        ready.acquire()
-                    start.set()
-                    values = [value for _ in workers for value in found.get()]
-                    for worker in workers:
-                        worker.join()
-                    p50, p95, p99 = np.percentile(values, (50, 95, 99))
-                    alone.setdefault(label, p50)
-                    rate = len(values) * args.batch_size / args.seconds
-                    print(
-                        f"| {name} | {processes} | {label} | {p50:.3f} | {p95:.3f} | {p99:.3f} | {rate:,.0f} | "
-                        f"{p50 / alone[label]:.2f} |",
-                        flush=True,
-                    )
-
-
 def query_size(random: np.random.Generator) -> int:
     return int(np.clip(round(random.normal(MEAN_ITEMS, STD_ITEMS)), 1, MOST_ITEMS))
 
@@ -276,7 +218,7 @@ def load(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(required=True)
-    for verb in (latency, colocation, load):
+    for verb in (latency, load):
         own = verbs.add_parser(verb.__name__)
         own.set_defaults(run=verb)
         own.add_argument("--models", nargs="+", default=["dlrm", "rmc1", "rmc2", "rmc3"])
@@ -287,9 +229,6 @@ def main() -> None:
             own.add_argument("--plot", default="")
         else:
             own.add_argument("--seconds", type=float, default=4.0)
-        if verb is colocation:
-            own.add_argument("--batch-size", type=int, default=32)
-            own.add_argument("--processes", type=int, default=4)
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)

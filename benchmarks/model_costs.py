@@ -1,7 +1,7 @@
 """Parameters and multiply-adds of all models of the book, part by part, and the sizes of RMC1 to RMC3 beside RMC1's.
 
     python benchmarks/model_costs.py              # seconds: tables are built without memory
-    python benchmarks/model_costs.py --json
+    python benchmarks/model_costs.py --form json       # or page: the table of docs/deep_dive/architecture.md
 
 Multiply-adds are those of one sample in the forward pass, as every recipe prints them before its first step; a row that
 is looked up counts one for each of its numbers. The interaction is whatever vectors go through together: dot products,
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -184,16 +185,43 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def short(number: float) -> str:
+    """Three digits, with k, M or G for thousands, millions and thousands of millions.
+
+    >>> short(208), short(155_984), short(540_201_232), short(150_042_476_544), short(0)
+    ('208', '156 k', '540 M', '150 G', '-')
+    """
+    for unit, name in ((10**9, " G"), (10**6, " M"), (10**3, " k"), (1, "")):
+        if number >= unit:
+            scaled = number / unit
+            return f"{scaled:.{max(0, 2 - int(math.log10(scaled)))}f}{name}" if name else f"{number:.0f}"
+    return "-"
+
+
+def page(costs: dict[str, dict[str, Cost]]) -> str:
+    """A table in Markdown that is narrow enough for a telephone."""
+    lines = ["| model | in tables | elsewhere | lookups | bottom | interaction | top |", "|---" * 7 + "|"]
+    for name, parts in costs.items():
+        tables = parts[EMBEDDING].parameters
+        numbers: list[float] = [tables, sum(cost.parameters for cost in parts.values()) - tables]
+        numbers += [parts[part].multiply_adds for part in PARTS]
+        lines.append(f"| {name} | {' | '.join(map(short, numbers))} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object in place of tables")
+    parser.add_argument("--form", choices=["text", "json", "page"], default="text", help="what is printed")
     args = parser.parse_args()
     try:
         costs = {name: of_recipe(name)[1] for name in MODELS} | {"HSTU": hstu()[1]}
     except ValueError as error:
         sys.exit(f"error: {error}")
     multiples = relative()
-    if args.json:
+    if args.form == "page":
+        print(page(costs))
+        return
+    if args.form == "json":
         told = {name: {part: cost._asdict() for part, cost in parts.items()} for name, parts in costs.items()}
         print(json.dumps({"models": told, "relative to RMC1": multiples}))
         return

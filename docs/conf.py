@@ -17,6 +17,7 @@ html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
+html_domain_indices = False  # of modules, which the library has pages of
 html_copy_source = False
 html_show_copyright = False
 myst_heading_anchors = 4

@@ -21,13 +21,6 @@ from reference_pages import command_page, library_pages
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 RECIPES = ROOT / "recipes"
-TUTORIALS = ["tutorial", "from_laptop_to_16_gpus"]
-HOW_TO = ["bring_your_data", "labels_and_weights", "prepare_at_scale", "keep_a_model_fresh", "compress", "serving"]
-HOW_TO += ["see_runs", "see_embeddings", "shard_your_own_module", "gpu"]
-EXPLANATION = ["four_bottlenecks", "how_a_batch_travels"]
-DEEP_DIVE = ["index", "why", "architecture", "embeddings", "matrix_factorization", "factorization_machine", "mlp"]
-DEEP_DIVE += ["operators", "production", "capacity", "bandwidth", "communication", "compute", "outlook", "claims"]
-SCHEDULERS = ["local", "slurm", "aws_batch", "kubernetes"]
 DOCUMENTS = {"RESULTS.md": "results.md", "LOG.md": "log.md", "CONTRIBUTING.md": "contributing.md"}
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 
@@ -63,18 +56,16 @@ def gather() -> tuple[dict[str, str], dict[str, Path]]:
 
 
 def navigation(pages: dict[str, str]) -> str:
-    """The table of contents beside every page."""
+    """The table of contents beside every page: the parts of index.md in its order, then what is made from code."""
     recipes = sorted(page for page in pages if page.startswith("recipes/") and page != f"recipes/{OPTIONS_PAGE}")
-    library = sorted(page for page in pages if page.startswith("library/"))
-    parts = {
-        "Tutorials": TUTORIALS,
-        "How to": HOW_TO,
-        "How to launch": [f"schedulers/{name}.md" for name in SCHEDULERS],
-        "Explanation": [*EXPLANATION, *(f"deep_dive/{name}" for name in DEEP_DIVE)],
-        "Reference: recipes": ["recipes/index", *recipes, f"recipes/{OPTIONS_PAGE}"],
-        "Reference: commands and terms": ["commands", "glossary"],
-        "Reference: library": ["library/index", *library],
-        "Reference: data sets": sorted(page for page in pages if page.startswith("data/")),
+    parts = {heading: listed for heading, listed in sections().items() if listed} | {
+        "Recipes": ["recipes/index", *recipes, f"recipes/{OPTIONS_PAGE}"],
+        "Commands and library": [
+            "commands",
+            "library/index",
+            *sorted(page for page in pages if page[:8] == "library/"),
+        ],
+        "Data sets": sorted(page for page in pages if page.startswith("data/")),
         "What was measured": ["results", "log"],
         "Taking part": ["contributing"],
     }
@@ -84,6 +75,23 @@ def navigation(pages: dict[str, str]) -> str:
         + "```\n"
         for caption, listed in parts.items()
     )
+
+
+def sections() -> dict[str, list[str]]:
+    """The pages of docs/ that each part of index.md names; an index of a folder is followed by the pages it names."""
+    parts = re.split(r"^## (.+)$", (HERE / "index.md").read_text(), flags=re.MULTILINE)
+    found: dict[str, list[str]] = {}
+    for heading, text in zip(parts[1::2], parts[2::2], strict=True):
+        found[heading] = []
+        for page in named(text):
+            inside = named((HERE / page).read_text()) if page.endswith("/index.md") else []
+            found[heading] += [page, *(f"{posixpath.dirname(page)}/{other}" for other in inside)]
+    return found
+
+
+def named(text: str) -> list[str]:
+    """The pages of its own folder, and of folders below it, that a text links to."""
+    return [link[1] for link in LINK.finditer(text) if link[1].endswith(".md") and not link[1].startswith("..")]
 
 
 def write(folder: Path) -> None:

@@ -5,7 +5,8 @@
     python recipes/train_hstu.py demo --history pooled                    # the floor: the history as a bag of events
     python recipes/train_hstu.py demo --data prepared/log                 # of data/events/prepare.py
 
-Expected: the demo takes two minutes on 2 CPU cores and reaches at least 95 % of the best possible gain over AUC 0.5.
+Expected: the demo takes a minute and a half on 2 CPU cores and reaches 97.4 % (seeds 0 to 2: 96.8 to 97.7) of the best
+possible gain over AUC 0.5; the history as a bag of events reaches 64.7 %.
 What differs from train_dlrm.py: the samples, the model, the tables of single ids, and the presets.
 """
 
@@ -59,12 +60,10 @@ PRESETS = {
     "demo": Config(),
     "mlperf": Config(  # dlrm_v4_hstu of MLPerf training v6.1: AUC 0.75 on a later day; rates in proportion to batches
         data="prepared/yambda-5b", shape=yambda_spec(), batch_size=8192, dim=512, samples=YAMBDA_SAMPLES, hstu=MLPERF,
-        clip_norm=1.0, sparse=OptimizerConfig(kind="rowwise_adagrad", lr=1e-6, eps=1e-8),
-        dense=OptimizerConfig(kind="adam", lr=1e-6, eps=1e-8, betas=(0.95, 0.999)),
-        schedule=Schedule(warmup_steps=24_000), speed=("bf16",)),
-    "mlperf-twin": Config(  # 1 / 10,000 of its rows, histories of 1 / 128, widths of 1 / 16; two minutes on 2 CPU cores
-        shape=yambda_twin_spec(), rows=100, batch_size=256, samples=TWIN_SAMPLES, hstu=MLPERF_TWIN, eval_every=0,
-        sparse=OptimizerConfig(kind="rowwise_adagrad", lr=0.1)),
+        clip_norm=1.0, speed=("bf16",), sparse=OptimizerConfig(kind="rowwise_adagrad", lr=1e-6),
+        dense=OptimizerConfig(kind="adam", lr=1e-6, betas=(0.95, 0.999)), schedule=Schedule(warmup_steps=24_000)),
+    "mlperf-twin": Config(shape=yambda_twin_spec(), rows=100, batch_size=256, samples=TWIN_SAMPLES, hstu=MLPERF_TWIN,
+        sparse=OptimizerConfig(kind="rowwise_adagrad", lr=0.1), eval_every=0),  # small: 2 minutes on 2 idle CPU cores
 }  # fmt: skip
 
 if __name__ == "__main__":
@@ -163,6 +162,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         log.start(progress.step, train.num_steps, watch)
         while not progress.ended(train.num_steps, cfg.checkpoint.early_stop) and not stop.agreed():
             learning_rate.set(progress.step)
+            world.seed_step(cfg.seed, progress.step)  # for dropout
             loss, _, global_rows = pipeline.progress(batches)
             step = progress.step + 1
             progress = replace(progress, step=step)

@@ -49,6 +49,13 @@ COPIES = {"my_copy.py": "recipes/train_dlrm.py"}  # that guides make, and what t
 SHORT = {
     r"python recipes/compare_embeddings.py frontier": " --rows 40960 --seeds 0 --sweep.ways plain --run-dir runs/short",
     r"python benchmarks/production_shapes.py": " --shapes rmc3 --sizes 1 --seconds 0.1",
+    r"python benchmarks/roofline.py": " --shapes rmc3 --sizes 1 --rounds 1 --rows-share 1e-3",
+    r"python benchmarks/colocation.py": " --shapes rmc3 --forms int8 --rows-share 1e-3 --seconds 0.1 --rounds 1",
+    r"python benchmarks/memory_traffic.py": " --shapes rmc3 --rows-share 1e-3 --lookups 1 --rounds 1",
+    r"python benchmarks/int8_gemm.py": " --shapes rmc1 --sizes 1 --rounds 1",
+    r"python benchmarks/fm_pairs.py": " --features 8 16 32 64 --rounds 2",
+    r"python -m benchmarks.quality.(unseen_pairs|width_and_depth)": " --rows 4096 --judged 2000 --seeds 0",
+    r"python -m benchmarks.quality.family": " --events 30 --epochs 1 --seeds 0 --contenders MF DLRM",
     r".*recipes/train_\w+.py(?!.*(--help|--rows|--data|--dryrun))": " --rows 163840",
 }
 TRAINED = {"tutorial.md"}  # pages that show the digits of trained models, which depend on the processor
@@ -225,6 +232,17 @@ def as_typed(option: str, value: str) -> list[str]:
         head, dot, last = option[2:].rpartition(".")
         return [f"--{head}{dot}{'' if value == 'True' else 'no-'}{last}"]
     return [option, *shlex.split(value)]
+
+
+def test_navigation_leads_to_every_page(pages: dict[str, str]) -> None:
+    listed = re.findall(
+        r"^([\w/]+)$", "".join(re.findall(r":caption:.*?```", pages["index.md"], re.DOTALL)), re.MULTILINE
+    )
+    assert sorted(listed) == sorted({name.removesuffix(".md") for name in pages} - {"index"})
+    parts = script("site_pages").sections()
+    assert parts["Learn it"][0] == "tutorial.md"
+    assert "shard_your_own_module.md" in parts["Do it"]
+    assert parts["Understand it"][:2] == ["deep_dive/index.md", "deep_dive/why.md"]
 
 
 def test_reference_has_every_command_and_every_module(pages: dict[str, str]) -> None:

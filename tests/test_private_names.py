@@ -303,6 +303,12 @@ LIST = [
         GROUPS,
     ),
     Private(
+        "torchrec.distributed.sharding.tw_sharding.BaseTwEmbeddingSharding",
+        ["_device", "_grouped_embedding_configs", "_pg"],
+        ["docs/examples/square_tables.py"],
+        "What TorchRec's own table-wise sharding gives to its lookup.",
+    ),
+    Private(
         "torchrec.distributed.sharding.twrw_sharding.BaseTwRwEmbeddingSharding",
         ["_grouped_embedding_configs_per_node"],
         [f"{SHARDING}/modules/composed_shardings.py"],
@@ -355,7 +361,16 @@ LIST = [
     ),
     # Python
     Private(
-        "argparse.ArgumentParser", ["_actions"], ["tests/test_docs.py"], "No public method lists a parser's options."
+        "argparse.ArgumentParser",
+        ["_actions"],
+        ["docs/reference_pages.py", "tests/test_docs.py"],
+        "No public method lists a parser's options.",
+    ),
+    Private(
+        "argparse",
+        ["_SubParsersAction"],
+        ["docs/reference_pages.py"],
+        "An argument whose values are commands, which have pages of their own.",
     ),
 ]
 NAMES = {name: private for private in LIST for name in private.names}

@@ -30,6 +30,7 @@ from dlrm_torchrec.train.metrics.scores import predict
 from dlrm_torchrec.train.optimizers import build_optimizer
 from dlrm_torchrec.train.pipeline import train_pipeline
 from dlrm_torchrec.train.schedule import ScheduledLearningRate
+from dlrm_torchrec.train.task import RankingBatch
 from dlrm_torchrec.train.world import World
 
 BATCH_SIZE = 2048
@@ -47,14 +48,16 @@ class Rows:
         """The AUC of the probabilities, the best that any model can expect."""
         return auc_of(self.probabilities, self.columns.labels)
 
-    def batches(self, spec: DatasetSpec, order: NDArray[np.int64] | None = None) -> list[Batch]:
+    def batches(
+        self, spec: DatasetSpec, order: NDArray[np.int64] | None = None, *, batch_size: int = BATCH_SIZE
+    ) -> list[Batch]:
         """The rows in this order with the sparse features of ``spec``, some of those of the rows."""
         places = {feature.name: place for place, feature in enumerate(self.spec.sparse)}
         sparse = [self.columns.sparse[places[feature.name]] for feature in spec.sparse]
         dense = self.columns.dense if spec.dense else self.columns.dense[:, :0]
         columns = Columns(self.columns.labels, dense, sparse)
         order = np.arange(len(columns)) if order is None else order
-        shares = Ranks(BATCH_SIZE, 0, 1).shares(len(order), 0)
+        shares = Ranks(batch_size, 0, 1).shares(len(order), 0)
         return [
             to_batch(spec, [joined(columns, np.int64, order[first : first + share.num_rows])], share)
             for first, share in shares
@@ -81,19 +84,24 @@ class Fitted:
 
 
 def fit(
-    recipe: str, config: Any, train: Sequence[Batch], judged: Mapping[str, Sequence[Batch]], *, world: World
+    recipe: str,
+    config: Any,
+    train: Sequence[RankingBatch],
+    judged: Mapping[str, Sequence[RankingBatch]],
+    *,
+    world: World,
 ) -> Fitted:
-    """What the model of a recipe reaches with one step for each batch, from the weights of the config's seed.
+    """What the model of a recipe reaches on one thread with one step for each batch, from the weights of its seed.
 
     ``config.shape`` is the spec of all batches.
     """
+    torch.set_num_threads(1)  # the models are so small that threads would mostly wait for each other
     torch.manual_seed(config.seed)
     task, tables = load_training_recipe(recipe).build(config, config.shape, world.size, world.device)
     sizes = [sum(each.numel() for each in module.parameters()) for module in (tables, task)]
     topology = live_topology(world.device, world_size=world.size, local_size=world.local_size)
-    plan = make_plan(
-        task, tables, topology, ShardingConfig(), batch_size=BATCH_SIZE, spec=config.shape, group=world.control
-    )
+    rows = train[0].num_rows
+    plan = make_plan(task, tables, topology, ShardingConfig(), batch_size=rows, spec=config.shape, group=world.control)
     model = DistributedModelParallel(task, device=world.device, plan=plan, sharders=plan.sharders)
     initialize_tables(model, seed=config.seed)
     optimizer = build_optimizer(model, config.sparse, config.dense)
@@ -104,7 +112,7 @@ def fit(
         learning_rate.set(step)
         pipeline.progress(batches)
     seconds = time.perf_counter() - start
-    found = {name: auc(predict(pipeline.detach(), rows, world)) for name, rows in judged.items()}
+    found = {name: auc(predict(pipeline.detach(), each, world)) for name, each in judged.items()}
     return Fitted(found, sizes[0], sizes[1] - sizes[0], sum(batch.num_rows for batch in train) / seconds)
 
 

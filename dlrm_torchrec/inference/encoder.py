@@ -16,14 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dlrm_torchrec.inference.lookups import (
-    MANAGED_IDS,
-    Categories,
-    Lookup,
-    hashed_ids,
-    id_lookup,
-    read_categories,
-)
+from dlrm_torchrec.inference.lookups import MANAGED_IDS, Categories, Lookup, hashed_ids, id_lookup, read_categories
 from dlrm_torchrec.raw_values import (
     TextForm,
     UnfitTypeError,
@@ -249,7 +242,8 @@ def _place(feature: Mapping[str, Any]) -> tuple[Reader, Key]:
     key = feature["column"] or feature["name"], feature.get("multi_hot", False)
     if feature["part"] in ("days", "hour", "weekday"):
         return times, key
-    if "encoding" not in feature or feature["part"] == "number" or feature["encoding"] == "bucket":
+    is_dense = "encoding" not in feature
+    if is_dense or feature["part"] in ("number", "squared_log") or feature["encoding"] == "bucket":
         return numbers, key
     return read_categories, key
 

@@ -71,7 +71,8 @@ def write_package(
 ) -> None:
     """Write the package of a model to ``path``; an old package there stays until the new one is complete.
 
-    Raises ValueError when the vocabularies are not those of the spec, or when ``path`` exists and is not a package.
+    Raises ValueError when the vocabularies are not those of the spec, when ``samples`` do not fit it, or when ``path``
+    exists and is not a package.
 
     Args:
         path: the folder of the package
@@ -91,6 +92,11 @@ def write_package(
     if path.exists() and not (path / MANIFEST).is_file():
         raise ValueError(
             f"{path} must be a package or not exist: got a file or folder without {MANIFEST}; name another folder"
+        )
+    if (spec.history is None) != (not samples):
+        raise ValueError(
+            f"samples must be given for a model of histories, and for no other: got {samples!r} for {spec.name!r}; "
+            "pass the fields of the run's SamplesConfig"
         )
     _check_measured(spec)
     _check_vocabularies(spec, vocabularies)

@@ -4,7 +4,9 @@
 
 prints {"probabilities": [...], "unseen": {...}} for a JSON list of objects that name every raw column, with null for a
 missing value; ``-`` reads the list from standard input. A model of several labels, or of numbers, prints
-{"predictions": {label: [...]}, ...} instead. A program with this folder on its path passes columns:
+{"predictions": {label: [...]}, ...} instead. If the model reads histories, an object is a user, whose names
+``HistoryEncoder`` explains, and the result has a list for each of them. A program with this folder on its path passes
+columns:
 
     from predictor import Predictor
     Predictor.load("package")({"age": [39, None], "city": ["Kraków", "Paris"]}).probabilities

@@ -111,8 +111,9 @@ def prepare_histories(
         spec, sources, beside, one_class={"train"}, max_bad_share=max_bad_share, memory_bytes=memory_bytes,
         overwrite=overwrite or g_pathmgr.exists(join(beside, NAME)),
     )  # fmt: skip
-    output_folder.begin(output, command)
+    # before anything is begun that must be continued
     history = _spec_of_histories(events, beside, columns, positive, counted=wanted.counted)
+    output_folder.begin(output, command)
     gathered = gather(events, beside, columns.user, history, output=output, memory_bytes=memory_bytes)
     for feature in history.sparse:
         _copy(beside, output, vocabulary_path(feature))
@@ -202,12 +203,12 @@ def _windows(gathered: Gathered, shares: Shares) -> dict[str, tuple[int, int]]:
 
 
 def _counted(path: str, form: Form, time: str) -> bool:
-    """Whether the times of a log are numbers of which some are no times since 1970, so that only their order counts."""
+    """Whether the times of a log are numbers of which most are no times since 1970, so that only their order counts."""
     values = head(path, form, _PROBED_ROWS)
     if time not in values:
         raise ValueError(f"{path} must have the column of times {time!r}: got {list(values)}; name it")
     bad_times, bad_numbers = (read(values[time], _FORM)[1] for read in (times, numbers))
-    return bool(bad_times.any() and bad_numbers.mean() < bad_times.mean())
+    return bool((bad_times & ~bad_numbers).mean() > 0.5)
 
 
 def _copy(source: str, target: str, path: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 Target = Literal["binary", "number"]  # what labels are: 0 or 1, or any number
@@ -113,7 +113,7 @@ class NextItemTask(RankingTask):
         return found
 
     def loss(self, outputs: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:  # noqa: ARG002  # all are 1
-        return cross_entropy(outputs, outputs.new_zeros(len(outputs), dtype=torch.long), reduction="sum")
+        return -outputs.log_softmax(dim=1)[:, 0].sum()
 
 
 class RegressionTask(RankingTask):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from hashlib import sha256
 
 import torch
 import torch.distributed as dist
@@ -49,6 +50,13 @@ class World:
     def needs_ddp(self) -> bool:
         """Whether to wrap dense parts in DDP; on a single CPU rank DDP only costs time."""
         return self.size > 1 or self.device.type == "cuda"
+
+    def seed_step(self, seed: int, step: int) -> None:
+        """Let what the model draws at a step, such as dropout, follow from the seed, the step and this rank alone.
+
+        A resumed run then draws what the undisturbed one does.
+        """
+        torch.manual_seed(int.from_bytes(sha256(f"{seed} {step} {self.rank}".encode()).digest()[:8]))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbeddingBag
 from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
-from torchrec.distributed.embedding_sharding import EmbeddingShardingInfo
+from torchrec.distributed.embedding_sharding import USE_ONE_TBE_PER_TABLE
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
@@ -82,14 +82,6 @@ class SquareSharding(TwPooledEmbeddingSharding):
 
 
 class ShardedSquareTables(ShardedEmbeddingBagCollection):
-    @classmethod
-    def create_grouped_sharding_infos(cls, *args: Any, **kwargs: Any) -> dict[str, list[EmbeddingShardingInfo]]:
-        grouped: dict[str, list[EmbeddingShardingInfo]] = super().create_grouped_sharding_infos(*args, **kwargs)
-        for table in (table for tables in grouped.values() for table in tables):
-            # tables with equal parameters would share a kernel
-            table.fused_params = {**(table.fused_params or {}), "_batch_key": table.embedding_config.name}
-        return grouped
-
     def create_embedding_bag_sharding(self, infos: Any, env: Any, device: Any = None, *_: Any, **__: Any) -> Any:
         return SquareSharding(infos, env, device)
 
@@ -100,7 +92,7 @@ class ShardedSquareTables(ShardedEmbeddingBagCollection):
 
 class SquareSharder(EmbeddingBagCollectionSharder):
     def shard(self, module: Any, params: Any, env: Any, device: Any = None, *_: Any) -> ShardedSquareTables:
-        return ShardedSquareTables(module, params, env, self.fused_params, device)
+        return ShardedSquareTables(module, params, env, {USE_ONE_TBE_PER_TABLE: True}, device)
 
     @property
     def module_type(self) -> type[SquareTables]:

@@ -54,8 +54,21 @@ def test_a_model_with_a_part_that_has_no_formula_is_refused(monkeypatch: pytest.
         of_recipe("LR")
 
 
+def test_the_page_has_the_table_that_is_printed() -> None:
+    costs = {name: SCRIPT["of_recipe"](name)[1] for name in SCRIPT["MODELS"]} | {"HSTU": SCRIPT["hstu"]()[1]}
+    assert SCRIPT["page"](costs) in (ROOT / "docs/deep_dive/architecture.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "-"), (7, "7"), (999, "999"), (1_000, "1.00 k"), (155_984, "156 k"), (48_306_585_600, "48.3 G")],
+)
+def test_numbers_are_short(number: int, text: str) -> None:
+    assert SCRIPT["short"](number) == text
+
+
 def test_sizes_are_multiples_of_the_first_model() -> None:
-    done = run_python(["benchmarks/model_costs.py", "--json"], ROOT)
+    done = run_python(["benchmarks/model_costs.py", "--form", "json"], ROOT)
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
     assert list(printed["models"]) == [*SCRIPT["MODELS"], "HSTU"]

@@ -13,7 +13,8 @@ from tests.collectives.walked import RANKS, issued, walk_recipe
 from tests.prepared import write_prepared
 from tests.recipe import ROOT
 
-RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("train_*.py"))
+# FBGEMM's tables for CPU, which stand in for a GPU's here, have no vectors of single ids.
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("train_*.py") if "hstu" not in path.stem)
 
 
 def without_speed(metrics: dict[str, float]) -> dict[str, float]:

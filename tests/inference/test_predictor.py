@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.inference.encoder import Inputs
-from dlrm_torchrec.inference.predictor import Predictor
+from dlrm_torchrec.inference.predictor import AnyInputs, Predictor
 from dlrm_torchrec.preparation.prepare import Source, Window, prepare
 from dlrm_torchrec.preparation.readers.columns import Columns
 from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
@@ -53,8 +53,9 @@ def predictor(prepared: tuple[Path, pa.Table], tmp_path_factory: pytest.TempPath
     return Predictor.load(pack(prepared[0], tmp_path_factory.mktemp("package") / "log"))
 
 
-def check_encoded(folder: Path, inputs: Inputs) -> None:
+def check_encoded(folder: Path, inputs: AnyInputs) -> None:
     """All rows of split val of a prepared folder are what was encoded."""
+    assert isinstance(inputs, Inputs)
     manifest = Manifest.load(str(folder))
     rows = pa.concat_tables([pq.read_table(folder / file.path) for file in manifest.splits["val"].files])
     assert len(inputs) == len(rows)
@@ -141,6 +142,7 @@ def test_joined_requests_are_the_rows_of_all(prepared: tuple[Path, pa.Table], pr
     parts = [rows[:1], rows[1:1], rows[1:200], rows[200:]]
     requests = [predictor.encode({name: part[name] for name in predictor.columns}) for part in parts]
     whole, joined = predictor.encode({name: rows[name] for name in predictor.columns}), Inputs.joined(requests)
+    assert isinstance(whole, Inputs)
     for got, expected in zip((joined.dense, *joined.ids), (whole.dense, *whole.ids), strict=True):
         np.testing.assert_array_equal(got, expected, strict=True)
     np.testing.assert_array_equal(joined.lengths, whole.lengths, strict=True)
@@ -256,6 +258,7 @@ def check_encoded_or_refused(predictor: Predictor, columns: dict[str, Values]) -
         assert type(problem) is ValueError
         assert SENTENCE.fullmatch(str(problem))
         return
+    assert isinstance(inputs, Inputs)
     assert np.isfinite(inputs.dense).all()
     assert inputs.lengths.sum(axis=1).tolist() == [len(ids) for ids in inputs.ids]
     for ids, feature in zip(inputs.ids, predictor.spec["sparse"], strict=True):

@@ -83,3 +83,11 @@ def test_every_preset_trains(data: Data, model: Model, folders: dict[Data, str],
     assert metrics["steps"] == steps
     assert 0 < metrics["test/logloss"] < 1
     assert metrics["test/samples"] == {"x1": 500, "x4": 300}[data]
+
+
+def test_the_page_says_what_was_published() -> None:
+    page = (ROOT / "docs/reproduce.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `criteo-x")]
+    found = {(row[0].strip("| `"), row[1].strip("`")): (row[2], row[3].strip(" |")) for row in rows}
+    digits = {key: tuple(f"{value:.4f}"[1:] for value in (run.auc, run.log_loss)) for key, run in BARS.items()}
+    assert found == {(f"criteo-{data}", RECIPES[model]): digits[data, model] for data, model in BARS}

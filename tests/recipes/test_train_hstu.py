@@ -14,7 +14,7 @@ from dlrm_torchrec.preparation.readers.tables import Form
 from tests.recipe import records, run_recipe
 
 SMALL = [
-    "demo", "--rows=300", "--batch-size=64", "--eval-every=0", "--log.every=1", "--hstu.layers=1",
+    "demo", "--rows=300", "--batch-size=64", "--eval-every=10", "--log.every=1", "--hstu.layers=1",
     "--schedule.warmup-steps=0", "--schedule.decay-steps=0", "--sparse.kind=adagrad", "--dense.kind=sgd",
 ]  # fmt: skip
 TABLES = {
@@ -37,7 +37,7 @@ def test_it_ends_alike_after_a_resume_and_on_two_ranks(tmp_path: Path) -> None:
     one = losses(tmp_path / "whole")
     assert len(one) == whole["steps"] > 20
     assert losses(tmp_path / "parts") == one
-    assert {**parts, "samples_per_s": 0.0} == {**whole, "samples_per_s": 0.0}
+    assert {**whole, "samples_per_s": 0} == {name: parts[name] for name in whole} | {"samples_per_s": 0}
     assert losses(tmp_path / "two") == pytest.approx(one, rel=1e-4)
     assert {name: two[name] for name in ("val/auc", "val/gauc", "val/ne", "teacher/auc")} == pytest.approx(
         {name: whole[name] for name in ("val/auc", "val/gauc", "val/ne", "teacher/auc")}, rel=1e-3
@@ -58,7 +58,7 @@ def test_compressed_tables_train_alike_on_one_and_two_ranks(tmp_path: Path, tabl
 
 
 def test_a_sequence_tells_more_than_a_bag_of_events(tmp_path: Path) -> None:
-    options = ["demo", "--rows=3000", "--batch-size=32", "--eval-every=0"]
+    options = ["demo", "--rows=3000", "--epochs=2", "--batch-size=32", "--eval-every=0"]
     sequence, bag = (
         run_recipe("train_hstu", [*options, f"--history={history}", f"--run-dir={tmp_path}/{history}"], 1)
         for history in ("hstu", "pooled")

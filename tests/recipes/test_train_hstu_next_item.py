@@ -13,7 +13,7 @@ from tests.recipe import ROOT, load_recipe, records, run_recipe
 from tests.scripts import run_python
 
 SMALL = [
-    "demo", "--rows=500", "--epochs=2", "--batch-size=50", "--draws=100", "--eval-every=0", "--log.every=1",
+    "demo", "--rows=500", "--epochs=2", "--batch-size=50", "--draws=100", "--eval-every=7", "--log.every=1",
     "--hstu.layers=1", "--hstu.dropout=0", "--hstu.input-dropout=0", "--schedule.warmup-steps=0",
     "--schedule.decay-steps=0", "--sparse.kind=adagrad", "--dense.kind=sgd",
 ]  # fmt: skip
@@ -35,7 +35,7 @@ def test_it_ends_alike_after_a_resume_and_on_two_ranks(tmp_path: Path, options: 
     one = losses(tmp_path / "whole")
     assert len(one) == whole["steps"] == 20
     assert losses(tmp_path / "parts") == one
-    assert {**parts, "samples_per_s": 0.0} == {**whole, "samples_per_s": 0.0}
+    assert {**whole, "samples_per_s": 0} == {name: parts[name] for name in whole} | {"samples_per_s": 0}
     assert losses(tmp_path / "two") == pytest.approx(one, rel=1e-4)
     assert two["val/auc"] == pytest.approx(whole["val/auc"], abs=1e-3)
     assert one[-1] < one[0]

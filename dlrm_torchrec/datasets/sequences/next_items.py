@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
@@ -65,11 +64,10 @@ class NextItemStream(SequenceStream):
         self._training, self._draws = training, draws
         self._drawn, self._seed = drawn, options.get("seed", 0)
 
-    def _batches(self, start_step: int) -> Generator[SequenceBatch, None, None]:
-        for step, batch in enumerate(super()._batches(start_step), start_step):
-            rows = len(batch.times) - int((batch.lengths > 0).sum()) if self._training else batch.num_rows
-            features = with_feature(batch.sparse_features, self._drawn.name, torch.from_numpy(self._items(step)))
-            yield replace(batch, sparse_features=features, num_rows=rows, labels=torch.ones(rows))
+    def completed(self, batch: SequenceBatch, step: int) -> SequenceBatch:
+        rows = len(batch.times) - int((batch.lengths > 0).sum()) if self._training else batch.num_rows
+        features = with_feature(batch.sparse_features, self._drawn.name, torch.from_numpy(self._items(step)))
+        return replace(batch, sparse_features=features, num_rows=rows, labels=torch.ones(rows))
 
     def _items(self, step: int) -> Ints:
         """The items that those of this step are told from."""

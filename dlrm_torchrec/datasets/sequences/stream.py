@@ -58,7 +58,12 @@ class SequenceStream:
 
     def _batches(self, start_step: int) -> Generator[SequenceBatch, None, None]:
         collation = Collation(self.spec, self.samples, pin_memory=torch.cuda.is_available())
-        for together, mine in self._order.steps(start_step):
-            yield collation.batch(
+        for step, (together, mine) in enumerate(self._order.steps(start_step), start_step):
+            batch = collation.batch(
                 mine, padded_rows=self._order.padded_rows(together), global_rows=int(self.rows[together].sum())
             )
+            yield self.completed(batch, step)
+
+    def completed(self, batch: SequenceBatch, step: int) -> SequenceBatch:  # noqa: ARG002  # for other streams
+        """The batch of a step with all that this stream adds to its samples."""
+        return batch

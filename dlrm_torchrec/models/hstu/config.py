@@ -60,7 +60,7 @@ MLPERF = HSTUConfig(  # dlrm_v4_hstu of MLPerf Training v6.1: 8 entries of conte
 )  # fmt: skip
 MLPERF_TWIN = HSTUConfig(  # its widths by 16 and its lengths by 128: 8 entries of context, 32 events, 1 candidate
     variant="mlperf", dim=32, layers=2, heads=2, key_dim=16, value_dim=16, hidden=32, most_tokens=41, positions=64,
-    time_buckets=256, input_dropout=0, dropout=0,
+    time_buckets=256, input_dropout=0.0, dropout=0.0,
 )  # fmt: skip
 ML_1M = HSTUConfig(  # HSTU-large of the paper's table on MovieLens-1M; the vectors of items have as many numbers
     variant="paper", dim=50, layers=8, heads=2, key_dim=25, value_dim=25, most_tokens=211, positions=211,

@@ -102,10 +102,8 @@ def _by_user(table: pa.Table, user: str, kind: pa.Schema) -> pa.Table:
     change: dict[str, Callable[[Any], Any]] = {TIME: lambda micros: micros // MICROS, ACTION: lambda ids: ids - 1}
     columns = []
     for field in kind:
-        if field.name not in table.column_names:  # the actions of a log that has none: all events are alike
-            values = np.full(len(order), 2)
-        else:
-            values = table[field.name].to_numpy()[order]
+        known = field.name in table.column_names  # but for the actions of a log that has none: all events are alike
+        values = table[field.name].to_numpy()[order] if known else np.full(len(order), 2)
         if not pa.types.is_list(field.type):
             columns.append(pa.array(values[starts], field.type))
             continue

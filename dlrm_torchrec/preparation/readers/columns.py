@@ -170,10 +170,11 @@ def _values(column: Any, feature: SparseFeature, form: TextForm) -> tuple[Any, M
         return (raw_values.hours if feature.part == "hour" else raw_values.weekdays)(seconds), bad
     if _is_numeric(feature):
         numbers, bad = _read(raw_values.numbers, column, name, wanted="numbers", form=form)
+        if feature.part == "squared_log":
+            return raw_values.squared_logs(numbers), bad
         if feature.encoding == "bucket":
             return pa.array(numbers, from_pandas=True), bad
-        as_categories = raw_values.squared_logs if feature.part == "squared_log" else raw_values.number_categories
-        return as_categories(numbers), bad
+        return raw_values.number_categories(numbers), bad
     values, bad = _read(raw_values.categories, column, name, wanted="categories", form=form)
     if feature.encoding == "id":
         values, texts = raw_values.kinds(values)

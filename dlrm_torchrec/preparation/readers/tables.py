@@ -99,6 +99,10 @@ def text_layout(path: str, form: Form) -> Layout:
         return Layout(separator=" ", names=form.names or libsvm.NAMES, libsvm=True)
     separator = form.separator or _separator(path, sample)
     rows = _fields(first, _widths(sample, separator)[0], separator)
+    if not rows:
+        raise ValueError(
+            f"first line of {path} must be a row of text: got {sample[:80]!r}; name the tables in place of their folder"
+        )
     names = tuple(name.strip() for name in rows[0])
     if form.names and names != form.names:
         if len(names) != len(form.names):

@@ -19,6 +19,7 @@ import pytest
 from dlrm_torchrec.inference.encoder import Inputs
 from dlrm_torchrec.inference.loading import PackageError
 from dlrm_torchrec.inference.predictor import Predictor
+from dlrm_torchrec.inference.sequences.history_encoder import HistoryInputs
 from dlrm_torchrec.inference.serving.app import SHORT_BODY_BYTES, Service
 from dlrm_torchrec.inference.serving.limits import ServingConfig
 from dlrm_torchrec.inference.serving.models import Models, Served
@@ -106,9 +107,9 @@ def test_values_read_before_a_delta_and_a_reload_are_read_again(
     has_read, may_go_on = threading.Event(), threading.Event()
 
     async def work(service: Service) -> None:
-        encoded: Callable[..., Inputs] = service.encoded
+        encoded: Callable[..., Inputs | HistoryInputs] = service.encoded
 
-        def slowly(predictor: Predictor, *rest: Any) -> Inputs:
+        def slowly(predictor: Predictor, *rest: Any) -> Inputs | HistoryInputs:
             inputs = encoded(predictor, *rest)
             has_read.set()
             assert may_go_on.wait(60)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from dlrm_torchrec.cli.main import main
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.embeddings.tables import build_sequence_tables
@@ -126,6 +127,28 @@ def test_a_candidate_gets_the_same_alone_and_beside_others(tmp_path: Path) -> No
             f"candidates.{name}": row[f"candidates.{name}"][place : place + 1] for name in ("track", "artist")
         }
         assert predictor(columns([alone])).probabilities == pytest.approx(together[place : place + 1], abs=1e-6)
+
+
+def test_a_delta_leads_to_the_next_package(tmp_path: Path) -> None:
+    model, tables = trained("paper", "quotient_remainder")
+    before = package(tmp_path, model, tables, "int8").rename(tmp_path / "before")
+    model, tables = trained("paper", "quotient_remainder")
+    table_weights(tables)["t_item"].data[1] += 1
+    after = package(tmp_path, model, tables, "int8")
+    assert main(["delta", "make", str(before), str(after), "--output", str(tmp_path / "delta")]) == 0
+    assert main(["delta", "apply", str(before), str(tmp_path / "delta"), "--output", str(tmp_path / "applied")]) == 0
+    rows = columns(draw(20, 4))
+    old, new, applied = (Predictor.load(path)(rows).probabilities for path in (before, after, tmp_path / "applied"))
+    assert np.array_equal(applied, new)
+    assert not np.array_equal(old, new)
+
+
+def test_a_package_says_how_histories_are_cut(tmp_path: Path) -> None:
+    program = torch.jit.script(nn.Identity())
+    with pytest.raises(
+        ValueError, match=r"samples must be given for a model of histories, and for no other: got None f"
+    ):
+        write_package(tmp_path / "p", program, PLAIN, vocabularies={}, model_facts={}, metrics={})
 
 
 def test_a_model_that_scores_no_candidates_is_refused() -> None:

@@ -24,9 +24,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.exceptions import HTTPException
 
 from dlrm_torchrec.cli.main import BAD_ARGUMENTS, main
-from dlrm_torchrec.inference.encoder import Inputs
 from dlrm_torchrec.inference.package import write_package
-from dlrm_torchrec.inference.predictor import Prediction, Predictor
+from dlrm_torchrec.inference.predictor import AnyInputs, Prediction, Predictor
 from dlrm_torchrec.inference.serving.app import Service
 from dlrm_torchrec.inference.serving.batcher import Batcher
 from dlrm_torchrec.inference.serving.json_body import read_json
@@ -52,7 +51,7 @@ class Watched(Predictor):
         self.ran: list[int] = []
         self.may_run = threading.Event()
 
-    def run(self, inputs: Inputs) -> Prediction:
+    def run(self, inputs: AnyInputs) -> Prediction:
         self.ran.append(len(inputs))
         assert self.may_run.wait(30)
         return super().run(inputs)

@@ -66,7 +66,7 @@ def others(value: Any, kind: Any) -> list[Any]:
     if value is None:
         return [(1, 2)]
     if value == ():
-        return [("another",)]
+        return [("another",), (7,)]  # texts or numbers
     if isinstance(value, tuple):
         return [(*value[:-1], *others(value[-1], type(value[-1])))]
     if isinstance(value, str):
@@ -82,7 +82,7 @@ def replaced(config: Any, name: str, value: Any) -> Any:
 def allowed(config: Any, name: str, values: list[Any]) -> Iterator[Any]:
     """The config with each of the values that it does not refuse."""
     for value in values:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, TypeError):
             yield replaced(config, name, value)
 
 
