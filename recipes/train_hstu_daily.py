@@ -171,6 +171,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
             batches = train.batches(progress.step - progress.window_start)
             while progress.window_open and not stop.agreed():
                 learning_rate.set(progress.step)
+                world.seed_step(cfg.seed, progress.step)  # for dropout
                 loss, _, global_rows = pipeline.progress(batches)
                 step = progress.step + 1
                 progress = replace(progress, step=step)

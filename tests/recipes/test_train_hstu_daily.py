@@ -153,6 +153,14 @@ def test_days_may_come_one_after_another_on_other_ranks(tmp_path: Path, whole: t
     assert samples == json.loads((tmp_path / "run/demo/config.json").read_text())["samples"]
 
 
+def test_dropout_goes_on_when_another_day_has_come(tmp_path: Path) -> None:
+    options = ["--hstu.dropout=0.3", "--hstu.input-dropout=0.3"]
+    whole = train(tmp_path / "whole", 2, *options)
+    train(tmp_path / "parts", 1, *options)
+    assert train(tmp_path / "parts", 2, *options) == whole
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
 HEAD = ["user", "item", "category", "action", "time"]
 WEEK_S = 7 * 86_400
 Events = list[list[Any]]
