@@ -193,6 +193,11 @@ def first_line(config: type) -> str:
 
 def field_notes(config: type) -> dict[str, str]:
     """What the comment behind each field of a dataclass says, or the text below the field; empty for neither."""
+    kinds = [kind for kind in reversed(config.__mro__) if is_config(kind)]  # it may inherit some of its fields
+    return {name: note for kind in kinds for name, note in _own_notes(kind).items()}
+
+
+def _own_notes(config: type) -> dict[str, str]:
     source = textwrap.dedent(inspect.getsource(config))
     comments, notes = _comments(source), dict[str, str]()
     (definition,) = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from dlrm_torchrec.command_line import read_options
-from dlrm_torchrec.recipe import load_scoring_recipe, load_training_recipe, open_splits, read_config
+from dlrm_torchrec.recipe import SequenceConfig, load_scoring_recipe, load_training_recipe, open_splits, read_config
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 
@@ -55,7 +55,8 @@ from dlrm_torchrec.datasets.ablation import without
 from dlrm_torchrec.datasets.open import load_spec
 from dlrm_torchrec.datasets.spec_checks import check_same_meaning
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.datasets.windows.judging import judging_windows
+from dlrm_torchrec.datasets.windows.histories import sequence_windows
+from dlrm_torchrec.datasets.windows.judging import NEWEST, judging_windows
 from dlrm_torchrec.datasets.windows.open import list_windows
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
@@ -149,8 +150,13 @@ def splits_of(recipe: Any, trained: Any, data: str, _: Progress) -> Rows:
 
 def windows_of(_: Any, trained: Any, data: str, progress: Progress) -> Rows:
     """The windows of the data by which this model can be judged."""
-    spec, listed = list_windows(data, trained.shape, trained.windows, rows=trained.rows, seed=trained.seed)
-    windows = judging_windows(listed, progress.windows)
+    shape, config, rows, seed = trained.shape, trained.windows, trained.rows, trained.seed
+    if isinstance(trained, SequenceConfig):
+        spec, listed = sequence_windows(data, shape, trained.samples, config, users=rows, seed=seed)
+        windows: Mapping[str, Any] = {each.name: each for each in listed} | {NEWEST: listed[-1]}
+    else:
+        spec, of_rows = list_windows(data, shape, config, rows=rows, seed=seed)
+        windows = judging_windows(of_rows, progress.windows)
     return spec, lambda ranks: {name: window.evaluation(ranks) for name, window in windows.items()}
 
 

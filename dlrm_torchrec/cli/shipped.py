@@ -32,6 +32,7 @@ _READING_ORDER = (
         "train_dlrm_compositional",
         "train_dlrm_local_embeddings",
         "train_dlrm_daily",
+        "train_hstu_daily",
         "compare_embeddings",
         "plan_sharding",
         "evaluate",

@@ -169,6 +169,6 @@ def _splits(data: str) -> Mapping[str, Split]:
     return splits
 
 
-def held_out_batch(ranks: Ranks) -> int:
+def held_out_batch(ranks: Ranks, *, least: int = _EVALUATION_BATCH) -> int:
     """The batch size for evaluation: the least multiple of the training batch that is large enough."""
-    return ranks.global_batch_size * -(-_EVALUATION_BATCH // ranks.global_batch_size)
+    return ranks.global_batch_size * -(-least // ranks.global_batch_size)

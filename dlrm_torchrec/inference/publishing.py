@@ -26,13 +26,14 @@ def publish(
     vocabularies: Mapping[str, str],
     model_facts: Mapping[str, Any],
     metrics: Mapping[str, Any],
+    samples: Mapping[str, Any] | None = None,
     window: str,
     trained_until: str = "",
     full_every: int = 0,
 ) -> Path:
     """The folder of the model's version in ``folder``: ``base-0000``, or ``delta-NNNN`` for each later one.
 
-    The first five arguments after ``folder`` are those of ``write_package``. The previous version is made anew from
+    The first six arguments after ``folder`` are those of ``write_package``. The previous version is made anew from
     the last full package and its deltas, so that there is no state beside them: a call that was killed at any moment
     and is repeated writes the same bytes. Only one process may publish to a folder at a time.
 
@@ -43,6 +44,7 @@ def publish(
         vocabularies: likewise
         model_facts: likewise
         metrics: likewise
+        samples: likewise
         window: the name of the data that the model was last trained on; each is published once
         trained_until: the end of that data, a time in ISO 8601; empty means that it is unknown
         full_every: every so many versions, write a full package ``base-NNNN`` besides the delta; 0 means never
@@ -64,7 +66,9 @@ def publish(
     again = windows[-1:] == [window]
     version = len(windows) - again
     release = Release(version=version, window=window, trained_until=trained_until)
-    parts: dict[str, Any] = {"vocabularies": vocabularies, "model_facts": model_facts, "metrics": metrics}
+    parts: dict[str, Any] = {
+        "vocabularies": vocabularies, "model_facts": model_facts, "metrics": metrics, "samples": samples
+    }  # fmt: skip
     try:
         write_package(folder / _NEXT, program, spec, **parts, release=release)
         new = Contents.read(folder / _NEXT)

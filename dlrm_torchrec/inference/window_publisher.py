@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.open import vocabularies
+from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.datasets.windows.histories import SequenceWindow
 from dlrm_torchrec.datasets.windows.window import Window
 from dlrm_torchrec.inference.config import PublishConfig
 from dlrm_torchrec.inference.publishing import publish
@@ -35,13 +38,22 @@ class WindowPublisher:
         config: the folder, and how the served model differs from the trained one
         checkpoints: those of the run
         load: gives the model of the checkpoint in a folder, on the CPU
+        samples: how the histories that it reads are cut; None for a model of rows
     """
 
-    def __init__(self, config: PublishConfig, checkpoints: Checkpoints, load: Callable[[str], Trained]) -> None:
+    def __init__(
+        self,
+        config: PublishConfig,
+        checkpoints: Checkpoints,
+        load: Callable[[str], Trained],
+        *,
+        samples: SamplesConfig | None = None,
+    ) -> None:
         self._config, self._checkpoints, self._load = config, checkpoints, load
+        self._samples = None if samples is None else asdict(samples)
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if config.folder else None
 
-    def __call__(self, progress: Progress, window: Window) -> None:
+    def __call__(self, progress: Progress, window: Window | SequenceWindow) -> None:
         """Publish the model of the checkpoint at ``progress``, once it is whole, unless ``window`` is still open.
 
         Raises ValueError on all ranks when the served model is much worse than the trained one, or when the folder
@@ -60,13 +72,13 @@ class WindowPublisher:
         if failure[0] is not None:
             raise failure[0]
 
-    def again(self, progress: Progress, windows: Iterable[Window]) -> None:
+    def again(self, progress: Progress, windows: Iterable[Window | SequenceWindow]) -> None:
         """Publish the window that ends at ``progress``, if it is among ``windows``: a kill may have left half of it."""
         for window in windows:
             if progress.windows and progress.windows[-1]["name"] == window.name:
                 self(progress, window)
 
-    def _publish(self, checkpoint: str, window: Window) -> None:
+    def _publish(self, checkpoint: str, window: Window | SequenceWindow) -> None:
         how = self._config.quantization
         with torch.random.fork_rng([]):  # building the model draws weights, which training does not notice
             trained = self._load(checkpoint)
@@ -81,6 +93,7 @@ class WindowPublisher:
             vocabularies=vocabularies(window.folder, rows.spec),
             model_facts={"steps": trained.progress.step, **quantized.facts(how)},
             metrics=quantized.metrics,
+            samples=self._samples,
             window=window.name,
             trained_until=window.until,
             full_every=self._config.full_every,
@@ -90,10 +103,10 @@ class WindowPublisher:
 class _Sample:
     """The first batches of a window, as a stream."""
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: Window | SequenceWindow) -> None:
         self._stream = window.evaluation(Ranks(1, 0, 1))
         self.spec: DatasetSpec = self._stream.spec
         self.num_steps = min(_BATCHES, self._stream.num_steps)
 
-    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+    def batches(self, start_step: int = 0) -> Iterator[Any]:
         return islice(self._stream.batches(start_step), self.num_steps - start_step)

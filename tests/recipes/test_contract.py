@@ -12,7 +12,7 @@ from tests.recipe import ROOT
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("train_*.py"))
 # Those of which evaluate and quantize_dlrm read no rows, and those of which they read histories.
-WITHOUT_STREAMS = {"train_mf", "train_neumf", "train_hstu_next_item", "train_dlrm_daily"}
+WITHOUT_STREAMS = {"train_mf", "train_neumf", "train_hstu_next_item", "train_dlrm_daily", "train_hstu_daily"}
 OF_SEQUENCES = {"train_hstu"}
 ADVICE = r"Recipe in dlrm_torchrec/recipe.py says what it is for; copy it from train_dlrm$"
 

@@ -23,6 +23,7 @@ HEADLINES = ("val/auc", "val/ne", "val/calibration", "val/logloss", "val/rmse", 
 WINDOW_METRICS = {  # titles of the metrics of a window
     "val/auc": "AUC before training",
     "teacher/auc": "Best possible",
+    "val/gauc": "GAUC",
     "val/ne": "Normalised entropy",
     "val/rmse": "RMSE",
     "val/unseen": "Unseen ids",

@@ -13,7 +13,7 @@ from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.sequences.browsing import Browsing, BrowsingStream
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.datasets.sequences.crossed import CrossedInterests
-from dlrm_torchrec.datasets.sequences.log import history_of
+from dlrm_torchrec.datasets.sequences.log import EventLog, history_of
 from dlrm_torchrec.datasets.sequences.next_items import NextItemStream
 from dlrm_torchrec.datasets.sequences.samples import LAST, Window, find_samples
 from dlrm_torchrec.datasets.sequences.stored import read_log, read_windows
@@ -48,16 +48,14 @@ def open_sequences(
         seed: of synthetic users, and of the order of samples
     """
     history = history_of(spec)
-    interests: Interests | None = None
-    if data == SYNTHETIC:
-        interests = (CrossedInterests if history.marks else Interests)(spec, users, seed)
-        log = interests.log()
+    log, interests = open_log(data, spec, users=users, seed=seed)
+    if interests is not None:
         middle = int(np.quantile(log.times, _TRAINED_SHARE))
         windows = {"train": Window(0, middle), "val": Window(middle, _END_S)}
+    elif config.held_out == "time":
+        windows = read_windows(Manifest.load(data), data)
     else:
-        manifest = Manifest.load(data)
-        log = read_log(manifest, data)
-        windows = read_windows(manifest, data) if config.held_out == "time" else dict.fromkeys(LAST, Window(0, _END_S))
+        windows = dict.fromkeys(LAST, Window(0, _END_S))
     kind = partial(SequenceStream, spec) if interests is None else partial(InterestStream, interests)
     return {
         split: kind(
@@ -70,6 +68,14 @@ def open_sequences(
         )
         for split, window in windows.items()
     }
+
+
+def open_log(data: str, spec: DatasetSpec, *, users: int, seed: int) -> tuple[EventLog, Interests | None]:
+    """All events of the prepared folder ``data``; if it is 'synthetic', those of so many users, and their interests."""
+    if data != SYNTHETIC:
+        return read_log(Manifest.load(data), data), None
+    interests = (CrossedInterests if history_of(spec).marks else Interests)(spec, users, seed)
+    return interests.log(), interests
 
 
 def open_next_items(

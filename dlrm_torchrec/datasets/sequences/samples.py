@@ -112,10 +112,15 @@ def find_samples(
             f"split {split!r} must have candidates: got none with at least {config.least} earlier events; lower "
             "samples.least, or prepare the data with other shares"
         )
-    users = users[candidates]
+    return together(log, Rule.of(config, history), candidates, most=config.candidates)
+
+
+def together(log: EventLog, rule: Rule, candidates: Ints, *, most: int) -> Samples:
+    """The samples whose candidates are these, in ascending order: at most so many of one user in a row."""
+    users = log.user_of[candidates]
     number = np.arange(len(candidates)) - np.searchsorted(users, users)  # among the candidates of the user
-    bounds = np.flatnonzero(number % config.candidates == 0)
-    return Samples(log, Rule.of(config, history), candidates, np.append(bounds, len(candidates)))
+    bounds = np.flatnonzero(number % most == 0)
+    return Samples(log, rule, candidates, np.append(bounds, len(candidates)))
 
 
 def labels_of(actions: NDArray[np.uint8], history: History) -> NDArray[np.float32]:

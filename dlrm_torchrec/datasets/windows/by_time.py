@@ -43,12 +43,12 @@ def time_windows(folder: str, column: str, microseconds: int) -> tuple[DatasetSp
             parts[number].append((place, group, file.sha256, rows, count))
     return manifest.spec, [
         Window(
-            name=_name(number * microseconds),
+            name=name_of(number * microseconds),
             day=number * microseconds / DAY_MICROSECONDS,
             rows=sum(count for *_, count in parts[number]),
             digest=_digest(number, parts[number]),
             folder=folder,
-            until=_iso((number + 1) * microseconds),
+            until=iso((number + 1) * microseconds),
             files=tuple(dict.fromkeys((place, checksum) for place, _, checksum, _, _ in parts[number])),
             open=partial(
                 open_prepared, folder, selection={(place, group): rows for place, group, _, rows, _ in parts[number]}
@@ -103,11 +103,12 @@ def _microseconds(times: Any) -> NDArray[np.int64]:
     return found
 
 
-def _iso(microseconds: int) -> str:
+def iso(microseconds: int) -> str:
+    """The time so long after the beginning of 1970."""
     return datetime.fromtimestamp(microseconds // 1_000_000, UTC).isoformat()
 
 
-def _name(microseconds: int) -> str:
+def name_of(microseconds: int) -> str:
     """The time as people write it, without the parts that are 0: 2026-01-31, 2026-01-31T06, 2026-01-31T06:30."""
     time = datetime.fromtimestamp(microseconds // 1_000_000, UTC)
     for form, step in (("%Y-%m-%d", 86_400), ("%Y-%m-%dT%H", 3_600), ("%Y-%m-%dT%H:%M", 60)):

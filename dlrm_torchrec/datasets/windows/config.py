@@ -12,15 +12,11 @@ _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowsConfig:
-    """Which rows a window holds, and what happens when one is missing."""
+class TimesConfig:
+    """How long windows of time are, and what happens when one is missing."""
 
     days: int = 30
-    """Number of synthetic days, each of them a window."""
-    drift: Drift = Drift()
-    """How synthetic days differ from each other."""
-    time: str = ""
-    """Column of times of one prepared folder, which is cut by it; empty means one prepared folder for each window."""
+    """Number of synthetic days."""
     length: str = "1d"
     """Length of a window of time: a whole number of s, m, h, d or w."""
     missing: Literal["refuse", "skip"] = "refuse"
@@ -38,7 +34,34 @@ class WindowsConfig:
     def microseconds(self) -> int:
         """The length of a window of time.
 
-        >>> WindowsConfig(length="2h").microseconds
+        >>> TimesConfig(length="2h").microseconds
         7200000000
         """
         return int(self.length[:-1]) * _SECONDS[self.length[-1]] * 1_000_000
+
+    @property
+    def by_time(self) -> bool:
+        """Whether windows are cut by time, so that their length tells which ones follow each other."""
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceWindowsConfig(TimesConfig):
+    """Which windows of histories there are, and what happens when one is missing."""
+
+    since: str = ""
+    """Name of the first window; what happened before it is read in histories. Empty means the earliest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowsConfig(TimesConfig):
+    """Which rows a window holds, and what happens when one is missing."""
+
+    drift: Drift = Drift()
+    """How synthetic days differ from each other."""
+    time: str = ""
+    """Column of times of one prepared folder, which is cut by it; empty means one prepared folder for each window."""
+
+    @property
+    def by_time(self) -> bool:
+        return bool(self.time)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch.distributed as dist
 from iopath.common.file_io import g_pathmgr
@@ -17,7 +17,7 @@ from dlrm_torchrec.datasets.prepared.manifest import NAME, join
 from dlrm_torchrec.datasets.stream import Ranks, Stream
 from dlrm_torchrec.datasets.synthetic.drift import DayStream, DriftingClicks
 from dlrm_torchrec.datasets.windows.by_time import DAY_MICROSECONDS, time_windows
-from dlrm_torchrec.datasets.windows.config import WindowsConfig
+from dlrm_torchrec.datasets.windows.config import TimesConfig, WindowsConfig
 from dlrm_torchrec.datasets.windows.folders import folder_windows
 from dlrm_torchrec.datasets.windows.window import Reading, Window, digest_of
 from dlrm_torchrec.schema import DatasetSpec
@@ -79,9 +79,25 @@ def _open_day(world: DriftingClicks, day: int, ranks: Ranks, reading: Reading, *
     return DayStream(world, day, num_rows=rows, ranks=ranks, epochs=reading.epochs)  # its rows are in a random order
 
 
+class Listed(Protocol):
+    """What decides of a window whether it is trained on; see ``windows.window`` and ``windows.histories``."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def day(self) -> float: ...
+
+    @property
+    def digest(self) -> str: ...
+
+
+AnyWindow = TypeVar("AnyWindow", bound=Listed)
+
+
 def remaining(
-    trained: Sequence[Mapping[str, Any]], listed: Sequence[Window], config: WindowsConfig, *, is_open: bool
-) -> list[Window]:
+    trained: Sequence[Mapping[str, Any]], listed: Sequence[AnyWindow], config: TimesConfig, *, is_open: bool
+) -> list[AnyWindow]:
     """The windows of ``listed`` that are still to be trained on, in order.
 
     Raises ValueError when a window was changed since it was trained on, when rows are given twice, and unless
@@ -97,7 +113,7 @@ def remaining(
     names = {each["name"]: each["digest"] for each in trained}
     last = max((each["day"] for each in trained), default=-math.inf)
     opened = trained[-1]["name"] if is_open else ""
-    left: list[Window] = []
+    left: list[AnyWindow] = []
     for window in listed:
         if window.name in names:
             if window.digest != names[window.name]:
@@ -128,10 +144,10 @@ def remaining(
     return left
 
 
-def _check_gaps(windows: list[tuple[str, float]], config: WindowsConfig) -> None:
+def _check_gaps(windows: list[tuple[str, float]], config: TimesConfig) -> None:
     """Raises ValueError when there is a gap between two of these windows, with name and day, in order."""
     distances = [after - before for (_, before), (_, after) in pairwise(windows)]
-    usual = config.microseconds / DAY_MICROSECONDS if config.time else min(distances, default=0)
+    usual = config.microseconds / DAY_MICROSECONDS if config.by_time else min(distances, default=0)
     for distance, ((before, _), (after, _)) in zip(distances, pairwise(windows), strict=True):
         if distance > _SLACK * usual:
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dlrm_torchrec.compiled import compiled, read_only
 from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.datasets.random.counter import word
+from dlrm_torchrec.datasets.sequences.batch import SequenceBatch
 from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 
 EXACT_IDS = 1 << 31  # the largest range with a bit for each id
@@ -23,6 +24,7 @@ _NONE = np.empty(0, np.int64)
 
 Bits = NDArray[np.uint8]
 Tensors = Callable[[Any, Any], dict[str, dict[str, Any]]]  # of a model and its optimizer
+AnyBatch = TypeVar("AnyBatch", Batch, SequenceBatch)
 
 
 class SeenIds:
@@ -56,7 +58,7 @@ class SeenIds:
             np.bitwise_and.at(bits, ids >> 3, ~(1 << (ids & 7)).astype(np.uint8))
         return fresh
 
-    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def watch(self, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
         """The batches of a whole window, whose ids are counted, and become seen when ``end_window`` is called."""
         self._counts.zero_()
         for name, bits in self._seen.items():

@@ -60,7 +60,7 @@ def progressive_metrics(progress: Progress) -> dict[str, float]:
 
     These are ``val/<metric>``, ``progressive/<metric>`` and ``windows/<window>/<metric>``.
     """
-    main = [f"val/{name}" for name in (*DECISIVE, "ne", "unseen", "age")]
+    main = [f"val/{name}" for name in (*DECISIVE, "gauc", "ne", "unseen", "age")]
     found = dict(progress.windows[-1]["metrics"]) if progress.windows else {}
     judged = [
         each["metrics"] for each in progress.windows if any(f"val/{name}" in each["metrics"] for name in DECISIVE)
@@ -77,6 +77,6 @@ def progressive_metrics(progress: Progress) -> dict[str, float]:
 
 def told(progress: Progress) -> str:
     """The main metrics of the window that was opened last, for people."""
-    shown = ("val/auc", "teacher/auc", "val/ne", "val/rmse", "val/unseen", "val/age")
+    shown = ("val/auc", "teacher/auc", "val/gauc", "val/ne", "val/rmse", "val/unseen", "val/age")
     own = progress.windows[-1]["metrics"]
     return "  ".join(f"{name} {own[name]:.6g}" for name in shown if name in own)
