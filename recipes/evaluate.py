@@ -88,8 +88,9 @@ def main(cfg: Config) -> dict[str, float]:
     check_same_meaning(DatasetSpec.from_json(progress.identity["spec"]), spec, data)
     if (cfg.plot or cfg.gauc) and spec.target == "number":
         raise ValueError(f"plot and gauc must be for labels 0 or 1: got numbers in {data}; leave them out")
-    if cfg.gauc and cfg.gauc not in spec.feature_names:
-        raise ValueError(f"gauc must be one of {spec.feature_names}: got {cfg.gauc!r}; name one of them")
+    groups = [feature.name for feature in spec.sparse]
+    if cfg.gauc and cfg.gauc not in groups:
+        raise ValueError(f"gauc must be one of {groups}: got {cfg.gauc!r}; name one of them")
     measure = partial(label_metrics, labels=[label.name for label in spec.labels], target=spec.target, learned=False)
     with join_world(trained.seed) as world:
         # the model of the run, sharded over these ranks, with the weights of its checkpoint
@@ -145,6 +146,7 @@ Rows = tuple[DatasetSpec, Callable[[Ranks], Mapping[str, Any]]]  # their spec, a
 def splits_of(recipe: Any, trained: Any, data: str, _: Progress) -> Rows:
     """The splits of the data."""
     spec = load_spec(data, trained.shape)
+    spec = trained.samples.of(spec) if isinstance(trained, SequenceConfig) else spec
     return spec, lambda ranks: open_splits(recipe, trained, ranks, data=data, spec=spec, epochs=trained.epochs)
 
 

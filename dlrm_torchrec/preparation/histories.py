@@ -189,7 +189,8 @@ def _windows(gathered: Gathered, shares: Shares) -> dict[str, tuple[int, int]]:
     for name, share in (("test", shares.test), ("val", shares.val)):
         if share:
             later = (shares.test if name == "val" else 0.0) + share
-            first = int(gathered.times[int(np.ceil((1 - later) * len(gathered.times)))])
+            place = int(np.ceil((1 - later) * len(gathered.times)))
+            first = int(gathered.times[min(place, len(gathered.times) - 1)])  # the latest event at least
             found[name] = (first, end)
             end = first - shares.gap_s
     found["train"] = (min(int(gathered.times[0]), end - 1), end)

@@ -126,6 +126,12 @@ def test_windows_have_the_shares_that_are_asked_for(tmp_path: Path) -> None:
     assert windows["train"].mean() == pytest.approx(0.7 - 50 / 800, abs=0.02)
 
 
+def test_the_smallest_window_has_the_latest_event(tmp_path: Path) -> None:
+    rows = random_rows(4, 90)
+    manifest = prepare([write_csv(tmp_path / "log.csv", rows)], tmp_path / "data", shares=Shares(val=0.001))
+    assert manifest.windows["val"][0] == manifest.windows["train"][1] == max(row["time"] for row in rows)
+
+
 def test_malformed_rows_go_to_quarantine(tmp_path: Path) -> None:
     rows, bad = random_rows(3, 900), {}
     bad[5] = "u1,,a1,DE,like,1700000001"

@@ -76,6 +76,7 @@ def test_windows_are_judged_as_when_they_came(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"step": 7}, r"must hold a whole checkpoint of step 7: got those of steps \[20, 40\]; name another run or"),
+        ({"gauc": "dense_0"}, r"gauc must be one of \[.*\]: got 'dense_0'; name one of them"),
         ({"gauc": "user"}, r"gauc must be one of \[.*\]: got 'user'; name one of them"),
         ({"split": "test"}, r"split must be one of synthetic: got 'test'; name one of \['train', 'val'\]"),
     ],

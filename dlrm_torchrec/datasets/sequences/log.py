@@ -38,18 +38,6 @@ class EventLog:
         """The user of each event: (E,)."""
         return np.repeat(np.arange(self.num_users, dtype=np.int32), np.diff(self.starts))
 
-    @property
-    def bytes_per_event(self) -> float:
-        """Memory of all columns, by the number of events."""
-        columns: list[NDArray[Any]] = [
-            self.starts,
-            self.times,
-            self.actions,
-            *self.events.values(),
-            *self.users.values(),
-        ]
-        return sum(column.nbytes for column in columns) / max(1, len(self))
-
 
 def history_of(spec: DatasetSpec) -> History:
     """What the rows of a spec are. Raises ValueError if they are no histories."""

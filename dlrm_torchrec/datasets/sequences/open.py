@@ -71,7 +71,15 @@ def open_sequences(
 
 
 def open_log(data: str, spec: DatasetSpec, *, users: int, seed: int) -> tuple[EventLog, Interests | None]:
-    """All events of the prepared folder ``data``; if it is 'synthetic', those of so many users, and their interests."""
+    """All events of the prepared folder ``data``; if it is 'synthetic', those of so many users, and their interests.
+
+    Raises ValueError when no action is positive, so that no candidate has the label 1.
+    """
+    if not history_of(spec).positive:
+        raise ValueError(
+            f"histories must have a positive action to be told: got none in {data}; prepare the log with --positive, "
+            "or rank next items with train_hstu_next_item"
+        )
     if data != SYNTHETIC:
         return read_log(Manifest.load(data), data), None
     interests = (CrossedInterests if history_of(spec).marks else Interests)(spec, users, seed)

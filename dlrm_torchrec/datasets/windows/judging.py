@@ -15,11 +15,17 @@ def judging_windows(listed: Sequence[Window], begun: Sequence[Mapping[str, Any]]
     """Those of the windows ``listed`` whose ids mean what they mean to the model, by name, and the newest as "val".
 
     ``begun`` are the windows that the model was trained on. A window with other values in a row of a table would be
-    judged by vectors of values that it does not have.
+    judged by vectors of values that it does not have. Raises ValueError when no window is left.
     """
     fitting = {}
     for window in listed:
         with suppress(ValueError):  # values have other ids there
             if not any(map(len, window.fresh_rows(begun).values())):
                 fitting[window.name] = window
-    return fitting | ({NEWEST: next(reversed(fitting.values()))} if fitting else {})
+    if not fitting:
+        names = [window.name for window in listed]
+        raise ValueError(
+            "windows to judge by must give ids the meaning that they have to the model: got "
+            f"{names}, of which none does; name the data of the run, or an earlier checkpoint"
+        )
+    return fitting | {NEWEST: next(reversed(fitting.values()))}

@@ -110,6 +110,8 @@ class JsonRows:
     def _row(self, line: str, number: int) -> dict[str, Any]:
         try:
             row = json.loads(line)
+            if not isinstance(row, dict):
+                raise TypeError(type(row).__name__)
             absent = [name for name in self.columns if name not in row]
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(

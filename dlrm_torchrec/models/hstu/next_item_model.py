@@ -44,14 +44,16 @@ class NextItemScores(nn.Module):
         own = (states * comes).sum(1, keepdim=True) / self.next_item.temperature
         no_answer = ids[asked, None] == other_ids
         if not self.training:
-            no_answer |= self._seen(ids, other_ids, owners)[owners[asked]]
+            no_answer |= self._seen(ids, other_ids, owners, num_samples=len(batch.lengths))[owners[asked]]
         scores = self.next_item.scores(states, others).masked_fill(no_answer, -torch.inf)
         return torch.cat([own, scores], dim=1)
 
-    def _seen(self, ids: torch.Tensor, other_ids: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
+    def _seen(
+        self, ids: torch.Tensor, other_ids: torch.Tensor, owners: torch.Tensor, *, num_samples: int
+    ) -> torch.Tensor:
         """Whether each sample has each of the others, (B, N); the item that comes is among them."""
         count = 1 + int(torch.cat([ids, other_ids]).max())
-        seen = torch.zeros(1 + int(owners.max()), count, dtype=torch.bool, device=ids.device)
+        seen = torch.zeros(num_samples, count, dtype=torch.bool, device=ids.device)
         seen[owners, ids] = True
         return seen[:, other_ids]
 

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
-from dlrm_torchrec.train.metrics.grouped_auc import grouped_auc
+from dlrm_torchrec.train.metrics.grouped_auc import grouped_auc, noting_ids
 from dlrm_torchrec.train.metrics.labels import label_metrics
 from dlrm_torchrec.train.metrics.scores import predict
 from dlrm_torchrec.train.task import RankingBatch, task_of
 from dlrm_torchrec.train.world import World
 
 
-class CandidateBatch(RankingBatch, Protocol):
-    """A batch whose rows are the candidates of samples, sample after sample."""
-
-    users: torch.Tensor  # (B,) of the samples
-    num_candidates: torch.Tensor  # (B,) of the samples
-
-
-def evaluate(model: nn.Module, batches: Iterable[CandidateBatch], world: World, *, learned: bool) -> dict[str, float]:
+def evaluate(model: nn.Module, batches: Iterable[RankingBatch], world: World, *, learned: bool) -> dict[str, float]:
     """``label_metrics`` of a task over all candidates of all ranks, and ``grouped_auc`` by user; alike on every rank.
 
     ``learned`` says that the model has had time to learn, so constant logits or an AUC of 0.5 are an error. All ranks
@@ -30,13 +22,6 @@ def evaluate(model: nn.Module, batches: Iterable[CandidateBatch], world: World, 
     """
     task = task_of(model)
     users: list[torch.Tensor] = []
-    scores = predict(model, _noting_users(batches, users), world)
+    scores = predict(model, noting_ids(batches, "", users), world)
     metrics = label_metrics(scores, labels=task.labels, target=task.target, learned=learned)
     return metrics | grouped_auc(scores, torch.cat(users))
-
-
-def _noting_users(batches: Iterable[CandidateBatch], users: list[torch.Tensor]) -> Iterator[CandidateBatch]:
-    """The same batches; the user of each candidate of a batch is added to ``users``."""
-    for batch in batches:
-        users.append(batch.users.repeat_interleave(batch.num_candidates))
-        yield batch

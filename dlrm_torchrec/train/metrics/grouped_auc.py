@@ -14,7 +14,8 @@ from dlrm_torchrec.train.task import RankingBatch
 def noting_ids(batches: Iterable[RankingBatch], feature: str, noted: list[torch.Tensor]) -> Iterator[RankingBatch]:
     """The same batches; the id of ``feature`` in each real row of a batch, (n,), is added to ``noted``.
 
-    Raises ValueError when a row has none or several.
+    Rows of histories have the number of their user where ``feature`` is empty. Raises ValueError when a row has none or
+    several.
     """
     for batch in batches:
         noted.append(batch.ids_of_rows(feature))

@@ -19,6 +19,7 @@ from dlrm_torchrec.datasets.sequences.open import open_sequences
 from dlrm_torchrec.datasets.sequences.stored import read_log, read_windows
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.summary import summarise
+from dlrm_torchrec.datasets.synthetic.specs import browsing_spec
 from tests.datasets.sequences.logs import SPEC, random_log, read_batch
 
 WINDOWS = {"train": (0, 200), "val": (200, 1000)}
@@ -143,6 +144,8 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
         read_log(replace(manifest, splits={"train": manifest.splits["users"]}), "data")
     with pytest.raises(ValueError, match="data for sequences must have a history in their spec: got none in 'songs'"):
         read_log(replace(manifest, spec=replace(SPEC, history=None)), "data")
+    with pytest.raises(ValueError, match="histories must have a positive action to be told: got none in data; prepare"):
+        open_sequences("data", browsing_spec(), Ranks(8, 0, 1), SamplesConfig(), users=0, epochs=1, seed=0)
     text = (tmp_path / "data/dataset.json").read_text()
     (tmp_path / "data/dataset.json").write_text(text.replace("1000", "100"))
     with pytest.raises(ValueError, match=r"window 'val' must be a first second and a later one that .*: got \[200"):

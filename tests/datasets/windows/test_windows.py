@@ -291,4 +291,7 @@ def test_windows_whose_ids_mean_other_values_judge_no_model() -> None:
     windows = [window(name, each) for name, each in (("a", moved), ("b", same), ("c", same), ("d", fresh))]
     found = judging_windows(windows, [{"name": "b"}])
     assert {name: each.name for name, each in found.items()} == {"b": "b", "c": "c", "val": "c"}
-    assert judging_windows(windows[3:], [{"name": "b"}]) == {}
+    with pytest.raises(
+        ValueError, match=r"must give ids the meaning that they have to the model: got \['d'\], of which"
+    ):
+        judging_windows(windows[3:], [{"name": "b"}])

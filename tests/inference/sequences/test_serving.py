@@ -91,6 +91,7 @@ def test_a_file_of_users_gets_a_list_for_each_of_them(served: Path, tmp_path: Pa
             r"must have a JSON object on each line: got JSONDecodeError.* in row 1, counted from 0;",
         ),
         ("7", "scores.parquet", r"must have a JSON object on each line: got TypeError.* in row 1"),
+        ("[7]", "scores.parquet", r"must have a JSON object on each line: got TypeError\('list'\) in row 1"),
         ("{}", "scores.parquet", r"must have each column of the package: got none of 'city' in row 1, counted from 0;"),
         ("", "scores.csv", r"output must be Parquet for a list of predictions per user: got .*scores.csv; rename it"),
     ],

@@ -14,7 +14,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from dlrm_torchrec.datasets.sequences.batch import SequenceBatch
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.datasets.sequences.next_items import NextItemStream, next_item_spec
-from dlrm_torchrec.datasets.sequences.samples import find_samples
+from dlrm_torchrec.datasets.sequences.samples import Samples, find_samples
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.models.hstu.config import HSTUConfig
 from dlrm_torchrec.models.hstu.next_item import HSTUNextItem
@@ -86,6 +86,17 @@ def test_metrics_are_those_of_a_sorted_list_of_all_items_on_any_ranks() -> None:
     for size in (1, 2):
         for found in run_ranks(size, metrics_of_a_rank):
             assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+@torch.no_grad()
+def test_a_rank_without_samples_tells_nothing_and_does_not_fail() -> None:
+    one = Samples(LOG, SAMPLES.rule, SAMPLES.candidates[:1], SAMPLES.bounds[:2])
+    for rank, expected in ((0, 1), (1, 0)):
+        (batch,) = NextItemStream(
+            next_item_spec(SPEC), one, Ranks(8, rank, 2), training=False, draws=0, batch_by="rows", shuffle=False
+        ).batches()
+        _, (_, logits, rows) = task(2).eval()(batch)
+        assert (len(logits), rows) == (expected, 1)
 
 
 def test_the_loss_is_that_of_softmax_over_the_right_item_and_the_others() -> None:
