@@ -138,9 +138,14 @@ def load_ranking_recipe(name: str) -> RankingRecipe:
 def load_scoring_recipe(name: str) -> RankingRecipe | SequenceRecipe:
     """The recipe of that name, or in that file: of sequences if it defines ``open_sequences``, else of rows.
 
-    Raises ValueError when it is not one.
+    Raises ValueError when it is not one, or goes over windows.
     """
     module = load_recipe(name)
+    if hasattr(getattr(module, "Config", None), "windows"):
+        raise ValueError(
+            f"recipe must train on splits: got {name!r}, which goes over windows; its runs are judged by evaluate, and "
+            "--publish.folder writes their packages"
+        )
     if _reads_sequences(module):
         return cast(SequenceRecipe, _checked(module, name, SequenceRecipe, SequencesConfig))
     return cast(RankingRecipe, _checked(module, name, RankingRecipe))

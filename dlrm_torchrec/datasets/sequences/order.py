@@ -2,6 +2,7 @@
 
 An epoch has the samples in the order of their times, or as a seeded permutation of them. It is cut into a fixed number
 of batches, where the weights of the samples add up to equal parts: their tokens (events and candidates), or 1 each.
+There are fewer and larger batches where the longest sample would not fit into one.
 Then the samples of a batch are dealt to the ranks. Batches depend on the step alone, so a run may resume on any number
 of ranks.
 """
@@ -19,6 +20,16 @@ from dlrm_torchrec.datasets.sequences.log import Ints
 from dlrm_torchrec.datasets.stream import Ranks
 
 
+def weights_of(tokens: Ints, *, batch_by: str) -> Ints:
+    """What samples with so many tokens weigh when epochs are cut."""
+    return tokens if batch_by == "tokens" else np.ones_like(tokens)
+
+
+def batches(weights: Ints, batch_size: int) -> int:
+    """The number of batches of ``batch_size`` samples on average, each with room for the heaviest sample."""
+    return min(-(-len(weights) // batch_size), int(weights.sum()) // int(weights.max()))
+
+
 @dataclass(frozen=True, eq=False)
 class SampleOrder:
     """Batches of ``ranks.global_batch_size`` samples on average, over ``epochs`` epochs."""
@@ -34,16 +45,10 @@ class SampleOrder:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"a stream must have epochs: got {self.epochs}; use at least 1")
-        part, longest = int(self.weights.sum()) / self.steps_per_epoch, int(self.weights.max())
-        if part < longest:
-            raise ValueError(
-                f"batches must have room for the longest sample, {longest} tokens: got {part:.0f} for each batch of "
-                f"{self.ranks.global_batch_size} samples on average; raise batch_size, or cut batches by rows"
-            )
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.weights) // self.ranks.global_batch_size)
+        return batches(self.weights, self.ranks.global_batch_size)
 
     @property
     def num_steps(self) -> int:

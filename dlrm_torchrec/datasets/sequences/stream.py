@@ -10,7 +10,7 @@ import torch
 from dlrm_torchrec.datasets.ahead import BATCHES_AHEAD, ahead
 from dlrm_torchrec.datasets.sequences.batch import SequenceBatch
 from dlrm_torchrec.datasets.sequences.collate import Collation
-from dlrm_torchrec.datasets.sequences.order import SampleOrder
+from dlrm_torchrec.datasets.sequences.order import SampleOrder, weights_of
 from dlrm_torchrec.datasets.sequences.samples import Samples
 from dlrm_torchrec.datasets.stream import Ranks, check_start_step
 from dlrm_torchrec.schema import DatasetSpec
@@ -39,7 +39,7 @@ class SequenceStream:
         self.rows = np.diff(samples.bounds)  # of each sample: its candidates
         self._order = SampleOrder(
             tokens=tokens,
-            weights=tokens if batch_by == "tokens" else np.ones_like(tokens),
+            weights=weights_of(tokens, batch_by=batch_by),
             times=samples.log.times[samples.moments],
             ranks=ranks,
             epochs=epochs,

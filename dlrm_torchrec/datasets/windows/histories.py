@@ -13,6 +13,7 @@ from dlrm_torchrec.datasets.open import held_out_batch, load_spec
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.datasets.sequences.log import EventLog, Ints, history_of
 from dlrm_torchrec.datasets.sequences.open import open_log
+from dlrm_torchrec.datasets.sequences.order import batches, weights_of
 from dlrm_torchrec.datasets.sequences.samples import Samples, find_samples, together
 from dlrm_torchrec.datasets.sequences.samples import Window as Times
 from dlrm_torchrec.datasets.sequences.stream import SequenceStream
@@ -41,7 +42,7 @@ class SequenceWindow:
 
     def steps(self, batch_size: int, *, epochs: int) -> int:
         """The global batches of so many epochs."""
-        return epochs * -(-len(self.samples) // batch_size)
+        return epochs * batches(weights_of(self.samples.tokens(), batch_by=self.config.batch_by), batch_size)
 
     def train(self, ranks: Ranks, *, epochs: int, seed: int) -> SequenceStream:
         """The samples ``epochs`` times, in a seeded order or by time."""

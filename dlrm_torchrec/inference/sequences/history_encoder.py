@@ -23,6 +23,7 @@ Ids = npt.NDArray[np.int64]
 TIME, ACTION, CANDIDATES = "time", "action", "candidates."  # columns of a request, and how those of candidates begin
 ASKED = f"{CANDIDATES}{TIME}"  # the column that says when the candidates of a row are shown
 MOST_TOKENS = 65_536  # that a model gets at once, or those of one sample
+MOST_SPREAD = 2**24  # tokens of a request whose candidates are samples of their own, each with the history again
 _HOUR_S, _MICROS = 3600, 10**6
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -150,6 +151,12 @@ class HistoryEncoder:
         user = asking if self.crosses else np.arange(len(groups))  # of each sample
         num_candidates = np.ones_like(asking) if self.crosses else groups
         num_events = np.bincount(owners[kept], minlength=len(groups))
+        spread = int((num_events[user] + num_candidates).sum())
+        if self.crosses and spread > MOST_SPREAD:
+            raise ValueError(
+                f"candidates, each with its user's history, must have at most {MOST_SPREAD:,} events: got {spread:,}; "
+                "send fewer candidates or users at once"
+            )
         events = kept[_spans((num_events.cumsum() - num_events)[user], num_events[user])]
         samples = np.arange(len(user))
         owner_of_token = np.append(np.repeat(samples, num_events[user]), np.repeat(samples, num_candidates))
@@ -193,7 +200,7 @@ class HistoryEncoder:
         if not groups.all():
             raise ValueError(
                 f"a row must have candidates: got none in row {int(np.flatnonzero(groups == 0)[0])}; send those to be "
-                f"scored in {CANDIDATES}{self.events[0]!s}"
+                f"scored in {CANDIDATES}{self.events[0]}"
             )
         wanted = {name: counts for name in (*self.events, ACTION) if name in self.features}
         wanted |= {f"{CANDIDATES}{name}": groups for name in self.events}

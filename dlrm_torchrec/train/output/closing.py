@@ -97,7 +97,7 @@ def _next(ended: Ended, metrics: Mapping[str, float]) -> list[str]:
     if main_metric(metrics) == RANKS_ITEMS:
         lines = [(commands.start("export_tables", ended.folder, "--output", f"{ended.folder}/tables"), "vectors")]
     elif any(name.startswith(OF_WINDOWS) for name in metrics):
-        lines = []
+        lines = [(commands.start("evaluate", commands.this_recipe(), ended.folder), "all metrics of the newest window")]
     else:
         of_run = (commands.this_recipe(), ended.folder)
         lines = [

@@ -128,6 +128,16 @@ def test_what_a_row_must_not_hold_is_said(change: dict[str, Any], message: str) 
         encode(columns([row, row | change]))
 
 
+def test_a_request_must_not_copy_histories_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    (row,) = draw(2, 1)[1:]
+    encode = encoder(CUTS[0], SPEC)
+    tokens = int(encode(columns([row])).lengths.sum())
+    monkeypatch.setattr(history_encoder, "MOST_SPREAD", tokens - 1)
+    message = rf"^candidates, each with .* at most {tokens - 1:,} events: got {tokens:,}; send fewer"
+    with pytest.raises(ValueError, match=message):
+        encode(columns([row]))
+
+
 def test_columns_are_those_of_the_spec() -> None:
     rows = columns(draw(3, 1))
     encode = encoder(CUTS[0])
