@@ -154,7 +154,7 @@ def test_a_batch_moves_with_all_its_parts() -> None:
 
 
 def test_a_batch_has_room_for_the_longest_sample() -> None:
-    small = stream(batch=1)
+    small = stream(batch=1, epochs=1)
     tokens = small.samples.tokens()
     assert small.num_steps == tokens.sum() // tokens.max() < len(tokens)
     rows = [batch.num_rows for batch in small.batches()]

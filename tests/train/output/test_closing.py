@@ -81,8 +81,9 @@ def test_a_run_of_items_is_judged_by_its_hits_and_not_sent_to_evaluate(run: Path
 def test_a_run_of_windows_is_sent_to_evaluate_alone(run: Path) -> None:
     said = groups(describe(ended(run), {"val/auc": 0.8, "windows/day-0001/val/auc": 0.8}))
     assert said["reached"] == ["val/auc 0.8000"]
-    words = [shlex.split(line, comments=True)[:2] for line in said["next"]]
-    assert words == [["python", "recipes/evaluate.py"], ["dlrm-recipes", "show"]]
+    evaluate, show = (shlex.split(line, comments=True) for line in said["next"])
+    assert evaluate == ["dlrm-recipes", "run", "evaluate", "--", "train_dlrm", str(run)]
+    assert show == ["dlrm-recipes", "show", str(run)]
 
 
 def test_an_interrupted_run_says_where_it_stopped_and_how_to_go_on(run: Path) -> None:
