@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.datasets.sequences.open import open_sequences
 from dlrm_torchrec.datasets.sequences.stored import read_log
+from dlrm_torchrec.datasets.sequences.yambda import yambda_spec
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.preparation.crosses import SizedCross
 from dlrm_torchrec.preparation.histories import LogColumns, Shares, prepare_histories
@@ -310,3 +312,57 @@ def test_crosses_that_cannot_be_are_refused(tmp_path: Path) -> None:
     done = run_python([SCRIPT, "--input", str(path), "--output", "x", "--marks", "is_organic"], tmp_path)
     assert done.returncode != 0
     assert "must have the column 'is_organic' of --marks: got ['user', 'item'" in done.stderr
+
+
+def test_the_readme_makes_yambda_what_the_preset_reads(tmp_path: Path) -> None:
+    random = np.random.default_rng(9)
+    kinds = ("listen", "listen", "listen", "listen", "like", "dislike", "unlike", "undislike")
+    rows: list[dict[str, Any]] = []
+    for user, stamp, item, kind in zip(
+        random.integers(1, 20, 900).tolist(),
+        random.integers(0, 26_000_000, 900).tolist(),
+        random.integers(1, 40, 900).tolist(),
+        random.integers(0, len(kinds), 900),
+        strict=True,
+    ):
+        listened = int(random.integers(0, 101)) if kinds[kind] == "listen" else None
+        rows.append({
+            "uid": user, "timestamp": stamp, "item_id": item, "is_organic": stamp % 2, "event_type": kinds[kind],
+            "played_ratio_pct": listened,
+        })  # fmt: skip
+    table = pa.Table.from_pylist(rows)
+    kind_place = table.column_names.index("event_type")
+    table = table.set_column(kind_place, "event_type", table["event_type"].dictionary_encode())
+    pq.write_table(table, tmp_path / "multi_event.parquet")
+    of = {"artist": [(1, 7), (2, 8), (1, 9), (5, 7)], "album": [(item, item * 2) for item in range(1, 30)]}
+    for kind_of, pairs in of.items():
+        pairs_table = pa.table({f"{kind_of}_id": [b for _, b in pairs], "item_id": [a for a, _ in pairs]})
+        pq.write_table(pairs_table, tmp_path / f"{kind_of}_item_mapping.parquet")
+
+    (_, page) = (ROOT / "data/events/README.md").read_text().split("## Yambda-5b")
+    (tmp_path / "join.py").write_text(page.split("```python\n")[1].split("```")[0])
+    done = run_python(["join.py"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    first_artist, first_album = (dict(reversed(of[each])) for each in ("artist", "album"))
+    assert pq.read_table(tmp_path / "yambda-5b.parquet").to_pylist() == [
+        {
+            "uid": row["uid"], "item": row["item_id"], "artist": first_artist.get(row["item_id"], 0),
+            "album": first_album.get(row["item_id"], 0), "time": row["timestamp"], "is_organic": row["is_organic"],
+            "action": row["event_type"]
+            if row["event_type"] != "listen" else "listen_plus" if row["played_ratio_pct"] >= 50 else "skip",
+        }
+        for row in rows
+    ]  # fmt: skip
+    _, _, *options = shlex.split(page.split("```sh\npython ")[1].split("```")[0].replace("\\\n", " "))
+    done = run_python([SCRIPT, "--input", *options], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    found, preset = Manifest.load(str(tmp_path / "prepared/yambda-5b")).spec, yambda_spec()
+    assert found.history is not None
+    assert preset.history is not None
+    assert {f.name for f in found.sparse} == {f.name for f in preset.sparse}
+    crossed = [{f.name: f.rows for f in spec.sparse if f.encoding == "hash"} for spec in (found, preset)]
+    assert crossed[0] == crossed[1]
+    assert {*found.history.actions} == {*preset.history.actions}
+    assert found.history == replace(preset.history, actions=found.history.actions, counted=True)
+    assert found.label == preset.label
