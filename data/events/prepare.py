@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import tyro
 
 from dlrm_torchrec.datasets.prepared.manifest import join
+from dlrm_torchrec.preparation.crosses import SizedCross
 from dlrm_torchrec.preparation.histories import LogColumns, Shares, prepare_histories
 from dlrm_torchrec.preparation.interactions import NAMES
 from dlrm_torchrec.preparation.movielens import FORMATS, find_format
@@ -38,6 +39,8 @@ class Config:
     time: str = ""  # Column of the time: dates, counts since 1970, or any ascending numbers.
     events: tuple[str, ...] = ()  # Columns of further categories of an event, such as the artist of a song.
     users: tuple[str, ...] = ()  # Columns of categories of a user, such as the country; the first event's counts.
+    marks: tuple[str, ...] = ()  # Columns of categories of an event that only crosses read, such as is_organic.
+    crosses: tuple[str, ...] = ()  # Features of pairs and more, with their rows: name=column,column,hour:1000000.
     separator: str = ""  # Between the fields of text, such as :: or \\t; empty means that the file tells.
     columns: tuple[str, ...] = ()  # Names of the columns of text that has no header line.
     min_count: int = 1  # An item seen less often is unseen.
@@ -64,7 +67,14 @@ def found(cfg: Config, paths: tuple[str, ...], form: Form) -> LogColumns:
                 "without a header with --columns"
             )
         parts[part] = name
-    return LogColumns(**parts, events=cfg.events, users=cfg.users)
+    for option in ("events", "users", "marks"):
+        for name in getattr(cfg, option):
+            if name not in names:
+                raise ValueError(
+                    f"{paths[0]} must have the column {name!r} of --{option}: got {names}; correct its name"
+                )
+    crosses = tuple(map(SizedCross.parse, cfg.crosses))
+    return LogColumns(**parts, events=cfg.events, users=cfg.users, marks=cfg.marks, crosses=crosses)
 
 
 def main(cfg: Config) -> None:

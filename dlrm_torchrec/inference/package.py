@@ -98,6 +98,7 @@ def write_package(
             f"samples must be given for a model of histories, and for no other: got {samples!r} for {spec.name!r}; "
             "pass the fields of the run's SamplesConfig"
         )
+    _check_parts(spec)
     _check_measured(spec)
     _check_vocabularies(spec, vocabularies)
     files = {each.name: vocabulary_path(each) for each in spec.sparse if each.name in vocabularies}
@@ -195,6 +196,18 @@ def _stored_apart(model: torch.jit.ScriptModule) -> Iterator[list[tuple[StoredTe
 def _standing_alone(code: str) -> str:
     """The code of a file of this library, which finds the others next to it."""
     return re.sub(r"^from dlrm_torchrec\.(?:\w+\.)*(\w+) import", r"from \1 import", code, flags=re.MULTILINE)
+
+
+def _check_parts(spec: DatasetSpec) -> None:
+    """Raises ValueError if a cross reads a mark, whose values no request can name: no feature says how they are ids."""
+    history = spec.history
+    for cross in history.crosses if history else ():
+        marks = [part for part in cross.of if history and part in history.marks]
+        if marks:
+            raise ValueError(
+                f"cross {cross.name!r} of a package must read no mark: got {marks}; name the columns with --events in "
+                "place of --marks when the data are prepared, and train again"
+            )
 
 
 def _check_measured(spec: DatasetSpec) -> None:

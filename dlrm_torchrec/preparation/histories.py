@@ -16,6 +16,7 @@ from iopath.common.file_io import g_pathmgr
 from dlrm_torchrec.datasets.prepared.files import NewFile, chunks, join, remove
 from dlrm_torchrec.datasets.prepared.manifest import NAME, DataFile, Manifest, Split
 from dlrm_torchrec.datasets.sequences.stored import USERS
+from dlrm_torchrec.preparation.crosses import SizedCross
 from dlrm_torchrec.preparation.passes.gather import Gathered, gather
 from dlrm_torchrec.preparation.prepare import MEMORY_BYTES, Source, prepare
 from dlrm_torchrec.preparation.readers.events import LABEL, MOST_MICROS, EventColumns
@@ -44,10 +45,23 @@ class LogColumns:
     action: str = ""  # empty means that all events are alike
     events: tuple[str, ...] = ()  # further categories of an event
     users: tuple[str, ...] = ()  # categories of a user; that of the first event counts
+    marks: tuple[str, ...] = ()  # categories of an event that have no table, because only crosses read them
+    crosses: tuple[SizedCross, ...] = ()  # of the columns above but for the action, and of the hour of the time
 
     @property
-    def all(self) -> list[str]:
-        return [self.user, *self.users, self.item, *self.events, *([self.action] if self.action else []), self.time]
+    def categories(self) -> list[str]:
+        """All but the action and the time, in the order of the features."""
+        return [self.user, *self.users, self.item, *self.events, *self.marks]
+
+    def history(self, actions: tuple[str, ...], positive: tuple[str, ...], *, counted: bool) -> History:
+        """What the rows of the prepared folder are. Raises ValueError for a cross of other columns."""
+        crosses = tuple(each.cross for each in self.crosses)
+        history = History(
+            events=(self.item, *self.events), actions=actions, positive=positive, crosses=crosses, counted=counted,
+            marks=self.marks,
+        )  # fmt: skip
+        history.check([*(name for name in self.categories if name not in self.marks), *history.cross_names])
+        return history
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +129,9 @@ def prepare_histories(
     history = _spec_of_histories(events, beside, columns, positive, counted=wanted.counted)
     output_folder.begin(output, command)
     gathered = gather(events, beside, columns.user, history, output=output, memory_bytes=memory_bytes)
-    for feature in history.sparse:
-        _copy(beside, output, vocabulary_path(feature))
+    for feature in events.spec.sparse:
+        if feature.name in columns.categories:
+            _copy(beside, output, vocabulary_path(feature))
     for report in (output_folder.QUARANTINE, output_folder.REPORT):
         _copy(beside, output, report)
     users = sum(rows for _, rows in gathered.files)
@@ -138,13 +153,14 @@ def prepare_histories(
 
 def _spec_of_events(columns: LogColumns, name: str, min_count: int) -> DatasetSpec:
     """The spec of the rows of a log."""
-    categories = [each for each in columns.all if each not in (columns.time, columns.action)]
+    categories = columns.categories
     unfit = {each for each in categories if categories.count(each) > 1} | ({TIME, ACTION, LABEL} & {*categories})
     if unfit:
         raise ValueError(
             f"columns of a log must be distinct, and categories not be called {TIME!r}, {ACTION!r} or {LABEL!r}: got "
             f"{sorted(unfit)}; rename or leave them out"
         )
+    columns.history(("event",), (), counted=False)  # refuses crosses before any row is read
     features = [
         SparseFeature(name=each, rows=0, encoding="vocab", min_count=min_count if each == columns.item else 1)
         for each in categories
@@ -171,15 +187,16 @@ def _spec_of_histories(
     missing = [action for action in positive if action not in actions]
     if missing:
         raise ValueError(f"positive actions must occur in the log: got {missing[0]!r}; name some of {list(actions)}")
-    of_events = (columns.item, *columns.events)
+    history = columns.history(actions, positive, counted=counted)
     return replace(
         events.spec,
         label=positive[0] if len(positive) == 1 else "positive",
         sparse=(
             *(features[name] for name in (columns.user, *columns.users)),
-            *(replace(features[name], multi_hot=True) for name in of_events),
+            *(replace(features[name], multi_hot=True) for name in history.events),
+            *(each.feature() for each in columns.crosses),
         ),
-        history=History(events=of_events, actions=actions, positive=positive, counted=counted),
+        history=history,
     )
 
 

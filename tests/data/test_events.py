@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
+from dlrm_torchrec.datasets.sequences.config import SamplesConfig
+from dlrm_torchrec.datasets.sequences.open import open_sequences
 from dlrm_torchrec.datasets.sequences.stored import read_log
+from dlrm_torchrec.datasets.sequences.yambda import yambda_spec
+from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.preparation.crosses import SizedCross
 from dlrm_torchrec.preparation.histories import LogColumns, Shares, prepare_histories
 from dlrm_torchrec.preparation.readers.tables import Form
-from dlrm_torchrec.sequence_schema import ACTION, TIME
+from dlrm_torchrec.sequence_schema import ACTION, TIME, Cross
 from tests.recipe import ROOT
 from tests.scripts import run_python
 
 COLUMNS = LogColumns(user="user", item="item", action="action", time="time", events=("artist",), users=("country",))
+SCRIPT = str(ROOT / "data/events/prepare.py")
 SHARES = Shares(val=0.2, test=0.1, gap_s=50)
 
 
@@ -198,8 +206,7 @@ def test_the_command_finds_usual_names_and_movielens(tmp_path: Path) -> None:
     log = write_csv(
         tmp_path / "log.csv", [{"user_id": r["user"], "itemId": r["item"], "timestamp": r["time"]} for r in rows]
     )
-    script = str(ROOT / "data/events/prepare.py")
-    done = run_python([script, "--input", str(log), "--output", "plain"], tmp_path)
+    done = run_python([SCRIPT, "--input", str(log), "--output", "plain"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"plain: 500 events of {len({r['user'] for r in rows})} users; 0 malformed\n"
     history = Manifest.load(str(tmp_path / "plain")).spec.history
@@ -209,12 +216,153 @@ def test_the_command_finds_usual_names_and_movielens(tmp_path: Path) -> None:
     (tmp_path / "ml-1m").mkdir()
     ratings = "".join(f"{r['user'][1:]}::{r['item'][5:]}::{i % 5 + 1}::{r['time']}\n" for i, r in enumerate(rows))
     (tmp_path / "ml-1m/ratings.dat").write_text(ratings)
-    done = run_python([script, "--input", "ml-1m", "--positive", "4", "5", "--output", "movies"], tmp_path)
+    done = run_python([SCRIPT, "--input", "ml-1m", "--positive", "4", "5", "--output", "movies"], tmp_path)
     assert done.returncode == 0, done.stderr
     manifest = Manifest.load(str(tmp_path / "movies"))
     assert manifest.spec.history is not None
     assert sorted(manifest.spec.history.actions) == ["1", "2", "3", "4", "5"]
     assert read_log(manifest, str(tmp_path / "movies")).num_users == len({r["user"] for r in rows})
-    done = run_python([script, "--input", str(log), "--output", "x", "--user", "nobody"], tmp_path)
+    done = run_python([SCRIPT, "--input", str(log), "--output", "x", "--user", "nobody"], tmp_path)
     assert done.returncode != 0
     assert "must have a column of the user: got ['user_id', 'itemId', 'timestamp']; name it with --user" in done.stderr
+
+
+def naive_cross(ids: list[int], rows: int) -> int:
+    """The id of a cross: the finaliser of SplitMix64 over its parts, one after the other, in [1, rows)."""
+    key = 0
+    for part in ids:
+        key = (key + (part + 1) * 0x9E3779B97F4A7C15) % 2**64
+        key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        key = (key ^ key >> 27) * 0x94D049BB133111EB % 2**64
+        key ^= key >> 31
+    return 1 + key % (rows - 1)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_crosses_read_marks_and_hours_of_candidates(tmp_path: Path, kind: str) -> None:
+    rows = [{**row, "time": row["time"] * 40, "is_organic": row["time"] // 3 % 2} for row in random_rows(7, 1_500)]
+    path = tmp_path / f"log.{kind}"
+    if kind == "csv":
+        write_csv(path, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=500)
+    crosses = [
+        "u x a=user,artist:5000",
+        "u x o=user,is_organic:97",
+        "i x h=item,hour:1000",
+        "all=country,item,hour:2000",
+    ]
+    options = ["--positive", "like", "--events", "artist", "--users", "country", "--marks", "is_organic"]
+    done = run_python(
+        [SCRIPT, "--input", str(path), "--output", "data", *options, "--crosses", *crosses], tmp_path
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+    folder = tmp_path / "data"
+    spec = Manifest.load(str(folder)).spec
+    assert [(f.name, f.rows) for f in spec.sparse[-4:]] == [
+        ("u x a", 5000),
+        ("u x o", 97),
+        ("i x h", 1000),
+        ("all", 2000),
+    ]
+    names = ("user", "country", "item", "artist", "is_organic")
+    ids = {
+        name: {
+            value: 2 + place
+            for place, value in enumerate(pq.read_table(folder / f"vocab/{name}.parquet")["value"].to_pylist())
+        }
+        for name in names
+    }
+    expected = set()
+    for row in rows:
+        user, country, item, artist, mark = (ids[name][row[name]] for name in names)
+        hour = row["time"] // 3600 % 24
+        expected.add((
+            row["time"], user, item,
+            naive_cross([user, artist], 5000), naive_cross([user, mark], 97), naive_cross([item, hour], 1000),
+            naive_cross([country, item, hour], 2000),
+        ))  # fmt: skip
+    config = SamplesConfig(history=8, candidates=1, least=0, batch_by="rows", shuffle=False)
+    found = set()
+    for stream in open_sequences(str(folder), spec, Ranks(16, 0, 1), config, users=0, epochs=1, seed=0).values():
+        for batch in stream.batches():
+            bags: dict[str, Any] = batch.sparse_features.to_dict()
+            shown = [[int(i) for i in bags[f.name].values()] for f in spec.sparse[-4:]]
+            last = batch.lengths.cumsum(0)[: batch.num_rows] - 1  # the candidate of each sample
+            items = bags["item"].values()[last].tolist()
+            found |= {*zip(batch.times[last].tolist(), bags["user"].values().tolist(), items, *shown, strict=True)}
+    assert found == expected
+
+
+def test_crosses_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "log.csv", random_rows(8, 300))
+    with pytest.raises(ValueError, match="rows of hash feature 'a' must be at least 2"):
+        SizedCross.parse("a=user,item:1")
+    for text in ("a=user,item", "user,item:100", "a=:100", "a=user,item:many"):
+        with pytest.raises(ValueError, match="a cross must be name=part,part:rows: got '"):
+            SizedCross.parse(text)
+    assert SizedCross.parse("a=user,hour:10") == SizedCross(cross=Cross(name="a", of=("user", "hour")), rows=10)
+    for text in ("a=user,genre:100", "a=user:100", "a=user,time:100"):
+        with pytest.raises(ValueError, match="cross 'a' must be of two or more of"):
+            prepare([path], tmp_path / "data", columns=replace(COLUMNS, crosses=(SizedCross.parse(text),)))
+    with pytest.raises(ValueError, match=r"features of events and crosses must be .*each named once"):
+        prepare([path], tmp_path / "data", columns=replace(COLUMNS, crosses=(SizedCross.parse("item=user,hour:9"),)))
+    assert not (tmp_path / "data.events").exists()
+    done = run_python([SCRIPT, "--input", str(path), "--output", "x", "--marks", "is_organic"], tmp_path)
+    assert done.returncode != 0
+    assert "must have the column 'is_organic' of --marks: got ['user', 'item'" in done.stderr
+
+
+def test_the_readme_makes_yambda_what_the_preset_reads(tmp_path: Path) -> None:
+    random = np.random.default_rng(9)
+    kinds = ("listen", "listen", "listen", "listen", "like", "dislike", "unlike", "undislike")
+    rows: list[dict[str, Any]] = []
+    for user, stamp, item, kind in zip(
+        random.integers(1, 20, 900).tolist(),
+        random.integers(0, 26_000_000, 900).tolist(),
+        random.integers(1, 40, 900).tolist(),
+        random.integers(0, len(kinds), 900),
+        strict=True,
+    ):
+        listened = int(random.integers(0, 101)) if kinds[kind] == "listen" else None
+        rows.append({
+            "uid": user, "timestamp": stamp, "item_id": item, "is_organic": stamp % 2, "event_type": kinds[kind],
+            "played_ratio_pct": listened,
+        })  # fmt: skip
+    table = pa.Table.from_pylist(rows)
+    kind_place = table.column_names.index("event_type")
+    table = table.set_column(kind_place, "event_type", table["event_type"].dictionary_encode())
+    pq.write_table(table, tmp_path / "multi_event.parquet")
+    of = {"artist": [(1, 7), (2, 8), (1, 9), (5, 7)], "album": [(item, item * 2) for item in range(1, 30)]}
+    for kind_of, pairs in of.items():
+        pairs_table = pa.table({f"{kind_of}_id": [b for _, b in pairs], "item_id": [a for a, _ in pairs]})
+        pq.write_table(pairs_table, tmp_path / f"{kind_of}_item_mapping.parquet")
+
+    (_, page) = (ROOT / "data/events/README.md").read_text().split("## Yambda-5b")
+    (tmp_path / "join.py").write_text(page.split("```python\n")[1].split("```")[0])
+    done = run_python(["join.py"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    first_artist, first_album = (dict(reversed(of[each])) for each in ("artist", "album"))
+    assert pq.read_table(tmp_path / "yambda-5b.parquet").to_pylist() == [
+        {
+            "uid": row["uid"], "item": row["item_id"], "artist": first_artist.get(row["item_id"], 0),
+            "album": first_album.get(row["item_id"], 0), "time": row["timestamp"], "is_organic": row["is_organic"],
+            "action": row["event_type"]
+            if row["event_type"] != "listen" else "listen_plus" if row["played_ratio_pct"] >= 50 else "skip",
+        }
+        for row in rows
+    ]  # fmt: skip
+    _, _, *options = shlex.split(page.split("```sh\npython ")[1].split("```")[0].replace("\\\n", " "))
+    done = run_python([SCRIPT, "--input", *options], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    found, preset = Manifest.load(str(tmp_path / "prepared/yambda-5b")).spec, yambda_spec()
+    assert found.history is not None
+    assert preset.history is not None
+    assert {f.name for f in found.sparse} == {f.name for f in preset.sparse}
+    crossed = [{f.name: f.rows for f in spec.sparse if f.encoding == "hash"} for spec in (found, preset)]
+    assert crossed[0] == crossed[1]
+    assert {*found.history.actions} == {*preset.history.actions}
+    assert found.history == replace(preset.history, actions=found.history.actions, counted=True)
+    assert found.label == preset.label

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dlrm_torchrec.datasets.sequences.synthetic import Interests
 from dlrm_torchrec.datasets.synthetic.specs import interests_spec
+from dlrm_torchrec.preparation.crosses import SizedCross
 from dlrm_torchrec.preparation.histories import LogColumns, Shares, prepare_histories
 from dlrm_torchrec.preparation.readers.tables import Form
 from tests.recipe import records, run_recipe
@@ -89,6 +91,33 @@ def test_it_trains_on_a_prepared_log(tmp_path: Path) -> None:
         assert found[f"{split}/ne"] < 1.2
         assert 0 < found[f"{split}/gauc"] < 1
     assert "teacher/auc" not in found
+
+
+def test_crosses_of_a_prepared_log_are_learned(tmp_path: Path) -> None:
+    """Only the cross of a user with a mark tells what the user will do with a candidate."""
+    log = Interests(interests_spec(), users=100, seed=0).log()
+    marks = np.random.default_rng(0).integers(0, 2, len(log))
+    with (tmp_path / "log.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["user", "item", "action", "time", "is_organic"])
+        actions = [("skip", "like")[each] for each in (log.user_of + marks) % 2]
+        writer.writerows(zip(log.user_of, log.events["item"], actions, log.times, marks, strict=True))
+    crosses = map(SizedCross.parse, ("u x o=user,is_organic:50000", "i x h=item,hour:900"))
+    prepare_histories(
+        [str(tmp_path / "log.csv")],
+        LogColumns(
+            user="user", item="item", action="action", time="time", marks=("is_organic",), crosses=tuple(crosses)
+        ),
+        str(tmp_path / "log"),
+        form=Form(),
+        name="likes",
+        positive=("like",),
+        shares=Shares(val=0.1),
+    )
+    options = ["demo", "--samples.candidates=1", "--samples.history=4", "--epochs=3", "--batch-size=64"]
+    options += ["--hstu.layers=1", "--schedule.warmup-steps=0", "--sparse.lr=0.05", f"--run-dir={tmp_path}/runs"]
+    found = run_recipe("train_hstu", [*options, f"--data={tmp_path}/log"], 1)
+    assert found["val/auc"] > 0.9
 
 
 @pytest.mark.slow

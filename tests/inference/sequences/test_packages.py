@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from dlrm_torchrec.models.hstu.model import SequenceRanker
 from dlrm_torchrec.models.hstu.pooled import PooledRanker
 from dlrm_torchrec.models.hstu.ranker import HSTURanker
 from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.sequence_schema import Cross
 from tests.inference.sequences.histories import ACTIONS, PLAIN, SPEC, batch_of, columns, draw, write_vocabularies
 
 DIM, SAMPLES = 8, SamplesConfig(history=7)
@@ -149,6 +151,16 @@ def test_a_package_says_how_histories_are_cut(tmp_path: Path) -> None:
         ValueError, match=r"samples must be given for a model of histories, and for no other: got None f"
     ):
         write_package(tmp_path / "p", program, PLAIN, vocabularies={}, model_facts={}, metrics={})
+
+
+def test_a_package_reads_no_marks(tmp_path: Path) -> None:
+    assert SPEC.history is not None
+    history = replace(SPEC.history, marks=("organic",), crosses=(Cross(name="cross", of=("item", "organic")),))
+    with pytest.raises(ValueError, match=r"cross 'cross' of a package must read no mark: got \['organic'\]; name"):
+        write_package(
+            tmp_path / "p", torch.jit.script(nn.Identity()), replace(SPEC, history=history), vocabularies={},
+            model_facts={}, metrics={}, samples=vars(SAMPLES),
+        )  # fmt: skip
 
 
 def test_a_model_that_scores_no_candidates_is_refused() -> None:
