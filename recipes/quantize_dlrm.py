@@ -4,8 +4,8 @@
     python recipes/quantize_dlrm.py train_dlrm runs/train_dlrm/demo --tables int4 --table-types t_id_0 int8
     python recipes/quantize_dlrm.py my_copy.py runs/my_copy/census --budget-mib 0.05 --bits 4 --outliers 0.02
 
-It takes any run of one or several labels, 0 or 1 or numbers, with compositional tables or without. It refuses data
-whose ids or scales mean something else than in training. It prints bytes, metrics and the largest change of a
+It takes any run over rows or histories with labels, 0 or 1 or numbers, with compositional tables or without. It refuses
+data whose ids or scales mean something else than in training. It prints bytes, metrics and the largest change of a
 prediction on the validation rows, and writes them into the package; if AUC falls by more than ``--max-auc-loss``, it
 writes nothing. Next: dlrm-recipes serve runs/train_dlrm/demo/package.
 Expected: the demo's tables take 31 % of their bytes and its AUC stays within 1e-4, in 20 seconds.

@@ -149,14 +149,11 @@ class ServedHSTU(nn.Module):
 def _put_before(context: torch.Tensor, tokens: torch.Tensor, times: torch.Tensor, lengths: torch.Tensor) -> Sequences:
     """Puts context (users, features, dim) before the tokens (T, dim) of each user, who has ``lengths`` of them."""
     users, features, _ = context.shape
-    user = torch.arange(users, device=tokens.device)
-    starts = lengths.cumsum(0) - lengths
-    owners = user.repeat_interleave(lengths, output_size=len(tokens))
-    indices = torch.arange(len(tokens), device=tokens.device) + features * (1 + owners)
-    slots = (starts + features * user)[:, None] + torch.arange(features, device=tokens.device)
-    order = torch.cat([slots.flatten(), indices]).argsort()
+    owners = torch.arange(users, device=tokens.device).repeat_interleave(lengths, output_size=len(tokens))
+    order, indices = after_context(owners, lengths, features)
+    first = times[lengths.cumsum(0) - lengths]
     return Sequences(
         torch.cat([context.flatten(0, 1), tokens])[order],
-        torch.cat([times[starts].repeat_interleave(features), times])[order],
+        torch.cat([first.repeat_interleave(features), times])[order],
         indices,
     )
