@@ -8,8 +8,10 @@ is an id's share of the lookups, and S is the sum of p over the c - 1 other ids 
 
 The loss of a plain table is 0. A rare id costs almost nothing; a frequent id costs much if it shares its row with
 another frequent id. The model assumes that random ids share a row, which is true for hashed ids. Then E follows from
-the histogram of frequencies, because p / (p + S) is the integral of p exp(-p u) exp(-S u) over u > 0. Without measured
-frequencies, all ids count as equally frequent and E is 1 - 1/c.
+the histogram of frequencies, because p / (p + S) is the integral of p exp(-p u) exp(-S u) over u > 0.
+
+Without measured frequencies, ids count as distributed by Zipf's law, as those of real logs roughly are. Of equally
+frequent ids E would be 1 - 1/c, which hardly grows from c = 8 on: some tables would be given up for others (LOG.md).
 
 A hot_cold table gets the share of hot rows, up to a half, that loses least; only ids that share rows count then.
 
@@ -75,8 +77,9 @@ def choices(
             in order of frequency, as long as its rows suffice, and else chinese_remainder
         optimizer: the optimizer, which decides the bytes of the moments
         pooling_factor: the lookups of the table per sample
-        access: how often ids are looked up; None means that all ids are equally frequent
+        access: how often ids are looked up; None means as often as Zipf's law says
     """
+    access = access or zipf(table.rows)
     kind, chosen = base.kind, base.kind not in ("plain", "mixed_dimension")
     if not chosen:
         kind = "hot_cold" if table.by_frequency else "chinese_remainder"
@@ -109,7 +112,7 @@ def choices(
     return ways
 
 
-def _best_hot(config: TablesConfig, rows: int, access: AccessStatistics | None) -> tuple[TablesConfig, float] | None:
+def _best_hot(config: TablesConfig, rows: int, access: AccessStatistics) -> tuple[TablesConfig, float] | None:
     """``config`` with the share of hot rows of the least loss, and that loss; None if no share is possible."""
     found: tuple[TablesConfig, float] | None = None
     for hot in _HOT_SHARES:
@@ -215,14 +218,26 @@ def describe_choices(chosen: Mapping[str, Choice]) -> str:
     )
 
 
-def shared(rows: int, collisions: int, access: AccessStatistics | None, *, num_hot: int = 0) -> float:
+def zipf(rows: int) -> AccessStatistics:
+    """Statistics of ``rows`` ids that are looked up as Zipf's law says: the r-th as often as the first divided by r."""
+    first = rows << 10  # lookups; so the rarest id has 1,024, and rounding to whole lookups is small
+    histogram = [(0, 0)] * 10
+    for power in range(10, first.bit_length()):
+        before, last = first >> power + 1, min(first >> power, rows)  # the ranks of the ids of this entry
+        ends = torch.tensor([before + 1, last + 1], dtype=torch.float64).digamma()
+        histogram.append((last - before, round(first * float(ends[1] - ends[0]))))  # first / r, summed over them
+    total = sum(lookups for _, lookups in histogram)
+    return AccessStatistics(
+        samples=total, lookups=total, distinct=rows, top_mass=(), reuse=0.0, histogram=tuple(histogram)
+    )
+
+
+def shared(rows: int, collisions: int, access: AccessStatistics, *, num_hot: int = 0) -> float:
     """Share of a table's lookups that read rows of other ids: the mean of 1 - p / (p + S) over lookups.
 
     The ``num_hot`` most frequent ids have rows of their own; ``collisions`` of the others share each row.
     """
     rows -= num_hot
-    if access is None:
-        return (1 - 1 / min(collisions, rows)) * rows / (rows + num_hot)
     ids, lookups = _without_hot(access, num_hot)
     every = sum(entry[1] for entry in access.histogram)
     if not len(ids):

@@ -30,7 +30,7 @@ from dlrm_torchrec.embeddings.tables import (
     write_tables,
 )
 from dlrm_torchrec.schema import AccessStatistics, Table
-from dlrm_torchrec.sharding.planner.fit import Choice, best, choices, describe_choices, equally, fit, shared
+from dlrm_torchrec.sharding.planner.fit import Choice, best, choices, describe_choices, equally, fit, shared, zipf
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
 
 Counts = NDArray[np.int64]
@@ -41,7 +41,7 @@ def statistics(counts: Counts) -> AccessStatistics:
     return summary(counts.copy(), int(counts.sum()), reuse=0.0)
 
 
-def zipf(rows: int, exponent: float) -> Counts:
+def skewed(rows: int, exponent: float) -> Counts:
     """Lookups of each id; the last tenth is never looked up."""
     counts = np.floor(3 * (rows / np.arange(1, rows + 1)) ** exponent).astype(np.int64)
     counts[-rows // 10 :] = 0
@@ -59,7 +59,7 @@ def counted(counts: Counts, classes: Counts) -> float:
 @pytest.mark.parametrize("collisions", [2, 4, 32, 500])
 def test_the_loss_is_that_of_ids_dealt_at_random(exponent: float, collisions: int) -> None:
     rows, random = 20_000, np.random.default_rng(collisions)
-    counts = zipf(rows, exponent)
+    counts = skewed(rows, exponent)
     dealt = [counted(counts, random.permutation(rows) // collisions) for _ in range(20)]
     error = 4 * float(np.std(dealt)) / math.sqrt(len(dealt)) + 0.004  # ids of a power of two are taken for equal
     assert shared(rows, collisions, statistics(counts)) == pytest.approx(float(np.mean(dealt)), abs=error)
@@ -71,7 +71,7 @@ def test_the_loss_beside_hot_ids_is_that_of_the_others_dealt_at_random(
     exponent: float, num_hot: int, collisions: int
 ) -> None:
     rows, random = 20_000, np.random.default_rng(collisions)
-    counts = zipf(rows, exponent)
+    counts = skewed(rows, exponent)
     tail = counts[num_hot:]
     dealt = [
         counted(tail, random.permutation(len(tail)) // collisions) * tail.sum() / counts.sum() if tail.sum() else 0.0
@@ -86,7 +86,7 @@ def test_hot_cold_tables_get_the_share_of_hot_rows_that_loses_least() -> None:
     rows, base = 20_000, TablesConfig(kind="hot_cold", tail="hash")
     by_frequency = replace(table(rows), by_frequency=True)
     for exponent in (0.3, 1.2):
-        access = statistics(zipf(rows, exponent))
+        access = statistics(skewed(rows, exponent))
         found = choices(by_frequency, base, torch.optim.SGD, pooling_factor=1.0, access=access)
         for choice in found[1:]:
             (stored,) = physical_configs(build_tables([by_frequency], choice.config))
@@ -102,7 +102,7 @@ def test_hot_cold_tables_get_the_share_of_hot_rows_that_loses_least() -> None:
 
 
 def test_vocabularies_become_hot_cold_as_long_as_their_rows_suffice() -> None:
-    vocabulary, access = replace(table(20_000), by_frequency=True), statistics(zipf(20_000, 1.0))
+    vocabulary, access = replace(table(20_000), by_frequency=True), statistics(skewed(20_000, 1.0))
     found = choices(vocabulary, TablesConfig(), torch.optim.SGD, pooling_factor=1.0, access=access)
     kinds = [choice.config.kind for choice in found]
     assert kinds == sorted(kinds, key=["plain", "hot_cold", "chinese_remainder"].index)
@@ -116,9 +116,33 @@ def test_vocabularies_become_hot_cold_as_long_as_their_rows_suffice() -> None:
         assert choice.rows == stored.num_embeddings
 
 
-def test_without_frequencies_the_loss_is_the_share_of_the_other_ids() -> None:
-    assert shared(1000, 4, None) == pytest.approx(3 / 4)
-    assert shared(1000, 5000, None) == pytest.approx(999 / 1000)
+@pytest.mark.parametrize("rows", [1, 2, 3, 1000, 4095, 4096])
+def test_zipfs_law_is_that_of_counting(rows: int) -> None:
+    lookups = 1024 * rows / np.arange(1, rows + 1)
+    found = zipf(rows)
+    assert found.distinct == rows
+    for power, entry in enumerate(found.histogram):
+        mine = lookups[(lookups >= 1 << power) & (lookups < 2 << power)]
+        assert entry == (len(mine), pytest.approx(mine.sum(), abs=0.6))
+
+
+def test_zipfs_law_holds_for_a_billion_ids() -> None:
+    found = zipf(10**9)
+    share_of_a_million = sum(lookups for _, lookups in found.histogram[-20:]) / found.lookups
+    assert share_of_a_million == pytest.approx((math.log(10**9 / 2**10) + 0.57722) / (math.log(10**9) + 0.57722), rel=1e-5)
+
+
+def test_without_frequencies_the_loss_is_that_of_zipfs_law() -> None:
+    rows, random = 20_000, np.random.default_rng(0)
+    counts = np.round(1000 * rows / np.arange(1, rows + 1)).astype(np.int64)
+    for collisions in (2, 8, 64):
+        found = choices(table(rows), TablesConfig(), torch.optim.SGD, pooling_factor=2.0, access=None)
+        (loss,) = (choice.loss for choice in found if choice.config.collisions == collisions)
+        dealt = [2 * counted(counts, random.permutation(rows) // collisions) for _ in range(20)]
+        assert loss == pytest.approx(float(np.mean(dealt)), abs=0.03)
+
+
+def test_the_loss_of_equally_frequent_ids_is_the_share_of_the_other_ids() -> None:
     uniform = statistics(np.full(1000, 64, dtype=np.int64))
     assert shared(1000, 4, uniform) == pytest.approx(3 / 4, abs=1e-6)
     assert shared(1000, 1, uniform) == pytest.approx(0, abs=1e-6)
@@ -135,7 +159,7 @@ def test_an_id_seen_once_costs_less_than_one_seen_a_million_times() -> None:
 @pytest.mark.parametrize("exponent", [0.8, 1.2])
 def test_ids_sorted_by_frequency_lose_less_by_remainders_than_by_quotients(exponent: float) -> None:
     rows, collisions = 20_000, 8
-    counts = zipf(rows, exponent)  # as a vocabulary has them
+    counts = skewed(rows, exponent)  # as a vocabulary has them
 
     def loss(kind: TablesKind) -> float:
         partition: Partition = partition_of(TablesConfig(kind=kind, collisions=collisions), rows)
@@ -184,7 +208,8 @@ def test_clusters_have_the_size_of_their_assignments(tmp_path: Path) -> None:
     base = TablesConfig(kind="clusters", assignments=str(tmp_path))
     plain, clusters = choices(table(50_000), base, torch.optim.SGD, pooling_factor=2.0, access=None)
     assert (plain.config.kind, plain.bytes) == ("plain", 4 * 8 * 50_000)
-    assert (clusters.rows, clusters.bytes, clusters.loss) == (1007, 4 * 8 * 1007 + 2 * 2 * 50_000, 2 * (1 - 1 / 100))
+    assert (clusters.rows, clusters.bytes) == (1007, 4 * 8 * 1007 + 2 * 2 * 50_000)
+    assert clusters.loss == 2 * shared(50_000, 100, zipf(50_000))
     write_tables(str(tmp_path / "tables.json"), {"t50000": clusters.config, "t9": plain.config}, base)
     again = read_tables(str(tmp_path / "tables.json"), base)
     assert [stored_config(table(50_000), config).num_embeddings for config in again.values()] == [50_000] * 2
@@ -245,7 +270,7 @@ def criteo_choices() -> dict[str, list[Choice]]:
             TablesConfig(),
             RowWiseAdagrad,
             pooling_factor=1.0,
-            access=statistics(zipf(min(table.rows, 200_000), float(random.uniform(0.4, 1.3)))),
+            access=statistics(skewed(min(table.rows, 200_000), float(random.uniform(0.4, 1.3)))),
         )
         for table in criteo_kaggle_spec().tables(16)
     }
