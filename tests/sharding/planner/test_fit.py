@@ -129,7 +129,9 @@ def test_zipfs_law_is_that_of_counting(rows: int) -> None:
 def test_zipfs_law_holds_for_a_billion_ids() -> None:
     found = zipf(10**9)
     share_of_a_million = sum(lookups for _, lookups in found.histogram[-20:]) / found.lookups
-    assert share_of_a_million == pytest.approx((math.log(10**9 / 2**10) + 0.57722) / (math.log(10**9) + 0.57722), rel=1e-5)
+    assert share_of_a_million == pytest.approx(
+        (math.log(10**9 / 2**10) + 0.57722) / (math.log(10**9) + 0.57722), rel=1e-5
+    )
 
 
 def test_without_frequencies_the_loss_is_that_of_zipfs_law() -> None:
