@@ -139,8 +139,14 @@ def test_a_server_takes_over_its_days(tmp_path: Path, whole: tuple[Path, Metrics
     published, served = whole[0] / "published", tmp_path / "served"
     deltas = [published / "delta-0001", published / "delta-0002"]
     apply_deltas(published / "base-0000", deltas, tmp_path / "made")
-    row = {"segment": 3, "item": [5, 7], "category": [5, 1], "action": ["like", "skip"], "time": [0, 60]}
-    row |= {"candidates.item": [9, 400], "candidates.category": [1, 0], "candidates.time": 120}
+    row = {
+        "segment": 3,
+        "item": [5, 7],
+        "category": [5, 1],
+        "action": ["like", "skip"],
+        "time": [1_700_000_000, 1_700_000_060],
+    }
+    row |= {"candidates.item": [9, 400], "candidates.category": [1, 0], "candidates.time": 1_700_000_200}
     columns = {name: [value] for name, value in row.items()}
     shutil.copytree(published / "base-0000", served / "base-0000")
     server = Server(served).wait()
@@ -151,7 +157,7 @@ def test_a_server_takes_over_its_days(tmp_path: Path, whole: tuple[Path, Metrics
                     shutil.copytree(each, served / each.name)
                 assert json.loads(server.ask("POST", "/reload")[1])["version"] == version
             status, answer = server.predict(json.dumps({"rows": [row]}))
-            assert status == 200
+            assert status == 200, answer
             expected = Predictor.load(package)(columns).probabilities
             assert answer["probabilities"][0] == pytest.approx(expected, rel=1e-5)
     finally:
