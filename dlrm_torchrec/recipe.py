@@ -1,8 +1,9 @@
 """A recipe from the outside: what other programs need of its file, and the config of a run that it made.
 
 A recipe is a Python file. ``plan_sharding`` and the launcher take any ``TrainingRecipe``; ``evaluate``,
-``quantize_dlrm`` and ``secret_shared_layer`` take any ``RankingRecipe``, and the first two any ``SequenceRecipe``. A
-copy that keeps these names works with all of them, whatever else is changed in it.
+``quantize_dlrm`` and ``secret_shared_layer`` take any ``RankingRecipe``, and the first two any ``SequenceRecipe``.
+``evaluate`` also takes any ``InteractionRecipe`` and any ``NextItemRecipe``, which rank items. A copy that keeps these
+names works with all of them, whatever else is changed in it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from dlrm_torchrec.train.config import CheckpointConfig, OptimizerConfig, Speed
 if TYPE_CHECKING:  # torch, which the command line does without
     import torch
 
+    from dlrm_torchrec.datasets.sequences.next_items import NextItemStream
     from dlrm_torchrec.datasets.sequences.stream import SequenceStream
     from dlrm_torchrec.datasets.stream import Ranks, Stream
     from dlrm_torchrec.embeddings.tables import Tables
@@ -125,6 +127,62 @@ class SequenceRecipe(TrainingRecipe, Protocol):
         """A stream of samples per split."""
 
 
+class InteractionsConfig(TrainingConfig, Protocol):
+    """The fields that other programs read of the ``Config`` of a recipe of interactions."""
+
+    columns: tuple[str, str]  # the features of the user and of the item
+
+
+class InteractionRecipe(TrainingRecipe, Protocol):
+    """The names that a file must define to be evaluated if it ranks the items of the rows of each user.
+
+    ``from dlrm_torchrec.datasets.open import open_interactions`` is enough for the last one.
+    """
+
+    def open_interactions(
+        self,
+        data: str,
+        spec: DatasetSpec,
+        ranks: Ranks,
+        *,
+        columns: tuple[str, str],
+        negatives: int,
+        rows: int,
+        epochs: int,
+        seed: int,
+        lanes: int,
+    ) -> dict[str, Stream]:
+        """A stream of rows per split."""
+
+
+class NextItemRecipe(TrainingRecipe, Protocol):
+    """The names that a file must define to be evaluated if it reads histories and ranks all items.
+
+    ``from dlrm_torchrec.datasets.sequences.open import open_next_items`` is enough for the last one.
+    """
+
+    def open_next_items(
+        self,
+        data: str,
+        spec: DatasetSpec,
+        ranks: Ranks,
+        config: SamplesConfig,
+        *,
+        draws: int,
+        users: int,
+        epochs: int,
+        seed: int,
+    ) -> dict[str, NextItemStream]:
+        """A stream of samples per split."""
+
+
+RankingItems = InteractionRecipe | NextItemRecipe
+_RANKING_ITEMS = {  # what a recipe defines that ranks items, and what else it must
+    "open_interactions": (InteractionRecipe, InteractionsConfig),
+    "open_next_items": (NextItemRecipe, SequencesConfig),
+}
+
+
 def load_training_recipe(name: str) -> TrainingRecipe:
     """The recipe of that name, or in that file. Raises ValueError when it is not a ``TrainingRecipe``."""
     return cast(TrainingRecipe, _checked(load_recipe(name), name, TrainingRecipe))
@@ -138,9 +196,13 @@ def load_ranking_recipe(name: str) -> RankingRecipe:
 def load_scoring_recipe(name: str) -> RankingRecipe | SequenceRecipe:
     """The recipe of that name, or in that file: of sequences if it defines ``open_sequences``, else of rows.
 
-    Raises ValueError when it is not one, or goes over windows.
+    Raises ValueError when it is not one, goes over windows, or ranks items.
     """
     module = load_recipe(name)
+    if ranks_items(module):
+        raise ValueError(
+            f"recipe must score rows or candidates: got {name!r}, which ranks items; its runs are judged by evaluate"
+        )
     if hasattr(getattr(module, "Config", None), "windows"):
         raise ValueError(
             f"recipe must train on splits: got {name!r}, which goes over windows; its runs are judged by evaluate, and "
@@ -151,10 +213,45 @@ def load_scoring_recipe(name: str) -> RankingRecipe | SequenceRecipe:
     return cast(RankingRecipe, _checked(module, name, RankingRecipe))
 
 
+def load_judged_recipe(name: str) -> RankingRecipe | SequenceRecipe | RankingItems:
+    """The recipe of that name, or in that file, whose runs are judged by the splits of their data.
+
+    Raises ValueError when it is none, or goes over windows.
+    """
+    module = load_recipe(name)
+    for opener, contract in _RANKING_ITEMS.items():
+        if hasattr(module, opener):
+            return cast(RankingItems, _checked(module, name, *contract))
+    return load_scoring_recipe(name)
+
+
+def ranks_items(recipe: object) -> bool:
+    """Whether runs of ``recipe`` are judged by the ranks of users' next items, and not by labels."""
+    return any(hasattr(recipe, opener) for opener in _RANKING_ITEMS)
+
+
 def open_splits(
-    recipe: RankingRecipe | SequenceRecipe, cfg: Any, ranks: Ranks, *, data: str, spec: DatasetSpec, epochs: int = 1
+    recipe: RankingRecipe | SequenceRecipe | RankingItems,
+    cfg: Any,
+    ranks: Ranks,
+    *,
+    data: str,
+    spec: DatasetSpec,
+    epochs: int = 1,
 ) -> Mapping[str, Stream | SequenceStream]:
-    """A stream per split, as the run of the config ``cfg`` reads them, but of ``data`` that ``spec`` describes."""
+    """A stream per split, as the run of the config ``cfg`` reads them, but of ``data`` that ``spec`` describes.
+
+    Nothing is drawn: next items are told from all items, and interactions have the negatives that their data have.
+    """
+    if hasattr(recipe, "open_next_items"):
+        opened_items = cast(NextItemRecipe, recipe).open_next_items
+        return opened_items(data, spec, ranks, cfg.samples, draws=0, users=cfg.rows, epochs=epochs, seed=cfg.seed)
+    if hasattr(recipe, "open_interactions"):
+        interactions = cast(InteractionRecipe, recipe).open_interactions
+        return interactions(
+            data, spec, ranks, columns=cfg.columns, negatives=0, rows=cfg.rows, epochs=epochs, seed=cfg.seed,
+            lanes=ranks.world_size,
+        )  # fmt: skip
     if _reads_sequences(recipe):
         opened = cast(SequenceRecipe, recipe).open_sequences
         return opened(data, spec, ranks, cfg.samples, users=cfg.rows, epochs=epochs, seed=cfg.seed)

@@ -7,8 +7,9 @@
 
 The first argument is the recipe that trained the run, the second is the run's folder. ``--ablation`` evaluates once
 more for every feature, with 0 in its place in every row: the AUC (of numbers, the R²) that is lost is what this model
-gains by the feature. Data that mean something else than those of the training are refused. For a run over windows,
-``--split`` names a window, and without it, the newest one is taken; the model may have trained on its rows.
+gains by the feature. A run that ranks items, as train_mf does, is judged by the ranks of those that are held out. Data
+that mean something else than those of the training are refused. For a run over windows, ``--split`` names a window, and
+without it, the newest one is taken; the model may have trained on its rows.
 The result is written to evaluation.json in the run's folder.
 Expected: the metrics that the run printed last, on any number of ranks.
 """
@@ -23,7 +24,14 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from dlrm_torchrec.command_line import read_options
-from dlrm_torchrec.recipe import SequenceConfig, load_scoring_recipe, load_training_recipe, open_splits, read_config
+from dlrm_torchrec.recipe import (
+    SequenceConfig,
+    load_judged_recipe,
+    load_training_recipe,
+    open_splits,
+    ranks_items,
+    read_config,
+)
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 
@@ -53,11 +61,10 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from dlrm_torchrec.datasets.ablation import without
 from dlrm_torchrec.datasets.open import load_spec
+from dlrm_torchrec.datasets.sequences.next_items import next_item_spec
 from dlrm_torchrec.datasets.spec_checks import check_same_meaning
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.datasets.windows.histories import sequence_windows
-from dlrm_torchrec.datasets.windows.judging import NEWEST, judging_windows
-from dlrm_torchrec.datasets.windows.open import list_windows
+from dlrm_torchrec.datasets.windows.judging import windows_by_name
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
 from dlrm_torchrec.terminal import commands
@@ -70,6 +77,8 @@ from dlrm_torchrec.train.checkpoints.progress import Progress
 from dlrm_torchrec.train.log import prefixed
 from dlrm_torchrec.train.metrics.grouped_auc import grouped_auc, noting_ids
 from dlrm_torchrec.train.metrics.labels import label_metrics
+from dlrm_torchrec.train.metrics.leave_one_out import evaluate_leave_one_out
+from dlrm_torchrec.train.metrics.next_item import evaluate
 from dlrm_torchrec.train.metrics.reliability import calibration_bins, expected_calibration_error, plot_calibration
 from dlrm_torchrec.train.metrics.scores import predict
 from dlrm_torchrec.train.output.closing import main_metric
@@ -79,7 +88,7 @@ from dlrm_torchrec.train.world import World, join_world
 
 def main(cfg: Config) -> dict[str, float]:
     over_windows = hasattr(load_training_recipe(cfg.recipe).Config, "windows")
-    recipe = load_training_recipe(cfg.recipe) if over_windows else load_scoring_recipe(cfg.recipe)
+    recipe = load_training_recipe(cfg.recipe) if over_windows else load_judged_recipe(cfg.recipe)
     trained = read_config(recipe, cfg.run)
     data = cfg.data or trained.data
     progress = read_progress(checkpoint_path(f"{cfg.run}/checkpoints", cfg.step))
@@ -88,6 +97,8 @@ def main(cfg: Config) -> dict[str, float]:
     check_same_meaning(DatasetSpec.from_json(progress.identity["spec"]), spec, data)
     if (cfg.plot or cfg.gauc) and spec.target == "number":
         raise ValueError(f"plot and gauc must be for labels 0 or 1: got numbers in {data}; leave them out")
+    if (cfg.plot or cfg.gauc or cfg.ablation) and ranks_items(recipe):
+        raise ValueError(f"plot, gauc and ablation must be for rows with labels: got {cfg.recipe!r}; leave them out")
     groups = [feature.name for feature in spec.sparse]
     if cfg.gauc and cfg.gauc not in groups:
         raise ValueError(f"gauc must be one of {groups}: got {cfg.gauc!r}; name one of them")
@@ -111,14 +122,20 @@ def main(cfg: Config) -> dict[str, float]:
         if cfg.split not in streams:
             raise ValueError(f"split must be one of {data}: got {cfg.split!r}; name one of {sorted(streams)}")
         stream = streams[cfg.split]
+        result: dict[str, Any] = {"step": progress.step, "split": cfg.split}
+
+        # of a recipe that ranks items: the ranks of those that are held out
+        if ranks_items(recipe):
+            rank = evaluate if spec.history else partial(evaluate_leave_one_out, user=trained.columns[0])
+            result["metrics"] = rank(model, stream.batches(), world, learned=False)
+            return report(cfg, result, world, advice=[])
 
         # metrics, and the calibration of the main label; each rank keeps the scores of its rows
         ids: list[torch.Tensor] = []  # of the feature that groups rows
         grouped = bool(cfg.gauc) or spec.history is not None
         batches = noting_ids(stream.batches(), cfg.gauc, ids) if grouped else stream.batches()
         scores = predict(model, batches, world)
-        metrics = measure(scores)
-        result: dict[str, Any] = {"step": progress.step, "split": cfg.split, "metrics": metrics}
+        metrics = result["metrics"] = measure(scores)
         if grouped:
             metrics |= grouped_auc(scores, torch.cat(ids))
         if spec.target == "binary":
@@ -137,7 +154,9 @@ def main(cfg: Config) -> dict[str, float]:
                 worse = measure(changed)
                 lost[feature] = {name: metrics[name] - worse[name] for name in (first, second)}
             result["ablation"] = dict(sorted(lost.items(), key=lambda each: -each[1][first]))
-        return report(cfg, result, world, over_windows=over_windows)
+        more = [] if cfg.ablation else [commands.start("evaluate", cfg.recipe, cfg.run, "--ablation")]
+        serve = [] if over_windows else [commands.start("quantize_dlrm", cfg.recipe, cfg.run)]  # windows are published
+        return report(cfg, result, world, advice=[*more, *serve])
 
 
 Rows = tuple[DatasetSpec, Callable[[Ranks], Mapping[str, Any]]]  # their spec, and what opens their streams by name
@@ -147,23 +166,18 @@ def splits_of(recipe: Any, trained: Any, data: str, _: Progress) -> Rows:
     """The splits of the data."""
     spec = load_spec(data, trained.shape)
     spec = trained.samples.of(spec) if isinstance(trained, SequenceConfig) else spec
+    spec = next_item_spec(spec) if spec.history and ranks_items(recipe) else spec
     return spec, lambda ranks: open_splits(recipe, trained, ranks, data=data, spec=spec, epochs=trained.epochs)
 
 
 def windows_of(_: Any, trained: Any, data: str, progress: Progress) -> Rows:
     """The windows of the data by which this model can be judged."""
-    shape, config, rows, seed = trained.shape, trained.windows, trained.rows, trained.seed
-    if isinstance(trained, SequenceConfig):
-        spec, listed = sequence_windows(data, shape, trained.samples, config, users=rows, seed=seed)
-        windows: Mapping[str, Any] = {each.name: each for each in listed} | {NEWEST: listed[-1]}
-    else:
-        spec, of_rows = list_windows(data, shape, config, rows=rows, seed=seed)
-        windows = judging_windows(of_rows, progress.windows)
+    spec, windows = windows_by_name(trained, data, progress.windows)
     return spec, lambda ranks: {name: window.evaluation(ranks) for name, window in windows.items()}
 
 
-def report(cfg: Config, result: dict[str, Any], world: World, *, over_windows: bool) -> dict[str, float]:
-    """Write and print the result of rank 0; the last line is one JSON object."""
+def report(cfg: Config, result: dict[str, Any], world: World, *, advice: list[str]) -> dict[str, float]:
+    """Write and print the result of rank 0; the last line is one JSON object, and ``advice`` has the next commands."""
     if not world.is_main:
         return {}
     with g_pathmgr.open(f"{cfg.run}/evaluation.json", "w") as stream:
@@ -173,12 +187,10 @@ def report(cfg: Config, result: dict[str, Any], world: World, *, over_windows: b
         print(f"without {feature}: {changes}", file=sys.stderr)
     final = prefixed(f"{cfg.split}/", result["metrics"]) | {"steps": result["step"]}
     name = main_metric(final, f"{cfg.split}/")
-    more = [] if cfg.ablation else [commands.start("evaluate", cfg.recipe, cfg.run, "--ablation")]
-    serve = [] if over_windows else [commands.start("quantize_dlrm", cfg.recipe, cfg.run)]  # windows are published
     say_closing(
         reached=f"{cfg.split}/{name} {final[f'{cfg.split}/{name}']:.4f} at step {result['step']:,}",
         wrote=[path for path in (f"{cfg.run}/evaluation.json", cfg.plot) if path],
-        next=[*more, *serve, commands.show(cfg.run)],
+        next=[*advice, commands.show(cfg.run)],
     )
     print(json.dumps(final), flush=True)
     return final

@@ -7,12 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from dlrm_torchrec.recipe import load_ranking_recipe, load_scoring_recipe, load_training_recipe, read_config
+from dlrm_torchrec.recipe import (
+    load_judged_recipe,
+    load_ranking_recipe,
+    load_scoring_recipe,
+    load_training_recipe,
+    read_config,
+)
 from tests.recipe import ROOT
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("train_*.py"))
-# Those of which evaluate and quantize_dlrm read no rows, and those of which they read histories.
-WITHOUT_STREAMS = {"train_mf", "train_neumf", "train_hstu_next_item", "train_dlrm_daily", "train_hstu_daily"}
+# Those that rank items or go over windows, which are not quantised by splits, and those that read histories.
+RANK_ITEMS = {"train_mf": "datasets.open", "train_neumf": "datasets.open",
+              "train_hstu_next_item": "datasets.sequences.open"}  # fmt: skip
+WITHOUT_STREAMS = {*RANK_ITEMS, "train_dlrm_daily", "train_hstu_daily"}
 OF_SEQUENCES = {"train_hstu"}
 ADVICE = r"Recipe in dlrm_torchrec/recipe.py says what it is for; copy it from train_dlrm$"
 
@@ -34,12 +42,24 @@ def test_ours_keep_it(recipe: str) -> None:
             ValueError, match=rf"^recipe must define open_streams: got '{recipe}', which does.*{ADVICE}"
         ):
             load_ranking_recipe(recipe)
+        with pytest.raises(ValueError, match=rf"^recipe must (score|train on) .*: got '{recipe}', .* are judged by ev"):
+            load_scoring_recipe(recipe)
     elif recipe in OF_SEQUENCES:
         opened = vars(load_scoring_recipe(recipe))["open_sequences"]
         assert opened.__module__ == "dlrm_torchrec.datasets.sequences.open"
     else:
         assert load_scoring_recipe(recipe)
         assert load_ranking_recipe(recipe).open_streams.__module__ == "dlrm_torchrec.datasets.open"
+
+
+@pytest.mark.parametrize(("recipe", "module"), RANK_ITEMS.items())
+def test_those_that_rank_items_are_judged(recipe: str, module: str, tmp_path: Path) -> None:
+    opener = "open_next_items" if "sequences" in module else "open_interactions"
+    assert vars(load_judged_recipe(recipe))[opener].__module__ == f"dlrm_torchrec.{module}"
+    path, field = tmp_path / "mine.py", "samples" if "sequences" in module else "columns"
+    path.write_text(re.sub(rf"\b{field}(?=: .* = |=)", "other", (ROOT / f"recipes/{recipe}.py").read_text()))
+    with pytest.raises(ValueError, match=rf"^Config of recipe '.*' must have a field {field} of type .*: got none; "):
+        load_judged_recipe(str(path))
 
 
 def test_a_copy_that_keeps_the_names_keeps_it(tmp_path: Path) -> None:

@@ -88,10 +88,14 @@ def test_what_is_not_there_is_said(
         run_ranks(1, evaluate, trained[0], options, join=False)
 
 
-def test_a_recipe_of_other_metrics_is_refused(tmp_path: Path) -> None:
-    recipe = load_recipe("evaluate")
-    with pytest.raises(ValueError, match="recipe must define open_streams: got 'train_mf', which does not"):
-        recipe.main(recipe.Config(recipe="train_mf", run=str(tmp_path)))
+def test_a_recipe_that_ranks_items_is_judged_by_ranks(tmp_path: Path) -> None:
+    metrics = run_recipe("train_mf", ["demo", "--rows=25600", "--eval-every=0", f"--run-dir={tmp_path}"], 1)
+    for world_size in (1, 2):
+        found = run_ranks(world_size, evaluate, tmp_path / "demo", {"recipe": "train_mf"}, join=False)[0]
+        for name in ("hr@10", "ndcg@10", "auc", "positives", "samples"):
+            assert found[f"val/{name}"] == pytest.approx(metrics[f"val/{name}"], rel=1e-5), name
+    with pytest.raises(ValueError, match="plot, gauc and ablation must be for rows with labels: got 'train_mf'; leave"):
+        evaluate(tmp_path / "demo", {"recipe": "train_mf", "ablation": True})
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -228,7 +228,11 @@ def test_a_model_that_lost_too_much_is_not_written(trained: tuple[Path, dict[str
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
-        ("train_mf", {}, "recipe must define open_streams: got 'train_mf', which does not"),
+        (
+            "train_mf",
+            {},
+            "recipe must score rows or candidates: got 'train_mf', which ranks items; its runs are judged by evaluate",
+        ),
         ("train_dlrm", {"step": 7}, r"must hold a whole checkpoint of step 7: got those of steps \[40\]"),
         ("train_dlrm", {"split": "test"}, "split must be one of synthetic: got 'test'; name one of"),
         ("train_dlrm", {"tables": "bfloat16"}, "type of table 't_id_0' must be one of fp32, .*: got 'bfloat16'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from dlrm_torchrec.datasets.synthetic.specs import interests_spec
 from dlrm_torchrec.inference import publishing
 from dlrm_torchrec.inference.deltas.offline import apply_deltas
 from dlrm_torchrec.inference.lookups import FIRST
+from dlrm_torchrec.inference.predictor import Predictor
 from dlrm_torchrec.inference.quantization import load_trained
 from dlrm_torchrec.preparation.histories import LogColumns, Shares, prepare_histories
 from dlrm_torchrec.preparation.readers.tables import Form
@@ -30,6 +32,7 @@ from dlrm_torchrec.train.checkpoints.marker import read_progress
 from dlrm_torchrec.train.schedule import ScheduledLearningRate
 from tests.cli.runs.test_page import read, table
 from tests.distributed import run_ranks
+from tests.inference.serving.served import Server
 from tests.recipe import _run, load_recipe, records, run_recipe
 
 DAYS = ("2023-11-15", "2023-11-16", "2023-11-17")
@@ -130,6 +133,35 @@ def _evaluate(run: Path, options: dict[str, Any]) -> Metrics:
     recipe = load_recipe("evaluate")
     metrics: Metrics = recipe.main(recipe.Config(recipe="train_hstu_daily", run=str(run), **options))
     return metrics
+
+
+def test_a_server_takes_over_its_days(tmp_path: Path, whole: tuple[Path, Metrics]) -> None:
+    published, served = whole[0] / "published", tmp_path / "served"
+    deltas = [published / "delta-0001", published / "delta-0002"]
+    apply_deltas(published / "base-0000", deltas, tmp_path / "made")
+    row = {
+        "segment": 3,
+        "item": [5, 7],
+        "category": [5, 1],
+        "action": ["like", "skip"],
+        "time": [1_700_000_000, 1_700_000_060],
+    }
+    row |= {"candidates.item": [9, 400], "candidates.category": [1, 0], "candidates.time": 1_700_000_200}
+    columns = {name: [value] for name, value in row.items()}
+    shutil.copytree(published / "base-0000", served / "base-0000")
+    server = Server(served).wait()
+    try:
+        for version, package in ((0, published / "base-0000"), (2, tmp_path / "made")):
+            if version:
+                for each in deltas:
+                    shutil.copytree(each, served / each.name)
+                assert json.loads(server.ask("POST", "/reload")[1])["version"] == version
+            status, answer = server.predict(json.dumps({"rows": [row]}))
+            assert status == 200, answer
+            expected = Predictor.load(package)(columns).probabilities
+            assert answer["probabilities"][0] == pytest.approx(expected, rel=1e-5)
+    finally:
+        server.stop()
 
 
 def test_days_may_come_one_after_another_on_other_ranks(tmp_path: Path, whole: tuple[Path, Metrics]) -> None:

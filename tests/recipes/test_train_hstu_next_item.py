@@ -9,6 +9,7 @@ import torch
 
 from dlrm_torchrec.datasets.sequences.browsing import Browsing
 from dlrm_torchrec.datasets.synthetic.specs import browsing_spec
+from tests.distributed import run_ranks
 from tests.recipe import ROOT, load_recipe, records, run_recipe
 from tests.scripts import run_python
 
@@ -17,6 +18,22 @@ SMALL = [
     "--hstu.layers=1", "--hstu.dropout=0", "--hstu.input-dropout=0", "--schedule.warmup-steps=0",
     "--schedule.decay-steps=0", "--sparse.kind=adagrad", "--dense.kind=sgd",
 ]  # fmt: skip
+
+
+def evaluate(run: Path, split: str) -> dict[str, float]:
+    recipe = load_recipe("evaluate")
+    metrics: dict[str, float] = recipe.main(
+        recipe.Config(recipe="train_hstu_next_item", run=str(run), split=split, batch_size=64)
+    )
+    return metrics
+
+
+def check_evaluation(run: Path, metrics: dict[str, float], split: str, *, ranks: int) -> None:
+    """The metrics of a split are those that the run printed."""
+    found = run_ranks(ranks, evaluate, run, split, join=False)[0]
+    names = [f"{split}/{name}" for name in ("hr@10", "ndcg@10", "auc", "positives", "samples")]
+    assert {name: found[name] for name in names} == pytest.approx({name: metrics[name] for name in names}, rel=1e-5)
+    assert found["steps"] == metrics["steps"]
 
 
 def losses(run: Path) -> list[float]:
@@ -39,6 +56,7 @@ def test_it_ends_alike_after_a_resume_and_on_two_ranks(tmp_path: Path, options: 
     assert losses(tmp_path / "two") == pytest.approx(one, rel=1e-4)
     assert two["val/auc"] == pytest.approx(whole["val/auc"], abs=1e-3)
     assert one[-1] < one[0]
+    check_evaluation(tmp_path / "two/demo", two, "val", ranks=1)
 
 
 def test_it_ranks_better_than_popularity_and_takes_movielens(tmp_path: Path) -> None:
@@ -63,6 +81,8 @@ def test_it_ranks_better_than_popularity_and_takes_movielens(tmp_path: Path) -> 
     assert movies["val/positives"] == movies["test/positives"] == 300
     assert movies["test/auc"] > 0.5
     assert "teacher/hr@10" not in movies
+    for split, ranks in (("val", 2), ("test", 1)):
+        check_evaluation(tmp_path / "movies/demo", movies, split, ranks=ranks)
 
 
 def test_ml_1m_is_that_of_the_paper() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -47,24 +48,18 @@ def open_sequences(
         epochs: passes over the samples of ``train``
         seed: of synthetic users, and of the order of samples
     """
-    history = history_of(spec)
     log, interests = open_log(data, spec, users=users, seed=seed)
-    if interests is not None:
-        middle = int(np.quantile(log.times, _TRAINED_SHARE))
-        windows = {"train": Window(0, middle), "val": Window(middle, _END_S)}
-    elif config.held_out == "time":
-        windows = read_windows(Manifest.load(data), data)
+    kind: Callable[..., SequenceStream] = partial(SequenceStream, spec)
+    if interests is None:
+        windows = _windows(data, config)
     else:
-        windows = dict.fromkeys(LAST, Window(0, _END_S))
-    kind = partial(SequenceStream, spec) if interests is None else partial(InterestStream, interests)
+        middle = int(np.quantile(log.times, _TRAINED_SHARE))
+        windows, kind = {"train": Window(0, middle), "val": Window(middle, _END_S)}, partial(InterestStream, interests)
     return {
         split: kind(
-            find_samples(log, history, config, split=split, window=window),
+            find_samples(log, history_of(spec), config, split=split, window=window),
             ranks,
-            batch_by=config.batch_by,
-            shuffle=config.shuffle and split == "train",
-            epochs=epochs if split == "train" else 1,
-            seed=seed,
+            **_options(config, split, epochs=epochs, seed=seed),
         )
         for split, window in windows.items()
     }
@@ -111,25 +106,37 @@ def open_next_items(
     """
     if config.candidates > 1:
         raise ValueError(f"samples of next items must have one candidate: got {config.candidates}; set it to 1")
-    windows = dict.fromkeys(LAST, Window(0, _END_S))
     kind: Callable[..., NextItemStream] = partial(NextItemStream, spec)
     if data == SYNTHETIC:
         browsing = Browsing(spec, users, seed)
         log, config, kind = browsing.log(), replace(config, held_out="last"), partial(BrowsingStream, browsing)
     else:
-        manifest = Manifest.load(data)
-        log = read_log(manifest, data)
-        windows = read_windows(manifest, data) if config.held_out == "time" else windows
+        log = read_log(Manifest.load(data), data)
     return {
         split: kind(
             find_samples(log, history_of(spec), config, split=split, window=window),
             ranks,
             training=split == "train",
             draws=draws,
-            batch_by=config.batch_by,
-            shuffle=config.shuffle and split == "train",
-            epochs=epochs if split == "train" else 1,
-            seed=seed,
+            **_options(config, split, epochs=epochs, seed=seed),
         )
-        for split, window in windows.items()
+        for split, window in _windows(data, config).items()
+    }
+
+
+def _windows(data: str, config: SamplesConfig) -> dict[str, Window]:
+    """The times of the candidates of each split."""
+    if config.held_out == "last":
+        return dict.fromkeys(LAST, Window(0, _END_S))
+    return read_windows(Manifest.load(data), data)
+
+
+def _options(config: SamplesConfig, split: str, *, epochs: int, seed: int) -> dict[str, Any]:
+    """How a stream goes through the samples of a split."""
+    is_train = split == "train"
+    return {
+        "batch_by": config.batch_by,
+        "shuffle": config.shuffle and is_train,
+        "epochs": epochs if is_train else 1,
+        "seed": seed,
     }

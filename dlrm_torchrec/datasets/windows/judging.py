@@ -6,9 +6,30 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from dlrm_torchrec.datasets.windows.histories import SequenceWindow, sequence_windows
+from dlrm_torchrec.datasets.windows.open import list_windows
 from dlrm_torchrec.datasets.windows.window import Window
+from dlrm_torchrec.schema import DatasetSpec
 
 NEWEST = "val"
+
+
+def windows_by_name(
+    trained: Any, data: str, begun: Sequence[Mapping[str, Any]]
+) -> tuple[DatasetSpec, Mapping[str, Window | SequenceWindow]]:
+    """The spec of ``data``, and the windows there that can judge a model, by name; the newest is also "val".
+
+    Args:
+        trained: the config of the run, which goes over windows
+        data: folders of windows, a prepared folder of histories, or ``synthetic``
+        begun: the windows that the model was trained on
+    """
+    shape, config, rows, seed = trained.shape, trained.windows, trained.rows, trained.seed
+    if hasattr(trained, "samples"):
+        spec, listed = sequence_windows(data, shape, trained.samples, config, users=rows, seed=seed)
+        return spec, {each.name: each for each in listed} | {NEWEST: listed[-1]}
+    spec, of_rows = list_windows(data, shape, config, rows=rows, seed=seed)
+    return spec, judging_windows(of_rows, begun)
 
 
 def judging_windows(listed: Sequence[Window], begun: Sequence[Mapping[str, Any]]) -> dict[str, Window]:

@@ -122,10 +122,15 @@ def leave_one_out_metrics(held: HeldOut, k: int = 10) -> dict[str, float]:
 
 def known_rankings(users: torch.Tensor, labels: torch.Tensor, scores: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """``leave_one_out_metrics`` of rows with given scores, as ``<name>/<metric>`` for each name in ``scores``."""
+    return metrics_of_rankings({name: held_out(users, each, labels) for name, each in scores.items()})
+
+
+def metrics_of_rankings(rankings: Mapping[str, HeldOut]) -> dict[str, float]:
+    """``leave_one_out_metrics`` of each of the ``rankings``, as ``<name>/<metric>``, without those that count rows."""
     return {
         f"{name}/{metric}": value
-        for name, each in scores.items()
-        for metric, value in leave_one_out_metrics(held_out(users, each, labels)).items()
+        for name, held in rankings.items()
+        for metric, value in leave_one_out_metrics(held).items()
         if metric not in ("positives", "samples")
     }
 

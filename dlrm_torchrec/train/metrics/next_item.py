@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dlrm_torchrec.train.metrics.gates import TrainingError, check_learned
-from dlrm_torchrec.train.metrics.leave_one_out import HeldOut, leave_one_out_metrics
+from dlrm_torchrec.train.metrics.leave_one_out import HeldOut, leave_one_out_metrics, metrics_of_rankings
 from dlrm_torchrec.train.metrics.scores import Scores, gathered
 from dlrm_torchrec.train.task import RankingBatch
 from dlrm_torchrec.train.world import World
@@ -60,15 +60,9 @@ def ranked(logits: torch.Tensor) -> HeldOut:
 
 
 def known_rankings(rankings: Mapping[str, tuple[Any, Any, Any]]) -> dict[str, float]:
-    """``leave_one_out_metrics`` as ``<name>/<metric>`` of counts: items above, equal, and all others, (R,) each."""
-    return {
-        f"{name}/{metric}": value
-        for name, counts in rankings.items()
-        for metric, value in leave_one_out_metrics(
-            HeldOut(torch.empty(len(counts[0])), *map(torch.from_numpy, counts))
-        ).items()
-        if metric not in ("positives", "samples")
-    }
+    """``metrics_of_rankings`` by counts: items above the one that came, equal to it, and all others, (R,) each."""
+    counted = {name: [torch.from_numpy(each) for each in counts] for name, counts in rankings.items()}
+    return metrics_of_rankings({name: HeldOut(torch.empty(len(each[0])), *each) for name, each in counted.items()})
 
 
 def _of_all_ranks(columns: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:

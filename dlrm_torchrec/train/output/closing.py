@@ -11,7 +11,7 @@ from dlrm_torchrec.terminal.words import duration
 from dlrm_torchrec.train.checkpoints.folder import complete_steps, step_path
 from dlrm_torchrec.train.checkpoints.progress import DECISIVE
 
-RANKS_ITEMS = "hr@10"  # a run with this metric has no rows with labels to evaluate
+RANKS_ITEMS = "hr@10"  # a run with this metric has no rows with labels to ablate or to serve
 OF_WINDOWS = "windows/"  # a run with metrics of this prefix judges, and publishes, window after window itself
 
 
