@@ -6,7 +6,7 @@ output. Then they are gathered by user. Memory is bounded for any number of even
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,10 +27,11 @@ from dlrm_torchrec.preparation.work import output_folder
 from dlrm_torchrec.preparation.work.recorded_work import FOLDER
 from dlrm_torchrec.raw_values import TextForm, numbers, times
 from dlrm_torchrec.schema import MISSING_MARKERS, DatasetSpec, History, SparseFeature, vocabulary_path
-from dlrm_torchrec.sequence_schema import ACTION, TIME
+from dlrm_torchrec.sequence_schema import ACTION, HOUR, TIME, Mark
 
 _PROBED_ROWS = 1_000  # of a log, by which the kind of its times is told
 _MOST_ACTIONS = 255
+_OWN_NAMES = (TIME, ACTION, LABEL, HOUR)  # of lists in prepared files, of the label, and of a part of crosses
 _END_S = 1 << 62  # later than all times
 _FORM = TextForm(missing=MISSING_MARKERS, decimal=".", thousands="")
 
@@ -53,12 +54,22 @@ class LogColumns:
         """All but the action and the time, in the order of the features."""
         return [self.user, *self.users, self.item, *self.events, *self.marks]
 
-    def history(self, actions: tuple[str, ...], positive: tuple[str, ...], *, counted: bool) -> History:
-        """What the rows of the prepared folder are. Raises ValueError for a cross of other columns."""
+    def history(
+        self,
+        features: Mapping[str, SparseFeature],
+        actions: tuple[str, ...],
+        positive: tuple[str, ...] = (),
+        *,
+        counted: bool = False,
+    ) -> History:
+        """What the rows of the prepared folder are, by its features. Raises ValueError for a cross of other columns."""
         crosses = tuple(each.cross for each in self.crosses)
         history = History(
             events=(self.item, *self.events), actions=actions, positive=positive, crosses=crosses, counted=counted,
-            marks=self.marks,
+            marks=tuple(
+                Mark(name=name, rows=features[name].rows, encoding="vocab", vocabulary=features[name].vocabulary)
+                for name in self.marks
+            ),
         )  # fmt: skip
         history.check([*(name for name in self.categories if name not in self.marks), *history.cross_names])
         return history
@@ -154,17 +165,17 @@ def prepare_histories(
 def _spec_of_events(columns: LogColumns, name: str, min_count: int) -> DatasetSpec:
     """The spec of the rows of a log."""
     categories = columns.categories
-    unfit = {each for each in categories if categories.count(each) > 1} | ({TIME, ACTION, LABEL} & {*categories})
+    unfit = {each for each in categories if categories.count(each) > 1} | ({*_OWN_NAMES} & {*categories})
     if unfit:
         raise ValueError(
-            f"columns of a log must be distinct, and categories not be called {TIME!r}, {ACTION!r} or {LABEL!r}: got "
-            f"{sorted(unfit)}; rename or leave them out"
+            f"columns of a log must be distinct, and categories not have the names {list(_OWN_NAMES)}, which a history "
+            f"has itself: got {sorted(unfit)}; rename or leave them out"
         )
-    columns.history(("event",), (), counted=False)  # refuses crosses before any row is read
     features = [
         SparseFeature(name=each, rows=0, encoding="vocab", min_count=min_count if each == columns.item else 1)
         for each in categories
     ]
+    columns.history({each.name: each for each in features}, ("event",))  # refuses crosses before any row is read
     if columns.action:
         features.append(SparseFeature(name=ACTION, column=columns.action, rows=0, encoding="vocab"))
     features.append(SparseFeature(name=TIME, column=columns.time, rows=MOST_MICROS))
@@ -187,7 +198,7 @@ def _spec_of_histories(
     missing = [action for action in positive if action not in actions]
     if missing:
         raise ValueError(f"positive actions must occur in the log: got {missing[0]!r}; name some of {list(actions)}")
-    history = columns.history(actions, positive, counted=counted)
+    history = columns.history(features, actions, positive, counted=counted)
     return replace(
         events.spec,
         label=positive[0] if len(positive) == 1 else "positive",
