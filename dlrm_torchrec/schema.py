@@ -241,6 +241,13 @@ class DatasetSpec:
         )
 
     @property
+    def context(self) -> list[str]:
+        """The features of a history that are no event's: those of users, and crosses; without a history, none."""
+        if self.history is None:
+            return []
+        return [*self.history.users([feature.name for feature in self.sparse]), *self.history.cross_names]
+
+    @property
     def feature_names(self) -> list[str]:
         """Dense, then sparse."""
         return [*(feature.name for feature in self.dense), *(feature.name for feature in self.sparse)]
