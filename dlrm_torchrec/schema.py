@@ -234,6 +234,20 @@ class DatasetSpec:
                 )
 
     @property
+    def marks(self) -> tuple[SparseFeature, ...]:
+        """How the raw values of an event's marks become ids, as for features; they have no table."""
+        return tuple(
+            SparseFeature(**vars(mark), multi_hot=True) for mark in (self.history.marks if self.history else ())
+        )
+
+    @property
+    def context(self) -> list[str]:
+        """The features of a history that are no event's: those of users, and crosses; without a history, none."""
+        if self.history is None:
+            return []
+        return [*self.history.users([feature.name for feature in self.sparse]), *self.history.cross_names]
+
+    @property
     def feature_names(self) -> list[str]:
         """Dense, then sparse."""
         return [*(feature.name for feature in self.dense), *(feature.name for feature in self.sparse)]

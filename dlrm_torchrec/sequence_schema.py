@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 TIME, ACTION = "time", "action"  # the columns of prepared files beside the features: seconds, and ids of actions
 HOUR = "hour"  # of the day of a candidate's time, from 0 to 23; a part of crosses
@@ -15,6 +16,17 @@ class Cross:
 
     name: str  # of the feature, whose encoding is 'hash'
     of: tuple[str, ...]  # features or marks of events, which are then the candidate's, features of users, or 'hour'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A category of an event that has no table of its own, because only crosses read it."""
+
+    name: str
+    rows: int  # the number of ids, from 0 on
+    encoding: Literal["id", "vocab"] = "id"  # whether raw values are ids, or have a vocabulary
+    column: str = ""  # the raw column; empty means the name
+    vocabulary: str = ""  # the digest of the vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +43,7 @@ class History:
     positive: tuple[str, ...]  # the actions that make an event's label 1; every other action makes it 0
     crosses: tuple[Cross, ...] = ()
     counted: bool = False  # whether times are numbers from any start, and not dates or since 1970
-    marks: tuple[str, ...] = ()  # ids of events without a table, which only crosses read
+    marks: tuple[Mark, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.events or not self.actions:
@@ -51,6 +63,11 @@ class History:
         return self.events[0]
 
     @property
+    def mark_names(self) -> list[str]:
+        """The marks of an event."""
+        return [mark.name for mark in self.marks]
+
+    @property
     def cross_names(self) -> list[str]:
         """The features that are computed for candidates."""
         return [cross.name for cross in self.crosses]
@@ -64,13 +81,18 @@ class History:
         """Raises ValueError unless the sparse ``features`` of the spec fit."""
         named = [*self.events, *self.cross_names]
         unfit = [name for name in named if named.count(name) > 1 or name not in features]
-        others = [TIME, ACTION, *self.marks]
-        if unfit or {*others} & {*features} or len({*others, HOUR}) <= len(others):
+        if HOUR in (*features, *self.mark_names):
+            raise ValueError(
+                f"features and marks of a history must not be called {HOUR!r}, as crosses call the hour of the day: "
+                "got one; give it another name, and keep the raw one in 'column'"
+            )
+        others = [TIME, ACTION, *self.mark_names]
+        if unfit or {*others} & {*features} or len({*others}) < len(others):
             raise ValueError(
                 f"features of events and crosses must be sparse features, each named once, and none be one of the "
                 f"distinct columns {others}: got {unfit or list(features)}; correct the history of the spec"
             )
-        parts = {*self.events, *self.marks, *self.users(features), HOUR}
+        parts = {*self.events, *self.mark_names, *self.users(features), HOUR}
         for cross in self.crosses:
             if len(cross.of) < 2 or not {*cross.of} <= parts:
                 raise ValueError(

@@ -108,9 +108,9 @@ from dlrm_torchrec.train.world import join_world
 def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device) -> tuple[RankingTask, nn.Module]:
     history = history_of(spec)
     tables = build_sequence_tables(spec.tables(dim=cfg.dim), cfg.tables)
-    users = [*history.users([feature.name for feature in spec.sparse]), *history.cross_names]
     kind = HSTURanker if cfg.history == "hstu" else PooledRanker
-    score = kind(cfg.hstu, history.events, users, table_dim=cfg.dim, num_actions=len(history.actions))
+    score = kind(cfg.hstu, history.events, spec.context, table_dim=cfg.dim, num_actions=len(history.actions))
+    score.expect(**cfg.samples.sizes(spec))  # how large a batch is, for plans
     optimize_tables_in_backward(tables, cfg.sparse)
     return CandidateTask(SequenceRanker(tables, score), world_size, spec.label_names, device=device), tables
 

@@ -27,6 +27,8 @@ from dlrm_torchrec.preparation.readers.tables import Form, head
 
 ACTIONS = ("action", "event", "eventtype", "eventname", "type", "behavior", "behaviour", *NAMES["rating"])
 
+VAL_SHARE = 0.1  # but for MovieLens, whose published results hold out the last events of each user
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -43,8 +45,8 @@ class Config:
     crosses: tuple[str, ...] = ()  # Features of pairs and more, with their rows: name=column,column,hour:1000000.
     separator: str = ""  # Between the fields of text, such as :: or \\t; empty means that the file tells.
     columns: tuple[str, ...] = ()  # Names of the columns of text that has no header line.
-    min_count: int = 1  # An item seen less often is unseen.
-    val_share: float = 0.1  # Share of the events for 'val': the latest before those of 'test'.
+    min_count: int = 1  # An item that the training events have less often is unseen.
+    val_share: float | None = None  # Latest events for 'val'; 0 holds out none by time. Default: 0.1, MovieLens 0.
     test_share: float = 0.0  # Share of the events for 'test': the latest ones.
     gap_s: int = 0  # Seconds before 'val' and before 'test' whose events are no candidates.
     max_bad_share: float = 0.01  # Largest share of malformed rows; more end in an error.
@@ -82,6 +84,7 @@ def main(cfg: Config) -> None:
     kind = find_format(cfg.input[0])
     if kind:
         paths, form, name = (join(cfg.input[0], FORMATS[kind].ratings),), FORMATS[kind].form, f"movielens-{kind}"
+    share = cfg.val_share if cfg.val_share is not None else 0.0 if kind else VAL_SHARE
     manifest = prepare_histories(
         paths,
         found(cfg, paths, form),
@@ -89,7 +92,7 @@ def main(cfg: Config) -> None:
         form=form,
         name=name,
         positive=cfg.positive,
-        shares=Shares(val=cfg.val_share, test=cfg.test_share, gap_s=cfg.gap_s),
+        shares=Shares(val=share, test=cfg.test_share, gap_s=cfg.gap_s),
         min_count=cfg.min_count,
         max_bad_share=cfg.max_bad_share,
         overwrite=cfg.overwrite,

@@ -37,13 +37,15 @@ def load_statistics(data: str) -> Mapping[str, AccessStatistics]:
 
 
 def vocabularies(data: str, spec: DatasetSpec) -> dict[str, str]:
-    """The local vocabulary file of each feature that has one, as preparation wrote it into the folder ``data``.
+    """The local vocabulary file of each feature or mark that has one, as preparation wrote it into the folder ``data``.
 
     Raises ValueError when a file is missing.
     """
     if data == SYNTHETIC:
         return {}
-    paths = {each.name: f"{data}/{vocabulary_path(each)}" for each in spec.sparse if each.encoding == "vocab"}
+    paths = {
+        each.name: f"{data}/{vocabulary_path(each)}" for each in (*spec.sparse, *spec.marks) if each.encoding == "vocab"
+    }
     for name, path in paths.items():
         if not g_pathmgr.exists(path):
             raise ValueError(

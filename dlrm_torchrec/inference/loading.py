@@ -41,7 +41,8 @@ def try_out(predictor: Predictor, path: Path) -> None:
     nulls: dict[str, list[Any]] = {column: [None] for column in predictor.columns}
     rows = [nulls, _row(spec, text=False), _row(spec, text=True)]
     if spec.history is not None:
-        rows = [with_history(row, spec, nulls) for row in rows]
+        marks = _marks(predictor, spec)
+        rows = [with_history(row, spec, nulls) | marks for row in rows]
     for row in rows:
         inputs = predictor.encode(row)
         for _ in range(WARM_UP_RUNS):
@@ -65,6 +66,15 @@ def with_history(row: Mapping[str, list[Any]], spec: DatasetSpec, columns: Colle
     count = len(row[features[history.item].raw][0] or [])
     made |= {TIME: [[_TIME] * count], ACTION: [[history.actions[0]] * count], ASKED: [_TIME + 1]}
     return {name: values for name, values in made.items() if name in columns}
+
+
+def _marks(predictor: Predictor, spec: DatasetSpec) -> dict[str, list[Any]]:
+    """A known value of each mark that a request has for its two candidates."""
+    files, found = predictor.manifest["vocabularies"], {}
+    for mark in spec.marks:
+        value = predictor.vocabularies[files[mark.name]].values[0].as_py() if mark.name in files else 0
+        found[f"{CANDIDATES}{mark.raw}"] = [[value] * 2]
+    return {name: values for name, values in found.items() if name in predictor.columns}
 
 
 def _row(spec: DatasetSpec, *, text: bool) -> dict[str, list[Any]]:

@@ -81,7 +81,7 @@ def write_package(
             number of ids of each feature that are outside its table (F,); ``SequenceScorer`` says what the model of
             histories takes and returns
         spec: the data set that the model was trained on, as preparation measured it
-        vocabularies: for each feature with encoding vocab, the Parquet file that preparation wrote
+        vocabularies: for each feature and mark with encoding vocab, the Parquet file that preparation wrote
         model_facts: facts about the model, which are stored but not used
         metrics: metrics of the model, which are stored but not used
         samples: for a model of histories, the fields of the SamplesConfig by which they were cut
@@ -98,10 +98,9 @@ def write_package(
             f"samples must be given for a model of histories, and for no other: got {samples!r} for {spec.name!r}; "
             "pass the fields of the run's SamplesConfig"
         )
-    _check_parts(spec)
     _check_measured(spec)
     _check_vocabularies(spec, vocabularies)
-    files = {each.name: vocabulary_path(each) for each in spec.sparse if each.name in vocabularies}
+    files = {each.name: vocabulary_path(each) for each in (*spec.sparse, *spec.marks) if each.name in vocabularies}
     digests = {}
     with new_folder(path) as new:
         for name, file in files.items():
@@ -198,18 +197,6 @@ def _standing_alone(code: str) -> str:
     return re.sub(r"^from dlrm_torchrec\.(?:\w+\.)*(\w+) import", r"from \1 import", code, flags=re.MULTILINE)
 
 
-def _check_parts(spec: DatasetSpec) -> None:
-    """Raises ValueError if a cross reads a mark, whose values no request can name: no feature says how they are ids."""
-    history = spec.history
-    for cross in history.crosses if history else ():
-        marks = [part for part in cross.of if history and part in history.marks]
-        if marks:
-            raise ValueError(
-                f"cross {cross.name!r} of a package must read no mark: got {marks}; name the columns with --events in "
-                "place of --marks when the data are prepared, and train again"
-            )
-
-
 def _check_measured(spec: DatasetSpec) -> None:
     for dense in spec.dense:
         if dense.standardise and None in (dense.mean, dense.deviation):
@@ -220,7 +207,7 @@ def _check_measured(spec: DatasetSpec) -> None:
 
 
 def _check_vocabularies(spec: DatasetSpec, vocabularies: Mapping[str, str]) -> None:
-    features = {feature.name: feature for feature in spec.sparse if feature.encoding == "vocab"}
+    features = {feature.name: feature for feature in (*spec.sparse, *spec.marks) if feature.encoding == "vocab"}
     absent, unknown = sorted(features.keys() - vocabularies), sorted(vocabularies.keys() - features)
     if absent or unknown:
         raise ValueError(

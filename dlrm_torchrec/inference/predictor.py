@@ -79,7 +79,8 @@ class Predictor:
         self.labels = (self.spec["label"], *(label["name"] for label in self.spec["more_labels"]))
         self.vocabularies, self.stored = vocabularies, stored
         files: dict[str, str] = manifest["vocabularies"]
-        for feature in self.spec["sparse"]:
+        marks = self.spec["history"]["marks"] if self.spec.get("history") else []
+        for feature in [*self.spec["sparse"], *marks]:
             digest = vocabularies[files[feature["name"]]].digest if feature["name"] in files else ""
             if feature["vocabulary"] not in ("", digest):
                 raise ValueError(

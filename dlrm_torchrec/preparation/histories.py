@@ -6,18 +6,20 @@ output. Then they are gathered by user. Memory is bounded for any number of even
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
+from numpy.typing import NDArray
 
 from dlrm_torchrec.datasets.prepared.files import NewFile, chunks, join, remove
 from dlrm_torchrec.datasets.prepared.manifest import NAME, DataFile, Manifest, Split
 from dlrm_torchrec.datasets.sequences.stored import USERS
 from dlrm_torchrec.preparation.crosses import SizedCross
-from dlrm_torchrec.preparation.passes.gather import Gathered, gather
+from dlrm_torchrec.preparation.passes.gather import event_times, gather
+from dlrm_torchrec.preparation.passes.seen import count_until, keep_counted
 from dlrm_torchrec.preparation.prepare import MEMORY_BYTES, Source, prepare
 from dlrm_torchrec.preparation.readers.events import LABEL, MOST_MICROS, EventColumns
 from dlrm_torchrec.preparation.readers.paths import files_of
@@ -27,10 +29,11 @@ from dlrm_torchrec.preparation.work import output_folder
 from dlrm_torchrec.preparation.work.recorded_work import FOLDER
 from dlrm_torchrec.raw_values import TextForm, numbers, times
 from dlrm_torchrec.schema import MISSING_MARKERS, DatasetSpec, History, SparseFeature, vocabulary_path
-from dlrm_torchrec.sequence_schema import ACTION, TIME
+from dlrm_torchrec.sequence_schema import ACTION, HOUR, TIME, Mark
 
 _PROBED_ROWS = 1_000  # of a log, by which the kind of its times is told
 _MOST_ACTIONS = 255
+_OWN_NAMES = (TIME, ACTION, LABEL, HOUR)  # of lists in prepared files, of the label, and of a part of crosses
 _END_S = 1 << 62  # later than all times
 _FORM = TextForm(missing=MISSING_MARKERS, decimal=".", thousands="")
 
@@ -53,12 +56,22 @@ class LogColumns:
         """All but the action and the time, in the order of the features."""
         return [self.user, *self.users, self.item, *self.events, *self.marks]
 
-    def history(self, actions: tuple[str, ...], positive: tuple[str, ...], *, counted: bool) -> History:
-        """What the rows of the prepared folder are. Raises ValueError for a cross of other columns."""
+    def history(
+        self,
+        features: Mapping[str, SparseFeature],
+        actions: tuple[str, ...],
+        positive: tuple[str, ...] = (),
+        *,
+        counted: bool = False,
+    ) -> History:
+        """What the rows of the prepared folder are, by its features. Raises ValueError for a cross of other columns."""
         crosses = tuple(each.cross for each in self.crosses)
         history = History(
             events=(self.item, *self.events), actions=actions, positive=positive, crosses=crosses, counted=counted,
-            marks=self.marks,
+            marks=tuple(
+                Mark(name=name, rows=features[name].rows, encoding="vocab", vocabulary=features[name].vocabulary)
+                for name in self.marks
+            ),
         )  # fmt: skip
         history.check([*(name for name in self.categories if name not in self.marks), *history.cross_names])
         return history
@@ -66,16 +79,17 @@ class LogColumns:
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """How the events are cut into windows by time."""
+    """How the events are cut into windows by time; without ``val``, they are not."""
 
     val: float = 0.1  # the latest events but for those of ``test``
     test: float = 0.0  # the latest events
     gap_s: int = 0  # seconds before each window but the first, whose events are no candidates
 
     def __post_init__(self) -> None:
-        if min(self.val, self.test) < 0 or not 0 < self.val + self.test < 1 or not self.val or self.gap_s < 0:
+        windowed = self.val > 0 or not (self.test or self.gap_s)
+        if min(self.val, self.test, self.gap_s) < 0 or self.val + self.test >= 1 or not windowed:
             raise ValueError(
-                "shares must be above 0 for val and at least 0 for test, sum below 1, and the gap be at least 0: "
+                "shares and the gap must be at least 0, sum below 1, and be 0 for test and the gap if val has none: "
                 f"got {self.val}, {self.test} and {self.gap_s} s; correct them"
             )
 
@@ -96,8 +110,10 @@ def prepare_histories(
 ) -> Manifest:
     """The manifest of ``output``, which then holds the histories of all users in the logs ``paths``.
 
-    Users, items, actions and all other categories become vocabularies over all events. Times are dates, counts since
-    1970, or any whole numbers, told by the first rows. Rows that lack a value or have no time are malformed.
+    Users, items and all other categories become vocabularies over the events before the end of the window for training,
+    so that evaluation meets unknown values as new data do; actions over all events, and without windows everything.
+    Times are dates, counts since 1970, or any whole numbers, told by the first rows. Rows that lack a value or have no
+    time are malformed.
 
     Raises ValueError and OSError as ``prepare`` does, and if an action of ``positive`` does not occur.
 
@@ -109,7 +125,7 @@ def prepare_histories(
         name: of the data
         positive: the values of the action that make the label 1
         shares: of the windows
-        min_count: an item seen less often is unseen
+        min_count: an item that these events have less often is unseen
         max_bad_share: the largest share of malformed rows
         overwrite: whether to replace a folder that is prepared already
         memory_bytes: memory to use, about
@@ -126,24 +142,32 @@ def prepare_histories(
         overwrite=overwrite or g_pathmgr.exists(join(beside, NAME)),
     )  # fmt: skip
     # before anything is begun that must be continued
-    history = _spec_of_histories(events, beside, columns, positive, counted=wanted.counted)
+    actions = _actions(events, beside, columns, positive)
+    windows = _windows(event_times(events, beside), shares) if shares.val else {}
     output_folder.begin(output, command)
-    gathered = gather(events, beside, columns.user, history, output=output, memory_bytes=memory_bytes)
-    for feature in events.spec.sparse:
-        if feature.name in columns.categories:
+    features = {feature.name: feature for feature in events.spec.sparse if feature.name in columns.categories}
+    new_ids = {}
+    if windows:
+        for name, counts in count_until(events, beside, list(features), windows["train"][1]).items():
+            features[name], new_ids[name] = keep_counted(features[name], counts, beside, output)
+    else:
+        for feature in features.values():
             _copy(beside, output, vocabulary_path(feature))
+    history = columns.history(features, actions, positive, counted=wanted.counted)
+    spec = _spec_of_histories(events.spec, features, columns, history)
+    gathered = gather(events, beside, columns.user, spec, new_ids=new_ids, output=output, memory_bytes=memory_bytes)
     for report in (output_folder.QUARANTINE, output_folder.REPORT):
         _copy(beside, output, report)
     users = sum(rows for _, rows in gathered.files)
     per_user = gathered.events / max(1, users)
-    sparse = tuple(replace(f, pooling_factor=per_user) if f.multi_hot else f for f in history.sparse)
+    sparse = tuple(replace(f, pooling_factor=per_user) if f.multi_hot else f for f in spec.sparse)
     stored = tuple(DataFile(path=file.path, rows=rows, sha256=file.sha256) for file, rows in gathered.files)
     manifest = Manifest(
-        spec=replace(history, sparse=sparse),
+        spec=replace(spec, sparse=sparse),
         splits={USERS: Split(files=stored)},
         sources=events.sources,
         report={**events.report, "events": gathered.events, "users": users},
-        windows=_windows(gathered, shares),
+        windows=windows,
     )
     manifest.save(output)
     remove(join(output, FOLDER))
@@ -154,30 +178,29 @@ def prepare_histories(
 def _spec_of_events(columns: LogColumns, name: str, min_count: int) -> DatasetSpec:
     """The spec of the rows of a log."""
     categories = columns.categories
-    unfit = {each for each in categories if categories.count(each) > 1} | ({TIME, ACTION, LABEL} & {*categories})
+    unfit = {each for each in categories if categories.count(each) > 1} | ({*_OWN_NAMES} & {*categories})
     if unfit:
         raise ValueError(
-            f"columns of a log must be distinct, and categories not be called {TIME!r}, {ACTION!r} or {LABEL!r}: got "
-            f"{sorted(unfit)}; rename or leave them out"
+            f"columns of a log must be distinct, and categories not have the names {list(_OWN_NAMES)}, which a history "
+            f"has itself: got {sorted(unfit)}; rename or leave them out"
         )
-    columns.history(("event",), (), counted=False)  # refuses crosses before any row is read
     features = [
         SparseFeature(name=each, rows=0, encoding="vocab", min_count=min_count if each == columns.item else 1)
         for each in categories
     ]
+    columns.history({each.name: each for each in features}, ("event",))  # refuses crosses before any row is read
     if columns.action:
         features.append(SparseFeature(name=ACTION, column=columns.action, rows=0, encoding="vocab"))
     features.append(SparseFeature(name=TIME, column=columns.time, rows=MOST_MICROS))
     return DatasetSpec(name=name, label=LABEL, dense=(), sparse=tuple(features))
 
 
-def _spec_of_histories(
-    events: Manifest, folder: str, columns: LogColumns, positive: tuple[str, ...], *, counted: bool
-) -> DatasetSpec:
-    features = {feature.name: feature for feature in events.spec.sparse}
+def _actions(events: Manifest, folder: str, columns: LogColumns, positive: tuple[str, ...]) -> tuple[str, ...]:
+    """All actions of the prepared events in ``folder``. Raises ValueError unless ``positive`` are among them."""
     actions: tuple[str, ...] = ("event",)
     if columns.action:
-        with g_pathmgr.open(join(folder, vocabulary_path(features[ACTION])), "rb") as file:
+        action = next(feature for feature in events.spec.sparse if feature.name == ACTION)
+        with g_pathmgr.open(join(folder, vocabulary_path(action)), "rb") as file:
             actions = tuple(str(value) for value in pq.read_table(file)["value"].to_pylist())
     if len(actions) > _MOST_ACTIONS:
         raise ValueError(
@@ -187,10 +210,15 @@ def _spec_of_histories(
     missing = [action for action in positive if action not in actions]
     if missing:
         raise ValueError(f"positive actions must occur in the log: got {missing[0]!r}; name some of {list(actions)}")
-    history = columns.history(actions, positive, counted=counted)
+    return actions
+
+
+def _spec_of_histories(
+    events: DatasetSpec, features: Mapping[str, SparseFeature], columns: LogColumns, history: History
+) -> DatasetSpec:
     return replace(
-        events.spec,
-        label=positive[0] if len(positive) == 1 else "positive",
+        events,
+        label=history.positive[0] if len(history.positive) == 1 else "positive",
         sparse=(
             *(features[name] for name in (columns.user, *columns.users)),
             *(replace(features[name], multi_hot=True) for name in history.events),
@@ -200,17 +228,17 @@ def _spec_of_histories(
     )
 
 
-def _windows(gathered: Gathered, shares: Shares) -> dict[str, tuple[int, int]]:
-    """The windows of time that have these shares of the events, by a sample of their times."""
+def _windows(times_s: NDArray[np.int64], shares: Shares) -> dict[str, tuple[int, int]]:
+    """The windows of time that have these shares of the events, by some of their times, which ascend."""
     found, end = {}, _END_S
     for name, share in (("test", shares.test), ("val", shares.val)):
         if share:
             later = (shares.test if name == "val" else 0.0) + share
-            place = int(np.ceil((1 - later) * len(gathered.times)))
-            first = int(gathered.times[min(place, len(gathered.times) - 1)])  # the latest event at least
+            place = int(np.ceil((1 - later) * len(times_s)))
+            first = int(times_s[min(place, len(times_s) - 1)])  # the latest event at least
             found[name] = (first, end)
             end = first - shares.gap_s
-    found["train"] = (min(int(gathered.times[0]), end - 1), end)
+    found["train"] = (min(int(times_s[0]), end - 1), end)
     empty = [name for name, (first, last) in found.items() if first >= last]
     if empty:
         raise ValueError(

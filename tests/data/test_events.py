@@ -62,6 +62,28 @@ def naive_histories(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, str
     return {user: sorted(events, key=lambda event: event[0]) for user, events in found.items()}
 
 
+def rows_back(folder: Path) -> list[tuple[str | None, list[tuple[int, str | None, str | None, str]]]]:
+    """User and history of each row in a prepared folder, as the raw values of the log; None is unknown."""
+    manifest = Manifest.load(str(folder))
+    history = manifest.spec.history
+    assert history is not None
+    words: dict[str, list[str | None]] = {
+        name: [None, None, *map(str, pq.read_table(folder / f"vocab/{name}.parquet")["value"].to_pylist())]
+        for name in ("user", "item", "artist")
+    }
+    return [
+        (
+            words["user"][row["user"]],
+            [
+                (time, words["item"][item], words["artist"][artist], history.actions[action - 1])
+                for time, item, artist, action in zip(row[TIME], row["item"], row["artist"], row[ACTION], strict=True)
+            ],
+        )
+        for file in manifest.splits["users"].files
+        for row in pq.read_table(folder / file.path).to_pylist()
+    ]
+
+
 def read_back(folder: Path) -> tuple[dict[str, list[tuple[int, str, str, str]]], dict[str, str]]:
     """The histories in a prepared folder as the raw values of the log, and the country of each user."""
     manifest = Manifest.load(str(folder))
@@ -140,6 +162,43 @@ def test_the_smallest_window_has_the_latest_event(tmp_path: Path) -> None:
     assert manifest.windows["val"][0] == manifest.windows["train"][1] == max(row["time"] for row in rows)
 
 
+@pytest.mark.parametrize("min_count", [1, 6])
+def test_evaluation_meets_what_training_has_not_seen_as_unknown(tmp_path: Path, min_count: int) -> None:
+    """A later event has values that the vocabularies, those of the training events alone, do not have."""
+    rows, late = random_rows(11), 1_700_000_000 + 700
+    for number, row in enumerate(rows):
+        row["item"] = ("song " if number % 3 else "") + str(number % 60)  # texts and whole numbers
+        if row["time"] >= late and number % 4 == 0:
+            row |= {"item": f"new {number % 5}", "artist": "new", "action": "share"}
+        if row["time"] >= late and number % 6 == 0:
+            row["user"] = f"newcomer {number % 9}"
+    path = write_csv(tmp_path / "log.csv", rows)
+    manifest = prepare([path], tmp_path / "data", shares=Shares(val=0.2, gap_s=20), min_count=min_count)
+    end = manifest.windows["train"][1]
+    assert manifest.windows["val"][0] - 20 == end < late
+    early = write_csv(tmp_path / "early.csv", [row for row in rows if row["time"] < end])
+    alone = prepare([early], tmp_path / "alone", shares=Shares(val=0.0), min_count=min_count)
+    assert alone.windows == {}
+    for found, expected in zip(manifest.spec.sparse, alone.spec.sparse, strict=True):
+        vocabularies = [pq.read_table(tmp_path / f"{name}/vocab/{found.name}.parquet") for name in ("data", "alone")]
+        assert vocabularies[0].equals(vocabularies[1])
+        assert (found.rows, found.vocabulary) == (expected.rows, expected.vocabulary)
+
+    seen = {row["user"] for row in rows if row["time"] < end}
+    items = {*map(str, pq.read_table(tmp_path / "alone/vocab/item.parquet")["value"].to_pylist())}
+    wanted = [
+        (user if user in seen else None, [
+            (time, item if item in items else None, None if artist == "new" else artist, action)
+            for time, item, artist, action in events
+        ])
+        for user, events in naive_histories(rows).items()
+    ]  # fmt: skip
+    assert sum(user is None for user, _ in wanted) > 1
+    assert sum(item is None for _, events in wanted for _, item, _, _ in events) > 20
+    assert sorted(map(repr, rows_back(tmp_path / "data"))) == sorted(map(repr, wanted))
+    read_log(manifest, str(tmp_path / "data"))
+
+
 def test_malformed_rows_go_to_quarantine(tmp_path: Path) -> None:
     rows, bad = random_rows(3, 900), {}
     bad[5] = "u1,,a1,DE,like,1700000001"
@@ -172,13 +231,14 @@ def test_times_may_be_dates_parts_of_seconds_or_any_numbers(tmp_path: Path) -> N
     dated = [{**row, "time": f"{np.datetime64(row['time'], 's')}Z"} for row in rows]
     counted = [{**row, "time": row["time"] - 1_700_000_000} for row in rows]
     fine = [{**row, "time": f"{row['time']}.{999 - i:03}"} for i, row in enumerate(rows)]
+    whole = Shares(val=0.0)
     for name, each, expected in (
         ("dated", dated, naive_histories(rows)),
         ("counted", counted, naive_histories(counted)),
     ):
-        prepare([write_csv(tmp_path / f"{name}.csv", each)], tmp_path / name)
+        prepare([write_csv(tmp_path / f"{name}.csv", each)], tmp_path / name, shares=whole)
         assert read_back(tmp_path / name)[0] == expected
-    prepare([write_csv(tmp_path / "fine.csv", fine)], tmp_path / "fine")
+    prepare([write_csv(tmp_path / "fine.csv", fine)], tmp_path / "fine", shares=whole)
     backwards = naive_histories(rows[::-1])  # later rows are earlier within their second
     assert read_back(tmp_path / "fine")[0] == backwards
 
@@ -197,8 +257,13 @@ def test_other_folders_and_actions_are_refused(tmp_path: Path) -> None:
         prepare([path], tmp_path / "mine", overwrite=True)
     with pytest.raises(ValueError, match=r"columns of a log must be distinct.*got \['item'\]"):
         prepare([path], tmp_path / "twice", columns=LogColumns(user="user", item="item", time="time", users=("item",)))
-    with pytest.raises(ValueError, match=r"shares must be above 0 for val"):
-        Shares(val=0.0)
+    for name in ("hour", "time", "label"):
+        named = LogColumns(user="user", item="item", time="time", events=(name,))
+        with pytest.raises(ValueError, match=rf"categories not have the names .*'hour'.*got \['{name}'\]; rename or"):
+            prepare([path], tmp_path / "named", columns=named)
+    for shares in ({"val": 0.0, "test": 0.1}, {"val": 0.0, "gap_s": 5}, {"val": -0.1}, {"val": 0.9, "test": 0.1}):
+        with pytest.raises(ValueError, match=r"shares and the gap must be at least 0, sum below 1, and be 0 for test"):
+            Shares(**shares)  # type: ignore[arg-type]  # one of them is an integer
 
 
 def test_the_command_finds_usual_names_and_movielens(tmp_path: Path) -> None:
@@ -364,5 +429,8 @@ def test_the_readme_makes_yambda_what_the_preset_reads(tmp_path: Path) -> None:
     crossed = [{f.name: f.rows for f in spec.sparse if f.encoding == "hash"} for spec in (found, preset)]
     assert crossed[0] == crossed[1]
     assert {*found.history.actions} == {*preset.history.actions}
-    assert found.history == replace(preset.history, actions=found.history.actions, counted=True)
+    assert found.history.mark_names == preset.history.mark_names
+    assert found.history == replace(
+        preset.history, actions=found.history.actions, counted=True, marks=found.history.marks
+    )
     assert found.label == preset.label

@@ -58,6 +58,16 @@ class SamplesConfig:
         """Events and candidates of the longest sample."""
         return self.history + self.candidates
 
+    def sizes(self, spec: DatasetSpec) -> dict[str, float]:
+        """What ``CandidateRanker.expect`` takes: how large the batches of these samples are.
+
+        Where batches have equally many tokens, a sample has as many as the ids of an event's feature in ``spec`` say.
+        """
+        assert spec.history is not None
+        mean = next(feature.pooling_factor for feature in spec.sparse if feature.name == spec.history.item)
+        tokens = min(mean, self.tokens) if self.batch_by == "tokens" else self.tokens
+        return {"longest_tokens": self.tokens, "sample_tokens": tokens, "sample_candidates": self.candidates}
+
     def of(self, spec: DatasetSpec) -> DatasetSpec:
         """The spec with at most as many ids per sample, which the planner counts, as a sample can have."""
         history = spec.history

@@ -26,7 +26,7 @@ def stored_schema(spec: DatasetSpec) -> pa.Schema:
     history = history_of(spec)
     ids = {feature.name: pa.int32() if feature.ids <= 1 << 31 else pa.int64() for feature in spec.sparse}
     lists = {TIME: pa.int64(), ACTION: pa.uint8(), **{name: ids[name] for name in history.events}}
-    lists |= dict.fromkeys(history.marks, pa.int32())
+    lists |= dict.fromkeys(history.mark_names, pa.int32())
     fields = [(name, ids[name]) for name in history.users(list(ids))]
     fields += [(name, pa.list_(pa.field("element", kind, nullable=False))) for name, kind in lists.items()]
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
@@ -64,7 +64,7 @@ def read_log(manifest: Manifest, folder: str) -> EventLog:
         starts=starts,
         times=columns[TIME],
         actions=columns[ACTION],
-        events={name: columns[name] for name in (*history.events, *history.marks)},
+        events={name: columns[name] for name in (*history.events, *history.mark_names)},
         users={name: columns[name] for name in history.users([feature.name for feature in manifest.spec.sparse])},
     )
 
@@ -110,7 +110,7 @@ def _read(path: str, spec: DatasetSpec) -> dict[str, NDArray[Any]]:
 
 
 def _check(columns: Mapping[str, NDArray[Any]], lengths: Ints, spec: DatasetSpec, path: str) -> None:
-    limits = {feature.name: (0, feature.ids) for feature in spec.sparse if feature.name in columns}
+    limits = {feature.name: (0, feature.ids) for feature in (*spec.sparse, *spec.marks) if feature.name in columns}
     limits[ACTION] = (1, 1 + len(history_of(spec).actions))
     for name, (least, end) in limits.items():
         wrong = (columns[name] < least) | (columns[name] >= end)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.schema import Cross, DatasetSpec, History, SparseFeature
-from dlrm_torchrec.sequence_schema import HOUR
+from dlrm_torchrec.sequence_schema import HOUR, Mark
 
 ROWS = {
     "item": 9_390_624,
@@ -78,7 +78,7 @@ def _spec(name: str, rows: Mapping[str, int], samples: SamplesConfig, actions: t
         ),
         history=History(
             events=EVENTS,
-            marks=("is_organic",),
+            marks=(Mark(name="is_organic", rows=2),),
             actions=actions,
             positive=(LISTENED,),
             crosses=tuple(Cross(name=each, of=of) for each, of in crosses.items()),

@@ -26,6 +26,7 @@ MOST_TOKENS = 65_536  # that a model gets at once, or those of one sample
 MOST_SPREAD = 2**24  # tokens of a request whose candidates are samples of their own, each with the history again
 _HOUR_S, _MICROS = 3600, 10**6
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_LISTED = {"encoding": "vocab", "rows": 0, "part": "value", "multi_hot": True}  # of features whose values are known
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,9 @@ class HistoryEncoder:
 
     A row is a user: one value for each feature of users; lists, with an entry for each event in the order of their
     times, for each feature of events, ``action`` and ``time``; lists with an entry for each candidate in
-    ``candidates.<column>`` for each feature of events; and in ``candidates.time`` the time when they are shown. A log
-    with a single action has no column for it.
+    ``candidates.<column>`` for each feature of events, and for each mark that a cross reads; and in ``candidates.time``
+    the time when they are shown. A log with a single action has no column for it. Marks of events may be sent, too,
+    but nothing reads them, because crosses are those of candidates.
 
     A row becomes one sample, so that its history is read once; with crosses, which are context of a single candidate,
     it becomes one for each candidate.
@@ -106,17 +108,25 @@ class HistoryEncoder:
         self.read_times = numbers if history["counted"] else times
         own = [feature for feature in self.sparse if feature["name"] not in self.crosses]
         asked = [_of_candidates(feature) for feature in own if feature["name"] in self.events]
+        marks = {mark["name"]: mark for mark in history["marks"]}
+        self.marks = [name for name in marks if any(name in of for of in self.crosses.values())]
+        self.unread = {mark["column"] or mark["name"] for mark in marks.values()}  # of the events of a history
+        # the first id of a mark whose raw values are ids
+        self.first_ids = {name: FIRST if marks[name]["encoding"] == "id" else 0 for name in self.marks}
         lookups = dict(vocabularies)
         lookups |= {f"{CANDIDATES}{name}": found for name, found in vocabularies.items() if name in self.events}
         if len(self.actions) > 1:
             lookups[ACTION] = Vocabulary.of(pa.array(self.actions)).lookup
-            asked.append(own[0] | {"name": ACTION, "column": ACTION, "encoding": "vocab", "rows": 0, "part": "value"})
-            asked[-1]["multi_hot"] = True
+            asked.append(own[0] | {"name": ACTION, "column": ACTION} | _LISTED)
+        for name in self.marks:
+            ids = Vocabulary.of(pa.array(np.arange(marks[name]["rows"]))).lookup
+            lookups[f"{CANDIDATES}{name}"] = vocabularies.get(name, ids)
+            asked.append(_of_candidates(own[0] | marks[name] | _LISTED))
         self.features = {feature["name"]: place for place, feature in enumerate([*own, *asked])}
         self.rows = Encoder(dict(spec) | {"dense": [], "sparse": [*own, *asked]}, lookups)
         self.keys: dict[Key, None] = self.rows.keys | {(TIME, True): None, (ASKED, False): None}
         self.columns = (*self.rows.columns, TIME, ASKED)
-        self.known = self.rows.known | {TIME, ASKED}
+        self.known = self.rows.known | {TIME, ASKED} | self.unread
         self.kinds = tuple(
             "token" if each["name"] in self.events else "candidate" if each["name"] in self.crosses else "sample"
             for each in self.sparse
@@ -126,11 +136,12 @@ class HistoryEncoder:
         """The samples of users, from a list, NumPy array or Arrow array of a value or list for each of them per column.
 
         Of a history, the events are kept that training would have kept. Raises ValueError for what ``Encoder`` refuses,
-        for lists of different lengths, for times that are missing or descend, for an unknown action, and for a row
-        without candidates.
+        for lists of different lengths, for times that are missing or descend, for an unknown action or mark, and for a
+        row without candidates.
         """
         plain = isinstance(columns, Mapping)
-        found = self.rows({k: v for k, v in columns.items() if k not in (TIME, ASKED)} if plain else columns)
+        apart = {TIME, ASKED} | (self.unread - {*self.rows.columns})
+        found = self.rows({k: v for k, v in columns.items() if k not in apart} if plain else columns)
         absent = [name for name in (TIME, ASKED) if name not in columns]
         if absent:
             raise ValueError(f"columns must have {absent[0]!r}: got none; send the time of each event, and of asking")
@@ -147,6 +158,7 @@ class HistoryEncoder:
         owners, asking = np.repeat(np.arange(len(counts)), counts), np.repeat(np.arange(len(groups)), groups)
         _check_order(happened, owners, now)
         actions = self._actions(found, columns)
+        marks = {name: self._marks(found, columns, name) for name in self.marks}
         kept = np.flatnonzero(self._kept(actions, counts, owners))
         user = asking if self.crosses else np.arange(len(groups))  # of each sample
         num_candidates = np.ones_like(asking) if self.crosses else groups
@@ -165,7 +177,7 @@ class HistoryEncoder:
         for feature in self.sparse:
             name = feature["name"]
             if name in self.crosses:
-                ids.append(self._crossed(feature, found, now, asking))
+                ids.append(self._crossed(feature, found, marks, now=now, asking=asking))
                 unseen.append(0)
                 continue
             place = self.features[name]
@@ -203,7 +215,7 @@ class HistoryEncoder:
                 f"scored in {CANDIDATES}{self.events[0]}"
             )
         wanted = {name: counts for name in (*self.events, ACTION) if name in self.features}
-        wanted |= {f"{CANDIDATES}{name}": groups for name in self.events}
+        wanted |= {f"{CANDIDATES}{name}": groups for name in (*self.events, *self.marks)}
         for name, lengths in wanted.items():
             unequal = np.flatnonzero(found.lengths[self.features[name]] != lengths)
             if len(unequal):
@@ -217,18 +229,37 @@ class HistoryEncoder:
         """The action of each event, from 1 on."""
         if ACTION not in self.features:
             return np.ones(len(found.ids[self.features[self.events[0]]]), np.int64)
-        place = self.features[ACTION]
-        actions: Ids = found.ids[place] - (FIRST - 1)
-        unknown = np.flatnonzero(actions < 1)
-        if len(unknown):
-            row = int(found.lengths[place].cumsum().searchsorted(unknown[0], side="right"))
-            value = columns[ACTION][row][int(unknown[0] - found.lengths[place][:row].sum())]
-            value = value.as_py() if isinstance(value, pa.Scalar) else value
+        unknown = self._unknown(found, columns, ACTION)
+        if unknown:
             raise ValueError(
-                f"column {ACTION!r} must hold the actions of the training data: got {value!r:.60} in row {row}; send "
-                f"some of {self.actions}"
+                f"column {ACTION!r} must hold the actions of the training data: got {unknown}; send some of "
+                f"{self.actions}"
             )
+        actions: Ids = found.ids[self.features[ACTION]] - (FIRST - 1)
         return actions
+
+    def _marks(self, found: Inputs, columns: Mapping[str, Any], name: str) -> Ids:
+        """The ids of a mark of each candidate."""
+        asked = f"{CANDIDATES}{name}"
+        unknown = self._unknown(found, columns, asked)
+        if unknown:
+            raise ValueError(
+                f"column {self.rows.sparse[self.features[asked]]['column']!r} must hold values that the training data "
+                f"have: got {unknown}; leave out candidates of others, because a cross has no row for them"
+            )
+        ids: Ids = found.ids[self.features[asked]] - self.first_ids[name]
+        return ids
+
+    def _unknown(self, found: Inputs, columns: Mapping[str, Any], name: str) -> str:
+        """The first value of a column that has no id, and its row; empty if there is none."""
+        place = self.features[name]
+        unknown = np.flatnonzero(found.ids[place] < FIRST)
+        if not len(unknown):
+            return ""
+        row = int(found.lengths[place].cumsum().searchsorted(unknown[0], side="right"))
+        value = columns[self.rows.sparse[place]["column"]][row][int(unknown[0] - found.lengths[place][:row].sum())]
+        value = value.as_py() if isinstance(value, pa.Scalar) else value
+        return f"{value!r:.60} in row {row}"
 
     def _kept(self, actions: Ids, counts: Ids, owners: Ids) -> npt.NDArray[np.bool_]:
         """Which events a history keeps, (E,)."""
@@ -246,7 +277,9 @@ class HistoryEncoder:
             found |= own & (to_come <= most // len(pools))
         return found
 
-    def _crossed(self, feature: Mapping[str, Any], found: Inputs, now: Ids, asking: Ids) -> Ids:
+    def _crossed(
+        self, feature: Mapping[str, Any], found: Inputs, marks: Mapping[str, Ids], *, now: Ids, asking: Ids
+    ) -> Ids:
         """The ids of a cross, as ``datasets.sequences.collate`` computes them."""
         key = np.zeros(len(asking), np.uint64)
         for part in self.crosses[feature["name"]]:
@@ -254,6 +287,8 @@ class HistoryEncoder:
                 ids = (now // _HOUR_S % 24)[asking]
             elif part in self.events:
                 ids = found.ids[self.features[f"{CANDIDATES}{part}"]]
+            elif part in marks:
+                ids = marks[part]
             else:
                 ids = found.ids[self.features[part]][asking]
             key = finalised(key + (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN)

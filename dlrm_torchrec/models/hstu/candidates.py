@@ -44,8 +44,9 @@ class CandidateRanker(nn.Module):
         super().__init__()
         self.config, self.events, self.context_features = config, tuple(events), tuple(context)
         self.table_dim = table_dim
-        # Tokens and candidates of a sample, for plans and summaries: the most, until they are set to the data's means.
-        self.sample_tokens, self.sample_candidates = float(config.most_tokens - len(context)), 1.0
+        # Tokens and candidates of a sample, for plans and summaries: the most, until ``expect`` says what data have.
+        self.longest_tokens = self.sample_tokens = float(config.most_tokens - len(context))
+        self.sample_candidates = 1.0
         self.contents = Contents(config, events, table_dim=table_dim, num_actions=num_actions, device=device)
         self.context = Context(config, context, table_dim=table_dim, device=device) if context else None
         self.head = CandidateHead(config, events, table_dim=table_dim, num_labels=num_labels, device=device)
@@ -63,17 +64,40 @@ class CandidateRanker(nn.Module):
         """Logits of candidates from the rows of all their samples."""
 
     @abstractmethod
+    def activation_bytes(self, num_samples: int) -> int:
+        """Bytes that one step of a rank with so many samples holds at most, for plans; an upper bound in bfloat16."""
+
+    @abstractmethod
     def served(self) -> nn.Module:
         """A module that maps the arguments of ``score`` to the same logits, where each sample has a candidate.
 
         ``torchrec.fx`` traces it and TorchScript compiles it. It has the parts of this module.
         """
 
+    def expect(self, *, longest_tokens: float, sample_tokens: float, sample_candidates: float) -> None:
+        """Sets the tokens of the longest sample, and tokens and candidates per sample of a batch.
+
+        If batches are cut by samples and not by tokens, all samples of one may be the longest.
+        """
+        self.longest_tokens, self.sample_tokens = longest_tokens, sample_tokens
+        self.sample_candidates = sample_candidates
+
     def work(self, num_samples: int) -> Work:
         """The work of so many samples."""
+        return self._work(num_samples, self.sample_tokens)
+
+    def most_work(self, num_samples: int) -> Work:
+        """The most work of a rank's part of a batch, which has so many samples on average.
+
+        A batch ends with the sample that fills it, and the parts of ranks differ by at most a sample.
+        """
+        tokens = self.sample_tokens + 2 * self.longest_tokens / max(1, num_samples)
+        return self._work(num_samples, min(self.longest_tokens, tokens))
+
+    def _work(self, num_samples: int, tokens: float) -> Work:
         return Work.of_equal_samples(
             num_samples,
-            self.sample_tokens,
+            tokens,
             candidates=self.sample_candidates,
             features=len(self.events),
             context=len(self.context_features),

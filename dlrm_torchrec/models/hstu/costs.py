@@ -43,6 +43,11 @@ class Work:
         """Those of context, too."""
         return self.tokens + self.samples * self.context
 
+    @property
+    def pooled(self) -> float:
+        """Pairs of a candidate and an event of its history, where candidates are spread evenly over samples."""
+        return (self.tokens - self.candidates) * self.candidates / self.samples if self.samples else 0
+
 
 def multiply_adds(config: HSTUConfig, work: Work) -> dict[str, float]:
     """Multiply-adds of each part in the forward pass, without hidden pairs of tokens.
@@ -64,11 +69,10 @@ def layer_multiply_adds(config: HSTUConfig, work: Work) -> dict[str, float]:
 
 
 def pooled_multiply_adds(config: HSTUConfig, work: Work) -> dict[str, float]:
-    """Those of the baseline that pools the history; candidates are spread evenly over samples."""
-    pooled = (work.tokens - work.candidates) * work.candidates / work.samples if work.samples else 0
+    """Those of the baseline that pools the history."""
     return {
         **_multiply_adds_of_ends(config, work),
-        "weights": pooled * (4 * config.dim * config.hidden + config.hidden + config.dim),
+        "weights": work.pooled * (4 * config.dim * config.hidden + config.hidden + config.dim),
         "user": work.candidates * (2 + work.context) * config.dim**2,
     }
 
@@ -99,9 +103,8 @@ def layer_moved_floats(config: HSTUConfig, work: Work) -> float:
 
 def pooled_moved_floats(config: HSTUConfig, work: Work) -> float:
     """Those of the baseline that pools the history."""
-    pooled = (work.tokens - work.candidates) * work.candidates / work.samples if work.samples else 0
     user = work.candidates * (3 + work.context) * config.dim
-    return pooled * (6 * config.dim + 2 * config.hidden + 1) + user + _moved_floats_of_ends(config, work)
+    return work.pooled * (6 * config.dim + 2 * config.hidden + 1) + user + _moved_floats_of_ends(config, work)
 
 
 def _moved_floats_of_ends(config: HSTUConfig, work: Work) -> float:
@@ -112,25 +115,35 @@ def _moved_floats_of_ends(config: HSTUConfig, work: Work) -> float:
     return work.tokens * token + work.samples * context + work.candidates * candidate
 
 
-def activation_bytes(config: HSTUConfig, work: Work, *, float_bytes: int = FLOAT_BYTES) -> int:
+def activation_bytes(config: HSTUConfig, work: Work) -> int:
     """Bytes that the dense part of a rank holds at most in one step, linear in tokens; rows of tables are not counted.
 
     They are what autograd keeps for the backward pass, and as much as one layer keeps once more, for its gradients.
-    With ``chunk_tokens``, only one chunk is kept at a time. The gradients of the rows are always there.
-
-    Args:
-        config: the sizes
-        work: what the rank does in one step
-        float_bytes: of a number; numbers of 4 bytes are an upper bound for runs in bfloat16
+    With ``chunk_tokens``, only one chunk is kept at a time. The gradients of the rows are always there. Numbers have 4
+    bytes, so it is an upper bound for runs in bfloat16.
     """
+    layer = work.all_tokens * _floats_of_layer(config) * FLOAT_BYTES
+    kept = config.layers * layer + work.tokens * _bytes_of_token(config, work)
+    kept += work.candidates * _floats_of_candidate(config, work) * FLOAT_BYTES
+    return _bytes_of_step(config, work, kept + layer)
+
+
+def pooled_activation_bytes(config: HSTUConfig, work: Work) -> int:
+    """Those of the baseline that pools the history; what it keeps for pairs is counted twice, for their gradients."""
+    pairs = work.pooled * _bytes_of_pair(config)
+    kept = pairs + work.tokens * _bytes_of_token(config, work)
+    user = (2 + work.context) * config.dim
+    kept += work.candidates * (_floats_of_candidate(config, work) + user) * FLOAT_BYTES
+    return _bytes_of_step(config, work, kept + pairs)
+
+
+def _bytes_of_step(config: HSTUConfig, work: Work, of_samples: float) -> int:
+    """``of_samples``, or the part of it for a chunk of them, and the gradients of rows."""
     share = 1.0
     if config.chunk_tokens and work.tokens:
         share = min(1.0, (config.chunk_tokens + config.most_tokens) / work.tokens)
-    layer = work.all_tokens * _floats_of_layer(config) * float_bytes
-    kept = config.layers * layer + work.tokens * _bytes_of_token(config, work, float_bytes)
-    kept += work.candidates * _floats_of_candidate(config, work) * float_bytes
     row_gradients = (work.tokens * work.features + work.samples * work.context) * work.table_dim * FLOAT_BYTES
-    return int(share * (kept + layer) + row_gradients)
+    return int(share * of_samples + row_gradients)
 
 
 def _mlps(work: Work) -> int:
@@ -149,11 +162,16 @@ def _floats_of_layer(config: HSTUConfig) -> float:
     return kept + 2 * values + gated + dropped  # what is attended to, and its norm
 
 
-def _bytes_of_token(config: HSTUConfig, work: Work, float_bytes: int) -> float:
+def _bytes_of_token(config: HSTUConfig, work: Work) -> float:
     others = work.features - 1 if work.features > 2 else 0  # side by side
     floats = others * work.table_dim + config.action_dim + _mlps(work) * (3 * config.hidden + config.dim)
     dropped = config.dim if config.input_dropout else 0
-    return (floats + dropped) * float_bytes + 4 * INDEX_BYTES
+    return (floats + dropped) * FLOAT_BYTES + 4 * INDEX_BYTES
+
+
+def _bytes_of_pair(config: HSTUConfig) -> float:
+    """Candidate and event, both with difference and product side by side, the hidden layer, and the two places."""
+    return (6 * config.dim + 3 * config.hidden + 3) * FLOAT_BYTES + 2 * INDEX_BYTES
 
 
 def _floats_of_candidate(config: HSTUConfig, work: Work) -> float:

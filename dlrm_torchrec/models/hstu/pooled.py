@@ -13,6 +13,7 @@ from dlrm_torchrec.models.hstu.blocks import swish_mlp
 from dlrm_torchrec.models.hstu.candidates import CandidateRanker
 from dlrm_torchrec.models.hstu.chunks import Rows
 from dlrm_torchrec.models.hstu.config import HSTUConfig
+from dlrm_torchrec.models.hstu.costs import pooled_activation_bytes
 from dlrm_torchrec.models.hstu.places import histories_of, to_first_candidates
 from dlrm_torchrec.models.hstu.tokens import Samples
 
@@ -74,6 +75,9 @@ class PooledRanker(CandidateRanker):
             known.append(self.context(rows).flatten(1)[users])
         logits: torch.Tensor = self.head(self.user(torch.cat(known, dim=1)), samples.times[which], rows, which)
         return logits
+
+    def activation_bytes(self, num_samples: int) -> int:
+        return pooled_activation_bytes(self.config, self.most_work(num_samples))
 
     def served(self) -> nn.Module:
         return ServedPooled(self)

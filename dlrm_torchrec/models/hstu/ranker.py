@@ -89,8 +89,7 @@ class HSTURanker(CandidateRanker):
         self.layers = HSTULayers(config, device)
 
     def activation_bytes(self, num_samples: int) -> int:
-        """Bytes that one step of a rank with so many samples holds at most, for plans; an upper bound in bfloat16."""
-        return activation_bytes(self.config, self.work(num_samples))
+        return activation_bytes(self.config, self.most_work(num_samples))
 
     def served(self) -> nn.Module:
         return ServedHSTU(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from dlrm_torchrec.datasets.sequences.samples import Samples, Window, find_sampl
 from dlrm_torchrec.datasets.sequences.stored import read_log
 from dlrm_torchrec.datasets.sequences.yambda import ROWS, TWIN_SAMPLES, yambda_spec, yambda_twin_spec
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.sequence_schema import History
+from dlrm_torchrec.sequence_schema import History, Mark
 
 SPEC = yambda_twin_spec()
 
@@ -90,24 +91,36 @@ def test_batches_hold_hashes_of_marks_and_files_hold_marks(tmp_path: Path) -> No
     def lists(values: np.ndarray) -> list[list[int]]:
         return [values[first:end].tolist() for first, end in zip(log.starts, log.starts[1:], strict=False)]
 
-    columns = {"uid": log.users["uid"], "time": lists(log.times), "action": lists(log.actions)}
+    columns: dict[str, Any] = {"uid": log.users["uid"], "time": lists(log.times), "action": lists(log.actions)}
     columns |= {name: lists(values) for name, values in log.events.items()}
     pq.write_table(pa.table(columns), tmp_path / "0.parquet")
     manifest = Manifest(spec=SPEC, splits={"users": Split(files=(DataFile(path="0.parquet", rows=3),))})
     again = read_log(manifest, str(tmp_path))
     assert (again.events["is_organic"] == log.events["is_organic"]).all()
+    wrong = columns | {"is_organic": [[2] * len(each) for each in columns["time"]]}
+    pq.write_table(pa.table(wrong), tmp_path / "0.parquet")
+    with pytest.raises(ValueError, match=r"column 'is_organic' of .* must hold ids in \[0, 2\): got 2; prepare"):
+        read_log(manifest, str(tmp_path))
     pq.write_table(pa.table(columns).drop_columns("is_organic"), tmp_path / "0.parquet")
     with pytest.raises(ValueError, match="got an unfit 'is_organic' among"):
         read_log(manifest, str(tmp_path))
 
 
-@pytest.mark.parametrize("marks", [("item",), ("time",), ("hour",), ("a", "a")])
-def test_marks_are_columns_of_their_own(marks: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("names", [("item",), ("time",), ("a", "a")])
+def test_marks_are_columns_of_their_own(names: tuple[str, ...]) -> None:
+    marks = tuple(Mark(name=name, rows=2) for name in names)
     history = History(events=("item",), actions=("like",), positive=("like",), marks=marks)
     with pytest.raises(
         ValueError, match=r"^features of events and crosses must .* none be one of the distinct columns"
     ):
         history.check(["item", "user"])
+
+
+def test_no_feature_or_mark_is_called_as_the_hour_of_the_day() -> None:
+    history = History(events=("item",), actions=("like",), positive=("like",))
+    for marks, features in (((Mark(name="hour", rows=2),), ["item"]), ((), ["item", "hour"])):
+        with pytest.raises(ValueError, match=r"^features and marks of a history must not be called 'hour', as crosses"):
+            replace(history, marks=marks).check(features)
 
 
 def test_a_cross_of_an_unknown_part_is_refused() -> None:

@@ -19,9 +19,10 @@ from dlrm_torchrec.datasets.sequences.samples import Rule, Samples
 from dlrm_torchrec.inference.lookups import Vocabulary
 from dlrm_torchrec.inference.sequences.history_encoder import HistoryEncoder
 from dlrm_torchrec.schema import DatasetSpec, History, SparseFeature
-from dlrm_torchrec.sequence_schema import Cross
+from dlrm_torchrec.sequence_schema import Cross, Mark
 
 ITEMS, CITIES = [f"i{number}" for number in range(40)], ["Kraków", "Paris", "7"]
+SCREENS = ["tv", "phone", "3"]
 ACTIONS = ("skip", "like", "5")
 SPEC = DatasetSpec(
     name="log",
@@ -41,23 +42,37 @@ SPEC = DatasetSpec(
         crosses=(Cross(name="cross", of=("segment", "item", "hour")),),
     ),
 )
+MARKED = replace(
+    SPEC,
+    history=replace(
+        history_of(SPEC),
+        marks=(
+            Mark(name="organic", rows=2, column="is_organic"),
+            Mark(name="screen", rows=2 + len(SCREENS), encoding="vocab"),
+            Mark(name="unread", rows=9),
+        ),
+        crosses=(Cross(name="cross", of=("segment", "item", "organic", "screen", "hour")),),
+    ),
+)
 PLAIN = replace(
     SPEC,
     sparse=tuple(feature for feature in SPEC.sparse if feature.name != "cross"),
     history=History(events=("item", "artist"), actions=ACTIONS, positive=("like",)),
 )
-LOOKUPS = {"city": Vocabulary.of(pa.array(CITIES)).lookup, "item": Vocabulary.of(pa.array(ITEMS)).lookup}
+WORDS = {"city": CITIES, "item": ITEMS, "screen": SCREENS}
+LOOKUPS = {name: Vocabulary.of(pa.array(values)).lookup for name, values in WORDS.items()}
 
 
 def encoder(samples: SamplesConfig, spec: DatasetSpec = SPEC) -> HistoryEncoder:
     return HistoryEncoder(spec.to_json(), LOOKUPS, vars(samples))
 
 
-def write_vocabularies(folder: Path) -> dict[str, str]:
-    """The files of the vocabularies of ``SPEC``."""
-    for name, values in (("city", CITIES), ("item", ITEMS)):
-        pq.write_table(pa.table({"value": values}), folder / f"{name}.parquet")
-    return {name: str(folder / f"{name}.parquet") for name in LOOKUPS}
+def write_vocabularies(folder: Path, spec: DatasetSpec = SPEC) -> dict[str, str]:
+    """The files of the vocabularies of a spec."""
+    named = [each.name for each in (*spec.sparse, *spec.marks) if each.encoding == "vocab"]
+    for name in named:
+        pq.write_table(pa.table({"value": WORDS[name]}), folder / f"{name}.parquet")
+    return {name: str(folder / f"{name}.parquet") for name in named}
 
 
 def draw(users: int, seed: int, *, longest: int = 12) -> list[dict[str, Any]]:
@@ -85,6 +100,17 @@ def draw(users: int, seed: int, *, longest: int = 12) -> list[dict[str, Any]]:
     return rows
 
 
+def marked(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """The rows with random marks of their candidates."""
+    random, found = np.random.default_rng(seed), []
+    for row in rows:
+        count = len(row["candidates.track"])
+        organic, screens = random.integers(0, 2, count).tolist(), random.integers(0, len(SCREENS), count)
+        marks = {"candidates.is_organic": organic, "candidates.screen": [SCREENS[place] for place in screens]}
+        found.append(row | marks)
+    return found
+
+
 def columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
@@ -92,7 +118,7 @@ def columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 def batch_of(rows: list[dict[str, Any]], samples: SamplesConfig, spec: DatasetSpec = SPEC) -> SequenceBatch:
     """The batch that training would make of these users, if their candidates were the last events of a log."""
     if history_of(spec).crosses:  # each candidate has a sample of its own
-        own = ("candidates.track", "candidates.artist")
+        own = [name for name in rows[0] if name.startswith("candidates.") and name != "candidates.time"]
         rows = [
             row | {name: row[name][place : place + 1] for name in own}
             for row in rows
@@ -111,6 +137,7 @@ def batch_of(rows: list[dict[str, Any]], samples: SamplesConfig, spec: DatasetSp
         )
         for feature, raw in (("item", "track"), ("artist", "artist"))
     }
+    events |= {mark.name: _marks(rows, mark) for mark in spec.marks}
     happened = [(*row["time"], *[row["candidates.time"]] * len(row["candidates.track"])) for row in rows]
     done = [[*(1 + ACTIONS.index(each) for each in row["action"]), *[1] * len(row["candidates.track"])] for row in rows]
     log = EventLog(
@@ -125,3 +152,13 @@ def batch_of(rows: list[dict[str, Any]], samples: SamplesConfig, spec: DatasetSp
     drawn = Samples(log, Rule.of(samples, history_of(spec)), np.concatenate(asked), bounds)
     which = np.arange(len(rows))
     return Collation(spec, drawn).batch(which, padded_rows=len(rows), global_rows=int(counts[:, 1].sum()))
+
+
+def _marks(rows: list[dict[str, Any]], mark: SparseFeature) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """The ids of a mark of all events; nothing reads those of histories."""
+    ids = []
+    for row in rows:
+        asked = row.get(f"candidates.{mark.raw}", [0] * len(row["candidates.track"]))
+        ids += [0] * len(row["track"])
+        ids += [2 + SCREENS.index(value) if mark.name == "screen" else value for value in asked]
+    return np.array(ids, np.int32)

@@ -13,7 +13,7 @@ from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.inference.sequences import history_encoder
 from dlrm_torchrec.inference.sequences.history_encoder import HistoryInputs
 from dlrm_torchrec.schema import DatasetSpec
-from tests.inference.sequences.histories import PLAIN, SPEC, batch_of, columns, draw, encoder
+from tests.inference.sequences.histories import MARKED, PLAIN, SPEC, batch_of, columns, draw, encoder, marked
 
 CUTS = [
     SamplesConfig(history=100),
@@ -47,6 +47,51 @@ def test_inputs_are_those_of_training(samples: SamplesConfig, spec: DatasetSpec)
     for seed in range(5):
         rows = draw(9, seed)
         check_equal(encoder(samples, spec)(columns(rows)), rows, samples, spec)
+
+
+@pytest.mark.parametrize("samples", CUTS[:2], ids=str)
+def test_crosses_read_the_marks_of_candidates(samples: SamplesConfig) -> None:
+    for seed in range(5):
+        rows = marked(draw(9, seed), seed)
+        found = encoder(samples, MARKED)(columns(rows))
+        check_equal(found, rows, samples, MARKED)
+        also = [row | {name: ["x"] * 3 for name in ("is_organic", "screen", "unread")} for row in rows]
+        again = encoder(samples, MARKED)(columns(also))  # those of histories, which nothing reads
+        assert all(np.array_equal(one, other) for one, other in zip(found.arrays, again.arrays, strict=True))
+        other = [row | {"candidates.is_organic": [1 - each for each in row["candidates.is_organic"]]} for row in rows]
+        cross = [feature.name for feature in MARKED.sparse].index("cross")
+        assert (encoder(samples, MARKED)(columns(other)).ids[cross] != found.ids[cross]).mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"candidates.is_organic": [0, 2]},
+            r"column 'candidates.is_organic' must hold values that .*: got 2 in row 1; ",
+        ),
+        ({"candidates.is_organic": [None, 0]}, r"'candidates.is_organic' must hold values .*: got None in row 1; "),
+        (
+            {"candidates.screen": ["tv", "car"]},
+            r"'candidates.screen' must hold values .*: got 'car' in row 1; leave out",
+        ),
+        ({"candidates.screen": ["tv"]}, r"'candidates.screen' must have a value for each candidate: got 1 for 2 cand"),
+    ],
+)
+def test_unknown_marks_are_refused(change: dict[str, Any], message: str) -> None:
+    (row,) = marked(draw(2, 1)[1:], 0)
+    row |= {"candidates.track": ["i1", "i2"], "candidates.artist": [1, 2]}
+    row |= {"candidates.is_organic": [0, 1], "candidates.screen": ["3", "tv"]}
+    encode = encoder(CUTS[0], MARKED)
+    assert len(encode(columns([row, row]))) == 4
+    with pytest.raises(ValueError, match=message):
+        encode(columns([row, row | change]))
+
+
+def test_a_request_without_marks_is_refused() -> None:
+    rows = columns(draw(3, 1))
+    with pytest.raises(ValueError, match=r"must be the raw ones of 'log': got no \['candidates.is_organic', 'candidat"):
+        encoder(CUTS[0], MARKED)(rows)
 
 
 def test_columns_may_be_arrow_and_dates() -> None:

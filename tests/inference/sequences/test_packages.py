@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,17 @@ from dlrm_torchrec.models.hstu.model import SequenceRanker
 from dlrm_torchrec.models.hstu.pooled import PooledRanker
 from dlrm_torchrec.models.hstu.ranker import HSTURanker
 from dlrm_torchrec.schema import DatasetSpec
-from dlrm_torchrec.sequence_schema import Cross
-from tests.inference.sequences.histories import ACTIONS, PLAIN, SPEC, batch_of, columns, draw, write_vocabularies
+from tests.inference.sequences.histories import (
+    ACTIONS,
+    MARKED,
+    PLAIN,
+    SPEC,
+    batch_of,
+    columns,
+    draw,
+    marked,
+    write_vocabularies,
+)
 
 DIM, SAMPLES = 8, SamplesConfig(history=7)
 SIZES = HSTUConfig(dim=16, hidden=12, most_tokens=32, positions=20, time_buckets=64)
@@ -64,7 +72,7 @@ def package(folder: Path, model: nn.Module, tables: Any, types: TableType, spec:
     kinds = dict.fromkeys(table_weights(tables), types)
     served = serve_id_tables(model, tables, kinds, [feature.name for feature in spec.sparse])
     write_package(
-        folder / "package", script(SequenceScorer(served, spec)), spec, vocabularies=write_vocabularies(folder),
+        folder / "package", script(SequenceScorer(served, spec)), spec, vocabularies=write_vocabularies(folder, spec),
         model_facts={}, metrics={}, samples=vars(SAMPLES),
     )  # fmt: skip
     return folder / "package"
@@ -84,6 +92,7 @@ np.save(sys.argv[2], Predictor.load(sys.argv[1])(json.load(sys.stdin)).probabili
 CASES = [
     ("paper", "plain", PLAIN),
     ("mlperf", "hash", SPEC),  # with a cross, as in MLPerf
+    ("mlperf", "quotient_remainder", MARKED),  # which reads marks, as there, too
     ("paper", "quotient_remainder", PLAIN),
     ("pooled", "quotient_remainder", SPEC),
 ]
@@ -92,7 +101,7 @@ CASES = [
 @pytest.mark.parametrize(("kind", "tables", "spec"), CASES)
 def test_a_float_package_is_the_trained_model(kind: str, tables: str, spec: DatasetSpec, tmp_path: Path) -> None:
     model, collection = trained(kind, tables, spec)
-    rows = draw(40, 5)
+    rows = marked(draw(40, 5), 6) if spec.marks else draw(40, 5)
     with torch.no_grad():
         expected = torch.sigmoid(model(batch_of(rows, SAMPLES, spec))).squeeze(1).numpy()
     assert expected.std() > 0.05
@@ -153,13 +162,15 @@ def test_a_package_says_how_histories_are_cut(tmp_path: Path) -> None:
         write_package(tmp_path / "p", program, PLAIN, vocabularies={}, model_facts={}, metrics={})
 
 
-def test_a_package_reads_no_marks(tmp_path: Path) -> None:
-    assert SPEC.history is not None
-    history = replace(SPEC.history, marks=("organic",), crosses=(Cross(name="cross", of=("item", "organic")),))
-    with pytest.raises(ValueError, match=r"cross 'cross' of a package must read no mark: got \['organic'\]; name"):
+def test_the_vocabulary_of_a_mark_belongs_to_a_package(tmp_path: Path) -> None:
+    words = write_vocabularies(tmp_path, MARKED)
+    del words["screen"]
+    with pytest.raises(
+        ValueError, match=r"vocabularies must be those of 'log': got no \['screen'\] and unknown \[\]; "
+    ):
         write_package(
-            tmp_path / "p", torch.jit.script(nn.Identity()), replace(SPEC, history=history), vocabularies={},
-            model_facts={}, metrics={}, samples=vars(SAMPLES),
+            tmp_path / "p", torch.jit.script(nn.Identity()), MARKED, vocabularies=words, model_facts={}, metrics={},
+            samples=vars(SAMPLES),
         )  # fmt: skip
 
 

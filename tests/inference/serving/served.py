@@ -95,7 +95,7 @@ class Server:
 
     def wait(self) -> Self:
         assert self.process.stdout is not None
-        found = re.fullmatch(r"serving \w+ at http://127\.0\.0\.1:(\d+)\n", self.process.stdout.readline())
+        found = re.fullmatch(r"serving \S+ at http://127\.0\.0\.1:(\d+)\n", self.process.stdout.readline())
         assert found, self.stop()
         self.port = int(found[1])
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,11 +12,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchrec.distributed.planner import Topology
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
+from dlrm_torchrec.datasets.sequences.config import SamplesConfig
+from dlrm_torchrec.datasets.sequences.log import history_of
+from dlrm_torchrec.datasets.sequences.order import SampleOrder, weights_of
+from dlrm_torchrec.datasets.sequences.samples import Window, find_samples
+from dlrm_torchrec.datasets.sequences.synthetic import Interests
+from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.datasets.synthetic.specs import interests_spec
 from dlrm_torchrec.embeddings.tables import build_sequence_tables
 from dlrm_torchrec.models.hstu.attention.layout import BLOCKS
 from dlrm_torchrec.models.hstu.candidates import CandidateRanker
 from dlrm_torchrec.models.hstu.config import MLPERF, HSTUConfig, Variant
-from dlrm_torchrec.models.hstu.costs import Work, activation_bytes, multiply_adds, pooled_multiply_adds
+from dlrm_torchrec.models.hstu.costs import (
+    Work,
+    activation_bytes,
+    multiply_adds,
+    pooled_activation_bytes,
+    pooled_multiply_adds,
+)
 from dlrm_torchrec.models.hstu.model import SequenceRanker
 from dlrm_torchrec.models.hstu.pooled import PooledRanker
 from dlrm_torchrec.models.hstu.ranker import HSTURanker
@@ -31,9 +44,10 @@ from dlrm_torchrec.train.optimizers import optimize_tables_in_backward
 
 CONFIG = HSTUConfig(dim=32, heads=2, key_dim=12, value_dim=20, hidden=24, most_tokens=512, layers=3)
 TABLE_DIM = 16
+INTERESTS = history_of(interests_spec())
 
 
-def work_of(samples: int, tokens: int, candidates: int, features: int, context: int) -> Work:
+def work_of(samples: int, tokens: float, candidates: int, features: int, context: int) -> Work:
     return Work.of_equal_samples(
         samples, tokens, candidates=candidates, features=features, context=context, table_dim=TABLE_DIM
     )
@@ -56,7 +70,7 @@ def forward(config: HSTUConfig, work: Work, kind: type[CandidateRanker] = HSTURa
     return logits
 
 
-def kept_bytes(config: HSTUConfig, work: Work) -> int:
+def kept_bytes(config: HSTUConfig, work: Work, kind: type[CandidateRanker] = HSTURanker) -> int:
     """Bytes of all storages that autograd keeps, except parameters and rows of tables."""
     storages: dict[int, torch.UntypedStorage] = {}
 
@@ -66,7 +80,7 @@ def kept_bytes(config: HSTUConfig, work: Work) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward(config, work).sum()
+        forward(config, work, kind).sum()
     return sum(storage.nbytes() for storage in storages.values())
 
 
@@ -84,9 +98,47 @@ def test_what_autograd_keeps_is_predicted_and_linear_in_tokens(variant: Variant,
         assert found[1] == pytest.approx(predicted, rel=0.1)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_what_autograd_keeps_of_pairs_is_predicted(dropout: float) -> None:
+    config = replace(CONFIG, input_dropout=dropout)
+    for features, context, candidates in ((1, 0, 1), (3, 2, 1), (3, 2, 6)):
+        work = work_of(20, 100, candidates, features, context)
+        pairs = 20 * candidates * (100 - candidates) * 4 * (6 * config.dim + 3 * config.hidden)
+        gradients = (work.tokens * features + work.samples * context) * TABLE_DIM * 4
+        predicted = pooled_activation_bytes(config, work) - pairs - gradients
+        assert kept_bytes(config, work, PooledRanker) == pytest.approx(predicted, rel=0.1)
+
+
 def test_long_histories_need_no_more_bytes_per_token() -> None:
     few, many = work_of(4, 500, 1, 2, 0), work_of(40, 50, 1, 2, 0)
     assert kept_bytes(CONFIG, few) == pytest.approx(kept_bytes(CONFIG, many), rel=0.05)
+
+
+@pytest.mark.parametrize("batch_by", ["tokens", "rows"])
+def test_no_rank_has_more_tokens_than_a_plan_counts(batch_by: Literal["tokens", "rows"]) -> None:
+    log = Interests(interests_spec(), users=300, seed=1).log()
+    config = SamplesConfig(history=50, candidates=4, batch_by=batch_by)
+    samples = find_samples(log, INTERESTS, config, split="train", window=Window(0, 1 << 60))
+    tokens = samples.tokens()
+    sparse = tuple(replace(each, pooling_factor=float(tokens.mean())) for each in interests_spec().sparse)
+    ranker = PooledRanker(CONFIG, INTERESTS.events, ["segment"], table_dim=TABLE_DIM, num_actions=2)
+    ranker.expect(**config.sizes(replace(interests_spec(), sparse=sparse)))
+    for ranks, share in ((1, 64), (4, 32)):
+        orders = [
+            SampleOrder(
+                tokens=tokens, weights=weights_of(tokens, batch_by=batch_by), times=log.times[samples.moments],
+                ranks=Ranks(share * ranks, rank, ranks), epochs=1, seed=3, shuffle=True,
+            )
+            for rank in range(ranks)
+        ]  # fmt: skip
+        most = max(int(tokens[mine].sum()) for order in orders for _, mine in order.steps(0))
+        counted = ranker.most_work(share).tokens
+        assert most <= counted
+        if batch_by == "rows":
+            assert counted == share * 54  # all may be the longest
+        else:
+            assert counted == pytest.approx(share * tokens.mean() + 108)
+            assert counted < min(1.5 * most, 0.9 * share * 54)
 
 
 def test_chunks_bound_what_is_kept() -> None:
@@ -128,7 +180,7 @@ def test_a_summary_counts_a_ranker_and_a_plan_its_activations() -> None:
     )
     tables = build_sequence_tables(spec.tables(dim=TABLE_DIM))
     ranker = HSTURanker(CONFIG, ["item"], ["user"], table_dim=TABLE_DIM, num_actions=2)
-    ranker.sample_tokens = 30.0
+    ranker.expect(longest_tokens=100, sample_tokens=30, sample_candidates=1)
     model = SequenceRanker(tables, ranker)
     optimize_tables_in_backward(tables, OptimizerConfig(kind="sgd", lr=0.1))
     summary, work = describe_model(model, tables, spec, sparse="sgd", dense="adam"), ranker.work(1)
@@ -143,7 +195,7 @@ def test_a_summary_counts_a_ranker_and_a_plan_its_activations() -> None:
         make_plan(model, tables, topology, ShardingConfig(), batch_size=batch_size, spec=spec, stats=stats)
         assert stats.estimate is not None
         reserved.append(stats.estimate.ddr_reserved[0])
-    parts = [activation_bytes(CONFIG, ranker.work(batch_size)) for batch_size in (100, 300)]
+    parts = [activation_bytes(CONFIG, work_of(n, 30 + 200 / n, 1, 1, 1)) for n in (100, 300)]
     assert reserved[1] - reserved[0] > 0.99 * (parts[1] - parts[0])
 
 
