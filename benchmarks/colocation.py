@@ -35,10 +35,11 @@ import numpy as np
 import torch
 import torch.multiprocessing as multiprocessing
 from torch import nn
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dlrm_torchrec.datasets.synthetic.uniform import uniform_batch
 from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.mlps.quantize import quantize_mlps
+from dlrm_torchrec.inference.quantization import ROWS
 from dlrm_torchrec.inference.scoring import Scorer, script
 from dlrm_torchrec.inference.tables.serve import serve_tables, table_weights
 from dlrm_torchrec.recipe import load_training_recipe
@@ -46,7 +47,7 @@ from dlrm_torchrec.schema import DatasetSpec
 
 FORMS: tuple[TableType, ...] = ("fp32", "fp16", "int8")
 POOL = 16  # batches that a process answers in turn
-Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Inputs = tuple[Any, ...]  # of a program
 Placement = tuple[int, ...]  # the core of each process
 
 
@@ -56,14 +57,6 @@ class Answers(NamedTuple):
     seconds: list[float]  # of each batch, by the clock
     core_seconds: list[float]  # of each batch, as the thread had the core
     checksum: float  # of its logits for the first batch
-
-
-def inputs(spec: DatasetSpec, size: int) -> Inputs:
-    """Bags of uniform ids; their lengths are the features' pooling factors."""
-    bags = [(feature.rows, round(feature.pooling_factor)) for feature in spec.sparse]
-    ids = torch.cat([torch.randint(rows, (size * length,)) for rows, length in bags])
-    lengths = torch.cat([torch.full((size,), length, dtype=torch.int32) for _, length in bags])
-    return torch.randn(size, len(spec.dense)), ids, lengths
 
 
 def programs(shape: str, forms: Sequence[TableType], rows_share: float, folder: Path) -> DatasetSpec:
@@ -82,9 +75,7 @@ def programs(shape: str, forms: Sequence[TableType], rows_share: float, folder: 
         own = copy.deepcopy(task.model.eval(), {id(tables): tables})  # copies everything except the tables
         served = serve_tables(own, tables, dict.fromkeys(weights, form), features)
         if form == "int8":
-            dense, ids, lengths = inputs(spec, 1024)
-            seen = [(dense, KeyedJaggedTensor(keys=features, values=ids, lengths=lengths))]
-            served = quantize_mlps(served, "static", seen)
+            served = quantize_mlps(served, "static", [ROWS.inputs(uniform_batch(spec, 1024))])
         torch.jit.save(script(Scorer(served, spec)), folder / form)
     return spec
 
@@ -108,7 +99,7 @@ class Server:
     def load(self, path: str, spec: DatasetSpec, batch: int) -> None:
         torch.manual_seed(0)
         self.model = torch.jit.load(path)
-        self.pool = [inputs(spec, batch) for _ in range(POOL)]
+        self.pool = [ROWS.arguments(uniform_batch(spec, batch)) for _ in range(POOL)]
         for _ in range(3):
             self.model(*self.pool[0])  # TorchScript compiles in its first calls
 

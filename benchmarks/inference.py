@@ -28,17 +28,18 @@ import numpy as np
 import torch
 from torch import nn
 from torchrec.models.dlrm import DLRM
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dlrm_torchrec.datasets.synthetic.uniform import uniform_batch
 from dlrm_torchrec.embeddings.tables import Tables, build_tables
 from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.mlps.quantize import quantize_mlps
+from dlrm_torchrec.inference.quantization import ROWS
 from dlrm_torchrec.inference.scoring import Scorer, script
 from dlrm_torchrec.inference.tables.serve import serve_tables, table_weights
 from dlrm_torchrec.recipe import load_training_recipe
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 
-Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Inputs = tuple[Any, ...]  # of a program
 Model = Callable[..., Any]
 EAGER, FULL = "fp32 eager", "int8 tables + int8 MLP"
 MEAN_ITEMS, STD_ITEMS, MOST_ITEMS, BOUND_MS = 165, 16, 1024, 25.0
@@ -65,14 +66,6 @@ def rmc(preset: str, rows_share: float) -> tuple[nn.Module, Tables, DatasetSpec]
     return task.model, tables, spec
 
 
-def inputs(spec: DatasetSpec, size: int) -> Inputs:
-    """Bags of uniform ids; their lengths are the features' pooling factors."""
-    bags = [(feature.rows, round(feature.pooling_factor)) for feature in spec.sparse]
-    ids = torch.cat([torch.randint(rows, (size * lookups,)) for rows, lookups in bags])
-    lengths = torch.cat([torch.full((size,), lookups, dtype=torch.int32) for _, lookups in bags])
-    return torch.randn(size, len(spec.dense)), ids, lengths
-
-
 def contenders(name: str, rows_share: float) -> tuple[DatasetSpec, dict[str, Model]]:
     model, tables, spec = dlrm() if name == "dlrm" else rmc(name, rows_share)
     tables.to_empty(device="cpu")
@@ -87,9 +80,8 @@ def contenders(name: str, rows_share: float) -> tuple[DatasetSpec, dict[str, Mod
         served = serve_tables(own, tables, dict.fromkeys(table_weights(tables), kind), features)
         found[f"{kind} tables"] = script(Scorer(served, spec))
         if kind == "int8":
-            dense, ids, lengths = inputs(spec, 1024)
-            real = [(dense, KeyedJaggedTensor(keys=features, values=ids, lengths=lengths))]
-            found[FULL] = script(Scorer(quantize_mlps(served, "static", real), spec))
+            seen = [ROWS.inputs(uniform_batch(spec, 1024))]
+            found[FULL] = script(Scorer(quantize_mlps(served, "static", seen), spec))
     return spec, found
 
 
@@ -104,7 +96,7 @@ def latencies(spec: DatasetSpec, models: dict[str, Model], size: int, rounds: in
     """Milliseconds (rounds,) of each contender; the contenders take turns, and every round has fresh inputs."""
     found: dict[str, list[float]] = {label: [] for label in models}
     for number in range(rounds + 5):
-        given = inputs(spec, size)
+        given = ROWS.arguments(uniform_batch(spec, size))
         for label, model in models.items():
             taken = 1e3 * seconds(model, given)
             if number >= 5:  # TorchScript compiles in its first calls
@@ -204,7 +196,7 @@ def load(args: argparse.Namespace) -> None:
     random = np.random.default_rng(0)
     for name in args.models:
         spec, models = contenders(name, args.rows_share)
-        pool = [inputs(spec, query_size(random)) for _ in range(64)]
+        pool = [ROWS.arguments(uniform_batch(spec, query_size(random))) for _ in range(64)]
         rates: dict[str, float] = {}
         for label in (EAGER, "int8 tables", FULL):
             rates[label], p95 = highest_rate(models[label], pool, args.seconds)

@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.datasets.synthetic.uniform import uniform_batch
 from dlrm_torchrec.recipe import TrainingRecipe, load_training_recipe
 from dlrm_torchrec.sharding.cluster.topology import live_topology
 from dlrm_torchrec.sharding.plan import make_plan
@@ -63,18 +63,6 @@ class Row:
         return max(PARTS, key=self.shares.__getitem__)
 
 
-def uniform_batch(cfg: Any, size: int) -> Batch:
-    """A batch with bags of the published length and uniform ids."""
-    bags = [(feature, round(feature.pooling_factor)) for feature in cfg.shape.sparse]
-    features = KeyedJaggedTensor(
-        keys=[feature.name for feature, _ in bags],
-        values=torch.cat([torch.randint(feature.rows, (size * lookups,)) for feature, lookups in bags]),
-        lengths=torch.cat([torch.full((size,), lookups) for _, lookups in bags]),
-    )
-    dense = torch.randn(size, len(cfg.shape.dense))
-    return Batch(dense, features, torch.randint(2, (size,)).float(), num_rows=size, global_rows=size)
-
-
 def passes(
     recipe: TrainingRecipe, cfg: Any, world: World, sizes: list[int]
 ) -> Iterator[tuple[str, int, Callable[[], Any]]]:
@@ -99,10 +87,10 @@ def passes(
 
     model.eval()
     for size in sizes:
-        batch = uniform_batch(cfg, size)
+        batch = uniform_batch(cfg.shape, size)
         yield "inference", size, partial(infer, batch)
     model.train()
-    batch = uniform_batch(cfg, cfg.batch_size)
+    batch = uniform_batch(cfg.shape, cfg.batch_size)
     yield "training", cfg.batch_size, partial(train, batch)
 
 

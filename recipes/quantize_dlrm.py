@@ -94,7 +94,7 @@ def main(cfg: Config) -> dict[str, float]:
     quantized = quantize(trained_model, how, streams[cfg.split], split=cfg.split, calibration=calibration)
     describe(quantized)
     report, steps = quantized.report, trained_model.progress.step
-    check_quality(report, how.max_auc_loss, spec)
+    check_quality(report, how.max_auc_loss)
     facts = {"recipe": cfg.recipe, "run": cfg.run, "steps": steps, **quantized.facts(how)}
     output = cfg.output or f"{cfg.run}/package"
     samples = None if spec.history is None else asdict(trained.samples)

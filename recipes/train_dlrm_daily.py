@@ -161,10 +161,12 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
             # at the start of each window: evaluate, with the model of the windows before
             if not progress.window_open:
                 restart_rows(model, optimizer, seen.forget(window.fresh_rows(progress.windows)), seed=cfg.seed)
+                began = bool(progress.step or cfg.start_from)  # with a model that has learned something
                 with log.paused(), between_streams(pipeline) as detached:
                     rows = seen.watch(window.evaluation(ranks).batches())
-                    metrics = evaluate(detached, rows, world, learned=cfg.schedule.settled(progress.step))
-                metrics = metrics if progress.step or cfg.start_from else {}  # of a model that has learned something
+                    settled = cfg.schedule.settled(progress.step)
+                    metrics = evaluate(detached, rows, world, learned=settled, one_class=began)
+                metrics = metrics if began else {}
                 progress = opened(progress, window, metrics, unseen=seen.end_window(), steps=train.num_steps)
                 log.say(f"{window.name} begins: {told(progress)}")
             batches = watch.columns(train.batches(progress.step - progress.window_start))
@@ -191,8 +193,6 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         stop.settle()
         log.stop(progress.step, is_over=progress.ended(num_steps))
         checkpoints.finish(model, optimizer, progress)
-
-        # report
         return log.finish(progressive_metrics(progress) | {"steps": progress.step})
 
 

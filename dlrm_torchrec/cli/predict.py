@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dlrm_torchrec.inference.batch.rows import Rows
 
+SPLIT = "val"  # of a prepared folder, if none is named
 INTERRUPTED = 130  # exit code after Ctrl-C, as of shells
 SHOW_EVERY_S = {True: 0.5, False: 30.0}  # on a terminal, and elsewhere
 
@@ -27,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="Parquet file, CSV file with a header, or JSON lines (.jsonl) of raw values; or a prepared folder of "
         "histories, whose candidates are scored",
     )
-    parser.add_argument("--split", default="val", metavar="X", help="of a prepared folder (%(default)s)")
+    parser.add_argument("--split", metavar="X", help=f"of a prepared folder ({SPLIT})")
     parser.add_argument("--output", required=True, metavar="FILE", type=Path, help="new file, .parquet or .csv")
     parser.add_argument("--separator", default=",", metavar="X", help="between the columns of CSV (%(default)s)")
     parser.add_argument("--list-separator", default="|", metavar="X", help="between values of a list (%(default)s)")
@@ -50,6 +51,8 @@ def predict(args: argparse.Namespace) -> int:
             f"threads must be at least 1, separator one byte, and list-separator not empty: got {args.threads}, "
             f"{args.separator!r} and {args.list_separator!r}; correct them"
         )
+    if args.split and args.input.is_file():
+        raise ValueError(f"--split must be that of a prepared folder: got the file {args.input}; leave it out")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch tells that a type in int8 packages is old
     import pyarrow as pa  # only now, so that other commands are quick
     import torch
@@ -65,7 +68,7 @@ def predict(args: argparse.Namespace) -> int:
         from dlrm_torchrec.inference.batch.histories import score_histories
 
         shown = Progress(None)
-        count = score_histories(predictor, str(args.input), args.output, split=args.split, scored=shown)
+        count = score_histories(predictor, str(args.input), args.output, split=args.split or SPLIT, scored=shown)
         shown.end()
         print(json.dumps({"output": str(args.output), "rows": count, "seconds": round(time.monotonic() - start, 1)}))
         return 0

@@ -27,6 +27,12 @@ from dlrm_torchrec.train.metrics.labels import label_metrics
 from dlrm_torchrec.train.metrics.scores import Scores
 from dlrm_torchrec.train.task import RankingTask
 
+CHANGES = {
+    "auc": "AUC must not fall",
+    "rmse": "RMSE must not rise by a share",
+    "logloss": "log-loss of labels that are all alike must not rise",
+}
+
 
 class Trained(NamedTuple):
     """A trained model on the CPU, not sharded, with its tables."""
@@ -48,11 +54,19 @@ class Report:
     bytes_after: dict[str, int]
 
     @property
+    def judged_by(self) -> str:
+        """The metric of quality: AUC, or RMSE of numbers; log-loss where all labels are alike, which have no AUC."""
+        names = {name.rpartition("/")[2] for name in self.before}
+        return next(metric for metric in ("auc", "rmse", "logloss") if metric in names)
+
+    @property
     def loss_of_quality(self) -> float:
-        """The largest fall of a label's AUC, or rise of its RMSE as a share of it."""
-        pairs = [(name.rpartition("/")[2], value, self.after[name]) for name, value in self.before.items()]
-        falls = [before - after for metric, before, after in pairs if metric == "auc"]
-        return max(falls or [after / before - 1 for metric, before, after in pairs if metric == "rmse"])
+        """The largest fall of a label's AUC, rise of its RMSE as a share of it, or rise of its log-loss."""
+        pairs = [(b, self.after[name]) for name, b in self.before.items() if name.rpartition("/")[2] == self.judged_by]
+        if self.judged_by == "rmse":
+            return max(after / before - 1 for before, after in pairs)
+        sign = -1 if self.judged_by == "auc" else 1
+        return max(sign * (after - before) for before, after in pairs)
 
 
 class Form(NamedTuple):
@@ -150,11 +164,11 @@ def quantize(
     return Quantized(program, types, report, errors)
 
 
-def check_quality(report: Report, most: float, spec: DatasetSpec) -> None:
+def check_quality(report: Report, most: float) -> None:
     """Raises ValueError when quality falls by more than ``most``."""
     lost = report.loss_of_quality
     if lost > most:
-        changed = "AUC must not fall" if spec.target == "binary" else "RMSE must not rise by a share"
+        changed = CHANGES[report.judged_by]
         raise ValueError(
             f"{changed} by more than {most:g}: got {lost:.2g}, and nothing was written; give tables more bits, keep "
             "outliers, or raise --max-auc-loss"
@@ -183,4 +197,6 @@ def _predict(predict: Callable[[Any], torch.Tensor], stream: Stream | SequenceSt
 def _measure(scores: Scores, spec: DatasetSpec) -> dict[str, float]:
     if spec.target == "binary":
         scores = scores._replace(outputs=torch.logit(scores.outputs, 1e-12))
-    return label_metrics(scores, labels=[label.name for label in spec.labels], target=spec.target, learned=False)
+    return label_metrics(
+        scores, labels=[label.name for label in spec.labels], target=spec.target, learned=False, one_class=True
+    )

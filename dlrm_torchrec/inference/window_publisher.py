@@ -85,7 +85,7 @@ class WindowPublisher:
         rows = _Sample(window)
         calibration = islice(rows.batches(), _CALIBRATION_BATCHES)
         quantized = quantize(trained, how, rows, split=window.name, calibration=calibration)
-        check_quality(quantized.report, how.max_auc_loss, rows.spec)
+        check_quality(quantized.report, how.max_auc_loss)
         publish(
             Path(self._config.folder),
             quantized.program,

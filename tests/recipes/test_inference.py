@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from dlrm_torchrec.datasets.open import open_streams
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.specs import demo_spec
 from dlrm_torchrec.inference.predictor import Predictor
+from dlrm_torchrec.inference.quantization import Report, check_quality
 from dlrm_torchrec.preparation.prepare import Source, prepare
 from dlrm_torchrec.preparation.readers.columns import Columns
 from dlrm_torchrec.preparation.readers.raw_parquet import ParquetReader
@@ -223,6 +225,21 @@ def test_a_model_that_lost_too_much_is_not_written(trained: tuple[Path, dict[str
     ):
         quantize(run, tables="int2", max_auc_loss=1e-5, output=str(run / "bad"))
     assert not (run / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "after", "said"),
+    [
+        ("auc", 0.8, 0.798, "AUC must not fall by more than 0.001: got 0.002"),
+        ("rmse", 4.0, 4.008, "RMSE must not rise by a share by more than 0.001: got 0.002"),
+        ("logloss", 0.2, 0.202, "log-loss of labels that are all alike must not rise by more than 0.001: got 0.002"),
+    ],
+)
+def test_quality_is_judged_by_what_the_labels_allow(metric: str, before: float, after: float, said: str) -> None:
+    sizes: dict[str, Any] = {"split": "val", "largest_change": 0.0, "bytes_before": {}, "bytes_after": {}}
+    check_quality(Report(before={metric: before}, after={metric: before}, **sizes), 1e-3)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        check_quality(Report(before={metric: before}, after={metric: after}, **sizes), 1e-3)
 
 
 @pytest.mark.parametrize(

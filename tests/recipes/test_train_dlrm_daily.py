@@ -13,6 +13,8 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
@@ -21,6 +23,7 @@ from dlrm_torchrec.inference.deltas.offline import apply_deltas
 from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
 from dlrm_torchrec.train.checkpoints.marker import read_progress
 from dlrm_torchrec.train.metrics import labels
+from dlrm_torchrec.train.metrics.progressive import told
 from dlrm_torchrec.train.schedule import ScheduledLearningRate
 from tests.distributed import run_ranks
 from tests.prepared import write_prepared
@@ -163,9 +166,13 @@ def test_learning_rates_go_on_or_begin_again(tmp_path: Path) -> None:
 DAYS = [f"2026-01-0{day}" for day in range(1, 5)]
 
 
-def write_day(parent: Path, number: int) -> Path:
-    """A prepared folder of a day, with checksums."""
+def write_day(parent: Path, number: int, *, label: float | None = None) -> Path:
+    """A prepared folder of a day, with checksums; all rows have the label, if one is given."""
     folder = write_prepared(parent / DAYS[number], {"train": [[300], [200, 100]]}, seed=number)
+    if label is not None:
+        for path in (folder / "train").iterdir():
+            table = pq.read_table(path)
+            pq.write_table(table.set_column(0, "click", pa.array([label] * len(table), pa.float32())), path)
     manifest = Manifest.load(str(folder))
     sums = [replace(each, sha256=_sha256(folder / each.path)) for each in manifest.splits["train"].files]
     replace(manifest, splits={"train": replace(manifest.splits["train"], files=tuple(sums))}).save(str(folder))
@@ -203,11 +210,37 @@ def test_folders_that_appear_are_trained_on_once_and_in_order(tmp_path: Path) ->
         train_folders(tmp_path)
 
 
+def test_a_day_whose_labels_are_alike_has_no_auc_and_is_trained_on(tmp_path: Path) -> None:
+    for number in range(3):
+        write_day(tmp_path / "days", number, label=0.0 if number == 1 else None)
+    metrics = train_folders(tmp_path, *published(tmp_path))
+    assert metrics["steps"] == 30
+    own = [record for record in records(tmp_path / "run/demo") if "val/unseen" in record][1]
+    assert "val/auc" not in own
+    assert "val/ne" not in own
+    assert own["val/positives"] == 0
+    assert own["val/logloss"] > 0
+    assert metrics["progressive/auc"] == metrics[f"windows/{DAYS[2]}/val/auc"]
+    progress = read_progress(str(tmp_path / "run/demo/checkpoints/step-00000030"))
+    line = told(replace(progress, windows=progress.windows[:2]))
+    assert line.startswith(f"val/logloss {own['val/logloss']:.6g}  val/unseen ")
+    assert line.endswith("; the labels of all 600 rows are 0, so the window has no AUC")
+    assert {path.name for path in (tmp_path / "published").iterdir()} == {"base-0000", "delta-0001", "delta-0002"}
+
+
+def test_a_first_day_whose_labels_are_alike_is_refused(tmp_path: Path) -> None:
+    write_day(tmp_path / "days", 0, label=0.0)
+    with pytest.raises(RuntimeError, match="must have both classes: got 0 positives in 600 rows; look at the label"):
+        train_folders(tmp_path)
+
+
 def test_a_run_may_begin_with_another_one_s_model(tmp_path: Path) -> None:
     train(tmp_path / "first", 3)
     metrics = train(tmp_path / "next", 1, f"--start-from={tmp_path}/first/run/demo", "--seed=0")
     alone = train(tmp_path / "alone", 1)
     assert "val/auc" not in alone
+    assert alone["val/unseen"] == 1
+    assert "val/unseen" not in metrics  # nobody knows which ids the other run has seen
     assert metrics["val/auc"] > 0.58  # a model that has learned nothing has .5
     assert json.loads((tmp_path / "next/run/demo/config.json").read_text())["start_from"]
     with pytest.raises(RuntimeError, match=r"must hold model\..* of shape .*; begin with a run of the same model"):

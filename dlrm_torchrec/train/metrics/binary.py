@@ -51,15 +51,18 @@ def _terms(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) ->
     return weights, weights * predictions, entropy, right, weights * labels, labels, ones
 
 
-def binary_metrics(scores: Scores, *, learned: bool) -> dict[str, float]:
+def binary_metrics(scores: Scores, *, learned: bool, one_class: bool = False) -> dict[str, float]:
     """``ranking_metrics`` of one label; raises TrainingError where these would be meaningless, or the model is broken.
 
     ``learned`` says that the model has had time to learn, so constant logits or an AUC of 0.5 are an error (see
-    ``gates``).
+    ``gates``). ``one_class`` allows labels that are all alike: these have no ``auc`` and no ``ne``, and are no test of
+    what was learned.
     """
     scores = scores.of_label(0)
-    check_scores(scores)
+    check_scores(scores, one_class=one_class)
     metrics = ranking_metrics(*scores)
+    if metrics["positives"] in (0, metrics["samples"]):
+        return {name: value for name, value in metrics.items() if name not in ("auc", "ne")}
     if learned:
         check_learned(scores, metrics)
     return metrics

@@ -22,8 +22,11 @@ def check_loss(loss: float, first_step: int, last_step: int) -> None:
         )
 
 
-def check_scores(scores: Scores) -> None:
-    """Raise TrainingError on every rank when metrics of these scores of one label would be meaningless."""
+def check_scores(scores: Scores, *, one_class: bool = False) -> None:
+    """Raise TrainingError on every rank when metrics of these scores of one label would be meaningless.
+
+    ``one_class`` allows labels that are all alike.
+    """
     samples, positives, broken = map(int, scores.sums(lambda z, y, _: [torch.ones_like(z), y, ~z.isfinite()]))
     if samples == 0:
         raise TrainingError("validation split must hold rows: got none; look at the splits in dataset.json")
@@ -32,7 +35,7 @@ def check_scores(scores: Scores) -> None:
             "logits must be finite: got NaN or infinity in evaluation; look at the learning rate and at the dense "
             "columns of the validation split"
         )
-    if not 0 < positives < samples:
+    if not one_class and not 0 < positives < samples:
         raise TrainingError(
             f"validation labels must have both classes: got {positives} positives in {samples} rows; "
             "look at the label column and 'positive_label' of the spec"

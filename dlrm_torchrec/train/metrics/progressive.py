@@ -37,7 +37,8 @@ def opened(progress: Progress, window: Window, metrics: Mapping[str, float], *, 
     """The progress with ``window``, evaluated and about to be trained on.
 
     Besides ``val/...``, its metrics are ``val/unseen``, ``val/age``, the days since the window that the model was last
-    trained on began, and ``teacher/auc``, the best possible one.
+    trained on began, and ``teacher/auc``, the best possible one. A model that learned in another run has no
+    ``val/unseen`` in its first window, because nobody knows which ids it has seen.
 
     Args:
         progress: that at the end of the window before
@@ -47,7 +48,8 @@ def opened(progress: Progress, window: Window, metrics: Mapping[str, float], *, 
         steps: the steps in which it is trained on
     """
     found = {f"val/{name}": value for name, value in metrics.items()}
-    found["val/unseen"] = unseen
+    if progress.windows or not metrics:
+        found["val/unseen"] = unseen
     if progress.windows:
         found["val/age"] = window.day - progress.windows[-1]["day"]
     if window.best_auc is not None:
@@ -77,6 +79,11 @@ def progressive_metrics(progress: Progress) -> dict[str, float]:
 
 def told(progress: Progress) -> str:
     """The main metrics of the window that was opened last, for people."""
-    shown = ("val/auc", "teacher/auc", "val/gauc", "val/ne", "val/rmse", "val/unseen", "val/age")
+    shown = ["val/auc", "teacher/auc", "val/gauc", "val/ne", "val/rmse", "val/unseen", "val/age"]
     own = progress.windows[-1]["metrics"]
-    return "  ".join(f"{name} {own[name]:.6g}" for name in shown if name in own)
+    text = ""
+    if "val/logloss" in own and "val/auc" not in own:
+        shown[0] = "val/logloss"
+        alike = int(own["val/positives"] > 0)
+        text = f"; the labels of all {own['val/samples']:,.0f} rows are {alike}, so the window has no AUC"
+    return "  ".join(f"{name} {own[name]:.6g}" for name in shown if name in own) + text

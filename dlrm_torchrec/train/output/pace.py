@@ -16,23 +16,26 @@ SLOW_S, SILENCE_S = 5.0, 30.0  # a first step that is worth a line; the longest 
 class Pace:
     """Counts the steps of this process, ``first`` of which were done before it, out of ``num_steps``.
 
-    Remaining time is estimated by the wall clock, evaluations and saves included, as that is what people wait for.
+    Remaining time is estimated by the wall clock, evaluations and saves included, as that is what people wait for. The
+    first step, in which kernels are compiled and memory is touched, does not count.
     """
 
     def __init__(self, first: int, num_steps: int) -> None:
         self.first, self.step, self.num_steps = first, first, num_steps
         self._start = self._told = time.monotonic()
+        self._warm: float | None = None  # the end of the first step
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty() and first < num_steps:
             self._bar = tqdm(total=num_steps, initial=first, unit="step", dynamic_ncols=True)
 
     def advance(self, step: int) -> None:
         """Count the step, and say how far the run is where nothing was said for long."""
-        self.step = step
+        now, self.step = time.monotonic(), step
+        if self._warm is None:
+            self._warm = now
         if self._bar is not None:
             self._bar.update()
             return
-        now = time.monotonic()
         if step == self.first + 1 and now - self._start >= SLOW_S:
             self.say(f"{self.place(step)}; the first step took {duration(now - self._start)}")
         elif now - self._told >= SILENCE_S:
@@ -43,9 +46,9 @@ class Pace:
         if not self.num_steps or self._bar is not None:  # the bar has the total and the remaining time
             return f"step {step:,}"
         text = f"step {step:,} of {self.num_steps:,}, {100 * step // self.num_steps} %"
-        done, left = step - self.first, self.num_steps - step
-        if done > 0 and left > 0:
-            text += f", {about((time.monotonic() - self._start) / done * left)} left"
+        done, left = step - self.first - 1, self.num_steps - step
+        if self._warm is not None and done > 0 and left > 0:
+            text += f", {about((time.monotonic() - self._warm) / done * left)} left"
         return text
 
     def say(self, text: str) -> None:

@@ -227,6 +227,7 @@ HEADER = "price,age,city,place,tags\n"
         ),
         (HEADER, ("--threads", "0"), "threads must be at least 1, separator one byte, and list-separator not empty"),
         (HEADER, ("--output", "scores.txt"), "output must end in .parquet or .csv: got scores.txt; rename it"),
+        (HEADER, ("--split", "test"), "--split must be that of a prepared folder: got the file "),
     ],
 )
 def test_what_cannot_be_scored_is_said(

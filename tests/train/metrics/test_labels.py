@@ -134,6 +134,19 @@ def test_evaluation_counts_every_row_of_unequal_ranks_once(cuts: list[int]) -> N
         assert found == pytest.approx(whole, rel=1e-12)
 
 
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_labels_that_are_alike_have_neither_auc_nor_entropy_of_a_base_rate(label: float) -> None:
+    scores = draw(7)
+    scores.labels[:, 0] = label
+    found = label_metrics(scores, labels=["click", "buy"], target="binary", learned=True, one_class=True)
+    assert {"auc", "ne", "click/auc", "click/ne"}.isdisjoint(found)
+    assert scores.weights is not None
+    logits, weights = scores.outputs[:, 0].double(), scores.weights.double()
+    wanted = (weights * torch.nn.functional.softplus(logits if label == 0 else -logits)).sum() / weights.sum()
+    assert found["logloss"] == pytest.approx(float(wanted), rel=1e-6)
+    assert "buy/auc" in found
+
+
 def test_what_makes_metrics_meaningless_is_named() -> None:
     scores = draw(6)
     scores.labels[:, 1] = torch.where(scores.labels[:, 1].isnan(), math.nan, 1.0)
