@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-BLOCKS = {"cpu": 128, "cuda": 512}  # queries, and keys, of one tile of scores
+BLOCKS = {"cpu": 128, "cuda": 512}  # queries of one tile of scores, and the fewest keys
 TILE_SCORES = {"cpu": 2**16, "cuda": 2**24}  # most scores of a head in one tile: a CPU's should stay in its cache
 LEAST_FILLED = 0.85  # of the longest sequence of a group, the length of any other; shorter ones begin a new group
 ALWAYS_TOGETHER = 8  # tokens by which lengths may always differ in a group
@@ -29,7 +29,8 @@ class Layout:
     """
 
     tokens: int
-    block: int  # queries, and keys, of one tile of scores
+    block: int  # queries of one tile of scores, and the fewest keys
+    tile_scores: int  # most scores of a head in one tile
     groups: list[Group]
     candidates: torch.Tensor  # (candidates,) indices of tokens
 
@@ -69,6 +70,7 @@ def make_layout(visible: torch.Tensor, candidates: torch.Tensor) -> Layout:
     return Layout(
         tokens=tokens,
         block=block,
+        tile_scores=most,
         groups=[Group(*(each.to(device) for each in group)) for group in groups],
         candidates=is_candidate.nonzero().squeeze(1).to(device),
     )
