@@ -21,7 +21,8 @@ class Distances:
 
     def __init__(self, group: Group, tables: BiasTables | None, dtype: torch.dtype) -> None:
         device, most = group.places.device, group.keys.shape[1]
-        self.tables, self.begins = tables, most - group.places  # the windows, for all keys
+        self.tables, self.history = tables, group.history
+        self.begins = most - group.places  # the windows, for all keys
         places = torch.arange(most, -most, -1, device=device)
         line = torch.zeros(len(places), dtype=dtype, device=device)
         if tables is not None:
@@ -49,10 +50,17 @@ class Distances:
 
     def add_gradient(self, tile: Tile, found: torch.Tensor, grad: torch.Tensor) -> None:
         """Take in the gradient (users, rows, columns) of what was added to a tile."""
-        columns = torch.arange(tile.columns.start, tile.columns.stop, device=grad.device)
-        in_line = self.begins[:, tile.rows, None] + columns
-        self.line_grad.index_add_(0, in_line.flatten(), grad.flatten())
         self.times_grad.index_add_(0, found, grad.flatten())
+        rows, columns = grad.shape[1:]
+        if tile.rows.stop <= self.history:  # each window begins one before that of the row above
+            lines = grad.new_zeros(rows, rows + columns)
+            torch.sum(grad, 0, out=lines.as_strided((rows, columns), (rows + columns - 1, 1), rows))
+            begin = len(self.line_grad) // 2 - tile.rows.stop + tile.columns.start
+            self.line_grad[begin : begin + rows + columns] += lines.sum(0)
+        else:
+            begins = self.begins[:, tile.rows, None] + tile.columns.start
+            places = begins + torch.arange(columns, device=grad.device)
+            self.line_grad.index_add_(0, places.flatten(), grad.flatten())
 
     def table_gradients(self) -> list[torch.Tensor]:
         """Those of places and times, if there are tables."""

@@ -131,19 +131,20 @@ def _distances(group: Group, bias: list[Any], dtype: torch.dtype) -> Distances:
 def _gradients(
     equation: _Equation, rows: tuple[torch.Tensor, ...], grad: torch.Tensor, factor: float
 ) -> list[torch.Tensor]:
-    """``factor`` times the gradients of a group's queries, keys and values; ``distances`` takes in those of the bias."""
+    """``factor`` times the gradients of a group's queries, keys and values; its distances take in those of the bias."""
     q, k, v = rows
-    q_grad, k_grad, v_grad = totals = [torch.zeros_like(wide(each)) for each in rows]
+    q_grad = torch.zeros_like(wide(q))
+    k_grad, v_grad = (wide(each).new_zeros(len(each), each.shape[2], each.shape[1]) for each in (k, v))  # rows upright
     for tile, scores, found in equation.tiles(q, k):
         down, across = tile.rows, tile.columns
         weights = silu(scores).to(v.dtype)
-        add_product(v_grad[:, across], weights.transpose(1, 2), grad[:, down], factor)
+        add_product(v_grad[:, :, across], grad[:, down].transpose(1, 2), weights, factor)
         of_weights = wide(torch.bmm(grad[:, down], v[:, across].transpose(1, 2)))
-        of_scores = torch.ops.aten.silu_backward(of_weights, scores)
+        of_scores = torch.ops.aten.silu_backward.grad_input(of_weights, scores, grad_input=scores)
         if found is not None:
             of_all_heads = of_scores.view(-1, len(equation.group.queries), *of_scores.shape[1:]).sum(0)
             equation.distances.add_gradient(tile, found, of_all_heads)
         of_scores = of_scores.to(q.dtype)
         add_product(q_grad[:, down], of_scores, k[:, across], factor * equation.scale)
-        add_product(k_grad[:, across], of_scores.transpose(1, 2), q[:, down], factor * equation.scale)
-    return totals
+        add_product(k_grad[:, :, across], q[:, down].transpose(1, 2), of_scores, factor * equation.scale)
+    return [q_grad, k_grad.transpose(1, 2), v_grad.transpose(1, 2)]

@@ -43,7 +43,7 @@ def read(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 def write(tokens: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> None:
     """Put rows where ``read`` takes them from."""
-    tokens.index_copy_(1, index.flatten(), rows.view(len(tokens), index.numel(), tokens.shape[2]).to(tokens.dtype))
+    tokens.index_copy_(1, index.flatten(), rows.reshape(len(tokens), index.numel(), tokens.shape[2]).to(tokens.dtype))
 
 
 def by_head(tokens: torch.Tensor) -> torch.Tensor:
