@@ -8,18 +8,19 @@ import pytest
 import torch
 
 from dlrm_torchrec.models.hstu.attention.bias import TIME_BUCKETS, BiasTables, time_buckets
-from dlrm_torchrec.models.hstu.attention.layout import BLOCKS, Layout, make_layout
+from dlrm_torchrec.models.hstu.attention.layout import BLOCKS, TILE_SCORES, Layout, make_layout
 from dlrm_torchrec.models.hstu.attention.silu import silu_attention
 from tests.models.hstu import loops
 
 SHAPES = 200
 
 
-@pytest.fixture(params=[2, 3, 128], ids="blocks of {}".format, autouse=True)
-def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Small blocks have many tiles, on and off the diagonal, in sequences that a loop can follow."""
-    monkeypatch.setitem(BLOCKS, "cpu", request.param)
-    return int(request.param)
+@pytest.fixture(params=[(2, 8), (3, 20), (128, 2**16)], ids="blocks of {0[0]}, {0[1]} scores".format, autouse=True)
+def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tiles are many, on and off the diagonal, square and wide, in sequences that a loop can follow."""
+    block, scores = request.param
+    monkeypatch.setitem(BLOCKS, "cpu", block)
+    monkeypatch.setitem(TILE_SCORES, "cpu", scores)
 
 
 def draw(seed: int, dtype: torch.dtype) -> tuple[list[tuple[int, int]], list[torch.Tensor], BiasTables | None, Layout]:

@@ -19,8 +19,8 @@ def time_buckets(differences: torch.Tensor) -> torch.Tensor:
     [0, 0, 1, 3, 4, 5, 5, 6, 7, 24]
     """
     # The leading bits of a floating-point number are its logarithm, rounded down to half octaves.
-    bits = differences.to(torch.float32).view(torch.int32)
-    return ((bits >> _HALF_OCTAVES) - (_ONE - 1)).clamp_(min=0)
+    bits = differences.to(torch.float32, copy=True).view(torch.int32)
+    return bits.bitwise_right_shift_(_HALF_OCTAVES).sub_(_ONE - 1).clamp_(min=0)
 
 
 class BiasTables(NamedTuple):

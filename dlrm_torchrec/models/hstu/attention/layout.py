@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-BLOCKS = {"cpu": 128, "cuda": 512}  # queries, and keys, of one tile of scores
+BLOCKS = {"cpu": 128, "cuda": 512}  # queries of one tile of scores, and the fewest keys
 TILE_SCORES = {"cpu": 2**16, "cuda": 2**24}  # most scores of a head in one tile: a CPU's should stay in its cache
 LEAST_FILLED = 0.85  # of the longest sequence of a group, the length of any other; shorter ones begin a new group
 ALWAYS_TOGETHER = 8  # tokens by which lengths may always differ in a group
@@ -19,6 +19,7 @@ class Group(NamedTuple):
     queries: torch.Tensor  # (users, longest) index of each token
     keys: torch.Tensor  # (users, most visible), the tokens before the candidates
     places: torch.Tensor  # (users, longest) place in the sequence; all candidates have the place after the last event
+    history: int  # so many queries at the beginning are candidates of no user
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Layout:
     """
 
     tokens: int
-    block: int  # queries, and keys, of one tile of scores
+    block: int  # queries of one tile of scores, and the fewest keys
+    tile_scores: int  # most scores of a head in one tile
     groups: list[Group]
     candidates: torch.Tensor  # (candidates,) indices of tokens
 
@@ -63,13 +65,14 @@ def make_layout(visible: torch.Tensor, candidates: torch.Tensor) -> Layout:
     groups = []
     for first, last in _cuts(lengths[order].tolist(), block, most):
         users = order[first:last]
-        groups.append(_group(starts[users], seen[users], lengths[users], tokens))
+        groups.append(_group(starts[users], seen[users], lengths[users], padding=tokens, device=device))
     owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     is_candidate = torch.arange(tokens) - starts[owner] >= seen[owner]
     return Layout(
         tokens=tokens,
         block=block,
-        groups=[Group(*(each.to(device) for each in group)) for group in groups],
+        tile_scores=most,
+        groups=groups,
         candidates=is_candidate.nonzero().squeeze(1).to(device),
     )
 
@@ -89,10 +92,14 @@ def _cuts(lengths: list[int], block: int, most: int) -> list[tuple[int, int]]:
     return cuts
 
 
-def _group(starts: torch.Tensor, seen: torch.Tensor, lengths: torch.Tensor, padding: int) -> Group:
+def _group(
+    starts: torch.Tensor, seen: torch.Tensor, lengths: torch.Tensor, *, padding: int, device: torch.device
+) -> Group:
     def indices(counts: torch.Tensor) -> torch.Tensor:
         places = torch.arange(int(counts.max()))
-        return torch.where(places < counts[:, None], starts[:, None] + places, padding)
+        return torch.where(places < counts[:, None], starts[:, None] + places, padding).to(device)
 
-    places = torch.arange(int(lengths.max())).minimum(seen[:, None])
-    return Group(indices(lengths), indices(seen), places)
+    longest = int(lengths.max())
+    places = torch.arange(longest).minimum(seen[:, None])
+    history = int(torch.where(seen < lengths, seen, longest).min())
+    return Group(indices(lengths), indices(seen), places.to(device), history)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import silu
 
 from dlrm_torchrec.models.hstu.attention.bias import BiasTables, time_buckets
-from dlrm_torchrec.models.hstu.attention.layout import Layout
+from dlrm_torchrec.models.hstu.attention.distances import Distances
+from dlrm_torchrec.models.hstu.attention.layout import Group, Layout
 from dlrm_torchrec.models.hstu.attention.tiles import (
-    Distances,
-    Indices,
     Tile,
     add_product,
     by_head,
@@ -66,20 +66,24 @@ def silu_attention(
 
 
 class _Equation(NamedTuple):
-    """What the scores of one group are, beside its rows."""
+    """The scores of one group."""
 
+    layout: Layout
+    group: Group
     scale: float
-    divisor: float
-    block: int  # of its tiles
-    distances: Distances | None
+    distances: Distances
 
-    def scores(self, q: torch.Tensor, k: torch.Tensor, tile: Tile) -> tuple[torch.Tensor, Indices | None]:
-        """Scores of a tile, and where the tables have its bias."""
-        scores, found = multiply(q[:, tile.rows], k[:, tile.columns].transpose(1, 2), self.scale), None
-        if self.distances is not None:
-            found = self.distances.indices(tile)
-            self.distances.add_to(scores, found)
-        return scores if tile.mask is None else scores.add_(tile.mask), found
+    def tiles(self, q: torch.Tensor, k: torch.Tensor) -> Iterator[tuple[Tile, torch.Tensor, torch.Tensor | None]]:
+        """Tiles, their scores (heads * users, rows, columns), and where the table of times has a part of them."""
+        for tile in tiles(self.group, self.layout):
+            asking, asked = q[:, tile.rows], k[:, tile.columns].transpose(1, 2)
+            added, found = self.distances.of(tile)
+            if added is None:
+                yield tile, multiply(asking, asked, self.scale), None
+            else:
+                scores = added.repeat(len(q) // len(added), 1, 1)
+                add_product(scores, asking, asked, self.scale)
+                yield tile, scores, found
 
 
 class _ToVisibleTokens(torch.autograd.Function):
@@ -94,12 +98,9 @@ class _ToVisibleTokens(torch.autograd.Function):
         result = torch.zeros_like(given)
         for group in layout.groups:
             q, k, v = read(asking, group.queries), read(asked, group.keys), read(given, group.keys)
-            equation = _Equation(
-                scale, divisor, layout.block, None if bias[0] is None else Distances(group, BiasTables(*bias))
-            )
             total = wide(q).new_zeros(*q.shape[:2], v.shape[2])
-            for tile in tiles((q.shape[1], k.shape[1]), equation.block, total):
-                scores, _ = equation.scores(q, k, tile)
+            equation = _Equation(layout, group, scale, _distances(group, bias, total.dtype))
+            for tile, scores, _ in equation.tiles(q, k):
                 weights = silu(scores, inplace=True).to(v.dtype)
                 add_product(total[:, tile.rows], weights, v[:, tile.columns], 1 / divisor)
             write(result, group.queries, total)
@@ -112,33 +113,38 @@ class _ToVisibleTokens(torch.autograd.Function):
         results = [torch.zeros_like(each) for each in (asking, asked, given)]
         table_grads = [torch.zeros_like(table) for table in bias[:2] if table is not None]
         for group in ctx.layout.groups:
-            distances = None if bias[0] is None else Distances(group, BiasTables(*bias))
             rows = (read(asking, group.queries), read(asked, group.keys), read(given, group.keys))
-            equation = _Equation(ctx.scale, ctx.divisor, ctx.layout.block, distances)
-            of_group = _gradients(equation, rows, read(grad, group.queries), table_grads)
+            distances = _distances(group, bias, wide(rows[0]).dtype)
+            equation = _Equation(ctx.layout, group, ctx.scale, distances)
+            of_group = _gradients(equation, rows, read(grad, group.queries), 1 / ctx.divisor)
             for result, index, each in zip(results, (group.queries, group.keys, group.keys), of_group, strict=True):
                 write(result, index, each)
+            for table_grad, each in zip(table_grads, distances.table_gradients(), strict=True):
+                table_grad.add_(each, alpha=1 / ctx.divisor)
         return (None, None, None, *map(by_token, results), *(table_grads or (None, None)), None, None)
 
 
+def _distances(group: Group, bias: list[Any], dtype: torch.dtype) -> Distances:
+    return Distances(group, None if bias[0] is None else BiasTables(*bias), dtype)
+
+
 def _gradients(
-    equation: _Equation, rows: tuple[torch.Tensor, ...], grad: torch.Tensor, table_grads: list[torch.Tensor]
+    equation: _Equation, rows: tuple[torch.Tensor, ...], grad: torch.Tensor, factor: float
 ) -> list[torch.Tensor]:
-    """Gradients of a group's queries, keys and values; those of the tables are added to ``table_grads``."""
+    """``factor`` times the gradients of a group's queries, keys and values; its distances take in those of the bias."""
     q, k, v = rows
-    q_grad, k_grad, v_grad = totals = [torch.zeros_like(wide(each)) for each in rows]
-    for tile in tiles((q.shape[1], k.shape[1]), equation.block, q_grad):
+    q_grad = torch.zeros_like(wide(q))
+    k_grad, v_grad = (wide(each).new_zeros(len(each), each.shape[2], each.shape[1]) for each in (k, v))  # rows upright
+    for tile, scores, found in equation.tiles(q, k):
         down, across = tile.rows, tile.columns
-        scores, places = equation.scores(q, k, tile)
         weights = silu(scores).to(v.dtype)
-        add_product(v_grad[:, across], weights.transpose(1, 2), grad[:, down], 1 / equation.divisor)
-        of_weights = multiply(grad[:, down], v[:, across].transpose(1, 2), 1 / equation.divisor)
-        of_scores = torch.ops.aten.silu_backward(of_weights, scores)
-        if places is not None:
-            of_all_heads = of_scores.view(-1, *places.of_places.shape).sum(0).flatten()
-            for table_grad, index in zip(table_grads, places, strict=True):
-                table_grad.index_add_(0, index.flatten(), of_all_heads)
+        add_product(v_grad[:, :, across], grad[:, down].transpose(1, 2), weights, factor)
+        of_weights = wide(torch.bmm(grad[:, down], v[:, across].transpose(1, 2)))
+        of_scores = torch.ops.aten.silu_backward.grad_input(of_weights, scores, grad_input=scores)
+        if found is not None:
+            of_all_heads = of_scores.view(-1, len(equation.group.queries), *of_scores.shape[1:]).sum(0)
+            equation.distances.add_gradient(tile, found, of_all_heads)
         of_scores = of_scores.to(q.dtype)
-        add_product(q_grad[:, down], of_scores, k[:, across], equation.scale)
-        add_product(k_grad[:, across], of_scores.transpose(1, 2), q[:, down], equation.scale)
-    return totals
+        add_product(q_grad[:, down], of_scores, k[:, across], factor * equation.scale)
+        add_product(k_grad[:, :, across], q[:, down].transpose(1, 2), of_scores, factor * equation.scale)
+    return [q_grad, k_grad.transpose(1, 2), v_grad.transpose(1, 2)]
