@@ -23,7 +23,10 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchrec.distributed.embedding_lookup import GroupedEmbeddingsLookup
 from torchrec.distributed.types import ShardedTensor
+
+from dlrm_torchrec.sharding.modules.sequences.lookup import kernel_of_rows
 
 HBM_BYTES = 80 * 10**9
 _CPU = torch.device("cpu")
@@ -152,6 +155,10 @@ def stand_in(device: torch.device) -> Iterator[None]:
 @contextmanager
 def patched_cuda() -> Iterator[None]:
     """Inside ``with``, streams and events do nothing, and FBGEMM's and DDP's modules compute on the CPU."""
+
+    def of_rows(_: Any, config: Any, group: Any, device: Any, *__: Any, **___: Any) -> torch.nn.Module:
+        return kernel_of_rows(config, group, device)
+
     create, create_replicated = (kind.__init__ for kind in (_Fused, _Dense))
     wrap = DistributedDataParallel.__init__
 
@@ -187,6 +194,7 @@ def patched_cuda() -> Iterator[None]:
             (_Fused, "__init__", create_on_cpu),
             (_Dense, "__init__", create_dense),
             (DistributedDataParallel, "__init__", wrap_on_cpu),
+            (GroupedEmbeddingsLookup, "_create_embedding_kernel", of_rows),  # FBGEMM has none on the CPU
             (BackwardCFunction, "apply", go_back_on_device),
             (dist.GradBucket, "buffer", lambda bucket: mark(bucket_of(bucket))),  # made by C++, unseen
             (torch.Tensor, "record_stream", lambda *_: None),

@@ -120,6 +120,8 @@ class Double(TorchDispatchMode):
         creates = _is_device(kwargs.get("device"))
         tensors = list(_tensors([args, *kwargs.values()]))
         own = {id(each.numbers): each for each in tensors if isinstance(each, OnDevice)}
+        if name in ("is_pinned", "_pin_memory"):  # which ask for a GPU
+            return hasattr(args[0], "pinned") if name == "is_pinned" else _pinned(args[0])
         if not own and not creates:
             return func(*args, **kwargs)
         self._check(name, args, kwargs, [each for each in tensors if not isinstance(each, OnDevice)])
@@ -143,7 +145,8 @@ class Double(TorchDispatchMode):
         from_host = copies and not isinstance(args[name == "copy_"], OnDevice)
         to_host = copies and bool(host) if name == "copy_" else not _is_device(kwargs.get("device") or META)
         if copies:
-            if from_host or to_host:
+            from_pinned = name == "_to_copy" and kwargs.get("non_blocking") and hasattr(args[0], "pinned")
+            if (from_host and not from_pinned) or to_host:
                 self.note("copy to the device" if from_host else "copy to the host")
             return
         for each in host:
@@ -156,6 +159,13 @@ class Double(TorchDispatchMode):
                 )
         if name in WAITS or _by_mask(name, args) or _counts(name, args, kwargs):
             self.note(name)
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in memory from which a GPU reads by itself."""
+    found: Any = tensor.clone()
+    found.pinned = True
+    return found
 
 
 def _tensors(given: Any) -> Iterator[torch.Tensor]:

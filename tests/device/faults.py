@@ -147,6 +147,22 @@ FAULTS = [
         "test_recipes and data",
     ),
     Fault(
+        "numbers of tokens that move to the device",
+        "dlrm_torchrec/datasets/sequences/batch.py",
+        'if name not in ("lengths", "num_candidates")}',
+        "if name}",
+        WAITS,
+        "histories and train_hstu_next_item",
+    ),
+    Fault(
+        "indices of sequences that are not copied from pinned memory",
+        "dlrm_torchrec/models/hstu/attention/layout.py",
+        "tensor.pin_memory().to(device, non_blocking=True)",
+        "tensor.to(device, non_blocking=True)",
+        WAITS,
+        "histories and train_hstu_next_item",
+    ),
+    Fault(
         "a kernel for each table",
         f"{MODULES}/composed_kernels.py",
         'return f"{config.operation}, {len(config.stack.sizes)}',

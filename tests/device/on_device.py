@@ -18,15 +18,21 @@ from torch.nn import functional
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import _disable_current_modes
 from torchrec.distributed import embeddingbag
-from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbeddingBag, BatchedFusedEmbeddingBag
+from torchrec.distributed.batched_embedding_kernel import (
+    BatchedDenseEmbeddingBag,
+    BatchedFusedEmbedding,
+    BatchedFusedEmbeddingBag,
+)
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan, ShardMetadata
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.sharding.modules.compositional import CompositionalEmbeddingBagCollectionSharder
+from dlrm_torchrec.sharding.modules.sequences.sharded import CompositionalEmbeddingCollectionSharder, SequenceSharder
 from dlrm_torchrec.sharding.modules.sharder import ExactSharder
 from tests.device.double import META, Double, OnDevice
 from tests.sharding.sharded import Wrapped, hand_made_plan
@@ -36,13 +42,14 @@ from tests.sharding.sharded import Wrapped, hand_made_plan
 def one_rank() -> Iterator[None]:
     """A process group of one rank on the double of a GPU.
 
-    It is torch's fake one, with which TorchRec does not slice tables into parameters. The double has no streams, and
-    nothing is averaged over ranks.
+    It is torch's fake one, with which TorchRec does not slice tables into parameters, or must be kept from it. The
+    double has no streams, and nothing is averaged over ranks.
     """
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(embeddingbag, "DistributedDataParallel", lambda module, **_: module)
+            patch.setattr(ShardedEmbeddingCollection, "_initialize_torch_state", lambda *_, **__: None)
             patch.setattr(torch.cuda, "current_stream", lambda _: torch.Stream(torch.device("cpu")))
             yield
     finally:
@@ -50,7 +57,10 @@ def one_rank() -> Iterator[None]:
 
 
 def shard(
-    model: nn.Module, tables: EmbeddingBagCollection, kind: str, optimizer: type[torch.optim.Optimizer]
+    model: nn.Module,
+    tables: EmbeddingBagCollection | EmbeddingCollection,
+    kind: str,
+    optimizer: type[torch.optim.Optimizer],
 ) -> DistributedModelParallel:
     """``model``, whose ``tables`` have one sharding type; call it inside of ``Double()``."""
     name = next(name for name, module in model.named_modules() if module is tables)
@@ -59,13 +69,15 @@ def shard(
 
 def sharded(model: nn.Module, plan: ShardingPlan, optimizer: type[torch.optim.Optimizer]) -> DistributedModelParallel:
     """``model`` as in the plan."""
-    sharders = [sharder(optimizer) for sharder in (ExactSharder, CompositionalEmbeddingBagCollectionSharder)]
+    kinds = (ExactSharder, CompositionalEmbeddingBagCollectionSharder)
+    of_single_ids = (SequenceSharder, CompositionalEmbeddingCollectionSharder)
+    sharders = [sharder(optimizer) for sharder in (*kinds, *of_single_ids)]
     return DistributedModelParallel(
         model, device=META, plan=plan, sharders=sharders, init_data_parallel=False, init_parameters=False
     )
 
 
-def placed(tables: EmbeddingBagCollection, kind: str) -> EmbeddingModuleShardingPlan:
+def placed(tables: EmbeddingBagCollection | EmbeddingCollection, kind: str) -> EmbeddingModuleShardingPlan:
     """A plan of one sharding type for all ``tables``, on the device."""
     plan = hand_made_plan(tables, {config.name: kind for config in physical_configs(tables)})
     for parameter in plan.values():
@@ -76,7 +88,7 @@ def placed(tables: EmbeddingBagCollection, kind: str) -> EmbeddingModuleSharding
 
 
 class Kernel:
-    """What FBGEMM's kernel computes: sums or means of bags of rows, one feature's columns beside another's.
+    """What FBGEMM's kernel computes: sums or means of bags of rows, one feature's columns beside another's, or rows.
 
     Its backward keeps the gradients of the weights in ``gradient`` instead of updating them.
     """
@@ -115,7 +127,7 @@ class Kernel:
         return [numbers[start : start + rows * dim].view(rows, dim) for start, (rows, dim) in pairs]
 
     def pool(self, weights: torch.Tensor, indices: Any, offsets: Any, factors: Any) -> torch.Tensor:
-        mean = getattr(self.tables, "pooling_mode", None) is PoolingMode.MEAN
+        mode = getattr(self.tables, "pooling_mode", None)
         tables = self.matrices(weights)
         features = self.features
         if self.tables.D_offsets.numel() - 1 < len(tables):  # read as one table
@@ -125,18 +137,21 @@ class Kernel:
         for number, table in enumerate(features):
             own = offsets[number * bags : (number + 1) * bags + 1]
             some = slice(ends[number * bags], ends[(number + 1) * bags])
+            if mode is PoolingMode.NONE:
+                pooled.append(tables[table][indices[some]])
+                continue
             shares = None if factors is None else factors[some]
             pooled.append(
                 functional.embedding_bag(
                     indices[some],
                     tables[table],
                     own - some.start,
-                    mode="mean" if mean else "sum",
+                    mode="mean" if mode is PoolingMode.MEAN else "sum",
                     per_sample_weights=shares,
                     include_last_offset=True,
                 )
             )
-        return torch.cat(pooled, dim=1)
+        return torch.cat(pooled, dim=0 if mode is PoolingMode.NONE else 1)
 
 
 class _Sums(torch.autograd.Function):
@@ -173,7 +188,7 @@ def stand_in(model: nn.Module, device: Double) -> list[Kernel]:
     kernels = []
     for lookup in (lookup for module in model.modules() for lookup in getattr(module, "_lookups", [])):
         for owner in lookup.modules():
-            if isinstance(owner, (BatchedFusedEmbeddingBag, BatchedDenseEmbeddingBag)):
+            if isinstance(owner, (BatchedFusedEmbeddingBag, BatchedFusedEmbedding, BatchedDenseEmbeddingBag)):
                 owner.emb_module.forward = Kernel(owner, device)
                 kernels.append(owner.emb_module.forward)
     return kernels

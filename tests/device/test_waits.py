@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +13,12 @@ from torchrec.modules.embedding_configs import PoolingType
 
 from dlrm_torchrec.embeddings.compositional.collection import CompositionalEmbeddingBagCollection
 from dlrm_torchrec.embeddings.mixed_dimensions import MixedDimensionEmbeddingBagCollection
+from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.modules.composed_shardings import refusal
 from dlrm_torchrec.train.optimizers import build_optimizer
 from tests.device.cases import OPERATIONS, Case, Trained, batch_of, moved, some_of_operation, trained
 from tests.device.double import META, Double, Wait
+from tests.device.histories import Read, batches_of, read, spec_of
 from tests.device.on_device import gradients, lookup_on_device, numbers_of, one_rank, shard, stand_in
 from tests.recipe import load_recipe
 
@@ -94,20 +96,31 @@ def physical(case: Case) -> Any:
 
 @pytest.mark.parametrize("case", trained(), ids=str)
 def test_recipes(case: Trained) -> None:
-    recipe = load_recipe(case.recipe)
-    config = case.config(recipe)
+    config = case.config(load_recipe(case.recipe))
+    train(case.recipe, config, case.spec, [batch_of(case.spec)] * 2)
+
+
+@pytest.mark.parametrize("case", read(), ids=str)
+def test_recipes_that_read_histories(case: Read) -> None:
+    config = case.config(load_recipe(case.recipe))
+    train(case.recipe, config, spec_of(config), batches_of(config))
+
+
+def train(name: str, config: Any, spec: DatasetSpec, batches: Sequence[Any]) -> None:
+    """AssertionError if the host waits in the last of the batches that a recipe's model is trained on."""
+    recipe = load_recipe(name)
     with Double() as device:
-        task, tables = recipe.build(config, case.spec, 1, META)
+        task, tables = recipe.build(config, spec, 1, META)
         stored = tables.tables if isinstance(tables, MixedDimensionEmbeddingBagCollection) else tables
         model = shard(task, stored, "table_wise", torch.optim.SGD).to(META)
         stand_in(model, device)
         dense = replace(config.dense, kind="adagrad")  # a GPU's Adam is one kernel, which meta tensors do not have
         optimizer = build_optimizer(model, config.sparse, dense, clip_norm=1.0)
-        for _ in range(2):
-            batch = batch_of(case.spec).to(META)
+        for batch in batches:
+            moved_batch = batch.to(META)
             device.clear()
             optimizer.zero_grad()
-            loss, _ = model(batch)
+            loss, _ = model(moved_batch)
             loss.backward()
             optimizer.step()
     refuse(device.waits)
@@ -129,6 +142,8 @@ def test_waits_are_noticed() -> None:
             lambda: numbers.masked_select(where),
             lambda: torch.tensor([1, 2], device=META),
             lambda: torch.arange(2).to(META),
+            lambda: torch.arange(2).to(META, non_blocking=True),
+            lambda: torch.arange(2).pin_memory().to(META),
             lambda: numbers[torch.tensor([1])],
             lambda: torch.repeat_interleave(numbers, numbers),
             lambda: torch.bincount(numbers),
@@ -145,6 +160,7 @@ def test_waits_are_noticed() -> None:
             with pytest.raises(RuntimeError, match=r"device|subclasses"):
                 refused()
         before = len(device.waits)
+        torch.arange(2).pin_memory().to(META, non_blocking=True)
         numbers.repeat_interleave(numbers, output_size=6)
         numbers.mul(2.0).sum().sqrt()
         assert len(device.waits) == before

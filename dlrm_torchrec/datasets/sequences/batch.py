@@ -19,6 +19,9 @@ class SequenceBatch(Pipelineable):
     number of samples, because the collectives need it; the last ones may be padding, which has no tokens.
 
     A loss or a metric counts candidates: they are the *rows* of ``num_rows`` and ``global_rows``.
+
+    ``lengths`` and ``num_candidates`` stay on the host when the batch is moved: the shapes of what a model computes
+    follow from them, and a host that reads them from a GPU waits for it.
     """
 
     # Keys in spec order, stride B, int64 ids: features of events have an id for each token, features of users one for
@@ -26,8 +29,8 @@ class SequenceBatch(Pipelineable):
     sparse_features: KeyedJaggedTensor
     times: torch.Tensor  # (T,) int64, seconds
     actions: torch.Tensor  # (T,) int64, ids of the events' actions from 1 on; 0 for candidates
-    lengths: torch.Tensor  # (B,) int64, tokens of each sample
-    num_candidates: torch.Tensor  # (B,) int64
+    lengths: torch.Tensor  # (B,) int64, tokens of each sample; on the host
+    num_candidates: torch.Tensor  # (B,) int64; on the host
     users: torch.Tensor  # (B,) int64, the number of each sample's user in the log; 0 for padding
     labels: torch.Tensor  # (C,) float32, 0 or 1
     num_rows: int  # candidates on this rank, C
@@ -70,4 +73,6 @@ class SequenceBatch(Pipelineable):
         return replace(self, sparse_features=change(self.sparse_features), **changed)  # type: ignore[arg-type]  # alike
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        return {name: part for name, part in vars(self).items() if isinstance(part, torch.Tensor)}
+        """Those that move to the device."""
+        parts = {name: part for name, part in vars(self).items() if isinstance(part, torch.Tensor)}
+        return {name: part for name, part in parts.items() if name not in ("lengths", "num_candidates")}

@@ -37,16 +37,17 @@ class HSTUNextItem(nn.Module):
         Args:
             items: (T, dim) rows of the items of all sequences
             times: (T,) int64 seconds
-            lengths: (B,) events of each sequence
+            lengths: (B,) events of each sequence, on the host
         """
-        samples = Samples(times, torch.zeros_like(times), lengths, torch.zeros_like(lengths))
+        none = torch.zeros_like(lengths)
+        samples = Samples(times, torch.zeros_like(times), lengths, none).on_device()
         owners = samples.owners()
         places = samples.places(owners)
-        is_last = places == lengths[owners] - 1
+        is_last = places == samples.lengths[owners] - 1
         asked = torch.where(is_last, times, times.roll(-1))
         rows = self.places(places.clamp(max=self.places.num_embeddings - 1))
         tokens = dropout(items * items.shape[1] ** 0.5 + rows, self.config.input_dropout, self.training)
-        states = self.layers(tokens, make_layout(lengths, torch.zeros_like(lengths)), asked, times)
+        states = self.layers(tokens, make_layout(lengths, none, times.device), asked, times)
         return normalize(states.float(), dim=1, eps=NORM_EPS)
 
     def scores(self, states: torch.Tensor, items: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
+from dlrm_torchrec.models.hstu.attention.layout import sent
 from dlrm_torchrec.models.hstu.model import SequenceInputs
 from dlrm_torchrec.models.hstu.next_item import NORM_EPS, HSTUNextItem
 from dlrm_torchrec.models.hstu.tokens import Samples
@@ -39,6 +40,7 @@ class NextItemScores(nn.Module):
         owners = samples.owners()
         places = samples.places(owners)
         asked = (places > 0 if self.training else places == batch.lengths[owners] - 1).nonzero().squeeze(1)
+        owners, asked = (sent(each, batch.times.device) for each in (owners, asked))
         states = self.next_item(items, batch.times, batch.lengths)[asked - 1]
         comes = normalize(items[asked].to(states.dtype), dim=1, eps=NORM_EPS)
         own = (states * comes).sum(1, keepdim=True) / self.next_item.temperature

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout
 
+from dlrm_torchrec.models.hstu.attention.layout import sent
 from dlrm_torchrec.models.hstu.blocks import swish_mlp
 from dlrm_torchrec.models.hstu.candidates import CandidateRanker
 from dlrm_torchrec.models.hstu.chunks import Rows
@@ -54,12 +55,11 @@ class PooledRanker(CandidateRanker):
         self.user = nn.Linear((2 + len(context)) * dim, dim, device=device)
 
     def score(self, rows: Rows, samples: Samples) -> torch.Tensor:
-        histories = samples.lengths - samples.num_candidates
-        owners = samples.owners()
-        which = (samples.places(owners) >= histories[owners]).nonzero().squeeze(1)
-        asker, events = histories_of(owners[which], samples.lengths, histories)
-        users = ((samples.lengths > 0).cumsum(0) - 1)[owners[which]]
-        return self.of_pairs(rows, samples, Pairs(which, users, asker, events))
+        owners = torch.repeat_interleave(samples.num_candidates)
+        asker, events = histories_of(owners, samples.lengths, samples.lengths - samples.num_candidates)
+        users = ((samples.lengths > 0).cumsum(0) - 1)[owners]
+        pairs = Pairs(samples.candidates(), users, asker, events)
+        return self.of_pairs(rows, samples, Pairs(*(sent(each, samples.times.device) for each in pairs)))
 
     def of_pairs(self, rows: Rows, samples: Samples, pairs: Pairs) -> torch.Tensor:
         """Logits of candidates that pool events, each by its pairs with them."""

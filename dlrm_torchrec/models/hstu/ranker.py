@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout
 
-from dlrm_torchrec.models.hstu.attention.layout import make_layout
+from dlrm_torchrec.models.hstu.attention.layout import make_layout, sent
 from dlrm_torchrec.models.hstu.candidates import CandidateRanker
 from dlrm_torchrec.models.hstu.chunks import Rows
 from dlrm_torchrec.models.hstu.config import HSTUConfig
@@ -95,22 +95,22 @@ class HSTURanker(CandidateRanker):
         return ServedHSTU(self)
 
     def score(self, rows: Rows, samples: Samples) -> torch.Tensor:
-        times, actions, lengths, num_candidates = samples
-        histories = lengths - num_candidates
-        owners = samples.owners()
-        to_candidates = histories[owners] - samples.places(owners)
-        which = (to_candidates <= 0).nonzero().squeeze(1)
-        first_candidates = lengths.cumsum(0) - num_candidates
+        histories = samples.lengths - samples.num_candidates
+        there = samples.on_device()
+        times, which = there.times, sent(samples.candidates(), there.times.device)
+        owners = there.owners()
+        to_candidates = (there.lengths - there.num_candidates)[owners] - there.places(owners)
+        first_candidates = there.lengths.cumsum(0) - there.num_candidates
         ages = times[first_candidates.clamp(max=max(0, len(times) - 1))[owners]] - times
 
-        tokens = self.encoding.events(self.contents(rows, actions), to_candidates.clamp(min=0), ages)
+        tokens = self.encoding.events(self.contents(rows, samples.actions), to_candidates.clamp(min=0), ages)
         indices = torch.arange(len(tokens), device=tokens.device)
         if self.context is not None:
-            real = lengths > 0
             context = self.encoding.context(self.context(rows))
-            tokens, times, indices = _put_before(context, tokens, times, lengths[real])
+            real = samples.lengths > 0
+            tokens, times, indices = _put_before(context, tokens, times, sent(samples.lengths[real], times.device))
             histories = histories + real * context.shape[1]
-        layout = make_layout(histories, num_candidates)
+        layout = make_layout(histories, samples.num_candidates, times.device)
         tokens = self.layers(dropout(tokens, self.config.input_dropout, self.training), layout, times, times)
         logits: torch.Tensor = self.head(tokens[indices[which]], samples.times[which], rows, which)
         return logits

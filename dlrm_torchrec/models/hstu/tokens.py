@@ -9,17 +9,32 @@ import torch
 from torch import nn
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
+from dlrm_torchrec.models.hstu.attention.layout import sent
 from dlrm_torchrec.models.hstu.blocks import glorot, swish_mlp
 from dlrm_torchrec.models.hstu.config import HSTUConfig
 
 
 class Samples(NamedTuple):
-    """B samples with T tokens, the history of each and then its candidates, C in all; samples of padding have none."""
+    """B samples with T tokens, the history of each and then its candidates, C in all; samples of padding have none.
+
+    Where times and actions are on a GPU, the numbers of tokens should be on the host, because shapes follow from them.
+    """
 
     times: torch.Tensor  # (T,) int64, seconds
     actions: torch.Tensor  # (T,) int64, from 1 on; 0 for candidates, whose action is to be predicted
     lengths: torch.Tensor  # (B,) tokens of each sample
     num_candidates: torch.Tensor  # (B,)
+
+    def on_device(self) -> Samples:
+        """The same with the numbers of tokens where times and actions are."""
+        device = self.times.device
+        return self._replace(lengths=sent(self.lengths, device), num_candidates=sent(self.num_candidates, device))
+
+    def candidates(self) -> torch.Tensor:
+        """The tokens that are candidates, (C,), where the numbers of tokens are."""
+        owners = torch.repeat_interleave(self.num_candidates)
+        events_before = (self.lengths - self.num_candidates).cumsum(0)
+        return events_before[owners] + torch.arange(len(owners), device=owners.device)
 
     def owners(self) -> torch.Tensor:
         """The sample of each token, (T,)."""

@@ -36,15 +36,16 @@ class Layout:
     candidates: torch.Tensor  # (candidates,) indices of tokens
 
 
-def make_layout(visible: torch.Tensor, candidates: torch.Tensor) -> Layout:
+def make_layout(visible: torch.Tensor, candidates: torch.Tensor, device: torch.device | None = None) -> Layout:
     """The layout of sequences of ``visible[u]`` visible tokens and then ``candidates[u]`` candidates of each user u.
 
     Sequences are sorted by length and padded in groups whose lengths differ by at most ``1 - LEAST_FILLED``, so that
     short histories are never padded to the length of long ones.
 
     Args:
-        visible: numbers of tokens (users,), on any device; the layout's indices are on the same
+        visible: numbers of tokens (users,); a host waits for a device on which they are
         candidates: likewise
+        device: of the layout's indices; None means that of the numbers
 
     Raises ValueError unless both have one number of at least 0 for each user.
     """
@@ -59,7 +60,7 @@ def make_layout(visible: torch.Tensor, candidates: torch.Tensor) -> Layout:
     seen, lengths, tokens = counts[0], counts.sum(0), int(counts.sum())
     starts = lengths.cumsum(0) - lengths
     order = lengths.argsort(descending=True, stable=True)
-    device = visible.device
+    device = device or visible.device
     kind = "cpu" if device.type == "cpu" else "cuda"
     block, most = BLOCKS[kind], TILE_SCORES[kind]
     groups = []
@@ -73,8 +74,13 @@ def make_layout(visible: torch.Tensor, candidates: torch.Tensor) -> Layout:
         block=block,
         tile_scores=most,
         groups=groups,
-        candidates=is_candidate.nonzero().squeeze(1).to(device),
+        candidates=sent(is_candidate.nonzero().squeeze(1), device),
     )
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on ``device``, by a copy that the host does not wait for."""
+    return tensor if tensor.device == device else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _cuts(lengths: list[int], block: int, most: int) -> list[tuple[int, int]]:
@@ -97,9 +103,9 @@ def _group(
 ) -> Group:
     def indices(counts: torch.Tensor) -> torch.Tensor:
         places = torch.arange(int(counts.max()))
-        return torch.where(places < counts[:, None], starts[:, None] + places, padding).to(device)
+        return sent(torch.where(places < counts[:, None], starts[:, None] + places, padding), device)
 
     longest = int(lengths.max())
     places = torch.arange(longest).minimum(seen[:, None])
     history = int(torch.where(seen < lengths, seen, longest).min())
-    return Group(indices(lengths), indices(seen), places.to(device), history)
+    return Group(indices(lengths), indices(seen), sent(places, device), history)

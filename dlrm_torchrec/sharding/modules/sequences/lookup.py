@@ -53,12 +53,20 @@ class SequenceLookup(GroupedEmbeddingsLookup):
             self.in_order |= self._spread_over is not None
             kernel = composed_kernel(stacked, config, pg, device, self._spread_over)
         elif device is not None and device.type == "cpu":
-            kernel = composed_kernel(
-                [_of_one_class_per_id(each) for each in config.embedding_tables], config, pg, device
-            )
+            kernel = kernel_of_rows(config, pg, device)
         else:
             kernel = super()._create_embedding_kernel(config, pg, device, *args, **kwargs)
         return kernel
+
+
+def kernel_of_rows(
+    config: GroupedEmbeddingConfig, pg: dist.ProcessGroup | None, device: torch.device | None
+) -> torch.nn.Module:
+    """The kernel of plain tables as of tables of one class per id."""
+    kernel: torch.nn.Module = composed_kernel(
+        [_of_one_class_per_id(each) for each in config.embedding_tables], config, pg, device
+    )
+    return kernel
 
 
 def _of_one_class_per_id(table: ShardedEmbeddingTable) -> StackedTable:
