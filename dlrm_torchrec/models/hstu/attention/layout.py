@@ -8,7 +8,10 @@ from typing import NamedTuple
 import torch
 
 BLOCKS = {"cpu": 128, "cuda": 512}  # queries of one tile of scores, and the fewest keys
-TILE_SCORES = {"cpu": 2**16, "cuda": 2**24}  # most scores of a head in one tile: a CPU's should stay in its cache
+TILE_SCORES = {
+    "cpu": 2**17,
+    "cuda": 2**24,
+}  # most scores of a head in one tile: fewer take more calls, more leave caches
 LEAST_FILLED = 0.85  # of the longest sequence of a group, the length of any other; shorter ones begin a new group
 ALWAYS_TOGETHER = 8  # tokens by which lengths may always differ in a group
 
