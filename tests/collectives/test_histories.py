@@ -61,7 +61,7 @@ def test_bytes_of_a_step(kind: str) -> None:
         """The rank that has the row of an id."""
         return feature % 2 if kind == "table_wise" else number // -(-rows[feature] // 2)
 
-    steps = run_ranks(2, third_step, kind, timeout_s=120)
+    steps = run_ranks(2, third_step, kind, timeout_s=240)
     others = [  # ids whose rows the other rank has
         sum(owner(feature, number) != rank for feature, ids in enumerate(step.ids) for number in ids)
         for rank, step in enumerate(steps)
