@@ -39,9 +39,9 @@ def draw() -> Drawing:
     )
     picture.text((14, 20), "one core, batch 256", look="strong")
     picture.text((346, 20), "Gop/s, logarithmic", look="soft", anchor="end", size=11)
-    for speed in (1, 10, 100):
+    for speed in (1.0, 10.0, 100.0):
         _, y = place(1, speed)
-        picture.text((32, y + 4), f"{speed}", size=11, anchor="end", look="soft")
+        picture.text((32, y + 4), f"{speed:g}", size=11, anchor="end", look="soft")
     for mark in PER_BYTE:
         x, _ = place(mark, 1)
         picture.text((x, BOTTOM + 16), f"{mark:g}", size=11, anchor="middle", look="soft")
