@@ -29,6 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "mlperf-twin"
 
 
+@pytest.mark.timeout(600)  # TorchScript compiles the program in the package and in the server
 def test_a_package_of_int8_scores_candidates_by_their_marks(run: Path) -> None:
     module = load_recipe("quantize_dlrm")
     report = module.main(module.Config(recipe="train_hstu", run=str(run), calibration_batches=2))
