@@ -36,7 +36,7 @@ def prove(proof: Proof) -> None:
         sharding=ShardingConfig(kind="table_wise"),
     )
     mlperf = replace(base, hstu=replace(base.hstu, variant="mlperf", chunk_tokens=400))
-    cases = {
+    cases: dict[str, tuple[Any, dict[str, Any]]] = {
         "HSTU": (base, {}),
         "HSTU, MLPerf's layers in chunks": (mlperf, {}),
         "HSTU, mult": (replace(base, tables=COMPOSED), {}),
