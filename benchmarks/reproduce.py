@@ -141,6 +141,7 @@ CHECKS = (
         after="slowest rank",
     ),
     Check(row="`train_dlrm` demo, validation AUC", minutes=1, read=gain, command=DEMO),
+    Check(row="`train_dlrm` demo, calibration", minutes=1, read=metric("val/calibration"), command=DEMO),
     Check(row="`train_logistic` demo", minutes=1, read=gain),
     Check(row=OTHERS, minutes=1, read=gain),
     Check(row=OTHERS, number=1, minutes=1.5, read=gain, command="python recipes/train_deepfm.py"),
