@@ -110,7 +110,7 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
 
 def main(preset: str, cfg: Config) -> dict[str, float]:
     spec, listed = list_windows(cfg.data, cfg.shape, cfg.windows, rows=cfg.rows, seed=cfg.seed)
-    data, run_dir = Summary(spec=spec), f"{cfg.run_dir}/{preset}"
+    data, run_dir = Summary(spec=spec, rows={"train": sum(each.rows for each in listed)}), f"{cfg.run_dir}/{preset}"
     with join_world(cfg.seed) as world:
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
         seen = SeenIds(spec, world.control, beside=run_tensors)

@@ -169,6 +169,7 @@ def test_a_run_goes_on_after_a_day_that_is_not_published(tmp_path: Path) -> None
     assert metrics["windows/day-0001/published"] == 0
     assert [name for name in metrics if name.endswith("published")] == ["windows/day-0001/published"]
     said = (whole / "said.txt").read_text()
+    assert f"train: {3 * ROWS:,} rows; {3 * STEPS} steps\n" in said
     assert said.count("window day-0001 is not published, and ") == 1
     assert f"{whole}/published stays at version 0: AUC must not fall by more than -1 plus two standard errors" in said
     assert (
