@@ -67,7 +67,7 @@ def test_mlperf_is_planned_with_its_activations(tmp_path: Path) -> None:
     assert [(row[3], row[4]) for row in ranks] == [(f"{held / 1e9:.3f}", f"{fullest / 1e9:.3f}")]
     assert f"{held / 1e9:.2f}" in (tmp_path / "plan.html").read_text()
 
-    refusal = printed.partition("Nearest changes that fit, each planned: ")[2]
+    refusal = printed.partition("Nearest changes that fit, each planned:")[2]
     found = re.findall(r"([a-z][a-z' ]+) \((--[^,)]+)[^)]*\): ([\d.]+) of [\d.]+ GB", refusal)
     changes = {what: (option, size) for what, option, size in found}
     assert {*changes} == {*CHANGES, "a smaller batch"} - {"a smaller optimizer"}
