@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from dlrm_torchrec.sharding.cluster.rank_ranges import ranges
 from dlrm_torchrec.sharding.estimate.estimate import PARTS, Estimate
+from dlrm_torchrec.table_names import shown_name
 
 NEXT_BEST = 3
 MOST_LINES = 16  # of ranks
@@ -18,7 +19,7 @@ def describe_tables(estimate: Estimate) -> str:
 
     A last line says so if there are tables with copies, all of which count.
     """
-    width = max(map(len, [*(table.name for table in estimate.tables), "table"]))
+    width = max(map(len, [*(shown_name(table.name) for table in estimate.tables), "table"]))
     lines = [
         f"{'table':<{width}}  {'rows':>11}  {'dim':>4}  {'sharding':<17}  {'kernel':<17}  {'GB, all':>7}  "
         f"{'ms, slowest':>11}  ranks"
@@ -27,7 +28,7 @@ def describe_tables(estimate: Estimate) -> str:
         held = sum(shard.hbm_bytes + shard.ddr_bytes for shard in table.shards)
         milliseconds = max(sum(shard.milliseconds.values()) for shard in table.shards)
         lines.append(
-            f"{table.name:<{width}}  {table.rows:>11,}  {table.dim:>4}  {table.sharding_type:<17}  "
+            f"{shown_name(table.name):<{width}}  {table.rows:>11,}  {table.dim:>4}  {table.sharding_type:<17}  "
             f"{table.compute_kernel:<17}  {held / 1e9:>7.3f}  {milliseconds:>11.3f}  "
             f"{ranges([shard.rank for shard in table.shards])}"
         )
@@ -113,17 +114,19 @@ def compare(estimates: list[Estimate]) -> str:
 def explain(estimate: Estimate, table: str) -> str:
     """Why the planner chose this sharding for ``table``: its cost, and the cost of at least the next best three ways.
 
-    Raises ValueError when the plan has no such table.
+    ``table`` may be its name as it is shown. Raises ValueError when the plan has no such table.
     """
-    tables = {each.name: each for each in estimate.tables}
+    names = {shown_name(each.name): each for each in estimate.tables}
+    tables = names | {each.name: each for each in estimate.tables}
     if table not in tables:
-        raise ValueError(f"explained table must be in the plan: got {table!r}; the plan has {sorted(tables)}")
+        raise ValueError(f"explained table must be in the plan: got {table!r}; the plan has {sorted(names)}")
     chosen = tables[table]
     ways = chosen.alternatives
     place = [(way.sharding_type, way.compute_kernel) for way in ways].index(
         (chosen.sharding_type, chosen.compute_kernel)
     )
-    lines = [f"{table} on {estimate.topology}: {chosen.rows:,} x {chosen.dim}, rows per bag {chosen.pooling_factors}"]
+    name = shown_name(chosen.name)
+    lines = [f"{name} on {estimate.topology}: {chosen.rows:,} x {chosen.dim}, rows per bag {chosen.pooling_factors}"]
     lines.append(
         f"  {'sharding':<18}  {'kernel':<17}  {'shards':>6}  {'ms, slowest':>11}  {'ms, all':>8}  {'GB, largest':>11}"
     )
