@@ -105,7 +105,7 @@ class WindowPublisher:
         if is_new and (fault := quantized.report.fault(how.max_auc_loss)):
             kept = f"{folder} stays at version {newest}" if newest >= 0 else f"{folder} has no version yet"
             return (
-                f"window {window.name} is not published, and {kept}: {fault}; the next window may pass, or "
+                f"warning: window {window.name} is not published, and {kept}: {fault}; the next window may pass, or "
                 f"{remedy('--publish.quantization.max-auc-loss')}"
             )
         publish(
