@@ -1,8 +1,9 @@
-"""The names that TorchRec gives to tables among a model's parameters, and so in optimizers and checkpoints."""
+"""The names of tables: among a model's parameters, and so in optimizers and checkpoints, and for people."""
 
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 # of pooled vectors, and of those of single ids; no other module of a model may be called so
 _TABLE = re.compile(r"(?:^|\.)(?:embedding_bags|embeddings)\.(?P<table>[^./]+)\.weight(?=$|/)")
@@ -18,3 +19,13 @@ def table_of(name: str) -> str | None:
     """
     found = _TABLE.search(name)
     return found["table"] if found else None
+
+
+def shown_name(table: str) -> str:
+    """The name of a table with its column's name as it was written, for people; as it is, if that has no printed form.
+
+    >>> shown_name("t_Song%20Title"), shown_name("t_%1B")
+    ('t_Song Title', 't_%1B')
+    """
+    name = unquote(table)
+    return name if name.isprintable() else table

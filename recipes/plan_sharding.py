@@ -91,8 +91,8 @@ def main(cfg: Config, options: list[str]) -> int:
         try:
             estimate = fit_tables(cfg, dry_run, trained, cluster) if cfg.fit else dry_run(trained, cluster, text)
         except DoesNotFitError as error:
-            nearest = "; ".join(dry_run.nearest(trained, cluster)) or "none of those tried"
-            refused.append(f"{text}: {error}. Nearest changes that fit, each planned: {nearest}.")
+            nearest = [*dry_run.nearest(trained, cluster)] or ["none of those tried"]
+            refused.append("\n  ".join([f"{text}: {error}. Nearest changes that fit, each planned:", *nearest]))
             continue
         estimates.append(estimate)
         fitting.append(cluster)

@@ -110,12 +110,12 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
 
 def main(preset: str, cfg: Config) -> dict[str, float]:
     spec, listed = list_windows(cfg.data, cfg.shape, cfg.windows, rows=cfg.rows, seed=cfg.seed)
-    data, run_dir = Summary(spec=spec), f"{cfg.run_dir}/{preset}"
+    data, run_dir = Summary(spec=spec, rows={"train": sum(each.rows for each in listed)}), f"{cfg.run_dir}/{preset}"
     with join_world(cfg.seed) as world:
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
         seen = SeenIds(spec, world.control, beside=run_tensors)
         checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world, seen.tensors, say=log.say)
-        publish = WindowPublisher(cfg.publish, checkpoints, partial(load_trained, build, cfg, spec))
+        publish = WindowPublisher(cfg.publish, checkpoints, partial(load_trained, build, cfg, spec), say=log.say)
 
         # build the model with its tables on meta, plan who holds which piece of them, and only then allocate them
         model, tables = build(cfg, spec, world.size, world.device)
@@ -152,7 +152,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         pipeline = train_pipeline(model, optimizer, world, log.timing(progress))
         stop = StopRequest(world, checkpoints.overdue)
         log.start(progress.step, num_steps, watch, more="bring the next window")
-        publish.again(progress, listed)
+        progress = publish.again(progress, listed)
         while left and not stop.agreed():
             window = left.pop(0)
             stop.verify(Verification(window.files, world, log.say))  # before any row of it is read
@@ -187,7 +187,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
                         log.write(step, progress.windows[-1]["metrics"], managed_report(model))
                     with log.paused():
                         checkpoints.save(model, optimizer, progress)
-                        publish(progress, window)  # at the end of the window
+                        progress = publish(progress, window)  # at the end of the window
 
         # the end, or a signal: save, so that the same command goes on from here
         stop.settle()

@@ -118,7 +118,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         seen = SeenIds(spec, world.control, beside=run_tensors)
         checkpoints = Checkpoints(f"{run_dir}/checkpoints", cfg.checkpoint, world, seen.tensors, say=log.say)
         load = partial(load_trained, build, cfg, spec)
-        publish = WindowPublisher(cfg.publish, checkpoints, load, samples=cfg.samples)
+        publish = WindowPublisher(cfg.publish, checkpoints, load, samples=cfg.samples, say=log.say)
 
         # build the model with its tables on meta, plan who holds which piece of them, and only then allocate them
         model, tables = build(cfg, spec, world.size, world.device)
@@ -155,7 +155,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
         files = Verification(data.files, world, log.say)
         stop = StopRequest(world, checkpoints.overdue, files, verify=cfg.checkpoint.verify)
         log.start(progress.step, num_steps, watch, more="bring the next window")
-        publish.again(progress, listed)
+        progress = publish.again(progress, listed)
         while left and not stop.agreed():
             window = left.pop(0)
             train = window.train(ranks, epochs=cfg.epochs, seed=cfg.seed)
@@ -186,7 +186,7 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
                         log.write(step, progress.windows[-1]["metrics"])
                     with log.paused():
                         checkpoints.save(model, optimizer, progress)
-                        publish(progress, window)  # at the end of the window
+                        progress = publish(progress, window)  # at the end of the window
 
         # the end, or a signal: save, so that the same command goes on from here
         stop.settle()

@@ -94,8 +94,10 @@ def test_every_claim_is_shown_by_a_command_that_tests_run() -> None:
         if not typed.startswith("pytest "):
             assert typed in EXECUTED, f"no page that tests execute has the command of {claim!r}: {typed}"
             continue
-        path, *selected = typed.removeprefix("pytest ").split(" -k ")
+        path, *chosen = typed.removeprefix("pytest ").split(" -k ")
+        selected = [each.strip('"').removeprefix("examples and ") for each in chosen]  # without the page's commands
         assert (ROOT / path).exists(), claim
+        assert chosen == [f'"examples and {each}"' for each in selected], claim
         assert [each for each in selected if ">>> " not in PAGES[f"deep_dive/{each}"]] == [], claim
 
 

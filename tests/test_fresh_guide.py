@@ -42,6 +42,7 @@ class Log:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.heard = ""  # from the last command
         self.must("data/practice/generate.py", "--by_day", "--rows", "4200", "--output", "clicks.csv")
         self.must("-m", "dlrm_torchrec.preparation.propose", "clicks-01.csv", "--output", "spec.json")
         first = ("--spec", "spec.json", "--keep_counts", "--headroom", "0.5", "--max_age", "2")
@@ -55,6 +56,7 @@ class Log:
         script = [str(ROOT / words[0]), *words[1:]] if words[0] != "-m" else [*words]
         done = run_python(script, self.folder, timeout_s)
         assert "Traceback" not in done.stderr, done.stderr
+        self.heard = done.stderr
         return done.stderr if done.returncode else ""
 
     def must(self, *words: str) -> None:
@@ -65,14 +67,14 @@ class Log:
         options = ("--input", clicks, "--output", output, "--val_share", "0", *options)
         return self.told("data/criteo/prepare.py", "table", *options, timeout_s=timeout_s)
 
-    def train(self, run: str, *days: str, skip: bool = False) -> str:
+    def train(self, run: str, *days: str, skip: bool = False, most: float = 1) -> str:
         """Why ``days``, each a folder or a folder as another, were not all trained on and published."""
         data = Path(tempfile.mkdtemp(dir=self.folder))
         for day in days:
             source, _, name = day.partition(" as ")
             shutil.copytree(self.folder / source, data / (name or source))
         small = ("--batch-size", "64", "--bottom", "16", "8", "--top", "16", "1", "--speed", "exact")
-        publish = ("--publish.folder", f"{run}/published", "--publish.quantization.max-auc-loss", "1")
+        publish = ("--publish.folder", f"{run}/published", f"--publish.quantization.max-auc-loss={most}")
         return self.told(
             "recipes/train_dlrm_daily.py", "demo", "--data", str(data), "--run-dir", run, *small, *publish,
             *(("--windows.missing", "skip") if skip else ()),
@@ -138,6 +140,11 @@ def test_days_that_are_trained_on(trained: Log) -> None:
     first = ("--spec", "spec.json", "--keep_counts", "--headroom", "0.5", "--max_age", "2")
     assert trained.prepare("alone", "clicks-03.csv", *first) == ""
     heard["a day was prepared without `--after`"] = trained.train("two", "day-01", "day-02", "alone as day-03")
+
+    shutil.copytree(trained.folder / "two", trained.folder / "coarse")
+    assert trained.train("coarse", "day-01", "day-02", "day-03", most=-1) == ""
+    heard["8 bits cost too much quality"] = trained.heard
+    assert "not published, because quantising cost too much quality: day-03\n" in trained.heard
 
     shutil.copytree(trained.folder / "two", trained.folder / "other")
     assert trained.train("other", "day-01", "day-02", "day-04", skip=True) == ""

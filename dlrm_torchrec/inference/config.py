@@ -19,7 +19,7 @@ class QuantizationConfig:
     mlps: MlpType = "static"  # Format of the MLPs: static int8 has ranges measured before, dynamic int8 per batch.
     bits: int = 7  # Bits of the MLPs' weights.
     outliers: float = 0  # Share of the MLPs' weights, the largest ones, that stay float in a sparse matrix.
-    max_auc_loss: float = 1e-3  # Maximum fall of AUC, or rise of RMSE by this share; else nothing is written.
+    max_auc_loss: float = 1e-3  # Maximum fall of AUC, or rise of RMSE by this share, beside twice its standard error.
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,8 @@ from dlrm_torchrec.datasets.stream import Stream
 from dlrm_torchrec.embeddings.tables import Tables, physical_configs
 from dlrm_torchrec.inference.config import QuantizationConfig, TableType
 from dlrm_torchrec.inference.mlps.quantize import mlp_bytes, quantize_mlps
+from dlrm_torchrec.inference.quality.paired import standard_errors
+from dlrm_torchrec.inference.quality.report import Report, judged_by
 from dlrm_torchrec.inference.scoring import Scorer, script
 from dlrm_torchrec.inference.sequences.scorer import SequenceScorer, arguments
 from dlrm_torchrec.inference.tables.choose import Errors, choose_types, logit_errors
@@ -27,12 +29,6 @@ from dlrm_torchrec.train.metrics.labels import label_metrics
 from dlrm_torchrec.train.metrics.scores import Scores
 from dlrm_torchrec.train.task import RankingTask
 
-CHANGES = {
-    "auc": "AUC must not fall",
-    "rmse": "RMSE must not rise by a share",
-    "logloss": "log-loss of labels that are all alike must not rise",
-}
-
 
 class Trained(NamedTuple):
     """A trained model on the CPU, not sharded, with its tables."""
@@ -40,33 +36,6 @@ class Trained(NamedTuple):
     model: nn.Module
     tables: Tables | EmbeddingCollection
     progress: Progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What quantising changed, on the rows of ``split``; bytes are by part, tables and MLPs."""
-
-    split: str
-    before: dict[str, float]
-    after: dict[str, float]
-    largest_change: float  # of a prediction
-    bytes_before: dict[str, int]
-    bytes_after: dict[str, int]
-
-    @property
-    def judged_by(self) -> str:
-        """The metric of quality: AUC, or RMSE of numbers; log-loss where all labels are alike, which have no AUC."""
-        names = {name.rpartition("/")[2] for name in self.before}
-        return next(metric for metric in ("auc", "rmse", "logloss") if metric in names)
-
-    @property
-    def loss_of_quality(self) -> float:
-        """The largest fall of a label's AUC, rise of its RMSE as a share of it, or rise of its log-loss."""
-        pairs = [(b, self.after[name]) for name, b in self.before.items() if name.rpartition("/")[2] == self.judged_by]
-        if self.judged_by == "rmse":
-            return max(after / before - 1 for before, after in pairs)
-        sign = -1 if self.judged_by == "auc" else 1
-        return max(sign * (after - before) for before, after in pairs)
 
 
 class Form(NamedTuple):
@@ -153,26 +122,17 @@ def quantize(
         model = quantize_mlps(model, how.mlps, inputs, bits=how.bits, outliers=how.outliers)
     program = script(form.scorer(model, spec))
     after = _predict(lambda batch: program(*form.arguments(batch))[0], rows)
+    measured = _measure(before, spec)
     report = Report(
         split=split,
-        before=_measure(before, spec),
+        before=measured,
         after=_measure(after, spec),
+        standard_errors=standard_errors(measured, judged_by(measured), before, after, labels=spec.label_names),
         largest_change=float((after.outputs - before.outputs).abs().max()),
         bytes_before=bytes_before,
         bytes_after={"tables": sum(table_bytes(configs[n], t) for n, t in types.items()), "mlps": mlp_bytes(model)},
     )
     return Quantized(program, types, report, errors)
-
-
-def check_quality(report: Report, most: float) -> None:
-    """Raises ValueError when quality falls by more than ``most``."""
-    lost = report.loss_of_quality
-    if lost > most:
-        changed = CHANGES[report.judged_by]
-        raise ValueError(
-            f"{changed} by more than {most:g}: got {lost:.2g}, and nothing was written; give tables more bits, keep "
-            "outliers, or raise --max-auc-loss"
-        )
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...], spec: DatasetSpec) -> torch.Tensor:

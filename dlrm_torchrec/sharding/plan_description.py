@@ -11,6 +11,7 @@ from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS
 
 from dlrm_torchrec.embeddings.tables import physical_configs
 from dlrm_torchrec.sharding.cluster.rank_ranges import ranges
+from dlrm_torchrec.table_names import shown_name
 
 MOST_LINES = 16  # of ranks
 
@@ -36,7 +37,7 @@ def describe_plan(plan: ShardingPlan, tables: nn.Module, world_size: int) -> str
     Equal ranks share a line. If there are more than 16 lines, only the fullest 16 are shown.
     """
     configs = {table.name: table for table in physical_configs(tables)}
-    width = max(5, *(len(name) for name in configs))
+    width = max(5, *(len(shown_name(name)) for name in configs))
     lines = [f"{'table':<{width}}  {'rows':>11}  {'dim':>4}  {'sharding':<17}  {'kernel':<6}  ranks"]
     rank_bytes = [0] * world_size
     for name, parameter in _parameters(plan):
@@ -47,7 +48,7 @@ def describe_plan(plan: ShardingPlan, tables: nn.Module, world_size: int) -> str
             ranks.append(rank)
             rank_bytes[rank] += DATA_TYPE_NUM_BITS[table.data_type] // 8 * size[0] * size[1]
         lines.append(
-            f"{name:<{width}}  {whole[0]:>11,}  {whole[1]:>4}  {parameter.sharding_type:<17}  "
+            f"{shown_name(name):<{width}}  {whole[0]:>11,}  {whole[1]:>4}  {parameter.sharding_type:<17}  "
             f"{parameter.compute_kernel:<6}  {ranges(ranks)}"
         )
     alike: dict[str, list[int]] = {}  # ranks by what their line says

@@ -15,7 +15,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from statistics import median
 from typing import Any, Protocol, cast
 
 import torch
@@ -34,6 +33,7 @@ ROUNDS = 7
 GAIN = 1.15  # times as fast must dense parts be in a less exact arithmetic, for the noise of so short a measurement
 GAIN_S = 10.0  # must such an arithmetic save in a run; a small model stays in float32
 COMPILER_S = 15.0  # take compilers for a model, if they find nothing in their caches
+PAID_BACK = 3.0  # times over must a run save that, because other work on a machine slows compilers most
 SAVED = 0.3  # of the time of dense parts by compiling them, at least: .31 to .53 (LOG.md)
 
 
@@ -154,7 +154,7 @@ def _measured(
         parts.append(best)
         reasons.append(f"{best}: dense parts take {times[best]:.1f} ms a step, in float32 {times['float32']:.1f}")
     seconds = steps * times[best] / 1000
-    if world.device.type == "cpu" and seconds * SAVED > 2 * COMPILER_S and _has_compiler():
+    if world.device.type == "cpu" and seconds * SAVED > PAID_BACK * COMPILER_S and _has_compiler():
         parts.append("compile")
         reasons.append(f"compile: dense parts take {seconds / 60:,.0f} minutes of the run otherwise")
     if world.device.type == "cpu" and sorting_pays():
@@ -168,9 +168,9 @@ def _measured(
 def dense_ms(model: RankingTask, *, batch_size: int, num_dense: int, device: torch.device) -> dict[str, float]:
     """Milliseconds of a step of the dense parts, forward and backward, by arithmetic, from exact to less exact.
 
-    These are ``float32``, on a GPU ``tf32``, and ``bf16``, which is autocast. Each is a median of rounds that take
-    turns. Vectors drawn at random stand in for those of the tables, which hold no memory yet. Parameters and their
-    gradients stay as they are.
+    These are ``float32``, on a GPU ``tf32``, and ``bf16``, which is autocast. Each is the least of rounds that take
+    turns, which other work on the machine disturbs least. Vectors drawn at random stand in for those of the tables,
+    which hold no memory yet. Parameters and their gradients stay as they are.
     """
     times: dict[str, list[float]] = {"float32": [], **({"tf32": []} if device.type == "cuda" else {}), "bf16": []}
     own = [device] if device.type == "cuda" else []  # without it, a rank would start the GPUs of all ranks
@@ -185,7 +185,7 @@ def dense_ms(model: RankingTask, *, batch_size: int, num_dense: int, device: tor
                     outputs = model.model(dense, KeyedJaggedTensor.empty())
                 torch.autograd.grad(outputs.float().sum(), leaves, allow_unused=True)
                 taken.append(_now(device) - start)
-    return {arithmetic: 1000 * median(taken[1:]) for arithmetic, taken in times.items()}
+    return {arithmetic: 1000 * min(taken[1:]) for arithmetic, taken in times.items()}
 
 
 @contextmanager

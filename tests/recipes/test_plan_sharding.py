@@ -117,9 +117,9 @@ def test_a_refusal_names_changes_that_do_fit(tmp_path: Path, preset: str, topolo
     estimates, printed = plan(tmp_path, *command, "--topology", topology, "1x8:a100-80", code=3)
     assert [estimate["topology"] for estimate in estimates] == ["1x8:a100-80"]
     (refusal,) = [line for line in printed.splitlines() if line.startswith(f"{topology}: tables must fit the memory")]
-    assert re.search(r"got [\d,]+ bytes too many, because .*table", refusal)
-    text = refusal.split("Nearest changes that fit, each planned: ")[1]
-    changes = re.findall(r"([a-z][a-z' ]+) \((--[^,)]+)[^)]*\): ([\d.]+) of [\d.]+ GB", text)
+    assert re.search(r"got [\d,]+\.\d{3} GB too many, because .*table.* each planned:$", refusal)
+    text = printed.split(refusal)[1]
+    changes = re.findall(r"^  ([a-z][a-z' ]+) \((--[^,)]+)[^)]*\): ([\d.]+) of [\d.]+ GB", text, re.MULTILINE)
     assert offered <= {what for what, _, _ in changes}
     for what, option, fullest in changes:
         words = option.split()

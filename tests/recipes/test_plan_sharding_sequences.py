@@ -64,10 +64,10 @@ def test_mlperf_is_planned_with_its_activations(tmp_path: Path) -> None:
     (compared,) = [line for line in printed.splitlines() if line.startswith("8x8:b200 ")]
     assert f" {fullest / 1e9:.3f} " in compared
     ranks = [line.split() for line in printed.splitlines() if re.match(r" *0-6\d ", line)]
-    assert [(row[3], row[4]) for row in ranks] == [(f"{held / 1e9:.3f}", f"{fullest / 1e9:.3f}")]
+    assert [(row[4], row[5]) for row in ranks] == [(f"{held / 1e9:.3f}", f"{fullest / 1e9:.3f}")]
     assert f"{held / 1e9:.2f}" in (tmp_path / "plan.html").read_text()
 
-    refusal = printed.partition("Nearest changes that fit, each planned: ")[2]
+    refusal = printed.partition("Nearest changes that fit, each planned:")[2]
     found = re.findall(r"([a-z][a-z' ]+) \((--[^,)]+)[^)]*\): ([\d.]+) of [\d.]+ GB", refusal)
     changes = {what: (option, size) for what, option, size in found}
     assert {*changes} == {*CHANGES, "a smaller batch"} - {"a smaller optimizer"}

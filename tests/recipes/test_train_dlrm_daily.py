@@ -20,8 +20,10 @@ import pytest
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.inference import publishing
 from dlrm_torchrec.inference.deltas.offline import apply_deltas
+from dlrm_torchrec.inference.quality.report import Report
 from dlrm_torchrec.train.checkpoints.checkpoint import Checkpoints
 from dlrm_torchrec.train.checkpoints.marker import read_progress
+from dlrm_torchrec.train.log import RunLog
 from dlrm_torchrec.train.metrics import labels
 from dlrm_torchrec.train.metrics.progressive import told
 from dlrm_torchrec.train.schedule import ScheduledLearningRate
@@ -131,6 +133,66 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, whole: tuple[
     }
     days = [record for record in records(tmp_path / "run/demo") if "val/unseen" in record]
     assert [record["step"] for record in days] == [STEPS, 2 * STEPS, 3 * STEPS]
+
+
+def _refuse(folder: Path, died_at: int) -> Metrics:
+    """What a run of three days ends with, whose second day is refused, unless it dies at so many steps."""
+    fault, rates, say = Report.fault, ScheduledLearningRate.set, RunLog.say
+
+    def second(report: Report, _: float) -> str:
+        return fault(report, -1.0 if report.split == "day-0001" else 1.0)
+
+    def or_die(self: ScheduledLearningRate, step: int) -> None:
+        if step == died_at:
+            os._exit(9)
+        rates(self, step)
+
+    def heard(self: RunLog, text: str) -> None:
+        with (folder / "said.txt").open("a") as file:
+            file.write(f"{text}\n")
+        say(self, text)
+
+    with (
+        patch.object(Report, "fault", second),
+        patch.object(ScheduledLearningRate, "set", or_die),
+        patch.object(RunLog, "say", heard),
+    ):
+        return _run("train_dlrm_daily", arguments(folder, 3, *published(folder), "--checkpoint.every=5"))
+
+
+def test_a_run_goes_on_after_a_day_that_is_not_published(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    metrics = without_speed(run_ranks(1, _refuse, whole, -1, join=False)[0])
+    assert metrics["steps"] == 3 * STEPS
+    assert metrics["windows/day-0001/published"] == 0
+    assert [name for name in metrics if name.endswith("published")] == ["windows/day-0001/published"]
+    said = (whole / "said.txt").read_text()
+    assert f"train: {3 * ROWS:,} rows; {3 * STEPS} steps\n" in said
+    assert said.count("window day-0001 is not published, and ") == 1
+    assert f"{whole}/published stays at version 0: AUC must not fall by more than -1 plus two standard errors" in said
+    assert (
+        "; the next window may pass, or give tables more bits, keep outliers, or raise --publish.quantization." in said
+    )
+    assert "nothing was written" not in said
+    assert "not published, because quantising cost too much quality: day-0001\n" in said
+
+    # the third day's delta follows the first day's package
+    folder = whole / "published"
+    assert {path.name for path in folder.iterdir()} == {"base-0000", "delta-0001"}
+    apply_deltas(folder / "base-0000", [folder / "delta-0001"], tmp_path / "made")
+    assert json.loads((tmp_path / "made/package.json").read_text())["window"] == "day-0002"
+    again = f"--publish.folder={tmp_path}/again"  # the model of the last checkpoint, as a first version
+    assert train(whole, 3, *published(whole), again) == metrics
+    made, last = files(tmp_path / "made"), files(tmp_path / "again/base-0000")
+    assert [name for name in made if made[name] != last[name]] == ["package.json"]  # which has the version
+
+    # a kill before the first checkpoint of the third day changes nothing
+    with pytest.raises(RuntimeError, match="exit code 9"):
+        run_ranks(1, _refuse, killed, 2 * STEPS + 2, join=False)
+    assert without_speed(run_ranks(1, _refuse, killed, -1, join=False)[0]) == metrics
+    assert files(killed / "published") == files(folder)
 
 
 @pytest.mark.parametrize("preset", ["demo", "managed"])

@@ -64,7 +64,7 @@ def window_rows(run: Run) -> list[list[str]]:
     windows = run.checkpoints[-1].windows if run.checkpoints else []
     return [
         [
-            str(window["name"]),
+            f"{window['name']}{', not published' if 'published' in window['metrics'] else ''}",
             f"{window['steps']:,}",
             *(number_text(window["metrics"][name]) if name in window["metrics"] else "" for name in WINDOW_METRICS),
         ]

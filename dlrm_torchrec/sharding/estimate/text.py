@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from dlrm_torchrec.sharding.cluster.rank_ranges import ranges
-from dlrm_torchrec.sharding.estimate.estimate import PARTS, Alternative, Estimate
+from dlrm_torchrec.sharding.estimate.estimate import PARTS, Estimate
+from dlrm_torchrec.table_names import shown_name
 
 NEXT_BEST = 3
 MOST_LINES = 16  # of ranks
@@ -14,8 +15,11 @@ MOST_CHARACTERS = 20  # of the numbers of ranks in one line
 
 
 def describe_tables(estimate: Estimate) -> str:
-    """The ranks of every table, as a table for a terminal: GB of all its shards, and ms of its slowest one."""
-    width = max(map(len, [*(table.name for table in estimate.tables), "table"]))
+    """The ranks of every table, as a table for a terminal: GB of all its shards, and ms of its slowest one.
+
+    A last line says so if there are tables with copies, all of which count.
+    """
+    width = max(map(len, [*(shown_name(table.name) for table in estimate.tables), "table"]))
     lines = [
         f"{'table':<{width}}  {'rows':>11}  {'dim':>4}  {'sharding':<17}  {'kernel':<17}  {'GB, all':>7}  "
         f"{'ms, slowest':>11}  ranks"
@@ -24,10 +28,12 @@ def describe_tables(estimate: Estimate) -> str:
         held = sum(shard.hbm_bytes + shard.ddr_bytes for shard in table.shards)
         milliseconds = max(sum(shard.milliseconds.values()) for shard in table.shards)
         lines.append(
-            f"{table.name:<{width}}  {table.rows:>11,}  {table.dim:>4}  {table.sharding_type:<17}  "
+            f"{shown_name(table.name):<{width}}  {table.rows:>11,}  {table.dim:>4}  {table.sharding_type:<17}  "
             f"{table.compute_kernel:<17}  {held / 1e9:>7.3f}  {milliseconds:>11.3f}  "
             f"{ranges([shard.rank for shard in table.shards])}"
         )
+    if any(table.sharding_type == "data_parallel" and len(table.shards) > 1 for table in estimate.tables):
+        lines.append("GB, all: shards with their buffers; of a data_parallel table, the copies on all ranks")
     return "\n".join(lines)
 
 
@@ -35,8 +41,9 @@ def describe_ranks(estimate: Estimate, *, all_ranks: bool = False) -> str:
     """Memory and estimated time of the ranks, as a table for a terminal; the one that the others wait for is marked.
 
     Equal ranks share a line. If there are more than 16 lines, only the slowest 16 are shown, unless ``all_ranks``. The
-    columns of bytes are weights, moments, and everything that tables need including buffers, next to what a rank has.
-    If the model counts its activations, they have a column, too, and are part of what is used.
+    columns of bytes are weights, moments, and buffers, which hold the ids, vectors and gradients of a batch on their
+    way, and caches; then the sum, next to what a rank has. If the model counts its activations, they have a column,
+    too, and are part of the sum; a last line says that the times do not count them.
     """
     ranks = estimate.rank_milliseconds()
     parts = [part for part in PARTS if any(milliseconds[part] for milliseconds in ranks)]
@@ -46,12 +53,14 @@ def describe_ranks(estimate: Estimate, *, all_ranks: bool = False) -> str:
     held: list[Counter[str]] = [Counter() for _ in ranks]
     for table in estimate.tables:
         for shard in table.shards:
-            held[shard.rank].update({name: getattr(shard, f"{name}_bytes") for name in ("weight", "optimizer")})
+            kept = {"weight": shard.weight_bytes, "optimizer": shard.optimizer_bytes}
+            held[shard.rank].update(kept | {"buffer": shard.hbm_bytes + shard.ddr_bytes - sum(kept.values())})
     alike: dict[str, list[int]] = {}  # ranks by what their line says
     for rank, (milliseconds, own) in enumerate(zip(ranks, held, strict=True)):
         cells = [
             f"{own['weight'] / 1e9:>10.3f}",
             f"{own['optimizer'] / 1e9:>10.3f}",
+            f"{own['buffer'] / 1e9:>10.3f}",
             *activations,
             *(
                 f"{used[memory][rank] / 1e9:>7.3f} / {estimate.capacity(memory)[rank] / 1e9:>6.1f}"
@@ -67,7 +76,7 @@ def describe_ranks(estimate: Estimate, *, all_ranks: bool = False) -> str:
         shown = [line for line in shown if line in slowest]
     names = [_ranks(same) for _, same in shown]
     width = max(4, *map(len, names))
-    head = [f"{'rank':>{width}}", f"{'weights GB':>10}", f"{'moments GB':>10}"]
+    head = [f"{'rank':>{width}}", f"{'weights GB':>10}", f"{'moments GB':>10}", f"{'buffers GB':>10}"]
     head += ["activations GB"] * len(activations)
     head += [f"{memory.upper() + ' GB used / of':>16}" for memory in memories]
     lines = ["  ".join([*head, f"{'ms':>8}", *(f"{part:>8}" for part in parts)])]
@@ -75,7 +84,11 @@ def describe_ranks(estimate: Estimate, *, all_ranks: bool = False) -> str:
     for name, (text, same) in zip(names, shown, strict=True):
         lines.append(f"{name:>{width}}  {text}{'  <- critical' if critical in same else ''}")
     left = len(ranks) - sum(len(same) for _, same in shown)
-    return "\n".join([*lines, *([f"{left} ranks that are faster are left out"] if left else [])])
+    if left:
+        lines.append(f"{left} ranks that are faster are left out")
+    if activations:
+        lines.append("ms are those of tables alone; the rest of the model takes its own time")
+    return "\n".join(lines)
 
 
 def _ranks(ranks: list[int]) -> str:
@@ -101,17 +114,19 @@ def compare(estimates: list[Estimate]) -> str:
 def explain(estimate: Estimate, table: str) -> str:
     """Why the planner chose this sharding for ``table``: its cost, and the cost of at least the next best three ways.
 
-    Raises ValueError when the plan has no such table.
+    ``table`` may be its name as it is shown. Raises ValueError when the plan has no such table.
     """
-    tables = {each.name: each for each in estimate.tables}
+    names = {shown_name(each.name): each for each in estimate.tables}
+    tables = names | {each.name: each for each in estimate.tables}
     if table not in tables:
-        raise ValueError(f"explained table must be in the plan: got {table!r}; the plan has {sorted(tables)}")
+        raise ValueError(f"explained table must be in the plan: got {table!r}; the plan has {sorted(names)}")
     chosen = tables[table]
     ways = chosen.alternatives
     place = [(way.sharding_type, way.compute_kernel) for way in ways].index(
         (chosen.sharding_type, chosen.compute_kernel)
     )
-    lines = [f"{table} on {estimate.topology}: {chosen.rows:,} x {chosen.dim}, rows per bag {chosen.pooling_factors}"]
+    name = shown_name(chosen.name)
+    lines = [f"{name} on {estimate.topology}: {chosen.rows:,} x {chosen.dim}, rows per bag {chosen.pooling_factors}"]
     lines.append(
         f"  {'sharding':<18}  {'kernel':<17}  {'shards':>6}  {'ms, slowest':>11}  {'ms, all':>8}  {'GB, largest':>11}"
     )
@@ -126,14 +141,12 @@ def explain(estimate: Estimate, table: str) -> str:
             f"{place} of these would be faster for this table alone, but no tried plan with them is faster and fits"
         )
     elif len(ways) > 1:
-        reason = f"its slowest shard takes the least time; the next way takes {_times(ways[1], ways[0])} times as long"
+        times = f"{ways[1].slowest_shard_ms / ways[0].slowest_shard_ms:.2f}"
+        longer = "as long" if times == "1.00" else f"{times} times as long"
+        reason = f"its slowest shard takes the least time; the next way takes {longer}"
     else:
         reason = "it is the only way that the topology and the options allow"
     return "\n".join([*lines, f"  chosen: {reason}"])
-
-
-def _times(slower: Alternative, faster: Alternative) -> str:
-    return f"{slower.slowest_shard_ms / faster.slowest_shard_ms:.2f}"
 
 
 def diff(before: Sequence[Estimate], after: Sequence[Estimate]) -> str:

@@ -40,6 +40,7 @@ from dlrm_torchrec.embeddings.tables import bytes_of_ids, partition_of, stored_c
 from dlrm_torchrec.schema import AccessStatistics, Table
 from dlrm_torchrec.sharding.planner.enumerator import optimizer_bytes
 from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
+from dlrm_torchrec.table_names import shown_name
 
 Planned = TypeVar("Planned")
 _STEPS = 400  # steps of the integral over log u; its error is far below that of the histogram
@@ -200,7 +201,7 @@ def equally(tables: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Ch
 
 def describe_choices(chosen: Mapping[str, Choice]) -> str:
     """A table for a terminal: which tables are compressed, how strongly, and their loss."""
-    compressed = {name: choice for name, choice in chosen.items() if choice.config.kind != "plain"}
+    compressed = {shown_name(name): choice for name, choice in chosen.items() if choice.config.kind != "plain"}
     width = max(map(len, [*compressed, "table"]))
     lines = [f"{'table':<{width}}  {'stored as':<18}  {'ids per row':>11}  {'rows':>11}  {'GB':>8}  loss"]
     lines += [

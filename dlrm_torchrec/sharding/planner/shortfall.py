@@ -1,4 +1,4 @@
-"""Why tables do not fit: which table or rank needs too much, and how many bytes are missing."""
+"""Why tables do not fit: which table or rank needs too much, and how much memory is missing."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def shortfall(options: list[ShardingOption], left: Topology) -> str:
     name = max(largest, key=lambda table: largest[table])
     if largest[name] > max(free):
         return (
-            f"{largest[name] - max(free):,} bytes too many, because table {name!r} needs at least "
-            f"{_bytes(largest[name])} on one rank and {_bytes(max(free))} is free"
+            f"{_gb(largest[name] - max(free))} too many, because table {name!r} needs at least "
+            f"{_gb(largest[name])} on one rank and {_gb(max(free))} is free"
         )
     smallest = {name: min(each, key=sum) for name, each in ways.items()}
     total = sum(map(sum, smallest.values()))
     if total > sum(free):
         name = max(smallest, key=lambda table: sum(smallest[table]))
         return (
-            f"{total - sum(free):,} bytes too many, because all tables need at least {_bytes(total)} and "
-            f"{_bytes(sum(free))} is free (the largest table, {name!r}, needs {_bytes(sum(smallest[name]))})"
+            f"{_gb(total - sum(free))} too many, because all tables need at least {_gb(total)} and "
+            f"{_gb(sum(free))} is free (the largest table, {name!r}, needs {_gb(sum(smallest[name]))})"
         )
     rank, over = _fullest(list(smallest.values()), free)
     return (
-        f"{over:,} bytes too many on rank {rank} when tables are placed largest first, although they need "
-        f"{_bytes(total)} of {_bytes(sum(free))} in total"
+        f"{_gb(over)} too many on rank {rank} when tables are placed largest first, although they need "
+        f"{_gb(total)} of {_gb(sum(free))} in total"
         if over > 0
-        else f"no plan with the allowed sharding types, although tables need {_bytes(total)} of {_bytes(sum(free))}"
+        else f"no plan with the allowed sharding types, although tables need {_gb(total)} of {_gb(sum(free))}"
     )
 
 
@@ -57,5 +57,5 @@ def _fullest(tables: list[list[int]], free: list[int]) -> tuple[int, int]:
     return left.index(min(left)), -min(left)
 
 
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB"
+def _gb(count: int) -> str:
+    return f"{count / 1e9:,.3f} GB"

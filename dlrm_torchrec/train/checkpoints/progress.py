@@ -51,6 +51,11 @@ class Progress:
         assert not self.window_open
         return replace(self, windows=[*self.windows, {**told, "steps": steps, "metrics": metrics}])
 
+    def noted(self, metrics: dict[str, float]) -> Progress:
+        """This progress with more metrics of the last window."""
+        *before, last = self.windows
+        return replace(self, windows=[*before, {**last, "metrics": {**last["metrics"], **metrics}}])
+
     def validated(self, metrics: dict[str, float]) -> Progress:
         """This progress with the validation metrics of its step.
 

@@ -60,7 +60,8 @@ def opened(progress: Progress, window: Window, metrics: Mapping[str, float], *, 
 def progressive_metrics(progress: Progress) -> dict[str, float]:
     """The metrics of the newest window, their means over all with a model before them, and the main ones of each.
 
-    These are ``val/<metric>``, ``progressive/<metric>`` and ``windows/<window>/<metric>``.
+    These are ``val/<metric>``, ``progressive/<metric>`` and ``windows/<window>/<metric>``. Only a window
+    whose model was to be published and was not has ``published``, 0.
     """
     main = [f"val/{name}" for name in (*DECISIVE, "gauc", "ne", "unseen", "age")]
     found = dict(progress.windows[-1]["metrics"]) if progress.windows else {}
@@ -72,7 +73,7 @@ def progressive_metrics(progress: Progress) -> dict[str, float]:
         if values:
             found[name.replace("val/", "progressive/")] = fmean(values)
     for each in progress.windows:
-        own = {name: value for name, value in each["metrics"].items() if name in (*main, "teacher/auc")}
+        own = {name: value for name, value in each["metrics"].items() if name in (*main, "teacher/auc", "published")}
         found |= {f"windows/{each['name']}/{name}": value for name, value in own.items()}
     return found
 

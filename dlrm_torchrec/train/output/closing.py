@@ -11,6 +11,7 @@ from dlrm_torchrec.terminal.words import duration
 from dlrm_torchrec.train.checkpoints.folder import complete_steps, step_path
 from dlrm_torchrec.train.checkpoints.progress import DECISIVE
 
+NAMED = 4  # of the windows that were not published
 RANKS_ITEMS = "hr@10"  # a run with this metric has no rows with labels to ablate or to serve
 OF_WINDOWS = "windows/"  # a run with metrics of this prefix judges, and publishes, window after window itself
 
@@ -48,6 +49,7 @@ def describe(ended: Ended, metrics: Mapping[str, float]) -> str:
         reached = [f"ended early at {place}; {go_on}", *_reached(metrics)]
     else:
         reached = _reached(metrics) or [place]
+    reached += _not_published(metrics)
     if not saved:
         reached[0] = reached[0] if ended.is_over else f"stopped {reached[0]}"
         return "; ".join([*reached, f"took {duration(ended.total_s)}", f"see {ended.folder}"])
@@ -84,6 +86,14 @@ def _reached(metrics: Mapping[str, float]) -> list[str]:
     if f"test/{name}" in metrics:
         lines.append(f"test/{name} {metrics[f'test/{name}']:.4f}")
     return lines
+
+
+def _not_published(metrics: Mapping[str, float]) -> list[str]:
+    """A line that names the windows of a run that were to be published and were not, if there are any."""
+    names = [name.removeprefix(OF_WINDOWS).rpartition("/")[0] for name in metrics if name.endswith("/published")]
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    listed = f"{', '.join(names[:NAMED])}{more}"
+    return [f"not published, because quantising cost too much quality: {listed}"] if names else []
 
 
 def _took(ended: Ended) -> str:

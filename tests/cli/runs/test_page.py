@@ -63,7 +63,7 @@ def test_only_options_that_differ_are_listed(folders: tuple[Path, Path]) -> None
 def test_windows_have_their_own_table_and_best_possible_line(folders: tuple[Path, Path]) -> None:
     marker = folders[0] / "checkpoints/step-00000100/checkpoint.json"
     metrics = [{"val/unseen": 1.0, "teacher/auc": 0.84}, {"val/auc": 0.75, "val/gauc": 0.7, "val/age": 2.0}]
-    metrics[1]["teacher/auc"] = 0.83
+    metrics[1] |= {"teacher/auc": 0.83, "published": 0.0}
     windows = [{"name": f"day-{day}", "steps": 50, "metrics": own} for day, own in enumerate(metrics)]
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"windows": windows}))
     lines = [json.dumps({"step": 50 * day + 50, **own}) + "\n" for day, own in enumerate(metrics)]
@@ -74,7 +74,7 @@ def test_windows_have_their_own_table_and_best_possible_line(folders: tuple[Path
     head, *rows = table(root, "Windows of a/demo")
     assert head[:5] == ["Window", "Steps", "AUC before training", "Best possible", "GAUC"]
     assert rows[0] == ["day-0", "50", "", "0.8400", "", "", "", "1", ""]
-    assert rows[1] == ["day-1", "50", "0.7500", "0.8300", "0.7000", "", "", "", "2"]
+    assert rows[1] == ["day-1, not published", "50", "0.7500", "0.8300", "0.7000", "", "", "", "2"]
     assert not [row for row in table(root, "The newest value of every metric") if row[0].startswith("windows/")]
     head, *rows = table(root, "AUC, the numbers that are drawn")
     assert head == ["Step", "a/demo", "b/demo", "best possible"]

@@ -23,6 +23,13 @@ def ended(folder: Path, **changes: Any) -> Ended:
     return Ended(**{**facts, "train_s": 40.0, "tensorboard": False, **changes})
 
 
+def test_windows_that_were_not_published_are_named(tmp_path: Path) -> None:
+    metrics = {"val/auc": 0.8, "published": 0.0} | {f"windows/day-{day}/published": 0.0 for day in range(6)}
+    said = describe(ended(tmp_path), metrics)
+    assert "too much quality: day-0, day-1, day-2, day-3 and 2 more; took" in said
+    assert "not published" not in describe(ended(tmp_path), {"val/auc": 0.8, "windows/day-0/val/auc": 0.8})
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run whose folder has a blank in its name, with two checkpoints."""
