@@ -159,8 +159,9 @@ def prepare_histories(
     for report in (output_folder.QUARANTINE, output_folder.REPORT):
         _copy(beside, output, report)
     users = sum(rows for _, rows in gathered.files)
-    per_user = gathered.events / max(1, users)
-    sparse = tuple(replace(f, pooling_factor=per_user) if f.multi_hot else f for f in spec.sparse)
+    # the ids that a sample of one candidate would have, if its history were all that the user did before
+    tokens = gathered.earlier + 1
+    sparse = tuple(replace(f, pooling_factor=tokens) if f.multi_hot else f for f in spec.sparse)
     stored = tuple(DataFile(path=file.path, rows=rows, sha256=file.sha256) for file, rows in gathered.files)
     manifest = Manifest(
         spec=replace(spec, sparse=sparse),

@@ -140,6 +140,9 @@ def test_histories_are_those_of_a_plain_loop(tmp_path: Path, kind: str, memory_b
     assert countries == {user: "DE" if int(user[1:]) % 2 else "FR" for user in found}
     assert len(manifest.splits["users"].files) == (1 if memory_bytes > 1 << 30 else 3)
     assert manifest.spec.label == "positive"
+    earlier = [place for events in found.values() for place in range(len(events))]
+    factors = {feature.pooling_factor for feature in manifest.spec.sparse if feature.multi_hot}
+    assert [*factors] == pytest.approx([1 + np.mean(earlier)])
     read_log(manifest, str(tmp_path / "data"))
     assert not (tmp_path / "data.events").exists()
 

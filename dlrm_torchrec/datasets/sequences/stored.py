@@ -39,7 +39,7 @@ def read_windows(manifest: Manifest, folder: str) -> dict[str, Window]:
         if needed not in windows:
             raise ValueError(
                 f"prepared histories must have a window {needed!r} of times in dataset.json: got {sorted(windows)} in "
-                f"{folder}; prepare it again, or add 'windows'"
+                f"{folder}; prepare it with a --val_share above 0, or set samples.held_out to last"
             )
     return windows
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 from numpy.typing import NDArray
@@ -39,6 +40,7 @@ class Gathered:
 
     files: list[tuple[Stored, int]]  # with the number of users in each
     events: int
+    earlier: float  # mean over all events of the events of the same user before them
 
 
 def event_times(events: Manifest, folder: str) -> NDArray[np.int64]:
@@ -97,14 +99,17 @@ def gather(
                 table = table.take(pa.array(order)).combine_chunks()
                 for number, writer in enumerate(writers):
                     writer.write_table(table.slice(ends[number], ends[number + 1] - ends[number]))
-        files = []
+        files, pairs = [], 0
         for number, place in enumerate(places):
             with SplitWriter(output, USERS, unit=number, schema=kind, row_group_rows=_ROW_GROUP_USERS) as writer:
                 with pa.memory_map(str(place)) as source:
-                    writer.write(_by_user(pa.ipc.open_file(source).read_all(), user, kind, new_ids))
+                    users = _by_user(pa.ipc.open_file(source).read_all(), user, kind, new_ids)
+                    writer.write(users)
+                counts = pc.list_value_length(users[TIME]).to_numpy().astype(np.int64)
+                pairs += int((counts * (counts - 1) // 2).sum())
                 place.unlink()
             files += writer.files
-    return Gathered(files, rows)
+    return Gathered(files, rows, pairs / max(1, rows))
 
 
 def _by_user(table: pa.Table, user: str, kind: pa.Schema, new_ids: Mapping[str, NDArray[np.int32]]) -> pa.Table:
