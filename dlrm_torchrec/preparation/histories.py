@@ -73,6 +73,7 @@ class LogColumns:
         crosses = tuple(each.cross for each in self.crosses)
         history = History(
             events=(self.item, *self.events), actions=actions, positive=positive, crosses=crosses, counted=counted,
+            user=self.user,
             marks=tuple(
                 Mark(name=name, rows=features[name].rows, encoding="vocab", vocabulary=features[name].vocabulary)
                 for name in self.marks
