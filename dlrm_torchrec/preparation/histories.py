@@ -124,12 +124,12 @@ def prepare_histories(
     command = {"columns": repr(columns), "positive": list(positive), "shares": repr(shares), "min_count": min_count}
     output_folder.check(output, command, overwrite=overwrite)
     files = [file for path in paths for file in files_of(path)]
+    spec = _spec_of_events(columns, name, min_count)
     if positive and not columns.action:
         raise ValueError(
             f"positive actions must stand in a column of the action: got {list(positive)} and no such column; name it "
             "with --action"
         )
-    spec = _spec_of_events(columns, name, min_count)
     wanted = EventColumns(
         spec=spec, time=columns.time, counted=_counted(files[0], form, columns.time), needed=columns.needed
     )

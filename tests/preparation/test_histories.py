@@ -13,6 +13,7 @@ import pytest
 
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.datasets.sequences.open import open_sequences
+from dlrm_torchrec.datasets.sequences.stored import read_log
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.inference.lookups import MISSING, Vocabulary
 from dlrm_torchrec.inference.sequences.history_encoder import HistoryEncoder
@@ -82,6 +83,9 @@ def test_a_missing_category_has_its_id_in_training_and_in_requests(tmp_path: Pat
     )
     assert manifest.report["rows_quarantined"] == 0
     spec, folder = manifest.spec, str(tmp_path / "data")
+    events = read_log(manifest, folder).events
+    for name in ("artist", "country"):
+        assert (events[name] == MISSING).sum() == sum(row[name] in ("", "NA") for row in rows)
     samples = SamplesConfig(history=20, batch_by="rows", shuffle=False)
     stream = open_sequences(folder, spec, Ranks(64, 0, 1), samples, users=0, epochs=1, seed=0)["val"]
     words = {
