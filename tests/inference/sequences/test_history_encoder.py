@@ -170,8 +170,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"artist": [1]}, r"column 'artist' must have a value for each event: got 1 for 2 events in row 1; send lists of"),
     ({"action": []}, r"column 'action' must have a value for each event: got 0 for 2 events in row 1"),
     ({"candidates.artist": [1]}, r"column 'candidates.artist' must have a value for each candidate: got 1 for 3 cand"),
-    ({"track": ["i1", None]}, r"column 'track' must have no missing values: got one in row 1; leave out events and cand"),
-    ({"candidates.track": ["i1", None, "i3"]}, r"column 'candidates.track' must have no missing values: got one in row"),
+    ({"track": ["i1", None]}, r"column 'track' must have no missing values: got one in row 1; leave out events and"),
+    ({"candidates.track": ["i1", None, "i3"]}, r"column 'candidates.track' must have no missing values: got one in ro"),
     ({"city": None}, r"column 'city' must have no missing values: got one in row 1; .* send a new text for a new user"),
     ({"track": "i1"}, r"column 'track' must hold a list of values per row: got 'i1'"),
 ]
