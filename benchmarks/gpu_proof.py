@@ -40,6 +40,7 @@ PARTS = {  # in order of worth
     "precision": Part(15),
     "demo": Part(30),
     "waits": Part(15),
+    "histories": Part(20),
     "throughput": Part(75, "speed"),
     "step_times": Part(45, "speed"),
     "launches": Part(25, "speed"),

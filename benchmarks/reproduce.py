@@ -87,31 +87,61 @@ def metric(name: str) -> Callable[[str], float]:
     return lambda output: metrics(output)[name]
 
 
-def printed(pattern: str) -> Callable[[str], float]:
+@dataclass(frozen=True)
+class Printed:
     """The first number that a command prints where ``pattern`` has its group."""
 
-    def read(output: str) -> float:
-        found = re.search(pattern, output, re.MULTILINE)
+    pattern: str
+
+    def __call__(self, output: str) -> float:
+        found = re.search(self.pattern, output, re.MULTILINE)
         if found is None:
-            raise ValueError(f"output must have a line like {pattern!r}: got {output[-300:]!r}; correct the check")
+            raise ValueError(f"output must have a line like {self.pattern!r}: got {output[-300:]!r}; correct the check")
         return number(found[1])
 
-    return read
+
+def traffic(kind: str, place: int) -> str:
+    """The pattern of a cell that benchmarks/memory_traffic.py prints for int8 rows."""
+    return rf"^\| {re.escape(kind)} \| int8 \|(?: [\d.,]+ \|){{{place}}} ([\d.]+) \|"
+
+
+def colocated(processes: str) -> str:
+    """The pattern of RMC2's latency in float32, or of its core time if the processes share a core."""
+    before = r" [^|]+ \|" * (1 if processes.endswith("2") else 2)
+    return rf"^\| rmc2 \| fp32 \| {re.escape(processes)} \|{before} ([\d.]+) \("
+
+
+def changed(name: str) -> Callable[[str], float]:
+    """What quantising added to a metric."""
+    return lambda output: metrics(output)[name] - metrics(output)[f"before/{name}"]
 
 
 ROWWISE = r"-like, rowwise_adagrad(?:.*\n)+?  "
 INT8 = r"int8 tables \+ int8 MLP \|.*"
+ADDS = r"^multiply-adds of a sample\n(?:.*\n)+?"
 OTHERS = "`train_fm`; `train_deepfm`; `train_dlrm --interaction cat`; `train_rmc` demo"
 CENSUS_OTHERS = "`train_fm`; `train_deepfm`; `train_dlrm --interaction cat` census"
 DEMO = "torchrun --standalone --nproc_per_node 2 recipes/train_dlrm.py"  # what `make train` runs
+QUANTIZED = "python recipes/train_dlrm.py && python recipes/quantize_dlrm.py train_dlrm runs/train_dlrm/demo"
+STALE = "`train_dlrm_daily` over thirty synthetic days"
 CHECKS = (
-    Check(row="bytes of vectors that a rank sends", minutes=0.3, read=printed(r"^vectors.*mean ([\d,]+)")),
+    Check(row="multiply-adds of a sample", minutes=0.3, read=Printed(rf"{ADDS}FM(?: +[\d,]+){{2}} +([\d,]+)")),
+    Check(row="sizes of RMC2; RMC3", minutes=0.3, read=Printed(r"^tables +1 +([\d.]+)")),
+    Check(row="bytes of vectors that a rank sends", minutes=0.4, read=Printed(r"^vectors.*mean ([\d,]+)")),
+    Check(row="planned milliseconds of MLPerf's tables", minutes=0.4, read=Printed(r"^2x8:h100 .* ([\d.]+) +[\d,]+$")),
     Check(row="bytes on the wire: mult", minutes=0.5),
-    Check(row="planner dry run", minutes=1, read=printed(r"slowest ([\d.]+) ms"), after="slowest rank"),
-    Check(row="planned milliseconds of MLPerf's tables", minutes=0.5, read=printed(r"^2x8:h100 .* ([\d.]+) +[\d,]+$")),
-    Check(row="number of lookups that read rows of other ids", minutes=1, read=printed(r"^ .* ([\d.]+)$")),
+    Check(row="a factorisation machine's pairs", minutes=0.5, read=Printed(r"^square of a sum: .* on n\^([\d.]+)$")),
+    Check(row="number of lookups that read rows of other ids", minutes=1, read=Printed(r"^ .* ([\d.]+)$")),
     Check(row="operators of a step on the branches", minutes=1),
+    Check(row="planner dry run", minutes=1, read=Printed(r"slowest ([\d.]+) ms"), after="slowest rank"),
+    Check(
+        row="the same for 50; 100; 1,000 tables",
+        minutes=1,
+        read=Printed(r"^50 .* rank ([\d.]+) ms"),
+        after="slowest rank",
+    ),
     Check(row="`train_dlrm` demo, validation AUC", minutes=1, read=gain, command=DEMO),
+    Check(row="`train_dlrm` demo, calibration", minutes=1, read=metric("val/calibration"), command=DEMO),
     Check(row="`train_logistic` demo", minutes=1, read=gain),
     Check(row=OTHERS, minutes=1, read=gain),
     Check(row=OTHERS, number=1, minutes=1.5, read=gain, command="python recipes/train_deepfm.py"),
@@ -119,6 +149,7 @@ CHECKS = (
     Check(row="`train_hstu` demo", minutes=1.5, read=gain),
     Check(row="`train_hstu_next_item` demo", minutes=1, read=metric("val/hr@10")),
     Check(row="`train_hstu_daily` demo", minutes=1, read=metric("val/auc")),
+    Check(row="`quantize_dlrm`, int8 tables", minutes=1.5, read=changed("val/auc"), command=QUANTIZED),
     Check(row="`train_mf` demo", minutes=1.5, read=metric("val/hr@10")),
     Check(row="`train_neumf` demo", minutes=2, read=metric("val/hr@10")),
     Check(row="`train_dcnv2` demo", minutes=2, read=gain),
@@ -126,23 +157,56 @@ CHECKS = (
     Check(row="`train_dlrm` census", minutes=1, read=metric("test/auc")),
     Check(row=CENSUS_OTHERS, minutes=1, read=metric("test/auc")),
     Check(row="rows that other rows of a batch move", minutes=1),
-    Check(row="a step of `train_dlrm` without further options", minutes=3, read=printed(r"bare loop: median ([\d.]+)")),
-    Check(row="demo with quantised", minutes=6, read=printed(r"^fp16 .* ([\d.]+) +[\d.]+$"), after="fp16"),
-    Check(row="exact int64 product", minutes=1, read=printed(r"^\| 2 \| int64_matmul \|.* ([\d.]+) \|$")),
-    Check(row="a step of `train_dlrm` criteo-kaggle", minutes=10, read=printed(r"([\d.]+)% of it waiting")),
-    Check(row="initial weights of 4 GB", minutes=3, number=1, read=printed(r"threads, ([\d.]+) of the")),
-    Check(row="saving 2 GB of tables", minutes=4, read=printed(r"^peak memory of saving over training: ([\d.]+)")),
-    Check(row="loading and verifying", minutes=4, read=printed(r"^peak memory of loading over training: ([\d.]+)")),
-    Check(row="ratio of planned milliseconds", minutes=4, read=printed(r"^row_wise over table_wise: .*? (\d\.\d+);")),
-    Check(row="`compare_embeddings` demo", minutes=15, read=printed(r'"qr-mult[^"]*": ([\d.]+)')),
-    Check(row="step with QR tables", minutes=15, read=printed(rf"^kaggle{ROWWISE}mult .* ([\d.]+) of plain")),
-    Check(row="DLRM 26 x 40,000 x 64", minutes=15, number=1, read=printed(rf"^\| dlrm \| 64 \| {INT8} ([\d.]+) \|$")),
-    Check(row="`train_dlrm`, [half a demo]", minutes=15, read=printed(r"^fitted to the bytes of 4 .* mean ([\d.]+)$")),
-    Check(row="training, [kaggle-like]", minutes=25, read=printed(r"^speed-up: .*kaggle-like sgd ([\d.]+)")),
-    Check(row="training, kaggle-like, row-wise", minutes=25, read=printed(r"kaggle-like rowwise_adagrad ([\d.]+)")),
-    Check(row="training, [rm-like]", minutes=25, read=printed(r"^speed-up: .*rm-like sgd ([\d.]+)")),
-    Check(row="training, rm-like, row-wise", minutes=25, read=printed(r"rm-like rowwise_adagrad ([\d.]+)")),
-    Check(row="matrix factorisation of made-up", minutes=40, read=printed(r"^ +256 rows +hash +([\d.]+)")),
+    Check(row="exact int64 product", minutes=1, read=Printed(r"^\| (?!1 )\d+ \| int64_matmul \|.* ([\d.]+) \|$")),
+    Check(
+        row="FBGEMM's int8 layers", number=10, minutes=2, read=Printed(r"^\| rmc3 \| 64 \|(?: [\d.,]+ \|){2} ([\d.]+)")
+    ),
+    Check(row="DLRM's queries of 165 items", minutes=2, read=Printed(rf"^\| dlrm \| {INT8} ([\d.]+) \|$")),
+    Check(row="bytes that memory moves for a sample", minutes=3, read=Printed(traffic("rmc1 | uniform", 4))),
+    Check(
+        row="the same with ids that are frequent by Zipf's law", minutes=3, read=Printed(traffic("rmc1 | frequent", 4))
+    ),
+    Check(row="time of RMC2's lookups in int8", minutes=3, read=Printed(traffic("rmc2 | uniform", 6))),
+    Check(row="lookups of RMC1; RMC2; RMC3", minutes=3, read=Printed(r"^\| rmc1 \| lookups \| 256 \|.* ([\d.]+) \|$")),
+    Check(row="MLPs of RMC1; RMC2; RMC3", minutes=3, read=Printed(r"^\| rmc1 \| MLPs \| 256 \|.* ([\d.]+) \|  \|$")),
+    Check(row="processes that serve RMC2; RMC3", minutes=3, read=Printed(colocated("2 | 2"))),
+    Check(row="the same, two that take turns on one core", minutes=3, read=Printed(colocated("2 | 1"))),
+    Check(row="shares of a forward pass", minutes=3, read=Printed(r"^rmc1 +inference +512 +[\d.]+ +\d+ +([\d.]+)%")),
+    Check(row="a step of `train_dlrm` without further options", minutes=3, read=Printed(r"bare loop: median ([\d.]+)")),
+    Check(row="initial weights of 4 GB", minutes=3, number=1, read=Printed(r"threads, ([\d.]+) of the")),
+    Check(row="saving 2 GB of tables", minutes=4, read=Printed(r"^peak memory of saving over training: ([\d.]+)")),
+    Check(row="loading and verifying", minutes=4, read=Printed(r"^peak memory of loading over training: ([\d.]+)")),
+    Check(row="ratio of planned milliseconds", minutes=4, read=Printed(r"^row_wise over table_wise: .*? (\d\.\d+);")),
+    Check(row="demo with quantised", minutes=6, read=Printed(r"^fp16 +fp16 .* ([\d.]+) +[\d.]+$"), after="fp16"),
+    Check(row="HSTU's layers", minutes=6, read=Printed(r'^\{"variant": "mlperf", "mean": 50,.* "ratio": ([\d.]+)')),
+    Check(row="MiB that a step of these layers adds", minutes=6, read=Printed(r'"peak_megabytes": \[(\d+)')),
+    Check(row="a step of `train_dlrm` criteo-kaggle", minutes=10, read=Printed(r"([\d.]+)% of it waiting")),
+    Check(row=STALE, minutes=12, read=Printed(r'"progressive_auc": ([\d.]+)')),
+    Check(row="the same: AUC that a model loses", minutes=12, read=Printed(r'"staleness": \{.*?"1": ([\d.]+)')),
+    Check(
+        row="AUC on rows whose pairs of values",
+        minutes=15,
+        read=Printed(r"^factorisation machine +\S+ ± \S+ +([\d.]+)"),
+    ),
+    Check(row="`compare_embeddings` demo", minutes=15, read=Printed(r'"qr-mult[^"]*": ([\d.]+)')),
+    Check(row="the same of Chinese remainder mult;", minutes=15, read=Printed(r'"crt-mult[^"]*": ([\d.]+)')),
+    Check(row="the same of path with 64 hidden units", minutes=15, read=Printed(r'"path-64[^"]*": ([\d.]+)')),
+    Check(row="the same of QR feature generation", minutes=15, read=Printed(r'"qr-features[^"]*": ([\d.]+)')),
+    Check(row="step with QR tables", minutes=15, read=Printed(rf"^kaggle{ROWWISE}mult .* ([\d.]+) of plain")),
+    Check(row="DLRM 26 x 40,000 x 64", minutes=15, number=1, read=Printed(rf"^\| dlrm \| 64 \| {INT8} ([\d.]+) \|$")),
+    Check(row="[RMC1, RMC2, RMC3]", minutes=15, number=3, read=Printed(rf"^\| rmc1 \| 64 \| {INT8} ([\d.]+) \|$")),
+    Check(
+        row="int8 tables with float32 MLPs",
+        minutes=15,
+        read=Printed(r"^\| dlrm \| 64 \| int8 tables \|.* ([\d.]+) \|$"),
+    ),
+    Check(row="`train_dlrm`, [half a demo]", minutes=15, read=Printed(r"^fitted to the bytes of 4 .* mean ([\d.]+)$")),
+    Check(row="training, [kaggle-like]", minutes=25, read=Printed(r"^speed-up: .*kaggle-like sgd ([\d.]+)")),
+    Check(row="training, kaggle-like, row-wise", minutes=25, read=Printed(r"kaggle-like rowwise_adagrad ([\d.]+)")),
+    Check(row="training, [rm-like]", minutes=25, read=Printed(r"^speed-up: .*rm-like sgd ([\d.]+)")),
+    Check(row="training, rm-like, row-wise", minutes=25, read=Printed(r"rm-like rowwise_adagrad ([\d.]+)")),
+    Check(row="matrix factorisation of made-up", minutes=40, read=Printed(r"^ +256 rows +hash +([\d.]+)")),
+    Check(row="the same with 2,048 rows", minutes=40, read=Printed(r"^ +2048 rows +hash +([\d.]+)")),
 )
 
 
@@ -169,11 +233,13 @@ def published(cell: str, after: str, place: int) -> Published:
     if len(found) <= place:
         raise ValueError(f"row must have a number {place} after {after!r}: got {cell!r}; correct the check")
     value, deviation, low, high = found[place].groups()
-    digits = value.partition(".")[2]
+    mantissa, _, exponent = value.replace(MINUS, "-").partition("e")
     between = (number(low), number(high)) if low else None
     if deviation:
         between = (number(value) - 2 * number(deviation), number(value) + 2 * number(deviation))
-    return Published(value=number(value), between=between, step=10.0 ** -len(digits))
+    return Published(
+        value=number(value), between=between, step=10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+    )
 
 
 def why_not(row: Row) -> str:

@@ -55,6 +55,11 @@ def test_the_source_of_a_figure_is_what_its_command_reached() -> None:
     assert measured("python benchmarks/production_shapes.py less") == []
 
 
+def test_the_roofline_is_drawn_from_rows_of_the_results() -> None:
+    roofline, results = script("drawings.roofline"), (ROOT / "RESULTS.md").read_text()
+    assert [text for text in roofline.MEASURED if text not in results] == []
+
+
 def test_a_text_that_leaves_its_drawing_is_refused() -> None:
     kit = script("drawings.kit")
     picture = kit.Drawing(100, "nothing")

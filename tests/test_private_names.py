@@ -324,8 +324,18 @@ LIST = [
     Private(
         LOOKUP,
         ["_create_embedding_kernel"],
-        [f"{SHARDING}/modules/composed_kernels.py", f"{SHARDING}/modules/sequences/lookup.py"],
+        [
+            f"{SHARDING}/modules/composed_kernels.py",
+            f"{SHARDING}/modules/sequences/lookup.py",
+            "tests/collectives/device.py",
+        ],
         "The only place where a lookup can be given a kernel of our own.",
+    ),
+    Private(
+        "torchrec.distributed.embedding.ShardedEmbeddingCollection",
+        ["_initialize_torch_state"],
+        ["tests/device/on_device.py"],
+        "It slices tables of single ids into parameters, which the double of a GPU does not have.",
     ),
     Private(
         LOOKUP,

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.datasets.sequences.batch import SequenceBatch
 from dlrm_torchrec.recipe import TrainingRecipe, load_training_recipe
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import OptimizerConfig
 
+AnyBatch = TypeVar("AnyBatch", Batch, SequenceBatch)
 # rows of Criteo Kaggle's 26 columns, capped at 100,000
 KAGGLE_ROWS = [1460, 583, 100000, 100000, 305, 24, 12517, 633, 3, 93145, 5683, 100000, 3194]
 KAGGLE_ROWS += [27, 14992, 100000, 10, 5652, 2173, 4, 100000, 18, 15, 100000, 105, 100000]
@@ -78,7 +80,7 @@ def random_batches(spec: DatasetSpec, size: int, *, count: int, device: torch.de
     return batches
 
 
-def pinned(batches: list[Batch]) -> list[Batch]:
+def pinned(batches: list[AnyBatch]) -> list[AnyBatch]:
     """The batches in the host's memory, from which a GPU reads by itself."""
     on_host = [batch.to(torch.device("cpu")) for batch in batches]
     return [batch.pin_memory() for batch in on_host] if torch.cuda.is_available() else on_host

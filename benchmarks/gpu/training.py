@@ -13,6 +13,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardedTensor
 
 from dlrm_torchrec.datasets.batch import Batch
+from dlrm_torchrec.datasets.sequences.batch import SequenceBatch
 from dlrm_torchrec.datasets.summary import Summary
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.recipe import TrainingRecipe
@@ -30,6 +31,7 @@ from .shapes import full_batch
 CPU = torch.device("cpu")
 STEPS = 6
 Weights = dict[str, torch.Tensor]  # by name
+AnyBatch = Batch | SequenceBatch
 
 
 class Trainer:
@@ -78,7 +80,7 @@ class Trainer:
         initialize_tables(self.model, seed=0)
         self.optimizer = build_optimizer(self.model, cfg.sparse, cfg.dense)
 
-    def step(self, batch: Batch) -> torch.Tensor:
+    def step(self, batch: AnyBatch) -> torch.Tensor:
         """Train on a batch that lies on the device; the loss."""
         self.optimizer.zero_grad()
         loss, _ = self.model(batch)
@@ -86,7 +88,7 @@ class Trainer:
         self.optimizer.step()
         return loss.detach()
 
-    def steps(self, batches: Iterator[Batch], number: int) -> None:
+    def steps(self, batches: Iterator[AnyBatch], number: int) -> None:
         """Train on the next ``number`` batches."""
         for _ in range(number):
             self.step(next(batches))
@@ -107,12 +109,12 @@ class Reference:
         self.model, _ = recipe.build(cfg, cfg.shape, 1, CPU)
         self.model.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
         named = dict(self.model.named_parameters())
-        tables = [value for name, value in named.items() if ".embedding_bags." in name]
-        dense = [value for name, value in named.items() if ".embedding_bags." not in name]
+        tables = [value for name, value in named.items() if _of_table(name)]
+        dense = [value for name, value in named.items() if not _of_table(name)]
         pairs = ((tables, cfg.sparse), (dense, cfg.dense))
         self.optimizers = [CLASSES[each.kind](values, **arguments_of(each)) for values, each in pairs]
 
-    def step(self, batch: Batch) -> torch.Tensor:
+    def step(self, batch: AnyBatch) -> torch.Tensor:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         loss, _ = self.model(batch)
@@ -140,6 +142,11 @@ def astray(found: Weights, expected: Weights, start: Weights) -> float:
     ways = {name: float((expected[name] - start[name]).norm()) for name in expected}
     assert all(ways.values()), "every tensor must move"
     return max(float((found[name] - expected[name]).norm()) / way for name, way in ways.items())
+
+
+def _of_table(name: str) -> bool:
+    """Whether this is the name of a table's weight: of one that pools, or of one of single ids."""
+    return ".embedding_bags." in name or ".embeddings." in name
 
 
 def _use_kernel(plan: Plan, kernel: str) -> None:

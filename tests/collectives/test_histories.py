@@ -32,8 +32,8 @@ class Step(NamedTuple):
     dense: int  # numbers of dense parameters
 
 
-def third_step(kind: str) -> Step:
-    """The first one fills DDP's buckets, and the second one orders them anew."""
+def fourth_step(kind: str) -> Step:
+    """That of a rank; DDP orders its buckets anew, and tells the other rank, in the third."""
     recipe = load_recipe("train_hstu")
     config = recipe.Config(rows=60, batch_size=16, sparse=OptimizerConfig(kind="sgd", lr=0.1))
     task, tables = recipe.build(config, config.shape, 2, CPU)
@@ -43,7 +43,7 @@ def third_step(kind: str) -> Step:
     )
     ranks = Ranks(config.batch_size, dist.get_rank(), 2)
     streams = open_sequences("synthetic", config.shape, ranks, config.samples, users=config.rows, epochs=1, seed=0)
-    for batch, _ in zip(streams["train"].batches(), range(3), strict=False):
+    for batch, _ in zip(streams["train"].batches(), range(4), strict=False):
         with Wire() as wire:
             loss, _ = model(batch)
             loss.backward()
@@ -61,7 +61,7 @@ def test_bytes_of_a_step(kind: str) -> None:
         """The rank that has the row of an id."""
         return feature % 2 if kind == "table_wise" else number // -(-rows[feature] // 2)
 
-    steps = run_ranks(2, third_step, kind, timeout_s=120)
+    steps = run_ranks(2, fourth_step, kind, timeout_s=240)
     others = [  # ids whose rows the other rank has
         sum(owner(feature, number) != rank for feature, ids in enumerate(step.ids) for number in ids)
         for rank, step in enumerate(steps)

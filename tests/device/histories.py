@@ -17,7 +17,7 @@ from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.train.config import OptimizerConfig
 
 COMPOSED = TablesConfig(kind="quotient_remainder", collisions=4, threshold=100)
-SMALL = {"layers": 1, "most_tokens": 24, "positions": 16, "time_buckets": 32}
+SMALL: dict[str, Any] = {"layers": 1, "most_tokens": 24, "positions": 16, "time_buckets": 32}
 USERS, SAMPLES = 40, 12
 
 

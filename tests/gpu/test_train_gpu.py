@@ -25,18 +25,18 @@ def losses(folder: Path) -> list[float]:
     return [record["train/loss"] for record in records(folder / "demo") if "train/loss" in record]
 
 
-def _run_on_cpu(arguments: list[str]) -> None:
+def run_on_cpu(name: str, arguments: list[str]) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from tests.recipe import _run
 
-    _run("train_dlrm", arguments)
+    _run(name, arguments)
 
 
 @pytest.mark.parametrize("kind", ["table_wise", "row_wise", "column_wise", "data_parallel"])
 def test_losses_equal_those_of_the_cpu(tmp_path: Path, kind: str) -> None:
     options = [*ARGUMENTS, "--sparse.kind=adagrad", "--dense.kind=sgd", "--dense.lr=0.1", f"--sharding.kind={kind}"]
     run_recipe("train_dlrm", [*options, f"--run-dir={tmp_path}/gpu"], 1)
-    run_ranks(1, _run_on_cpu, [*options, f"--run-dir={tmp_path}/cpu"], join=False)
+    run_ranks(1, run_on_cpu, "train_dlrm", [*options, f"--run-dir={tmp_path}/cpu"], join=False)
     assert losses(tmp_path / "gpu") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-5)
 
 
@@ -46,7 +46,7 @@ def test_losses_equal_those_of_the_cpu(tmp_path: Path, kind: str) -> None:
 def test_losses_of_fused_adam_are_those_of_the_cpu(tmp_path: Path, speed: str, tolerance: float) -> None:
     options = [*ARGUMENTS, "--sparse.kind=adagrad", "--dense.kind=adam", "--dense.lr=0.001", f"--speed={speed}"]
     run_recipe("train_dlrm", [*options, f"--run-dir={tmp_path}/gpu"], 1)
-    run_ranks(1, _run_on_cpu, [*options, f"--run-dir={tmp_path}/cpu"], join=False)
+    run_ranks(1, run_on_cpu, "train_dlrm", [*options, f"--run-dir={tmp_path}/cpu"], join=False)
     assert losses(tmp_path / "gpu") == pytest.approx(losses(tmp_path / "cpu"), rel=tolerance)
     assert json.loads((tmp_path / "gpu/demo/config.json").read_text())["speed"] == [speed]
 

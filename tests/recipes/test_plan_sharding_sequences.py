@@ -29,7 +29,7 @@ def activations(samples: int) -> float:
     Chunks of at most 65,536 tokens and the longest sample's are kept one at a time, in float32; the gradients of rows
     are always kept.
     """
-    tokens, context = samples * (LONGEST - CONTEXT), samples * CONTEXT
+    tokens, context = samples * 4087, samples * CONTEXT
     uvqk, attended, side_by_side = 4 * DIM, DIM, 3 * DIM
     layer = 2 * DIM + uvqk + DIM + 2 * attended + 2 * side_by_side  # input, norm; U after SiLU; norm; dropout keeps one
     token = 2 * DIM + 8 + 3 * (3 * DIM + DIM) + DIM  # artist and album; action; three MLPs; dropout

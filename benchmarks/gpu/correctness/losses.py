@@ -6,14 +6,13 @@ Every optimizer, way to store tables, and sharding type.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
 import torch
 from safetensors.torch import save_file
 
-from dlrm_torchrec.datasets.batch import Batch
 from dlrm_torchrec.embeddings.assignments import Assignment
 from dlrm_torchrec.embeddings.compositional.partitions.assigned import Assigned
 from dlrm_torchrec.embeddings.config import OperationName, TablesConfig, TablesKind
@@ -24,7 +23,7 @@ from dlrm_torchrec.train.world import join_world
 
 from ..proof import Proof
 from ..shapes import small
-from ..training import Reference, Trainer, apart, astray, small_batches
+from ..training import AnyBatch, Reference, Trainer, apart, astray, small_batches
 
 SMALL = TablesConfig(collisions=4, threshold=4, hidden=8)
 OPERATIONS: tuple[OperationName, ...] = tuple(name for name in get_args(OperationName) if name != "auto")
@@ -94,7 +93,7 @@ def compare(proof: Proof, name: str, recipe: Any, cfg: Any, *, coarse: float = 1
         judge(proof, name, trainer, Reference(recipe, cfg, trainer.weights()), batches=batches, coarse=coarse)
 
 
-Step = Callable[[Batch], torch.Tensor]
+Step = Callable[[AnyBatch], torch.Tensor]
 
 
 def judge(
@@ -103,7 +102,7 @@ def judge(
     trainer: Trainer,
     reference: Reference,
     *,
-    batches: list[Batch],
+    batches: Sequence[AnyBatch],
     step: Step | None = None,
     coarse: float = 1.0,
 ) -> None:

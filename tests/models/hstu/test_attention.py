@@ -15,7 +15,7 @@ from tests.models.hstu import loops
 SHAPES = 200
 
 
-@pytest.fixture(params=[(2, 8), (3, 20), (128, 2**16)], ids="blocks of {0[0]}, {0[1]} scores".format, autouse=True)
+@pytest.fixture(params=[(2, 8), (3, 20), (128, 2**17)], ids="blocks of {0[0]}, {0[1]} scores".format, autouse=True)
 def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tiles are many, on and off the diagonal, square and wide, in sequences that a loop can follow."""
     block, scores = request.param

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 
 BLOCKS = {"cpu": 128, "cuda": 512}  # queries of one tile of scores, and the fewest keys
-TILE_SCORES = {"cpu": 2**16, "cuda": 2**24}  # most scores of a head in one tile: a CPU's should stay in its cache
+# Most scores of a head in one tile. Smaller tiles take more calls, and larger ones leave a CPU's caches.
+TILE_SCORES = {"cpu": 2**17, "cuda": 2**24}
 LEAST_FILLED = 0.85  # of the longest sequence of a group, the length of any other; shorter ones begin a new group
 ALWAYS_TOGETHER = 8  # tokens by which lengths may always differ in a group
 

@@ -134,7 +134,8 @@ def _gradients(
     """``factor`` times the gradients of a group's queries, keys and values; its distances take in those of the bias."""
     q, k, v = rows
     q_grad = torch.zeros_like(wide(q))
-    k_grad, v_grad = (wide(each).new_zeros(len(each), each.shape[2], each.shape[1]) for each in (k, v))  # rows upright
+    # Keys and values lie in columns here, so that products read the weights row by row, which is faster.
+    k_grad, v_grad = (wide(each).new_zeros(len(each), each.shape[2], each.shape[1]) for each in (k, v))
     for tile, scores, found in equation.tiles(q, k):
         down, across = tile.rows, tile.columns
         weights = silu(scores).to(v.dtype)
