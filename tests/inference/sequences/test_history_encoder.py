@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.inference.lookups import Lookup
@@ -95,7 +96,11 @@ def test_a_missing_mark_reads_its_own_id() -> None:
     encode, asked = encoder(CUTS[0], MARKED), "candidates.screen"
     found = encode(columns([row]))
     cross = [feature.name for feature in MARKED.sparse].index("cross")
-    encode.rows.lookups[asked] = Lookup(*[lambda values: np.zeros(len(values), np.int64)] * 2, unseen=1)
+
+    def first(values: Any) -> NDArray[np.int64]:
+        return np.zeros(len(values), np.int64)
+
+    encode.rows.lookups[asked] = Lookup(first, first, unseen=1)
     known = encode(columns([row | {asked: ["tv"] * len(row[asked])}]))  # as if the id of a known value were 0
     assert found.ids[cross].tolist() == known.ids[cross].tolist()
 
@@ -203,13 +208,16 @@ def test_columns_are_those_of_the_spec() -> None:
     encode = encoder(CUTS[0])
     assert set(encode.columns) == encode.known - {"like"} == set(rows)
     assert {name for name, listed in encode.keys if not listed} == {"city", "segment", "candidates.time"}
-    for absent, also, message in (
-        (["track"], {}, r"got no \['track'\]; send all"),
-        (["action", "time", "candidates.time"], {}, r"got no \['action', 'time', 'candidates.time'\]; send all"),
-        (["time"], {"When": []}, r"got no \['time'\] and unknown \['When'\]; send all columns and nothing else"),
+    for absent, unknown, message in (
+        (["track"], "", r"got no \['track'\]; send all"),
+        (["action", "time", "candidates.time"], "", r"got no \['action', 'time', 'candidates.time'\]; send all"),
+        (["time"], "When", r"got no \['time'\] and unknown \['When'\]; send all columns and nothing else"),
     ):
         with pytest.raises(ValueError, match=rf"columns must be the raw ones of 'log': {message}"):
-            encode({name: values for name, values in rows.items() if name not in absent} | also)
+            encode(
+                {name: values for name, values in rows.items() if name not in absent}
+                | ({unknown: []} if unknown else {})
+            )
     with pytest.raises(ValueError, match=r"columns must have one value per row: got 2 of 'time' for 3 rows; send a"):
         encode(rows | {"time": rows["time"][:2]})
     with pytest.raises(ValueError, match=r"columns must be an object: got \[\]; send the values of each column"):
