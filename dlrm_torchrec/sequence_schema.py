@@ -44,6 +44,7 @@ class History:
     crosses: tuple[Cross, ...] = ()
     counted: bool = False  # whether times are numbers from any start, and not dates or since 1970
     marks: tuple[Mark, ...] = ()
+    user: str = ""  # the feature that tells users apart, which every row has; empty if none does
 
     def __post_init__(self) -> None:
         if not self.events or not self.actions:
@@ -91,6 +92,11 @@ class History:
             raise ValueError(
                 f"features of events and crosses must be sparse features, each named once, and none be one of the "
                 f"distinct columns {others}: got {unfit or list(features)}; correct the history of the spec"
+            )
+        if self.user and self.user not in self.users(features):
+            raise ValueError(
+                f"the user of a history must be a feature of users, {self.users(features)}: got {self.user!r}; correct "
+                "the history of the spec"
             )
         parts = {*self.events, *self.mark_names, *self.users(features), HOUR}
         for cross in self.crosses:

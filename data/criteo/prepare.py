@@ -73,7 +73,7 @@ class Config:
     keep_counts: bool = False  # For a first day: keep the counts that --after of the next day needs.
     headroom: float = 0.0  # For a first day: free ids of each vocabulary, a share of its values; 0: tables grow.
     max_age: int = 0  # For a first day: a value that was in none of so many last days is forgotten; 0: never.
-    separator: str = ""  # For table: what is between fields of text, such as :: or \\t; by default the file tells.
+    separator: str = ""  # For table: what is between fields of text, such as :: or \t; by default the file tells.
     columns: tuple[str, ...] = ()  # For table: names of the columns of text files without a header line.
     labels: str = ""  # For table: file with the labels of --input, one row each in the same order.
     label_key: str = ""  # For table: column of both files that says which row a label belongs to, instead of the order.

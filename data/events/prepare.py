@@ -13,17 +13,20 @@ row per user with lists of events by time; candidates are cut out of them when a
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import tyro
 
-from dlrm_torchrec.datasets.prepared.manifest import join
+from dlrm_torchrec.datasets.prepared.manifest import Manifest, join
 from dlrm_torchrec.preparation.crosses import SizedCross
-from dlrm_torchrec.preparation.histories import LogColumns, Shares, prepare_histories
+from dlrm_torchrec.preparation.histories import LogColumns, prepare_histories
 from dlrm_torchrec.preparation.interactions import NAMES
 from dlrm_torchrec.preparation.movielens import FORMATS, find_format
 from dlrm_torchrec.preparation.readers.paths import files_of
 from dlrm_torchrec.preparation.readers.tables import Form, head
+from dlrm_torchrec.preparation.time_windows import END_S, Shares
 
 ACTIONS = ("action", "event", "eventtype", "eventname", "type", "behavior", "behaviour", *NAMES["rating"])
 
@@ -38,12 +41,12 @@ class Config:
     user: str = ""  # Column of the user; empty finds it by a usual name, like the next three.
     item: str = ""  # Column of the item.
     action: str = ""  # Column of the action, or of the rating; a log may have none.
-    time: str = ""  # Column of the time: dates, counts since 1970, or any ascending numbers.
+    time: str = ""  # Column of the time: dates from 1970 on, counts since 1970, or numbers from 0 on.
     events: tuple[str, ...] = ()  # Columns of further categories of an event, such as the artist of a song.
     users: tuple[str, ...] = ()  # Columns of categories of a user, such as the country; the first event's counts.
     marks: tuple[str, ...] = ()  # Columns of categories of an event that only crosses read, such as is_organic.
     crosses: tuple[str, ...] = ()  # Features of pairs and more, with their rows: name=column,column,hour:1000000.
-    separator: str = ""  # Between the fields of text, such as :: or \\t; empty means that the file tells.
+    separator: str = ""  # Between the fields of text, such as :: or \t; empty means that the file tells.
     columns: tuple[str, ...] = ()  # Names of the columns of text that has no header line.
     min_count: int = 1  # An item that the training events have less often is unseen.
     val_share: float | None = None  # Latest events for 'val'; 0 holds out none by time. Default: 0.1, MovieLens 0.
@@ -79,6 +82,18 @@ def found(cfg: Config, paths: tuple[str, ...], form: Form) -> LogColumns:
     return LogColumns(**parts, events=cfg.events, users=cfg.users, marks=cfg.marks, crosses=crosses)
 
 
+def told(manifest: Manifest) -> Iterator[str]:
+    """A line for each window: its events, its times, and how many of the events are positive."""
+    assert manifest.spec.history
+    counted = manifest.spec.history.counted
+    for name, times_s in manifest.windows.items():
+        begins, ends = (each if counted else np.datetime64(each, "s") for each in times_s)
+        until = "on" if times_s[1] == END_S else f"until {ends}"
+        counts = manifest.report["windows"][name]
+        share = f", {counts['positives'] / counts['events']:.1%} positive" if "positives" in counts else ""
+        yield f"{name}: {counts['events']:,} events from {begins} {until}{share}"
+
+
 def main(cfg: Config) -> None:
     paths, form, name = cfg.input, Form(separator=cfg.separator, names=cfg.columns), "events"
     kind = find_format(cfg.input[0])
@@ -99,7 +114,9 @@ def main(cfg: Config) -> None:
         memory_bytes=int(cfg.memory_gib * 2**30),
     )
     events, users, bad = (f"{manifest.report[name]:,}" for name in ("events", "users", "rows_quarantined"))
-    print(f"{cfg.output}: {events} events of {users} users; {bad} malformed")
+    print(f"{cfg.output}: {events} events of {users} users; {bad} malformed rows in quarantine.tsv")
+    for line in told(manifest):
+        print(line)
 
 
 if __name__ == "__main__":

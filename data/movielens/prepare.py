@@ -46,7 +46,7 @@ class Config:
     item: str = ""  # Column of the item.
     rating: str = ""  # Column of the rating; a table may have none.
     time: str = ""  # Column of the time; a table may have none.
-    separator: str = ""  # Between the fields of text of your own, such as :: or \\t; empty means that the file tells.
+    separator: str = ""  # Between the fields of text of your own, such as :: or \t; empty means that the file tells.
     columns: tuple[str, ...] = ()  # Names of the columns of text of your own that has no header line.
     task: Literal["explicit", "implicit"] = "explicit"  # Predict whether users like an item, or whether they take it.
     liked: float = 4.0  # For explicit: least rating with label 1.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import reprlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NoReturn
@@ -21,15 +21,11 @@ from dlrm_torchrec.raw_values import (
     TextForm,
     UnfitTypeError,
     buckets,
-    hours,
     lists,
-    number_categories,
     numbers,
     plain,
     scaled,
-    squared_logs,
     times,
-    weekdays,
 )
 
 Ids = npt.NDArray[np.int64]
@@ -43,12 +39,6 @@ _FLOAT32_END = 2.0**128 - 2.0**103  # numbers below this become a finite float32
 _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), type(None): pa.null()}
 _PLAIN = set(_TYPES.values())
 _HOLDS: dict[Any, str] = {numbers: "numbers", times: "times", read_categories: "whole numbers or texts"}
-_CATEGORIES: dict[str, Callable[..., Any]] = {
-    "number": number_categories,
-    "squared_log": squared_logs,
-    "hour": hours,
-    "weekday": weekdays,
-}
 _SINGLE = "single numbers or texts"
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring, _short.maxother = 2, 60, 60
@@ -106,8 +96,18 @@ class _Column:
 class Encoder:
     """Maps raw columns to ``Inputs`` by a spec; threads may share it."""
 
-    def __init__(self, spec: Mapping[str, Any], vocabularies: Mapping[str, Lookup]) -> None:
-        """``spec`` is the JSON of a DatasetSpec; ``vocabularies`` has one for each of its ``vocab`` features."""
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        vocabularies: Mapping[str, Lookup],
+        *,
+        also: Sequence[str] = (),
+        unread: Iterable[str] = (),
+    ) -> None:
+        """``spec`` is the JSON of a DatasetSpec; ``vocabularies`` has one for each of its ``vocab`` features.
+
+        Rows must have the columns ``also``, too, which the caller reads, and may have those that are ``unread``.
+        """
         self.name: str = spec["name"]
         self.dense, self.sparse = spec["dense"], spec["sparse"]
         self.form = TextForm(missing=spec["missing"], decimal=spec["decimal"], thousands=spec["thousands"])
@@ -122,8 +122,9 @@ class Encoder:
             self.reads[read][key] = None
         self.keys = dict.fromkeys(key for _, key in places)
         self.columns = tuple(dict.fromkeys(name for name, _ in self.keys))
+        self.wanted = (*self.columns, *also)
         ignored = {spec["label"], spec["weight"], *(label["name"] for label in spec["more_labels"])} - {""}
-        self.known = {*self.columns, *ignored}
+        self.known = {*self.wanted, *ignored, *unread}
         self.scales = _by_steps(self.dense)
 
     def __call__(self, columns: Mapping[str, Any]) -> Inputs:
@@ -153,12 +154,13 @@ class Encoder:
         """The raw columns, all of the same length."""
         if not isinstance(columns, Mapping):
             raise ValueError(f"columns must be an object: got {_short.repr(columns)}; send the values of each column")
-        absent = [name for name in self.columns if name not in columns]
+        absent = [name for name in self.wanted if name not in columns]
         unknown = [name for name in columns if name not in self.known]
         if absent or unknown:
+            got = (f"{what} {_short.repr(names)}" for what, names in (("no", absent), ("unknown", unknown)) if names)
             raise ValueError(
-                f"columns must be the raw ones of {self.name!r}: got no {_short.repr(absent)} and unknown "
-                f"{_short.repr(unknown)}; send all columns and nothing else, with null for a missing value"
+                f"columns must be the raw ones of {self.name!r}: got {' and '.join(got)}; send all columns and "
+                "nothing else, with null for a missing value"
             )
         checked = {name: _column(columns[name], name) for name in self.columns}
         sizes = {len(column): name for name, column in checked.items()}
@@ -195,7 +197,7 @@ class Encoder:
             if encoding == "bucket":
                 ids[number] = buckets(_numbers(parts, feature["part"]), feature["boundaries"])
                 continue
-            categories = _categories(parts, feature["part"])
+            categories = Categories.of_part(feature["part"], parts)
             if encoding in ("hash", "managed"):
                 hashed[number] = categories, feature["rows"] if encoding == "hash" else MANAGED_IDS
                 continue
@@ -267,14 +269,10 @@ def _by_steps(dense: Sequence[Mapping[str, Any]]) -> list[tuple[list[int], dict[
     return steps
 
 
-def _categories(parts: tuple[Any, ...], part: str) -> Categories:
-    return Categories(*parts) if part == "value" else Categories.of(_CATEGORIES[part](*parts))
-
-
 def _numbers(parts: tuple[Any, ...], part: str) -> Any:
     if part in ("value", "number"):
         return parts[0]
-    categories = _categories(parts, part)
+    categories = Categories.of_part(part, parts)
     return np.where(categories.is_integer, categories.integers, np.nan)
 
 

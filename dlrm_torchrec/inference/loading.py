@@ -54,15 +54,18 @@ def try_out(predictor: Predictor, path: Path) -> None:
 
 
 def with_history(row: Mapping[str, list[Any]], spec: DatasetSpec, columns: Collection[str]) -> dict[str, list[Any]]:
-    """A user with as many events as ``row`` has values in its lists, and two candidates."""
+    """A user with as many events as ``row`` has values in its lists, and two candidates; it has a user and items."""
     history = spec.history
     assert history is not None
     features = {feature.name: feature for feature in spec.sparse}
     users = [features[name].raw for name in history.users(list(features))]
     made = {column: row[column] for column in users}
+    if history.user and made[features[history.user].raw] == [None]:
+        made[features[history.user].raw] = [0]
     for feature in (features[name] for name in history.events):
         made[feature.raw] = row[feature.raw]
-        made[f"{CANDIDATES}{feature.raw}"] = [(row[feature.raw][0] or [None])[:1] * 2]
+        absent = 0 if feature.name == history.item else None
+        made[f"{CANDIDATES}{feature.raw}"] = [(row[feature.raw][0] or [absent])[:1] * 2]
     count = len(row[features[history.item].raw][0] or [])
     made |= {TIME: [[_TIME] * count], ACTION: [[history.actions[0]] * count], ASKED: [_TIME + 1]}
     return {name: values for name, values in made.items() if name in columns}

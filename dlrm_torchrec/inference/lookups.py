@@ -13,7 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dlrm_torchrec.raw_values import TextForm, categories, kinds, vocabulary_digest
+from dlrm_torchrec.raw_values import (
+    TextForm,
+    categories,
+    hours,
+    kinds,
+    number_categories,
+    squared_logs,
+    vocabulary_digest,
+    weekdays,
+)
 
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -21,6 +30,12 @@ Mask = npt.NDArray[np.bool_]
 MISSING, UNSEEN, FIRST = 0, 1, 2  # ids of a vocabulary; 0 means missing in the other encodings too
 MANAGED_IDS = 2**63 - 1  # the range of hashes that are folded for a table which manages its ids
 _UNKNOWN = -1  # marks an unknown value until its id is chosen
+_CATEGORIES: dict[str, Callable[..., Any]] = {
+    "number": number_categories,
+    "squared_log": squared_logs,
+    "hour": hours,
+    "weekday": weekdays,
+}
 _FNV_OFFSET, _FNV_PRIME = 0xCBF29CE484222325, 0x100000001B3
 
 
@@ -31,6 +46,11 @@ class Categories(NamedTuple):
     is_integer: Mask
     texts: Any  # an Arrow array of strings
     is_text: Mask
+
+    @classmethod
+    def of_part(cls, part: str, parts: tuple[Any, ...]) -> Categories:
+        """The categories that are a ``part`` of what was read: of categories themselves, of numbers or of times."""
+        return cls(*parts) if part == "value" else cls.of(_CATEGORIES[part](*parts))
 
     @classmethod
     def of(cls, values: Any) -> Categories:

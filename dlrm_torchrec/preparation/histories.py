@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
-from numpy.typing import NDArray
 
-from dlrm_torchrec.datasets.prepared.files import NewFile, chunks, join, remove
+from dlrm_torchrec.datasets.prepared.files import NewFile, chunks, join, remove, write_json
 from dlrm_torchrec.datasets.prepared.manifest import NAME, DataFile, Manifest, Split
 from dlrm_torchrec.datasets.sequences.stored import USERS
 from dlrm_torchrec.preparation.crosses import SizedCross
+from dlrm_torchrec.preparation.passes.finish import UnfitRowsError
 from dlrm_torchrec.preparation.passes.gather import event_times, gather
 from dlrm_torchrec.preparation.passes.seen import count_until, keep_counted
 from dlrm_torchrec.preparation.prepare import MEMORY_BYTES, Source, prepare
@@ -25,6 +24,8 @@ from dlrm_torchrec.preparation.readers.events import LABEL, MOST_MICROS, EventCo
 from dlrm_torchrec.preparation.readers.paths import files_of
 from dlrm_torchrec.preparation.readers.tables import Form, head, table_reader
 from dlrm_torchrec.preparation.splits import Whole
+from dlrm_torchrec.preparation.time_windows import Shares, check_windows, count_windows, find_windows
+from dlrm_torchrec.preparation.vocabularies.vocabulary import FIRST
 from dlrm_torchrec.preparation.work import output_folder
 from dlrm_torchrec.preparation.work.recorded_work import FOLDER
 from dlrm_torchrec.raw_values import TextForm, numbers, times
@@ -34,7 +35,6 @@ from dlrm_torchrec.sequence_schema import ACTION, HOUR, TIME, Mark
 _PROBED_ROWS = 1_000  # of a log, by which the kind of its times is told
 _MOST_ACTIONS = 255
 _OWN_NAMES = (TIME, ACTION, LABEL, HOUR)  # of lists in prepared files, of the label, and of a part of crosses
-_END_S = 1 << 62  # later than all times
 _FORM = TextForm(missing=MISSING_MARKERS, decimal=".", thousands="")
 
 
@@ -50,6 +50,11 @@ class LogColumns:
     users: tuple[str, ...] = ()  # categories of a user; that of the first event counts
     marks: tuple[str, ...] = ()  # categories of an event that have no table, because only crosses read them
     crosses: tuple[SizedCross, ...] = ()  # of the columns above but for the action, and of the hour of the time
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Those without which a row is no event."""
+        return (self.user, self.item, self.time, *([self.action] if self.action else []))
 
     @property
     def categories(self) -> list[str]:
@@ -68,6 +73,7 @@ class LogColumns:
         crosses = tuple(each.cross for each in self.crosses)
         history = History(
             events=(self.item, *self.events), actions=actions, positive=positive, crosses=crosses, counted=counted,
+            user=self.user,
             marks=tuple(
                 Mark(name=name, rows=features[name].rows, encoding="vocab", vocabulary=features[name].vocabulary)
                 for name in self.marks
@@ -75,23 +81,6 @@ class LogColumns:
         )  # fmt: skip
         history.check([*(name for name in self.categories if name not in self.marks), *history.cross_names])
         return history
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shares:
-    """How the events are cut into windows by time; without ``val``, they are not."""
-
-    val: float = 0.1  # the latest events but for those of ``test``
-    test: float = 0.0  # the latest events
-    gap_s: int = 0  # seconds before each window but the first, whose events are no candidates
-
-    def __post_init__(self) -> None:
-        windowed = self.val > 0 or not (self.test or self.gap_s)
-        if min(self.val, self.test, self.gap_s) < 0 or self.val + self.test >= 1 or not windowed:
-            raise ValueError(
-                "shares and the gap must be at least 0, sum below 1, and be 0 for test and the gap if val has none: "
-                f"got {self.val}, {self.test} and {self.gap_s} s; correct them"
-            )
 
 
 def prepare_histories(
@@ -112,10 +101,12 @@ def prepare_histories(
 
     Users, items and all other categories become vocabularies over the events before the end of the window for training,
     so that evaluation meets unknown values as new data do; actions over all events, and without windows everything.
-    Times are dates, counts since 1970, or any whole numbers, told by the first rows. Rows that lack a value or have no
-    time are malformed.
+    Times are dates from 1970 on, counts since 1970, or numbers from 0 on, told by the first rows. Rows without a user,
+    an item, an action or a time are malformed; any other category that is missing has an id of its own.
 
-    Raises ValueError and OSError as ``prepare`` does, and if an action of ``positive`` does not occur.
+    Raises ValueError and OSError as ``prepare`` does, and ValueError if an action of ``positive`` does not occur, if no
+    user has several events, or if a window has none. After a ValueError about the events, the folder beside the output
+    is gone, but for the malformed rows that the error names.
 
     Args:
         paths: files, folders or patterns
@@ -134,31 +125,48 @@ def prepare_histories(
     output_folder.check(output, command, overwrite=overwrite)
     files = [file for path in paths for file in files_of(path)]
     spec = _spec_of_events(columns, name, min_count)
-    wanted = EventColumns(spec=spec, time=columns.time, counted=_counted(files[0], form, columns.time))
+    if positive and not columns.action:
+        raise ValueError(
+            f"positive actions must stand in a column of the action: got {list(positive)} and no such column; name it "
+            "with --action"
+        )
+    wanted = EventColumns(
+        spec=spec, time=columns.time, counted=_counted(files[0], form, columns.time), needed=columns.needed
+    )
     sources = [Source(path=f, reader=table_reader(f, wanted, form), assignment=Whole("train")) for f in files]
     beside = f"{output.rstrip('/')}.events"
-    events = prepare(
-        spec, sources, beside, one_class={"train"}, max_bad_share=max_bad_share, memory_bytes=memory_bytes,
-        overwrite=overwrite or g_pathmgr.exists(join(beside, NAME)),
-    )  # fmt: skip
-    # before anything is begun that must be continued
-    actions = _actions(events, beside, columns, positive)
-    windows = _windows(event_times(events, beside), shares) if shares.val else {}
+    try:
+        events = prepare(
+            spec, sources, beside, one_class={"train"}, max_bad_share=max_bad_share, memory_bytes=memory_bytes,
+            overwrite=overwrite or g_pathmgr.exists(join(beside, NAME)),
+        )  # fmt: skip
+    except UnfitRowsError:
+        output_folder.keep_reports(beside)
+        raise
+    try:  # before anything is begun that must be continued
+        actions = _actions(events, beside, columns, positive)
+        windows = _windows(events, beside, columns, shares)
+        counts = count_windows(events, beside, windows, [FIRST + actions.index(each) for each in positive])
+        check_windows(counts, shares)
+    except ValueError:
+        remove(beside)
+        raise
     output_folder.begin(output, command)
     features = {feature.name: feature for feature in events.spec.sparse if feature.name in columns.categories}
     new_ids = {}
     if windows:
-        for name, counts in count_until(events, beside, list(features), windows["train"][1]).items():
-            features[name], new_ids[name] = keep_counted(features[name], counts, beside, output)
+        for feature, seen in count_until(events, beside, list(features), windows["train"][1]).items():
+            features[feature], new_ids[feature] = keep_counted(features[feature], seen, beside, output)
     else:
-        for feature in features.values():
-            _copy(beside, output, vocabulary_path(feature))
+        for each in features.values():
+            _copy(beside, output, vocabulary_path(each))
     history = columns.history(features, actions, positive, counted=wanted.counted)
     spec = _spec_of_histories(events.spec, features, columns, history)
     gathered = gather(events, beside, columns.user, spec, new_ids=new_ids, output=output, memory_bytes=memory_bytes)
-    for report in (output_folder.QUARANTINE, output_folder.REPORT):
-        _copy(beside, output, report)
-    users = sum(rows for _, rows in gathered.files)
+    report = {name: found for name, found in events.report.items() if name != "splits"}  # there are windows in place
+    report |= {"events": gathered.events, "users": sum(rows for _, rows in gathered.files), "windows": counts}
+    _copy(beside, output, output_folder.QUARANTINE)
+    write_json(output, output_folder.REPORT, report, indent=1)
     # the ids that a sample of one candidate would have, if its history were all that the user did before
     tokens = gathered.earlier + 1
     sparse = tuple(replace(f, pooling_factor=tokens) if f.multi_hot else f for f in spec.sparse)
@@ -167,7 +175,7 @@ def prepare_histories(
         spec=replace(spec, sparse=sparse),
         splits={USERS: Split(files=stored)},
         sources=events.sources,
-        report={**events.report, "events": gathered.events, "users": users},
+        report=report,
         windows=windows,
     )
     manifest.save(output)
@@ -229,24 +237,15 @@ def _spec_of_histories(
     )
 
 
-def _windows(times_s: NDArray[np.int64], shares: Shares) -> dict[str, tuple[int, int]]:
-    """The windows of time that have these shares of the events, by some of their times, which ascend."""
-    found, end = {}, _END_S
-    for name, share in (("test", shares.test), ("val", shares.val)):
-        if share:
-            later = (shares.test if name == "val" else 0.0) + share
-            place = int(np.ceil((1 - later) * len(times_s)))
-            first = int(times_s[min(place, len(times_s) - 1)])  # the latest event at least
-            found[name] = (first, end)
-            end = first - shares.gap_s
-    found["train"] = (min(int(times_s[0]), end - 1), end)
-    empty = [name for name, (first, last) in found.items() if first >= last]
-    if empty:
+def _windows(events: Manifest, folder: str, columns: LogColumns, shares: Shares) -> dict[str, tuple[int, int]]:
+    """The windows of the prepared events in ``folder``. Raises ValueError if no user has several events."""
+    users = next(feature for feature in events.spec.sparse if feature.name == columns.user).rows - FIRST
+    if events.splits["train"].rows == users:
         raise ValueError(
-            f"windows must have times: got none for {empty[0]!r} with shares {shares.val} and {shares.test}; lower the "
-            "shares or the gap, or look at the column of times"
+            f"users must have several events, which are their histories: got one of each of {users:,} users in column "
+            f"{columns.user!r}; name another column of the user"
         )
-    return {name: found[name] for name in ("train", "val", "test") if name in found}
+    return find_windows(event_times(events, folder), shares) if shares.val else {}
 
 
 def _counted(path: str, form: Form, time: str) -> bool:

@@ -21,8 +21,9 @@ from dlrm_torchrec.datasets.sequences.stored import read_log
 from dlrm_torchrec.datasets.sequences.yambda import yambda_spec
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.preparation.crosses import SizedCross
-from dlrm_torchrec.preparation.histories import LogColumns, Shares, prepare_histories
+from dlrm_torchrec.preparation.histories import LogColumns, prepare_histories
 from dlrm_torchrec.preparation.readers.tables import Form
+from dlrm_torchrec.preparation.time_windows import Shares
 from dlrm_torchrec.sequence_schema import ACTION, TIME, Cross
 from tests.recipe import ROOT
 from tests.scripts import run_python
@@ -208,14 +209,14 @@ def test_malformed_rows_go_to_quarantine(tmp_path: Path) -> None:
     bad[17] = "u1,song 1,a1,DE,like,yesterday"
     bad[90] = "u1,song 1,a1,DE,like"
     bad[400] = ",song 1,a1,DE,like,1700000001"
-    bad[401] = "u1,song 1,a1,DE,NA,1700000001"
+    bad[401] = "Zoë\\,song 1,a1,DE,NA,1700000001"
     bad[700] = "u1,song 1,a1,DE,like,-1700000001"
     path = write_csv(tmp_path / "log.csv", rows, bad)
     manifest = prepare([path], tmp_path / "data")
     assert read_back(tmp_path / "data")[0] == naive_histories(rows)
     lines = [line.split("\t") for line in (tmp_path / "data/quarantine.tsv").read_text().splitlines()[1:]]
     text = path.read_text().splitlines()
-    assert [line[3] for line in lines] == list(bad.values())
+    assert [line[3].replace(r"\\", "\\") for line in lines] == list(bad.values())
     assert [text[int(line[1]) - 1] for line in lines] == list(bad.values())
     reasons = [line[2] for line in lines]
     assert reasons[0] == "item is missing"
@@ -227,6 +228,11 @@ def test_malformed_rows_go_to_quarantine(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"malformed rows must be at most 0.10% of all: got 6 of 906"):
         prepare([path], tmp_path / "strict", max_bad_share=0.001)
+    kept = tmp_path / "strict.events"  # the rows that the error speaks of
+    assert sorted(each.name for each in kept.iterdir()) == ["quarantine.tsv", "report.json"]
+    assert (kept / "quarantine.tsv").read_bytes() == (tmp_path / "data/quarantine.tsv").read_bytes()
+    assert prepare([path], tmp_path / "strict") == manifest
+    assert not kept.exists()
 
 
 def test_times_may_be_dates_parts_of_seconds_or_any_numbers(tmp_path: Path) -> None:
@@ -250,6 +256,11 @@ def test_other_folders_and_actions_are_refused(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "log.csv", random_rows(5, 300))
     with pytest.raises(ValueError, match="positive actions must occur in the log: got 'buy'; name some of"):
         prepare([path], tmp_path / "data", positive=("buy",))
+    with pytest.raises(
+        ValueError, match=r"positive actions must stand in a column of the .*got \['like'\] and no such"
+    ):
+        prepare([path], tmp_path / "data", positive=("like",), columns=replace(COLUMNS, action=""))
+    assert [each.name for each in tmp_path.iterdir()] == ["log.csv"]
     prepare([path], tmp_path / "data")
     with pytest.raises(ValueError, match="must not be prepared already"):
         prepare([path], tmp_path / "data")
@@ -276,7 +287,15 @@ def test_the_command_finds_usual_names_and_movielens(tmp_path: Path) -> None:
     )
     done = run_python([SCRIPT, "--input", str(log), "--output", "plain"], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"plain: 500 events of {len({r['user'] for r in rows})} users; 0 malformed\n"
+    windows = Manifest.load(str(tmp_path / "plain")).windows
+    counts = [sum(first <= row["time"] < end for row in rows) for first, end in windows.values()]
+    begin, middle = (np.datetime64(first, "s") for first, _ in windows.values())
+    assert sum(counts) == 500
+    assert done.stdout.splitlines() == [
+        f"plain: 500 events of {len({r['user'] for r in rows})} users; 0 malformed rows in quarantine.tsv",
+        f"train: {counts[0]} events from {begin} until {middle}",
+        f"val: {counts[1]} events from {middle} on",
+    ]
     history = Manifest.load(str(tmp_path / "plain")).spec.history
     assert history is not None
     assert (history.events, history.actions, history.positive) == (("itemId",), ("event",), ())
@@ -327,7 +346,17 @@ def test_crosses_read_marks_and_hours_of_candidates(tmp_path: Path, kind: str) -
     assert done.returncode == 0, done.stderr
 
     folder = tmp_path / "data"
-    spec = Manifest.load(str(folder)).spec
+    manifest = Manifest.load(str(folder))
+    spec = manifest.spec
+    inside = [
+        [row["action"] == "like" for row in rows if first <= row["time"] < end]
+        for first, end in manifest.windows.values()
+    ]
+    counts = [{"events": len(liked), "positives": sum(liked)} for liked in inside]
+    assert [*json.loads((folder / "report.json").read_text())["windows"].values()] == counts
+    assert [line.rsplit(", ")[1] for line in done.stdout.splitlines()[1:]] == [
+        f"{np.mean(liked):.1%} positive" for liked in inside
+    ]
     assert [(f.name, f.rows) for f in spec.sparse[-4:]] == [
         ("u x a", 5000),
         ("u x o", 97),

@@ -302,7 +302,7 @@ REFUSED: list[tuple[dict[str, Values], str]] = [
         "'scores' must hold finite float32 numbers and none that is missing: got",
     ),
     ({"scored": [["a"]], "scores": [["x"]]}, "'scores' must hold numbers: got 'x';"),
-    ({"colour": ["red"]}, r"columns must be the raw ones of 'log': got no \[\] and unknown \['colour'\]; send"),
+    ({"colour": ["red"]}, r"columns must be the raw ones of 'log': got unknown \['colour'\]; send all"),
 ]
 
 
@@ -316,8 +316,10 @@ def test_columns_are_those_of_the_features(predictor: Predictor) -> None:
     columns = row(clicked="anything", bought=5, importance=None)
     predictor.encode(columns)
     del columns["slot"]
-    with pytest.raises(ValueError, match=r"columns must be the raw ones of 'log': got no \['slot'\] and unknown \[\];"):
+    with pytest.raises(ValueError, match=r"columns must be the raw ones of 'log': got no \['slot'\]; send all columns"):
         predictor.encode(columns)
+    with pytest.raises(ValueError, match=r"'log': got no \['slot'\] and unknown \['colour'\]; send all columns"):
+        predictor.encode(columns | {"colour": ["red"]})
     with pytest.raises(ValueError, match=r"columns must be an object: got \['slot'\]; send the values of each column"):
         predictor.encode(["slot"])  # type: ignore[arg-type]  # refused
 

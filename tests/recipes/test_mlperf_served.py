@@ -65,10 +65,7 @@ def test_a_package_of_int8_scores_candidates_by_their_marks(run: Path) -> None:
         assert np.concatenate(answer["probabilities"]) == pytest.approx(found.probabilities, abs=1e-6)
         unmarked = {name: value for name, value in requests[0].items() if name != "candidates.is_organic"}
         for wrong, message in (
-            (
-                unmarked,
-                "columns must be the raw ones of 'yambda-twin': got no ['candidates.is_organic'] and unknown []",
-            ),
+            (unmarked, "columns must be the raw ones of 'yambda-twin': got no ['candidates.is_organic']; send all"),
             ({**requests[0], "candidates.is_organic": [2]}, "column 'candidates.is_organic' must hold values that the"),
         ):
             status, answer = server.predict(json.dumps({"rows": [wrong]}).encode())

@@ -78,6 +78,7 @@ def _spec(name: str, rows: Mapping[str, int], samples: SamplesConfig, actions: t
         ),
         history=History(
             events=EVENTS,
+            user="uid",
             marks=(Mark(name="is_organic", rows=2),),
             actions=actions,
             positive=(LISTENED,),

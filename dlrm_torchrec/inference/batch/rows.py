@@ -37,6 +37,11 @@ class CsvForm:
     separator: str = ","
     list_separator: str = "|"  # between the values of a list
 
+    @property
+    def cure(self) -> str:
+        """What to do if a file has other columns than it should."""
+        return f"columns were cut at {self.separator!r}: name another with --separator, or another file"
+
 
 def open_rows(path: Path, columns: Sequence[str], lists: Collection[str], form: CsvForm) -> Rows:
     """The rows of a Parquet file, of JSON lines (.jsonl, .ndjson), or of a CSV file with a header.
@@ -51,8 +56,9 @@ def open_rows(path: Path, columns: Sequence[str], lists: Collection[str], form: 
     try:
         return ParquetRows(path, columns) if is_parquet else CsvRows(path, columns, lists, form)
     except (pa.ArrowException, UnicodeDecodeError) as error:
+        cure = "name another" if is_parquet else form.cure
         raise ValueError(
-            f"{path} must be a Parquet file, or a CSV file with a header: got {one_line(error)}; name another"
+            f"{path} must be a Parquet file, or a CSV file with a header: got {one_line(error)}; {cure}"
         ) from error
 
 
@@ -69,7 +75,7 @@ class ParquetRows:
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path = path
         with pq.ParquetFile(path) as file:
-            _check_names(path, file.schema_arrow.names, columns)
+            _check_names(path, file.schema_arrow.names, columns, "name another file, or rename its columns")
             self.groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         self.columns = list(columns)
         self.num_rows: int | None = sum(self.groups)
@@ -136,7 +142,7 @@ class CsvRows:
         self.is_estimated = True
         self._compression = COMPRESSIONS.get(path.suffix)
         with path.open("rb") as file, self._open(file, None) as reader:
-            _check_names(path, reader.schema.names, columns)
+            _check_names(path, reader.schema.names, columns, form.cure)
 
     def batches(self, start: int) -> Iterator[pa.RecordBatch]:
         read, size = 0, self.path.stat().st_size
@@ -170,10 +176,10 @@ def _split(values: pa.Array, separator: str) -> pa.Array:
     return pa.ListArray.from_arrays(lists.offsets, flat)
 
 
-def _check_names(path: Path, names: Sequence[str], columns: Sequence[str]) -> None:
+def _check_names(path: Path, names: Sequence[str], columns: Sequence[str], cure: str) -> None:
     absent = [name for name in columns if list(names).count(name) != 1]
     if absent:
         raise ValueError(
             f"{path} must have each column of the package once: got {list(names).count(absent[0])} of {absent[0]!r}; "
-            "name another file, or rename its columns"
+            f"{cure}"
         )

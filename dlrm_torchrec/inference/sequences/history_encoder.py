@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dlrm_torchrec.inference.encoder import Encoder, Inputs, Key, read_flat
-from dlrm_torchrec.inference.lookups import FIRST, Lookup, Vocabulary, finalised
+from dlrm_torchrec.inference.lookups import FIRST, MISSING, UNSEEN, Lookup, Vocabulary, finalised
 from dlrm_torchrec.raw_values import numbers, times
 
 Ids = npt.NDArray[np.int64]
@@ -110,7 +110,7 @@ class HistoryEncoder:
         asked = [_of_candidates(feature) for feature in own if feature["name"] in self.events]
         marks = {mark["name"]: mark for mark in history["marks"]}
         self.marks = [name for name in marks if any(name in of for of in self.crosses.values())]
-        self.unread = {mark["column"] or mark["name"] for mark in marks.values()}  # of the events of a history
+        unread = {mark["column"] or mark["name"] for mark in marks.values()}  # of the events of a history
         # the first id of a mark whose raw values are ids
         self.first_ids = {name: FIRST if marks[name]["encoding"] == "id" else 0 for name in self.marks}
         lookups = dict(vocabularies)
@@ -123,10 +123,14 @@ class HistoryEncoder:
             lookups[f"{CANDIDATES}{name}"] = vocabularies.get(name, ids)
             asked.append(_of_candidates(own[0] | marks[name] | _LISTED))
         self.features = {feature["name"]: place for place, feature in enumerate([*own, *asked])}
-        self.rows = Encoder(dict(spec) | {"dense": [], "sparse": [*own, *asked]}, lookups)
+        # no event of the training data lacks them; among values that are ids, none means a missing one
+        user, item = history.get("user", ""), self.events[0]
+        present = {user, item, f"{CANDIDATES}{item}"}
+        self.present = [f["name"] for f in (*own, *asked) if f["name"] in present and f["encoding"] != "id"]
+        raw = dict(spec) | {"dense": [], "sparse": [*own, *asked]}
+        self.rows = Encoder(raw, lookups, also=(TIME, ASKED), unread=unread)
         self.keys: dict[Key, None] = self.rows.keys | {(TIME, True): None, (ASKED, False): None}
-        self.columns = (*self.rows.columns, TIME, ASKED)
-        self.known = self.rows.known | {TIME, ASKED} | self.unread
+        self.columns, self.known = self.rows.wanted, self.rows.known
         self.kinds = tuple(
             "token" if each["name"] in self.events else "candidate" if each["name"] in self.crosses else "sample"
             for each in self.sparse
@@ -139,12 +143,7 @@ class HistoryEncoder:
         for lists of different lengths, for times that are missing or descend, for an unknown action or mark, and for a
         row without candidates.
         """
-        plain = isinstance(columns, Mapping)
-        apart = {TIME, ASKED} | (self.unread - {*self.rows.columns})
-        found = self.rows({k: v for k, v in columns.items() if k not in apart} if plain else columns)
-        absent = [name for name in (TIME, ASKED) if name not in columns]
-        if absent:
-            raise ValueError(f"columns must have {absent[0]!r}: got none; send the time of each event, and of asking")
+        found = self.rows(columns)
         happened, counts = self._times(columns[TIME], TIME, listed=True)
         now, rows = self._times(columns[ASKED], ASKED, listed=False)
         for name, size in ((TIME, len(counts)), (ASKED, len(rows))):
@@ -155,6 +154,7 @@ class HistoryEncoder:
                 )
         groups = found.lengths[self.features[f"{CANDIDATES}{self.events[0]}"]].astype(np.int64)
         self._check_lengths(found, counts, groups)
+        self._check_present(found)
         owners, asking = np.repeat(np.arange(len(counts)), counts), np.repeat(np.arange(len(groups)), groups)
         _check_order(happened, owners, now)
         actions = self._actions(found, columns)
@@ -225,11 +225,23 @@ class HistoryEncoder:
                     f"for {lengths[row]} {what}s in row {row}; send lists of the same lengths"
                 )
 
+    def _check_present(self, found: Inputs) -> None:
+        """Raises ValueError if a user or an item is missing, for which training has no row."""
+        for name in self.present:
+            place = self.features[name]
+            missing = np.flatnonzero(found.ids[place] == MISSING)
+            if len(missing):
+                row = int(found.lengths[place].cumsum().searchsorted(missing[0], side="right"))
+                raise ValueError(
+                    f"column {self.rows.sparse[place]['column'] or name!r} must have no missing values: got one in row "
+                    f"{row}; leave out events and candidates without an item, and send a new text for a new user"
+                )
+
     def _actions(self, found: Inputs, columns: Mapping[str, Any]) -> Ids:
         """The action of each event, from 1 on."""
         if ACTION not in self.features:
             return np.ones(len(found.ids[self.features[self.events[0]]]), np.int64)
-        unknown = self._unknown(found, columns, ACTION)
+        unknown = self._unknown(found, columns, ACTION, refused=(MISSING, UNSEEN))
         if unknown:
             raise ValueError(
                 f"column {ACTION!r} must hold the actions of the training data: got {unknown}; send some of "
@@ -241,7 +253,8 @@ class HistoryEncoder:
     def _marks(self, found: Inputs, columns: Mapping[str, Any], name: str) -> Ids:
         """The ids of a mark of each candidate."""
         asked = f"{CANDIDATES}{name}"
-        unknown = self._unknown(found, columns, asked)
+        has_missing = not self.first_ids[name]  # a vocabulary has an id for missing values
+        unknown = self._unknown(found, columns, asked, refused=(UNSEEN,) if has_missing else (MISSING, UNSEEN))
         if unknown:
             raise ValueError(
                 f"column {self.rows.sparse[self.features[asked]]['column']!r} must hold values that the training data "
@@ -250,10 +263,10 @@ class HistoryEncoder:
         ids: Ids = found.ids[self.features[asked]] - self.first_ids[name]
         return ids
 
-    def _unknown(self, found: Inputs, columns: Mapping[str, Any], name: str) -> str:
-        """The first value of a column that has no id, and its row; empty if there is none."""
+    def _unknown(self, found: Inputs, columns: Mapping[str, Any], name: str, *, refused: tuple[int, ...]) -> str:
+        """The first value of a column that has one of the ids ``refused``, and its row; empty if there is none."""
         place = self.features[name]
-        unknown = np.flatnonzero(found.ids[place] < FIRST)
+        unknown = np.flatnonzero(np.isin(found.ids[place], refused))
         if not len(unknown):
             return ""
         row = int(found.lengths[place].cumsum().searchsorted(unknown[0], side="right"))

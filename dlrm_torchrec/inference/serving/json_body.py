@@ -26,7 +26,9 @@ def read_json(body: bytes, limits: ServingConfig) -> dict[str, list[Any]]:
     except ValueError as error:
         raise HTTPException(400, f"body must be JSON: got {error}") from error
     match document:
-        case {"rows": list(rows), **others} if rows and not others:
+        case {"rows": list(rows), **others} if not others:
+            if not rows:
+                raise HTTPException(422, "a request must have rows: got none")
             _check_length(rows, limits.max_rows)
             return _transposed(rows)
         case {"columns": dict(columns), **others} if not others:

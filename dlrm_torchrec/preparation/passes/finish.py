@@ -19,6 +19,10 @@ from dlrm_torchrec.preparation.work.workers import Report
 from dlrm_torchrec.schema import DatasetSpec
 
 
+class UnfitRowsError(ValueError):
+    """The rows were read, and cannot be trained on: the files must be repaired, or another share be allowed."""
+
+
 def read_source(source: Source, progress: Report) -> tuple[list[Stored], dict[str, Any]]:
     """Path, size and SHA-256 of a raw file, as in ``SourceFile``."""
     size, sha256 = digest(source.path, partial(progress, 0))
@@ -40,7 +44,8 @@ def finish(
 ) -> Manifest:
     """The saved manifest of ``output``, made from the records of ``read_source`` and ``write_unit``.
 
-    Raises ValueError, after it wrote the quarantine and the report, when the data cannot be trained on.
+    Raises ValueError, after it wrote the quarantine and the report, when the data cannot be trained on: UnfitRowsError
+    when the rows are the reason, not their labels.
     """
     tallies = [Tally.from_json(record.result["tally"]) for record in written]
     everything = total(tallies)
@@ -95,11 +100,11 @@ def _judge(everything: Tally, train: str, output: str, max_bad_share: float) -> 
     bad, rows = everything.rows_quarantined, everything.rows_in
     if bad > max_bad_share * rows:
         reason, count = everything.reasons.most_common(1)[0]
-        raise ValueError(
+        raise UnfitRowsError(
             f"malformed rows must be at most {max_bad_share:.2%} of all: got {bad} of {rows}, {count} of them because "
-            f"'{reason}'; see {join(output, QUARANTINE)}, then repair the files or raise max_bad_share"
+            f"'{reason}'; see {join(output, QUARANTINE)}, then repair the files or raise --max-bad-share"
         )
     if not everything.rows[train]:
-        raise ValueError(
+        raise UnfitRowsError(
             f"split {train!r} must have rows: got none of the {rows} rows read; check the files and how they are split"
         )

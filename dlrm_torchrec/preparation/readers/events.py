@@ -1,4 +1,4 @@
-"""Raw columns of logs of events, in which no value may be missing."""
+"""Raw columns of logs of events, of which some must not be missing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class EventColumns(Columns):
     """The columns of a spec of events. The feature of the column ``time`` gets whole microseconds as its ids."""
 
     time: str
-    counted: bool = False  # whether times are whole numbers of seconds from any start, and not dates or since 1970
+    needed: tuple[str, ...]  # the raw columns without which a row is no event
+    counted: bool = False  # whether times are numbers of seconds from any start, and not dates or since 1970
 
     @property
     def names(self) -> list[str]:
@@ -38,7 +39,8 @@ class EventColumns(Columns):
 
         rows = super().rows(numbers, read, checks)
         for feature, values in zip(self.spec.sparse, rows.sparse, strict=True):
-            checks.reject(values.is_null().to_numpy(zero_copy_only=False), f"{feature.raw} is missing")
+            if feature.raw in self.needed:
+                checks.reject(values.is_null().to_numpy(zero_copy_only=False), f"{feature.raw} is missing")
         return rows
 
     def _micros(self, column: Any, checks: Checks) -> Any:
@@ -48,6 +50,6 @@ class EventColumns(Columns):
             raise ValueError(f"time {self.time!r} must hold times: got {error}; name another column") from error
         with np.errstate(invalid="ignore"):
             bad = bad | ~(np.isnan(seconds) | ((seconds >= 0) & (seconds * MICROS < MOST_MICROS)))
-        checks.reject(bad, f"{self.time} is not a time from 1970 on" if not self.counted else f"{self.time} is no time")
+        checks.reject(bad, f"{self.time} is not a {'number from 0 on' if self.counted else 'time from 1970 on'}")
         missing = np.isnan(seconds) | bad
         return pa.array(np.where(missing, 0, np.round(seconds * MICROS)).astype(np.int64), mask=missing)

@@ -59,6 +59,13 @@ def begin(output: str, command: dict[str, Any]) -> None:
     write_json(output, _COMMAND, command)
 
 
+def keep_reports(output: str) -> None:
+    """Remove all folders in ``output``, so that the quarantine and the report are left of a preparation that failed."""
+    for folder in (join(output, name) for name in g_pathmgr.ls(output)):
+        if g_pathmgr.isdir(folder):
+            remove(folder)
+
+
 def sweep(output: str, endings: tuple[str, ...] = (PARTIAL,)) -> None:
     """Remove files with these endings, which are unfinished, from ``output`` and the folders in it."""
     for folder in (output, *(join(output, name) for name in g_pathmgr.ls(output))):

@@ -39,6 +39,7 @@ SPEC = DatasetSpec(
         events=("item", "artist"),
         actions=ACTIONS,
         positive=("like",),
+        user="city",
         crosses=(Cross(name="cross", of=("segment", "item", "hour")),),
     ),
 )
@@ -57,7 +58,7 @@ MARKED = replace(
 PLAIN = replace(
     SPEC,
     sparse=tuple(feature for feature in SPEC.sparse if feature.name != "cross"),
-    history=History(events=("item", "artist"), actions=ACTIONS, positive=("like",)),
+    history=History(events=("item", "artist"), actions=ACTIONS, positive=("like",), user="city"),
 )
 WORDS = {"city": CITIES, "item": ITEMS, "screen": SCREENS}
 LOOKUPS = {name: Vocabulary.of(pa.array(values)).lookup for name, values in WORDS.items()}

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
+from dlrm_torchrec.inference.lookups import Lookup
 from dlrm_torchrec.inference.sequences import history_encoder
 from dlrm_torchrec.inference.sequences.history_encoder import HistoryInputs
 from dlrm_torchrec.schema import DatasetSpec
@@ -88,6 +90,21 @@ def test_unknown_marks_are_refused(change: dict[str, Any], message: str) -> None
         encode(columns([row, row | change]))
 
 
+def test_a_missing_mark_reads_its_own_id() -> None:
+    (row,) = marked(draw(2, 1)[1:], 0)
+    row |= {"candidates.screen": [None] * len(row["candidates.track"])}
+    encode, asked = encoder(CUTS[0], MARKED), "candidates.screen"
+    found = encode(columns([row]))
+    cross = [feature.name for feature in MARKED.sparse].index("cross")
+
+    def first(values: Any) -> NDArray[np.int64]:
+        return np.zeros(len(values), np.int64)
+
+    encode.rows.lookups[asked] = Lookup(first, first, unseen=1)
+    known = encode(columns([row | {asked: ["tv"] * len(row[asked])}]))  # as if the id of a known value were 0
+    assert found.ids[cross].tolist() == known.ids[cross].tolist()
+
+
 def test_a_request_without_marks_is_refused() -> None:
     rows = columns(draw(3, 1))
     with pytest.raises(ValueError, match=r"must be the raw ones of 'log': got no \['candidates.is_organic', 'candidat"):
@@ -158,6 +175,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"artist": [1]}, r"column 'artist' must have a value for each event: got 1 for 2 events in row 1; send lists of"),
     ({"action": []}, r"column 'action' must have a value for each event: got 0 for 2 events in row 1"),
     ({"candidates.artist": [1]}, r"column 'candidates.artist' must have a value for each candidate: got 1 for 3 cand"),
+    ({"track": ["i1", None]}, r"column 'track' must have no missing values: got one in row 1; leave out events and"),
+    ({"candidates.track": ["i1", None, "i3"]}, r"column 'candidates.track' must have no missing values: got one in ro"),
+    ({"city": None}, r"column 'city' must have no missing values: got one in row 1; .* send a new text for a new user"),
     ({"track": "i1"}, r"column 'track' must hold a list of values per row: got 'i1'"),
 ]
 
@@ -188,10 +208,16 @@ def test_columns_are_those_of_the_spec() -> None:
     encode = encoder(CUTS[0])
     assert set(encode.columns) == encode.known - {"like"} == set(rows)
     assert {name for name, listed in encode.keys if not listed} == {"city", "segment", "candidates.time"}
-    with pytest.raises(ValueError, match=r"columns must be the raw ones of 'log': got no \['track'\] and unknown"):
-        encode({name: values for name, values in rows.items() if name != "track"})
-    with pytest.raises(ValueError, match=r"columns must have 'candidates.time': got none; send the time of each event"):
-        encode({name: values for name, values in rows.items() if name != "candidates.time"})
+    for absent, unknown, message in (
+        (["track"], "", r"got no \['track'\]; send all"),
+        (["action", "time", "candidates.time"], "", r"got no \['action', 'time', 'candidates.time'\]; send all"),
+        (["time"], "When", r"got no \['time'\] and unknown \['When'\]; send all columns and nothing else"),
+    ):
+        with pytest.raises(ValueError, match=rf"columns must be the raw ones of 'log': {message}"):
+            encode(
+                {name: values for name, values in rows.items() if name not in absent}
+                | ({unknown: []} if unknown else {})
+            )
     with pytest.raises(ValueError, match=r"columns must have one value per row: got 2 of 'time' for 3 rows; send a"):
         encode(rows | {"time": rows["time"][:2]})
     with pytest.raises(ValueError, match=r"columns must be an object: got \[\]; send the values of each column"):

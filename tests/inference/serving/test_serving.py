@@ -185,7 +185,7 @@ REFUSED = [
         "got a number of 65 bytes, and 64 is the most",
     ),
     (422, JSON, b"[]", "body must be {"),
-    (422, JSON, b'{"rows": []}', "body must be {"),
+    (422, JSON, b'{"rows": []}', "a request must have rows: got none"),
     (422, JSON, b'{"rows": [1]}', "rows must be objects that all name the same features: got something else in row 0"),
     (422, JSON, b'{"rows": [{"a": 1}, {"b": 1}]}', "got something else in row 1"),
     (422, JSON, b'{"rows": [{}]}', "columns must be the raw ones of 'first'"),
