@@ -83,6 +83,20 @@ def automatic(config: AnyConfig) -> AnyConfig:
     return config
 
 
+def marks(config: Config) -> list[str]:
+    """The settings that are to follow from the data."""
+    return [name for name, mark in AUTOMATIC.items() if _get(config, name) == mark]
+
+
+def refuse_marks(config: Config) -> None:
+    """Raises ValueError when a setting is to follow from the data, for a run that does not know how many will come."""
+    for name in marks(config):
+        raise ValueError(
+            f"{name} must be set for a run over windows: got {AUTOMATIC[name]}, which means by the number of rows, and "
+            "more of them come with each window; set it, or leave it out"
+        )
+
+
 def fit_to_rows(config: AnyConfig, data: Data) -> tuple[AnyConfig, str]:
     """The config with numbers in place of its marks, and a line for each of them that says why.
 
@@ -96,12 +110,18 @@ def fit_to_rows(config: AnyConfig, data: Data) -> tuple[AnyConfig, str]:
             f"--early-stop must have validations to count: got {early_stop} with eval_every 0, which validates only at "
             "the end; set --eval-every to the steps between two of them"
         )
-    marked = [name for name, mark in AUTOMATIC.items() if _get(config, name) == mark]
+    marked = marks(config)
     rows = data.rows.get("train", 0)
-    if not rows:
+    if not data.rows:
         for name in marked:
             config = _set(config, name, _get(type(config)(), name))
         return config, ""
+    if not marked:
+        return config, ""
+    if not rows:
+        raise ValueError(
+            f"data must have rows in a split 'train' for {marked[0]} to follow from: got {dict(data.rows)}; set it"
+        )
     for name in ("sparse", "dense"):
         kind, usual = (_get(each, f"{name}.kind") for each in (config, type(config)()))
         if f"{name}.lr" in marked and not {kind, usual} <= _ALIKE and kind != usual:

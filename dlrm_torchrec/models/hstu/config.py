@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 Variant = Literal["paper", "mlperf"]
@@ -29,9 +29,9 @@ class HSTUConfig:
     action_dim: int = 8
     """Numbers of the embedding of an action."""
     most_tokens: int = 128
-    """Tokens of the longest sequence with its context and candidates; attention divides by this number."""
+    """Tokens of the longest sequence, its context among them, or more; attention divides by it. Samples may raise it."""
     positions: int = 128
-    """Rows of the embedding of positions; tokens farther from the end share the last one."""
+    """Rows of the embedding of positions; samples of longer sequences raise it."""
     time_buckets: int = 512
     """Rows of the embedding of an event's age, whose bucket is the root of its minutes."""
     input_dropout: float = 0.1
@@ -51,6 +51,10 @@ class HSTUConfig:
                 raise ValueError(f"{field.name} of HSTU must be at least {least}: got {size}; raise it")
             if field.type == "float" and not 0 <= size < 1:
                 raise ValueError(f"{field.name} of HSTU must be at least 0 and below 1: got {size}; 0 means none")
+
+    def holding(self, tokens: int) -> HSTUConfig:
+        """The same sizes, with ``most_tokens`` and ``positions`` for sequences of up to ``tokens``, context included."""
+        return replace(self, most_tokens=max(self.most_tokens, tokens), positions=max(self.positions, tokens))
 
 
 # The reference has hidden layers of 256 in the MLPs that make tokens, and of 512 elsewhere; here all have one width.
