@@ -1,7 +1,9 @@
 """Settings that follow from the number of training rows. No torch, so that ``--help`` is quick.
 
 Few rows need small steps over and over, and a small model with strong decay; many rows are seen once, in large batches.
-``benchmarks/practice.py`` measures what the numbers here give against logistic regression.
+``benchmarks/practice.py`` measures what the numbers here give against logistic regression. The rows of histories are
+candidates: what users did is told from what they did before, which a model finds only after some hundred steps, and
+large steps of tables have learned single users by heart long before that.
 """
 
 from __future__ import annotations
@@ -52,6 +54,10 @@ SIZES = (
     Size(math.inf, epochs=1, sparse_lr=0.1, eps=0.3, dense_lr=0.01),
 )
 SMALL_TOP = (16, 1)
+# A recipe's own numbers suit as many candidates as its synthetic users have. Of fewer, a run needs more epochs, by this
+# power of how many times fewer there are.
+EVENTS, REPEATED = 40, 0.65  # of a synthetic user on average; the power
+LEAST_SAMPLES = 8
 
 
 class Config(Protocol):
@@ -70,6 +76,10 @@ class Data(Protocol):
     @property
     def positives(self) -> Mapping[str, int]:
         """By split, if they were counted."""
+
+    @property
+    def samples(self) -> int:
+        """Of the split ``train``, where rows are candidates that share histories; else 0."""
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -129,38 +139,78 @@ def fit_to_rows(config: AnyConfig, data: Data) -> tuple[AnyConfig, str]:
                 f"{name}.lr must be set with {name}.kind {kind!r}: got none, and the rates that follow from the number "
                 f"of rows are those of {usual!r}; set it"
             )
-    positives = data.positives.get("train", rows)
+    fitting = _Fitting(config, marked)
+    if data.samples:
+        _fit_histories(fitting, rows, data.samples)
+    else:
+        _fit_rows(fitting, rows, data.positives.get("train", rows))
+    steps = fitting.get("epochs") * -(-(data.samples or rows) // fitting.get("batch_size"))
+    warmup = fitting.choose("schedule.warmup_steps", steps // 10, f"a tenth of {steps:,} steps")
+    fitting.choose("schedule.decay_start", warmup, "the end of the warm-up")
+    return fitting.config, "\n".join(fitting.reasons)
+
+
+class _Fitting:
+    """A config whose marks are replaced one by one, and the reasons."""
+
+    def __init__(self, config: Any, marked: list[str]) -> None:
+        self.config, self.usual = config, type(config)()
+        self.reasons: list[str] = []
+        self._marked = marked
+
+    def get(self, name: str) -> Any:
+        return _get(self.config, name)
+
+    def choose(self, name: str, value: Any, why: str) -> Any:
+        """The value of a setting: ``value`` if it is marked, else its own."""
+        if name in self._marked:
+            self.config = _set(self.config, name, value)
+            shown = value if isinstance(value, (int, tuple)) else format(value, ".3g")
+            self.reasons.append(f"{name} {shown}: {why}")
+        return self.get(name)
+
+
+def _fit_rows(fitting: _Fitting, rows: int, positives: int) -> None:
     rarer = min(positives, rows - positives) or rows  # rows of one class get their negatives later
     worth = min(rows, round(rarer / _SHARE))
     told = f"{rows:,} rows" if worth == rows else f"{rows:,} rows with a rare label, worth {worth:,}"
     size = next(each for each in SIZES if worth < each.rows)
     below = f"{told}: data of fewer than {size.rows:,.0f}" if size.rows < math.inf else told
-    batch = min(max(2 ** math.floor(math.log2(rows) / 2), LEAST_BATCH), LARGEST_BATCH)
-    reasons = []
-
-    def choose(name: str, value: Any, why: str) -> Any:
-        """The value of a setting: ``value`` if it is marked, else its own."""
-        nonlocal config
-        if name in marked:
-            config = _set(config, name, value)
-            reasons.append(f"{name} {value if isinstance(value, (int, tuple)) else format(value, '.3g')}: {why}")
-        return _get(config, name)
-
-    batch = choose(
+    batch = fitting.choose(
         "batch_size",
-        batch,
+        min(max(_power_of_two(rows**0.5), LEAST_BATCH), LARGEST_BATCH),
         f"the power of two up to the square root of {rows:,} rows, from {LEAST_BATCH} to {LARGEST_BATCH}",
     )
-    epochs = choose("epochs", size.epochs, below)
-    choose("top", SMALL_TOP if size.small else _get(type(config)(), "top"), below)
-    choose("sparse.lr", size.sparse_lr, below)
-    choose("sparse.eps", size.eps / batch, f"{size.eps} / batch size, so that rare ids take small steps")
-    choose("dense.lr", size.dense_lr, below)
-    choose("dense.weight_decay", size.decay / worth, f"{size.decay:.0f} / rows, for {told}")
-    steps = epochs * -(-rows // batch)
-    warmup = choose("schedule.warmup_steps", steps // 10, f"a tenth of {steps:,} steps")
-    choose("schedule.decay_start", warmup, "the end of the warm-up")
-    return config, "\n".join(reasons)
+    fitting.choose("epochs", size.epochs, below)
+    fitting.choose("top", SMALL_TOP if size.small else _get(fitting.usual, "top"), below)
+    fitting.choose("sparse.lr", size.sparse_lr, below)
+    fitting.choose("sparse.eps", size.eps / batch, f"{size.eps} / batch size, so that rare ids take small steps")
+    fitting.choose("dense.lr", size.dense_lr, below)
+    fitting.choose("dense.weight_decay", size.decay / worth, f"{size.decay:.0f} / rows, for {told}")
+
+
+def _fit_histories(fitting: _Fitting, rows: int, samples: int) -> None:
+    usual = fitting.usual
+    fewer = max(1.0, EVENTS * usual.rows / rows) ** REPEATED
+    told = f"{rows:,} candidates in {samples:,} samples"
+    most = usual.batch_size
+    fitting.choose(
+        "batch_size",
+        min(max(_power_of_two(4 * rows**-0.5 * samples), LEAST_SAMPLES), most),
+        f"the power of two up to 4 x samples / root of candidates, from {LEAST_SAMPLES} to {most}, for {told}",
+    )
+    fitting.choose("epochs", round(usual.epochs * fewer), f"more of them the fewer there are, for {told}")
+    fitting.choose("sparse.lr", usual.sparse.lr / fewer, "as much less as there are more epochs")
+    fitting.choose("sparse.eps", usual.sparse.eps, "the usual one")
+    fitting.choose(
+        "dense.lr", usual.dense.lr / fewer**0.25, "less by the fourth root of how many more epochs there are"
+    )
+    fitting.choose("dense.weight_decay", usual.dense.weight_decay, "the usual one")
+
+
+def _power_of_two(most: float) -> int:
+    """The greatest power of two up to ``most``, which is at least 1."""
+    return int(2 ** math.floor(math.log2(max(1.0, most))))
 
 
 def _get(config: Any, name: str) -> Any:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dlrm_torchrec.datasets.sequences.synthetic import Interests
 from dlrm_torchrec.datasets.synthetic.specs import interests_spec
+from dlrm_torchrec.models.hstu.layer import HSTULayer
 from dlrm_torchrec.preparation.crosses import SizedCross
 from dlrm_torchrec.preparation.histories import LogColumns, Shares, prepare_histories
 from dlrm_torchrec.preparation.readers.tables import Form
+from dlrm_torchrec.recipe import load_training_recipe
 from tests.recipe import records, run_recipe
 
 SMALL = [
@@ -118,6 +122,23 @@ def test_crosses_of_a_prepared_log_are_learned(tmp_path: Path) -> None:
     options += ["--hstu.layers=1", "--schedule.warmup-steps=0", "--sparse.lr=0.05", f"--run-dir={tmp_path}/runs"]
     found = run_recipe("train_hstu", [*options, f"--data={tmp_path}/log"], 1)
     assert found["val/auc"] > 0.9
+
+
+@pytest.mark.parametrize("name", ["train_hstu", "train_hstu_daily", "train_hstu_next_item"])
+def test_models_hold_the_longest_samples(name: str) -> None:
+    recipe = load_training_recipe(name)
+    usual = recipe.Config()
+    longer = replace(usual, samples=replace(usual.samples, history=100))
+    context = 0 if name == "train_hstu_next_item" else 1  # the segment
+    wanted = 100 + longer.samples.candidates + context
+    built = dict(recipe.build(longer, longer.shape, 1, torch.device("cpu"))[0].named_modules())
+    layers = [layer for layer in built.values() if isinstance(layer, HSTULayer)]
+    assert [layer.config.most_tokens for layer in layers] == [wanted] * usual.hstu.layers
+    (places,) = (rows for path, rows in built.items() if path.endswith(".places"))
+    assert isinstance(places, torch.nn.Embedding)
+    assert places.num_embeddings == wanted
+    for preset in recipe.PRESETS.values():  # published sizes stay
+        assert preset.hstu.holding(preset.samples.tokens + len(preset.shape.context)) == preset.hstu
 
 
 @pytest.mark.slow
