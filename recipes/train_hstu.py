@@ -16,18 +16,15 @@ from typing import Literal
 from tyro.conf import Suppress
 
 from dlrm_torchrec.command_line import parse
-from dlrm_torchrec.datasets.sequences.config import SamplesConfig
+from dlrm_torchrec.datasets.sequences.config import DEMO_SAMPLES, SamplesConfig
 from dlrm_torchrec.datasets.sequences.yambda import TWIN_SAMPLES, YAMBDA_SAMPLES, yambda_spec, yambda_twin_spec
 from dlrm_torchrec.datasets.synthetic.specs import interests_spec
 from dlrm_torchrec.embeddings.config import TablesConfig
-from dlrm_torchrec.models.hstu.config import MLPERF, MLPERF_TWIN, HSTUConfig
+from dlrm_torchrec.models.hstu.config import DEMO, MLPERF, MLPERF_TWIN, HSTUConfig
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed
 from dlrm_torchrec.train.fit import automatic, fit_to_rows
-
-SAMPLES = SamplesConfig(history=32, candidates=8)
-SIZES = HSTUConfig(most_tokens=64, positions=64, input_dropout=0.0, dropout=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +43,8 @@ class Config:
     clip_norm: float = 0.0  # Maximum norm of the dense gradients; 0 means no limit.
     speed: Speed = ("auto",)  # Auto measures what is faster, exact is float32; or any of tf32, bf16, compile, sorted.
     tables: TablesConfig = TablesConfig()  # How tables are stored: plain or compositional.
-    samples: SamplesConfig = SAMPLES  # How histories are cut into samples.
-    hstu: HSTUConfig = SIZES  # The sizes of the dense part.
+    samples: SamplesConfig = DEMO_SAMPLES  # How histories are cut into samples.
+    hstu: HSTUConfig = DEMO  # The sizes of the dense part.
     sparse: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # The optimizer of the tables.
     dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.004)  # The optimizer of all other parameters.
     schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # Warm-up and decay.

@@ -15,12 +15,12 @@ from functools import partial
 from tyro.conf import Suppress
 
 from dlrm_torchrec.command_line import parse
-from dlrm_torchrec.datasets.sequences.config import SamplesConfig
+from dlrm_torchrec.datasets.sequences.config import DEMO_SAMPLES, SamplesConfig
 from dlrm_torchrec.datasets.synthetic.specs import interests_spec
 from dlrm_torchrec.datasets.windows.config import SequenceWindowsConfig
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.inference.config import PublishConfig
-from dlrm_torchrec.models.hstu.config import HSTUConfig
+from dlrm_torchrec.models.hstu.config import DEMO, HSTUConfig
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed
@@ -41,8 +41,8 @@ class Config:
     clip_norm: float = 0.0  # Maximum norm of the dense gradients; 0 means no limit.
     speed: Speed = ("auto",)  # Auto measures what is faster, exact is float32; or any of tf32, bf16, compile, sorted.
     tables: TablesConfig = TablesConfig()  # How tables are stored: plain or compositional.
-    samples: SamplesConfig = SamplesConfig(history=32, candidates=8)  # How histories are cut into samples.
-    hstu: HSTUConfig = HSTUConfig(most_tokens=64, positions=64, input_dropout=0, dropout=0)  # The dense part's sizes.
+    samples: SamplesConfig = DEMO_SAMPLES  # How histories are cut into samples.
+    hstu: HSTUConfig = DEMO  # The sizes of the dense part.
     windows: SequenceWindowsConfig = SequenceWindowsConfig()  # Which windows there are, and if one may be missing.
     publish: PublishConfig = PublishConfig()  # How the model is published after each window.
     sparse: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.004)  # The optimizer of the tables.

@@ -54,10 +54,8 @@ SIZES = (
     Size(math.inf, epochs=1, sparse_lr=0.1, eps=0.3, dense_lr=0.01),
 )
 SMALL_TOP = (16, 1)
-# A recipe's own numbers suit as many candidates as its synthetic users have. Of fewer, a run needs more epochs, by this
-# power of how many times fewer there are.
-EVENTS, REPEATED = 40, 0.65  # of a synthetic user on average; the power
-LEAST_SAMPLES = 8
+EVENTS = 40  # of a synthetic user on average: a recipe's own numbers suit as many candidates as all of them have
+LEAST_SAMPLES = 8  # of a batch
 
 
 class Config(Protocol):
@@ -191,21 +189,19 @@ def _fit_rows(fitting: _Fitting, rows: int, positives: int) -> None:
 
 def _fit_histories(fitting: _Fitting, rows: int, samples: int) -> None:
     usual = fitting.usual
-    fewer = max(1.0, EVENTS * usual.rows / rows) ** REPEATED
+    share = min(1.0, rows / (EVENTS * usual.rows))
     told = f"{rows:,} candidates in {samples:,} samples"
-    most = usual.batch_size
+    scarce = f"for {share:.2%} of the candidates that {{}} suits"
     fitting.choose(
         "batch_size",
-        min(max(_power_of_two(4 * rows**-0.5 * samples), LEAST_SAMPLES), most),
-        f"the power of two up to 4 x samples / root of candidates, from {LEAST_SAMPLES} to {most}, for {told}",
+        min(max(_power_of_two(2 * samples / rows**0.5), LEAST_SAMPLES), usual.batch_size),
+        f"the power of two up to 2 x samples / root of candidates, {LEAST_SAMPLES} to {usual.batch_size}, for {told}",
     )
-    fitting.choose("epochs", round(usual.epochs * fewer), f"more of them the fewer there are, for {told}")
-    fitting.choose("sparse.lr", usual.sparse.lr / fewer, "as much less as there are more epochs")
-    fitting.choose("sparse.eps", usual.sparse.eps, "the usual one")
-    fitting.choose(
-        "dense.lr", usual.dense.lr / fewer**0.25, "less by the fourth root of how many more epochs there are"
-    )
-    fitting.choose("dense.weight_decay", usual.dense.weight_decay, "the usual one")
+    fitting.choose("epochs", round(usual.epochs * share**-0.5), scarce.format(usual.epochs))
+    fitting.choose("sparse.lr", usual.sparse.lr * share, scarce.format(usual.sparse.lr))
+    fitting.choose("sparse.eps", usual.sparse.eps, "as for many candidates")
+    fitting.choose("dense.lr", usual.dense.lr * share**0.125, scarce.format(usual.dense.lr))
+    fitting.choose("dense.weight_decay", usual.dense.weight_decay, "as for many candidates")
 
 
 def _power_of_two(most: float) -> int:
