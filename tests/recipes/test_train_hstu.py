@@ -28,6 +28,8 @@ TABLES = {
     "quotient_remainder": ["--tables.kind=quotient_remainder", "--tables.threshold=100", "--sharding.kind=table_wise"],
 }
 
+RECIPES = ["train_hstu", "train_hstu_daily", "train_hstu_next_item"]
+
 
 def losses(run: Path) -> list[float]:
     return [record["train/loss"] for record in records(run / "demo") if "train/loss" in record]
@@ -127,7 +129,16 @@ def test_crosses_of_a_prepared_log_are_learned(tmp_path: Path) -> None:
     assert found["val/auc"] > 0.9
 
 
-@pytest.mark.parametrize("name", ["train_hstu", "train_hstu_daily", "train_hstu_next_item"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_samples_are_refused_before_anything_is_built(tmp_path: Path, name: str) -> None:
+    recipe = load_training_recipe(name)
+    usual = recipe.Config(rows=20, run_dir=f"{tmp_path}/runs")
+    with pytest.raises(ValueError, match="pools and anchors must be actions of the data: got 'buy'; name"):
+        recipe.main("demo", replace(usual, samples=replace(usual.samples, pools=("buy",))))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_models_hold_the_longest_samples(name: str) -> None:
     recipe = load_training_recipe(name)
     usual = recipe.Config()
