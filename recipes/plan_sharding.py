@@ -56,7 +56,7 @@ if __name__ == "__main__" and sys.argv[1:2] not in (["explain"], ["diff"]):
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.open import load_statistics
-from dlrm_torchrec.datasets.sequences.summary import summarise_next_items, summarise_samples
+from dlrm_torchrec.datasets.sequences.open import summarise_next_items, summarise_samples
 from dlrm_torchrec.datasets.summary import Summary, summarise
 from dlrm_torchrec.embeddings.tables import write_tables
 from dlrm_torchrec.sharding.cluster.topology import Cluster, parse_cluster

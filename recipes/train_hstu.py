@@ -72,8 +72,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from dlrm_torchrec.datasets.prepared.verification import Verification
 from dlrm_torchrec.datasets.sequences.log import history_of
-from dlrm_torchrec.datasets.sequences.open import open_sequences
-from dlrm_torchrec.datasets.sequences.summary import summarise_samples
+from dlrm_torchrec.datasets.sequences.open import open_sequences, summarise_samples
 from dlrm_torchrec.datasets.sequences.synthetic import InterestStream
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.embeddings.initialize import initialize_tables

@@ -75,8 +75,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from dlrm_torchrec.datasets.prepared.verification import Verification
 from dlrm_torchrec.datasets.sequences.browsing import BrowsingStream
 from dlrm_torchrec.datasets.sequences.next_items import next_item_spec
-from dlrm_torchrec.datasets.sequences.open import open_next_items
-from dlrm_torchrec.datasets.sequences.summary import summarise_next_items
+from dlrm_torchrec.datasets.sequences.open import open_next_items, summarise_next_items
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_sequence_tables

@@ -9,8 +9,8 @@ import pytest
 
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.datasets.sequences.log import EventLog
+from dlrm_torchrec.datasets.sequences.open import summarise_next_items, summarise_samples
 from dlrm_torchrec.datasets.sequences.samples import LAST, Window
-from dlrm_torchrec.datasets.sequences.summary import summarise_next_items, summarise_samples
 from dlrm_torchrec.datasets.summary import Summary
 from dlrm_torchrec.datasets.synthetic.specs import browsing_spec
 from tests.datasets.sequences.logs import SPEC, naive_samples, random_log
