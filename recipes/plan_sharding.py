@@ -120,7 +120,8 @@ def main(cfg: Config, options: list[str]) -> int:
 
 def summary_of(recipe: TrainingRecipe, trained: Any) -> Summary:
     """The summary of prepared data; events are read only where a setting is to follow from their number."""
-    if isinstance(trained, SequenceConfig) and marks(trained):
+    reads_histories = isinstance(trained, SequenceConfig)
+    if reads_histories and marks(trained):
         summarise_cut = summarise_next_items if ranks_items(recipe) else summarise_samples
         return summarise_cut(trained.data, trained.shape, trained.samples)
     return summarise(trained.data, trained.shape)

@@ -56,6 +56,22 @@ SIZES = (
 SMALL_TOP = (16, 1)
 EVENTS = 40  # of a synthetic user on average: a recipe's own numbers suit as many candidates as all of them have
 LEAST_SAMPLES = 8  # of a batch
+MOST_DECAY = 0.003
+
+
+@dataclass(frozen=True)
+class Scarce:
+    """What suits a share, below 1, of the candidates that a recipe's own numbers suit."""
+
+    batch: float  # times samples / the root of candidates
+    epochs: float  # the power of 1 / share by which they grow
+    sparse_lr: float  # the power of the share by which it falls
+    decay: float = 0.0  # of dense parameters, times the square of the candidates
+    dense_lr: float = 1 / 8
+
+
+LIKES = Scarce(batch=2, epochs=1 / 2, sparse_lr=1, decay=5e4)
+NEXT_ITEMS = Scarce(batch=8, epochs=1 / 4, sparse_lr=1 / 3)  # whose tables are told from each other, too
 
 
 class Config(Protocol):
@@ -139,7 +155,7 @@ def fit_to_rows(config: AnyConfig, data: Data) -> tuple[AnyConfig, str]:
             )
     fitting = _Fitting(config, marked)
     if data.samples:
-        _fit_histories(fitting, rows, data.samples)
+        _fit_histories(fitting, LIKES if data.positives else NEXT_ITEMS, rows=rows, samples=data.samples)
     else:
         _fit_rows(fitting, rows, data.positives.get("train", rows))
     steps = fitting.get("epochs") * -(-(data.samples or rows) // fitting.get("batch_size"))
@@ -187,21 +203,24 @@ def _fit_rows(fitting: _Fitting, rows: int, positives: int) -> None:
     fitting.choose("dense.weight_decay", size.decay / worth, f"{size.decay:.0f} / rows, for {told}")
 
 
-def _fit_histories(fitting: _Fitting, rows: int, samples: int) -> None:
+def _fit_histories(fitting: _Fitting, scarce: Scarce, *, rows: int, samples: int) -> None:
     usual = fitting.usual
     share = min(1.0, rows / (EVENTS * usual.rows))
     told = f"{rows:,} candidates in {samples:,} samples"
-    scarce = f"for {share:.2%} of the candidates that {{}} suits"
+    of_usual = f"for {share:.2%} of the candidates that {{}} suits"
     fitting.choose(
         "batch_size",
-        min(max(_power_of_two(2 * samples / rows**0.5), LEAST_SAMPLES), usual.batch_size),
-        f"the power of two up to 2 x samples / root of candidates, {LEAST_SAMPLES} to {usual.batch_size}, for {told}",
+        min(max(_power_of_two(scarce.batch * samples / rows**0.5), LEAST_SAMPLES), usual.batch_size),
+        f"the power of two up to {scarce.batch} x samples / root of candidates, {LEAST_SAMPLES} to {usual.batch_size}, "
+        f"for {told}",
     )
-    fitting.choose("epochs", round(usual.epochs * share**-0.5), scarce.format(usual.epochs))
-    fitting.choose("sparse.lr", usual.sparse.lr * share, scarce.format(usual.sparse.lr))
+    fitting.choose("epochs", round(usual.epochs * share**-scarce.epochs), of_usual.format(usual.epochs))
+    fitting.choose("sparse.lr", usual.sparse.lr * share**scarce.sparse_lr, of_usual.format(usual.sparse.lr))
     fitting.choose("sparse.eps", usual.sparse.eps, "as for many candidates")
-    fitting.choose("dense.lr", usual.dense.lr * share**0.125, scarce.format(usual.dense.lr))
-    fitting.choose("dense.weight_decay", usual.dense.weight_decay, "as for many candidates")
+    fitting.choose("dense.lr", usual.dense.lr * share**scarce.dense_lr, of_usual.format(usual.dense.lr))
+    decay = min(scarce.decay / rows**2, MOST_DECAY) if share < 1 else 0.0
+    why = f"{scarce.decay:,.0f} / the square of candidates up to {MOST_DECAY}, if they are scarce"
+    fitting.choose("dense.weight_decay", decay, why)
 
 
 def _power_of_two(most: float) -> int:
