@@ -24,7 +24,7 @@ import tyro
 from tyro.conf import Positional
 
 from dlrm_torchrec.command_line import parse
-from dlrm_torchrec.recipe import SequenceConfig, load_training_recipe
+from dlrm_torchrec.recipe import SequenceConfig, TrainingRecipe, load_training_recipe, ranks_items
 
 FITS, BAD_ARGUMENTS, DOES_NOT_FIT = 0, 2, 3
 
@@ -56,6 +56,7 @@ if __name__ == "__main__" and sys.argv[1:2] not in (["explain"], ["diff"]):
 from iopath.common.file_io import g_pathmgr
 
 from dlrm_torchrec.datasets.open import load_statistics
+from dlrm_torchrec.datasets.sequences.open import summarise_next_items, summarise_samples
 from dlrm_torchrec.datasets.summary import Summary, summarise
 from dlrm_torchrec.embeddings.tables import write_tables
 from dlrm_torchrec.sharding.cluster.topology import Cluster, parse_cluster
@@ -68,7 +69,7 @@ from dlrm_torchrec.sharding.planner.shortfall import DoesNotFitError
 from dlrm_torchrec.terminal import commands
 from dlrm_torchrec.terminal.closing import say_closing
 from dlrm_torchrec.terminal.failure import run_with_code
-from dlrm_torchrec.train.fit import fit_to_rows
+from dlrm_torchrec.train.fit import fit_to_rows, marks
 
 
 def main(cfg: Config, options: list[str]) -> int:
@@ -78,7 +79,7 @@ def main(cfg: Config, options: list[str]) -> int:
     if cfg.fit and len(clusters) > 1:
         raise ValueError(f"tables must be fitted to one topology at a time: got {list(clusters)}; name one")
     prepared = g_pathmgr.exists(f"{trained.data}/dataset.json")
-    data = summarise(trained.data, trained.shape) if prepared else Summary(spec=trained.shape)
+    data = summary_of(recipe, trained) if prepared else Summary(spec=trained.shape)
     (trained, _), spec = fit_to_rows(trained, data), data.spec
     if isinstance(trained, SequenceConfig):
         spec = trained.samples.of(spec)
@@ -115,6 +116,15 @@ def main(cfg: Config, options: list[str]) -> int:
     for refusal in refused:
         print(refusal, file=sys.stderr)
     return DOES_NOT_FIT if refused else FITS
+
+
+def summary_of(recipe: TrainingRecipe, trained: Any) -> Summary:
+    """The summary of prepared data; events are read only where a setting is to follow from their number."""
+    reads_histories = isinstance(trained, SequenceConfig)
+    if reads_histories and marks(trained):
+        summarise_cut = summarise_next_items if ranks_items(recipe) else summarise_samples
+        return summarise_cut(trained.data, trained.shape, trained.samples)
+    return summarise(trained.data, trained.shape)
 
 
 def close(cfg: Config, options: list[str], cluster: Cluster, estimate: Estimate) -> None:

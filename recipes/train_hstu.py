@@ -16,18 +16,15 @@ from typing import Literal
 from tyro.conf import Suppress
 
 from dlrm_torchrec.command_line import parse
-from dlrm_torchrec.datasets.sequences.config import SamplesConfig
+from dlrm_torchrec.datasets.sequences.config import DEMO_SAMPLES, SamplesConfig
 from dlrm_torchrec.datasets.sequences.yambda import TWIN_SAMPLES, YAMBDA_SAMPLES, yambda_spec, yambda_twin_spec
 from dlrm_torchrec.datasets.synthetic.specs import interests_spec
 from dlrm_torchrec.embeddings.config import TablesConfig
-from dlrm_torchrec.models.hstu.config import MLPERF, MLPERF_TWIN, HSTUConfig
+from dlrm_torchrec.models.hstu.config import DEMO, MLPERF, MLPERF_TWIN, HSTUConfig
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed
-from dlrm_torchrec.train.fit import fit_to_rows
-
-SAMPLES = SamplesConfig(history=32, candidates=8)
-SIZES = HSTUConfig(most_tokens=64, positions=64, input_dropout=0.0, dropout=0.0)
+from dlrm_torchrec.train.fit import automatic, fit_to_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +32,8 @@ class Config:
     data: str = "synthetic"  # A prepared folder of histories, or 'synthetic' for users with changing interests.
     shape: Suppress[DatasetSpec] = field(default_factory=interests_spec)  # Shape of the synthetic histories.
     rows: int = 50_000  # Number of synthetic users; a prepared folder has its own.
-    epochs: int = 1  # Number of passes over the training samples.
-    batch_size: int = 128  # Samples of a global batch on average, over all ranks together.
+    epochs: int = 1  # Number of passes over the training samples; 0 means by their number.
+    batch_size: int = 128  # Samples of a global batch on average, over all ranks; 0 means by their number.
     dim: int = 32  # Numbers of a row of a table.
     history: Literal["hstu", "pooled"] = "hstu"  # Read the history as a sequence, or as a bag of events.
     eval_every: int = 800  # Steps between evaluations; 0 means only at the end.
@@ -46,8 +43,8 @@ class Config:
     clip_norm: float = 0.0  # Maximum norm of the dense gradients; 0 means no limit.
     speed: Speed = ("auto",)  # Auto measures what is faster, exact is float32; or any of tf32, bf16, compile, sorted.
     tables: TablesConfig = TablesConfig()  # How tables are stored: plain or compositional.
-    samples: SamplesConfig = SAMPLES  # How histories are cut into samples.
-    hstu: HSTUConfig = SIZES  # The sizes of the dense part.
+    samples: SamplesConfig = DEMO_SAMPLES  # How histories are cut into samples.
+    hstu: HSTUConfig = DEMO  # The sizes of the dense part.
     sparse: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.01)  # The optimizer of the tables.
     dense: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.004)  # The optimizer of all other parameters.
     schedule: Schedule = Schedule(warmup_steps=50, decay_start=50, decay_steps=-1, power=1)  # Warm-up and decay.
@@ -57,7 +54,7 @@ class Config:
 
 
 PRESETS = {
-    "demo": Config(),
+    "demo": automatic(Config()),  # prepared histories by the number of candidates, synthetic ones as above
     "mlperf": Config(  # dlrm_v4_hstu of MLPerf training v6.1: AUC 0.75 on a later day; rates in proportion to batches
         data="prepared/yambda-5b", shape=yambda_spec(), batch_size=8192, dim=512, samples=YAMBDA_SAMPLES, hstu=MLPERF,
         clip_norm=1.0, speed=("bf16",), sparse=OptimizerConfig(kind="rowwise_adagrad", lr=1e-6),
@@ -75,10 +72,9 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from dlrm_torchrec.datasets.prepared.verification import Verification
 from dlrm_torchrec.datasets.sequences.log import history_of
-from dlrm_torchrec.datasets.sequences.open import open_sequences
+from dlrm_torchrec.datasets.sequences.open import open_sequences, summarise_samples
 from dlrm_torchrec.datasets.sequences.synthetic import InterestStream
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.datasets.summary import summarise
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_sequence_tables
 from dlrm_torchrec.models.hstu.model import SequenceRanker
@@ -109,15 +105,15 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
     history = history_of(spec)
     tables = build_sequence_tables(spec.tables(dim=cfg.dim), cfg.tables)
     kind = HSTURanker if cfg.history == "hstu" else PooledRanker
-    score = kind(cfg.hstu, history.events, spec.context, table_dim=cfg.dim, num_actions=len(history.actions))
+    sizes = cfg.hstu.holding(cfg.samples.tokens + len(spec.context))
+    score = kind(sizes, history.events, spec.context, table_dim=cfg.dim, num_actions=len(history.actions))
     score.expect(**cfg.samples.sizes(spec))  # how large a batch is, for plans
     optimize_tables_in_backward(tables, cfg.sparse)
     return CandidateTask(SequenceRanker(tables, score), world_size, spec.label_names, device=device), tables
 
 
 def main(preset: str, cfg: Config) -> dict[str, float]:
-    data = summarise(cfg.data, cfg.shape)  # refuses data that cannot be trained on or judged
-    data = replace(data, spec=cfg.samples.of(data.spec))  # whose samples have fewer ids than all that users did
+    data = summarise_samples(cfg.data, cfg.shape, cfg.samples)  # refuses data that cannot be trained on or judged
     cfg, reasons = fit_to_rows(cfg, data)
     spec, run_dir, baseline = data.spec, f"{cfg.run_dir}/{preset}", read_baseline(cfg.baseline, data.digest)
     with join_world(cfg.seed) as world:

@@ -15,18 +15,16 @@ from functools import partial
 from tyro.conf import Suppress
 
 from dlrm_torchrec.command_line import parse
-from dlrm_torchrec.datasets.sequences.config import SamplesConfig
+from dlrm_torchrec.datasets.sequences.config import DEMO_SAMPLES, SamplesConfig
 from dlrm_torchrec.datasets.synthetic.specs import interests_spec
 from dlrm_torchrec.datasets.windows.config import SequenceWindowsConfig
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.inference.config import PublishConfig
-from dlrm_torchrec.models.hstu.config import HSTUConfig
+from dlrm_torchrec.models.hstu.config import DEMO, HSTUConfig
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed
-
-SAMPLES = SamplesConfig(history=32, candidates=8)
-SIZES = HSTUConfig(most_tokens=64, positions=64, input_dropout=0.0, dropout=0.0)
+from dlrm_torchrec.train.fit import refuse_marks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +41,8 @@ class Config:
     clip_norm: float = 0.0  # Maximum norm of the dense gradients; 0 means no limit.
     speed: Speed = ("auto",)  # Auto measures what is faster, exact is float32; or any of tf32, bf16, compile, sorted.
     tables: TablesConfig = TablesConfig()  # How tables are stored: plain or compositional.
-    samples: SamplesConfig = SAMPLES  # How histories are cut into samples.
-    hstu: HSTUConfig = SIZES  # The sizes of the dense part.
+    samples: SamplesConfig = DEMO_SAMPLES  # How histories are cut into samples.
+    hstu: HSTUConfig = DEMO  # The sizes of the dense part.
     windows: SequenceWindowsConfig = SequenceWindowsConfig()  # Which windows there are, and if one may be missing.
     publish: PublishConfig = PublishConfig()  # How the model is published after each window.
     sparse: OptimizerConfig = OptimizerConfig(kind="adam", lr=0.004)  # The optimizer of the tables.
@@ -104,13 +102,15 @@ from dlrm_torchrec.train.world import join_world
 def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device) -> tuple[RankingTask, nn.Module]:
     history = history_of(spec)
     tables = build_sequence_tables(spec.tables(dim=cfg.dim), cfg.tables)
-    score = HSTURanker(cfg.hstu, history.events, spec.context, table_dim=cfg.dim, num_actions=len(history.actions))
+    sizes = cfg.hstu.holding(cfg.samples.tokens + len(spec.context))
+    score = HSTURanker(sizes, history.events, spec.context, table_dim=cfg.dim, num_actions=len(history.actions))
     score.expect(**cfg.samples.sizes(spec))  # how large a batch is, for plans
     optimize_tables_in_backward(tables, cfg.sparse)
     return CandidateTask(SequenceRanker(tables, score), world_size, spec.label_names, device=device), tables
 
 
 def main(preset: str, cfg: Config) -> dict[str, float]:
+    refuse_marks(cfg)
     spec, listed = sequence_windows(cfg.data, cfg.shape, cfg.samples, cfg.windows, users=cfg.rows, seed=cfg.seed)
     data, run_dir = replace(summarise(cfg.data, cfg.shape), spec=spec), f"{cfg.run_dir}/{preset}"
     with join_world(cfg.seed) as world:

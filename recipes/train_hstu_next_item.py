@@ -24,7 +24,7 @@ from dlrm_torchrec.models.hstu.config import ML_1M, HSTUConfig
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed
-from dlrm_torchrec.train.fit import fit_to_rows
+from dlrm_torchrec.train.fit import automatic, fit_to_rows
 
 SAMPLES = SamplesConfig(history=50, held_out="last", batch_by="rows")
 SIZES = HSTUConfig(dim=32, most_tokens=51, positions=51, input_dropout=0.1, dropout=0.1)
@@ -35,8 +35,8 @@ class Config:
     data: str = "synthetic"  # A prepared folder of histories, or 'synthetic' for users who browse shelves.
     shape: Suppress[DatasetSpec] = field(default_factory=browsing_spec)  # Shape of the synthetic histories.
     rows: int = 10_000  # Number of synthetic users; a prepared folder has its own.
-    epochs: int = 12  # Number of passes over the training samples, one of each user.
-    batch_size: int = 128  # Samples of a global batch, over all ranks together.
+    epochs: int = 12  # Passes over the training samples, one of each user; 0 means by their number.
+    batch_size: int = 128  # Samples of a global batch, over all ranks together; 0 means by their number.
     draws: int = 0  # Items drawn for a batch, from which its next items are told; 0 means that all items are taken.
     eval_every: int = 400  # Steps between evaluations; 0 means only at the end.
     run_dir: str = "runs/train_hstu_next_item"  # Folder of runs; the preset's name is appended.
@@ -56,7 +56,7 @@ class Config:
 
 
 PRESETS = {
-    "demo": Config(),
+    "demo": automatic(Config()),  # prepared histories by the number of items told, synthetic ones as above
     # MovieLens is not ours to hand on: its 6,040 users and 3,706 items are synthetic unless you name it with --data.
     "ml-1m": Config(  # HSTU-large as the paper trains it, on its leave-one-out split; hours on 2 CPU cores
         shape=browsing_spec(items=3_706), rows=6_040, epochs=101, draws=512, hstu=ML_1M,
@@ -75,9 +75,8 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from dlrm_torchrec.datasets.prepared.verification import Verification
 from dlrm_torchrec.datasets.sequences.browsing import BrowsingStream
 from dlrm_torchrec.datasets.sequences.next_items import next_item_spec
-from dlrm_torchrec.datasets.sequences.open import open_next_items
+from dlrm_torchrec.datasets.sequences.open import open_next_items, summarise_next_items
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.datasets.summary import summarise
 from dlrm_torchrec.embeddings.initialize import initialize_tables
 from dlrm_torchrec.embeddings.tables import build_sequence_tables
 from dlrm_torchrec.models.hstu.next_item import HSTUNextItem
@@ -107,14 +106,14 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
     spec = next_item_spec(spec)
     dim = -(-cfg.hstu.dim // 4) * 4  # FBGEMM's rows have a multiple of 4 numbers; the model leaves out those beyond
     tables = build_sequence_tables(spec.tables(dim=dim), cfg.tables)
-    score = NextItemScores(HSTUNextItem(cfg.hstu), *(feature.name for feature in spec.sparse))
+    sizes = cfg.hstu.holding(cfg.samples.tokens)
+    score = NextItemScores(HSTUNextItem(sizes), *(feature.name for feature in spec.sparse))
     optimize_tables_in_backward(tables, cfg.sparse)
     return NextItemTask(NextItemModel(tables, score), world_size, spec.label_names, device=device), tables
 
 
 def main(preset: str, cfg: Config) -> dict[str, float]:
-    data = summarise(cfg.data, cfg.shape)  # refuses data that cannot be trained on or judged
-    data = replace(data, spec=next_item_spec(cfg.samples.of(data.spec)))
+    data = summarise_next_items(cfg.data, cfg.shape, cfg.samples)  # refuses data that cannot be trained on or judged
     cfg, reasons = fit_to_rows(cfg, data)
     spec, run_dir, baseline = data.spec, f"{cfg.run_dir}/{preset}", read_baseline(cfg.baseline, data.digest)
     with join_world(cfg.seed) as world:

@@ -12,6 +12,8 @@ from dlrm_torchrec.datasets.open import SYNTHETIC
 from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.schema import DatasetSpec
 
+JUDGED = ("train", "val")  # splits that a run cannot do without
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -19,7 +21,8 @@ class Summary:
 
     spec: DatasetSpec
     rows: Mapping[str, int] = field(default_factory=dict)  # by split; empty for synthetic data
-    positives: Mapping[str, int] = field(default_factory=dict)  # of the main label, by split, if preparation counted
+    positives: Mapping[str, int] = field(default_factory=dict)  # of the main label, by split, if they were counted
+    samples: int = 0  # of ``train``, which its rows share; 0 if each row is one
     digest: str = ""  # of all files by their content; empty for synthetic data
     files: tuple[tuple[str, str | None], ...] = ()  # place and SHA-256 of each file, if the manifest has it
 
@@ -42,22 +45,32 @@ def summarise(data: str, shape: DatasetSpec, *, positives_only: bool = False) ->
     rows = {name: split.rows for name, split in manifest.splits.items()}
     counted = manifest.report.get("splits", {}) if manifest.spec.target == "binary" else {}
     positives = {name: int(counts["positives"]) for name, counts in counted.items() if name in rows}
-    for name in ("train", "val") if manifest.spec.history is None else ():
+    for name in JUDGED if manifest.spec.history is None else ():
         if not rows.get(name):
             raise ValueError(
                 f"prepared data must have rows in a {name!r} split to train with: got {rows} in {data}; "
                 "prepare it again with that split (--val_share 0.1 holds out a tenth of the rows)"
             )
-        if positives_only and name == "train":
-            continue
-        if name in positives and not 0 < positives[name] < rows[name]:
-            raise ValueError(
-                f"labels of split {name!r} must have both classes: got {positives[name]} positives in {rows[name]} "
-                f"rows of {data}; look at the label column and positive_label of the spec, or split the rows otherwise"
-            )
+    counts = {name: count for name, count in positives.items() if not (positives_only and name == "train")}
+    if manifest.spec.history is None:
+        check_classes(
+            rows,
+            counts,
+            f"rows of {data}; look at the label column and positive_label of the spec, or split the rows otherwise",
+        )
     entries = (file for split in manifest.splits.values() for file in split.files)
     files = tuple(dict.fromkeys((file.location(data), file.sha256) for file in entries))
     return Summary(spec=manifest.spec, rows=rows, positives=positives, digest=digest(manifest), files=files)
+
+
+def check_classes(rows: Mapping[str, int], positives: Mapping[str, int], advice: str) -> None:
+    """Raises ValueError when all rows of ``train`` or of ``val`` have the same label, where positives were counted."""
+    for name in JUDGED:
+        if name in positives and not 0 < positives[name] < rows[name]:
+            raise ValueError(
+                f"labels of split {name!r} must have both classes: got {positives[name]} positives in {rows[name]} "
+                f"{advice}"
+            )
 
 
 def digest(manifest: Manifest) -> str:

@@ -1,7 +1,9 @@
 """Settings that follow from the number of training rows. No torch, so that ``--help`` is quick.
 
 Few rows need small steps over and over, and a small model with strong decay; many rows are seen once, in large batches.
-``benchmarks/practice.py`` measures what the numbers here give against logistic regression.
+``benchmarks/practice.py`` measures what the numbers here give against logistic regression. The rows of histories are
+candidates: what users did is told from what they did before, which a model finds only after some hundred steps, and
+large steps of tables have learned single users by heart long before that.
 """
 
 from __future__ import annotations
@@ -52,6 +54,24 @@ SIZES = (
     Size(math.inf, epochs=1, sparse_lr=0.1, eps=0.3, dense_lr=0.01),
 )
 SMALL_TOP = (16, 1)
+EVENTS = 40  # of a synthetic user on average: a recipe's own numbers suit as many candidates as all of them have
+LEAST_SAMPLES = 8  # of a batch
+MOST_DECAY = 0.003
+
+
+@dataclass(frozen=True)
+class Scarce:
+    """What suits a share, below 1, of the candidates that a recipe's own numbers suit."""
+
+    batch: float  # times samples / the root of candidates
+    epochs: float  # the power of 1 / share by which they grow
+    sparse_lr: float  # the power of the share by which it falls
+    decay: float = 0.0  # of dense parameters, times the square of the candidates
+    dense_lr: float = 1 / 8
+
+
+LIKES = Scarce(batch=2, epochs=1 / 2, sparse_lr=1, decay=5e4)
+NEXT_ITEMS = Scarce(batch=8, epochs=1 / 4, sparse_lr=1 / 3)  # whose tables are told from each other, too
 
 
 class Config(Protocol):
@@ -71,6 +91,10 @@ class Data(Protocol):
     def positives(self) -> Mapping[str, int]:
         """By split, if they were counted."""
 
+    @property
+    def samples(self) -> int:
+        """Of the split ``train``, where rows are candidates that share histories; else 0."""
+
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -81,6 +105,20 @@ def automatic(config: AnyConfig) -> AnyConfig:
         if _get(config, name) is not None:
             config = _set(config, name, mark)
     return config
+
+
+def marks(config: Config) -> list[str]:
+    """The settings that are to follow from the data."""
+    return [name for name, mark in AUTOMATIC.items() if _get(config, name) == mark]
+
+
+def refuse_marks(config: Config) -> None:
+    """Raises ValueError when a setting is to follow from the data, for a run that does not know how many will come."""
+    for name in marks(config):
+        raise ValueError(
+            f"{name} must be set for a run over windows: got {AUTOMATIC[name]}, which means by the number of rows, and "
+            "more of them come with each window; set it, or leave it out"
+        )
 
 
 def fit_to_rows(config: AnyConfig, data: Data) -> tuple[AnyConfig, str]:
@@ -96,12 +134,18 @@ def fit_to_rows(config: AnyConfig, data: Data) -> tuple[AnyConfig, str]:
             f"--early-stop must have validations to count: got {early_stop} with eval_every 0, which validates only at "
             "the end; set --eval-every to the steps between two of them"
         )
-    marked = [name for name, mark in AUTOMATIC.items() if _get(config, name) == mark]
+    marked = marks(config)
     rows = data.rows.get("train", 0)
-    if not rows:
+    if not data.rows:
         for name in marked:
             config = _set(config, name, _get(type(config)(), name))
         return config, ""
+    if not marked:
+        return config, ""
+    if not rows:
+        raise ValueError(
+            f"data must have rows in a split 'train' for {marked[0]} to follow from: got {dict(data.rows)}; set it"
+        )
     for name in ("sparse", "dense"):
         kind, usual = (_get(each, f"{name}.kind") for each in (config, type(config)()))
         if f"{name}.lr" in marked and not {kind, usual} <= _ALIKE and kind != usual:
@@ -109,38 +153,79 @@ def fit_to_rows(config: AnyConfig, data: Data) -> tuple[AnyConfig, str]:
                 f"{name}.lr must be set with {name}.kind {kind!r}: got none, and the rates that follow from the number "
                 f"of rows are those of {usual!r}; set it"
             )
-    positives = data.positives.get("train", rows)
+    fitting = _Fitting(config, marked)
+    if data.samples:
+        _fit_histories(fitting, LIKES if data.positives else NEXT_ITEMS, rows=rows, samples=data.samples)
+    else:
+        _fit_rows(fitting, rows, data.positives.get("train", rows))
+    steps = fitting.get("epochs") * -(-(data.samples or rows) // fitting.get("batch_size"))
+    warmup = fitting.choose("schedule.warmup_steps", steps // 10, f"a tenth of {steps:,} steps")
+    fitting.choose("schedule.decay_start", warmup, "the end of the warm-up")
+    return fitting.config, "\n".join(fitting.reasons)
+
+
+class _Fitting:
+    """A config whose marks are replaced one by one, and the reasons."""
+
+    def __init__(self, config: Any, marked: list[str]) -> None:
+        self.config, self.usual = config, type(config)()
+        self.reasons: list[str] = []
+        self._marked = marked
+
+    def get(self, name: str) -> Any:
+        return _get(self.config, name)
+
+    def choose(self, name: str, value: Any, why: str) -> Any:
+        """The value of a setting: ``value`` if it is marked, else its own."""
+        if name in self._marked:
+            self.config = _set(self.config, name, value)
+            shown = value if isinstance(value, (int, tuple)) else format(value, ".3g")
+            self.reasons.append(f"{name} {shown}: {why}")
+        return self.get(name)
+
+
+def _fit_rows(fitting: _Fitting, rows: int, positives: int) -> None:
     rarer = min(positives, rows - positives) or rows  # rows of one class get their negatives later
     worth = min(rows, round(rarer / _SHARE))
     told = f"{rows:,} rows" if worth == rows else f"{rows:,} rows with a rare label, worth {worth:,}"
     size = next(each for each in SIZES if worth < each.rows)
     below = f"{told}: data of fewer than {size.rows:,.0f}" if size.rows < math.inf else told
-    batch = min(max(2 ** math.floor(math.log2(rows) / 2), LEAST_BATCH), LARGEST_BATCH)
-    reasons = []
-
-    def choose(name: str, value: Any, why: str) -> Any:
-        """The value of a setting: ``value`` if it is marked, else its own."""
-        nonlocal config
-        if name in marked:
-            config = _set(config, name, value)
-            reasons.append(f"{name} {value if isinstance(value, (int, tuple)) else format(value, '.3g')}: {why}")
-        return _get(config, name)
-
-    batch = choose(
+    batch = fitting.choose(
         "batch_size",
-        batch,
+        min(max(_power_of_two(rows**0.5), LEAST_BATCH), LARGEST_BATCH),
         f"the power of two up to the square root of {rows:,} rows, from {LEAST_BATCH} to {LARGEST_BATCH}",
     )
-    epochs = choose("epochs", size.epochs, below)
-    choose("top", SMALL_TOP if size.small else _get(type(config)(), "top"), below)
-    choose("sparse.lr", size.sparse_lr, below)
-    choose("sparse.eps", size.eps / batch, f"{size.eps} / batch size, so that rare ids take small steps")
-    choose("dense.lr", size.dense_lr, below)
-    choose("dense.weight_decay", size.decay / worth, f"{size.decay:.0f} / rows, for {told}")
-    steps = epochs * -(-rows // batch)
-    warmup = choose("schedule.warmup_steps", steps // 10, f"a tenth of {steps:,} steps")
-    choose("schedule.decay_start", warmup, "the end of the warm-up")
-    return config, "\n".join(reasons)
+    fitting.choose("epochs", size.epochs, below)
+    fitting.choose("top", SMALL_TOP if size.small else _get(fitting.usual, "top"), below)
+    fitting.choose("sparse.lr", size.sparse_lr, below)
+    fitting.choose("sparse.eps", size.eps / batch, f"{size.eps} / batch size, so that rare ids take small steps")
+    fitting.choose("dense.lr", size.dense_lr, below)
+    fitting.choose("dense.weight_decay", size.decay / worth, f"{size.decay:.0f} / rows, for {told}")
+
+
+def _fit_histories(fitting: _Fitting, scarce: Scarce, *, rows: int, samples: int) -> None:
+    usual = fitting.usual
+    share = min(1.0, rows / (EVENTS * usual.rows))
+    told = f"{rows:,} candidates in {samples:,} samples"
+    of_usual = f"for {share:.2%} of the candidates that {{}} suits"
+    fitting.choose(
+        "batch_size",
+        min(max(_power_of_two(scarce.batch * samples / rows**0.5), LEAST_SAMPLES), usual.batch_size),
+        f"the power of two up to {scarce.batch} x samples / root of candidates, {LEAST_SAMPLES} to {usual.batch_size}, "
+        f"for {told}",
+    )
+    fitting.choose("epochs", round(usual.epochs * share**-scarce.epochs), of_usual.format(usual.epochs))
+    fitting.choose("sparse.lr", usual.sparse.lr * share**scarce.sparse_lr, of_usual.format(usual.sparse.lr))
+    fitting.choose("sparse.eps", usual.sparse.eps, "as for many candidates")
+    fitting.choose("dense.lr", usual.dense.lr * share**scarce.dense_lr, of_usual.format(usual.dense.lr))
+    decay = min(scarce.decay / rows**2, MOST_DECAY) if share < 1 else 0.0
+    why = f"{scarce.decay:,.0f} / the square of candidates up to {MOST_DECAY}, if they are scarce"
+    fitting.choose("dense.weight_decay", decay, why)
+
+
+def _power_of_two(most: float) -> int:
+    """The greatest power of two up to ``most``, which is at least 1."""
+    return int(2 ** math.floor(math.log2(max(1.0, most))))
 
 
 def _get(config: Any, name: str) -> Any:

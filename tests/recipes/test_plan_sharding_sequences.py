@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dlrm_torchrec.recipe import load_training_recipe
 from dlrm_torchrec.sharding.cluster.machines import B200
-from tests.recipe import run_recipe
+from tests.datasets.sequences.logs import random_log
+from tests.datasets.sequences.test_stored import write_log
+from tests.recipe import load_recipe, run_recipe
 from tests.recipes.test_plan_sharding import CHANGES, plan, rank_bytes, recipe, shards
 
 GB = 10**9
@@ -119,3 +123,14 @@ def test_a_plan_counts_the_ids_that_samples_have(tmp_path: Path, history: int, i
     (estimate,), _ = plan(tmp_path, "train_hstu", "--topology=1x2:cpu", "--", *options)
     pooling: dict[str, Any] = {table["name"]: table["pooling_factors"] for table in estimate["tables"]}
     assert pooling == {"t_item": [ids], "t_category": [ids], "t_segment": [1]}
+
+
+def test_plans_read_events_only_where_settings_follow_from_them(tmp_path: Path) -> None:
+    write_log(tmp_path / "log", random_log(0))
+    module, data = load_recipe("plan_sharding"), str(tmp_path / "log")
+    for name, splits in (("train_hstu", {"train", "val"}), ("train_hstu_next_item", {"train", "val", "test"})):
+        trained = load_training_recipe(name)
+        counted = module.summary_of(trained, replace(trained.PRESETS["demo"], data=data))
+        assert {*counted.rows} == splits
+        assert counted.samples > 0
+        assert module.summary_of(trained, trained.Config(data=data)).rows == {"users": 30}

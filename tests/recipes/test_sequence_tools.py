@@ -30,7 +30,9 @@ from dlrm_torchrec.train.metrics.scores import Scores
 from tests.distributed import run_ranks
 from tests.recipe import load_recipe, run_recipe
 
-SMALL = ["demo", "--batch-size=64", "--eval-every=0", "--epochs=2"]
+SMALL = [
+    "demo", "--batch-size=64", "--eval-every=0", "--epochs=2", "--sparse.lr=0.01", "--dense.lr=0.004",
+]  # fmt: skip
 USERS, ITEMS = 240, 60
 
 

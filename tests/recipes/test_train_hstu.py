@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dlrm_torchrec.datasets.sequences.synthetic import Interests
 from dlrm_torchrec.datasets.synthetic.specs import interests_spec
+from dlrm_torchrec.models.hstu.layer import HSTULayer
 from dlrm_torchrec.preparation.crosses import SizedCross
 from dlrm_torchrec.preparation.histories import LogColumns, Shares, prepare_histories
 from dlrm_torchrec.preparation.readers.tables import Form
+from dlrm_torchrec.recipe import load_training_recipe
 from tests.recipe import records, run_recipe
 
 SMALL = [
@@ -23,6 +27,8 @@ TABLES = {
     "hash": ["--tables.kind=hash", "--tables.threshold=100", "--sharding.kind=row_wise"],
     "quotient_remainder": ["--tables.kind=quotient_remainder", "--tables.threshold=100", "--sharding.kind=table_wise"],
 }
+
+RECIPES = ["train_hstu", "train_hstu_daily", "train_hstu_next_item"]
 
 
 def losses(run: Path) -> list[float]:
@@ -68,12 +74,14 @@ def test_a_sequence_tells_more_than_a_bag_of_events(tmp_path: Path) -> None:
     assert 0.55 < bag["val/auc"] < sequence["val/auc"] - 0.02 < sequence["teacher/auc"] - 0.02
 
 
-def test_it_trains_on_a_prepared_log(tmp_path: Path) -> None:
-    log = Interests(interests_spec(), users=200, seed=0).log()
+def test_it_learns_from_a_small_prepared_log(tmp_path: Path) -> None:
+    """No option says how: a user likes every other category, which only what the user did tells."""
+    log = Interests(interests_spec(), users=150, seed=0).log()
+    likes = (log.events["category"] + log.user_of) % 2
     with (tmp_path / "log.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["user", "item", "category", "action", "time"])
-        actions = [("skip", "like")[action - 1] for action in log.actions]
+        actions = [("skip", "like")[each] for each in likes]
         writer.writerows(zip(log.user_of, log.events["item"], log.events["category"], actions, log.times, strict=True))
     manifest = prepare_histories(
         [str(tmp_path / "log.csv")],
@@ -85,11 +93,12 @@ def test_it_trains_on_a_prepared_log(tmp_path: Path) -> None:
         shares=Shares(val=0.1, test=0.1),
     )
     assert manifest.report["events"] == len(log)
-    found = run_recipe("train_hstu", [*SMALL, f"--data={tmp_path}/log", f"--run-dir={tmp_path}/runs"], 2)
+    options = ["demo", "--hstu.layers=1", "--eval-every=0", f"--data={tmp_path}/log", f"--run-dir={tmp_path}/runs"]
+    found = run_recipe("train_hstu", options, 2)
     for split in ("val", "test"):
         assert found[f"{split}/samples"] == pytest.approx(0.1 * len(log), rel=0.1)
-        assert found[f"{split}/ne"] < 1.2
-        assert 0 < found[f"{split}/gauc"] < 1
+        assert found[f"{split}/auc"] > 0.9
+        assert found[f"{split}/ne"] < 0.8
     assert "teacher/auc" not in found
 
 
@@ -118,6 +127,32 @@ def test_crosses_of_a_prepared_log_are_learned(tmp_path: Path) -> None:
     options += ["--hstu.layers=1", "--schedule.warmup-steps=0", "--sparse.lr=0.05", f"--run-dir={tmp_path}/runs"]
     found = run_recipe("train_hstu", [*options, f"--data={tmp_path}/log"], 1)
     assert found["val/auc"] > 0.9
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_samples_are_refused_before_anything_is_built(tmp_path: Path, name: str) -> None:
+    recipe = load_training_recipe(name)
+    usual = recipe.Config(rows=20, run_dir=f"{tmp_path}/runs")
+    with pytest.raises(ValueError, match="pools and anchors must be actions of the data: got 'buy'; name"):
+        recipe.main("demo", replace(usual, samples=replace(usual.samples, pools=("buy",))))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_models_hold_the_longest_samples(name: str) -> None:
+    recipe = load_training_recipe(name)
+    usual = recipe.Config()
+    longer = replace(usual, samples=replace(usual.samples, history=100))
+    context = 0 if name == "train_hstu_next_item" else 1  # the segment
+    wanted = 100 + longer.samples.candidates + context
+    built = dict(recipe.build(longer, longer.shape, 1, torch.device("cpu"))[0].named_modules())
+    layers = [layer for layer in built.values() if isinstance(layer, HSTULayer)]
+    assert [layer.config.most_tokens for layer in layers] == [wanted] * usual.hstu.layers
+    (places,) = (rows for path, rows in built.items() if path.endswith(".places"))
+    assert isinstance(places, torch.nn.Embedding)
+    assert places.num_embeddings == wanted
+    for preset in recipe.PRESETS.values():  # published sizes stay
+        assert preset.hstu.holding(preset.samples.tokens + len(preset.shape.context)) == preset.hstu
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dlrm_torchrec.recipe import load_training_recipe
-from dlrm_torchrec.train.fit import AUTOMATIC, automatic, fit_to_rows
+from dlrm_torchrec.train.fit import AUTOMATIC, EVENTS, automatic, fit_to_rows, marks, refuse_marks
 
 RECIPES = ["train_dlrm", "train_fm", "train_logistic", "train_dcnv2"]
 SIZES = [100, 1_000, 1_499, 1_500, 5_000, 30_000, 250_000, 5_000_000, 1_000_000_000]
@@ -20,6 +20,7 @@ SIZES = [100, 1_000, 1_499, 1_500, 5_000, 30_000, 250_000, 5_000_000, 1_000_000_
 class Counts:
     rows: dict[str, int] = field(default_factory=dict)
     positives: dict[str, int] = field(default_factory=dict)
+    samples: int = 0
 
 
 def value(config: Any, name: str) -> Any:
@@ -99,6 +100,62 @@ def test_a_rare_label_counts_as_fewer_rows() -> None:
     assert rare.batch_size == common.batch_size > few.batch_size
     assert rare.dense.weight_decay == few.dense.weight_decay
     assert "50,000 rows with a rare label, worth 2,000" in reasons
+
+
+HISTORIES = ["train_hstu", "train_hstu_next_item"]
+
+
+@pytest.mark.parametrize("recipe", HISTORIES)
+@pytest.mark.parametrize("rows", [300, 5_000, 20_000, 100_000, 10_000_000])
+@pytest.mark.parametrize("together", [1, 7])
+def test_fewer_candidates_are_seen_more_often_in_smaller_steps(recipe: str, rows: int, together: int) -> None:
+    module, samples = load_training_recipe(recipe), rows // together
+    usual = module.Config()
+    positives = {"train": rows // 3} if recipe == "train_hstu" else {}
+    fitted, reasons = fit_to_rows(module.PRESETS["demo"], Counts({"train": rows}, positives, samples))
+    assert marks(fitted) == []
+    assert all(re.fullmatch(r"[\w.]+ \S+: .+", line) for line in reasons.splitlines())
+    assert math.log2(fitted.batch_size).is_integer()
+    assert 8 <= fitted.batch_size <= usual.batch_size
+    steps = fitted.epochs * math.ceil(samples / fitted.batch_size)
+    assert steps > 200
+    assert 0 < fitted.schedule.warmup_steps <= steps / 10
+    assert fitted.schedule.decay_start == fitted.schedule.warmup_steps
+    share = min(1, rows / (EVENTS * usual.rows)) ** (1 if positives else 1 / 3)
+    assert fitted.sparse.lr == pytest.approx(usual.sparse.lr * share)
+    assert usual.dense.lr / 5 < fitted.dense.lr <= usual.dense.lr
+    assert fitted.sparse.eps == usual.sparse.eps
+    if rows >= EVENTS * usual.rows:
+        assert replace(fitted, schedule=usual.schedule) == replace(usual, batch_size=fitted.batch_size)
+    else:
+        assert fitted.epochs > usual.epochs
+        assert fitted.dense.weight_decay == pytest.approx(min(0.003, 5e4 / rows**2) if positives else 0)
+
+
+@pytest.mark.parametrize("recipe", HISTORIES)
+def test_what_a_person_sets_of_histories_stays(recipe: str) -> None:
+    module = load_training_recipe(recipe)
+    assert fit_to_rows(module.PRESETS["demo"], Counts()) == (module.Config(), "")
+    preset, counts = module.PRESETS["demo"], Counts({"train": 8_000}, samples=1_000)
+    mine = replace(preset, epochs=2, batch_size=10, sparse=replace(preset.sparse, lr=0.25))
+    fitted, reasons = fit_to_rows(mine, counts)
+    assert (fitted.epochs, fitted.batch_size, fitted.sparse.lr, fitted.schedule.warmup_steps) == (2, 10, 0.25, 20)
+    assert "schedule.warmup_steps 20: a tenth of 200 steps" in reasons
+    assert fit_to_rows(module.Config(), counts) == (module.Config(), "")
+
+
+def test_marks_that_nothing_follows_from_are_refused() -> None:
+    config = load_training_recipe("train_hstu").Config(epochs=0)
+    with pytest.raises(
+        ValueError, match=r"rows in a split 'train' for epochs to follow from: got \{'users': 9\}; set it"
+    ):
+        fit_to_rows(config, Counts({"users": 9}))
+    daily = load_training_recipe("train_hstu_daily").Config()
+    refuse_marks(daily)
+    with pytest.raises(
+        ValueError, match=r"schedule.warmup_steps must be set for a run over windows: got -1, .*; set it"
+    ):
+        refuse_marks(replace(daily, schedule=replace(daily.schedule, warmup_steps=-1)))
 
 
 def test_marking_touches_nothing_else() -> None:

@@ -78,3 +78,6 @@ class SamplesConfig:
             for feature in spec.sparse
         )
         return replace(spec, sparse=tuple(features))
+
+
+DEMO_SAMPLES = SamplesConfig(history=32, candidates=8)  # of synthetic users with changing interests, and small logs

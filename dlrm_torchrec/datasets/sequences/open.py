@@ -1,10 +1,10 @@
-"""The streams of a run that reads sequences: prepared histories, or synthetic users."""
+"""The data of a run that reads sequences: what it should know of them before it builds a model, and its streams."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,60 @@ from dlrm_torchrec.datasets.sequences.browsing import Browsing, BrowsingStream
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.datasets.sequences.crossed import CrossedInterests
 from dlrm_torchrec.datasets.sequences.log import EventLog, history_of
-from dlrm_torchrec.datasets.sequences.next_items import NextItemStream
-from dlrm_torchrec.datasets.sequences.samples import LAST, Window, find_samples
+from dlrm_torchrec.datasets.sequences.next_items import NextItemStream, next_item_spec
+from dlrm_torchrec.datasets.sequences.samples import LAST, Samples, Window, find_samples, labels_of
 from dlrm_torchrec.datasets.sequences.stored import read_log, read_windows
 from dlrm_torchrec.datasets.sequences.stream import SequenceStream
 from dlrm_torchrec.datasets.sequences.synthetic import Interests, InterestStream
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.schema import DatasetSpec
+from dlrm_torchrec.datasets.summary import Summary, check_classes, digest, summarise
+from dlrm_torchrec.schema import DatasetSpec, History
 
 _TRAINED_SHARE = 0.9  # of the events of synthetic users
 _END_S = 1 << 62
+
+
+def summarise_samples(data: str, shape: DatasetSpec, config: SamplesConfig) -> Summary:
+    """``summarise`` with the spec of samples, which have fewer ids than all that users did, and candidates as rows.
+
+    Nothing is counted of synthetic histories. Raises ValueError where ``summarise`` does, when the data have no
+    histories, no positive action, or other actions than ``config`` names, when a split has no candidates, and when
+    all candidates of ``train`` or of ``val`` have the same label.
+    """
+    summary = _of_samples(data, shape, config)
+    history = labelled_history(data, summary.spec)
+    if data == SYNTHETIC:
+        return summary
+    splits = stored_samples(data, config)
+    rows = {name: len(samples.candidates) for name, samples in splits.items()}
+    positives = {
+        name: int(labels_of(samples.log.actions[samples.candidates], history).sum()) for name, samples in splits.items()
+    }
+    check_classes(rows, positives, f"candidates of {data}; name other samples.anchors, or prepare the data otherwise")
+    return replace(summary, rows=rows, positives=positives, samples=len(splits["train"]))
+
+
+def summarise_next_items(data: str, shape: DatasetSpec, config: SamplesConfig) -> Summary:
+    """``summarise`` with the spec of next items, and the items that are told as rows: in ``train``, all but the first.
+
+    Nothing is counted of synthetic histories. Raises ValueError as ``summarise_samples`` does, but for labels, and
+    unless samples have one candidate.
+    """
+    check_next_items(config)
+    summary = _of_samples(data, shape, config)
+    summary = replace(summary, spec=next_item_spec(summary.spec))
+    if data == SYNTHETIC:
+        return summary
+    splits = stored_samples(data, config)
+    told = int(splits["train"].tokens().sum()) - len(splits["train"])
+    rows = {name: told if name == "train" else len(samples) for name, samples in splits.items()}
+    return replace(summary, rows=rows, positives={}, samples=len(splits["train"]))
+
+
+def _of_samples(data: str, shape: DatasetSpec, config: SamplesConfig) -> Summary:
+    summary = summarise(data, shape)
+    config.check(history_of(summary.spec).actions)
+    return replace(summary, spec=config.of(summary.spec))
 
 
 def open_sequences(
@@ -48,37 +92,64 @@ def open_sequences(
         epochs: passes over the samples of ``train``
         seed: of synthetic users, and of the order of samples
     """
-    log, interests = open_log(data, spec, users=users, seed=seed)
-    kind: Callable[..., SequenceStream] = partial(SequenceStream, spec)
-    if interests is None:
-        windows = _windows(data, config)
-    else:
+    if data == SYNTHETIC:
+        log, interests = open_log(data, spec, users=users, seed=seed)
+        assert interests is not None
         middle = int(np.quantile(log.times, _TRAINED_SHARE))
-        windows, kind = {"train": Window(0, middle), "val": Window(middle, _END_S)}, partial(InterestStream, interests)
+        windows = {"train": Window(0, middle), "val": Window(middle, _END_S)}
+        splits: Mapping[str, Samples] = _cut(log, history_of(spec), config, windows)
+        kind: Callable[..., SequenceStream] = partial(InterestStream, interests)
+    else:
+        labelled_history(data, spec)
+        splits, kind = stored_samples(data, config), partial(SequenceStream, spec)
     return {
-        split: kind(
-            find_samples(log, history_of(spec), config, split=split, window=window),
-            ranks,
-            **_options(config, split, epochs=epochs, seed=seed),
-        )
-        for split, window in windows.items()
+        split: kind(samples, ranks, **_options(config, split, epochs=epochs, seed=seed))
+        for split, samples in splits.items()
     }
 
 
 def open_log(data: str, spec: DatasetSpec, *, users: int, seed: int) -> tuple[EventLog, Interests | None]:
     """All events of the prepared folder ``data``; if it is 'synthetic', those of so many users, and their interests.
 
-    Raises ValueError when no action is positive, so that no candidate has the label 1.
+    Raises ValueError where ``labelled_history`` does.
     """
-    if not history_of(spec).positive:
-        raise ValueError(
-            f"histories must have a positive action to be told: got none in {data}; prepare the log with --positive, "
-            "or rank next items with train_hstu_next_item"
-        )
+    labelled_history(data, spec)
     if data != SYNTHETIC:
         return read_log(Manifest.load(data), data), None
     interests = (CrossedInterests if history_of(spec).marks else Interests)(spec, users, seed)
     return interests.log(), interests
+
+
+def labelled_history(data: str, spec: DatasetSpec) -> History:
+    """The histories of ``spec``, that of ``data``. Raises ValueError when no action gives candidates the label 1."""
+    history = history_of(spec)
+    if not history.positive:
+        raise ValueError(
+            f"histories must have a positive action to be told: got none in {data}; prepare the log with --positive, "
+            "or rank next items with train_hstu_next_item"
+        )
+    return history
+
+
+def stored_samples(data: str, config: SamplesConfig) -> Mapping[str, Samples]:
+    """The samples of each split of the prepared folder ``data``, with all its events in memory.
+
+    Raises ValueError when a split has no candidates.
+    """
+    return _stored_samples(data, digest(Manifest.load(data)), config)
+
+
+@lru_cache(1)  # a run counts them before it builds a model, and reads them after that
+def _stored_samples(data: str, content: str, config: SamplesConfig) -> Mapping[str, Samples]:  # noqa: ARG001
+    manifest = Manifest.load(data)
+    windows = _last(config) or read_windows(manifest, data)
+    return _cut(read_log(manifest, data), history_of(manifest.spec), config, windows)
+
+
+def _cut(
+    log: EventLog, history: History, config: SamplesConfig, windows: Mapping[str, Window]
+) -> Mapping[str, Samples]:
+    return {split: find_samples(log, history, config, split=split, window=window) for split, window in windows.items()}
 
 
 def open_next_items(
@@ -104,31 +175,34 @@ def open_next_items(
         epochs: passes over the samples of ``train``
         seed: of synthetic users, of the order of samples, and of the drawn items
     """
-    if config.candidates > 1:
-        raise ValueError(f"samples of next items must have one candidate: got {config.candidates}; set it to 1")
-    kind: Callable[..., NextItemStream] = partial(NextItemStream, spec)
+    check_next_items(config)
     if data == SYNTHETIC:
-        browsing = Browsing(spec, users, seed)
-        log, config, kind = browsing.log(), replace(config, held_out="last"), partial(BrowsingStream, browsing)
+        browsing, config = Browsing(spec, users, seed), replace(config, held_out="last")
+        splits = _cut(browsing.log(), history_of(spec), config, _last(config))
+        kind: Callable[..., NextItemStream] = partial(BrowsingStream, browsing)
     else:
-        log = read_log(Manifest.load(data), data)
+        splits, kind = stored_samples(data, config), partial(NextItemStream, spec)
     return {
         split: kind(
-            find_samples(log, history_of(spec), config, split=split, window=window),
+            samples,
             ranks,
             training=split == "train",
             draws=draws,
             **_options(config, split, epochs=epochs, seed=seed),
         )
-        for split, window in _windows(data, config).items()
+        for split, samples in splits.items()
     }
 
 
-def _windows(data: str, config: SamplesConfig) -> dict[str, Window]:
-    """The times of the candidates of each split."""
-    if config.held_out == "last":
-        return dict.fromkeys(LAST, Window(0, _END_S))
-    return read_windows(Manifest.load(data), data)
+def check_next_items(config: SamplesConfig) -> None:
+    """Raises ValueError unless samples have one candidate, the next item."""
+    if config.candidates > 1:
+        raise ValueError(f"samples of next items must have one candidate: got {config.candidates}; set it to 1")
+
+
+def _last(config: SamplesConfig) -> dict[str, Window]:
+    """The times of the candidates of each split if they are the last events of users; else none."""
+    return dict.fromkeys(LAST, Window(0, _END_S)) if config.held_out == "last" else {}
 
 
 def _options(config: SamplesConfig, split: str, *, epochs: int, seed: int) -> dict[str, Any]:

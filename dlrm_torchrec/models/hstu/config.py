@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 Variant = Literal["paper", "mlperf"]
@@ -29,9 +29,9 @@ class HSTUConfig:
     action_dim: int = 8
     """Numbers of the embedding of an action."""
     most_tokens: int = 128
-    """Tokens of the longest sequence with its context and candidates; attention divides by this number."""
+    """What attention divides by: the tokens of the longest sequence and its context, or more; samples may raise it."""
     positions: int = 128
-    """Rows of the embedding of positions; tokens farther from the end share the last one."""
+    """Rows of the embedding of positions; raised to the tokens of the longest sequence of samples."""
     time_buckets: int = 512
     """Rows of the embedding of an event's age, whose bucket is the root of its minutes."""
     input_dropout: float = 0.1
@@ -52,7 +52,12 @@ class HSTUConfig:
             if field.type == "float" and not 0 <= size < 1:
                 raise ValueError(f"{field.name} of HSTU must be at least 0 and below 1: got {size}; 0 means none")
 
+    def holding(self, tokens: int) -> HSTUConfig:
+        """The same sizes, with ``most_tokens`` and ``positions`` for sequences of up to ``tokens``, and context."""
+        return replace(self, most_tokens=max(self.most_tokens, tokens), positions=max(self.positions, tokens))
 
+
+DEMO = HSTUConfig(most_tokens=64, positions=64, input_dropout=0.0, dropout=0.0)  # of synthetic users, and small logs
 # The reference has hidden layers of 256 in the MLPs that make tokens, and of 512 elsewhere; here all have one width.
 MLPERF = HSTUConfig(  # dlrm_v4_hstu of MLPerf Training v6.1: 8 entries of context, 4,086 events, 1 candidate
     variant="mlperf", dim=512, layers=3, heads=4, key_dim=128, value_dim=128, hidden=512, most_tokens=4096,
