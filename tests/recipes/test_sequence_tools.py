@@ -21,8 +21,9 @@ from dlrm_torchrec.datasets.sequences.open import open_sequences
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.specs import interests_spec
 from dlrm_torchrec.inference.predictor import Predictor
-from dlrm_torchrec.preparation.histories import LogColumns, Shares, prepare_histories
+from dlrm_torchrec.preparation.histories import LogColumns, prepare_histories
 from dlrm_torchrec.preparation.readers.tables import Form
+from dlrm_torchrec.preparation.time_windows import Shares
 from dlrm_torchrec.schema import History, SparseFeature
 from dlrm_torchrec.sequence_schema import Cross
 from dlrm_torchrec.train.metrics.auc import auc

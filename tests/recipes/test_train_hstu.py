@@ -14,8 +14,9 @@ from dlrm_torchrec.datasets.sequences.synthetic import Interests
 from dlrm_torchrec.datasets.synthetic.specs import interests_spec
 from dlrm_torchrec.models.hstu.layer import HSTULayer
 from dlrm_torchrec.preparation.crosses import SizedCross
-from dlrm_torchrec.preparation.histories import LogColumns, Shares, prepare_histories
+from dlrm_torchrec.preparation.histories import LogColumns, prepare_histories
 from dlrm_torchrec.preparation.readers.tables import Form
+from dlrm_torchrec.preparation.time_windows import Shares
 from dlrm_torchrec.recipe import load_training_recipe
 from tests.recipe import records, run_recipe
 

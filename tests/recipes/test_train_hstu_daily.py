@@ -23,8 +23,9 @@ from dlrm_torchrec.inference.deltas.offline import apply_deltas
 from dlrm_torchrec.inference.lookups import FIRST
 from dlrm_torchrec.inference.predictor import Predictor
 from dlrm_torchrec.inference.quantization import load_trained
-from dlrm_torchrec.preparation.histories import LogColumns, Shares, prepare_histories
+from dlrm_torchrec.preparation.histories import LogColumns, prepare_histories
 from dlrm_torchrec.preparation.readers.tables import Form
+from dlrm_torchrec.preparation.time_windows import Shares
 from dlrm_torchrec.recipe import load_training_recipe, read_config
 from dlrm_torchrec.schema import vocabulary_path
 from dlrm_torchrec.train.checkpoints.folder import checkpoint_path

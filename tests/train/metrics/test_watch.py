@@ -22,6 +22,7 @@ class Batch:
 class Data:
     rows: dict[str, int] = field(default_factory=dict)
     positives: dict[str, int] = field(default_factory=dict)
+    samples: int = 0
     dense_names: list[str] = field(default_factory=list)
 
 
