@@ -33,6 +33,7 @@ from tests.recipe import load_recipe, run_recipe
 
 SMALL = [
     "demo", "--batch-size=64", "--eval-every=0", "--epochs=2", "--sparse.lr=0.01", "--dense.lr=0.004",
+    "--dense.weight-decay=0", "--schedule.warmup-steps=50",
 ]  # fmt: skip
 USERS, ITEMS = 240, 60
 
