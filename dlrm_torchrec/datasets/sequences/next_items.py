@@ -35,7 +35,7 @@ def next_item_spec(spec: DatasetSpec) -> DatasetSpec:
     drawn = replace(item, name=drawn_name(item.name), column=item.raw, table=item.table_name, pooling_factor=1.0)
     if drawn.name in {feature.name for feature in spec.sparse}:
         return spec
-    return replace(spec, sparse=(item, drawn), history=replace(history, events=(item.name,), crosses=()))
+    return replace(spec, sparse=(item, drawn), history=replace(history, events=(item.name,), crosses=(), user=""))
 
 
 class NextItemStream(SequenceStream):
