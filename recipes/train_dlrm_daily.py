@@ -21,6 +21,7 @@ from dlrm_torchrec.inference.config import PublishConfig
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.sharding.config import ShardingConfig
 from dlrm_torchrec.train.config import CheckpointConfig, LogConfig, OptimizerConfig, Schedule, Speed
+from dlrm_torchrec.train.fit import refuse_marks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,7 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
 
 
 def main(preset: str, cfg: Config) -> dict[str, float]:
+    refuse_marks(cfg)
     spec, listed = list_windows(cfg.data, cfg.shape, cfg.windows, rows=cfg.rows, seed=cfg.seed)
     data, run_dir = Summary(spec=spec, rows={"train": sum(each.rows for each in listed)}), f"{cfg.run_dir}/{preset}"
     with join_world(cfg.seed) as world:
@@ -161,12 +163,11 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
             # at the start of each window: evaluate, with the model of the windows before
             if not progress.window_open:
                 restart_rows(model, optimizer, seen.forget(window.fresh_rows(progress.windows)), seed=cfg.seed)
-                began = bool(progress.step or cfg.start_from)  # with a model that has learned something
+                began, settled = bool(progress.step or cfg.start_from), cfg.schedule.settled(progress.step)
                 with log.paused(), between_streams(pipeline) as detached:
                     rows = seen.watch(window.evaluation(ranks).batches())
-                    settled = cfg.schedule.settled(progress.step)
                     metrics = evaluate(detached, rows, world, learned=settled, one_class=began)
-                metrics = metrics if began else {}
+                metrics = metrics if began else {}  # of a model that has learned something
                 progress = opened(progress, window, metrics, unseen=seen.end_window(), steps=train.num_steps)
                 log.say(f"{window.name} begins: {told(progress)}")
             batches = watch.columns(train.batches(progress.step - progress.window_start))
@@ -176,15 +177,14 @@ def main(preset: str, cfg: Config) -> dict[str, float]:
             while progress.window_open and not stop.agreed():
                 learning_rate.set(progress.step - cfg.restart_rates * progress.window_start)
                 loss, _, global_rows = pipeline.progress(batches)
-                step = progress.step + 1
-                progress = replace(progress, step=step)
-                log.step(step, loss, global_rows)
+                progress = replace(progress, step=progress.step + 1)
+                log.step(progress.step, loss, global_rows)
 
                 # once in a while, and at the end of each window: save, and publish
                 if not progress.window_open or checkpoints.due(progress, overdue=stop.overdue):
-                    log.flush(step)
+                    log.flush(progress.step)
                     if not progress.window_open:
-                        log.write(step, progress.windows[-1]["metrics"], managed_report(model))
+                        log.write(progress.step, progress.windows[-1]["metrics"], managed_report(model))
                     with log.paused():
                         checkpoints.save(model, optimizer, progress)
                         progress = publish(progress, window)  # at the end of the window

@@ -51,6 +51,12 @@ def train(folder: Path, days: int, *options: str, ranks: int = 1, preset: str = 
     return without_speed(run_recipe("train_dlrm_daily", arguments(folder, days, *options, preset=preset), ranks))
 
 
+def test_a_setting_cannot_follow_from_rows_that_are_still_to_come(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"batch_size must be set for a run over windows: got 0, .*; set it"):
+        _run("train_dlrm_daily", ["demo", "--batch-size=0", f"--run-dir={tmp_path}"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_days_are_judged_before_they_are_trained_on(tmp_path: Path) -> None:
     options = ["demo", "--rows=40960", "--windows.days=4", f"--run-dir={tmp_path}"]
     metrics = run_recipe("train_dlrm_daily", options, 2)
