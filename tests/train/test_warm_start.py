@@ -20,6 +20,7 @@ from tests.recipe import run_recipe
 
 OLD = [f"shop {number}" for number in range(28)]
 NEW = [*reversed(OLD[5:25]), *(f"new {number}" for number in range(12))]  # 20 known values and 12 new ones
+FROZEN = ("--sparse.lr=1e-30", "--dense.lr=1e-30")  # too small to move a weight; 0 would mean: by the number of rows
 
 
 def spec_of(values: list[str]) -> DatasetSpec:
@@ -56,7 +57,7 @@ def tables(checkpoint: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 def test_rows_follow_their_values(tmp_path: Path, ranks: int, sharding: str, optimizer: str) -> None:
     kind = f"--sparse.kind={optimizer}"
     old = train(tmp_path / "old", kind, f"--data={write_data(tmp_path / 'a', OLD, 0)}", ranks=ranks)
-    frozen = [kind, f"--data={write_data(tmp_path / 'b', NEW, 1)}", "--sparse.lr=0", "--dense.lr=0"]
+    frozen = [kind, f"--data={write_data(tmp_path / 'b', NEW, 1)}", *FROZEN]
     frozen += ["--sharding.kind", sharding] if ranks > 1 else []
     new = train(tmp_path / "new", f"--start-from={old.parents[1]}", *frozen, ranks=ranks)
     fresh = train(tmp_path / "fresh", *frozen, ranks=ranks)
@@ -96,7 +97,7 @@ def test_rows_begin_anew_where_a_vocabulary_goes_on(tmp_path: Path, ranks: int, 
     rows = rows.set_column(3, "item", pa.array(np.where(np.isin(ids, anew), 0, ids), pa.int32()))
     pq.write_table(rows, file)  # nobody looks these ids up
     shutil.move(tmp_path / "more/day-1", data / "day-2")
-    frozen = [*options, "--sparse.lr=0", "--dense.lr=0"]
+    frozen = [*options, *FROZEN]
     train(tmp_path / "run", *frozen, ranks=ranks)
     before, after = tables(first)["t_item"], tables(first.with_name("step-00000020"))["t_item"]
     initial = tables(train(tmp_path / "fresh", *frozen, ranks=ranks))["t_item"][0]
