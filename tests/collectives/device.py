@@ -204,6 +204,8 @@ def patched_cuda() -> Iterator[None]:
             (cuda, "stream", lambda *_: nullcontext()),
             (cuda, "synchronize", lambda *_: None),
             (cuda, "set_device", lambda *_: None),
+            (cuda, "get_rng_state", lambda *_: torch.get_rng_state()),
+            (cuda, "set_rng_state", lambda *_: None),
             (cuda, "max_memory_allocated", lambda *_: 0),
             (cuda, "get_device_name", lambda *_: "stand-in"),
             (cuda, "get_device_properties", lambda *_: SimpleNamespace(total_memory=HBM_BYTES)),
