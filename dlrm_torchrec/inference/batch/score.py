@@ -93,7 +93,7 @@ def score(predictor: Predictor, rows: Rows, parts: Parts, scored: Scored) -> dic
     row is a user, it has a list of predictions there, one for each candidate. If the model ranks items, it has the
     lists "items" and "scores" of the best ones.
     """
-    kind = pa.list_(pa.float32()) if predictor.spec.get("history") else pa.float32()
+    kind = pa.list_(pa.float32()) if predictor.spec.get("history") or predictor.ranked else pa.float32()
     schema = pa.schema(dict.fromkeys(predictor.answers, kind))
     if predictor.ranked:
         schema = schema.set(0, pa.field("items", pa.list_(predictor.items.values.type)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,14 +11,12 @@ from torch import nn
 from dlrm_torchrec.datasets.sequences.next_items import drawn_name
 from dlrm_torchrec.datasets.sequences.stream import SequenceStream
 from dlrm_torchrec.datasets.stream import Stream
-from dlrm_torchrec.inference.config import TableType
 from dlrm_torchrec.inference.forms.labels import Changes, Rows, Sequences
 from dlrm_torchrec.inference.package import check_ranks
 from dlrm_torchrec.inference.quality.paired import standard_error_of_ndcg
 from dlrm_torchrec.inference.quality.report import judged_by
 from dlrm_torchrec.inference.ranking.next_item import NextItemScorer
 from dlrm_torchrec.inference.ranking.user_item import UserItemScorer
-from dlrm_torchrec.inference.tables.ids import serve_id_tables
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.train.metrics.leave_one_out import HeldOut, held_out, leave_one_out_metrics
 from dlrm_torchrec.train.metrics.next_item import ranked

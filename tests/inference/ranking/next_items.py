@@ -59,10 +59,10 @@ def vectors(model: NextItemModel) -> torch.Tensor:
 
 def package(folder: Path, model: NextItemModel, tables: Any, types: TableType = "fp32") -> Path:
     kinds = dict.fromkeys(table_weights(tables), types)
-    served = serve_id_tables(model, tables, kinds, NAMES)
+    program = script(NextItemScorer(serve_id_tables(model, tables, kinds, NAMES), SERVED))
     write_package(
-        folder / "package", script(NextItemScorer(served, SERVED)), SERVED,
-        vocabularies=write_vocabularies(folder, SERVED), model_facts={}, metrics={}, samples=vars(SAMPLES), ranks="item",
+        folder / "package", program, SERVED, vocabularies=write_vocabularies(folder, SERVED), model_facts={},
+        metrics={}, samples=vars(SAMPLES), ranks="item",
     )  # fmt: skip
     return folder / "package"
 
