@@ -66,14 +66,14 @@ class Prediction:
 
     def of_each(self, inputs: Sequence[AnyInputs]) -> list[Prediction]:
         """The predictions for each of the ``inputs`` that were joined; ``unseen`` stays that of all of them."""
-        rows, groups = [len(each) for each in inputs], [each.groups for each in inputs]
-        if self.items is not None:
-            groups = np.split(self.groups, np.cumsum(rows)[:-1])  # a row is a user
-            rows = [int(own.sum()) for own in groups]
-        found, first = list[Prediction](), 0
-        for count, own in zip(rows, groups, strict=True):
-            items = None if self.items is None else self.items[first : first + count]
-            found.append(Prediction(self.predictions[first : first + count], self.unseen, own, items))
+        found, first, first_user = list[Prediction](), 0, 0
+        for each in inputs:
+            count, groups, items = len(each), each.groups, None
+            if self.groups is not None and self.items is not None:  # a row is a user, who has some items
+                groups = self.groups[first_user : first_user + count]
+                first_user, count = first_user + count, int(groups.sum())
+                items = self.items[first : first + count]
+            found.append(Prediction(self.predictions[first : first + count], self.unseen, groups, items))
             first += count
         return found
 

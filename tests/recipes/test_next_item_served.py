@@ -72,8 +72,8 @@ def test_the_package_ranks_as_the_run_does(log: Path, trained: tuple[Path, dict[
         if split == "val":  # but for two items at the end of a list whose scores are equal within rounding
             assert np.mean(hits) == pytest.approx(found["val/hr@10"], abs=1.5 / USERS)
         assert np.mean(hits) == pytest.approx(metrics[f"{split}/hr@10"], abs=0.03)
-    target = str(tmp_path / "val.csv")
-    assert main(["predict", str(run / "package"), str(log), "--output", target]) == BAD_ARGUMENTS
+    command = ["predict", str(run / "package"), str(log), "--output", str(tmp_path / "val.csv")]
+    assert main(command) == BAD_ARGUMENTS
 
 
 def test_raw_histories_get_the_items_of_their_ids(log: Path, trained: tuple[Path, dict[str, float]]) -> None:

@@ -32,7 +32,8 @@ class NextItems(nn.Module):
         owners = torch.repeat_interleave(lengths)
         place = torch.arange(ids.size(0)) - (lengths.cumsum(0) - lengths)[owners]
         happened = place < (lengths - num_candidates)[owners]
-        return self.top(states, items, taken=ids[happened], takers=owners[happened], most=most)
+        best, scores = self.top(states, items, taken=ids[happened], takers=owners[happened], most=most)
+        return best, scores
 
 
 class NextItemScorer(nn.Module):

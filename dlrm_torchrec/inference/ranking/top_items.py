@@ -19,7 +19,8 @@ class ItemRows(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         counts = torch.tensor([ids.size(0)] + self.others)  # noqa: RUF005  # TorchScript cannot unpack
-        return self.lookup(ids, counts)[0]
+        rows: torch.Tensor = self.lookup(ids, counts)[0]
+        return rows
 
 
 class TopItems(nn.Module):

@@ -34,7 +34,8 @@ class UserItemRows(nn.Module):
         """The vectors of all keys, one id of one feature in each sample."""
         lengths = torch.zeros((self.num_features, ids.size(0)), dtype=torch.int32)
         lengths[feature] = 1
-        return self.lookup(ids, lengths.flatten(), None).values()
+        vectors: torch.Tensor = self.lookup(ids, lengths.flatten(), None).values()
+        return vectors
 
 
 class Pairs(nn.Module):
@@ -48,7 +49,8 @@ class Pairs(nn.Module):
     def forward(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         count, num_items = users.size(0), items.size(0)
         logits = self.score(users.repeat_interleave(num_items, dim=0), items.repeat(count, 1))
-        return logits.view(count, num_items)
+        of_pairs: torch.Tensor = logits.view(count, num_items)
+        return of_pairs
 
 
 class UserItems(nn.Module):
@@ -64,8 +66,10 @@ class UserItems(nn.Module):
         """Ids (B, k) and scores (B, k) of the best items; those that a user has are no answers."""
         taken_by = lengths.view(2, -1)[1].long()
         users = ids[: taken_by.size(0)]
-        states, takers = self.top.rows.of_users(users), torch.repeat_interleave(taken_by)
-        return self.top(states, items, taken=ids[users.size(0) :], takers=takers, most=most)
+        states = self.top.rows.of_users(users)  # type: ignore[operator]  # a method of UserItemRows
+        takers = torch.repeat_interleave(taken_by)
+        best, scores = self.top(states, items, taken=ids[users.size(0) :], takers=takers, most=most)
+        return best, scores
 
 
 class UserItemScorer(nn.Module):

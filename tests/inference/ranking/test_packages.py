@@ -34,7 +34,7 @@ TABLES = {
 }
 
 
-def answers(predictor: Predictor, rows: list[dict[str, Any]]) -> list[tuple[list[str], list[float]]]:
+def answers(predictor: Predictor, rows: list[dict[str, Any]]) -> list[tuple[list[Any], list[float]]]:
     named = predictor.named(predictor(columns(rows)))
     return list(zip(named["items"], named["scores"], strict=True))
 
