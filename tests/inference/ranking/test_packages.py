@@ -17,6 +17,7 @@ import pytest
 from dlrm_torchrec.cli.main import main
 from dlrm_torchrec.embeddings.config import TablesConfig
 from dlrm_torchrec.inference.config import TableType
+from dlrm_torchrec.inference.deltas.live import prepare_update
 from dlrm_torchrec.inference.loading import load_package
 from dlrm_torchrec.inference.package import write_package
 from dlrm_torchrec.inference.predictor import Predictor
@@ -99,6 +100,11 @@ def test_a_delta_leads_to_the_next_package(tmp_path: Path) -> None:
         answers(Predictor.load(tmp_path / name), users(20, 4)) for name in ("before", "package", "applied")
     )
     assert applied == new != old
+
+    live = load_package(tmp_path / "before", top=3)
+    update = prepare_update(live, tmp_path / "delta")
+    update.write()
+    assert answers(update.predictor, users(20, 4)) == [(items[:3], scores[:3]) for items, scores in new]
 
 
 def test_free_ids_are_no_answers_and_ids_may_be_values(tmp_path: Path) -> None:
