@@ -21,21 +21,17 @@ class UserItemRows(nn.Module):
         self.lookup, self.num_features = lookup, len(features)
         self.user, self.item = (features.index(name) for name in columns)
         places = [lookup.keys.index(name) for name in columns]
-        self.of_user, self.of_item = ([sum(lookup.dims[:end]) for end in (place, place + 1)] for place in places)
+        self.of_user, self.of_item = (
+            (sum(lookup.dims[:place]), sum(lookup.dims[: place + 1])) for place in places
+        )  # first and last column
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.looked_up(ids, self.item)[:, self.of_item[0] : self.of_item[1]]
-
-    def of_users(self, ids: torch.Tensor) -> torch.Tensor:
-        """The rows (n, dim) of users (n,)."""
-        return self.looked_up(ids, self.user)[:, self.of_user[0] : self.of_user[1]]
-
-    def looked_up(self, ids: torch.Tensor, feature: int) -> torch.Tensor:
-        """The vectors of all keys, one id of one feature in each sample."""
+    def forward(self, ids: torch.Tensor, of_users: bool = False) -> torch.Tensor:  # noqa: FBT001, FBT002  # TorchScript's
+        """The rows (n, dim) of items, or of users, of these ids (n,)."""
+        feature, (first, end) = (self.user, self.of_user) if of_users else (self.item, self.of_item)
         lengths = torch.zeros((self.num_features, ids.size(0)), dtype=torch.int32)
         lengths[feature] = 1
         vectors: torch.Tensor = self.lookup(ids, lengths.flatten(), None).values()
-        return vectors
+        return vectors[:, first:end]
 
 
 class Pairs(nn.Module):
@@ -66,8 +62,7 @@ class UserItems(nn.Module):
         """Ids (B, k) and scores (B, k) of the best items; those that a user has are no answers."""
         taken_by = lengths.view(2, -1)[1].long()
         users = ids[: taken_by.size(0)]
-        states = self.top.rows.of_users(users)  # type: ignore[operator]  # a method of UserItemRows
-        takers = torch.repeat_interleave(taken_by)
+        states, takers = self.top.rows(users, of_users=True), torch.repeat_interleave(taken_by)
         best, scores = self.top(states, items, taken=ids[users.size(0) :], takers=takers, most=most)
         return best, scores
 

@@ -46,8 +46,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Watched(Predictor):
     """A predictor that tells how many rows it ran on, and waits for ``may_run``."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.ran: list[int] = []
         self.may_run = threading.Event()
 
