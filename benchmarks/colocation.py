@@ -38,8 +38,8 @@ from torch import nn
 
 from dlrm_torchrec.datasets.synthetic.uniform import uniform_batch
 from dlrm_torchrec.inference.config import TableType
+from dlrm_torchrec.inference.forms.labels import Rows
 from dlrm_torchrec.inference.mlps.quantize import quantize_mlps
-from dlrm_torchrec.inference.quantization import ROWS
 from dlrm_torchrec.inference.scoring import Scorer, script
 from dlrm_torchrec.inference.tables.serve import serve_tables, table_weights
 from dlrm_torchrec.recipe import load_training_recipe
@@ -75,7 +75,7 @@ def programs(shape: str, forms: Sequence[TableType], rows_share: float, folder: 
         own = copy.deepcopy(task.model.eval(), {id(tables): tables})  # copies everything except the tables
         served = serve_tables(own, tables, dict.fromkeys(weights, form), features)
         if form == "int8":
-            served = quantize_mlps(served, "static", [ROWS.inputs(uniform_batch(spec, 1024))])
+            served = quantize_mlps(served, "static", [Rows(spec).inputs(uniform_batch(spec, 1024))])
         torch.jit.save(script(Scorer(served, spec)), folder / form)
     return spec
 
@@ -99,7 +99,7 @@ class Server:
     def load(self, path: str, spec: DatasetSpec, batch: int) -> None:
         torch.manual_seed(0)
         self.model = torch.jit.load(path)
-        self.pool = [ROWS.arguments(uniform_batch(spec, batch)) for _ in range(POOL)]
+        self.pool = [Rows(spec).arguments(uniform_batch(spec, batch)) for _ in range(POOL)]
         for _ in range(3):
             self.model(*self.pool[0])  # TorchScript compiles in its first calls
 

@@ -32,8 +32,8 @@ from torchrec.models.dlrm import DLRM
 from dlrm_torchrec.datasets.synthetic.uniform import uniform_batch
 from dlrm_torchrec.embeddings.tables import Tables, build_tables
 from dlrm_torchrec.inference.config import TableType
+from dlrm_torchrec.inference.forms.labels import Rows
 from dlrm_torchrec.inference.mlps.quantize import quantize_mlps
-from dlrm_torchrec.inference.quantization import ROWS
 from dlrm_torchrec.inference.scoring import Scorer, script
 from dlrm_torchrec.inference.tables.serve import serve_tables, table_weights
 from dlrm_torchrec.recipe import load_training_recipe
@@ -80,7 +80,7 @@ def contenders(name: str, rows_share: float) -> tuple[DatasetSpec, dict[str, Mod
         served = serve_tables(own, tables, dict.fromkeys(table_weights(tables), kind), features)
         found[f"{kind} tables"] = script(Scorer(served, spec))
         if kind == "int8":
-            seen = [ROWS.inputs(uniform_batch(spec, 1024))]
+            seen = [Rows(spec).inputs(uniform_batch(spec, 1024))]
             found[FULL] = script(Scorer(quantize_mlps(served, "static", seen), spec))
     return spec, found
 
@@ -96,7 +96,7 @@ def latencies(spec: DatasetSpec, models: dict[str, Model], size: int, rounds: in
     """Milliseconds (rounds,) of each contender; the contenders take turns, and every round has fresh inputs."""
     found: dict[str, list[float]] = {label: [] for label in models}
     for number in range(rounds + 5):
-        given = ROWS.arguments(uniform_batch(spec, size))
+        given = Rows(spec).arguments(uniform_batch(spec, size))
         for label, model in models.items():
             taken = 1e3 * seconds(model, given)
             if number >= 5:  # TorchScript compiles in its first calls
@@ -196,7 +196,7 @@ def load(args: argparse.Namespace) -> None:
     random = np.random.default_rng(0)
     for name in args.models:
         spec, models = contenders(name, args.rows_share)
-        pool = [ROWS.arguments(uniform_batch(spec, query_size(random))) for _ in range(64)]
+        pool = [Rows(spec).arguments(uniform_batch(spec, query_size(random))) for _ in range(64)]
         rates: dict[str, float] = {}
         for label in (EAGER, "int8 tables", FULL):
             rates[label], p95 = highest_rate(models[label], pool, args.seconds)

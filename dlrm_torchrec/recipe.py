@@ -1,9 +1,9 @@
 """A recipe from the outside: what other programs need of its file, and the config of a run that it made.
 
 A recipe is a Python file. ``plan_sharding`` and the launcher take any ``TrainingRecipe``; ``evaluate``,
-``quantize_dlrm`` and ``secret_shared_layer`` take any ``RankingRecipe``, and the first two any ``SequenceRecipe``.
-``evaluate`` also takes any ``InteractionRecipe`` and any ``NextItemRecipe``, which rank items. A copy that keeps these
-names works with all of them, whatever else is changed in it.
+``quantize_dlrm`` and ``secret_shared_layer`` take any ``RankingRecipe``, and the first two any ``SequenceRecipe``, and
+any ``InteractionRecipe`` or ``NextItemRecipe``, which rank items. A copy that keeps these names works with all of them,
+whatever else is changed in it.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class InteractionsConfig(TrainingConfig, Protocol):
 
 
 class InteractionRecipe(TrainingRecipe, Protocol):
-    """The names that a file must define to be evaluated if it ranks the items of the rows of each user.
+    """The names that a file must define to be evaluated and quantised if it ranks the items of the rows of each user.
 
     ``from dlrm_torchrec.datasets.open import open_interactions`` is enough for the last one.
     """
@@ -156,7 +156,7 @@ class InteractionRecipe(TrainingRecipe, Protocol):
 
 
 class NextItemRecipe(TrainingRecipe, Protocol):
-    """The names that a file must define to be evaluated if it reads histories and ranks all items.
+    """The names that a file must define to be evaluated and quantised if it reads histories and ranks all items.
 
     ``from dlrm_torchrec.datasets.sequences.open import open_next_items`` is enough for the last one.
     """
@@ -196,13 +196,9 @@ def load_ranking_recipe(name: str) -> RankingRecipe:
 def load_scoring_recipe(name: str) -> RankingRecipe | SequenceRecipe:
     """The recipe of that name, or in that file: of sequences if it defines ``open_sequences``, else of rows.
 
-    Raises ValueError when it is not one, goes over windows, or ranks items.
+    Raises ValueError when it is not one, or goes over windows.
     """
     module = load_recipe(name)
-    if ranks_items(module):
-        raise ValueError(
-            f"recipe must score rows or candidates: got {name!r}, which ranks items; its runs are judged by evaluate"
-        )
     if hasattr(getattr(module, "Config", None), "windows"):
         raise ValueError(
             f"recipe must train on splits: got {name!r}, which goes over windows; its runs are judged by evaluate, and "

@@ -128,7 +128,7 @@ def main(cfg: Config) -> dict[str, float]:
         if ranks_items(recipe):
             rank = evaluate if spec.history else partial(evaluate_leave_one_out, user=trained.columns[0])
             result["metrics"] = rank(model, stream.batches(), world, learned=False)
-            return report(cfg, result, world, advice=[])
+            return report(cfg, result, world, advice=[commands.start("quantize_dlrm", cfg.recipe, cfg.run)])
 
         # metrics, and the calibration of the main label; each rank keeps the scores of its rows
         ids: list[torch.Tensor] = []  # of the feature that groups rows

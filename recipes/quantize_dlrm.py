@@ -3,11 +3,13 @@
     python recipes/quantize_dlrm.py train_dlrm runs/train_dlrm/demo
     python recipes/quantize_dlrm.py train_dlrm runs/train_dlrm/demo --tables int4 --table-types t_id_0 int8
     python recipes/quantize_dlrm.py my_copy.py runs/my_copy/census --budget-mib 0.05 --bits 4 --outliers 0.02
+    python recipes/quantize_dlrm.py train_hstu_next_item runs/train_hstu_next_item/demo
 
-It takes any run over rows or histories with labels, 0 or 1 or numbers, with compositional tables or without. It refuses
-data whose ids or scales mean something else than in training. It prints bytes, metrics and the largest change of a
-prediction on the validation rows, and writes them into the package; if AUC falls by more than ``--max-auc-loss``
-plus twice the standard error of its fall, it writes nothing. Next: dlrm-recipes serve runs/train_dlrm/demo/package.
+It takes any run over rows or histories with labels, 0 or 1 or numbers, or that ranks items, with compositional tables
+or without. It refuses data whose ids or scales mean something else than in training. It prints bytes, metrics and the
+largest change of a prediction on the validation rows, and writes them into the package; if AUC, or NDCG@10 of ranked
+items, falls by more than ``--max-auc-loss`` plus twice the standard error of its fall, it writes nothing. Next:
+dlrm-recipes serve runs/train_dlrm/demo/package.
 Expected: the demo's tables take 31 % of their bytes and its AUC stays within 1e-4, in 20 seconds.
 """
 
@@ -21,7 +23,7 @@ from tyro.conf import Positional
 
 from dlrm_torchrec.command_line import read_options
 from dlrm_torchrec.inference.config import MlpType, TableType
-from dlrm_torchrec.recipe import load_scoring_recipe, open_splits, read_config
+from dlrm_torchrec.recipe import load_judged_recipe, open_splits, ranks_items, read_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class Config:
     bits: int = 7  # Bits of the MLPs' weights.
     outliers: float = 0  # Share of the MLPs' weights, the largest ones, that stay float in a sparse matrix.
     calibration_batches: int = 8  # Number of training batches that a budget and static ranges are measured on.
-    max_auc_loss: float = 1e-3  # Maximum fall of AUC, or rise of RMSE by this share, beside twice its standard error.
+    max_auc_loss: float = 1e-3  # Maximum fall of AUC or NDCG@10, or share of RMSE's rise, plus two standard errors.
     output: str = ""  # Folder of the package; empty means <run>/package.
     debug: bool = False  # Show the call stack of every error.
 
@@ -51,12 +53,13 @@ from collections import Counter
 from itertools import islice
 
 from dlrm_torchrec.datasets.open import load_spec, vocabularies
+from dlrm_torchrec.datasets.sequences.next_items import next_item_spec
 from dlrm_torchrec.datasets.spec_checks import check_same_meaning
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.inference.config import QuantizationConfig
 from dlrm_torchrec.inference.package import write_package
 from dlrm_torchrec.inference.quality.report import check_quality
-from dlrm_torchrec.inference.quantization import Quantized, load_trained, quantize
+from dlrm_torchrec.inference.quantization import Quantized, form_of, load_trained, quantize
 from dlrm_torchrec.schema import DatasetSpec
 from dlrm_torchrec.terminal.closing import say_closing
 from dlrm_torchrec.terminal.failure import run
@@ -66,10 +69,11 @@ from dlrm_torchrec.train.log import prefixed
 
 
 def main(cfg: Config) -> dict[str, float]:
-    recipe = load_scoring_recipe(cfg.recipe)
+    recipe = load_judged_recipe(cfg.recipe)
     trained = read_config(recipe, cfg.run)
     data = cfg.data or trained.data
     spec = load_spec(data, trained.shape)
+    spec = next_item_spec(spec) if spec.history and ranks_items(recipe) else spec
     checkpoint = checkpoint_path(f"{cfg.run}/checkpoints", cfg.step)
     check_same_meaning(DatasetSpec.from_json(read_progress(checkpoint).identity["spec"]), spec, data)
 
@@ -79,7 +83,9 @@ def main(cfg: Config) -> dict[str, float]:
     streams = open_splits(recipe, trained, Ranks(batch_size, 0, 1), data=data, spec=spec)
     if cfg.split not in streams:
         raise ValueError(f"split must be one of {data}: got {cfg.split!r}; name one of {sorted(streams)}")
-    words = vocabularies(data, spec)
+    rows = streams[cfg.split]
+    form = form_of(rows, trained.columns if ranks_items(recipe) and not spec.history else None)
+    words = vocabularies(data, form.spec)
 
     # quantise tables and MLPs, and write the package, unless the model has become too much worse
     how = QuantizationConfig(
@@ -92,7 +98,7 @@ def main(cfg: Config) -> dict[str, float]:
         max_auc_loss=cfg.max_auc_loss,
     )
     calibration = islice(streams["train"].batches(), cfg.calibration_batches)
-    quantized = quantize(trained_model, how, streams[cfg.split], split=cfg.split, calibration=calibration)
+    quantized = quantize(trained_model, how, rows, split=cfg.split, calibration=calibration, form=form)
     describe(quantized)
     report, steps = quantized.report, trained_model.progress.step
     check_quality(report, how.max_auc_loss, option="--max-auc-loss")
@@ -100,8 +106,8 @@ def main(cfg: Config) -> dict[str, float]:
     output = cfg.output or f"{cfg.run}/package"
     samples = None if spec.history is None else asdict(trained.samples)
     write_package(
-        output, quantized.program, spec, vocabularies=words, model_facts=facts, metrics=quantized.metrics,
-        samples=samples,
+        output, quantized.program, form.spec, vocabularies=words, model_facts=facts, metrics=quantized.metrics,
+        samples=samples, ranks=form.ranks,
     )  # fmt: skip
     say_closing(wrote=[output], next=[shlex.join(["dlrm-recipes", "serve", output])])
     final = prefixed(f"{cfg.split}/", report.after) | prefixed(f"before/{cfg.split}/", report.before)

@@ -10,6 +10,7 @@ Expected: the demo takes a minute on 2 CPU cores and ranks each user's next item
 0.057 and 0.026.
 On MovieLens-1M's own ratings, the paper reports HR@10 .3294 and NDCG@10 .1893 among all movies for HSTU-large. Preset
 ml-1m is that, but tells all items of a batch from the same 512, where the published code draws 128 for each item.
+Next: quantize_dlrm.py makes a package, which answers with the best items of a user by their values.
 What differs from train_hstu.py: rows are the items that come, the metrics rank all items, and the presets.
 """
 

@@ -26,8 +26,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="ROWS",
         type=Path,
         help="Parquet file, CSV file with a header, or JSON lines (.jsonl) of raw values; or a prepared folder of "
-        "histories, whose candidates are scored",
+        "histories, whose candidates are scored, or whose next items are told",
     )
+    parser.add_argument("--top", type=int, metavar="X", help="items of each user, of a package that ranks items (10)")
     parser.add_argument("--split", metavar="X", help=f"of a prepared folder ({SPLIT})")
     parser.add_argument("--output", required=True, metavar="FILE", type=Path, help="new file, .parquet or .csv")
     parser.add_argument("--separator", default=",", metavar="X", help="between the columns of CSV (%(default)s)")
@@ -46,6 +47,8 @@ def predict(args: argparse.Namespace) -> int:
         raise ValueError(f"output must be a file: got the folder {args.output}; name a file in it")
     if args.output.exists() and args.input.exists() and args.output.samefile(args.input):
         raise ValueError(f"output must be another file than the input: got {args.output} for both; name another")
+    if args.top is not None and args.top < 1:
+        raise ValueError(f"top must be at least 1: got {args.top}; 10 is usual")
     if args.threads < 1 or len(args.separator.encode()) != 1 or not args.list_separator:
         raise ValueError(
             f"threads must be at least 1, separator one byte, and list-separator not empty: got {args.threads}, "
@@ -60,10 +63,16 @@ def predict(args: argparse.Namespace) -> int:
     from dlrm_torchrec.inference.batch.rows import CsvForm, one_line, open_rows
     from dlrm_torchrec.inference.batch.score import Parts, job, score
     from dlrm_torchrec.inference.loading import load_package
+    from dlrm_torchrec.inference.predictor import TOP
 
     torch.set_num_threads(args.threads)
     start = time.monotonic()
-    predictor = load_package(args.package)
+    predictor = load_package(args.package, top=args.top or TOP)
+    if args.top and not predictor.ranked:
+        raise ValueError(f"--top must be for a package that ranks items: got {args.package}; leave it out")
+    has_lists = predictor.ranked or (predictor.spec.get("history") and not args.input.is_dir())
+    if has_lists and args.output.suffix == ".csv":
+        raise ValueError(f"output must be Parquet for a list of predictions per user: got {args.output}; rename it")
     if args.input.is_dir():
         from dlrm_torchrec.inference.batch.histories import score_histories
 
@@ -72,13 +81,12 @@ def predict(args: argparse.Namespace) -> int:
         shown.end()
         print(json.dumps({"output": str(args.output), "rows": count, "seconds": round(time.monotonic() - start, 1)}))
         return 0
-    if predictor.spec.get("history") and args.output.suffix == ".csv":
-        raise ValueError(f"output must be Parquet for a list of predictions per user: got {args.output}; rename it")
     form = CsvForm(separator=args.separator, list_separator=args.list_separator)
     lists = [name for name, is_list in predictor.encode.keys if is_list]
     try:
         rows = open_rows(args.input, predictor.columns, lists, form)
-        with closing(Parts(args.output, job(args.package, args.input, vars(form)), replace=args.force)) as parts:
+        options = vars(form) | ({"top": predictor.top} if predictor.ranked else {})
+        with closing(Parts(args.output, job(args.package, args.input, options), replace=args.force)) as parts:
             if parts.count:
                 print(f"resumed at row {parts.num_rows():,} from {parts.folder}", file=sys.stderr)
             progress = Progress(rows)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dlrm_torchrec.inference.predictor import Predictor
+from dlrm_torchrec.inference.predictor import TOP, Predictor
 from dlrm_torchrec.inference.sequences.history_encoder import ACTION, ASKED, CANDIDATES, TIME
 from dlrm_torchrec.schema import DatasetSpec
 
@@ -20,10 +20,10 @@ class PackageError(ValueError):
     """Says why a package cannot be used."""
 
 
-def load_package(path: Path) -> Predictor:
+def load_package(path: Path, *, top: int = TOP) -> Predictor:
     """The predictor of a folder, after it has predicted rows of all kinds of values; PackageError when that fails."""
     try:
-        predictor = Predictor.load(path)
+        predictor = Predictor.load(path, top=top)
         try_out(predictor, path)
     except ValueError as error:
         raise PackageError(str(error)) from error
@@ -43,11 +43,13 @@ def try_out(predictor: Predictor, path: Path) -> None:
     if spec.history is not None:
         marks = _marks(predictor, spec)
         rows = [with_history(row, spec, nulls) | marks for row in rows]
+        rows = rows[1:] if predictor.ranked else rows  # without a history, there is no next item
     for row in rows:
         inputs = predictor.encode(row)
         for _ in range(WARM_UP_RUNS):
             predictions = predictor.run(inputs).predictions
-        if predictions.shape != (len(inputs), len(predictor.labels)) or not np.isfinite(predictions).all():
+        count = len(predictions) if predictor.ranked else len(inputs)
+        if predictions.shape != (count, len(predictor.labels)) or not np.isfinite(predictions).all():
             raise PackageError(
                 f"package {path} must give a number for each row and label: got {predictions}; export it again"
             )

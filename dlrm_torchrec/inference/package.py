@@ -67,24 +67,26 @@ def write_package(
     model_facts: Mapping[str, Any],
     metrics: Mapping[str, Any],
     samples: Mapping[str, Any] | None = None,
+    ranks: str = "",
     release: Release = Release(),
 ) -> None:
     """Write the package of a model to ``path``; an old package there stays until the new one is complete.
 
-    Raises ValueError when the vocabularies are not those of the spec, when ``samples`` do not fit it, or when ``path``
-    exists and is not a package.
+    Raises ValueError when the vocabularies are not those of the spec, when ``samples`` or ``ranks`` do not fit it, or
+    when ``path`` exists and is not a package.
 
     Args:
         path: the folder of the package
         model: takes dense (B, D), ids (N,), lengths (F * B,) and, if a feature of ``spec`` has weights, weights (N,),
             with features in the order of ``spec``; returns predictions (B, L) for the L labels of ``spec`` and the
             number of ids of each feature that are outside its table (F,); ``SequenceScorer`` says what the model of
-            histories takes and returns
+            histories takes and returns, and ``NextItemScorer`` that of a model that ranks items
         spec: the data set that the model was trained on, as preparation measured it
         vocabularies: for each feature and mark with encoding vocab, the Parquet file that preparation wrote
         model_facts: facts about the model, which are stored but not used
         metrics: metrics of the model, which are stored but not used
         samples: for a model of histories, the fields of the SamplesConfig by which they were cut
+        ranks: the feature of the items that the model ranks; empty means that it ranks none
         release: its place among the models that follow each other; a package of the same model, data and release has
             the same bytes
     """
@@ -98,6 +100,8 @@ def write_package(
             f"samples must be given for a model of histories, and for no other: got {samples!r} for {spec.name!r}; "
             "pass the fields of the run's SamplesConfig"
         )
+    if ranks:
+        check_ranks(spec, ranks)
     _check_measured(spec)
     _check_vocabularies(spec, vocabularies)
     files = {each.name: vocabulary_path(each) for each in (*spec.sparse, *spec.marks) if each.name in vocabularies}
@@ -133,6 +137,7 @@ def write_package(
             "digests": digests,
             "tables": tables,
             "samples": dict(samples or {}),
+            "ranks": ranks,
             "model": dict(model_facts),
             "metrics": dict(metrics),
             "files": {str(each.relative_to(new)): sha256_of(each) for each in sorted(new.rglob("*")) if each.is_file()},
@@ -147,8 +152,7 @@ def fingerprint_of(manifest: Mapping[str, Any]) -> str:
     """
     contents = [MODEL, *sorted(table["file"] for table in manifest["tables"].values())]
     what = {name: manifest[name] for name in ("spec", "vocabularies", "digests", "tables")}
-    if manifest.get("samples"):
-        what["samples"] = manifest["samples"]
+    what |= {name: manifest[name] for name in ("samples", "ranks") if manifest.get(name)}
     what["files"] = {name: manifest["files"][name] for name in contents}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -195,6 +199,16 @@ def _stored_apart(model: torch.jit.ScriptModule) -> Iterator[list[tuple[StoredTe
 def _standing_alone(code: str) -> str:
     """The code of a file of this library, which finds the others next to it."""
     return re.sub(r"^from dlrm_torchrec\.(?:\w+\.)*(\w+) import", r"from \1 import", code, flags=re.MULTILINE)
+
+
+def check_ranks(spec: DatasetSpec, item: str) -> None:
+    """Raises ValueError unless the ids of the feature ``item`` stand for values that answers can name."""
+    encoding = next(feature.encoding for feature in spec.sparse if feature.name == item)
+    if encoding not in ("vocab", "id"):
+        raise ValueError(
+            f"encoding of {item!r} must be vocab or id for answers to name items: got {encoding!r}; prepare the data "
+            "with a vocabulary of items, and train again"
+        )
 
 
 def _check_measured(spec: DatasetSpec) -> None:

@@ -11,6 +11,9 @@ from dlrm_torchrec.inference.tables.stored import STORED, stored_tensors
 from dlrm_torchrec.schema import DatasetSpec
 
 UNSEEN = {"vocab": 1}  # the id of unseen values; other encodings use the id of missing values, 0
+_WHOLE = ["TableLookup", "DynamicLinear", "StaticLinear", "SparseProduct", "ColumnScales"]  # which TorchScript compiles
+_WHOLE += ["IdLookup", "ServedAttention"]  # of models of histories
+_WHOLE += ["NextItems", "UserItems"]  # of models that rank items
 
 
 class Scorer(nn.Module):
@@ -56,11 +59,7 @@ def script(scorer: nn.Module) -> torch.jit.ScriptModule:
     Its tables stay attributes, so that their rows can be stored and changed apart from it; the attribute ``stored``
     lists them. Equal models have equal code.
     """
-    whole = ["TableLookup", "DynamicLinear", "StaticLinear", "SparseProduct", "ColumnScales"]
-    whole += ["IdLookup", "ServedAttention"]  # of models of histories
-    graph = torchrec.fx.Tracer(leaf_modules=whole).trace(scorer.eval())
-    _unpack_bags(graph)
-    module, stored = torch.fx.GraphModule(scorer, graph), stored_tensors(scorer)
+    module, stored = traced(scorer), stored_tensors(scorer)
     kept = [path for tensor in stored for path in (tensor.buffer, tensor.starts, tensor.order) if path]
     if stored:
         setattr(module, STORED, [tuple(tensor) for tensor in stored])
@@ -68,6 +67,16 @@ def script(scorer: nn.Module) -> torch.jit.ScriptModule:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of FBGEMM's annotations and of TorchScript's age; LOG.md says why it is used
         return _frozen(torch.jit.script(module), [*dict.fromkeys(kept)])
+
+
+def traced(module: nn.Module) -> torch.fx.GraphModule:
+    """The same function without the Python that TorchScript cannot compile."""
+    graph = torchrec.fx.Tracer(leaf_modules=_WHOLE).trace(module.eval())
+    for node in graph.nodes:
+        if isinstance(node.type, str):  # of a file that postpones annotations; what has none is a tensor
+            node.type = None
+    _unpack_bags(graph)
+    return torch.fx.GraphModule(module, graph)
 
 
 def _frozen(program: torch.jit.ScriptModule, kept: list[str]) -> torch.jit.ScriptModule:

@@ -21,3 +21,19 @@ class MatrixFactorization(nn.Module):
         """Logits (B, 1) from the row of the user and the row of the item, (B, dim) each."""
         products = (user[:, :-1] * item[:, :-1]).sum(dim=1, keepdim=True)
         return self.mean + user[:, -1:] + item[:, -1:] + products
+
+    def served(self) -> nn.Module:
+        """The logits of all pairs of users and items."""
+        return AllPairs(self)
+
+
+class AllPairs(nn.Module):
+    """Logits (B, n) of all pairs of B users and n items, by one product of matrices."""
+
+    def __init__(self, trained: MatrixFactorization) -> None:
+        super().__init__()
+        self.mean = trained.mean
+
+    def forward(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        products = users[:, :-1] @ items[:, :-1].T
+        return self.mean + users[:, -1:] + items[:, -1] + products

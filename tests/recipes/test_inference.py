@@ -250,9 +250,9 @@ def test_quality_is_judged_by_what_the_labels_allow(metric: str, before: float, 
     ("recipe", "options", "message"),
     [
         (
-            "train_mf",
+            "train_dlrm_daily",
             {},
-            "recipe must score rows or candidates: got 'train_mf', which ranks items; its runs are judged by evaluate",
+            "recipe must train on splits: got 'train_dlrm_daily', which goes over windows; its runs",
         ),
         ("train_dlrm", {"step": 7}, r"must hold a whole checkpoint of step 7: got those of steps \[40\]"),
         ("train_dlrm", {"split": "test"}, "split must be one of synthetic: got 'test'; name one of"),

@@ -90,11 +90,13 @@ def score(predictor: Predictor, rows: Rows, parts: Parts, scored: Scored) -> dic
     """Writes a row of predictions for each row, in their order; the number of unseen values of each feature.
 
     The output has the column "probability" for a single label of 0 and 1, and else one for each label, float32. If a
-    row is a user, it has a list of predictions there, one for each candidate.
+    row is a user, it has a list of predictions there, one for each candidate. If the model ranks items, it has the
+    lists "items" and "scores" of the best ones.
     """
-    names = ["probability"] if predictor.is_single_probability else list(predictor.labels)
-    kind = pa.list_(pa.float32()) if predictor.spec.get("history") else pa.float32()
-    schema = pa.schema(dict.fromkeys(names, kind))
+    kind = pa.list_(pa.float32()) if predictor.spec.get("history") or predictor.ranked else pa.float32()
+    schema = pa.schema(dict.fromkeys(predictor.answers, kind))
+    if predictor.ranked:
+        schema = schema.set(0, pa.field("items", pa.list_(predictor.items.values.type)))
     done = parts.num_rows()
     scored(done)
     if done == parts.count * PART_ROWS:  # else the last part was the end

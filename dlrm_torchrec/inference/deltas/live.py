@@ -71,7 +71,7 @@ def prepare_update(predictor: Predictor, path: Path) -> Update:
                 if package["tables"][name]["order"]
             }
         )
-        after = Predictor(package, vocabularies, program, stored)
+        after = Predictor(package, vocabularies, program, stored, top=predictor.top)
         try_out(after, path)
     except DeltaError:
         raise

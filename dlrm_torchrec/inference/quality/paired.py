@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from dlrm_torchrec.train.metrics.leave_one_out import HeldOut, gains_of_users
 from dlrm_torchrec.train.metrics.scores import Scores
 
 _LEAST = 1e-12  # a probability whose logarithm is taken, as in ``train.metrics.binary``
@@ -36,6 +37,12 @@ def standard_errors(
         if known := [name for name in names if name in metrics]:
             found |= dict.fromkeys(known, _of_label(metric, before.of_label(number), after.of_label(number)))
     return found
+
+
+def standard_error_of_ndcg(before: HeldOut, after: HeldOut) -> float:
+    """That of a fall of NDCG@10 between two models that rank the items of the same users."""
+    _, change = gains_of_users(after) - gains_of_users(before)
+    return math.sqrt(_variance_of_mean(change, torch.ones_like(change)))
 
 
 def _of_label(metric: str, before: Scores, after: Scores) -> float:

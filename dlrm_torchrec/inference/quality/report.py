@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 CHANGES = {
+    "ndcg@10": "NDCG@10 must not fall",
     "auc": "AUC must not fall",
     "rmse": "RMSE must not rise by a share",
     "logloss": "log-loss of labels that are all alike must not rise",
@@ -56,7 +57,7 @@ class Report:
 
 
 def judged_by(metrics: Iterable[str]) -> str:
-    """The metric of quality among those of labels: AUC, or RMSE of numbers; log-loss where all labels are alike."""
+    """The metric of quality: of ranked items NDCG@10; of labels AUC, or RMSE of numbers; log-loss if all are alike."""
     names = {name.rpartition("/")[2] for name in metrics}
     return next(metric for metric in CHANGES if metric in names)
 
@@ -75,4 +76,4 @@ def remedy(option: str) -> str:
 def _loss(metric: str, before: float, after: float) -> float:
     if metric == "rmse":
         return after / before - 1
-    return before - after if metric == "auc" else after - before
+    return before - after if metric in ("auc", "ndcg@10") else after - before

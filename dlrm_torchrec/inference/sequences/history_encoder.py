@@ -97,17 +97,30 @@ class HistoryEncoder:
 
     A row becomes one sample, so that its history is read once; with crosses, which are context of a single candidate,
     it becomes one for each candidate.
+
+    A model that ranks items is not asked for candidates: ``candidates.time`` says when the next item is asked for, and
+    a token of that time and no item ends each sample. Actions need not be sent unless histories are cut by them.
     """
 
-    def __init__(self, spec: Mapping[str, Any], vocabularies: Mapping[str, Lookup], samples: Mapping[str, Any]) -> None:
-        """``samples`` are the fields of the SamplesConfig of training; the others are those of ``Encoder``."""
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        vocabularies: Mapping[str, Lookup],
+        samples: Mapping[str, Any],
+        *,
+        ranks: bool = False,
+    ) -> None:
+        """``samples`` are the fields of the SamplesConfig of training; the others are those of ``Encoder``.
+
+        ``ranks`` says that the model ranks items.
+        """
         history = spec["history"]
         self.events, self.crosses = history["events"], {cross["name"]: cross["of"] for cross in history["crosses"]}
         self.actions: list[str] = history["actions"]
-        self.sparse, self.samples = spec["sparse"], samples
+        self.sparse, self.samples, self.ranks = spec["sparse"], samples, ranks
         self.read_times = numbers if history["counted"] else times
         own = [feature for feature in self.sparse if feature["name"] not in self.crosses]
-        asked = [_of_candidates(feature) for feature in own if feature["name"] in self.events]
+        asked = [_of_candidates(feature) for feature in own if feature["name"] in self.events and not ranks]
         marks = {mark["name"]: mark for mark in history["marks"]}
         self.marks = [name for name in marks if any(name in of for of in self.crosses.values())]
         unread = {mark["column"] or mark["name"] for mark in marks.values()}  # of the events of a history
@@ -115,7 +128,9 @@ class HistoryEncoder:
         self.first_ids = {name: FIRST if marks[name]["encoding"] == "id" else 0 for name in self.marks}
         lookups = dict(vocabularies)
         lookups |= {f"{CANDIDATES}{name}": found for name, found in vocabularies.items() if name in self.events}
-        if len(self.actions) > 1:
+        if ranks and not samples["pools"]:
+            unread.add(ACTION)
+        elif len(self.actions) > 1:
             lookups[ACTION] = Vocabulary.of(pa.array(self.actions)).lookup
             asked.append(own[0] | {"name": ACTION, "column": ACTION} | _LISTED)
         for name in self.marks:
@@ -140,8 +155,8 @@ class HistoryEncoder:
         """The samples of users, from a list, NumPy array or Arrow array of a value or list for each of them per column.
 
         Of a history, the events are kept that training would have kept. Raises ValueError for what ``Encoder`` refuses,
-        for lists of different lengths, for times that are missing or descend, for an unknown action or mark, and for a
-        row without candidates.
+        for lists of different lengths, for times that are missing or descend, for an unknown action or mark, for a row
+        without candidates, or without a history if the model ranks items.
         """
         found = self.rows(columns)
         happened, counts = self._times(columns[TIME], TIME, listed=True)
@@ -152,7 +167,7 @@ class HistoryEncoder:
                     f"columns must have one value per row: got {size} of {name!r} for {found.lengths.shape[1]} rows; "
                     "send a list, or a time, for each user"
                 )
-        groups = found.lengths[self.features[f"{CANDIDATES}{self.events[0]}"]].astype(np.int64)
+        groups = self._groups(found)
         self._check_lengths(found, counts, groups)
         self._check_present(found)
         owners, asking = np.repeat(np.arange(len(counts)), counts), np.repeat(np.arange(len(groups)), groups)
@@ -163,6 +178,8 @@ class HistoryEncoder:
         user = asking if self.crosses else np.arange(len(groups))  # of each sample
         num_candidates = np.ones_like(asking) if self.crosses else groups
         num_events = np.bincount(owners[kept], minlength=len(groups))
+        if self.ranks:
+            self._check_histories(num_events)
         spread = int((num_events[user] + num_candidates).sum())
         if self.crosses and spread > MOST_SPREAD:
             raise ValueError(
@@ -183,7 +200,9 @@ class HistoryEncoder:
             place = self.features[name]
             ids.append(found.ids[place])
             unseen.append(int(found.unseen[place]))
-            if name in self.events:
+            if name in self.events and self.ranks:
+                ids[-1] = np.append(ids[-1][events], np.full(len(asking), MISSING))[order]
+            elif name in self.events:
                 place = self.features[f"{CANDIDATES}{name}"]
                 ids[-1] = np.append(ids[-1][events], found.ids[place])[order]
                 unseen[-1] += int(found.unseen[place])
@@ -208,6 +227,21 @@ class HistoryEncoder:
         rounded: Ids = np.round(seconds * _MICROS).astype(np.int64) // _MICROS
         return rounded, np.ones(len(rounded), np.int64) if not listed else lengths
 
+    def _groups(self, found: Inputs) -> Ids:
+        """The candidates of each row."""
+        if self.ranks:
+            return np.ones(found.lengths.shape[1], np.int64)
+        groups: Ids = found.lengths[self.features[f"{CANDIDATES}{self.events[0]}"]].astype(np.int64)
+        return groups
+
+    def _check_histories(self, num_events: Ids) -> None:
+        if not num_events.all():
+            row = int(np.flatnonzero(num_events == 0)[0])
+            raise ValueError(
+                f"a row must have an event from which the next item follows: got none in row {row}; leave out users "
+                "without a history"
+            )
+
     def _check_lengths(self, found: Inputs, counts: Ids, groups: Ids) -> None:
         if not groups.all():
             raise ValueError(
@@ -215,7 +249,8 @@ class HistoryEncoder:
                 f"scored in {CANDIDATES}{self.events[0]}"
             )
         wanted = {name: counts for name in (*self.events, ACTION) if name in self.features}
-        wanted |= {f"{CANDIDATES}{name}": groups for name in (*self.events, *self.marks)}
+        if not self.ranks:
+            wanted |= {f"{CANDIDATES}{name}": groups for name in (*self.events, *self.marks)}
         for name, lengths in wanted.items():
             unequal = np.flatnonzero(found.lengths[self.features[name]] != lengths)
             if len(unequal):

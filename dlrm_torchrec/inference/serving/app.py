@@ -7,12 +7,12 @@ import json
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from numpy.typing import NDArray
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -36,9 +36,8 @@ JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
 MAX_BODIES = 16  # how many request bodies of the largest size are held at once
 SHORT_BODY_BYTES = 16_384  # encoded without a thread: with threads, 8 clients get only 0.6 of the answers
 LONG_BODY_BYTES = 1_000_000  # a longer body waits for all other long ones, so that many take no more than one thread
+MAX_ANSWERS = 40_960  # items of an answer, which are written in one go
 MAX_ERROR_LENGTH = 500  # characters of an error, which may repeat the client's input
-
-Predictions = NDArray[np.float32]  # (B, L)
 
 
 class Service:
@@ -58,7 +57,7 @@ class Service:
             threads=config.threads,
         )
         self._encoder, self._long_encoder = (ThreadPoolExecutor(1, name) for name in ("encode", "encode long"))
-        self.models = Models(path, self.batcher, self.metrics)
+        self.models = Models(path, self.batcher, self.metrics, top=config.top)
 
     def app(self, lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]) -> Counted:
         routes = [
@@ -84,16 +83,16 @@ class Service:
         with self.body_bytes.holding(client) as hold_bytes, self.queued_rows.holding(client, 1) as hold_rows:
             body = await read_body(request, self.config.max_request_bytes, self.config.timeout_s, hold_bytes)
             answer = self._answer(content_type, body, hold_rows)
-            predictor, inputs, predictions = await unless_gone(request, answer)
+            predictor, inputs, found = await unless_gone(request, answer)
         counts = zip(predictor.spec["sparse"], inputs.unseen.tolist(), strict=True)
         unseen = {feature["name"]: count for feature, count in counts if count}
-        response = _written(content_type, predictor, Prediction(predictions, unseen, inputs.groups))
+        response = _written(content_type, predictor, replace(found, unseen=unseen))
         self.metrics.answered(len(inputs), unseen, perf_counter() - start)
         return response
 
     async def _answer(
         self, content_type: str, body: bytes, hold_rows: Callable[[int], None]
-    ) -> tuple[Predictor, AnyInputs, Predictions]:
+    ) -> tuple[Predictor, AnyInputs, Prediction]:
         """One predictor encodes the rows, predicts and answers, even if another package is loaded meanwhile."""
         while True:
             predictor = self._loaded()
@@ -106,10 +105,10 @@ class Service:
             if self.models.may_run(predictor):
                 break
         hold_rows(len(inputs) - 1)  # one row was held since the request began
-        predictions = await self.batcher.submit(predictor, inputs)
-        if not np.isfinite(predictions).all():
+        found = await self.batcher.submit(predictor, inputs)
+        if not np.isfinite(found.predictions).all():
             raise HTTPException(422, "a row must give a finite prediction: got a row whose values overflow the model")
-        return predictor, inputs, predictions
+        return predictor, inputs, found
 
     def encoded(self, predictor: Predictor, content_type: str, body: bytes) -> AnyInputs:
         """The rows of a body. Raises HTTPException with the status of what is wrong with it."""
@@ -126,6 +125,9 @@ class Service:
         if len(inputs) > self.config.max_rows:  # several for a user
             most = f"at most {self.config.max_rows}: got {len(inputs)}; split the request"
             raise HTTPException(413, f"candidates of all users must be {most}")
+        if predictor.ranked and len(inputs) * predictor.top > MAX_ANSWERS:
+            most = f"at most {MAX_ANSWERS}: got {len(inputs)} users with {predictor.top} each; split the request"
+            raise HTTPException(413, f"items of an answer must be {most}")
         return inputs
 
     async def reload(self, request: Request) -> Response:
@@ -185,8 +187,7 @@ def _written(content_type: str, predictor: Predictor, found: Prediction) -> Resp
     package = manifest["name"]
     headers = {"Package-Version": str(manifest["version"]), "Package-Fingerprint": manifest["fingerprint"]}
     if content_type == ARROW:
-        names = ["probability"] if predictor.is_single_probability else predictor.labels
-        columns = dict(zip(names, found.columns(), strict=True))
+        columns = dict(zip(predictor.answers, found.columns(), strict=True))
         return Response(write_arrow(columns, found.unseen, package), media_type=ARROW, headers=headers)
     return JSONResponse({**predictor.named(found), "unseen": found.unseen, "package": package}, headers=headers)
 

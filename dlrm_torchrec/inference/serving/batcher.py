@@ -14,11 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from dlrm_torchrec.inference.predictor import AnyInputs, Predictor
+from dlrm_torchrec.inference.predictor import AnyInputs, Prediction, Predictor
 from dlrm_torchrec.inference.serving.prometheus import Metrics
 
 
@@ -28,7 +26,7 @@ class Waiting:
 
     predictor: Predictor  # it encoded the inputs; ids of another package mean other values
     inputs: AnyInputs
-    answer: asyncio.Future[NDArray[np.float32]]
+    answer: asyncio.Future[Prediction]
     since: float
 
 
@@ -51,8 +49,8 @@ class Batcher:
         self._arrival = asyncio.Event()
         self._model = ThreadPoolExecutor(1, "model", initializer=torch.set_num_threads, initargs=(threads,))
 
-    def submit(self, predictor: Predictor, inputs: AnyInputs) -> asyncio.Future[NDArray[np.float32]]:
-        """A future of the predictions (rows, L); cancelling it removes the rows from the queue."""
+    def submit(self, predictor: Predictor, inputs: AnyInputs) -> asyncio.Future[Prediction]:
+        """A future of the predictions, whose ``unseen`` is that of a whole batch; cancelling it removes the rows."""
         answer = asyncio.get_running_loop().create_future()
         self._queue.append(Waiting(predictor, inputs, answer, perf_counter()))
         self._arrival.set()
@@ -136,8 +134,7 @@ class Batcher:
                 each.answer.set_result(part)
 
 
-def _predictions(batch: list[Waiting]) -> list[NDArray[np.float32]]:
+def _predictions(batch: list[Waiting]) -> list[Prediction]:
     """The predictions for each request."""
     inputs = [each.inputs for each in batch]
-    predictions = batch[0].predictor.run(inputs[0].joined(inputs)).predictions
-    return np.split(predictions, np.cumsum([len(each) for each in inputs])[:-1])
+    return batch[0].predictor.run(inputs[0].joined(inputs)).of_each(inputs)

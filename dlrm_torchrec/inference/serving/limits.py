@@ -19,6 +19,7 @@ class ServingConfig:
     threads: int = option(1, "threads of the model")
     max_batch_rows: int = option(1024, "largest number of rows in a batch of the model; a larger request runs alone")
     max_delay_ms: float = option(0.0, "how long a request waits for others while the model is free", least=0)
+    top: int = option(10, "items that a user gets, if the package ranks items", most=4096)
     max_rows: int = option(4096, "largest number of rows in a request; a larger request gets 413")
     max_request_mb: float = option(8.0, "largest body of a request in MB; a larger body gets 413", least=1e-3)
     max_queued_rows: int = option(16_384, "largest number of rows that wait for an answer; more requests get 503")

@@ -15,7 +15,7 @@ from dlrm_torchrec.inference.deltas.delta import DELTA, DeltaError
 from dlrm_torchrec.inference.deltas.live import Update, prepare_update
 from dlrm_torchrec.inference.deltas.published import Published
 from dlrm_torchrec.inference.loading import PackageError, load_package
-from dlrm_torchrec.inference.predictor import MANIFEST, Predictor
+from dlrm_torchrec.inference.predictor import MANIFEST, TOP, Predictor
 from dlrm_torchrec.inference.serving.batcher import Batcher
 from dlrm_torchrec.inference.serving.prometheus import Metrics
 
@@ -39,8 +39,9 @@ class Served:
 class Models:
     """What is served now, and the rows that would bring back the version before."""
 
-    def __init__(self, path: Path, batcher: Batcher, metrics: Metrics) -> None:
+    def __init__(self, path: Path, batcher: Batcher, metrics: Metrics, *, top: int = TOP) -> None:
         self.path = path  # of a package, or of a published folder
+        self.top = top  # items of an answer
         self.served: Served | None = None  # until a package is loaded
         self._before: tuple[Served, Update] | None = None
         self._overwritten = WeakSet[Predictor]()  # their rows are those of another version
@@ -124,7 +125,7 @@ class Models:
     def _load(self) -> Served:
         published = self._published()
         path, deltas = (self.path, []) if published is None else published.chain(published.newest)
-        predictor = load_package(path)
+        predictor = load_package(path, top=self.top)
         served = Served(predictor, _trained_at(predictor, path / MANIFEST), predictor.manifest["fingerprint"])
         for delta in deltas:
             update = prepare_update(served.predictor, delta)

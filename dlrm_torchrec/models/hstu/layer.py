@@ -92,10 +92,19 @@ class ServedLayer(nn.Module):
         self.attention = ServedAttention(scale=trained.scale, divisor=trained.config.most_tokens, bias=trained.bias)
 
     def forward(
-        self, x: torch.Tensor, times: torch.Tensor, visible: torch.Tensor, candidates: torch.Tensor
+        self,
+        x: torch.Tensor,
+        query_times: torch.Tensor,
+        key_times: torch.Tensor,
+        *,
+        visible: torch.Tensor,
+        candidates: torch.Tensor,
     ) -> torch.Tensor:
         """Tokens (tokens, dim) of tokens; the other arguments are those of ``ServedAttention``."""
-        return self.trained.around(x, partial(self.attention, times=times, visible=visible, candidates=candidates))
+        attention = partial(
+            self.attention, query_times=query_times, key_times=key_times, visible=visible, candidates=candidates
+        )
+        return self.trained.around(x, attention)
 
 
 class HSTULayers(nn.ModuleList):

@@ -9,6 +9,7 @@ from torch.nn.functional import dropout, normalize
 from dlrm_torchrec.models.hstu.attention.layout import make_layout
 from dlrm_torchrec.models.hstu.config import HSTUConfig
 from dlrm_torchrec.models.hstu.layer import HSTULayers
+from dlrm_torchrec.models.hstu.places import to_first_candidates
 from dlrm_torchrec.models.hstu.tokens import Samples
 
 NORM_EPS = 1e-6
@@ -24,6 +25,7 @@ class HSTUNextItem(nn.Module):
     def __init__(self, config: HSTUConfig, *, temperature: float = 0.05, device: torch.device | None = None) -> None:
         super().__init__()
         self.config, self.temperature = config, temperature
+        self.scores = Cosines(temperature)
         self.places = nn.Embedding(config.positions, config.dim, device=device)
         nn.init.trunc_normal_(self.places.weight, std=config.dim**-0.5)
         self.layers = HSTULayers(config, device)
@@ -50,6 +52,50 @@ class HSTUNextItem(nn.Module):
         states = self.layers(tokens, make_layout(lengths, none, times.device), asked, times)
         return normalize(states.float(), dim=1, eps=NORM_EPS)
 
-    def scores(self, states: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Logits (states, items) of rows ``items`` (items, dim): cosines over the temperature."""
-        return states @ normalize(items.to(states.dtype), dim=1, eps=NORM_EPS).T / self.temperature
+    def served(self) -> nn.Module:
+        """The states after whole histories alone, in a form that ``torchrec.fx`` traces and TorchScript compiles."""
+        return ServedStates(self)
+
+
+class Cosines(nn.Module):
+    """Logits (states, items) of states (states, dim) of length 1 and rows (items, dim): cosines over a temperature.
+
+    Rows may have more numbers than states, which are left out.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature, self.eps = temperature, NORM_EPS  # TorchScript knows no constants of files
+
+    def forward(self, states: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        own = items[:, : states.size(1)].to(states.dtype)
+        return states @ normalize(own, dim=1, eps=self.eps).T / self.temperature
+
+
+class ServedStates(nn.Module):
+    """The states of ``HSTUNextItem`` after the histories of samples, without gradients."""
+
+    def __init__(self, trained: HSTUNextItem) -> None:
+        super().__init__()
+        self.trained = trained
+        self.layers = nn.ModuleList(trained.layers.served())
+
+    def forward(
+        self, rows: torch.Tensor, times: torch.Tensor, lengths: torch.Tensor, num_candidates: torch.Tensor
+    ) -> torch.Tensor:
+        """States (B, dim) of length 1; ``num_candidates`` says how many tokens of each sample come after its history.
+
+        Args:
+            rows: (T, dim or more) rows of the items of all tokens; that of a token after the history changes nothing
+            times: (T,) int64 seconds; that of the first token after a history says when the next item is asked for
+            lengths: (B,) tokens of each sample
+            num_candidates: (B,) those after the history, at least 1, before which there is at least 1
+        """
+        dim, places = self.trained.config.dim, self.trained.places
+        owners, visible = torch.repeat_interleave(lengths), lengths - num_candidates
+        place = visible[owners] - to_first_candidates(owners, lengths, visible)
+        tokens = rows[:, :dim] * dim**0.5 + places(place.clamp(max=places.num_embeddings - 1))
+        asked = times.roll(-1)  # wrong for the last token of a sample alone, whose state nothing reads
+        for layer in self.layers:
+            tokens = layer(tokens, asked, times, visible=lengths, candidates=torch.zeros_like(lengths))
+        return normalize(tokens[lengths.cumsum(0) - num_candidates - 1], dim=1, eps=NORM_EPS)

@@ -140,7 +140,7 @@ class ServedHSTU(nn.Module):
             happened = torch.cat([first.repeat_interleave(self.num_context), times])[order]
             visible, asked = visible + self.num_context, indices[which]
         for layer in self.layers:
-            tokens = layer(tokens, happened, visible, num_candidates)
+            tokens = layer(tokens, happened, happened, visible=visible, candidates=num_candidates)
         logits: torch.Tensor = trained.head(tokens[asked], times[which], rows, which)
         return logits
 

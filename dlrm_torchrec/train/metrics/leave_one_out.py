@@ -106,11 +106,7 @@ def leave_one_out_metrics(held: HeldOut, k: int = 10) -> dict[str, float]:
     Equal scores count as the mean over all their orders, so a constant score has HR@k = k / (1 + negatives). A negative
     that was drawn twice counts twice.
     """
-    places = torch.arange(1, k + 1, dtype=torch.float64, device=held.above.device)
-    gains = torch.stack([torch.ones_like(places), 1 / torch.log2(places + 1)])
-    upto = nn.functional.pad(gains.cumsum(dim=1), (1, 0))
-    first, last = held.above.clamp(max=k), (held.above + held.equal + 1).clamp(max=k)
-    hits, ndcg = ((upto[:, last] - upto[:, first]) / (held.equal + 1)).mean(dim=1).tolist()
+    hits, ndcg = gains_of_users(held, k).mean(dim=1).tolist()
     return {
         f"hr@{k}": hits,
         f"ndcg@{k}": ndcg,
@@ -118,6 +114,15 @@ def leave_one_out_metrics(held: HeldOut, k: int = 10) -> dict[str, float]:
         "positives": float(len(held.scores)),
         "samples": float(len(held.scores) + held.negatives.sum()),
     }
+
+
+def gains_of_users(held: HeldOut, k: int = 10) -> torch.Tensor:
+    """HR@k and NDCG@k of each user, (2, U) float64; ``leave_one_out_metrics`` are their means."""
+    places = torch.arange(1, k + 1, dtype=torch.float64, device=held.above.device)
+    gains = torch.stack([torch.ones_like(places), 1 / torch.log2(places + 1)])
+    upto = nn.functional.pad(gains.cumsum(dim=1), (1, 0))
+    first, last = held.above.clamp(max=k), (held.above + held.equal + 1).clamp(max=k)
+    return (upto[:, last] - upto[:, first]) / (held.equal + 1)
 
 
 def known_rankings(users: torch.Tensor, labels: torch.Tensor, scores: Mapping[str, torch.Tensor]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from dlrm_torchrec.train.checkpoints.folder import complete_steps, step_path
 from dlrm_torchrec.train.checkpoints.progress import DECISIVE
 
 NAMED = 4  # of the windows that were not published
-RANKS_ITEMS = "hr@10"  # a run with this metric has no rows with labels to ablate or to serve
+RANKS_ITEMS = "hr@10"  # a run with this metric has no rows with labels to ablate
 OF_WINDOWS = "windows/"  # a run with metrics of this prefix judges, and publishes, window after window itself
 
 
@@ -104,16 +104,15 @@ def _took(ended: Ended) -> str:
 
 
 def _next(ended: Ended, metrics: Mapping[str, float]) -> list[str]:
+    of_run = (commands.this_recipe(), ended.folder)
+    served = (commands.start("quantize_dlrm", *of_run), "a package for serving")
     if main_metric(metrics) == RANKS_ITEMS:
-        lines = [(commands.start("export_tables", ended.folder, "--output", f"{ended.folder}/tables"), "vectors")]
+        exported = (commands.start("export_tables", ended.folder, "--output", f"{ended.folder}/tables"), "vectors")
+        lines = [served, exported]
     elif any(name.startswith(OF_WINDOWS) for name in metrics):
-        lines = [(commands.start("evaluate", commands.this_recipe(), ended.folder), "all metrics of the newest window")]
+        lines = [(commands.start("evaluate", *of_run), "all metrics of the newest window")]
     else:
-        of_run = (commands.this_recipe(), ended.folder)
-        lines = [
-            (commands.start("evaluate", *of_run, "--ablation"), "what each feature is worth"),
-            (commands.start("quantize_dlrm", *of_run), "a package for serving"),
-        ]
+        lines = [(commands.start("evaluate", *of_run, "--ablation"), "what each feature is worth"), served]
     lines.append((commands.show(ended.folder), "its curves"))
     width = max(len(line) for line, _ in lines)
     return [f"{line:{width}}  # {purpose}" for line, purpose in lines]

@@ -46,8 +46,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Watched(Predictor):
     """A predictor that tells how many rows it ran on, and waits for ``may_run``."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.ran: list[int] = []
         self.may_run = threading.Event()
 
@@ -84,7 +84,7 @@ def test_the_queue_is_run_in_order_in_batches_that_fit_together(package: Path) -
             assert isinstance(found, asyncio.CancelledError)
         else:
             expected = Predictor.load(package)(columns(seed, num_rows)).predictions
-            np.testing.assert_allclose(found, expected, rtol=1e-6)
+            np.testing.assert_allclose(found.predictions, expected, rtol=1e-6)
     assert (one.ran, other.ran) == ([1, 7, 2, 20, 7], [1])
 
 

@@ -37,11 +37,12 @@ class ServedAttention(nn.Module):
         keys: torch.Tensor,
         values: torch.Tensor,
         *,
-        times: torch.Tensor,
+        query_times: torch.Tensor,
+        key_times: torch.Tensor,
         visible: torch.Tensor,
         candidates: torch.Tensor,
     ) -> torch.Tensor:
-        """The arguments are those of ``silu_attention`` and ``make_layout``; ``times`` (N,) are those of tokens."""
+        """The arguments are those of ``silu_attention``, ``RelativeBias`` and ``make_layout``."""
         asking, asked, given = queries.transpose(0, 1), keys.transpose(0, 1), values.transpose(0, 1)
         result = torch.zeros_like(given)
         numbers: list[int] = visible.tolist()
@@ -53,10 +54,10 @@ class ServedAttention(nn.Module):
                 last = min(first + self.block, end)
                 reach = start + min(seen, last - start)  # no query of the block sees more
                 scores = torch.matmul(asking[:, first:last], asked[:, start:reach].transpose(1, 2)) * self.scale
-                places = torch.arange(first - start, last - start, device=times.device).clamp(max=seen)
-                distances = places.unsqueeze(1) - torch.arange(reach - start, device=times.device)
+                places = torch.arange(first - start, last - start, device=key_times.device).clamp(max=seen)
+                distances = places.unsqueeze(1) - torch.arange(reach - start, device=key_times.device)
                 if self.biased:
-                    waits = times[first:last].unsqueeze(1) - times[start:reach]
+                    waits = query_times[first:last].unsqueeze(1) - key_times[start:reach]
                     near = distances.clamp(0, self.places.size(0) - 1)
                     scores = scores + (self.places[near] + self.times[time_buckets(waits)])
                 weights = silu(scores).masked_fill(distances < 0, 0.0)
