@@ -45,7 +45,7 @@ def summarise_samples(data: str, shape: DatasetSpec, config: SamplesConfig) -> S
         name: int(labels_of(samples.log.actions[samples.candidates], history).sum()) for name, samples in splits.items()
     }
     check_classes(rows, positives, f"candidates of {data}; name other samples.anchors, or prepare the data otherwise")
-    return replace(summary, rows=rows, positives=positives, samples=len(splits["train"]))
+    return replace(_counted(summary, splits), rows=rows, positives=positives)
 
 
 def summarise_next_items(data: str, shape: DatasetSpec, config: SamplesConfig) -> Summary:
@@ -62,7 +62,12 @@ def summarise_next_items(data: str, shape: DatasetSpec, config: SamplesConfig) -
     splits = stored_samples(data, config)
     told = int(splits["train"].tokens().sum()) - len(splits["train"])
     rows = {name: told if name == "train" else len(samples) for name, samples in splits.items()}
-    return replace(summary, rows=rows, positives={}, samples=len(splits["train"]))
+    return replace(_counted(summary, splits), rows=rows, positives={})
+
+
+def _counted(summary: Summary, splits: Mapping[str, Samples]) -> Summary:
+    users = {name: len(np.unique(samples.log.user_of[samples.moments])) for name, samples in splits.items()}
+    return replace(summary, users=users, samples=len(splits["train"]))
 
 
 def _of_samples(data: str, shape: DatasetSpec, config: SamplesConfig) -> Summary:
@@ -134,7 +139,8 @@ def labelled_history(data: str, spec: DatasetSpec) -> History:
 def stored_samples(data: str, config: SamplesConfig) -> Mapping[str, Samples]:
     """The samples of each split of the prepared folder ``data``, with all its events in memory.
 
-    Raises ValueError when a split has no candidates.
+    Raises ValueError when a split has no candidates, and when the last events of users are held out but the
+    vocabularies are those of earlier events alone.
     """
     return _stored_samples(data, digest(Manifest.load(data)), config)
 
@@ -143,6 +149,15 @@ def stored_samples(data: str, config: SamplesConfig) -> Mapping[str, Samples]:
 def _stored_samples(data: str, content: str, config: SamplesConfig) -> Mapping[str, Samples]:  # noqa: ARG001
     manifest = Manifest.load(data)
     windows = _last(config) or read_windows(manifest, data)
+    if (
+        config.held_out == "last"
+        and manifest.windows
+        and any(each.encoding == "vocab" for each in manifest.spec.sparse)
+    ):
+        raise ValueError(
+            "vocabularies must be those of all events where samples.held_out is last: got a folder whose events for "
+            f"validation are held out by time, {data}; prepare it with --val_share 0, or set samples.held_out to time"
+        )
     return _cut(read_log(manifest, data), history_of(manifest.spec), config, windows)
 
 
