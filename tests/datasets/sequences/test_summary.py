@@ -12,8 +12,8 @@ from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.datasets.sequences.log import EventLog
 from dlrm_torchrec.datasets.sequences.open import summarise_next_items, summarise_samples
 from dlrm_torchrec.datasets.sequences.samples import LAST, Window
-from dlrm_torchrec.datasets.summary import Summary
-from dlrm_torchrec.datasets.synthetic.specs import browsing_spec
+from dlrm_torchrec.datasets.summary import Summary, summarise
+from dlrm_torchrec.datasets.synthetic.specs import browsing_spec, demo_spec
 from tests.datasets.sequences.logs import SPEC, Sample, naive_samples, random_log
 from tests.datasets.sequences.test_stored import WINDOWS, write_log
 
@@ -69,6 +69,12 @@ def test_the_last_events_need_vocabularies_of_all_events(tmp_path: Path) -> None
         summarise_cut(str(tmp_path / "data"), SPEC, replace(last, held_out="time"))
     replace(manifest, spec=replace(SPEC, sparse=sparse), windows={}).save(str(tmp_path / "data"))
     summarise_next_items(str(tmp_path / "data"), SPEC, last)
+
+
+def test_recipes_of_rows_refuse_histories(tmp_path: Path) -> None:
+    write_log(tmp_path / "data", random_log(4))
+    with pytest.raises(ValueError, match=r"data must have rows with labels: got the histories of users in .*data; tr"):
+        summarise(str(tmp_path / "data"), demo_spec())
 
 
 def only(log: EventLog, action: int) -> EventLog:
