@@ -51,7 +51,7 @@ def test_the_source_of_a_figure_is_what_its_command_reached() -> None:
     assert ".8196 ± .0006, .8196 ± .0008, .8184 ± .0004" in measured("python recipes/compare_embeddings.py frontier")
     assert len(measured("python recipes/compare_embeddings.py frontier")) >= 5  # also those of 'likewise'
     (shares,) = measured("python benchmarks/production_shapes.py --plot operator_shares.svg")
-    assert "FC 86 %" in shares
+    assert "FC 90 %" in shares
     assert measured("python benchmarks/production_shapes.py less") == []
 
 

@@ -77,6 +77,13 @@ def test_a_number_is_within_its_range_or_as_published() -> None:
     assert [alone.verdict(now) for now in (0.83692, 0.8371)] == ["within", "+0.0002"]
 
 
+def test_a_metric_that_a_recipe_does_not_report_is_named() -> None:
+    report = 'reached\n{"val/auc": 0.7, "steps": 3}'
+    assert script.Metric("val/auc")(report) == 0.7
+    with pytest.raises(ValueError, match=r"output must have test/auc: got val/auc, steps; correct the check"):
+        script.Metric("test/auc")(report)
+
+
 def test_rows_are_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

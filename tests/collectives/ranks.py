@@ -6,6 +6,7 @@ import concurrent.futures
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import fields
 from types import FunctionType
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -54,6 +55,12 @@ def joined(*_: object) -> Iterator[World]:
         yield here()
 
 
+def no_groups() -> WorldData:
+    """What torch knows of the groups of a rank that has not joined yet; torch 2.11 keeps no list of communicators."""
+    lists: dict[str, list[Any]] = {field.name: [] for field in fields(WorldData) if field.name == "comms"}
+    return WorldData(None, {}, {}, {}, {}, 0, {}, {}, {}, **lists)  # type: ignore[arg-type]  # None until it has joined
+
+
 def walk(
     size: int, function: Callable[[World], T], *, local_size: int, device: torch.device
 ) -> tuple[list[T], Meetings]:
@@ -69,7 +76,7 @@ def walk(
 
     def main(rank: int) -> None:
         _here.main, _here.meetings, _here.backend = True, meetings, "nccl" if cuda else "gloo"
-        _here.groups = WorldData(None, {}, {}, {}, {}, 0, {}, {}, {}, [])  # type: ignore[arg-type]  # None until it has joined
+        _here.groups = no_groups()
         _here.comm = {**vars(comm), "_INTRA_PG": None, "_CROSS_PG": None}
 
         def joined() -> T:

@@ -139,7 +139,7 @@ def test_a_large_product_is_the_same_by_either_way(monkeypatch: pytest.MonkeyPat
     if digits and not products_of_8_bits_are_exact():
         monkeypatch.setattr(module, "matmul_by_digits", torch.matmul)
     generator = torch.Generator().manual_seed(3)
-    a, b = (torch.randint(LEAST, MOST, (400, 400), generator=generator) for _ in range(2))
+    a, b = (torch.randint(LEAST, MOST, (800, 800), generator=generator) for _ in range(2))
     assert torch.equal(int64_matmul(a, b), a @ b)
     assert torch.equal(int64_matmul(a[:5], b), a[:5] @ b)  # too small for the choice to matter
     assert asked == [torch.get_num_threads()]
