@@ -6,7 +6,7 @@ Preparation and serving both use this file, and a package holds a copy of it; it
 - A *category* is an int64 or a text. 1, 1.0, true, "1", " 1", "1.0" and "True" are the number 1. "01", "1e3" and "2.50"
   are texts. A typed number with a fraction, or a float of 2^53 and more, could mean several texts and is malformed.
 - A *number* is what a float column or a text such as "-1.5e3" says, with the file's marks for fraction and thousands.
-- A *time* is seconds since 1970, UTC: a timestamp or a date, an ISO 8601 text, eight digits YYYYMMDD, or whole seconds,
+- A *time* is seconds since 1970, UTC: a timestamp or a date, an ISO 8601 text or one that ends in UTC, eight digits YYYYMMDD, or whole seconds,
   milliseconds, microseconds or nanoseconds since 1970, told by their size. A time without a zone is UTC.
 """
 
@@ -347,9 +347,9 @@ def _since_1970(values: npt.NDArray[np.float64], bad: Mask) -> tuple[npt.NDArray
 
 
 def _iso_seconds(text: str) -> float:
-    """Seconds since 1970 of an ISO 8601 text; NaN if it is none."""
+    """Seconds since 1970 of an ISO 8601 text, or of one that ends in UTC, as databases print it; NaN if it is none."""
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(f"{text.removesuffix(' UTC')}+00:00" if text.endswith(" UTC") else text)
     except ValueError:
         return float("nan")
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

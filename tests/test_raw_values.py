@@ -179,6 +179,7 @@ SECONDS = MOMENT.timestamp()
         (pa.array([str(int(SECONDS))]), SECONDS),
         (pa.array(["2024-03-05 17:30:15"]), SECONDS),
         (pa.array(["2024-03-05T17:30:15Z"]), SECONDS),
+        (pa.array(["2024-03-05 17:30:15 UTC"]), SECONDS),
         (pa.array([" 2024-03-05T19:30:15+02:00"]), SECONDS),
         (pa.array(["2024-03-05"]), SECONDS // 86400 * 86400),
         (pa.array([20240305]), SECONDS // 86400 * 86400),
@@ -186,6 +187,7 @@ SECONDS = MOMENT.timestamp()
         (pa.array(["NA"]), None),
         (pa.array([None], pa.timestamp("s")), None),
         *((pa.array([wrong]), "?") for wrong in ("tomorrow", "05/03/2024", "2024-13-01", 5, 20241301, -1)),
+        (pa.array(["2024-03-05 17:30:15+02:00 UTC"]), "?"),
     ],
 )
 def test_times(column: Any, expected: Any) -> None:

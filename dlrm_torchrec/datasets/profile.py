@@ -29,6 +29,7 @@ from dlrm_torchrec.datasets.prepared.decode import check_schema, read_bags
 from dlrm_torchrec.datasets.prepared.expand import Expander
 from dlrm_torchrec.datasets.prepared.id_counts import IdCounts, ManagedCounts, RowCounts, occurrences
 from dlrm_torchrec.datasets.prepared.manifest import NAME, Manifest, join
+from dlrm_torchrec.datasets.sequences.stored import read_log
 from dlrm_torchrec.schema import WINDOW_ROWS, AccessStatistics, SparseFeature, Table
 
 
@@ -129,7 +130,8 @@ def read_feature(manifest: Manifest, folder: str, split: str, feature: SparseFea
 def lookups_of_ids(manifest: Manifest, folder: str, table: Table) -> NDArray[np.int64]:
     """How often each id (rows,) of a table is looked up in the training rows of the prepared ``folder``.
 
-    Raises ValueError when the folder has no such table of as many rows, or when the table manages its ids.
+    Of histories, all events count. Raises ValueError when the folder has no such table of as many rows, when the table
+    manages its ids, or when it is that of a cross, whose ids no file holds.
     """
     if table.managed:
         raise ValueError(
@@ -142,7 +144,17 @@ def lookups_of_ids(manifest: Manifest, folder: str, table: Table) -> NDArray[np.
         raise ValueError(
             f"data must have the {table.rows} ids of table {table.name!r}: got {folder}; name the folder of the run"
         )
+    history = manifest.spec.history
+    log = None if history is None else read_log(manifest, folder)
     for feature in features:
+        if history is not None and feature.name in history.cross_names:
+            raise ValueError(
+                f"ids of table {table.name!r} must lie in files to be counted: got those of cross {feature.name!r}, "
+                "which are computed from others; name other tables"
+            )
+        if log is not None:
+            counts += np.bincount(({**log.events, **log.users})[feature.name], minlength=table.rows)
+            continue
         for bags in read_feature(manifest, folder, "train", feature):
             counts += np.bincount(bags.values, minlength=table.rows)
     return counts
@@ -157,6 +169,11 @@ def main(prepared: tyro.conf.Positional[str], split: str = "train", frequent: in
         frequent: most ids per table in frequent.safetensors, which is for tables whose ids are in no order
     """
     manifest = Manifest.load(prepared)
+    if manifest.spec.history is not None:
+        raise ValueError(
+            f"profiled data must have rows: got the histories of users in {prepared}; leave it out, because plans of "
+            "histories go by Zipf's law"
+        )
     if split not in manifest.splits or not manifest.splits[split].rows:
         rows = {name: part.rows for name, part in manifest.splits.items()}
         raise ValueError(f"split must be one of {prepared} that has rows: got {split!r} of {rows}; name another")

@@ -22,6 +22,7 @@ class Summary:
     spec: DatasetSpec
     rows: Mapping[str, int] = field(default_factory=dict)  # by split; empty for synthetic data
     positives: Mapping[str, int] = field(default_factory=dict)  # of the main label, by split, if they were counted
+    users: Mapping[str, int] = field(default_factory=dict)  # by split, where rows are candidates of users' histories
     samples: int = 0  # of ``train``, which its rows share; 0 if each row is one
     digest: str = ""  # of all files by their content; empty for synthetic data
     files: tuple[tuple[str, str | None], ...] = ()  # place and SHA-256 of each file, if the manifest has it
@@ -37,11 +38,16 @@ def summarise(data: str, shape: DatasetSpec, *, positives_only: bool = False) ->
     Raises ValueError when the folder cannot be trained on or judged: without a split ``train`` or ``val``, without
     rows in them, or when all rows of one of them have the same binary label. With ``positives_only``, the rows of
     ``train`` may all be positives, for a recipe that draws its negatives. The rows of histories are users, who are in
-    all splits.
+    all splits; they are refused where ``shape`` has none.
     """
     if data == SYNTHETIC:
         return Summary(spec=shape)
     manifest = Manifest.load(data)
+    if manifest.spec.history is not None and shape.history is None:
+        raise ValueError(
+            f"data must have rows with labels: got the histories of users in {data}; train on them with train_hstu or "
+            "train_hstu_next_item"
+        )
     rows = {name: split.rows for name, split in manifest.splits.items()}
     counted = manifest.report.get("splits", {}) if manifest.spec.target == "binary" else {}
     positives = {name: int(counts["positives"]) for name, counts in counted.items() if name in rows}

@@ -28,7 +28,7 @@ from dlrm_torchrec.preparation.time_windows import Shares, check_windows, count_
 from dlrm_torchrec.preparation.vocabularies.vocabulary import FIRST
 from dlrm_torchrec.preparation.work import output_folder
 from dlrm_torchrec.preparation.work.recorded_work import FOLDER
-from dlrm_torchrec.raw_values import TextForm, numbers, times
+from dlrm_torchrec.raw_values import TextForm, UnfitTypeError, numbers, times
 from dlrm_torchrec.schema import MISSING_MARKERS, DatasetSpec, History, SparseFeature, vocabulary_path
 from dlrm_torchrec.sequence_schema import ACTION, HOUR, TIME, Mark
 
@@ -253,7 +253,10 @@ def _counted(path: str, form: Form, time: str) -> bool:
     values = head(path, form, _PROBED_ROWS)
     if time not in values:
         raise ValueError(f"{path} must have the column of times {time!r}: got {list(values)}; name it")
-    bad_times, bad_numbers = (read(values[time], _FORM)[1] for read in (times, numbers))
+    try:
+        bad_times, bad_numbers = (read(values[time], _FORM)[1] for read in (times, numbers))
+    except UnfitTypeError:  # dates and times of Parquet are no numbers; reading refuses all other types
+        return False
     return bool((bad_times & ~bad_numbers).mean() > 0.5)
 
 

@@ -21,7 +21,7 @@ NAMES = {
     "user": ("user", "userid", "uid", "reviewerid", "customerid", "visitorid"),
     "item": ("item", "itemid", "movie", "movieid", "asin", "productid", "locationid", "placeid", "artistid", "bookid"),
     "rating": ("rating", "ratings", "score", "stars", "overall"),
-    "time": ("time", "timestamp", "date", "datetime", "unixreviewtime", "checkintime"),
+    "time": ("time", "timestamp", "date", "datetime", "eventtime", "eventtimestamp", "unixreviewtime", "checkintime"),
 }
 _FORM = TextForm(missing=MISSING_MARKERS, decimal=".", thousands="")
 

@@ -252,6 +252,25 @@ def test_times_may_be_dates_parts_of_seconds_or_any_numbers(tmp_path: Path) -> N
     assert read_back(tmp_path / "fine")[0] == backwards
 
 
+@pytest.mark.parametrize("kind", [pa.timestamp("ms", "Europe/Berlin"), pa.timestamp("ns"), pa.date32()])
+def test_times_of_parquet_may_be_typed(tmp_path: Path, kind: pa.DataType) -> None:
+    unit_s = 86_400 if kind == pa.date32() else 1
+    rows = [{**row, "time": row["time"] % 800 * 86_400} for row in random_rows(8, 400)]
+    times = pa.array([row["time"] // unit_s for row in rows])
+    typed = times.cast(pa.int32()).cast(kind) if unit_s > 1 else times.cast(pa.timestamp("s")).cast(kind)
+    table = pa.Table.from_pylist(rows).drop_columns("time").append_column("event_time", typed)
+    pq.write_table(table, tmp_path / "log.parquet")
+    prepare(
+        [tmp_path / "log.parquet"],
+        tmp_path / "data",
+        shares=Shares(val=0.0),
+        columns=replace(COLUMNS, time="event_time"),
+    )
+    assert read_back(tmp_path / "data")[0] == naive_histories(rows)
+    found = run_python([SCRIPT, "--input", "log.parquet", "--positive", "like", "--output", "found"], tmp_path)
+    assert found.returncode == 0, found.stderr
+
+
 def test_other_folders_and_actions_are_refused(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "log.csv", random_rows(5, 300))
     with pytest.raises(ValueError, match="positive actions must occur in the log: got 'buy'; name some of"):

@@ -27,6 +27,8 @@ from dlrm_torchrec.datasets.prepared.manifest import Manifest
 from dlrm_torchrec.datasets.profile import access_statistics, lookups_of_ids, main
 from dlrm_torchrec.schema import WINDOW_ROWS, AccessStatistics
 from tests.datasets.prepared_files import SPEC, make_table, write_file, write_folder, write_manifest
+from tests.datasets.sequences.logs import random_log
+from tests.datasets.sequences.test_stored import write_log
 from tests.recipe import ROOT
 
 
@@ -254,6 +256,20 @@ def test_command_refuses_a_split_without_rows(
     wanted = f"error: split must be one of {tmp_path} that has rows: got {split!r} of {{'val': 0}}; name another"
     assert stop.value.code == wanted
     assert capsys.readouterr().out == ""
+
+
+def test_events_of_histories_are_counted_for_tables_but_not_profiled(tmp_path: Path) -> None:
+    log = random_log(6)
+    manifest = write_log(tmp_path / "data", log)
+    tables = {table.features[0]: table for table in manifest.spec.tables(dim=1)}
+    for name in ("song", "country"):
+        found = lookups_of_ids(manifest, str(tmp_path / "data"), tables[name])
+        ids = log.events[name] if name in log.events else log.users[name]
+        assert found.tolist() == np.bincount(ids, minlength=tables[name].rows).tolist()
+    with pytest.raises(ValueError, match=r"ids of table .* must lie in files .*got those of cross 'song"):
+        lookups_of_ids(manifest, str(tmp_path / "data"), tables["song x hour"])
+    with pytest.raises(ValueError, match=r"profiled data must have rows: got the histories of users in .*data; leave"):
+        main(str(tmp_path / "data"))
 
 
 def test_data_without_a_profile_has_no_statistics(tmp_path: Path) -> None:

@@ -33,6 +33,16 @@ class EventLog:
     def num_users(self) -> int:
         return len(self.starts) - 1
 
+    def of(self, which: NDArray[np.bool_]) -> EventLog:
+        """Those of the events that ``which`` (E,) tells, of the same users."""
+        return EventLog(
+            starts=np.append(0, which.cumsum())[self.starts],
+            times=self.times[which],
+            actions=self.actions[which],
+            events={name: ids[which] for name, ids in self.events.items()},
+            users=self.users,
+        )
+
     @cached_property
     def user_of(self) -> NDArray[np.int32]:
         """The user of each event: (E,)."""

@@ -15,7 +15,7 @@ from dlrm_torchrec.datasets.sequences.browsing import Browsing, BrowsingStream
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.datasets.sequences.crossed import CrossedInterests
 from dlrm_torchrec.datasets.sequences.log import EventLog, history_of
-from dlrm_torchrec.datasets.sequences.next_items import NextItemStream, next_item_spec
+from dlrm_torchrec.datasets.sequences.next_items import NextItemStream, items_of, next_item_spec
 from dlrm_torchrec.datasets.sequences.samples import LAST, Samples, Window, find_samples, labels_of
 from dlrm_torchrec.datasets.sequences.stored import read_log, read_windows
 from dlrm_torchrec.datasets.sequences.stream import SequenceStream
@@ -45,7 +45,7 @@ def summarise_samples(data: str, shape: DatasetSpec, config: SamplesConfig) -> S
         name: int(labels_of(samples.log.actions[samples.candidates], history).sum()) for name, samples in splits.items()
     }
     check_classes(rows, positives, f"candidates of {data}; name other samples.anchors, or prepare the data otherwise")
-    return replace(summary, rows=rows, positives=positives, samples=len(splits["train"]))
+    return replace(_counted(summary, splits), rows=rows, positives=positives)
 
 
 def summarise_next_items(data: str, shape: DatasetSpec, config: SamplesConfig) -> Summary:
@@ -59,10 +59,15 @@ def summarise_next_items(data: str, shape: DatasetSpec, config: SamplesConfig) -
     summary = replace(summary, spec=next_item_spec(summary.spec))
     if data == SYNTHETIC:
         return summary
-    splits = stored_samples(data, config)
+    splits = stored_samples(data, config, known_items=True)
     told = int(splits["train"].tokens().sum()) - len(splits["train"])
     rows = {name: told if name == "train" else len(samples) for name, samples in splits.items()}
-    return replace(summary, rows=rows, positives={}, samples=len(splits["train"]))
+    return replace(_counted(summary, splits), rows=rows, positives={})
+
+
+def _counted(summary: Summary, splits: Mapping[str, Samples]) -> Summary:
+    users = {name: len(np.unique(samples.log.user_of[samples.moments])) for name, samples in splits.items()}
+    return replace(summary, users=users, samples=len(splits["train"]))
 
 
 def _of_samples(data: str, shape: DatasetSpec, config: SamplesConfig) -> Summary:
@@ -131,19 +136,41 @@ def labelled_history(data: str, spec: DatasetSpec) -> History:
     return history
 
 
-def stored_samples(data: str, config: SamplesConfig) -> Mapping[str, Samples]:
+def stored_samples(data: str, config: SamplesConfig, *, known_items: bool = False) -> Mapping[str, Samples]:
     """The samples of each split of the prepared folder ``data``, with all its events in memory.
 
-    Raises ValueError when a split has no candidates.
+    With ``known_items``, events of items that share the id of unseen or missing ones are left out: nobody can tell
+    which of them comes next.
+
+    Raises ValueError when a split has no candidates, and when the last events of users are held out but the
+    vocabularies are those of earlier events alone.
     """
-    return _stored_samples(data, digest(Manifest.load(data)), config)
+    return _stored_samples(data, digest(Manifest.load(data)), config, known_items)
 
 
 @lru_cache(1)  # a run counts them before it builds a model, and reads them after that
-def _stored_samples(data: str, content: str, config: SamplesConfig) -> Mapping[str, Samples]:  # noqa: ARG001
+def _stored_samples(
+    data: str,
+    content: str,  # noqa: ARG001
+    config: SamplesConfig,
+    known_items: bool,  # noqa: FBT001
+) -> Mapping[str, Samples]:
     manifest = Manifest.load(data)
     windows = _last(config) or read_windows(manifest, data)
-    return _cut(read_log(manifest, data), history_of(manifest.spec), config, windows)
+    if (
+        config.held_out == "last"
+        and manifest.windows
+        and any(each.encoding == "vocab" for each in manifest.spec.sparse)
+    ):
+        raise ValueError(
+            "vocabularies must be those of all events where samples.held_out is last: got a folder whose events for "
+            f"validation are held out by time, {data}; prepare it with --val_share 0, or set samples.held_out to time"
+        )
+    log, history = read_log(manifest, data), history_of(manifest.spec)
+    if known_items:
+        item = next(feature for feature in manifest.spec.sparse if feature.name == history.item)
+        log = log.of(log.events[history.item] >= items_of(item)[0])
+    return _cut(log, history, config, windows)
 
 
 def _cut(
@@ -181,7 +208,7 @@ def open_next_items(
         splits = _cut(browsing.log(), history_of(spec), config, _last(config))
         kind: Callable[..., NextItemStream] = partial(BrowsingStream, browsing)
     else:
-        splits, kind = stored_samples(data, config), partial(NextItemStream, spec)
+        splits, kind = stored_samples(data, config, known_items=True), partial(NextItemStream, spec)
     return {
         split: kind(
             samples,

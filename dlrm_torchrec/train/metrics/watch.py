@@ -22,6 +22,10 @@ class Data(fit.Data, Protocol):
     @property
     def dense_names(self) -> Sequence[str]: ...
 
+    @property
+    def users(self) -> Mapping[str, int]:
+        """By split, where rows are candidates of users' histories; else empty."""
+
 
 class DenseBatch(Protocol):
     """The fields of a batch that are looked at."""
@@ -79,10 +83,11 @@ class Watch:
             )
 
     def _split(self, name: str) -> str:
-        rows, positives = self.data.rows[name], self.data.positives.get(name)
-        return f"{name}: {rows:,} rows" + (
-            "" if positives is None else f", {positives:,} positive ({positives / rows:.2%})"
-        )
+        rows, positives, users = (each.get(name) for each in (self.data.rows, self.data.positives, self.data.users))
+        assert rows is not None
+        what = "rows" if users is None else f"candidates of {users:,} users"
+        share = "" if positives is None else f", {positives:,} positive ({positives / rows:.2%})"
+        return f"{name}: {rows:,} {what}{share}"
 
     def loss(self, first_step: int, last_step: int, loss: float) -> None:
         """Warn when the mean training loss of these steps is worse than that of the base rate, after the warm-up."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 
+from dlrm_torchrec.datasets.sequences.batch import SequenceBatch
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.datasets.sequences.next_items import NextItemStream, next_item_spec
-from dlrm_torchrec.datasets.sequences.open import open_next_items
-from dlrm_torchrec.datasets.sequences.samples import find_samples
+from dlrm_torchrec.datasets.sequences.open import open_next_items, summarise_next_items
+from dlrm_torchrec.datasets.sequences.samples import Window, find_samples
 from dlrm_torchrec.datasets.stream import Ranks
 from dlrm_torchrec.datasets.synthetic.specs import browsing_spec
-from tests.datasets.sequences.logs import HISTORY, SPEC, random_log
+from tests.datasets.sequences.logs import HISTORY, SPEC, naive_read, naive_samples, random_log
+from tests.datasets.sequences.test_stored import WINDOWS, write_log
 
 LOG = random_log(5, users=90)
 ITEMS = next_item_spec(SPEC)
@@ -74,3 +81,39 @@ def test_all_items_are_those_that_have_a_value_of_their_own() -> None:
             "synthetic", next_item_spec(spec), Ranks(8, 0, 1), SamplesConfig(candidates=2), draws=5, users=20,
             epochs=1, seed=0,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("held_out", ["time", "last"])
+def test_items_without_an_id_of_their_own_are_not_told(tmp_path: Path, held_out: Literal["time", "last"]) -> None:
+    sparse = tuple(replace(each, encoding="vocab" if each.name == "song" else "id") for each in SPEC.sparse)
+    spec, config = replace(SPEC, sparse=sparse), SamplesConfig(history=9, held_out=held_out, batch_by="rows")
+    songs = np.where(np.arange(len(LOG)) % 3 == 0, 1, LOG.events["song"]).astype(np.int32)
+    log = replace(LOG, events={**LOG.events, "song": songs})
+    manifest = write_log(tmp_path / "data", log)
+    windows = WINDOWS if held_out == "time" else {}
+    replace(manifest, spec=spec, windows=windows).save(str(tmp_path / "data"))
+    summary = summarise_next_items(str(tmp_path / "data"), spec, config)
+    streams = open_next_items(
+        str(tmp_path / "data"), summary.spec, Ranks(8, 0, 1), config, draws=0, users=0, epochs=1, seed=0
+    )
+
+    known = log.of(songs > 1)
+    assert [*np.diff(known.starts)] == [
+        (songs[first:end] > 1).sum() for first, end in zip(log.starts[:-1], log.starts[1:], strict=True)
+    ]
+    for split, each in streams.items():
+        window = Window(*WINDOWS[split]) if windows else None
+        naive = [*map(partial(naive_read, known), naive_samples(known, config, split, window))]
+        found = [read for batch in each.batches() for read in read_songs(batch)]
+        assert sorted(found) == sorted((read.ids["song"], read.times) for read in naive)
+        assert min(min(ids) for ids, _ in found) > 1
+        assert summary.rows[split] == sum(len(ids) - 1 if split == "train" else 1 for ids, _ in found) > 20
+
+
+def read_songs(batch: SequenceBatch) -> list[tuple[list[int], list[int]]]:
+    """The songs and the times of each sample."""
+    lengths = batch.lengths.tolist()
+    songs = batch.sparse_features["song"].values().split(lengths)
+    return [
+        (ids.tolist(), times.tolist()) for ids, times in zip(songs, batch.times.split(lengths), strict=True) if len(ids)
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,19 @@ from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.datasets.sequences.log import EventLog
 from dlrm_torchrec.datasets.sequences.open import summarise_next_items, summarise_samples
 from dlrm_torchrec.datasets.sequences.samples import LAST, Window
-from dlrm_torchrec.datasets.summary import Summary
-from dlrm_torchrec.datasets.synthetic.specs import browsing_spec
-from tests.datasets.sequences.logs import SPEC, naive_samples, random_log
+from dlrm_torchrec.datasets.summary import Summary, summarise
+from dlrm_torchrec.datasets.synthetic.specs import browsing_spec, demo_spec
+from tests.datasets.sequences.logs import SPEC, Sample, naive_samples, random_log
 from tests.datasets.sequences.test_stored import WINDOWS, write_log
 
 LIKES, SKIPS = 3, 1
+
+
+def users_of(log: EventLog, naive: Mapping[str, list[Sample]]) -> dict[str, int]:
+    return {
+        split: len({log.user_of[place] for each in samples for place in each.candidates})
+        for split, samples in naive.items()
+    }
 
 
 def test_rows_are_candidates_with_their_labels(tmp_path: Path) -> None:
@@ -30,6 +38,7 @@ def test_rows_are_candidates_with_their_labels(tmp_path: Path) -> None:
         split: sum(log.actions[place] == LIKES for place in places) for split, places in candidates.items()
     }
     assert found.samples == len(naive["train"]) < found.rows["train"]
+    assert found.users == users_of(log, naive)
     assert found.spec == config.of(SPEC)
     assert summarise_samples("synthetic", SPEC, config) == Summary(spec=config.of(SPEC))
 
@@ -44,8 +53,28 @@ def test_rows_of_next_items_are_what_is_told(tmp_path: Path) -> None:
         for split, samples in naive.items()
     }
     assert (found.positives, found.samples) == ({}, len(naive["train"]))
+    assert found.users == users_of(log, naive)
     with pytest.raises(ValueError, match="samples of next items must have one candidate: got 2; set it to 1"):
         summarise_next_items("nowhere", SPEC, SamplesConfig(candidates=2))
+
+
+def test_the_last_events_need_vocabularies_of_all_events(tmp_path: Path) -> None:
+    log, last = random_log(4), SamplesConfig(history=9, held_out="last")
+    manifest = write_log(tmp_path / "data", log)
+    sparse = tuple(replace(each, encoding="vocab" if each.name == "song" else "id") for each in SPEC.sparse)
+    replace(manifest, spec=replace(SPEC, sparse=sparse)).save(str(tmp_path / "data"))
+    for summarise_cut in (summarise_samples, summarise_next_items):
+        with pytest.raises(ValueError, match=r"vocabularies must be those of all events .*data; prepare it with --val"):
+            summarise_cut(str(tmp_path / "data"), SPEC, last)
+        summarise_cut(str(tmp_path / "data"), SPEC, replace(last, held_out="time"))
+    replace(manifest, spec=replace(SPEC, sparse=sparse), windows={}).save(str(tmp_path / "data"))
+    summarise_next_items(str(tmp_path / "data"), SPEC, last)
+
+
+def test_recipes_of_rows_refuse_histories(tmp_path: Path) -> None:
+    write_log(tmp_path / "data", random_log(4))
+    with pytest.raises(ValueError, match=r"data must have rows with labels: got the histories of users in .*data; tr"):
+        summarise(str(tmp_path / "data"), demo_spec())
 
 
 def only(log: EventLog, action: int) -> EventLog:

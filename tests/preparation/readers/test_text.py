@@ -296,3 +296,11 @@ def test_libsvm_lines_become_lists_with_weights(tmp_path: Path) -> None:
     for found, (_, pairs) in zip(got.id_weights[0].to_pylist(), rows, strict=True):
         np.testing.assert_allclose(found, list(pairs.values()), rtol=1e-6)
     assert [(each.number, each.reason) for each in got.rejected] == [(9, "not 'label index:value index:value'")]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "|"])
+def test_rows_that_end_in_hours_and_minutes_are_no_libsvm(tmp_path: Path, separator: str) -> None:
+    rows = [["user", "item", "time"], *(["u1", f"i{k}", f"2024-03-05 1{k}:30"] for k in range(9))]
+    (tmp_path / "log").write_text("\n".join(map(separator.join, rows)) + "\n")
+    found = head(str(tmp_path / "log"), Form(), 9)
+    assert [found[name].to_pylist() for name in rows[0]] == [*map(list, zip(*rows[1:], strict=True))]

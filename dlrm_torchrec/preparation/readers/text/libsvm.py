@@ -12,8 +12,9 @@ from dlrm_torchrec.preparation.readers.lines import Lines
 from dlrm_torchrec.preparation.readers.text.layout import Parsed
 
 NAMES = ("label", "features", "values")
-_ROW = re.compile(r"\S+([ \t]+[0-9]+:[^\s:]+)*[ \t]*(#.*)?")
-_PAIR = re.compile(r"^\S+[ \t]+[0-9]+:[^\s:]+", re.MULTILINE)
+_LABEL = r"[^\s,;|]+"  # no separator, or rows that end in a time, such as 2024-03-05 17:30, would be taken for pairs
+_ROW = re.compile(_LABEL + r"([ \t]+[0-9]+:[^\s:]+)*[ \t]*(#.*)?")
+_PAIR = re.compile(rf"^{_LABEL}[ \t]+[0-9]+:[^\s:]+", re.MULTILINE)
 
 
 def is_libsvm(sample: str) -> bool:
