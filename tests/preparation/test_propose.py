@@ -184,6 +184,26 @@ def test_what_tells_the_label_alone_is_left_out() -> None:
         assert not features(found[name])
 
 
+def test_a_weekday_is_told_only_if_the_times_have_each_though_the_latest_are_held_out() -> None:
+    seen = 1_700_000_000 + np.sort(np.random.default_rng(3).integers(0, 7 * 86_400, ROWS))
+    short = by_column({**values(), "seen": seen.tolist()})["seen"]
+    assert [feature.name for feature in features(short)] == ["seen_days", "seen_hour"]
+    later = by_column({**values(), "seen": [*seen[:-1].tolist(), int(seen[0]) + 9 * 86_400]})["seen"]
+    assert [feature.name for feature in features(later)] == ["seen_days", "seen_hour", "seen_weekday"]
+
+
+def test_a_few_texts_among_numbers_are_told() -> None:
+    columns = values()
+    columns["money"] = [f"{i % 701 / 7:.2f}" if i % 97 else "12.50 EUR" for i in range(ROWS)]
+    found = by_column(columns)["money"]
+    assert found.reason.endswith(
+        ", numbers but for 42 like '12.50 EUR': to have a quantity, repair them, or add them to 'missing' of the spec "
+        "and make the column dense there"
+    )
+    columns["money"] = [each if i % 5 else f"c{i % 701}" for i, each in enumerate(columns["money"])]
+    assert "numbers but for" not in by_column(columns)["money"].reason
+
+
 @pytest.mark.parametrize("kind", ["text", "number", "time"])
 def test_what_only_positive_rows_have_is_left_out_though_some_of_them_lack_it(kind: str) -> None:
     columns = values()
@@ -345,6 +365,18 @@ def test_every_type_of_arrow_has_a_role_or_a_reason() -> None:
 def test_labels_that_are_refused(columns: dict[str, list[Any]], label: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         propose("log", arrays(columns), label=label)
+
+
+def test_columns_in_the_names_of_folders_are_told(tmp_path: Path) -> None:
+    for day in ("2026-11-01", "2026-11-02"):
+        (tmp_path / "log" / f"day={day}" / "city=7").mkdir(parents=True)
+        write(tmp_path / "log" / f"day={day}" / "city=7" / "part-0.parquet", values())
+    command = [sys.executable, "-m", "dlrm_torchrec.preparation.propose", str(tmp_path / "log")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith(
+        "'day' stands in the names of folders alone, which are not read; write it into the files to have it\n"
+    )
+    assert "'city' stands" not in done.stdout  # the files have it, too
 
 
 def test_as_a_command(tmp_path: Path) -> None:

@@ -52,10 +52,12 @@ _MORE = 1.25  # a code's values explain so many times what its size explains
 _SOME = 0.005  # share of the label that must be explained to count
 _LEAK = 0.999  # a column that alone has such an AUC is probably known only after the label
 _BY_CHANCE = 1e-9  # a column that only positive rows have, less probably than this by chance, is known after the label
+_FEW_OTHERS = 0.05  # share of other texts below which a column of numbers has probably faults
 _OFTEN = 10_000  # rows from which a value must be seen twice to count
 _FEWEST_BUCKETS, _MOST_BUCKETS = 8, 32  # of a number, with equally many rows each
 _BUCKET_ROWS = 250  # of the sample, before a number gets more buckets
 _DAY_S = 86_400
+_WEEK_S = 8 * _DAY_S  # of times: rows for training then have every weekday, though the latest rows may be held out
 _YEARS_S = 20 * 365.25 * _DAY_S
 
 
@@ -127,7 +129,7 @@ def _time(name: str, seconds: Floats, sample: Sample) -> Proposal:
     parts: list[SparseFeature] = []
     if (seconds[~np.isnan(seconds)] % _DAY_S).any():
         parts.append(SparseFeature(name=f"{name}_hour", column=name, part="hour", rows=0, encoding="vocab"))
-    if span > 2 * _DAY_S:
+    if span > _WEEK_S:
         parts.append(SparseFeature(name=f"{name}_weekday", column=name, part="weekday", rows=0, encoding="vocab"))
     if leak := _leak(np.where(np.isnan(seconds), np.nan, seconds), sample):
         return Proposal(column=name, reason=leak, change=f"--times {name} keeps it")
@@ -206,12 +208,28 @@ def _category(name: str, values: Any, sample: Sample, why: str) -> Proposal:
     if distinct <= _FEW and sample.roles.get(name) is None and (leak := _leak_of_classes(codes, sample)):
         return Proposal(column=name, reason=leak, change=f"--codes {name} keeps it")
     missing = f", {found.null_count / len(found):.1%} missing" if found.null_count else ""
+    why += _almost_numbers(values, sample.form)
     feature = _coded(name, distinct, sample, rows=len(found))
     return Proposal(
         column=name,
         sparse=(feature,),
         reason=f"{distinct:,} distinct values in {len(found):,} rows{missing}{why}",
         change=_change_of_hash(feature),
+    )
+
+
+def _almost_numbers(values: Any, form: TextForm) -> str:
+    """What to do about a column that would be a quantity but for a few texts; empty if it is none."""
+    if not raw_values.is_text(raw_values.plain(values).type):
+        return ""
+    _, bad = raw_values.numbers(values, form)
+    others, rows = int(bad.sum()), int(raw_values.present(values, form).sum())
+    if not 0 < others < _FEW_OTHERS * rows:
+        return ""
+    example = values.filter(pa.array(bad))[0].as_py()
+    return (
+        f", numbers but for {others:,} like {example!r}: to have a quantity, repair them, or add them to 'missing' of "
+        "the spec and make the column dense there"
     )
 
 
