@@ -113,6 +113,14 @@ def lists(values: Any) -> tuple[Any, npt.NDArray[np.int64]]:
     return pc.list_flatten(values), np.concatenate([[0], np.cumsum(lengths)])
 
 
+def split_lists(texts: Any, separator: str, missing: Sequence[str]) -> Any:
+    """Lists of the separated values of B texts; that of a missing text is null, an empty text in a list is null."""
+    found = pc.split_pattern(_present(texts, missing), separator)
+    flat = found.flatten()
+    flat = pc.if_else(pc.equal(flat, ""), pa.scalar(None, pa.string()), flat)
+    return pa.ListArray.from_arrays(found.offsets, flat)
+
+
 def categories(values: Any, form: TextForm) -> tuple[Any, Mask]:
     """The canonical categories of B values, int64 or text that may hold whole numbers, and which are malformed.
 

@@ -74,7 +74,8 @@ def predict(args: argparse.Namespace) -> int:
         return 0
     if predictor.spec.get("history") and args.output.suffix == ".csv":
         raise ValueError(f"output must be Parquet for a list of predictions per user: got {args.output}; rename it")
-    form = CsvForm(separator=args.separator, list_separator=args.list_separator)
+    missing = tuple(predictor.spec["missing"])
+    form = CsvForm(separator=args.separator, list_separator=args.list_separator, missing=missing)
     lists = [name for name, is_list in predictor.encode.keys if is_list]
     try:
         rows = open_rows(args.input, predictor.columns, lists, form)
