@@ -5,13 +5,16 @@ Preparation and serving both use this file, and a package holds a copy of it; it
 - *Missing* is null, NaN, and a text that is one of the ``missing`` markers; blanks around a text never count.
 - A *category* is an int64 or a text. 1, 1.0, true, "1", " 1", "1.0" and "True" are the number 1. "01", "1e3" and "2.50"
   are texts. A typed number with a fraction, or a float of 2^53 and more, could mean several texts and is malformed.
-- A *number* is what a float column or a text such as "-1.5e3" says, with the file's marks for fraction and thousands.
-- A *time* is seconds since 1970, UTC: a timestamp or a date, an ISO 8601 text or one that ends in UTC, eight digits YYYYMMDD, or whole seconds,
-  milliseconds, microseconds or nanoseconds since 1970, told by their size. A time without a zone is UTC.
+- A *number* is what a float column or a text such as "-1.5e3" says, with the file's marks for fraction and thousands;
+  a sign of a currency before or after it does not count.
+- A *time* is seconds since 1970, UTC: a timestamp or a date, an ISO 8601 text (also as databases write it, with a blank
+  before the zone or UTC in its place), eight digits YYYYMMDD, or whole seconds, milliseconds, microseconds or
+  nanoseconds since 1970, told by their size. A time without a zone is UTC.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -95,6 +98,12 @@ def plain(values: Any) -> Any:
     raise UnfitTypeError(f"{kind}")
 
 
+def present(values: Any, form: TextForm) -> Mask:
+    """Which of B values are not missing. Raises UnfitTypeError for types that hold no single value per row."""
+    values = plain(values)
+    return _numpy((_present(values, form.missing) if is_text(values.type) else values).is_valid())
+
+
 def lists(values: Any) -> tuple[Any, npt.NDArray[np.int64]]:
     """The flat values of a column of lists, and where each row begins and ends (B + 1); a null list is empty."""
     kind = values.type
@@ -102,6 +111,14 @@ def lists(values: Any) -> tuple[Any, npt.NDArray[np.int64]]:
         raise UnfitTypeError(f"{kind}")
     lengths = _numpy(pc.list_value_length(values).fill_null(0)).astype(np.int64)
     return pc.list_flatten(values), np.concatenate([[0], np.cumsum(lengths)])
+
+
+def split_lists(texts: Any, separator: str, missing: Sequence[str]) -> Any:
+    """Lists of the separated values of B texts; that of a missing text is null, an empty text in a list is null."""
+    found = pc.split_pattern(_present(texts, missing), separator)
+    flat = found.flatten()
+    flat = pc.if_else(pc.equal(flat, ""), pa.scalar(None, pa.string()), flat)
+    return pa.ListArray.from_arrays(found.offsets, flat)
 
 
 def categories(values: Any, form: TextForm) -> tuple[Any, Mask]:
@@ -161,7 +178,7 @@ def numbers(values: Any, form: TextForm) -> tuple[npt.NDArray[np.float64], Mask]
     bad = np.zeros(len(values), bool)
     if is_text(kind):
         coded = values.dictionary_encode()
-        words = _read_booleans(_present(coded.dictionary, form.missing))
+        words = _without_currency(_read_booleans(_present(coded.dictionary, form.missing)))
         if form.thousands:
             mark, point = _escaped(form.thousands), _escaped(form.decimal)
             grouped = rf"^[+-]?[0-9]{{1,3}}({mark}[0-9]{{3}})+({point}[0-9]*)?$"
@@ -332,6 +349,13 @@ def _read_booleans(words: Any) -> Any:
     return pc.if_else(pc.equal(lower, "true"), "1", pc.if_else(pc.equal(lower, "false"), "0", words))
 
 
+def _without_currency(words: Any) -> Any:
+    """Texts without one of the signs $, €, £ and ¥ before the digits or at the end."""
+    if not pc.any(pc.match_substring_regex(words, "[$€£¥]")).as_py():
+        return words
+    return pc.replace_substring_regex(words, r"^([+-]?) ?[$€£¥] ?([+-]?[0-9.,])|(?:([0-9.,]) ?[$€£¥])$", r"\1\2\3")
+
+
 def _since_1970(values: npt.NDArray[np.float64], bad: Mask) -> tuple[npt.NDArray[np.float64], Mask]:
     """Seconds of whole numbers that are dates, or counts since 1970 in any unit; NaN and malformed for all others."""
     seconds = np.full(len(values), np.nan)
@@ -347,9 +371,10 @@ def _since_1970(values: npt.NDArray[np.float64], bad: Mask) -> tuple[npt.NDArray
 
 
 def _iso_seconds(text: str) -> float:
-    """Seconds since 1970 of an ISO 8601 text, or of one that ends in UTC, as databases print it; NaN if it is none."""
+    """Seconds since 1970 of an ISO 8601 text; NaN if it is none."""
+    text = re.sub(r" (?=[+-]\d{2}:?(\d{2})?$)", "", re.sub(r"(?<=\d) ?(UTC|GMT)$", "Z", text))
     try:
-        moment = datetime.fromisoformat(f"{text.removesuffix(' UTC')}+00:00" if text.endswith(" UTC") else text)
+        moment = datetime.fromisoformat(text)
     except ValueError:
         return float("nan")
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -96,7 +96,16 @@ class RankingRecipe(TrainingRecipe, Protocol):
     """
 
     def open_streams(
-        self, data: str, spec: DatasetSpec, ranks: Ranks, *, rows: int, epochs: int, seed: int, lanes: int
+        self,
+        data: str,
+        spec: DatasetSpec,
+        ranks: Ranks,
+        *,
+        rows: int,
+        epochs: int,
+        seed: int,
+        lanes: int,
+        needed: tuple[str, ...] = ...,
     ) -> dict[str, Stream]:
         """A stream of labelled rows per split."""
 
@@ -252,7 +261,9 @@ def open_splits(
         opened = cast(SequenceRecipe, recipe).open_sequences
         return opened(data, spec, ranks, cfg.samples, users=cfg.rows, epochs=epochs, seed=cfg.seed)
     opened_rows = cast(RankingRecipe, recipe).open_streams
-    return opened_rows(data, spec, ranks, rows=cfg.rows, epochs=epochs, seed=cfg.seed, lanes=ranks.world_size)
+    return opened_rows(
+        data, spec, ranks, rows=cfg.rows, epochs=epochs, seed=cfg.seed, lanes=ranks.world_size, needed=("train",)
+    )
 
 
 def _reads_sequences(recipe: object) -> bool:

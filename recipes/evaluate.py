@@ -167,7 +167,7 @@ def splits_of(recipe: Any, trained: Any, data: str, _: Progress) -> Rows:
     spec = load_spec(data, trained.shape)
     spec = trained.samples.of(spec) if isinstance(trained, SequenceConfig) else spec
     spec = next_item_spec(spec) if spec.history and ranks_items(recipe) else spec
-    return spec, lambda ranks: open_splits(recipe, trained, ranks, data=data, spec=spec, epochs=trained.epochs)
+    return spec, lambda ranks: open_splits(recipe, trained, ranks, data=data, spec=spec)
 
 
 def windows_of(_: Any, trained: Any, data: str, progress: Progress) -> Rows:

@@ -81,7 +81,8 @@ def predict(args: argparse.Namespace) -> int:
         shown.end()
         print(json.dumps({"output": str(args.output), "rows": count, "seconds": round(time.monotonic() - start, 1)}))
         return 0
-    form = CsvForm(separator=args.separator, list_separator=args.list_separator)
+    missing = tuple(predictor.spec["missing"])
+    form = CsvForm(separator=args.separator, list_separator=args.list_separator, missing=missing)
     lists = [name for name, is_list in predictor.encode.keys if is_list]
     try:
         rows = open_rows(args.input, predictor.columns, lists, form)

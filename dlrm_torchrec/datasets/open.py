@@ -93,11 +93,12 @@ def open_streams(
     seed: int,
     lanes: int,
     grouped: float = 0.0,
+    needed: tuple[str, ...] = ("train", "val"),
 ) -> dict[str, Stream]:
-    """One stream per split, always with ``train`` and ``val``; only ``train`` is shuffled and repeated.
+    """One stream per split, always with those ``needed``; only ``train`` is shuffled and repeated.
 
     ``rows`` is the length of a synthetic epoch; prepared data has its own. ``lanes`` is explained in ``order``, and
-    ``grouped``, for synthetic rows, in ``Teacher``.
+    ``grouped``, for synthetic rows, in ``Teacher``. Raises ValueError when prepared data lack a split that is needed.
     """
     held_out = held_out_batch(ranks)
     if data == SYNTHETIC:
@@ -126,7 +127,7 @@ def open_streams(
             epochs=epochs if split == "train" else 1,
             lanes=lanes,
         )
-        for split in _splits(data)
+        for split in _splits(data, needed)
     }
 
 
@@ -159,13 +160,13 @@ def open_interactions(
     return streams
 
 
-def _splits(data: str) -> Mapping[str, Split]:
-    """The splits of the prepared folder ``data``; ValueError unless it has those to train with."""
+def _splits(data: str, needed: tuple[str, ...]) -> Mapping[str, Split]:
+    """The splits of the prepared folder ``data``; ValueError unless it has those ``needed``."""
     splits = Manifest.load(data).splits
-    for needed in ("train", "val"):
-        if needed not in splits:
+    for name in needed:
+        if name not in splits:
             raise ValueError(
-                f"prepared data must have a {needed!r} split to train with: got {sorted(splits)} in {data}; "
+                f"prepared data must have a {name!r} split to train with: got {sorted(splits)} in {data}; "
                 "prepare it again with that split"
             )
     return splits

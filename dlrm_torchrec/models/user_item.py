@@ -21,7 +21,8 @@ class UserItemModel(nn.Module):
         if sorted(features) != sorted([user, item]):
             raise ValueError(
                 f"tables must give one vector for the user {user!r} and one for the item {item!r}: got features "
-                f"{sorted(features)}; name two one-hot features of the data and do not use feature generation"
+                f"{sorted(features)}; name two one-hot features of the data, such as --columns user item, and do not "
+                "use feature generation"
             )
         self.tables = tables
         self.user, self.item = user, item

@@ -22,6 +22,7 @@ from tyro.conf import Positional
 from dlrm_torchrec.preparation.proposals.labels import find_label
 from dlrm_torchrec.preparation.proposals.roles import Proposal, Role, Sample, propose_column
 from dlrm_torchrec.preparation.proposals.writing import find_writing
+from dlrm_torchrec.preparation.readers.paths import files_of
 from dlrm_torchrec.preparation.readers.tables import Form, head
 from dlrm_torchrec.schema import DatasetSpec
 
@@ -81,6 +82,17 @@ def _with_own_names(proposals: Sequence[Proposal], taken: set[str]) -> list[Prop
     return result
 
 
+def _unread_folders(path: str, columns: Mapping[str, Any]) -> list[str]:
+    """A sentence for each column that only the names of folders tell, as in ``day=2026-11-01/part-0.parquet``."""
+    folders = (folder for file in files_of(path) for folder in file.split("/")[:-1])
+    names = dict.fromkeys(folder.split("=")[0] for folder in folders if "=" in folder)
+    return [
+        f"{name!r} stands in the names of folders alone, which are not read; write it into the files to have it"
+        for name in names
+        if name and name not in columns
+    ]
+
+
 def main(
     file: Positional[str],
     *,
@@ -124,7 +136,7 @@ def main(
     print(f"{proposals[0].column:{width}}  {proposals[0].reason}")
     for proposal in proposals[1:]:
         print(f"{proposal.column:{width}}  {proposal.line}")
-    for note in notes:
+    for note in [*notes, *_unread_folders(file, sample)]:
         print(note)
     if output:
         with g_pathmgr.open(output, "w") as stream:

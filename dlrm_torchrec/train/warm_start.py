@@ -119,6 +119,11 @@ def _check(
     path: str, wanted: Mapping[str, Any], saved: Mapping[str, tuple[int, ...]], maps: Mapping[str, RowMap]
 ) -> None:
     """Raises ValueError unless the checkpoint has just this model, but for rows that have moved."""
+    config = f"{os.path.dirname(os.path.dirname(path))}/config.json"
+    cure = (
+        "begin with a run of the same model, or give this one its options, --top among them if the number of rows "
+        f"chose it, from {config}"
+    )
     for name, value in wanted.items():
         table = _table(name)
         if table in maps and _size(value)[0] != len(maps[table].rows):
@@ -129,14 +134,13 @@ def _check(
         if name.startswith("model.") and saved.get(name) != _old_size(name, value, maps):
             found = f"one of shape {saved[name]}" if name in saved else "none of that name"
             raise ValueError(
-                f"checkpoint {path} must hold {name} of shape {_old_size(name, value, maps)}: got {found}; begin with "
-                "a run of the same model"
+                f"checkpoint {path} must hold {name} of shape {_old_size(name, value, maps)}: got {found}; {cure}"
             )
     left = sorted(name for name in saved if name.startswith("model.") and name not in wanted)
     if left:
         raise ValueError(
             f"checkpoint {path} must hold no more than this model has: got {left[0]}, one of {len(left)} that it "
-            "lacks; begin with a run of the same model"
+            f"lacks; {cure}"
         )
 
 

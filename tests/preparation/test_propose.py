@@ -179,8 +179,72 @@ def test_what_tells_the_label_alone_is_left_out() -> None:
     columns["money"] = [i % 7 + 0.5 if value else 0.0 for i, value in enumerate(clicked)]
     found = by_column(columns)
     for name in ("clicked_at", "state", "money"):
-        assert "alone it tells the label (AUC 1.0000)" in found[name].line
+        why = "only positive rows have a value" if name == "clicked_at" else "alone it tells the label (AUC 1.0000)"
+        assert why in found[name].line
         assert not features(found[name])
+
+
+def test_a_weekday_is_told_only_if_the_times_have_each_though_the_latest_are_held_out() -> None:
+    seen = 1_700_000_000 + np.sort(np.random.default_rng(3).integers(0, 7 * 86_400, ROWS))
+    short = by_column({**values(), "seen": seen.tolist()})["seen"]
+    assert [feature.name for feature in features(short)] == ["seen_days", "seen_hour"]
+    later = by_column({**values(), "seen": [*seen[:-1].tolist(), int(seen[0]) + 9 * 86_400]})["seen"]
+    assert [feature.name for feature in features(later)] == ["seen_days", "seen_hour", "seen_weekday"]
+
+
+def test_a_few_texts_among_numbers_are_told() -> None:
+    columns = values()
+    columns["money"] = [f"{i % 701 / 7:.2f}" if i % 97 else "12.50 EUR" for i in range(ROWS)]
+    found = by_column(columns)["money"]
+    assert found.reason.endswith(
+        ", numbers but for 42 like '12.50 EUR': to have a quantity, repair them, or add them to 'missing' of the spec "
+        "and make the column dense there"
+    )
+    columns["money"] = [each if i % 5 else f"c{i % 701}" for i, each in enumerate(columns["money"])]
+    assert "numbers but for" not in by_column(columns)["money"].reason
+
+
+@pytest.mark.parametrize("kind", ["text", "number", "time"])
+def test_what_only_positive_rows_have_is_left_out_though_some_of_them_lack_it(kind: str) -> None:
+    columns = values()
+    of_kind: dict[str, Any] = {
+        "text": [f"order {i % 500}" for i in range(ROWS)],
+        "number": [i % 97 + 0.5 for i in range(ROWS)],
+        "time": list(range(1_700_000_000, 1_700_000_000 + ROWS)),
+    }
+    columns["paid_by"] = [
+        of_kind[kind][i] if value == "yes" and i % 3 else None for i, value in enumerate(columns["clicked"])
+    ]
+    paid = sum(each is not None for each in columns["paid_by"])
+    assert by_column(columns)["paid_by"].line == (
+        f"left out: only positive rows have a value, {paid:,} of them, so it is probably known only after the label; "
+        "--codes, --numbers or --times paid_by keeps it"
+    )
+    columns["paid_by"][columns["clicked"].index("no")] = of_kind[kind][1]
+    assert features(by_column(columns)["paid_by"])
+
+
+def test_ids_that_never_repeat_are_left_out_whatever_their_type_and_name() -> None:
+    random = np.random.default_rng(1)
+    tokens, large = [random.bytes(16).hex() for _ in range(ROWS)], random.integers(2**60, 2**62, ROWS)
+    found = by_column({**values(), "session_id": tokens, "request": large.tolist()})
+    assert found["session_id"].line == "left out: every row has another value; --codes session_id keeps it"
+    assert found["request"].line == "left out: an id that never repeats; --codes request keeps it"
+
+
+def test_whole_numbers_are_codes_by_their_names_or_their_size() -> None:
+    random = np.random.default_rng(2)
+    columns: dict[str, Any] = {
+        name: random.integers(0, 300, ROWS).tolist()
+        for name in ("maxBid", "device_count", "user_age", "user", "userId", "item_2", "zipCode")
+    }
+    columns["hash_of"] = random.choice(random.integers(2**63, 2**64 - 1, 300, dtype=np.uint64), ROWS)
+    columns["drawn"] = random.choice(random.integers(2**60, 2**62, 300), ROWS)
+    columns["mass"] = random.choice(np.floor(random.random(300) * 1e20), ROWS)  # floats
+    found = by_column({"clicked": random.integers(0, 2, ROWS).tolist(), **columns})
+    codes = {name for name in columns if features(found[name]) == [vocab(name)]}
+    assert codes == {"user", "userId", "item_2", "zipCode", "hash_of", "drawn"}
+    assert found["drawn"].reason.startswith("whole numbers too large for a quantity; 300 distinct")
 
 
 def test_names_that_columns_have_already_are_not_taken_twice() -> None:
@@ -199,6 +263,11 @@ def test_missing_markers_and_marks_of_numbers_are_recognised_and_said() -> None:
     spec, _, notes = propose("log", arrays({**base, "x": ["1.5", "?", "3", "4.25"] * 25}))
     assert "?" in spec.missing
     assert notes == ["'?' means a missing value: it stands among the numbers of x"]
+    spec, _, notes = propose("log", arrays({**base, "x": ["1.5", "n/a", "3", "None"] * 25}))
+    assert [feature.name for feature in spec.dense] == ["x", "x_missing"]
+    assert {"n/a", "None"} < {*spec.missing}
+    spec, *_ = propose("log", arrays({**base, "x": ["$1,234.50", "$7", "-$3", "$0.5"] * 25}))
+    assert (spec.thousands, [feature.name for feature in spec.dense]) == (",", ["x"])
     spec, *_ = propose("log", arrays({**base, "x": ["1.5", "word", "3", "4.25"] * 25}))
     assert [feature.name for feature in spec.sparse] == ["c", "x"]
 
@@ -296,6 +365,18 @@ def test_every_type_of_arrow_has_a_role_or_a_reason() -> None:
 def test_labels_that_are_refused(columns: dict[str, list[Any]], label: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         propose("log", arrays(columns), label=label)
+
+
+def test_columns_in_the_names_of_folders_are_told(tmp_path: Path) -> None:
+    for day in ("2026-11-01", "2026-11-02"):
+        (tmp_path / "log" / f"day={day}" / "city=7").mkdir(parents=True)
+        write(tmp_path / "log" / f"day={day}" / "city=7" / "part-0.parquet", values())
+    command = [sys.executable, "-m", "dlrm_torchrec.preparation.propose", str(tmp_path / "log")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith(
+        "'day' stands in the names of folders alone, which are not read; write it into the files to have it\n"
+    )
+    assert "'city' stands" not in done.stdout  # the files have it, too
 
 
 def test_as_a_command(tmp_path: Path) -> None:

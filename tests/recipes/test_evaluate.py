@@ -8,6 +8,11 @@ from typing import Any
 
 import pytest
 
+from dlrm_torchrec.preparation.prepare import Source, prepare
+from dlrm_torchrec.preparation.readers.columns import Columns
+from dlrm_torchrec.preparation.readers.tables import Form, table_reader
+from dlrm_torchrec.preparation.splits import ByHash, Whole
+from dlrm_torchrec.schema import DatasetSpec, SparseFeature
 from tests.distributed import run_ranks
 from tests.recipe import load_recipe, run_recipe
 
@@ -35,6 +40,23 @@ def test_metrics_are_those_of_the_run(trained: tuple[Path, dict[str, float]], wo
     assert 0 < found["val/calibration_error"] < 0.1
     written = json.loads((run / "evaluation.json").read_text())
     assert sum(each["samples"] for each in written["calibration"]) == metrics["val/samples"]
+
+
+def test_rows_for_training_count_once_and_need_no_others(tmp_path: Path) -> None:
+    lines = [f"{i % 3 // 2},{'abcd'[i % 4]}" for i in range(3000)]
+    (tmp_path / "rows.csv").write_text("\n".join(["y,city", *lines]))
+    spec = DatasetSpec(name="rows", label="y", dense=(), sparse=(SparseFeature(name="city", rows=0, encoding="vocab"),))
+    reader = table_reader(str(tmp_path / "rows.csv"), Columns(spec=spec), Form())
+    for name, place in (("both", ByHash("train", (("val", 0.1),))), ("train", Whole("train"))):
+        source = Source(path=str(tmp_path / "rows.csv"), reader=reader, assignment=place)
+        earlier = str(tmp_path / "both") if name == "train" else ""
+        prepare(spec, [source], str(tmp_path / name), earlier=earlier)
+    data = f"--data={tmp_path / 'both'}"
+    run_recipe("train_dlrm", ["demo", data, "--epochs=2", f"--run-dir={tmp_path / 'runs'}"], 1)
+    options = {"split": "train", "data": str(tmp_path / "train")}
+    assert run_ranks(1, evaluate, tmp_path / "runs" / "demo", options, join=False)[0]["train/samples"] == 3000
+    with pytest.raises(RuntimeError, match=r"split must be one of .*: got 'val'; name one of \['train'\]"):
+        run_ranks(1, evaluate, tmp_path / "runs" / "demo", options | {"split": "val"}, join=False)
 
 
 def test_an_earlier_step_its_plot_and_what_features_are_worth(

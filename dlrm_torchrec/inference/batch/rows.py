@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
+
+from dlrm_torchrec.raw_values import split_lists
 
 READ_ROWS = 8192  # of Parquet or JSON at once
 JSON_LINES = (".jsonl", ".ndjson")
@@ -36,6 +37,7 @@ class CsvForm:
 
     separator: str = ","
     list_separator: str = "|"  # between the values of a list
+    missing: tuple[str, ...] = ("",)  # texts that mean a missing value, in place of a list an empty one
 
     @property
     def cure(self) -> str:
@@ -165,15 +167,8 @@ class CsvRows:
         )
 
     def _column(self, values: pa.Array, name: str) -> pa.Array:
-        return _split(values, self.form.list_separator) if name in self.lists else values
-
-
-def _split(values: pa.Array, separator: str) -> pa.Array:
-    """Lists of the separated values; an empty text in a list is null, as in preparation."""
-    lists = pc.split_pattern(values, separator)
-    flat = lists.flatten()
-    flat = pc.if_else(pc.equal(flat, ""), pa.scalar(None, pa.string()), flat)
-    return pa.ListArray.from_arrays(lists.offsets, flat)
+        form = self.form
+        return split_lists(values, form.list_separator, form.missing) if name in self.lists else values
 
 
 def _check_names(path: Path, names: Sequence[str], columns: Sequence[str], cure: str) -> None:

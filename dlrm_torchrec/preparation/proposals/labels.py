@@ -53,7 +53,9 @@ def _described(column: Any, name: str, form: TextForm) -> LabelProposal:
     found = _distinct(column, form, most=1 << 30)
     texts = sorted(found)
     if len(texts) < 2:
-        raise ValueError(f"label {name!r} must have two values: got {texts}; name another with --label")
+        raise ValueError(
+            f"label {name!r} must have two values: got {texts}; name another with --label, or look at more --rows"
+        )
     numbers, bad = _numbers(column, form)
     if len(texts) > 2:
         if bad.any() or np.isnan(numbers).all():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,7 +35,13 @@ _CODE_WORDS = (
     "device",
     "sku",
 )
+_NO_IDS = ("bid", "paid", "prepaid", "unpaid", "valid", "invalid", "covid")  # words that end in id and are none
+_THING_WORDS = (  # of which a name that ends in one is a code: user, but not user_age
+    *("user", "item", "ad", "product", "article", "movie", "campaign", "creative", "customer", "session", "publisher"),
+)
+_COUNT_WORDS = ("count", "cnt", "num", "total", "sum", "avg", "mean")  # device_count is no device
 _TIME_WORDS = ("time", "timestamp", "ts", "date", "datetime", "day", "created", "updated", "at", "when")
+_NO_QUANTITY = 2.0**53  # whole numbers from here on, such as hashes, are codes
 _FEW = 32  # whole numbers of at most so many values are classes
 _MANY = 100_000  # with more distinct values in the sample, a vocabulary would be mostly values seen once
 _SKEWED = 10  # a number gets a logarithm if its largest value is more than so many times its mean
@@ -43,10 +51,13 @@ _SURE = 3.0  # standard errors from which a difference counts
 _MORE = 1.25  # a code's values explain so many times what its size explains
 _SOME = 0.005  # share of the label that must be explained to count
 _LEAK = 0.999  # a column that alone has such an AUC is probably known only after the label
+_BY_CHANCE = 1e-9  # a column that only positive rows have, less probably than this by chance, is known after the label
+_FEW_OTHERS = 0.05  # share of other texts below which a column of numbers has probably faults
 _OFTEN = 10_000  # rows from which a value must be seen twice to count
 _FEWEST_BUCKETS, _MOST_BUCKETS = 8, 32  # of a number, with equally many rows each
 _BUCKET_ROWS = 250  # of the sample, before a number gets more buckets
 _DAY_S = 86_400
+_WEEK_S = 8 * _DAY_S  # of times: rows for training then have every weekday, though the latest rows may be held out
 _YEARS_S = 20 * 365.25 * _DAY_S
 
 
@@ -87,11 +98,13 @@ def propose_column(name: str, values: Any, sample: Sample) -> Proposal:
         if raw_values.is_list(values.type) or _has_lists(values):
             return _lists(name, values, sample)
         raw_values.plain(values)
+        if wanted is None and (leak := _leak_of_presence(values, sample)):
+            return Proposal(column=name, reason=leak, change=f"--codes, --numbers or --times {name} keeps it")
         numbers, seconds = _numbers(values, sample.form), _times(name, values, sample.form, wanted)
         if wanted in (None, "time") and seconds is not None:
             return _time(name, seconds, sample)
         if wanted in (None, "number") and numbers is not None:
-            return _number(name, numbers, sample, wanted)
+            return _number(name, numbers, sample, is_float=pa.types.is_floating(raw_values.plain(values).type))
         if wanted in ("number", "time"):
             raise ValueError(f"column {name!r} must hold {wanted}s to be one: got others; leave it to the proposal")
         return _category(name, values, sample, "")
@@ -116,7 +129,7 @@ def _time(name: str, seconds: Floats, sample: Sample) -> Proposal:
     parts: list[SparseFeature] = []
     if (seconds[~np.isnan(seconds)] % _DAY_S).any():
         parts.append(SparseFeature(name=f"{name}_hour", column=name, part="hour", rows=0, encoding="vocab"))
-    if span > 2 * _DAY_S:
+    if span > _WEEK_S:
         parts.append(SparseFeature(name=f"{name}_weekday", column=name, part="weekday", rows=0, encoding="vocab"))
     if leak := _leak(np.where(np.isnan(seconds), np.nan, seconds), sample):
         return Proposal(column=name, reason=leak, change=f"--times {name} keeps it")
@@ -131,20 +144,23 @@ def _time(name: str, seconds: Floats, sample: Sample) -> Proposal:
     )
 
 
-def _number(name: str, numbers: Floats, sample: Sample, wanted: Role | None) -> Proposal:
-    present = numbers[~np.isnan(numbers)]
+def _number(name: str, numbers: Floats, sample: Sample, *, is_float: bool) -> Proposal:
+    wanted, present = sample.roles.get(name), numbers[~np.isnan(numbers)]
     distinct, whole = len(np.unique(present)), bool((np.floor(present) == present).all())
     if distinct < 2:
         return _constant(name, distinct)
     if wanted is None:
+        code = "with the name of a code" if _is_code(name) else ""
+        if not is_float and np.abs(present).max() >= _NO_QUANTITY:
+            code = "too large for a quantity"
         if whole and distinct == len(present) > 2 and _is_steady(present):
             return Proposal(column=name, reason="it numbers the rows", change=f"--numbers {name} keeps it")
-        if whole and distinct == len(present) > _FEW and _is_code(name):
+        if whole and distinct == len(present) > _FEW and code:
             return Proposal(column=name, reason="an id that never repeats", change=f"--codes {name} keeps it")
         if leak := _leak(numbers, sample):
             return Proposal(column=name, reason=leak, change=f"--numbers {name} keeps it")
-        if whole and _is_code(name):
-            return _coded_number(name, numbers, "whole numbers with the name of a code", sample)
+        if whole and code:
+            return _coded_number(name, numbers, f"whole numbers {code}", sample)
         if whole and distinct <= _FEW:
             return _coded_number(name, numbers, f"at most {_FEW} whole numbers", sample)
     known = ~np.isnan(sample.labels)
@@ -185,19 +201,35 @@ def _category(name: str, values: Any, sample: Sample, why: str) -> Proposal:
         return _constant(name, distinct)
     if bad.any():
         return Proposal(column=name, reason="numbers with a fraction are no categories", change=f"--numbers {name}")
-    if distinct == rows > _FEW and not _is_code(name) and sample.roles.get(name) is None:
+    if distinct == rows > _FEW and sample.roles.get(name) is None:
         return Proposal(column=name, reason="every row has another value", change=f"--codes {name} keeps it")
     texts = raw_values.texts(found).dictionary_encode()
     codes = texts.indices.fill_null(distinct).to_numpy().astype(np.float64)
     if distinct <= _FEW and sample.roles.get(name) is None and (leak := _leak_of_classes(codes, sample)):
         return Proposal(column=name, reason=leak, change=f"--codes {name} keeps it")
     missing = f", {found.null_count / len(found):.1%} missing" if found.null_count else ""
+    why += _almost_numbers(values, sample.form)
     feature = _coded(name, distinct, sample, rows=len(found))
     return Proposal(
         column=name,
         sparse=(feature,),
         reason=f"{distinct:,} distinct values in {len(found):,} rows{missing}{why}",
         change=_change_of_hash(feature),
+    )
+
+
+def _almost_numbers(values: Any, form: TextForm) -> str:
+    """What to do about a column that would be a quantity but for a few texts; empty if it is none."""
+    if not raw_values.is_text(raw_values.plain(values).type):
+        return ""
+    _, bad = raw_values.numbers(values, form)
+    others, rows = int(bad.sum()), int(raw_values.present(values, form).sum())
+    if not 0 < others < _FEW_OTHERS * rows:
+        return ""
+    example = values.filter(pa.array(bad))[0].as_py()
+    return (
+        f", numbers but for {others:,} like {example!r}: to have a quantity, repair them, or add them to 'missing' of "
+        "the spec and make the column dense there"
     )
 
 
@@ -288,6 +320,17 @@ def _leak_of_classes(codes: Floats, sample: Sample) -> str:
     return _leak(means[codes.astype(np.int64).clip(max=len(means) - 1)], sample)
 
 
+def _leak_of_presence(values: Any, sample: Sample) -> str:
+    known = ~np.isnan(sample.labels)
+    there = raw_values.present(values, sample.form) & known
+    if sample.is_number or there.sum() < _FEW or not (sample.labels[there] == 1).all():
+        return ""
+    by_chance = there.sum() * math.log((sample.labels[known] == 1).mean())
+    if by_chance > math.log(_BY_CHANCE):
+        return ""
+    return f"only positive rows have a value, {there.sum():,} of them, so it is probably known only after the label"
+
+
 def _constant(name: str, distinct: int) -> Proposal:
     return Proposal(column=name, reason="it has one value only" if distinct else "all its values are missing")
 
@@ -304,7 +347,11 @@ def _is_steady(numbers: Floats) -> bool:
 
 
 def _is_code(name: str) -> bool:
-    return _has_word(name, _CODE_WORDS) or any(word.endswith("id") for word in _words(name))
+    if _has_word(name, _COUNT_WORDS):
+        return False
+    words = [word for word in _words(name) if not word.isdigit()]
+    is_thing = bool(words) and words[-1] in _THING_WORDS
+    return is_thing or _has_word(name, _CODE_WORDS) or any(w.endswith("id") and w not in _NO_IDS for w in words)
 
 
 def _has_word(name: str, words: tuple[str, ...]) -> bool:
@@ -312,7 +359,8 @@ def _has_word(name: str, words: tuple[str, ...]) -> bool:
 
 
 def _words(name: str) -> list[str]:
-    return "".join(c.lower() if c.isalnum() else " " for c in name).split()
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)  # userId is user id
+    return "".join(c.lower() if c.isalnum() else " " for c in apart).split()
 
 
 def _told(told: Comparison) -> str:

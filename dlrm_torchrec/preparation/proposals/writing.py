@@ -12,7 +12,9 @@ from dlrm_torchrec import raw_values
 from dlrm_torchrec.raw_values import TextForm
 from dlrm_torchrec.schema import MISSING_MARKERS
 
-_MAYBE_MISSING = ("?", "-", "--", ".", "none", "None", "#N/A", "missing", "unknown")
+_MAYBE_MISSING = (  # in any case
+    *("?", "-", "--", ".", "none", "null", "(null)", "nil", "nan", "na", "n/a", "#n/a", "<na>", "missing", "unknown"),
+)
 _ODD_VALUES = 3  # a column of numbers may have so many other texts, if each is a word for a missing value
 _DISTINCT = 100_000  # texts of a column that are looked at
 
@@ -90,7 +92,12 @@ def _odd(texts: Any, marks: Marks) -> list[str] | None:
     form = TextForm(missing=MISSING_MARKERS, decimal=marks.decimal, thousands=marks.thousands)
     numbers, bad = raw_values.numbers(texts, form)
     odd = {text.strip() for text in texts.filter(pa.array(bad)).slice(0, 20).to_pylist()}
-    if bad.sum() > 20 or len(odd) > _ODD_VALUES or not odd <= {*_MAYBE_MISSING} or not (numbers == numbers).any():
+    if (
+        bad.sum() > 20
+        or len(odd) > _ODD_VALUES
+        or not {text.lower() for text in odd} <= {*_MAYBE_MISSING}
+        or not (numbers == numbers).any()
+    ):
         return None
     return sorted(odd)
 

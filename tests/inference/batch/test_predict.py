@@ -19,11 +19,15 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
+from dlrm_torchrec import raw_values
 from dlrm_torchrec.cli.main import BAD_ARGUMENTS, main
 from dlrm_torchrec.inference.batch import score
 from dlrm_torchrec.inference.batch.rows import CsvForm, open_rows
 from dlrm_torchrec.inference.package import write_package
 from dlrm_torchrec.inference.predictor import Predictor
+from dlrm_torchrec.preparation.readers.columns import Columns
+from dlrm_torchrec.preparation.readers.tables import Form, text_layout
+from dlrm_torchrec.preparation.readers.text.reader import TextReader
 from dlrm_torchrec.schema import DatasetSpec, DenseFeature, Label, SparseFeature
 from tests.inference.packages import scripted
 from tests.inference.serving.served import CITIES, Server, as_json, columns, write
@@ -54,6 +58,21 @@ def as_csv(path: Path, values: dict[str, list[Any]]) -> Path:
     return path
 
 
+def test_lists_in_text_are_those_of_preparation(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('y,tags\n0,a|b\n1,\n0,""\n1,NA\n0, \\N \n1,a||b\n0,a|NA\n1,| \n')
+    spec = DatasetSpec(
+        name="rows", label="y", dense=(), sparse=(SparseFeature(name="tags", rows=0, encoding="vocab", multi_hot=True),)
+    )
+    (prepared,) = TextReader(columns=Columns(spec=spec), layout=text_layout(str(path), Form()))(str(path))
+    (scored,) = open_rows(path, ["tags"], ["tags"], CsvForm(missing=spec.missing)).batches(0)
+    found, bad = raw_values.categories(scored["tags"].flatten(), Columns(spec=spec).form)
+    assert not bad.any()
+    assert prepared.sparse[0].to_pylist() == [["a", "b"], [], [], [], [], ["a", None, "b"], ["a", None], [None, None]]
+    assert found.to_pylist() == prepared.sparse[0].flatten().to_pylist()
+    assert (np.diff(scored["tags"].offsets) == prepared.sparse[0].value_lengths()).all()
+
+
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("form", ["parquet", "csv"])
 @pytest.mark.parametrize("output", ["parquet", "csv"])
@@ -65,10 +84,7 @@ def test_scores_are_those_of_the_predictor(
     pq.write_table(table, source, row_group_size=70) if form == "parquet" else as_csv(source, VALUES)
     assert main(["predict", str(package), str(source), "--output", str(target)]) == 0
     said = capsys.readouterr()
-    values = VALUES
-    if form == "csv":  # an empty text is a list with a missing value, as in preparation
-        values = VALUES | {"tags": [tags or [None] for tags in VALUES["tags"]]}
-    expected = Predictor.load(package)(values)
+    expected = Predictor.load(package)(VALUES)  # an empty text is an empty list
     found = pq.read_table(target) if output == "parquet" else pacsv.read_csv(target)
     assert found.column_names == ["probability"]
     np.testing.assert_allclose(found["probability"].to_numpy(), expected.probabilities, rtol=1e-6)

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from dlrm_torchrec import raw_values
 from dlrm_torchrec.preparation.readers.columns import Columns
 from dlrm_torchrec.preparation.readers.lines import BLOCK_BYTES, MAX_LINE_BYTES, Lines, read_lines
 from dlrm_torchrec.preparation.readers.rows import Checks, Rejected, Rows
@@ -84,10 +84,7 @@ class TextReader:
         return lines.data[lines.starts[first] : lines.ends[end - 1]].tobytes()[: self.max_line_bytes]
 
     def _column(self, values: Any, name: str) -> Any:
-        """The values of a column, as lists of separated values if it is multi-hot; an empty text in a list is null."""
+        """The values of a column, as lists of separated values if it is multi-hot; a missing text is an empty list."""
         if name not in self._lists or not pa.types.is_string(values.type):
             return values
-        lists = pc.split_pattern(values, self.list_separator)
-        flat = lists.flatten()
-        flat = pc.if_else(pc.equal(flat, ""), pa.scalar(None, pa.string()), flat)
-        return pa.ListArray.from_arrays(lists.offsets, flat)
+        return raw_values.split_lists(values, self.list_separator, self.columns.form.missing)
