@@ -121,9 +121,9 @@ def test_values_read_before_a_delta_and_a_reload_are_read_again(
         await service.models.apply(days.delta(1))
         await service.models.load()
         may_go_on.set()
-        predictor, _, predictions = await asked
+        predictor, _, answer = await asked
         assert predictor.manifest["version"] == 0
-        np.testing.assert_allclose(predictions[:, 0], days.expected[0][number], rtol=1e-5)
+        np.testing.assert_allclose(answer.predictions[:, 0], days.expected[0][number], rtol=1e-5)
 
     in_service(folder, work)
 
