@@ -23,6 +23,9 @@ class Summary:
     rows: Mapping[str, int] = field(default_factory=dict)  # by split; empty for synthetic data
     positives: Mapping[str, int] = field(default_factory=dict)  # of the main label, by split, if they were counted
     users: Mapping[str, int] = field(default_factory=dict)  # by split, where rows are candidates of users' histories
+    again: Mapping[str, int] = field(
+        default_factory=dict
+    )  # by split, next items left out, which their users had before
     samples: int = 0  # of ``train``, which its rows share; 0 if each row is one
     digest: str = ""  # of all files by their content; empty for synthetic data
     files: tuple[tuple[str, str | None], ...] = ()  # place and SHA-256 of each file, if the manifest has it

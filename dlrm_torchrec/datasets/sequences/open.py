@@ -16,7 +16,7 @@ from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.datasets.sequences.crossed import CrossedInterests
 from dlrm_torchrec.datasets.sequences.log import EventLog, history_of
 from dlrm_torchrec.datasets.sequences.next_items import NextItemStream, items_of, next_item_spec
-from dlrm_torchrec.datasets.sequences.samples import LAST, Samples, Window, find_samples, labels_of
+from dlrm_torchrec.datasets.sequences.samples import LAST, Samples, Window, find_samples, labels_of, of_new_items
 from dlrm_torchrec.datasets.sequences.stored import read_log, read_windows
 from dlrm_torchrec.datasets.sequences.stream import SequenceStream
 from dlrm_torchrec.datasets.sequences.synthetic import Interests, InterestStream
@@ -59,10 +59,31 @@ def summarise_next_items(data: str, shape: DatasetSpec, config: SamplesConfig) -
     summary = replace(summary, spec=next_item_spec(summary.spec))
     if data == SYNTHETIC:
         return summary
-    splits = stored_samples(data, config, known_items=True)
+    stored = stored_samples(data, config, known_items=True)
+    splits = _next_items(data, stored)
     told = int(splits["train"].tokens().sum()) - len(splits["train"])
     rows = {name: told if name == "train" else len(samples) for name, samples in splits.items()}
-    return replace(_counted(summary, splits), rows=rows, positives={})
+    again = {name: len(stored[name]) - len(samples) for name, samples in splits.items()}
+    return replace(_counted(summary, splits), rows=rows, positives={}, again=again)
+
+
+def _next_items(data: str, stored: Mapping[str, Samples]) -> Mapping[str, Samples]:
+    """Without the held-out items that their users had before, which no list of new items can name.
+
+    Raises ValueError when a split has no others.
+    """
+    item = history_of(Manifest.load(data).spec).item
+    splits = {
+        split: samples if split == "train" else of_new_items(samples, samples.log.events[item])
+        for split, samples in stored.items()
+    }
+    for split, samples in splits.items():
+        if not len(samples):
+            raise ValueError(
+                f"split {split!r} must have next items that are new to their users: got {len(stored[split])} that come "
+                f"again in {data}; train_hstu tells what users do with items that they know"
+            )
+    return splits
 
 
 def _counted(summary: Summary, splits: Mapping[str, Samples]) -> Summary:
@@ -208,7 +229,8 @@ def open_next_items(
         splits = _cut(browsing.log(), history_of(spec), config, _last(config))
         kind: Callable[..., NextItemStream] = partial(BrowsingStream, browsing)
     else:
-        splits, kind = stored_samples(data, config, known_items=True), partial(NextItemStream, spec)
+        splits = _next_items(data, stored_samples(data, config, known_items=True))
+        kind = partial(NextItemStream, spec)
     return {
         split: kind(
             samples,

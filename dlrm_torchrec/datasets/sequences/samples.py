@@ -115,6 +115,18 @@ def find_samples(
     return together(log, Rule.of(config, history), candidates, most=config.candidates)
 
 
+def of_new_items(samples: Samples, items: NDArray[np.int32]) -> Samples:
+    """The samples, of one candidate each, whose candidate is an item that their history does not have.
+
+    ``items`` (E,) are those of the events of the log.
+    """
+    places, lengths = samples.history(np.arange(len(samples)))
+    owners, told = np.arange(len(samples)).repeat(lengths), items[samples.moments]
+    again = np.zeros(len(samples), np.bool_)
+    again[owners[items[places] == told[owners]]] = True
+    return together(samples.log, samples.rule, samples.candidates[~again], most=1)
+
+
 def together(log: EventLog, rule: Rule, candidates: Ints, *, most: int) -> Samples:
     """The samples whose candidates are these, in ascending order: at most so many of one user in a row."""
     users = log.user_of[candidates]

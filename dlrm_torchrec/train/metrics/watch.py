@@ -26,6 +26,10 @@ class Data(fit.Data, Protocol):
     def users(self) -> Mapping[str, int]:
         """By split, where rows are candidates of users' histories; else empty."""
 
+    @property
+    def again(self) -> Mapping[str, int]:
+        """By split, the next items that are left out because their users had them before."""
+
 
 class DenseBatch(Protocol):
     """The fields of a batch that are looked at."""
@@ -87,7 +91,9 @@ class Watch:
         assert rows is not None
         what = "rows" if users is None else f"candidates of {users:,} users"
         share = "" if positives is None else f", {positives:,} positive ({positives / rows:.2%})"
-        return f"{name}: {rows:,} {what}{share}"
+        again = self.data.again.get(name)
+        left = f", and {again:,} left out whose item comes again" if again else ""
+        return f"{name}: {rows:,} {what}{share}{left}"
 
     def loss(self, first_step: int, last_step: int, loss: float) -> None:
         """Warn when the mean training loss of these steps is worse than that of the base rate, after the warm-up."""

@@ -104,10 +104,19 @@ def test_items_without_an_id_of_their_own_are_not_told(tmp_path: Path, held_out:
     for split, each in streams.items():
         window = Window(*WINDOWS[split]) if windows else None
         naive = [*map(partial(naive_read, known), naive_samples(known, config, split, window))]
+        if split != "train":  # only items that are new to the user are judged
+            naive = [read for read in naive if read.ids["song"][-1] not in read.ids["song"][:-1]]
         found = [read for batch in each.batches() for read in read_songs(batch)]
         assert sorted(found) == sorted((read.ids["song"], read.times) for read in naive)
         assert min(min(ids) for ids, _ in found) > 1
         assert summary.rows[split] == sum(len(ids) - 1 if split == "train" else 1 for ids, _ in found) > 20
+
+
+def test_a_split_of_nothing_but_repeats_is_refused(tmp_path: Path) -> None:
+    log = replace(LOG, events={**LOG.events, "song": np.full(len(LOG), 7, np.int32)})
+    replace(write_log(tmp_path / "data", log), windows={}).save(str(tmp_path / "data"))
+    with pytest.raises(ValueError, match=r"split 'val' must have next items that are new to their users: got \d+ that"):
+        summarise_next_items(str(tmp_path / "data"), SPEC, SamplesConfig(history=9, held_out="last"))
 
 
 def read_songs(batch: SequenceBatch) -> list[tuple[list[int], list[int]]]:

@@ -27,6 +27,12 @@ def users_of(log: EventLog, naive: Mapping[str, list[Sample]]) -> dict[str, int]
     }
 
 
+def told(log: EventLog, samples: list[Sample]) -> list[Sample]:
+    """Those whose item is new to the user."""
+    songs = log.events["song"]
+    return [each for each in samples if songs[each.candidates[0]] not in songs[[*each.history]]]
+
+
 def test_rows_are_candidates_with_their_labels(tmp_path: Path) -> None:
     log, config = random_log(3), SamplesConfig(history=5, candidates=3, least=2, anchors=("skip", "like"))
     write_log(tmp_path / "data", log)
@@ -47,7 +53,10 @@ def test_rows_of_next_items_are_what_is_told(tmp_path: Path) -> None:
     log, config = random_log(4), SamplesConfig(history=9, held_out="last")
     write_log(tmp_path / "data", log)
     found = summarise_next_items(str(tmp_path / "data"), SPEC, config)
-    naive = {split: naive_samples(log, config, split, None) for split in LAST}
+    every = {split: naive_samples(log, config, split, None) for split in LAST}
+    naive = {split: told(log, samples) if split != "train" else samples for split, samples in every.items()}
+    assert found.again == {split: len(every[split]) - len(naive[split]) for split in LAST}
+    assert found.again["val"] > 0 < found.again["test"]
     assert found.rows == {
         split: sum(len(each.history) for each in samples) if split == "train" else len(samples)
         for split, samples in naive.items()

@@ -23,6 +23,7 @@ class Data:
     rows: dict[str, int] = field(default_factory=dict)
     positives: dict[str, int] = field(default_factory=dict)
     users: dict[str, int] = field(default_factory=dict)
+    again: dict[str, int] = field(default_factory=dict)
     samples: int = 0
     dense_names: list[str] = field(default_factory=list)
 
@@ -43,10 +44,12 @@ def test_rows_positives_and_steps_are_said_first() -> None:
     watch, said = watching(Data({"train": 5}))  # positives were not counted
     watch.start(0, 1)
     assert said == ["train: 5 rows; 1 steps"]
-    watch, said = watching(Data({"train": 8_000, "val": 5}, {"train": 2_000}, {"train": 1_500, "val": 4}, samples=7))
+    counted = Data({"train": 8_000, "val": 5}, {"train": 2_000}, {"train": 1_500, "val": 4}, {"val": 2_100}, samples=7)
+    watch, said = watching(counted)
     watch.start(0, 9)
     assert said == [
-        "train: 8,000 candidates of 1,500 users, 2,000 positive (25.00%); val: 5 candidates of 4 users; 9 steps"
+        "train: 8,000 candidates of 1,500 users, 2,000 positive (25.00%); val: 5 candidates of 4 users, and 2,100 left "
+        "out whose item comes again; 9 steps"
     ]
 
 
