@@ -12,7 +12,7 @@ from torch.futures import Future
 
 from tests.collectives.meeting import Call, Meetings
 
-_REDUCTIONS = {getattr(dist.ReduceOp, name): name for name in ("SUM", "AVG", "MAX", "MIN")}
+_REDUCTIONS = {getattr(dist.ReduceOp, name): name for name in ("SUM", "AVG", "MAX", "MIN", "BOR")}
 
 
 _c10d: Any = torch._C._distributed_c10d

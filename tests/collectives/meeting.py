@@ -11,6 +11,7 @@ import inspect
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -261,6 +262,8 @@ def _reduced(numbers: torch.Tensor, option: str, dtype: torch.dtype) -> torch.Te
         return (numbers.float().sum(0) if dtype.itemsize == 2 else numbers.sum(0)).to(dtype)  # halves are slow on CPU
     if option == "AVG":
         return numbers.mean(0)
+    if option == "BOR":
+        return reduce(torch.bitwise_or, numbers)
     assert option in ("MAX", "MIN"), option
     return numbers.amax(0) if option == "MAX" else numbers.amin(0)
 

@@ -42,7 +42,7 @@ def test_nodes_exchange_vectors_among_themselves_and_averages_with_their_peers(t
         "2",
         "3",
     )
-    assert {len(each.ranks) for each in issued(meetings, "dist_data.py")} == {size}
+    assert {len(each.ranks) for each in issued(meetings, "dist_data.py")} == ({size} if size > 1 else set())
     averages = issued(meetings, "node_local.py:119")
     assert {each.ranks for each in averages} == {tuple(range(place, RANKS, size)) for place in range(size)}
 

@@ -19,8 +19,10 @@ from tests.recipe import load_recipe
 RANKS, PER_HOST = 16, 8
 GPU = torch.device("cuda")
 # Three full steps, and one whose 5 rows leave most ranks without any; so does the last batch of an evaluation.
-SHORT = ["--rows", "197", "--batch-size", "64", "--eval-every", "2", "--checkpoint.every", "2", "--log.every", "2"]
-HELD_OUT_ROWS = 133
+SHORT = ["--rows", "197", "--batch-size", "64", "--checkpoint.every", "2", "--log.every", "2"]
+BY_STEPS, BY_WINDOWS = ["--eval-every", "2"], ["--windows.days", "2"]
+HELD_OUT_ROWS, HELD_OUT_BATCH = 133, 64
+INTERACTIONS_BATCH = 4096  # each held-out event of a user has 99 others beside it
 
 
 def walk_recipe(
@@ -38,7 +40,9 @@ def walk_recipe(
     recipe = load_recipe(name)
     before(recipe)
 
-    options = ["demo", *SHORT, "--speed", "exact", "--run-dir", str(run_dir), *arguments]
+    short = [*SHORT, *(BY_STEPS if hasattr(recipe.Config, "eval_every") else BY_WINDOWS)]
+    held_out = INTERACTIONS_BATCH if hasattr(recipe, "open_interactions") else HELD_OUT_BATCH
+    options = ["demo", *short, "--speed", "exact", "--run-dir", str(run_dir), *arguments]
     preset, config = parse(recipe.PRESETS, options)
 
     def main(_: World) -> dict[str, float]:
@@ -47,7 +51,7 @@ def walk_recipe(
 
     with (
         patch.object(data, "_HELD_OUT_ROWS", HELD_OUT_ROWS),
-        patch.object(data, "held_out_batch", lambda _: 64),
+        patch.object(data, "held_out_batch", lambda _: held_out),
         patch.object(recipe, "join_world", joined),
     ):
         return walk(size, main, local_size=PER_HOST, device=device)
