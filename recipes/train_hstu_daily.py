@@ -66,8 +66,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from dlrm_torchrec.datasets.prepared.verification import Verification
 from dlrm_torchrec.datasets.sequences.log import history_of
 from dlrm_torchrec.datasets.stream import Ranks
-from dlrm_torchrec.datasets.summary import summarise
-from dlrm_torchrec.datasets.windows.histories import sequence_windows
+from dlrm_torchrec.datasets.windows.histories import sequence_windows, summarise_windows
 from dlrm_torchrec.datasets.windows.open import remaining
 from dlrm_torchrec.datasets.windows.row_maps import row_maps
 from dlrm_torchrec.datasets.windows.seen import SeenIds
@@ -113,7 +112,7 @@ def build(cfg: Config, spec: DatasetSpec, world_size: int, device: torch.device)
 def main(preset: str, cfg: Config) -> dict[str, float]:
     refuse_marks(cfg)
     spec, listed = sequence_windows(cfg.data, cfg.shape, cfg.samples, cfg.windows, users=cfg.rows, seed=cfg.seed)
-    data, run_dir = replace(summarise(cfg.data, cfg.shape), spec=spec), f"{cfg.run_dir}/{preset}"
+    data, run_dir = summarise_windows(cfg.data, listed, spec), f"{cfg.run_dir}/{preset}"
     with join_world(cfg.seed) as world:
         log = RunLog(run_dir, cfg.log, world, {"preset": preset, **asdict(replace(cfg, shape=spec))})
         seen = SeenIds(spec, world.control, beside=run_tensors)

@@ -25,7 +25,7 @@ from dlrm_torchrec.preparation.histories import LogColumns, prepare_histories
 from dlrm_torchrec.preparation.interactions import NAMES
 from dlrm_torchrec.preparation.movielens import FORMATS, find_format
 from dlrm_torchrec.preparation.readers.paths import files_of
-from dlrm_torchrec.preparation.readers.tables import Form, head
+from dlrm_torchrec.preparation.readers.tables import Form, first_with_rows, head
 from dlrm_torchrec.preparation.time_windows import END_S, Shares
 
 ACTIONS = ("action", "event", "eventtype", "eventname", "type", "behavior", "behaviour", *NAMES["rating"])
@@ -59,7 +59,8 @@ class Config:
 
 def found(cfg: Config, paths: tuple[str, ...], form: Form) -> LogColumns:
     """The columns that are named, and those that have a usual name."""
-    names = list(head(files_of(paths[0])[0], form, 1))
+    path = first_with_rows([file for each in paths for file in files_of(each)], form)
+    names = list(head(path, form, 1))
     plain = {each.lower().translate(str.maketrans("", "", " -_")): each for each in names}
     parts = {}
     for part, usual in {**NAMES, "action": ACTIONS}.items():
@@ -68,16 +69,14 @@ def found(cfg: Config, paths: tuple[str, ...], form: Form) -> LogColumns:
         name = getattr(cfg, part) or next((plain[each] for each in usual if each in plain), "")
         if name not in names and (name or part != "action"):
             raise ValueError(
-                f"{paths[0]} must have a column of the {part}: got {names}; name it with --{part}, and those of a file "
+                f"{path} must have a column of the {part}: got {names}; name it with --{part}, and those of a file "
                 "without a header with --columns"
             )
         parts[part] = name
     for option in ("events", "users", "marks"):
         for name in getattr(cfg, option):
             if name not in names:
-                raise ValueError(
-                    f"{paths[0]} must have the column {name!r} of --{option}: got {names}; correct its name"
-                )
+                raise ValueError(f"{path} must have the column {name!r} of --{option}: got {names}; correct its name")
     crosses = tuple(map(SizedCross.parse, cfg.crosses))
     return LogColumns(**parts, events=cfg.events, users=cfg.users, marks=cfg.marks, crosses=crosses)
 

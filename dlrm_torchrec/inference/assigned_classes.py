@@ -80,7 +80,7 @@ def _of_ids(path: str, feature: SparseFeature, ids: Any, classes: Any) -> Any:
 def _ids(values: Any, spec: DatasetSpec, feature: SparseFeature, vocabulary: str | None) -> tuple[Any, int]:
     """The id of each value, -1 for missing and unknown ones, and how many are unknown."""
     single = replace(feature, multi_hot=False, weights="")
-    alone = asdict(replace(spec, dense=(), sparse=(single,)))
+    alone = asdict(replace(spec, dense=(), sparse=(single,), history=None))
     lookups = (
         {}
         if vocabulary is None

@@ -43,7 +43,9 @@ def try_out(predictor: Predictor, path: Path) -> None:
     if spec.history is not None:
         marks = _marks(predictor, spec)
         rows = [with_history(row, spec, nulls) | marks for row in rows]
-        rows = rows[1:] if predictor.ranked else rows  # without a history, there is no next item
+        if predictor.ranked:  # without an event of a known item, there is no next one
+            known = predictor.items.values_of(predictor.items.ids[:1]).to_pylist()
+            rows = [rows[1] | {spec.sparse[0].raw: [known * 2]}]
     for row in rows:
         inputs = predictor.encode(row)
         for _ in range(WARM_UP_RUNS):

@@ -22,7 +22,7 @@ from dlrm_torchrec.preparation.passes.seen import count_until, keep_counted
 from dlrm_torchrec.preparation.prepare import MEMORY_BYTES, Source, prepare
 from dlrm_torchrec.preparation.readers.events import LABEL, MOST_MICROS, EventColumns
 from dlrm_torchrec.preparation.readers.paths import files_of
-from dlrm_torchrec.preparation.readers.tables import Form, head, table_reader
+from dlrm_torchrec.preparation.readers.tables import Form, first_with_rows, head, is_blank, table_reader
 from dlrm_torchrec.preparation.splits import Whole
 from dlrm_torchrec.preparation.time_windows import Shares, check_windows, count_windows, find_windows
 from dlrm_torchrec.preparation.vocabularies.vocabulary import FIRST
@@ -123,7 +123,7 @@ def prepare_histories(
     """
     command = {"columns": repr(columns), "positive": list(positive), "shares": repr(shares), "min_count": min_count}
     output_folder.check(output, command, overwrite=overwrite)
-    files = [file for path in paths for file in files_of(path)]
+    files = [file for path in paths for file in files_of(path) if not is_blank(file)]
     spec = _spec_of_events(columns, name, min_count)
     if positive and not columns.action:
         raise ValueError(
@@ -131,7 +131,10 @@ def prepare_histories(
             "with --action"
         )
     wanted = EventColumns(
-        spec=spec, time=columns.time, counted=_counted(files[0], form, columns.time), needed=columns.needed
+        spec=spec,
+        time=columns.time,
+        counted=_counted(first_with_rows(files, form), form, columns.time),
+        needed=columns.needed,
     )
     sources = [Source(path=f, reader=table_reader(f, wanted, form), assignment=Whole("train")) for f in files]
     beside = f"{output.rstrip('/')}.events"

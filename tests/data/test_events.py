@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections import defaultdict
 from dataclasses import replace
@@ -269,6 +270,54 @@ def test_times_of_parquet_may_be_typed(tmp_path: Path, kind: pa.DataType) -> Non
     assert read_back(tmp_path / "data")[0] == naive_histories(rows)
     found = run_python([SCRIPT, "--input", "log.parquet", "--positive", "like", "--output", "found"], tmp_path)
     assert found.returncode == 0, found.stderr
+
+
+def test_ratings_in_halves_are_the_same_in_every_form(tmp_path: Path) -> None:
+    rows = [{**row, "action": (1 + number % 9) / 2} for number, row in enumerate(random_rows(9, 400))]
+    options: dict[str, Any] = {"positive": ("4", "4.5"), "shares": Shares(val=0.0)}
+    written = [{**row, "action": f"{row['action']:g}"} for row in rows]
+    expected = prepare([write_csv(tmp_path / "log.csv", written)], tmp_path / "text", **options)
+    assert read_back(tmp_path / "text")[0] == naive_histories(written)
+    kinds = [pa.float32(), pa.float64(), pa.decimal128(3, 1)]
+    for kind in kinds:
+        ratings = pa.array([*(row["action"] for row in rows), None]).cast(kind)
+        table = pa.Table.from_pylist([*rows, rows[0]]).drop_columns("action").append_column("action", ratings)
+        path, output = tmp_path / f"{kind}.parquet", tmp_path / str(kind)
+        pq.write_table(table, path)
+        manifest = prepare([path], output, **options)
+        assert manifest.spec == expected.spec
+        assert manifest.report["rows_quarantined"] == 1
+        assert read_back(output) == read_back(tmp_path / "text")
+
+
+def test_files_without_rows_are_passed_over(tmp_path: Path) -> None:
+    rows = random_rows(10, 300)
+    log = tmp_path / "log"
+    log.mkdir()
+    for name, text in (("1.csv", ""), ("2.csv", ",".join(rows[0])), ("4.csv", "\n\n")):
+        (log / name).write_text(text)
+    empty = [log / "1.csv", log / "2.csv"]
+    message = r"one of the files must have rows: got none in .*2.csv; name others"
+    with pytest.raises(ValueError, match=message):
+        prepare(empty, tmp_path / "data")
+    command = [SCRIPT, "--positive", "like", "--events", "artist", "--users", "country", "--val_share", "0"]
+    done = run_python([*command, "--input", *map(str, empty), "--output", "data"], tmp_path)
+    assert done.returncode == 1
+    assert re.search(message, done.stderr)
+    write_csv(log / "3.csv", rows)
+    for number, paths in enumerate(([log], [*empty, log / "3.csv"])):
+        done = run_python([*command, "--input", *map(str, paths), "--output", f"data{number}"], tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert read_back(tmp_path / f"data{number}")[0] == naive_histories(rows)
+
+
+def test_json_lines_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    lines = [json.dumps(row) for row in random_rows(12, 9)]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    done = run_python([SCRIPT, "--input", "log.jsonl", "--output", "data"], tmp_path)
+    assert done.returncode == 1
+    assert "must be Parquet, or text with separators: got JSON, '{" in done.stderr
+    assert "; convert rows to Parquet with pyarrow.json.read_json" in done.stderr
 
 
 def test_other_folders_and_actions_are_refused(tmp_path: Path) -> None:

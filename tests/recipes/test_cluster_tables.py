@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from dlrm_torchrec.embeddings.assignments import read_assignment
-from dlrm_torchrec.schema import DatasetSpec, DenseFeature, SparseFeature
+from dlrm_torchrec.schema import DatasetSpec, DenseFeature, History, SparseFeature
 from dlrm_torchrec.train.checkpoints.folder import checkpoint_path
 from dlrm_torchrec.train.checkpoints.tables import read_dense, read_moments, read_table, saved_tables
 from tests.recipe import load_recipe, run_recipe
@@ -170,6 +171,10 @@ def test_classes_of_a_file_are_matched_to_the_vocabulary(tmp_path: Path, capsys:
     report = reports["t_item"]
     assert (report["levels"], report["unknown_values"], report["ids_without_class"]) == (["brand", "kind"], 1, 3)
     assert found.hash_classes == 3
+    events = (SparseFeature(name="user", rows=9), replace(spec.sparse[0], multi_hot=True))
+    histories = replace(spec, sparse=events, history=History(events=("item",), actions=("buy",), positive=("buy",)))
+    (data / "dataset.json").write_text(json.dumps({"format": 2, "spec": histories.to_json(), "splits": {}}))
+    assert cluster(data, tmp_path / "histories", file=str(brands), tables=("t_item",), hashed=True) == reports
     brands.write_text("what,brand\ntea,Zen\nTea,Alp\ntea,Alp\n")
     with pytest.raises(
         ValueError, match=r"must give each value of 'item' one class per column: got two for .* of id 2;"

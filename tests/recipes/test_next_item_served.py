@@ -32,13 +32,14 @@ def quantize(run: Path, **options: Any) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What synthetic users browse, prepared from texts."""
+    """What synthetic users browse, prepared from texts; items of few events are unseen."""
     folder, made = tmp_path_factory.mktemp("log"), Browsing(browsing_spec(), users=USERS, seed=0).log()
     rows = {"user": [f"u{user}" for user in made.user_of], "item": [f"i{item}" for item in made.events["item"]]}
     pacsv.write_csv(pa.table(rows | {"time": made.times}), folder / "log.csv")
     prepare_histories(
         [str(folder / "log.csv")], LogColumns(user="user", item="item", time="time"),
         str(folder / "log"), form=Form(), name="shop", positive=(), shares=Shares(val=0, test=0),
+        min_count=10,
     )  # fmt: skip
     return folder / "log"
 
@@ -85,15 +86,19 @@ def test_raw_histories_get_the_items_of_their_ids(log: Path, trained: tuple[Path
     raw, words = pacsv.read_csv(log.parent / "log.csv").to_pylist(), pq.read_table(log / "vocab/user.parquet")
     users = pq.read_table(Manifest.load(str(log)).splits["users"].files[0].location(str(log)))["user"].to_pylist()
     predictor, told = Predictor.load(run / "half"), pq.read_table(target).to_pylist()
+    known, unseen = {*pq.read_table(log / "vocab/item.parquet")["value"].to_pylist()}, 0
     for row in told[:40]:
         name = words["value"][users[row["user"]] - 2].as_py()
         events = [each for each in raw if each["user"] == name]
-        *past, last = sorted(events, key=lambda each: each["time"])
-        assert (last["time"], last["item"]) == (row["time"], row["came"] or last["item"])
+        last = max((each for each in events if each["item"] in known), key=lambda each: each["time"])
+        past = [each for each in events if each["time"] < last["time"]]  # in order, as the log is written
+        assert (last["time"], last["item"]) == (row["time"], row["came"])
+        unseen += sum(each["item"] not in known for each in past[-20:])
         asked = {"item": [[each["item"] for each in past]], "time": [[each["time"] for each in past]]}
         found = predictor.named(predictor(asked | {"candidates.time": [last["time"]]}))
         assert found["scores"][0] == pytest.approx(row["scores"], abs=1e-5)
         assert found["items"][0] == row["items"]
+    assert unseen > 20
 
 
 @pytest.mark.parametrize("options", [[], ["--tables.kind=quotient_remainder", "--tables.threshold=100"]])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 
 import numpy as np
 
-from dlrm_torchrec.datasets.open import held_out_batch, load_spec
+from dlrm_torchrec.datasets.open import SYNTHETIC, held_out_batch, load_spec
 from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.datasets.sequences.log import EventLog, Ints, history_of
 from dlrm_torchrec.datasets.sequences.open import open_log
@@ -18,6 +18,7 @@ from dlrm_torchrec.datasets.sequences.samples import Samples, find_samples, toge
 from dlrm_torchrec.datasets.sequences.samples import Window as Times
 from dlrm_torchrec.datasets.sequences.stream import SequenceStream
 from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.datasets.summary import Summary, summarise
 from dlrm_torchrec.datasets.windows.by_time import DAY_MICROSECONDS, iso, name_of
 from dlrm_torchrec.datasets.windows.config import SequenceWindowsConfig
 from dlrm_torchrec.schema import DatasetSpec
@@ -109,6 +110,23 @@ def sequence_windows(
     if config.since and config.since not in names:
         raise ValueError(f"since must be the name of a window: got {config.since!r}; name one of {names}")
     return spec, windows[names.index(config.since) if config.since else 0 :]
+
+
+def summarise_windows(data: str, windows: Sequence[SequenceWindow], spec: DatasetSpec) -> Summary:
+    """What a run says of its data before it begins: the candidates of all ``windows``, and of how many users they are.
+
+    Nothing is counted of synthetic histories. ``spec`` is that of the samples.
+    """
+    summary = replace(summarise(data, spec), spec=spec, rows={})
+    if data == SYNTHETIC:
+        return summary
+    found = [each.samples for each in windows]
+    users = {user for samples in found for user in np.unique(samples.log.user_of[samples.candidates]).tolist()}
+    return replace(
+        summary,
+        rows={"windows": sum(len(samples.candidates) for samples in found)},
+        users={"windows": len(users)},
+    )
 
 
 def _by_window(log: EventLog, places: Ints | None, length_s: int) -> Iterator[tuple[int, Ints]]:

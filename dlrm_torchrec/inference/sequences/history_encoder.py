@@ -99,7 +99,8 @@ class HistoryEncoder:
     it becomes one for each candidate.
 
     A model that ranks items is not asked for candidates: ``candidates.time`` says when the next item is asked for, and
-    a token of that time and no item ends each sample. Actions need not be sent unless histories are cut by them.
+    a token of that time and no item ends each sample. Actions need not be sent unless histories are cut by them. Events
+    of unseen items are left out before that, as in training, because one id means all of these items.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class HistoryEncoder:
         marks = {mark["name"]: mark for mark in history["marks"]}
         self.marks = [name for name in marks if any(name in of for of in self.crosses.values())]
         unread = {mark["column"] or mark["name"] for mark in marks.values()}  # of the events of a history
-        # the first id of a mark whose raw values are ids
+        # the first id of a mark whose raw values are ids, which has none for missing and unseen values
         self.first_ids = {name: FIRST if marks[name]["encoding"] == "id" else 0 for name in self.marks}
         lookups = dict(vocabularies)
         lookups |= {f"{CANDIDATES}{name}": found for name, found in vocabularies.items() if name in self.events}
@@ -138,6 +139,8 @@ class HistoryEncoder:
             lookups[f"{CANDIDATES}{name}"] = vocabularies.get(name, ids)
             asked.append(_of_candidates(own[0] | marks[name] | _LISTED))
         self.features = {feature["name"]: place for place, feature in enumerate([*own, *asked])}
+        # the first id of an item whose events are read
+        self.first_item = FIRST if ranks and own[self.features[self.events[0]]]["encoding"] == "vocab" else 0
         # no event of the training data lacks them; among values that are ids, none means a missing one
         user, item = history.get("user", ""), self.events[0]
         present = {user, item, f"{CANDIDATES}{item}"}
@@ -154,9 +157,10 @@ class HistoryEncoder:
     def __call__(self, columns: Mapping[str, Any]) -> HistoryInputs:
         """The samples of users, from a list, NumPy array or Arrow array of a value or list for each of them per column.
 
-        Of a history, the events are kept that training would have kept. Raises ValueError for what ``Encoder`` refuses,
-        for lists of different lengths, for times that are missing or descend, for an unknown action or mark, for a row
-        without candidates, or without a history if the model ranks items.
+        Of a history, the events are kept that training would have kept. A cross counts the unseen values of its marks.
+        Raises ValueError for what ``Encoder`` refuses, for lists of different lengths, for times that are missing or
+        descend, for an unknown action, for a mark that is no id of its table, for a row without candidates, or without
+        an event of an item that training has seen if the model ranks items.
         """
         found = self.rows(columns)
         happened, counts = self._times(columns[TIME], TIME, listed=True)
@@ -174,12 +178,14 @@ class HistoryEncoder:
         _check_order(happened, owners, now)
         actions = self._actions(found, columns)
         marks = {name: self._marks(found, columns, name) for name in self.marks}
-        kept = np.flatnonzero(self._kept(actions, counts, owners))
+        known = np.flatnonzero(found.ids[self.features[self.events[0]]] >= self.first_item)
+        known_counts = np.bincount(owners[known], minlength=len(groups))
+        kept = known[self._kept(actions[known], known_counts, owners[known])]
         user = asking if self.crosses else np.arange(len(groups))  # of each sample
         num_candidates = np.ones_like(asking) if self.crosses else groups
         num_events = np.bincount(owners[kept], minlength=len(groups))
         if self.ranks:
-            self._check_histories(num_events)
+            _check_histories(num_events, counts)
         spread = int((num_events[user] + num_candidates).sum())
         if self.crosses and spread > MOST_SPREAD:
             raise ValueError(
@@ -195,7 +201,8 @@ class HistoryEncoder:
             name = feature["name"]
             if name in self.crosses:
                 ids.append(self._crossed(feature, found, marks, now=now, asking=asking))
-                unseen.append(0)
+                read = [f"{CANDIDATES}{part}" for part in self.crosses[name] if part in marks]
+                unseen.append(sum(int(found.unseen[self.features[mark]]) for mark in read))
                 continue
             place = self.features[name]
             ids.append(found.ids[place])
@@ -233,14 +240,6 @@ class HistoryEncoder:
             return np.ones(found.lengths.shape[1], np.int64)
         groups: Ids = found.lengths[self.features[f"{CANDIDATES}{self.events[0]}"]].astype(np.int64)
         return groups
-
-    def _check_histories(self, num_events: Ids) -> None:
-        if not num_events.all():
-            row = int(np.flatnonzero(num_events == 0)[0])
-            raise ValueError(
-                f"a row must have an event from which the next item follows: got none in row {row}; leave out users "
-                "without a history"
-            )
 
     def _check_lengths(self, found: Inputs, counts: Ids, groups: Ids) -> None:
         if not groups.all():
@@ -286,10 +285,9 @@ class HistoryEncoder:
         return actions
 
     def _marks(self, found: Inputs, columns: Mapping[str, Any], name: str) -> Ids:
-        """The ids of a mark of each candidate."""
+        """The ids of a mark of each candidate; a vocabulary has some for missing and unseen values."""
         asked = f"{CANDIDATES}{name}"
-        has_missing = not self.first_ids[name]  # a vocabulary has an id for missing values
-        unknown = self._unknown(found, columns, asked, refused=(UNSEEN,) if has_missing else (MISSING, UNSEEN))
+        unknown = self._unknown(found, columns, asked, refused=(MISSING, UNSEEN)) if self.first_ids[name] else ""
         if unknown:
             raise ValueError(
                 f"column {self.rows.sparse[self.features[asked]]['column']!r} must hold values that the training data "
@@ -354,6 +352,17 @@ def _of_candidates(feature: Mapping[str, Any]) -> dict[str, Any]:
     """The same feature of the events that are to be predicted."""
     column = feature["column"] or feature["name"]
     return dict(feature) | {"name": f"{CANDIDATES}{feature['name']}", "column": f"{CANDIDATES}{column}"}
+
+
+def _check_histories(num_events: Ids, counts: Ids) -> None:
+    """Raises ValueError if a row has no event that the model reads; ``counts`` are all that were sent."""
+    if not num_events.all():
+        row = int(np.flatnonzero(num_events == 0)[0])
+        found = f"only items that training has not seen, {counts[row]} of them," if counts[row] else "none"
+        raise ValueError(
+            f"a row must have an event from which the next item follows: got {found} in row {row}; leave out users "
+            "without a history"
+        )
 
 
 def _check_order(happened: Ids, owners: Ids, now: Ids) -> None:

@@ -13,6 +13,7 @@ from dlrm_torchrec import raw_values
 from dlrm_torchrec.preparation.readers.columns import Columns
 from dlrm_torchrec.preparation.readers.rows import Checks, Ints, Rows
 from dlrm_torchrec.raw_values import UnfitTypeError
+from dlrm_torchrec.sequence_schema import ACTION
 
 LABEL = "label"  # of the spec of events: all are 0, because labels follow from actions later
 MICROS = 10**6  # of a second: the unit of times, so that events of one second keep their order
@@ -32,9 +33,13 @@ class EventColumns(Columns):
         return [name for name in super().names if name != LABEL]
 
     def rows(self, numbers: Ints, column: Callable[[str], Any], checks: Checks) -> Rows:
+        actions = {feature.raw for feature in self.spec.sparse if feature.name == ACTION}
+
         def read(name: str) -> Any:
             if name == LABEL:
                 return pa.array(np.zeros(len(numbers)))
+            if name in actions:
+                return _ratings(column(name))
             return self._micros(column(name), checks) if name == self.time else column(name)
 
         rows = super().rows(numbers, read, checks)
@@ -53,3 +58,10 @@ class EventColumns(Columns):
         checks.reject(bad, f"{self.time} is not a {'number from 0 on' if self.counted else 'time from 1970 on'}")
         missing = np.isnan(seconds) | bad
         return pa.array(np.where(missing, 0, np.round(seconds * MICROS)).astype(np.int64), mask=missing)
+
+
+def _ratings(actions: Any) -> Any:
+    """Actions of which typed fractions, such as ratings in halves, are the texts that a file of text has for them."""
+    kind = actions.type
+    fractions = pa.types.is_float32(kind) or pa.types.is_float64(kind) or pa.types.is_decimal(kind)
+    return actions.cast(pa.string()) if fractions else actions

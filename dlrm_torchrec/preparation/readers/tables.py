@@ -26,6 +26,7 @@ from dlrm_torchrec.raw_values import NUMBER
 
 _ALL = 1 << 62  # rows
 _SAMPLE_BYTES = 1 << 16
+_JSON = re.compile(r'\s*\[?\s*\{\s*("|$)|\s*\[\s*$')  # how a line of objects begins, or of a list of them
 _SEPARATORS = ("\t", "::", ";", ",", "|", " ")  # the first one that fits is taken
 _SAME_SHARES = (0.9, 0.5)  # of the rows of a sample that have as many fields as the first; many, if any separator fits
 
@@ -82,6 +83,19 @@ def whole(path: str, form: Form) -> dict[str, Any]:
     return _columns(path, pieces, _ALL)
 
 
+def first_with_rows(paths: Sequence[str], form: Form) -> str:
+    """The first file of ``paths`` that has rows. Raises ValueError if none has, or if a form cannot be told."""
+    for path in paths:
+        if any(piece.num_rows for piece, _ in _pieces(path, form, 1)):
+            return path
+    raise ValueError(f"one of the files must have rows: got none in {', '.join(paths[:5])}; name others")
+
+
+def is_blank(path: str) -> bool:
+    """Whether a file has no lines, or only empty ones."""
+    return not is_parquet(path) and _first_lines(path) is None
+
+
 def is_parquet(path: str) -> bool:
     """Whether a file is Parquet, by its first bytes."""
     return first_bytes(path).startswith(PARQUET_MAGIC)
@@ -89,12 +103,15 @@ def is_parquet(path: str) -> bool:
 
 def text_layout(path: str, form: Form) -> Layout:
     """The separator and the columns of a text file, said or told from its first lines."""
-    first = next(read_lines(path, block_bytes=_SAMPLE_BYTES, quoted=True), None)
-    at = next((i for i in range(len(first)) if first.starts[i] < first.ends[i]), None) if first else None
-    if first is None or at is None:
+    first = _first_lines(path)
+    if first is None:
         return Layout(separator=form.separator or ",", names=form.names or ("",))
-    first = first.select(slice(at, None))
     sample = b"\n".join(first.text(i) for i in range(len(first))).decode(errors="replace")
+    if not form.separator and _JSON.match(sample.split("\n", 1)[0]):
+        raise ValueError(
+            f"file {path} must be Parquet, or text with separators: got JSON, {sample[:80]!r}; convert rows to Parquet "
+            "with pyarrow.json.read_json and pyarrow.parquet.write_table, or name the tables in place of their folder"
+        )
     if not form.separator and libsvm.is_libsvm(sample):
         return Layout(separator=" ", names=form.names or libsvm.NAMES, libsvm=True)
     separator = form.separator or _separator(path, sample)
@@ -145,6 +162,13 @@ def _columns(path: str, pieces: Sequence[pa.Table], rows: int) -> dict[str, Any]
     except pa.ArrowException as error:
         raise ValueError(f"files of {path} must have the same columns: got {error}; prepare them alone") from error
     return {name: column.combine_chunks() for name, column in zip(table.column_names, table.columns, strict=True)}
+
+
+def _first_lines(path: str) -> Lines | None:
+    """Those of a text file from the first one on that is not empty; None if there is none."""
+    first = next(read_lines(path, block_bytes=_SAMPLE_BYTES, quoted=True), None)
+    at = next((i for i in range(len(first)) if first.starts[i] < first.ends[i]), None) if first else None
+    return None if first is None or at is None else first.select(slice(at, None))
 
 
 def _fields(lines: Lines, width: int, separator: str) -> list[list[str]]:

@@ -15,10 +15,11 @@ from dlrm_torchrec.datasets.sequences.config import SamplesConfig
 from dlrm_torchrec.datasets.sequences.log import EventLog
 from dlrm_torchrec.datasets.sequences.samples import Window
 from dlrm_torchrec.datasets.stream import Ranks
+from dlrm_torchrec.datasets.summary import Summary
 from dlrm_torchrec.datasets.synthetic.specs import interests_spec
 from dlrm_torchrec.datasets.windows import histories
 from dlrm_torchrec.datasets.windows.config import SequenceWindowsConfig
-from dlrm_torchrec.datasets.windows.histories import SequenceWindow, sequence_windows
+from dlrm_torchrec.datasets.windows.histories import SequenceWindow, sequence_windows, summarise_windows
 from dlrm_torchrec.datasets.windows.open import remaining
 from tests.datasets.sequences.logs import SPEC, Read, naive_read, naive_samples, random_log, read_batch
 
@@ -137,6 +138,19 @@ def _with_one_change(log: EventLog, name: str) -> EventLog:
     if name == "actions":
         return replace(log, actions=(log.actions % 3 * change + log.actions * (1 - change) + change).astype(np.uint8))
     return replace(log, times=log.times + change)
+
+
+def test_a_run_is_told_the_candidates_of_all_windows_and_their_users() -> None:
+    log = random_log(5)
+    windows = windows_of(log)
+    with patch.object(histories, "summarise", return_value=Summary(spec=SPEC, rows={"users": log.num_users})):
+        found = summarise_windows("log", windows[1:], windows[0].spec)
+    users = [batch.users[batch.num_candidates > 0] for window in windows[1:] for batch in batches(window)]
+    expected = sum(batch.num_rows for window in windows[1:] for batch in window.evaluation(ALONE).batches())
+    assert dict(found.rows) == {"windows": expected}
+    assert dict(found.users) == {"windows": len(torch.cat(users).unique())}
+    assert found.spec == windows[0].spec
+    assert summarise_windows("synthetic", windows, windows[0].spec).rows == {}
 
 
 def test_days_of_synthetic_users_have_a_best_auc() -> None:

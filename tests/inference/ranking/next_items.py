@@ -76,15 +76,15 @@ def users(count: int, seed: int, *, longest: int = 12) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def scores(model: NextItemModel, table: torch.Tensor, row: Mapping[str, Any]) -> dict[str, float]:
-    """The score of every item that may come next, by its value."""
-    kept = slice(-SAMPLES.history, None)
-    ids = torch.tensor([2 + ITEMS.index(item) if item in ITEMS else 1 for item in row["track"][kept]] + [0])
-    times = torch.tensor([*row["time"][kept], row["candidates.time"]])
+    """The score of every item that may come next, by its value; nothing reads events of unseen ones."""
+    events = [event for event in zip(row["track"], row["time"], strict=True) if event[0] in ITEMS][-SAMPLES.history :]
+    ids = torch.tensor([2 + ITEMS.index(item) for item, _ in events] + [0])
+    times = torch.tensor([*(time for _, time in events), row["candidates.time"]])
     next_item = model.score.next_item.double()
     state = next_item(table[ids], times, torch.tensor([len(ids)]))[-2].double()
     next_item.float()
     cosines = torch.cosine_similarity(state[None], table) / next_item.temperature
-    seen = set(row["track"][kept])
+    seen = {item for item, _ in events}
     return {item: float(cosines[2 + place]) for place, item in enumerate(ITEMS) if item not in seen}
 
 

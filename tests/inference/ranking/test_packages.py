@@ -50,12 +50,15 @@ def test_they_tell_the_best_of_all_items(
     if tables == "plain":
         (weight,) = table_weights(collection).values()
         table = rounded(weight, types)[:, : table.shape[1]].double()
-    rows[2]["track"][-1] = "a new one"
+    for row in rows[2:]:  # histories of more and of fewer events than the model reads
+        row["track"][-1:-6:-2] = ["a new one", "another", "a third"][: len(row["track"][-1:-6:-2])]
+    rows = [row for row in rows if {*row["track"]} & {*ITEMS}]
+    unseen = sum(item not in ITEMS for row in rows for item in row["track"])
     expected = [scores(model, table, row) for row in rows]
     path = package(tmp_path, model, collection, types)
     for most in (1, 10, 100):
         predictor = load_package(path, top=most)
-        assert predictor(columns(rows)).unseen == {"item": 1}
+        assert predictor(columns(rows)).unseen == {"item": unseen}
         for (items, found), wanted in zip(answers(predictor, rows), expected, strict=True):
             check(wanted, items, found, most=most)
 
@@ -142,6 +145,10 @@ def test_free_ids_are_no_answers_and_ids_may_be_values(tmp_path: Path) -> None:
         (
             {"track": [], "time": []},
             r"a row must have an event from which the next item follows: got none in row 1; lea",
+        ),
+        (
+            {"track": ["new", "newer"]},
+            r"must have an event .*: got only items that training has not seen, 2 of them, in row 1; leave out users",
         ),
         ({"track": ["i1", None]}, r"column 'track' must have no missing values: got one in row 1; leave out events"),
         (

@@ -157,9 +157,10 @@ def batch_of(rows: list[dict[str, Any]], samples: SamplesConfig, spec: DatasetSp
 
 def _marks(rows: list[dict[str, Any]], mark: SparseFeature) -> np.ndarray[Any, np.dtype[np.int32]]:
     """The ids of a mark of all events; nothing reads those of histories."""
+    screens = {screen: 2 + place for place, screen in enumerate(SCREENS)}
     ids = []
     for row in rows:
         asked = row.get(f"candidates.{mark.raw}", [0] * len(row["candidates.track"]))
         ids += [0] * len(row["track"])
-        ids += [2 + SCREENS.index(value) if mark.name == "screen" else value for value in asked]
+        ids += [screens.get(value, 1) if mark.name == "screen" else value for value in asked]
     return np.array(ids, np.int32)

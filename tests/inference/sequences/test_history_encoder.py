@@ -73,14 +73,10 @@ def test_crosses_read_the_marks_of_candidates(samples: SamplesConfig) -> None:
             r"column 'candidates.is_organic' must hold values that .*: got 2 in row 1; ",
         ),
         ({"candidates.is_organic": [None, 0]}, r"'candidates.is_organic' must hold values .*: got None in row 1; "),
-        (
-            {"candidates.screen": ["tv", "car"]},
-            r"'candidates.screen' must hold values .*: got 'car' in row 1; leave out",
-        ),
         ({"candidates.screen": ["tv"]}, r"'candidates.screen' must have a value for each candidate: got 1 for 2 cand"),
     ],
 )
-def test_unknown_marks_are_refused(change: dict[str, Any], message: str) -> None:
+def test_marks_that_are_no_ids_are_refused(change: dict[str, Any], message: str) -> None:
     (row,) = marked(draw(2, 1)[1:], 0)
     row |= {"candidates.track": ["i1", "i2"], "candidates.artist": [1, 2]}
     row |= {"candidates.is_organic": [0, 1], "candidates.screen": ["3", "tv"]}
@@ -103,6 +99,16 @@ def test_a_missing_mark_reads_its_own_id() -> None:
     encode.rows.lookups[asked] = Lookup(first, first, unseen=1)
     known = encode(columns([row | {asked: ["tv"] * len(row[asked])}]))  # as if the id of a known value were 0
     assert found.ids[cross].tolist() == known.ids[cross].tolist()
+
+
+def test_an_unseen_mark_reads_the_id_of_evaluation_and_is_counted() -> None:
+    rows = marked(draw(9, 4), 4)
+    for row in rows[::2]:
+        row["candidates.screen"][0] = "car"
+    found = encoder(CUTS[0], MARKED)(columns(rows))
+    check_equal(found, rows, CUTS[0], MARKED)
+    unseen = dict(zip((feature.name for feature in MARKED.sparse), found.unseen.tolist(), strict=True))
+    assert unseen == {"city": 0, "item": 0, "cross": 5, "artist": 0, "segment": 0}
 
 
 def test_a_request_without_marks_is_refused() -> None:

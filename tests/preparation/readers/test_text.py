@@ -228,8 +228,9 @@ def test_separator_and_header_are_told_by_the_first_lines(
         (
             '{"rows": 9, "best": 0.8}\n',
             Form(),
-            "first line of .* must be a row of text: got .*; name the tables in place",
+            'file .* must be Parquet, or text with separators: got JSON, \'."rows": 9, .*; convert rows .* or name',
         ),
+        ('[\n  {"user": 1, "item": 2}\n]\n', Form(), "file .* must be Parquet, or text with separators: got JSON, "),
         ("1,2\n3,4\n", Form(), "first line of .* must name the columns: got .'1', '2'., which may be values; name the"),
         ("red,x\nblue,y\nred,z\n", Form(), "first line of .* must name the columns: got .'red', 'x'."),
         ("a,b,c\n1,2\n3:4 5\n", Form(), "separator of .* must be told by its first lines: got 'a,b,c"),
