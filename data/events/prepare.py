@@ -82,8 +82,14 @@ def found(cfg: Config, paths: tuple[str, ...], form: Form) -> LogColumns:
 
 
 def told(manifest: Manifest) -> Iterator[str]:
-    """A line for each window: its events, its times, and how many of the events are positive."""
+    """Lines about simultaneous events, if there are any, and about each window: its events, times and positives."""
     assert manifest.spec.history
+    together, events = manifest.report["simultaneous"], manifest.report["events"]
+    if together:
+        yield (
+            f"{together:,} events ({together / events:.1%}) have the time of the one before them, by the same user; "
+            "such events keep the order of the log"
+        )
     counted = manifest.spec.history.counted
     for name, times_s in manifest.windows.items():
         begins, ends = (each if counted else np.datetime64(each, "s") for each in times_s)

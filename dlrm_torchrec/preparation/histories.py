@@ -167,7 +167,12 @@ def prepare_histories(
     spec = _spec_of_histories(events.spec, features, columns, history)
     gathered = gather(events, beside, columns.user, spec, new_ids=new_ids, output=output, memory_bytes=memory_bytes)
     report = {name: found for name, found in events.report.items() if name != "splits"}  # there are windows in place
-    report |= {"events": gathered.events, "users": sum(rows for _, rows in gathered.files), "windows": counts}
+    report |= {
+        "events": gathered.events,
+        "users": sum(rows for _, rows in gathered.files),
+        "simultaneous": gathered.simultaneous,
+        "windows": counts,
+    }
     _copy(beside, output, output_folder.QUARANTINE)
     write_json(output, output_folder.REPORT, report, indent=1)
     # the ids that a sample of one candidate would have, if its history were all that the user did before

@@ -41,6 +41,7 @@ class Gathered:
     files: list[tuple[Stored, int]]  # with the number of users in each
     events: int
     earlier: float  # mean over all events of the events of the same user before them
+    simultaneous: int  # events at the time of another one of the same user, which comes before them in the log
 
 
 def event_times(events: Manifest, folder: str) -> NDArray[np.int64]:
@@ -99,24 +100,28 @@ def gather(
                 table = table.take(pa.array(order)).combine_chunks()
                 for number, writer in enumerate(writers):
                     writer.write_table(table.slice(ends[number], ends[number + 1] - ends[number]))
-        files, pairs = [], 0
+        files, pairs, simultaneous = [], 0, 0
         for number, place in enumerate(places):
             with SplitWriter(output, USERS, unit=number, schema=kind, row_group_rows=_ROW_GROUP_USERS) as writer:
                 with pa.memory_map(str(place)) as source:
-                    users = _by_user(pa.ipc.open_file(source).read_all(), user, kind, new_ids)
+                    users, same = _by_user(pa.ipc.open_file(source).read_all(), user, kind, new_ids)
                     writer.write(users)
+                simultaneous += same
                 counts = pc.list_value_length(users[TIME]).to_numpy().astype(np.int64)
                 pairs += int((counts * (counts - 1) // 2).sum())
                 place.unlink()
             files += writer.files
-    return Gathered(files, rows, pairs / max(1, rows))
+    return Gathered(files, rows, pairs / max(1, rows), simultaneous)
 
 
-def _by_user(table: pa.Table, user: str, kind: pa.Schema, new_ids: Mapping[str, NDArray[np.int32]]) -> pa.Table:
-    """A row for each user of the table, in the order of their ids."""
+def _by_user(
+    table: pa.Table, user: str, kind: pa.Schema, new_ids: Mapping[str, NDArray[np.int32]]
+) -> tuple[pa.Table, int]:
+    """A row for each user of the table, in the order of their ids, and how many events are ``simultaneous``."""
     users, times = table[user].to_numpy(), table[TIME].to_numpy()
     order = np.lexsort((times, users))  # stable
-    users = users[order]
+    users, times = users[order], times[order]
+    simultaneous = int(((users[1:] == users[:-1]) & (times[1:] == times[:-1])).sum())
     starts = np.flatnonzero(np.diff(users, prepend=-1))
     offsets = pa.array(np.append(starts, len(users)).astype(np.int32))
     columns = []
@@ -134,4 +139,4 @@ def _by_user(table: pa.Table, user: str, kind: pa.Schema, new_ids: Mapping[str, 
             continue
         flat = pa.array(values.astype(field.type.value_type.to_pandas_dtype()))
         columns.append(pa.ListArray.from_arrays(offsets, flat, type=field.type))
-    return pa.Table.from_arrays(columns, schema=kind)
+    return pa.Table.from_arrays(columns, schema=kind), simultaneous
