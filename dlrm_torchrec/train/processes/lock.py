@@ -114,6 +114,7 @@ class RunLock:
 
     def _acquire(self) -> None:
         start, told = time.monotonic(), set[str]()
+        deadline = start + PATIENCE_S
 
         def tell(text: str) -> None:
             if text not in told:
@@ -129,10 +130,11 @@ class RunLock:
                 tell(f"took the lock of {self.folder} over from {holder.described}, which ended without giving it back")
                 break
             self._close()
-            stopping = holder is not None and holder.stopping
-            if stopping and holder is not None:
+            now = time.monotonic()
+            if holder is not None and holder.stopping:
                 tell(f"waiting for {holder.described}, which saves and ends, to leave {self.folder}")
-            if time.monotonic() - start > (STOPPING_S if stopping else PATIENCE_S):
+                deadline = min(now + PATIENCE_S, start + STOPPING_S)  # its file is gone a moment before its lock
+            if now > deadline:
                 raise ValueError(self._refusal(holder))
             time.sleep(_POLL_S)
         self._write()

@@ -73,7 +73,7 @@ class _Put:
 
 
 def _be_quick() -> None:
-    lock.BEAT_S, lock.WATCH_S, lock.SETTLE_S, lock.PATIENCE_S = 0.1, 1.0, 0.5, 0.2
+    lock.BEAT_S, lock.WATCH_S, lock.SETTLE_S, lock.PATIENCE_S = 0.1, 1.0, 0.5, 0.4
     with suppress(KeyError):  # registered already
         g_pathmgr.register_handler(Store(), allow_override=False)
 
@@ -126,11 +126,11 @@ def _hold(folder: str, link: Connection, then: str) -> None:
     _be_quick()
     held = RunLock(folder)
     link.send("held")
-    if then == "stop":
+    if then.startswith("stop"):
         link.recv()
         held.stopping()
         link.send("stopping")
-        time.sleep(1)
+        link.poll(60 if then == "stop when told" else 1)
         held.release()
         os._exit(0)
     if then == "fork" and (child := os.fork()):
@@ -203,6 +203,29 @@ def test_a_run_that_stops_is_waited_for(tmp_path: Path, prefix: str, holders: li
     RunLock(folder, said.append).release()
     assert len(said) == 1
     assert f"waiting for process {pid} on " in said[0]
+
+
+def test_a_run_that_has_removed_its_file_is_waited_for_however_long_it_took(
+    tmp_path: Path, holders: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, start, vanished = RunLock._read, time.monotonic(), list[float]()
+
+    def read_as_it_vanishes(self: RunLock) -> Holder | None:
+        if not vanished and time.monotonic() > start + 1.5 * lock.PATIENCE_S:
+            vanished.append(time.monotonic())
+            link.send("end")
+            return None
+        return read(self)
+
+    pid, link = start_holder(str(tmp_path), holders, "stop when told")
+    link.send("stop")
+    assert link.recv() == "stopping"
+    monkeypatch.setattr(RunLock, "_read", read_as_it_vanishes)
+    start, said = time.monotonic(), list[str]()
+    held = RunLock(str(tmp_path), said.append)
+    assert vanished
+    assert f"waiting for process {pid} on " in said[0]
+    held.release()
 
 
 def foreign(**changes: object) -> Holder:
