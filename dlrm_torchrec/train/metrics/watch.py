@@ -92,7 +92,7 @@ class Watch:
         what = "rows" if users is None else f"candidates of {users:,} users"
         share = "" if positives is None else f", {positives:,} positive ({positives / rows:.2%})"
         again = self.data.again.get(name)
-        left = f", and {again:,} left out whose item comes again" if again else ""
+        left = f", without {again:,} whose item the user had before" if again else ""
         return f"{name}: {rows:,} {what}{share}{left}"
 
     def loss(self, first_step: int, last_step: int, loss: float) -> None:

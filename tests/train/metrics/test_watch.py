@@ -48,8 +48,8 @@ def test_rows_positives_and_steps_are_said_first() -> None:
     watch, said = watching(counted)
     watch.start(0, 9)
     assert said == [
-        "train: 8,000 candidates of 1,500 users, 2,000 positive (25.00%); val: 5 candidates of 4 users, and 2,100 left "
-        "out whose item comes again; 9 steps"
+        "train: 8,000 candidates of 1,500 users, 2,000 positive (25.00%); val: 5 candidates of 4 users, without "
+        "2,100 whose item the user had before; 9 steps"
     ]
 
 
