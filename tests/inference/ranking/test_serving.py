@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,6 +17,7 @@ from dlrm_torchrec.inference.predictor import Predictor
 from tests.inference.ranking.next_items import package, trained, users
 from tests.inference.sequences.histories import columns
 from tests.inference.serving.served import ARROW, Server, as_arrow, as_json
+from tests.inference.user_files import write_users
 
 TOP = 7
 
@@ -99,13 +99,7 @@ def test_an_answer_has_a_limit(served: Path) -> None:
 def test_a_file_of_users_gets_their_items(served: Path, tmp_path: Path, form: str) -> None:
     rows = users(20, 3)
     source, target = tmp_path / f"rows.{form}", tmp_path / "items.parquet"
-    if form == "parquet":
-        pq.write_table(pa.Table.from_pylist(rows), source)
-    elif form == "jsonl":
-        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        texts = [{k: "|".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in row.items()} for row in rows]
-        pacsv.write_csv(pa.Table.from_pylist(texts), source)
+    write_users(source, rows)
     for options, top in (([], 10), (["--top", "3", "--force"], 3)):
         assert main(["predict", str(served), str(source), "--output", str(target), *options]) == 0
         assert pq.read_table(target).to_pydict() == told(served, rows, top)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,6 +17,7 @@ from dlrm_torchrec.inference.predictor import Predictor
 from tests.inference.sequences.histories import columns, draw
 from tests.inference.sequences.test_packages import package, trained
 from tests.inference.serving.served import ARROW, Server, as_arrow, as_json
+from tests.inference.user_files import write_users
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +69,8 @@ def test_what_is_refused(server: Server, change: dict[str, Any], status: int, me
 @pytest.mark.parametrize("form", ["parquet", "jsonl", "csv"])
 def test_a_file_of_users_gets_a_list_for_each_of_them(served: Path, tmp_path: Path, form: str) -> None:
     rows = draw(20, 3)[1:]
-    rows = [row for row in rows if row["track"]]  # an empty text in CSV is a list of a missing value
     source, target = tmp_path / f"rows.{form}", tmp_path / "scores.parquet"
-    if form == "parquet":
-        pq.write_table(pa.Table.from_pylist(rows), source)
-    elif form == "jsonl":
-        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        texts = [{k: "|".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in row.items()} for row in rows]
-        pacsv.write_csv(pa.Table.from_pylist(texts), source)
+    write_users(source, rows)
     assert main(["predict", str(served), str(source), "--output", str(target)]) == 0
     assert pq.read_table(target)["probability"].to_pylist() == lists(served, rows)
 
